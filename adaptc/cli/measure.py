@@ -1,0 +1,293 @@
+"""Commands that measure: eval, bench, verify."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from adaptc.bench import Runner
+    from adaptc.cache import Cache
+    from adaptc.runtime import Bundle
+
+BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
+THREADS = click.option("--threads", type=click.IntRange(1), help="By default one for each physical core.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+BASE = click.option(
+    "--base",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(),
+    help="Folder that paths in the bundle's spec start from; by default the current one.",
+)
+CACHE = click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="ADAPTC_CACHE_DIR",
+    help="Where converted models are kept; by default the user's cache folder.",
+)
+
+
+@click.command("eval")
+@BUNDLE
+@click.option("--text", type=click.Path(path_type=Path), required=True, help="A UTF-8 text to predict.")
+@click.option("--tokens", type=click.IntRange(2), help="Use only so many tokens of it.")
+@click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Tokens seen at once.")
+@click.option("--budget", type=click.FloatRange(0, 1), default=1.0, help="0 cheapest, 1 dense; for bundles with gates.")
+@click.option("--step", is_flag=True, help="Go token by token, as when text is written; slow.")
+@click.option(
+    "--dense/--no-dense", default=True, show_default=True, help="Also measure the source model, run by torch."
+)
+@click.option("--dense-dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@THREADS
+@BASE
+@CACHE
+@JSON
+def eval_command(
+    bundle: Path,
+    text: Path,
+    tokens: int | None,
+    window: int,
+    budget: float,
+    step: bool,
+    dense: bool,
+    dense_dtype: str,
+    threads: int | None,
+    base: Path,
+    cache_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure a bundle's perplexity on a text."""
+    from adaptc import evaluate
+    from adaptc.runtime import open_bundle
+
+    opened = open_bundle(bundle)
+    if budget < 1 and not opened.manifest.gates:
+        click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
+    ids = evaluate.text_ids(opened, text, tokens)
+    with _bar(len(ids), "bundle") as progress:
+        own = evaluate.bundle_perplexity(opened, ids, window, step=step, threads=threads, progress=progress)
+    reference = None
+    if dense:
+        from adaptc.reference import source_of
+
+        source, sha256 = source_of(opened, base), next(iter(opened.manifest.models.values())).sha256
+        with _bar(len(ids), "source model") as progress:
+            reference = evaluate.dense_perplexity(
+                *(source, sha256, ids, window, _cache(cache_dir)),
+                dtype=dense_dtype,
+                threads=threads,
+                progress=progress,
+            ).perplexity
+    result = {
+        "perplexity": own.perplexity,
+        "dense_perplexity": reference,
+        "ratio": None if reference is None else own.perplexity / reference,
+        "tokens": own.tokens,
+        "ffn_skipped": 0.0,
+        "bytes_per_token": opened.manifest.report.get("bytes_per_token"),
+        "window": window,
+        "step": step,
+        "dense_dtype": dense_dtype if dense else None,
+    }
+    _print(result, as_json)
+
+
+@click.command("verify")
+@BUNDLE
+@click.option("--numbers/--no-numbers", default=True, show_default=True, help="Compare with the source model.")
+@THREADS
+@BASE
+@JSON
+def verify_command(bundle: Path, numbers: bool, threads: int | None, base: Path, as_json: bool) -> None:
+    """Check a bundle: hashes, then numbers against the source model."""
+    import importlib.util
+
+    from adaptc import verify
+    from adaptc.errors import BundleError
+    from adaptc.runtime import open_bundle
+
+    opened = open_bundle(bundle)
+    weights = opened.manifest.target.weights
+    result: dict[str, Any] = {"files": len(opened.manifest.files), "hashes": "ok", "weights": weights}
+    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    found: list[str] = []
+    if numbers and absent:
+        click.echo(f"hashes only: {absent[0]} is not installed; pip install 'adaptc[compile]'", err=True)
+    elif numbers:
+        limits = verify.LIMITS[weights]
+        parity = verify.parity_of(opened, base, threads)
+        found = verify.faults(parity, limits)
+        result |= dataclasses.asdict(parity) | {"limits": dataclasses.asdict(limits)}
+    _print(result | {"passed": not found}, as_json)
+    if found:
+        raise BundleError(f"{bundle}: not its source model in {weights}: {'; '.join(found)}")
+
+
+@click.command("bench")
+@BUNDLE
+@click.option("--against", metavar="NAMES", default="", help="Other engines, separated by commas, or `all`.")
+@click.option("--prompt-tokens", type=click.IntRange(1), default=90, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option(
+    "--long-tokens", type=click.IntRange(0), default=512, show_default=True, help="A second prompt, only read."
+)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns of each engine.")
+@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Answers in a turn.")
+@THREADS
+@BASE
+@CACHE
+@JSON
+def bench_command(
+    bundle: Path,
+    against: str,
+    prompt_tokens: int,
+    new_tokens: int,
+    long_tokens: int,
+    repeats: int,
+    samples: int,
+    threads: int | None,
+    base: Path,
+    cache_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure a bundle's speed, and other engines' beside it.
+
+    Each engine runs in a process of its own; they take turns. Figures are medians.
+    """
+    from adaptc import bench
+    from adaptc.runtime import open_bundle
+    from adaptc.runtime.cores import physical_cores
+
+    names = _names(against)
+    opened = open_bundle(bundle)
+    settings = bench.Settings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
+    ids = bench.prompts(opened, settings)
+    with _status() as stage:
+        runners, missing = _runners(opened, names, base, _cache(cache_dir), stage)
+        results, failed = bench.bench(runners, ids, settings, stage)
+    report = bench.report(results, settings, missing, failed)
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _print_bench(report)
+    for name, why in (missing | failed).items():
+        click.echo(why if why.startswith(name) else f"{name}: {why}", err=True)
+    disturbed = [name for name, result in results.items() if result["disturbed"] > result["samples"]]
+    if disturbed:
+        click.echo(f"disturbed by other programs, so too slow: {', '.join(disturbed)}", err=True)
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def _names(against: str) -> list[str]:
+    from adaptc.peers import PEERS
+
+    names = list(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
+    if names == ["all"]:
+        return list(PEERS)
+    for name in names:
+        if name not in PEERS:
+            raise click.BadParameter(f"no engine {name!r}; there are: {', '.join(PEERS)}", param_hint="'--against'")
+    return names
+
+
+def _runners(
+    bundle: Bundle, names: list[str], base: Path, cache: Cache, stage: Callable[[str], None]
+) -> tuple[list[Runner], dict[str, str]]:
+    """The engines that can be measured, adaptc first; for the others, what would help."""
+    from adaptc.bench import Runner
+    from adaptc.errors import LoadError
+    from adaptc.peer_models import model_of
+    from adaptc.peers import ADAPTC, PEERS
+
+    runners, missing = [Runner(ADAPTC, bundle.path)], {}
+    installed = []
+    for peer in (PEERS[name] for name in names):
+        if peer.installed:
+            installed.append(peer)
+        else:
+            missing[peer.name] = f"not installed; {peer.install}"
+    if installed:
+        from adaptc.reference import source_of
+
+        source, sha256 = source_of(bundle, base), next(iter(bundle.manifest.models.values())).sha256
+        for peer in installed:
+            try:
+                runners.append(Runner(peer, model_of(peer.form, source, sha256, cache, stage)))
+            except LoadError as error:
+                missing[peer.name] = str(error)
+    return runners, missing
+
+
+def _print_bench(report: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    settings, machine = report["settings"], report["machine"]
+    columns = {
+        "decode\ntok/s": "decode_tokens_per_second",
+        f"prefill {settings['prompt_tokens']}\ntok/s": "prefill_tokens_per_second",
+        f"prefill {settings['long_tokens']}\ntok/s": f"prefill_{settings['long_tokens']}_tokens_per_second",
+    }
+    if not settings["long_tokens"]:
+        columns.popitem()
+    table = Table(caption=f"{machine['cpu']}, {settings['threads']} threads; medians, best in brackets")
+    table.add_column("engine", no_wrap=True)
+    for title in (*columns, "first\ntoken", "memory", "adaptc\ndecodes"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, result in report["results"].items():
+        speeds = [f"{result[key]:.1f} ({result['best'][key]:.1f})" for key in columns.values()]
+        first = f"{result['time_to_first_token_seconds'] * 1e3:.0f} ms"
+        memory = f"{result['peak_rss_bytes'] / 1e6:.0f} MB"
+        ratio = report["ratios"].get(f"decode_vs_{name}")
+        table.add_row(name, *speeds, first, memory, f"{ratio:.2f} ×" if ratio else "")
+    console = Console()
+    # Into a file or a pipe rich assumes 80 columns, which cuts names short.
+    (console if console.is_terminal else Console(width=120)).print(table)
+
+
+def _print(result: Mapping[str, Any], as_json: bool) -> None:
+    """One result: JSON, or a line for each value."""
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    for name, value in result.items():
+        if value is not None:
+            click.echo(f"{name:18} {f'{value:.4g}' if isinstance(value, float) else value}")
+
+
+def _cache(folder: Path | None) -> Cache:
+    from adaptc.cache import Cache
+
+    return Cache(folder) if folder is not None else Cache.default()
+
+
+@contextmanager
+def _bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """One changing line on stderr, or a line each where that is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: click.echo(text, err=True)
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(text)

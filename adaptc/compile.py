@@ -1,0 +1,134 @@
+"""The whole compiler, as one straight line: spec -> program -> passes -> bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptc import __version__
+from adaptc.cache import Cache, key_of
+from adaptc.calibration_text import calibration_text
+from adaptc.errors import BundleError
+from adaptc.runtime.bundle import Bundle, check_destination, open_bundle, write_bundle
+from adaptc.sources import Source, find_source
+from adaptc.spec import Spec, effective
+
+if TYPE_CHECKING:
+    from adaptc.passes.base import Pass
+
+VERSIONED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+"""Libraries whose version may change what a compile gives."""
+
+Stage = Callable[[str], None]
+"""Called with the name of each stage as it begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What a compile gave.
+
+    Attributes:
+        bundle: The bundle, in its place.
+        cached: Whether it was made before and only copied.
+    """
+
+    bundle: Bundle
+    cached: bool
+
+
+def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage = lambda _: None) -> Compiled:
+    """Compile a spec into a bundle.
+
+    Args:
+        spec: What to compile.
+        base: The folder that relative paths in the spec start from.
+        into: The bundle's folder; an older bundle there stays until the new one is whole.
+        cache: Stages that were made before are taken from here.
+        stage: Told of each stage as it begins.
+
+    Raises:
+        AdaptcError: in all its kinds; nothing is left half done.
+    """
+    check_destination(into)
+    stage("find models")
+    sources = {name: find_source(model, base) for name, model in spec.models.items()}
+    hashes = {name: source.sha256() for name, source in sources.items()}
+    key = key_of(effective(spec), hashes, calibration_text(spec.calibration, base).sha256, versions())
+    make = partial(_make, spec, base, sources, hashes, cache=cache, stage=stage)
+    cached = cache.find("bundle", key) is not None
+    try:
+        bundle = open_bundle(cache.get("bundle", key, make))
+    except BundleError:
+        if not cached:
+            raise
+        # Damaged since it was put there: it can be made again, so the user need not hear of it.
+        cache.drop("bundle", key)
+        cached, bundle = False, open_bundle(cache.get("bundle", key, make))
+    stage("write bundle")
+    files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
+    return Compiled(write_bundle(into, files, bundle.manifest), cached)
+
+
+def versions() -> dict[str, str]:
+    """Versions of adaptc and of every library that takes part in a compile."""
+    libraries = {name: importlib.metadata.version(name) for name in VERSIONED}
+    return {"adaptc": f"{__version__}+{_code_hash()}"} | libraries
+
+
+def _code_hash() -> str:
+    """Eight digits that change when adaptc's code does, so that a developer's cache is never stale."""
+    total = hashlib.sha256()
+    for package in ("adaptc", "adaptc.passes", "adaptc.runtime"):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        assert spec.origin is not None
+        for file in sorted(Path(spec.origin).parent.glob("*.py")):
+            total.update(file.name.encode() + file.read_bytes())
+    return total.hexdigest()[:8]
+
+
+def _make(
+    spec: Spec,
+    base: Path,
+    sources: Mapping[str, Source],
+    hashes: Mapping[str, str],
+    into: Path,
+    *,
+    cache: Cache,
+    stage: Stage,
+) -> None:
+    stage("load torch and transformers")
+    from adaptc.lowering import lowered, record
+    from adaptc.passes.base import Pipeline
+    from adaptc.publish import publish
+
+    program, records = lowered(spec, base, sources, versions(), cache, stage)
+    for pass_ in target_passes(spec):
+        stage(pass_.name)
+        program = Pipeline((pass_,)).run(program, lambda step: records.append(record(step)))
+    stage("write weights")
+    publish(spec, program, records, sources, hashes, versions(), into)
+
+
+def target_passes(spec: Spec) -> tuple[Pass, ...]:
+    """What every ONNX graph goes through for the target, in order."""
+    from adaptc.passes.float_weights import FloatWeights
+    from adaptc.passes.fuse_norms import FuseNorms
+    from adaptc.passes.fuse_projections import FuseProjections
+    from adaptc.passes.kv_cache import KvCache
+    from adaptc.passes.logits_from import LogitsFrom
+    from adaptc.passes.quantize import Quantize
+
+    weights: Pass
+    match spec.target.weights:
+        case "fp32" | "fp16" as stored:
+            weights = FloatWeights(stored)
+        case stored:
+            weights = Quantize(stored, spec.target.block_size)
+    return KvCache(max_tokens=spec.target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), weights

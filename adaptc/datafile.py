@@ -1,0 +1,91 @@
+"""Weights on disk: one file for a tower, shared by every graph that reads them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import onnx_ir as ir
+
+from adaptc.graph import OnnxGraph, fixed
+
+INLINE_BYTES = 1024
+"""Smaller tensors stay in the graph: a page for each would waste more than it shares."""
+
+PAGE = 4096
+"""ONNX Runtime maps a tensor from the file, rather than reading it, where it starts on a page."""
+
+
+@dataclass(slots=True)
+class DataFile:
+    """A file of tensors, each content held once.
+
+    Two graphs that use one weight, or an embedding and a head that are one matrix, point at the same bytes.
+
+    Attributes:
+        name: The file's name as graphs refer to it.
+        stream: Where it is written.
+        places: (offset, length) by content hash.
+    """
+
+    name: str
+    stream: IO[bytes]
+    places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, content: bytes) -> tuple[int, int]:
+        """Write a tensor's bytes, unless they are there; returns (offset, length)."""
+        digest = hashlib.blake2b(content, digest_size=20).digest()
+        if digest not in self.places:
+            offset = self.stream.seek(0, 2)
+            offset += -offset % PAGE
+            self.stream.seek(offset)
+            self.stream.write(content)
+            self.places[digest] = (offset, len(content))
+        return self.places[digest]
+
+
+def write_graph(graph: OnnxGraph, data: DataFile) -> bytes:
+    """The graph as ONNX, its weights moved to `data`."""
+    clone = graph.fork().model
+    for value in clone.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= INLINE_BYTES:
+            continue
+        offset, length = data.add(tensor.tobytes())
+        value.const_value = ir.ExternalTensor(
+            data.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=value.shape or ir.Shape([]),
+            name=value.name or "",
+            base_dir="",
+        )
+    content: bytes = ir.to_proto(clone).SerializeToString(deterministic=True)
+    return content
+
+
+def read_bytes_per_token(graph: OnnxGraph) -> int:
+    """Weight bytes a decode step of one row reads: every constant, but one row of a table that is looked up."""
+    total = 0
+    for value in graph.model.graph.initializers.values():
+        if value.const_value is None:
+            continue
+        size = value.const_value.nbytes
+        users = {use.node.op_type for use in value.uses()}
+        rows = (fixed(value) or (1,))[0]
+        if users & {"Gather", "GatherBlockQuantized"} or (value.name or "").startswith("rope."):
+            total += size // rows
+        if users - {"Gather", "GatherBlockQuantized"} and not (value.name or "").startswith("rope."):
+            total += size
+    return total
+
+
+def write_graphs(graphs: Mapping[str, OnnxGraph], folder: Path, data_name: str) -> dict[str, bytes]:
+    """All graphs of a tower over one data file in `folder`; returns the graphs' bytes by name."""
+    with (folder / data_name).open("wb") as stream:
+        data = DataFile(data_name, stream)
+        return {name: write_graph(graph, data) for name, graph in graphs.items()}

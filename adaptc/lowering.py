@@ -1,0 +1,159 @@
+"""From pretrained models to a program at ONNX level, kept in the cache without its weights.
+
+Capturing and translating take most of a compile and need no weight. So what they give is kept by what it depends on
+(configurations, passes, versions), and the weights are attached when they are wanted, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from adaptc.blocks_file import load_blocks, save_blocks
+from adaptc.cache import Cache, key_of
+from adaptc.calibration_text import CalibrationText, calibration_text
+from adaptc.capture import capture
+from adaptc.errors import SpecError
+from adaptc.graph import OnnxGraph
+from adaptc.passes.base import Pass, Pipeline, Step
+from adaptc.passes.gptq import Gptq
+from adaptc.passes.lower import Lower
+from adaptc.program import Program, Run, Tower
+from adaptc.runtime.manifest import PassRecord
+from adaptc.sources import Source
+from adaptc.spec import Spec, build_passes
+
+BLOCKS = "blocks.safetensors"
+
+
+def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, stage: Callable[[str], None]) -> Program:
+    """Capture every model of the spec.
+
+    Raises:
+        LoadError: a model cannot be read or captured.
+    """
+    graphs, towers, samples = {}, {}, {}
+    for name, source in sources.items():
+        stage(f"read {name}")
+        config, weights = source.config(), source.tensors()
+        stage(f"capture {name}")
+        graphs[name] = capture(config, weights)
+        towers[name] = tower(source)
+        samples[name] = text.ids(source)
+    return Program(graphs, tuple(Run(name) for name in graphs), towers, samples)
+
+
+def tower(source: Source) -> Tower:
+    """What later stages need to know of a model."""
+    config, ids = source.config(), source.token_ids()
+    return Tower(
+        origin=source.origin,
+        architecture=config.model_type,
+        vocab_size=config.vocab_size,
+        bos_token_id=ids.bos,
+        eos_token_ids=ids.eos,
+        pad_token_id=ids.pad,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def lowered(
+    spec: Spec,
+    base: Path,
+    sources: Mapping[str, Source],
+    versions: Mapping[str, str],
+    cache: Cache,
+    stage: Callable[[str], None],
+) -> tuple[Program, list[PassRecord]]:
+    """The spec's program after its own passes and `lower`; from the cache if it was made before.
+
+    Raises:
+        SpecError: more models than the passes bring together.
+        AdaptcError: a model or a pass fails.
+    """
+    passes = (*build_passes(spec), *_rounding(spec), Lower())
+    if len(sources) > 1 and len(passes) == 1:
+        raise SpecError(f"models: {', '.join(sources)}, and no pass that joins them; one model is right without passes")
+    text = calibration_text(spec.calibration, base)
+    key = key_of(
+        {name: source.config().to_dict() for name, source in sources.items()},
+        [(p.name, p.options()) for p in passes],
+        dict(versions),
+        # Passes that look at weights or text give what these give.
+        [{name: source.sha256() for name, source in sources.items()}, text.sha256] if len(passes) > 1 else [],
+    )
+    records: list[PassRecord] = []
+    if cache.find("lowered", key) is None:
+        program = program_from_sources(sources, text, stage)
+        for pass_ in passes:
+            stage(pass_.name)
+            program = Pipeline((pass_,)).run(program, lambda step: records.append(record(step)))
+        cache.get("lowered", key, lambda path: _save(program, records, sources, path))
+    stage("attach weights")
+    return _load(cache.root / "lowered" / key, sources)
+
+
+def record(step: Step) -> PassRecord:
+    """A step as the manifest keeps it."""
+    return PassRecord(step.pass_.name, step.pass_.options(), step.changed, round(step.seconds, 3))
+
+
+def _rounding(spec: Spec) -> tuple[Pass, ...]:
+    return (Gptq(block_size=spec.target.block_size),) if spec.target.weights == "int4" else ()
+
+
+def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Source], path: Path) -> None:
+    """Write graphs without the sources' weights: those become inputs, to be attached again."""
+    path.mkdir()
+    known = {name for source in sources.values() for name in source.tensors()}
+    for name, graph in program.at_level(OnnxGraph).items():
+        model = graph.fork().model
+        for weight in known & set(model.graph.initializers):
+            value = model.graph.initializers.pop(weight)
+            value.const_value = None
+            model.graph.inputs.append(value)
+        ir.save(model, path / f"{name}.onnx")
+    if program.blocks:
+        save_blocks(program.blocks, path / BLOCKS)
+    about = {
+        "plan": [step.graph for step in program.plan],
+        "history": program.history,
+        "records": [[r.name, r.options, r.changed, r.seconds] for r in records],
+    }
+    (path / "program.json").write_text(json.dumps(about))
+
+
+def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[PassRecord]]:
+    about = json.loads((path / "program.json").read_text())
+    graphs = {}
+    for name in about["plan"]:
+        model = ir.load(path / f"{name}.onnx")
+        _attach(model, sources[name].tensors())
+        graphs[name] = OnnxGraph(model)
+    plan = tuple(Run(name) for name in about["plan"])
+    towers = {name: tower(source) for name, source in sources.items()}
+    records = [PassRecord(*fields) for fields in about["records"]]
+    blocks = load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {}
+    return Program(graphs, plan, towers, blocks=blocks, history=tuple(about["history"])), records
+
+
+def _attach(model: ir.Model, tensors: Mapping[str, torch.Tensor]) -> None:
+    for value in [v for v in model.graph.inputs if v.name in tensors]:
+        model.graph.inputs.remove(value)
+        value.const_value = _lazy(value, tensors)
+        model.graph.register_initializer(value)
+
+
+def _lazy(value: ir.Value, tensors: Mapping[str, torch.Tensor]) -> ir.LazyTensor:
+    """A weight that is read from its file when it is asked for, and not kept."""
+    name = value.name or ""
+
+    def read() -> Any:
+        return ir.tensor(tensors[name].float().numpy(), name=name)
+
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=value.shape or ir.Shape([]), name=name)

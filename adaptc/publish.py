@@ -1,0 +1,111 @@
+"""Program -> bundle: graphs over shared weights, tokenizer, spec, report, manifest."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from adaptc import __version__
+from adaptc.datafile import read_bytes_per_token, write_graphs
+from adaptc.graph import OnnxGraph, sizes
+from adaptc.program import Program, Tower
+from adaptc.report import report_html, report_json
+from adaptc.runtime.bundle import Bundle, write_bundle
+from adaptc.runtime.manifest import (
+    DecoderSpec,
+    GraphSpec,
+    Manifest,
+    ModelRecord,
+    PassRecord,
+    PlanStep,
+    TargetRecord,
+    TensorSpec,
+)
+from adaptc.sources import Source
+from adaptc.spec import Spec, effective
+
+
+def publish(
+    spec: Spec,
+    program: Program,
+    records: Sequence[PassRecord],
+    sources: Mapping[str, Source],
+    hashes: Mapping[str, str],
+    versions: Mapping[str, str],
+    into: Path,
+) -> Bundle:
+    """Write a program as a bundle.
+
+    Raises:
+        BundleError: it cannot be written.
+    """
+    graphs = program.at_level(OnnxGraph)
+    with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
+        data = f"{'-'.join(program.towers)}.data"
+        written = write_graphs(graphs, Path(scratch), data)
+        files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
+        files[f"graphs/{data}"] = Path(scratch) / data
+        files["spec.yaml"] = effective(spec).encode()
+        for name, content in next(iter(sources.values())).tokenizer_files().items():
+            files[f"tokenizer/{name}"] = content
+        manifest = Manifest(
+            adaptc=__version__,
+            models={name: _model(source, hashes[name]) for name, source in sources.items()},
+            passes=tuple(records),
+            plan=tuple(PlanStep(step.graph) for step in program.plan),
+            graphs={name: _graph(name, graph, data, program.towers[name]) for name, graph in graphs.items()},
+            gates={},
+            target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
+            versions=dict(versions),
+            report=_measured(graphs),
+        )
+        files["report.json"] = report_json(manifest).encode()
+        files["report.html"] = report_html(spec.name or "-".join(spec.models), manifest).encode()
+        return write_bundle(into, files, manifest)
+
+
+def _model(source: Source, sha256: str) -> ModelRecord:
+    return ModelRecord(source.origin, source.revision, source.licence(), source.config().model_type, sha256)
+
+
+def _graph(name: str, graph: OnnxGraph, data: str, tower: Tower) -> GraphSpec:
+    main = graph.model.graph
+    return GraphSpec(
+        file=f"graphs/{name}.onnx",
+        inputs=tuple(map(_tensor, main.inputs)),
+        outputs=tuple(map(_tensor, main.outputs)),
+        data=(f"graphs/{data}",),
+        decoder=_decoder(main, tower),
+    )
+
+
+def _decoder(main: ir.Graph, tower: Tower) -> DecoderSpec | None:
+    """How to generate with this graph, if it has a KV cache."""
+    keys = [v for v in main.inputs if (v.name or "").startswith("past.") and (v.name or "").endswith(".key")]
+    shapes = [tuple(size for size in sizes(v)[1:] if isinstance(size, int)) for v in keys]
+    if not shapes:
+        return None
+    return DecoderSpec(
+        vocab_size=tower.vocab_size,
+        max_tokens=shapes[0][1],
+        kv=tuple((heads, width) for heads, _, width in shapes),
+        bos_token_id=tower.bos_token_id,
+        eos_token_ids=tower.eos_token_ids,
+        pad_token_id=tower.pad_token_id,
+    )
+
+
+def _tensor(value: ir.Value) -> TensorSpec:
+    dtype = str(value.dtype.numpy()) if value.dtype is not None else "float32"
+    return TensorSpec(value.name or "", dtype, sizes(value))
+
+
+def _measured(graphs: Mapping[str, OnnxGraph]) -> dict[str, Any]:
+    return {
+        "bytes_per_token": sum(map(read_bytes_per_token, graphs.values())),
+        "nodes": {name: sum(1 for _ in graph.model.graph.all_nodes()) for name, graph in graphs.items()},
+    }

@@ -1,0 +1,24 @@
+"""The rewrites, one file each; `PASSES` is all of them."""
+
+from __future__ import annotations
+
+if __name__ != "adaptc.passes":
+    raise ImportError("import adaptc.passes, not passes")
+
+from adaptc.passes.base import Pass, Pipeline, Step
+from adaptc.passes.float_weights import FloatWeights
+from adaptc.passes.fuse_norms import FuseNorms
+from adaptc.passes.fuse_projections import FuseProjections
+from adaptc.passes.gptq import Gptq
+from adaptc.passes.kv_cache import KvCache
+from adaptc.passes.logits_from import LogitsFrom
+from adaptc.passes.lower import Lower
+from adaptc.passes.quantize import Quantize
+
+__all__ = ["PASSES", "Pass", "Pipeline", "Step"]
+
+PASSES: dict[str, type[Pass]] = {
+    pass_.name: pass_
+    for pass_ in (Gptq, Lower, KvCache, LogitsFrom, FuseNorms, FuseProjections, FloatWeights, Quantize)
+}
+"""By name, in the order the default target runs them."""

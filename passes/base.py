@@ -1,0 +1,88 @@
+"""Pass and Pipeline: a pass is a value, the pipeline keeps it honest."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+from adaptc.errors import PassError
+from adaptc.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Pass(ABC):
+    """A rewrite. Its fields are its options in YAML.
+
+    `apply` never changes its input: it edits a fork and returns a new program, or *the same object* if nothing
+    matched.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def apply(self, program: Program) -> Program:
+        """The rewritten program, or `program` itself if there was nothing to do.
+
+        Raises:
+            PassError: the options ask for what this program cannot give.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """The options as plain values, for the manifest and for cache keys."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happened when one pass ran."""
+
+    pass_: Pass
+    before: Program
+    after: Program
+    seconds: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether the pass rewrote anything."""
+        return self.after is not self.before
+
+
+Observer = Callable[[Step], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Passes in the order they run; the program is verified before the first and after each."""
+
+    passes: tuple[Pass, ...]
+
+    def run(self, program: Program, *observers: Observer) -> Program:
+        """Run every pass.
+
+        Args:
+            program: Stays as it is.
+            observers: Called after each pass: printing, timing and checking live there.
+
+        Raises:
+            PassError: a pass refused or left an ill-formed program; the message names it and those before it.
+        """
+        program.verify()
+        for pass_ in self.passes:
+            began = time.perf_counter()
+            try:
+                after = pass_.apply(program)
+                if after is not program:
+                    after.verify()
+            except PassError as error:
+                ran = f" (after {', '.join(program.history)})" if program.history else ""
+                raise PassError(f"pass '{pass_.name}'{ran}: {error}") from error
+            if after is not program:
+                after = replace(after, history=(*program.history, pass_.name))
+            step = Step(pass_, program, after, time.perf_counter() - began)
+            for observe in observers:
+                observe(step)
+            program = after
+        return program

@@ -1,0 +1,49 @@
+"""gptq: choose 4-bit codes by what the layers really see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from adaptc.graph import FxGraph
+from adaptc.passes.base import Pass
+from adaptc.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Gptq(Pass):
+    """Choose the codes of every projection so that its outputs, not its weights, change least.
+
+    Before:  weights that `quantize` will round one by one
+    After:   the same graph; the program also holds codes, scales and zero points, which `quantize` will store
+
+    Rounding SmolLM2-135M's weights to the nearest code costs 11 % of its perplexity, this 3 % (docs/results).
+
+    Needs: FX level, after every pass that changes weights or adds towers, before lower; calibration text.
+    Shapes: unchanged.
+    Cost: one forward pass over the calibration text, and rounding: about a minute for 135 M parameters on two cores.
+
+    Attributes:
+        block_size: Neighbouring inputs that share a scale; as in `quantize`.
+
+    Raises:
+        PassError: the calibration text is too short, or activations are not finite.
+
+    Reference: Frantar et al., "GPTQ", arXiv:2210.17323.
+    """
+
+    name: ClassVar[str] = "gptq"
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+
+    def apply(self, program: Program) -> Program:
+        # Imported here: calibration needs this package's blockwise, and may be what is imported first.
+        from adaptc.passes.calibrate import calibration_ids, linear_weights, quantize_linears
+
+        blocks = dict(program.blocks)
+        for name, graph in program.at_level(FxGraph).items():
+            weights = linear_weights(graph)
+            if name not in program.samples or set(weights) <= set(blocks):
+                continue
+            ids = calibration_ids(program.samples[name])
+            blocks |= quantize_linears(graph, ids, dict.fromkeys(weights, 4), block_size=self.block_size)
+        return replace(program, blocks=blocks) if len(blocks) > len(program.blocks) else program

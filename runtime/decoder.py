@@ -1,0 +1,172 @@
+"""A decoder graph together with its KV cache.
+
+The graph takes any number of tokens for one sequence, or one token for each of many sequences. So prompts are
+read one by one, in chunks, and answers are written together. The cache has `batch` rows; the sequences being
+written are always its first rows, so a step for n of them binds the first n rows and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.engine import Engine, Step
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.manifest import DecoderSpec
+
+Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
+
+
+class Decoder:
+    """Sequences in rows, each a prefix of the positions of the KV cache.
+
+    Attributes:
+        spec: What the graph expects.
+        batch: Rows.
+    """
+
+    def __init__(self, engine: Engine, spec: DecoderSpec, batch: int, chunk: int) -> None:
+        """Allocate the cache.
+
+        Args:
+            engine: A graph in the decoder form of docs/bundle.md.
+            spec: What it expects.
+            batch: Rows of the cache.
+            chunk: Most tokens of a prompt that go through the graph at once.
+
+        Raises:
+            RequestError: the cache does not fit in memory.
+            EngineError: the graph is not of the decoder form.
+        """
+        self.spec = spec
+        self.batch = batch
+        self._engine = engine
+        self._chunk = chunk
+        self._cache = _cache(spec, batch)
+        self._ids = np.zeros((batch, 1), np.int64)
+        self._last = np.zeros(batch, np.int32)  # position of each row's newest token
+        self._total = np.zeros((), np.int32)
+        self._logits = np.empty((batch, 1, spec.vocab_size), np.float32)
+        self._read_total = np.zeros((), np.int32)
+        self._read_from = np.zeros(1, np.int64)
+        self._steps: dict[int, Step] = {}  # by number of rows
+        self._readers: dict[int, Step] = {}  # by row
+        self._step(1)  # tells now, not in the middle of a request, that the graph is of another form
+
+    def prefill(self, row: int, ids: Ids) -> Logits:
+        """Start a row with a prompt.
+
+        Args:
+            row: The row; what it held is lost.
+            ids: int64 [tokens], 1 to `max_tokens`.
+
+        Returns:
+            float32 [vocab]: logits of the token that follows; the caller's to keep.
+        """
+        for start in range(0, len(ids), self._chunk):
+            logits = self._read(row, start, ids[start : start + self._chunk], kept=1)
+        first: Logits = logits[0]
+        return first
+
+    def score(self, ids: Ids, most: int) -> Iterator[Logits]:
+        """Read `ids` in the first row and yield the logits at every position, some at a time.
+
+        Args:
+            ids: int64 [tokens], 1 to `max_tokens`.
+            most: Tokens whose logits are computed at once.
+
+        Yields:
+            float32 [some, vocab]
+        """
+        size = min(most, self._chunk)
+        for start in range(0, len(ids), size):
+            block = ids[start : start + size]
+            yield self._read(0, start, block, kept=len(block))
+
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """Add one token to each of the first rows.
+
+        Args:
+            tokens: One for each row; none of the rows may be full.
+
+        Returns:
+            float32 [rows, vocab]: logits of the tokens that follow, valid until the next call.
+        """
+        rows = len(tokens)
+        last = self._last[:rows]
+        last += 1
+        self._ids[:rows, 0] = tokens
+        self._total[...] = last.max() + 1
+        step = self._steps.get(rows) or self._step(rows)
+        step()
+        return self._logits[:rows, 0]
+
+    def move(self, row: int, to: int) -> None:
+        """Put the sequence of one row in the place of another."""
+        used = int(self._last[row]) + 1
+        for cache in self._cache.values():
+            cache[to, :, :used] = cache[row, :, :used]
+        self._last[to] = self._last[row]
+
+    def close(self) -> None:
+        """Free the engine and the cache."""
+        self._steps.clear()
+        self._readers.clear()
+        self._cache.clear()
+        self._engine.close()
+
+    def _read(self, row: int, start: int, ids: Ids, kept: int) -> Logits:
+        """Add tokens to a row that holds `start` of them; logits of the last `kept`: [kept, vocab]."""
+        self._last[row] = start + len(ids) - 1
+        self._read_total[...] = start + len(ids)
+        self._read_from[0] = len(ids) - kept
+        logits = np.empty((1, kept, self.spec.vocab_size), np.float32)
+        step = self._readers.get(row)
+        if step is None:
+            rows = slice(row, row + 1)
+            step = self._readers[row] = self._bind(rows, ids[None], self._read_total, self._read_from, logits)
+        else:
+            step.rebind({"input_ids": ids[None]}, {"logits": logits})
+        step()
+        return logits.reshape(kept, -1)
+
+    def _step(self, rows: int) -> Step:
+        """One token for each of the first `rows`; bound once, since only what the arrays hold changes."""
+        every = slice(0, rows)
+        first = np.zeros(1, np.int64)
+        step = self._bind(every, self._ids[every], self._total, first, self._logits[every])
+        self._steps[rows] = step
+        return step
+
+    def _bind(self, rows: slice, ids: Ids, total: npt.NDArray[np.int32], first: Ids, logits: Logits) -> Step:
+        cache = {name: whole[rows] for name, whole in self._cache.items()}
+        feeds: dict[str, npt.NDArray[Any]] = {
+            "input_ids": ids,
+            "seqlens_k": self._last[rows],
+            "total_sequence_length": total,
+            "logits_from": first,
+            **{f"past.{name}": part for name, part in cache.items()},
+        }
+        return self._engine.bind(feeds, {"logits": logits, **{f"present.{n}": part for n, part in cache.items()}})
+
+
+def _cache(spec: DecoderSpec, batch: int) -> dict[str, npt.NDArray[np.float32]]:
+    """Keys and values of all layers: float32 [batch, kv_heads, max_tokens, head_dim].
+
+    The pages of zeros are mapped when they are first written, so room that is never used costs nothing.
+    """
+    size = 8 * batch * spec.max_tokens * sum(heads * width for heads, width in spec.kv)
+    try:
+        return {
+            f"{layer}.{what}": np.zeros((batch, heads, spec.max_tokens, width), np.float32)
+            for layer, (heads, width) in enumerate(spec.kv)
+            for what in ("key", "value")
+        }
+    except (MemoryError, ValueError) as error:  # ValueError: more than an address can count
+        raise RequestError(
+            f"batch: {batch} sequences of {spec.max_tokens} tokens need {size / 2**30:.1f} GiB of memory"
+        ) from error

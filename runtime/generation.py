@@ -1,0 +1,161 @@
+"""Write answers: read prompts into free rows, then one token for every row at a time, until all are done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+from adaptc.runtime.decoder import Decoder, Ids, Logits
+from adaptc.runtime.sampling import Sampler
+from adaptc.runtime.text import Text
+
+FinishReason = Literal["eos", "stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Where the time of one answer went.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        new_tokens: Tokens of the answer.
+        prefill_seconds: Reading the prompt and choosing the first token.
+        decode_seconds: Choosing all later tokens; for a batch these steps serve every row.
+        time_to_first_token_seconds: From the start of the request, so in a batch it includes waiting.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    time_to_first_token_seconds: float
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Speed of reading; 0 if nothing was read."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Speed of writing, the first token aside; 0 if there is no other."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One answer.
+
+    Attributes:
+        text: Without special tokens, and up to a stop string; "" if the bundle has no tokenizer.
+        ids: Every token chosen, an end token included.
+        prompt_tokens: Tokens of the prompt.
+        finish_reason: "eos", "stop" (a stop string), "length" (max_new_tokens, or the cache is full), or
+            "cancelled" (a stream that was closed).
+        trace: Where the time went.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    trace: Trace
+
+
+class Answer:
+    """One answer in the making."""
+
+    def __init__(self, prompt: Ids, limit: int, sampler: Sampler, text: Text | None, eos: frozenset[int]) -> None:
+        """Nothing is written yet.
+
+        Args:
+            prompt: int64 [tokens], at least 1.
+            limit: Most tokens to choose, at least 1.
+            sampler: Chooses them.
+            text: Spells them; None if there is no tokenizer.
+            eos: Tokens that end the answer.
+        """
+        self.prompt = prompt
+        self.ids: list[int] = []
+        self.reason: FinishReason | None = None
+        self.prefill_seconds = 0.0
+        self.decode_seconds = 0.0
+        self.time_to_first_token_seconds = 0.0
+        self._limit = limit
+        self._sampler = sampler
+        self._text = text
+        self._eos = eos
+        self._pieces: list[str] = []
+
+    def take(self, logits: Logits) -> str:
+        """Choose the next token; the text that is certain now. Sets `reason` at the end."""
+        token = self._sampler(logits)
+        self.ids.append(token)
+        text = self._text
+        if token in self._eos:
+            self.reason = "eos"
+            piece = text.finish() if text else ""
+        else:
+            piece = text.push(token) if text else ""
+            if text and text.stopped:
+                self.reason = "stop"
+            elif len(self.ids) == self._limit:
+                self.reason = "length"
+                piece += text.finish() if text else ""
+        self._pieces.append(piece)
+        return piece
+
+    def result(self) -> Result:
+        """The answer so far."""
+        tokens = len(self.prompt)
+        seconds = self.prefill_seconds, self.decode_seconds, self.time_to_first_token_seconds
+        trace = Trace(tokens, len(self.ids), *seconds)
+        return Result("".join(self._pieces), tuple(self.ids), tokens, self.reason or "cancelled", trace)
+
+
+def write(decoder: Decoder, answers: Iterable[Answer]) -> Iterator[tuple[Answer, str]]:
+    """Write answers, as many at a time as the decoder has rows; a row that is free takes the next prompt.
+
+    Yields:
+        After every token: its answer, and the text that is certain now, which may be "".
+
+    Raises:
+        EngineError: the engine failed, or computed no finite numbers.
+    """
+    waiting = deque(answers)
+    active: list[Answer] = []
+    began = perf_counter()
+    while waiting or active:
+        while waiting and len(active) < decoder.batch:
+            answer = waiting.popleft()
+            started = perf_counter()
+            piece = answer.take(decoder.prefill(len(active), answer.prompt))
+            answer.prefill_seconds = perf_counter() - started
+            answer.time_to_first_token_seconds = perf_counter() - began
+            if answer.reason is None:
+                active.append(answer)
+            yield answer, piece
+        if active:
+            written = list(active)
+            pieces = _step(decoder, active)
+            yield from zip(written, pieces, strict=True)
+
+
+def _step(decoder: Decoder, active: list[Answer]) -> list[str]:
+    """One token for each answer; those that are done leave `active`."""
+    started = perf_counter()
+    logits = decoder.decode([answer.ids[-1] for answer in active])
+    pieces = [answer.take(row) for answer, row in zip(active, logits, strict=True)]
+    seconds = perf_counter() - started
+    for row in reversed(range(len(active))):
+        answer = active[row]
+        answer.decode_seconds += seconds
+        if answer.reason is not None:
+            # The rows after this one are all busy: the last of them takes its place.
+            moved = active.pop()
+            if moved is not answer:
+                active[row] = moved
+                decoder.move(len(active), row)
+    return pieces

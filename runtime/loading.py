@@ -1,0 +1,59 @@
+"""From a bundle on disk to a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaptc.runtime.bundle import open_bundle
+from adaptc.runtime.errors import BundleError, RequestError
+from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest
+from adaptc.runtime.ort import OrtEngine
+from adaptc.runtime.request import check_count
+from adaptc.runtime.session import Session
+from adaptc.runtime.tokenizer import Tokenizer
+
+_MOST_THREADS = 1024  # more is a slip of the keyboard, and starting them would exhaust the machine
+
+
+def load(
+    path: str | Path,
+    device: str = "auto",
+    *,
+    threads: int | None = None,
+    batch: int | None = None,
+    chunk: int = 512,
+    verify: bool = True,
+) -> Session:
+    """Open a bundle and make it ready to run.
+
+    Args:
+        path: The bundle's folder.
+        device: "cpu", or "auto" for the best device this machine has.
+        threads: Threads that work on one step; by default the physical cores.
+        batch: Most sequences written at the same time; by default what the bundle was compiled for.
+        chunk: Most tokens of a prompt read at once; fewer need less memory, more are quicker.
+        verify: Compare every file's sha256 with the manifest's.
+
+    Raises:
+        BundleError: no bundle there, or it is damaged.
+        EngineError: the engine is not installed or refuses the graph.
+        RequestError: a value is out of range, or the KV cache does not fit in memory.
+    """
+    if device not in ("auto", "cpu"):
+        raise RequestError(f"device: {device!r}; there are: auto, cpu")
+    if threads is not None:
+        check_count("threads", threads, most=_MOST_THREADS)
+    bundle = open_bundle(path, verify)
+    graph, decoder = _decoder_graph(bundle.manifest, str(path))
+    folder = bundle.path / "tokenizer"
+    tokenizer = Tokenizer(folder) if folder.exists() else None
+    engine = OrtEngine(bundle.path / graph.file, threads)
+    batch = bundle.manifest.target.batch if batch is None else batch
+    return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk)
+
+
+def _decoder_graph(manifest: Manifest, where: str) -> tuple[GraphSpec, DecoderSpec]:
+    graphs = [manifest.graphs[step.run] for step in manifest.plan]
+    if len(graphs) != 1 or graphs[0].decoder is None:
+        raise BundleError(f"{where}: its plan is not one decoder graph; a newer adaptc may run it")
+    return graphs[0], graphs[0].decoder

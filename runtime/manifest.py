@@ -1,0 +1,259 @@
+"""What a bundle says about itself: the dataclasses behind `manifest.json`, and their strict JSON form.
+
+Every key is required and every type is checked, so a manifest that reads is a manifest that can be used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from adaptc.runtime.errors import BundleError
+
+SCHEMA = 1
+"""The version of `manifest.json` this adaptc writes, and the only one it reads."""
+
+JsonObject = dict[str, Any]
+"""A JSON object the runtime carries but does not interpret."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: As numpy spells it: "float32", "int64".
+        shape: Sizes; a string names a size that is only known at run time, such as "batch".
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """What the runtime must know to generate text with a graph.
+
+    Attributes:
+        vocab_size: Width of the logits.
+        max_tokens: Positions in the KV cache: prompt and answer together.
+        kv: (kv_heads, head_dim) of each layer.
+        bos_token_id: Stands for an empty prompt; None if the model has none.
+        eos_token_ids: Generating any of these ends the answer.
+        pad_token_id: None if the model has none.
+    """
+
+    vocab_size: int
+    max_tokens: int
+    kv: tuple[tuple[int, int], ...]
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One graph of a bundle.
+
+    Attributes:
+        file: The ONNX file, relative to the bundle.
+        inputs: In the graph's order.
+        outputs: In the graph's order.
+        data: External data files the graph reads, relative to the bundle; graphs may share them.
+        decoder: Set if the graph follows the decoder form of docs/bundle.md.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    data: tuple[str, ...]
+    decoder: DecoderSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """Where a pretrained model came from."""
+
+    source: str
+    revision: str | None
+    licence: str | None
+    architecture: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """One pass as it ran."""
+
+    name: str
+    options: JsonObject
+    changed: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep:
+    """One step of the plan: run the graph of this name."""
+
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecord:
+    """What the bundle was compiled for."""
+
+    backend: str
+    weights: str
+    max_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """How a file of the bundle must look: its hash (hex) and its size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything a bundle says about itself.
+
+    Attributes:
+        schema: Version of this format.
+        adaptc: Version of the adaptc that wrote the bundle.
+        models: Pretrained models by their name in the spec.
+        passes: The passes in the order they ran.
+        plan: How the graphs are run.
+        graphs: By name.
+        gates: Learned decisions by name.
+        target: What the bundle was compiled for.
+        versions: Versions of the libraries that took part.
+        report: What was measured while compiling.
+        files: Every other file of the bundle; filled in by `write_bundle`.
+    """
+
+    schema: int = SCHEMA
+    adaptc: str
+    models: dict[str, ModelRecord]
+    passes: tuple[PassRecord, ...]
+    plan: tuple[PlanStep, ...]
+    graphs: dict[str, GraphSpec]
+    gates: dict[str, JsonObject]
+    target: TargetRecord
+    versions: dict[str, str]
+    report: JsonObject
+    files: dict[str, FileRecord] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`, sealed with a hash of its own content.
+
+        Raises:
+            BundleError: `report`, `gates` or a pass's options hold something JSON cannot.
+        """
+        content = dataclasses.asdict(self)
+        try:
+            sealed = content | {"sha256": _seal(content)}
+            return json.dumps(sealed, indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"manifest: {error}; plain, finite JSON values are needed") from error
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Manifest:
+        """Read `manifest.json`.
+
+        Raises:
+            BundleError: not JSON, another schema version, changed since it was written, or a key that
+                is missing, unknown or of the wrong type.
+        """
+        try:
+            content = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"not JSON: {error}") from error
+        if not isinstance(content, dict) or "schema" not in content:
+            raise BundleError("not a manifest: no key 'schema'")
+        if content["schema"] != SCHEMA:
+            raise BundleError(
+                f"schema: {content['schema']!r}; this adaptc reads {SCHEMA}: compile again, or install the "
+                "adaptc that wrote it"
+            )
+        seal = content.pop("sha256", None)
+        manifest: Manifest = _read(Manifest, content, "")
+        if seal != _seal(content):
+            raise BundleError("changed since it was written; compile again")
+        return manifest
+
+
+def _seal(content: JsonObject) -> str:
+    """A hash of what the manifest says, whatever its spacing and order of keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+@cache
+def _fields(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """`value`, parsed from JSON, as the type `kind`; BundleError with the place if it is not one."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _read_object(kind, value, where)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        options = [option for option in arguments if option is not NoneType]
+        return _read(next((o for o in options if type(value) is o), options[0]), value, where)
+    if origin is tuple and isinstance(value, list):
+        many = arguments[-1] is Ellipsis
+        if many or len(arguments) == len(value):
+            kinds = arguments[:1] * len(value) if many else arguments
+            return tuple(_read(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict and isinstance(value, dict):
+        return {key: _read(arguments[1], item, _join(where, key)) for key, item in value.items()}
+    if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    raise BundleError(f"{where}: {_short(value)}; {_spell(kind)} is needed")
+
+
+def _read_object(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise BundleError(f"{where}: {_short(value)}; an object is needed")
+    kinds = _fields(kind)
+    for key in [key for key in kinds if key not in value]:
+        raise BundleError(f"{_join(where, key)}: missing")
+    for key in [key for key in value if key not in kinds]:
+        raise BundleError(f"{_join(where, key)}: unknown key; there are: {', '.join(kinds)}")
+    return kind(**{key: _read(kinds[key], value[key], _join(where, key)) for key in kinds})
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _spell(kind: Any) -> str:
+    plain = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    if get_origin(kind) is tuple:
+        lengths = get_args(kind)
+        return "a list" if lengths[-1] is Ellipsis else f"a list of {len(lengths)}"
+    return plain.get(kind, "an object")

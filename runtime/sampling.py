@@ -1,0 +1,183 @@
+"""Choose the next token from logits.
+
+The filters and their order are those of transformers: repetition penalty, temperature, top-k, top-p, min-p.
+Each keeps the tokens above some logit, so they are found by comparing, and the vocabulary is hardly ever
+sorted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.errors import EngineError, RequestError
+
+Logits = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+_LANE = 64  # values that share a maximum in `_bound`: few enough to tell, many enough to save work
+_RUN = 256  # values that share a sum in `_position`
+_COLD = 1e-6  # a lower temperature is 0: it would only overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; by default the most likely one.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 takes the most likely token. At most 100.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the most likely tokens that together have this probability, in (0, 1].
+        min_p: Keep tokens at least this likely, relative to the most likely one, in [0, 1].
+        repetition_penalty: Above 1 makes tokens that are already there less likely, in (0, 100].
+
+    Raises:
+        RequestError: a value is out of its range or not a number.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, "a number from 0 to 100", lambda x: 0 <= x <= 100)
+        _check("top_k", self.top_k, "a whole number from 0", lambda x: isinstance(x, int) and x >= 0)
+        _check("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
+        _check("min_p", self.min_p, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, "a number above 0, at most 100", lambda x: 0 < x <= 100)
+
+
+def _check(name: str, value: object, range_: str, allowed: Callable[[float], bool]) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and allowed(value)):  # type: ignore[arg-type]  # NaN is outside every range
+        raise RequestError(f"sampling.{name}: {value!r}; {range_} is needed")
+
+
+class Sampler:
+    """Draws one token after another for one prompt."""
+
+    def __init__(self, sampling: Sampling, prompt: Iterable[int], random: np.random.Generator) -> None:
+        """Start with a prompt.
+
+        Args:
+            sampling: How tokens are chosen.
+            prompt: Its ids, which count as already there for the repetition penalty.
+            random: Not used if the temperature is 0.
+        """
+        self._sampling = sampling
+        self._random = random
+        self._greedy = sampling.temperature < _COLD
+        self._penalised = sampling.repetition_penalty != 1
+        self._seen = set(prompt) if self._penalised else set()
+
+    def __call__(self, logits: Logits) -> int:
+        """The next token.
+
+        Args:
+            logits: float32 [vocab]; used as scratch space, its content is lost.
+
+        Raises:
+            EngineError: the logits hold NaN or no finite value.
+        """
+        if self._penalised:
+            _penalise(logits, self._seen, self._sampling.repetition_penalty)
+        best = int(logits.argmax())
+        highest = float(logits[best])
+        if not math.isfinite(highest):  # argmax finds NaN and +inf wherever they are
+            raise EngineError(f"logits: the highest is {highest}; the graph computes no finite numbers")
+        token = best if self._greedy else _draw(logits, highest, self._sampling, self._random.random())
+        if self._penalised:
+            self._seen.add(token)
+        return token
+
+
+def _penalise(logits: Logits, seen: set[int], penalty: float) -> None:
+    ids = np.fromiter(seen, np.int64, len(seen))
+    values = logits[ids]
+    logits[ids] = np.where(values < 0, values * penalty, values / penalty)
+
+
+def _draw(logits: Logits, highest: float, sampling: Sampling, point: float) -> int:
+    """The token at `point`, in [0, 1), of the filtered distribution."""
+    # Temperature keeps the order, so top-k may come first and leave little to compute with.
+    ids = _top(logits, sampling.top_k) if 0 < sampling.top_k < len(logits) else None
+    values = logits if ids is None else logits[ids]
+    with np.errstate(over="ignore"):  # a logit that means "never" may become -inf
+        values -= np.float32(highest)
+        values /= np.float32(sampling.temperature)
+    weights = np.exp(values, out=values)  # relative to the highest, whose weight is 1
+    lowest = sampling.min_p
+    if sampling.top_p < 1:
+        lowest = max(lowest, _edge(weights, sampling.top_p))
+    if lowest > 0:
+        kept = np.flatnonzero(weights >= np.float32(lowest))
+        weights = weights[kept]
+        ids = kept if ids is None else ids[kept]
+    place = _position(weights, point)
+    return place if ids is None else int(ids[place])
+
+
+def _top(logits: Logits, count: int) -> Ids:
+    """Ids of the `count` highest logits and of all that equal the lowest of them."""
+    ids = np.flatnonzero(logits >= _bound(logits, count))
+    values = logits[ids]
+    return ids[values >= _nth(values, count)]
+
+
+def _edge(weights: Logits, top_p: float) -> float:
+    """The lowest of the highest weights that together make up `top_p` of all."""
+    needed = top_p * float(weights.sum())
+    count = 128  # most often more than enough, and quick to sort
+    while True:
+        some = weights[weights >= _bound(weights, min(count, len(weights)))]
+        some = np.sort(some)[::-1]
+        ends = np.cumsum(some, dtype=np.float64)
+        last = int(np.searchsorted(ends, needed))
+        if last < len(some):
+            return float(some[last])
+        if len(some) == len(weights):  # by rounding only
+            return float(some[-1])
+        count *= 8
+
+
+def _bound(values: Logits, count: int) -> np.float32:
+    """A value that at least `count` of `values` reach, and not many more.
+
+    It is the count-th highest of the lanes' maxima, or of all values where the lanes are too few.
+    """
+    lanes = len(values) // _LANE
+    if count > lanes // 4:
+        return _nth(values, count)
+    return _nth(values[: lanes * _LANE].reshape(_LANE, lanes).max(axis=0), count)
+
+
+def _nth(values: Logits, count: int) -> np.float32:
+    """The count-th highest value, counted from 1."""
+    lowest: np.float32 = np.partition(values, len(values) - count)[len(values) - count]
+    return lowest
+
+
+def _position(weights: Logits, point: float) -> int:
+    """Where `point`, in [0, 1), falls when `weights` are laid end to end and scaled to 1."""
+    if len(weights) <= _RUN:
+        return _falls(np.cumsum(weights, dtype=np.float64), point)[0]
+    # First the run, then the place in it: a running sum over all weights would take longer than all else.
+    runs = np.add.reduceat(weights, np.arange(0, len(weights), _RUN))
+    run, target = _falls(ends := np.cumsum(runs, dtype=np.float64), point)
+    inside = (target - (ends[run] - runs[run])) / runs[run]
+    return run * _RUN + _position(weights[run * _RUN : (run + 1) * _RUN], inside)
+
+
+def _falls(ends: npt.NDArray[np.float64], point: float) -> tuple[int, float]:
+    """The first place that ends beyond `point` of the whole, and that point."""
+    target = max(0.0, point) * float(ends[-1])
+    place = int(np.searchsorted(ends, target, side="right"))
+    # Rounding may put the point outside [0, 1): then it is the first or last place that has any weight.
+    return (place if place < len(ends) else int(np.searchsorted(ends, ends[-1]))), target

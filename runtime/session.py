@@ -1,0 +1,272 @@
+"""A running bundle: prompts in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.chat import Message
+from adaptc.runtime.decoder import Decoder
+from adaptc.runtime.engine import Engine
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation import Answer, Result, write
+from adaptc.runtime.manifest import DecoderSpec
+from adaptc.runtime.request import (
+    Prompt,
+    Prompts,
+    Stop,
+    check_count,
+    is_batch,
+    need,
+    read_prompt,
+    read_request,
+)
+from adaptc.runtime.sampling import Sampling
+from adaptc.runtime.scoring import log_probabilities
+from adaptc.runtime.tokenizer import Tokenizer
+from adaptc.runtime.turns import Turns
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+Stream = Generator[str, None, None]
+
+_GREEDY = Sampling()
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_MAX_NEW_TOKENS = 256
+
+
+class Options(TypedDict, total=False):
+    """What every request may say; see `Session.generate`."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    stop: Stop
+    seed: int | None
+
+
+class Session:
+    """A loaded model with the memory it needs, used by one request at a time.
+
+    Threads and coroutines may share a session: their requests run one after another.
+
+    Attributes:
+        last: The newest answer of any request, with its trace; None before the first.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        spec: DecoderSpec,
+        tokenizer: Tokenizer | None = None,
+        *,
+        batch: int = 1,
+        chunk: int = 512,
+    ) -> None:
+        """Allocate the KV cache; most callers want `load`.
+
+        Args:
+            engine: A decoder graph; closed with the session.
+            spec: What the graph expects.
+            tokenizer: Without one, prompts are ids and answers have no text.
+            batch: Most sequences written at the same time.
+            chunk: Most tokens of a prompt read at once.
+
+        Raises:
+            RequestError: a value is out of range, or the KV cache does not fit in memory.
+            EngineError: the graph is not a decoder.
+        """
+        check_count("batch", batch)
+        check_count("chunk", chunk)
+        self.last: Result | None = None
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._decoder = Decoder(engine, spec, batch, chunk)
+        self._turns = Turns(free=self._decoder.close)
+
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
+    @overload
+    def generate(
+        self, prompt: Prompts, *, stream: Literal[False] = ..., **options: Unpack[Options]
+    ) -> list[Result]: ...
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[Options]) -> Result: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Prompts,
+        *,
+        max_new_tokens: int = _MAX_NEW_TOKENS,
+        sampling: Sampling = _GREEDY,
+        stop: Stop = (),
+        stream: bool = False,
+        seed: int | None = None,
+    ) -> Result | list[Result] | Stream:
+        """Continue a prompt, or several.
+
+        Args:
+            prompt: A text or its ids; a list of these is a batch, of any lengths and any size.
+            max_new_tokens: Most tokens to write; fewer if the cache is full before.
+            sampling: How tokens are chosen.
+            stop: Strings that end an answer and are not part of it.
+            stream: Return the pieces as they are written; `last` is the whole answer afterwards.
+            seed: From 0; makes sampling repeatable. None draws a new one.
+
+        Returns:
+            The answer; for a batch a list of them; for a stream its pieces, which join to the answer's text.
+            A stream that is closed early, or dropped, ends its request.
+
+        Raises:
+            RequestError: the prompt is empty, too long or not valid, or a value is out of range.
+            EngineError: the engine failed.
+        """
+        batch = is_batch(prompt)
+        if batch and stream:
+            raise RequestError("stream: only one prompt at a time can be streamed")
+        prompts = cast("Sequence[Prompt]", prompt if batch else [prompt])
+        answers = [
+            read_request(
+                read_prompt(each, self._spec, self._tokenizer),
+                self._spec,
+                self._tokenizer,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop=stop,
+                seed=seed,
+                index=index,
+            )
+            for index, each in enumerate(prompts)
+        ]
+        if stream:
+            return self._stream(answers[0])
+        results = self._finish(answers)
+        return results if batch else results[0]
+
+    def generate_async(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = _MAX_NEW_TOKENS,
+        sampling: Sampling = _GREEDY,
+        stop: Stop = (),
+        seed: int | None = None,
+    ) -> AsyncGenerator[str, None]:
+        """As `generate` with `stream`, for a coroutine: the work is done in a thread of its own.
+
+        Returns:
+            The pieces; ending early, or cancelling the task, ends the request after its current step.
+
+        Raises:
+            RequestError: at once, as `generate` does.
+            EngineError: the engine failed.
+        """
+        answer = read_request(
+            read_prompt(prompt, self._spec, self._tokenizer),
+            self._spec,
+            self._tokenizer,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+        )
+        return self._turns.in_thread(self._pieces(answer))
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        template: Mapping[str, Any] = ...,
+        stream: Literal[True],
+        **options: Unpack[Options],
+    ) -> Stream: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        template: Mapping[str, Any] = ...,
+        stream: Literal[False] = ...,
+        **options: Unpack[Options],
+    ) -> Result: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        template: Mapping[str, Any] = _NOTHING,
+        stream: bool = False,
+        **options: Unpack[Options],
+    ) -> Result | Stream:
+        """Write the next message of a conversation.
+
+        Args:
+            messages: Each with "role" and "content".
+            template: Variables for the chat template, such as "tools" or "enable_thinking".
+            stream: See `generate`.
+            **options: See `generate`.
+
+        Raises:
+            RequestError: the model has no chat template, or it refuses the messages; and as `generate`.
+            EngineError: the engine failed.
+        """
+        tokenizer = need(self._tokenizer, "chat")
+        prompt = tokenizer.encode(tokenizer.render(messages, template), special=False)
+        if stream:
+            return self.generate(prompt, stream=True, **options)
+        return self.generate(prompt, **options)
+
+    def score(self, ids: Prompt, *, step: bool = False) -> npt.NDArray[np.float32]:
+        """How likely each token is after those before it.
+
+        Args:
+            ids: Token ids, or a text; at most `max_tokens`.
+            step: Go token by token through the graph as it runs when it writes, not in chunks.
+
+        Returns:
+            float32 [tokens - 1]: natural logarithms of probabilities, of all tokens but the first.
+
+        Raises:
+            RequestError: empty, too long or not valid.
+            EngineError: the engine failed.
+        """
+        tokens = read_prompt(ids, self._spec, self._tokenizer)
+        with self._turns.turn():
+            return log_probabilities(self._decoder, tokens, step)
+
+    def close(self) -> None:
+        """Free the model's memory; a request that is running ends with an error at its next token."""
+        self._turns.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _finish(self, answers: list[Answer]) -> list[Result]:
+        with self._turns.turn():
+            for _ in write(self._decoder, answers):
+                self._turns.check()
+        results = [answer.result() for answer in answers]
+        self.last = results[-1]
+        return results
+
+    def _stream(self, answer: Answer) -> Stream:
+        with self._turns.turn():
+            yield from self._pieces(answer)
+
+    def _pieces(self, answer: Answer) -> Stream:
+        """The text of one answer, within a turn."""
+        try:
+            for _, piece in write(self._decoder, [answer]):
+                if piece:
+                    yield piece
+                self._turns.check()
+        finally:
+            self.last = answer.result()

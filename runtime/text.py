@@ -1,0 +1,128 @@
+"""Turn a growing answer into text piece by piece: only whole characters, and never a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+from adaptc.runtime.errors import RequestError
+
+_UNFINISHED = "\ufffd"  # what decoders put where the bytes make no character yet
+_PATIENCE = 8  # tokens; a character has at most 4 bytes, so after these it is not going to be one
+
+
+class Decoding(Protocol):
+    """The text of one answer as its tokens come in."""
+
+    def push(self, token: int) -> str:
+        """The text that is certain now; the pieces joined are the text of all tokens."""
+
+    def finish(self) -> str:
+        """What is left when no token follows: usually nothing."""
+
+
+class ByteDecoding:
+    """For byte-level vocabularies: exact, whatever the tokens are."""
+
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+        self._bytes_of = bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """See `Decoding.push`."""
+        return self._decoder.decode(self._bytes_of(token))
+
+    def finish(self) -> str:
+        """See `Decoding.finish`."""
+        return self._decoder.decode(b"", final=True)
+
+
+class WindowDecoding:
+    """For all other vocabularies: decodes a few tokens together, and tells what the newest added.
+
+    A token's text can depend on the tokens before it (a space that is dropped at the start, bytes that make
+    a character together), so the window begins with tokens whose text is out already.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._out = 0  # characters of the window's text that are out
+        self._told = 0  # tokens of the window whose text is out
+
+    def push(self, token: int) -> str:
+        """See `Decoding.push`."""
+        self._window.append(token)
+        text = self._decode(self._window)
+        waiting = len(self._window) - self._told
+        if len(text) <= self._out or (text.endswith(_UNFINISHED) and waiting < _PATIENCE):
+            return ""
+        piece = text[self._out :]
+        self._window = self._window[self._told :]
+        self._told = len(self._window)
+        self._out = len(self._decode(self._window))
+        return piece
+
+    def finish(self) -> str:
+        """See `Decoding.finish`."""
+        return self._decode(self._window)[self._out :]
+
+
+class Text:
+    """The text of one answer up to the first stop string.
+
+    Text that may be the beginning of a stop string is held back until it is certain.
+
+    Attributes:
+        stopped: A stop string has come; no more text follows.
+    """
+
+    def __init__(self, decoding: Decoding, stops: tuple[str, ...]) -> None:
+        self.stopped = False
+        self._decoding = decoding
+        self._stops = stops
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """The text that is certain now."""
+        piece = self._decoding.push(token)
+        return self._until_stop(piece) if self._stops else piece
+
+    def finish(self) -> str:
+        """What was held back, when no token follows."""
+        if self.stopped:
+            return ""
+        piece = self._until_stop(self._decoding.finish())
+        rest, self._held = self._held, ""
+        return piece + rest
+
+    def _until_stop(self, piece: str) -> str:
+        text = self._held + piece
+        found = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            # The one that was complete first, however the text was cut into pieces.
+            self.stopped, self._held = True, ""
+            return text[: min(found)[1]]
+        certain = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[certain:]
+        return text[:certain]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def stop_strings(stop: str | Iterable[str]) -> tuple[str, ...]:
+    """The stop strings of a request.
+
+    Raises:
+        RequestError: one is empty or not a string.
+    """
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    for one in stops:
+        if not isinstance(one, str) or not one:
+            raise RequestError(f"stop: {one!r}; each must be a string of at least one character")
+    return stops

