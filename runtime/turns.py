@@ -73,7 +73,9 @@ class Turns:
             while (piece := await loop.run_in_executor(thread, next, pieces, None)) is not None:
                 yield piece
         finally:
-            # A step that is still running ends before this is its turn; nobody waits for it here.
+            # A step that is still running ends before this is its turn; nobody waits for it here. Who asks from this
+            # thread meanwhile may wait: what is left to do needs neither this thread nor its loop.
+            self._thread = None
             thread.submit(self._end_stream, pieces)
             thread.shutdown(wait=False)
 
