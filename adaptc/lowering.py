@@ -76,9 +76,10 @@ def lowered(
         SpecError: more models than the passes bring together.
         AdaptcError: a model or a pass fails.
     """
-    passes = (*build_passes(spec), *_rounding(spec), Lower())
-    if len(sources) > 1 and len(passes) == 1:
+    own = build_passes(spec)
+    if len(sources) > 1 and not own:
         raise SpecError(f"models: {', '.join(sources)}, and no pass that joins them; one model is right without passes")
+    passes = (*own, *_rounding(spec), Lower())
     text = calibration_text(spec.calibration, base)
     key = key_of(
         {name: source.config().to_dict() for name, source in sources.items()},

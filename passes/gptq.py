@@ -17,7 +17,7 @@ class Gptq(Pass):
     Before:  weights that `quantize` will round one by one
     After:   the same graph; the program also holds codes, scales and zero points, which `quantize` will store
 
-    Rounding SmolLM2-135M's weights to the nearest code costs 11 % of its perplexity, this 3 % (docs/results).
+    Rounding SmolLM2-135M's weights to the nearest code costs 11 % of its perplexity, this 3 % (docs/quantization.md).
 
     Needs: FX level, after every pass that changes weights or adds towers, before lower; calibration text.
     Shapes: unchanged.

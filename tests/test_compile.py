@@ -87,7 +87,7 @@ def test_interrupted_anywhere_the_old_bundle_stays_and_the_next_run_resumes(
     tiny: tuple[Path, Any], tmp_path: Path
 ) -> None:
     into, cache = tmp_path / "b", tmp_path / "cache"
-    build(tiny[0], into, cache, "target.max_tokens=16")
+    build(tiny[0], into, tmp_path / "first-cache", "target.max_tokens=16")
     old = open_bundle(into).manifest
     stages: list[str] = []
     build(tiny[0], tmp_path / "other", tmp_path / "other-cache", stage=stages.append)

@@ -73,7 +73,7 @@ def test_int4_predicts_nearly_as_well_as_fp32(int4: Path, fp32: Path) -> None:
     for bundle in (fp32, int4):
         with runtime.load(bundle) as session:
             scores.append(float(session.score(TEXT).mean()))
-    # A short text: 12 % of perplexity where 5 % is the target on WikiText-2 (docs/results).
+    # A short text: 12 % of perplexity where 5 % is the target on WikiText-2.
     assert np.exp(scores[0] - scores[1]) < 1.12
 
 

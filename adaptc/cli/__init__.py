@@ -21,6 +21,19 @@ from adaptc.runtime.errors import AdaptcError
 
 BUG, INTERRUPTED = 70, 130
 
+COMPILING = (
+    "gguf",
+    "huggingface_hub",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "torch",
+    "transformers",
+)
+"""What the extra `compile` installs; a bundle runs without most of it."""
+
 # Module, and the first line of the help, so that --help needs no import; a test keeps the two the same.
 COMMANDS = {
     "compile": ("build", "Compile SPEC into a bundle."),
@@ -64,6 +77,12 @@ class _Commands(click.Group):
         except AdaptcError as error:
             for line in str(error).splitlines():
                 click.echo(f"Error: {line}", err=True)
+            ctx.exit(1)
+        except ModuleNotFoundError as error:
+            name = (error.name or "").partition(".")[0]
+            if name.replace("-", "_") not in COMPILING:
+                raise
+            click.echo(f"Error: {name} is not installed; pip install 'adaptc[compile]'", err=True)
             ctx.exit(1)
         except MemoryError:
             click.echo("Error: out of memory; `adaptc check` says how much is needed", err=True)
