@@ -29,7 +29,7 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share something dear stay in one worker, and the longest come first.
 
-    What is dear is the compiled SmolLM2, tiny models after `lower` (tests/tiny.py keeps them), and fixtures of a module.
+    Dear are the compiled SmolLM2, tiny models after `lower` (tests/tiny.py keeps them), and fixtures of a module.
     """
 
     def group(item: pytest.Item) -> str:
