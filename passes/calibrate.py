@@ -61,7 +61,7 @@ def quantize_linears(
     ids: Ids,
     bits: Mapping[str, Bits],
     *,
-    block_size: int = 32,
+    block_size: int | Mapping[str, int] = 32,
     symmetric: bool = False,
     walked: Walked = lambda _done, _all: None,
 ) -> dict[str, Blocks]:
@@ -72,7 +72,7 @@ def quantize_linears(
         ids: int64 [sequences, tokens], see `calibration_ids`.
         bits: Bits of each weight, by name; weights that are not named stay as they are.
             4-bit weights are rounded by GPTQ; 8 bits are near enough lossless without.
-        block_size: Columns that share a scale.
+        block_size: Columns that share a scale; for all weights, or by name.
         symmetric: Do without zero points in 4-bit weights.
         walked: Told of progress.
 
@@ -87,6 +87,7 @@ def quantize_linears(
     if unknown:
         raise PassError(f"{min(unknown)}: no linear layer has this weight")
     wanted = [node for node in linears if _weight(node) in bits]
+    sizes = block_size if isinstance(block_size, Mapping) else dict.fromkeys(bits, block_size)
     blocks: dict[str, Blocks] = {}
     walk = fx.Interpreter(graph.module)
     walk.env.update(_feeds(graph, ids))
@@ -97,8 +98,8 @@ def quantize_linears(
             if node in wanted:
                 x = walk.env[node.args[0]]
                 if _weight(node) not in blocks:
-                    group = _together(node, wanted)
-                    blocks |= _quantize(graph, x, group, bits, block_size, symmetric=symmetric)
+                    group = [name for name in _together(node, wanted) if sizes[name] == sizes[_weight(node)]]
+                    blocks |= _quantize(graph, x, group, bits, sizes[group[0]], symmetric=symmetric)
                     walked(len(blocks), len(bits))
                 bias = walk.env[node.args[2]] if len(node.args) > 2 and node.args[2] is not None else None
                 if len(blocks) < len(bits):

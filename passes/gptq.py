@@ -38,6 +38,7 @@ class Gptq(Pass):
     def apply(self, program: Program) -> Program:
         # Imported here: calibration needs this package's blockwise, and may be what is imported first.
         from adaptc.passes.calibrate import calibration_ids, linear_weights, quantize_linears
+        from adaptc.passes.quantize import head_block
 
         blocks = dict(program.blocks)
         for name, graph in program.at_level(FxGraph).items():
@@ -45,5 +46,7 @@ class Gptq(Pass):
             if name not in program.samples or set(weights) <= set(blocks):
                 continue
             ids = calibration_ids(program.samples[name])
-            blocks |= quantize_linears(graph, ids, dict.fromkeys(weights, 4), block_size=self.block_size)
+            sizes: dict[str, int] = dict.fromkeys(weights, self.block_size)
+            sizes[list(weights)[-1]] = head_block(self.block_size)
+            blocks |= quantize_linears(graph, ids, dict.fromkeys(weights, 4), block_size=sizes)
         return replace(program, blocks=blocks) if len(blocks) > len(program.blocks) else program

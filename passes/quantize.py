@@ -23,6 +23,11 @@ FREQUENT = 8
 """One head row in this many keeps 8 bits with int4."""
 
 
+def head_block(block_size: int) -> int:
+    """Block size of the head's 4-bit rows: 64 or more (docs/quantization.md)."""
+    return max(block_size, 64)
+
+
 @dataclass(frozen=True, slots=True)
 class Quantize(Pass):
     """Store each projection in blocks that share a scale and a zero point.
@@ -35,6 +40,7 @@ class Quantize(Pass):
     With int4, the head's first eighth of rows keeps 8 bits. Vocabularies are ordered by frequency (a token's id is
     the rank of its merge), so these rows decide most predictions: all of the head in 4 bits costs SmolLM2-135M 5.7 % of
     perplexity, this 1.4 %, and a whole head in 8 bits 8 % of decoding speed.
+    Its other rows have blocks of at least 64, as the kernel is a fifth faster on these and the loss is 0.1 %.
     Codes that an earlier pass chose with calibration data are used as they are; others are chosen here, each block
     for the least squared error.
 
@@ -70,9 +76,11 @@ class Quantize(Pass):
         graph, bits = model.graph, BITS[self.weights]
         for projection in list(projections(graph)):
             blocks = _known(projection.weight, known, bits)
+            split_head = bits == 4 and _is_head(projection.result)
             if blocks is None:
-                blocks = quantize_blocks(array(projection.weight), bits, self.block_size)
-            frequent = fixed(projection.weight)[0] // FREQUENT if bits == 4 and _is_head(projection.result) else 0
+                size = head_block(self.block_size) if split_head else self.block_size
+                blocks = quantize_blocks(array(projection.weight), bits, size)
+            frequent = fixed(projection.weight)[0] // FREQUENT if split_head else 0
             if frequent:
                 wide = quantize_blocks(array(projection.weight)[:frequent], 8, self.block_size)
                 _multiply(graph, projection, (wide, rows_from(blocks, frequent)))

@@ -172,7 +172,9 @@ def test_rows_are_independent_so_parts_equal_the_whole() -> None:
     whole = quantize_blocks(weight, 4, hessian=curve)
     parts = [quantize_blocks(part, 4, hessian=curve) for part in (weight[:5], weight[5:])]
     joined = concatenate(parts)
-    np.testing.assert_array_equal(dequantize(joined), dequantize(whole))
+    np.testing.assert_array_equal(joined.packed, whole.packed)
+    # Not to the last bit: BLAS sums in another order when there are fewer rows.
+    np.testing.assert_allclose(dequantize(joined), dequantize(whole), rtol=1e-5)
     for part, again in zip(parts, split(joined, [5, 7]), strict=True):
         np.testing.assert_array_equal(again.packed, part.packed)
         np.testing.assert_array_equal(dequantize(again), dequantize(part))
