@@ -19,8 +19,8 @@ RUN = float("-inf")
 def skip(logit: torch.Tensor, threshold: torch.Tensor, full: torch.Tensor, cheap: torch.Tensor) -> torch.Tensor:
     """Take `full` where logit ≥ threshold, elsewhere `cheap`.
 
-    The gradient of the choice is straight through: that of a sigmoid of the distance to the threshold (Bengio et al. 2013,
-    arXiv:1308.3432, section 4). `full` and `cheap` get the gradient of the tokens they stand for.
+    The gradient of the choice is straight through: that of a sigmoid of the distance to the threshold (Bengio et al.
+    2013, arXiv:1308.3432, section 4). `full` and `cheap` get the gradient of the tokens they stand for.
 
     Args:
         logit: float [batch, tokens], what the gate says; higher means the block is needed.
