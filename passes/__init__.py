@@ -6,6 +6,7 @@ if __name__ != "adaptc.passes":
     raise ImportError("import adaptc.passes, not passes")
 
 from adaptc.passes.base import Pass, Pipeline, Step
+from adaptc.passes.branch import Branch
 from adaptc.passes.float_weights import FloatWeights
 from adaptc.passes.fuse_norms import FuseNorms
 from adaptc.passes.fuse_projections import FuseProjections
@@ -19,6 +20,6 @@ __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 
 PASSES: dict[str, type[Pass]] = {
     pass_.name: pass_
-    for pass_ in (Gptq, Lower, KvCache, LogitsFrom, FuseNorms, FuseProjections, FloatWeights, Quantize)
+    for pass_ in (Gptq, Lower, KvCache, LogitsFrom, FuseNorms, FuseProjections, FloatWeights, Quantize, Branch)
 }
 """By name, in the order the default target runs them."""

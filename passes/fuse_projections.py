@@ -80,11 +80,11 @@ def _fuse(model: ir.Model, gate_up: bool) -> bool:
 
 
 def _pairs(found: Iterable[Projection]) -> list[list[Projection]]:
-    """Projections of one input and one shape whose results meet in a product: a gated feed-forward."""
-    by_input: dict[ir.Value, list[Projection]] = {}
+    """Two projections of one input and one shape in one module: a gated feed-forward."""
+    by_module: dict[tuple[ir.Value, str], list[Projection]] = {}
     for projection in found:
-        by_input.setdefault(projection.x, []).append(projection)
-    return [parts for parts in by_input.values() if len(parts) == 2 and _alike(parts) and _same_shape(parts)]
+        by_module.setdefault((projection.x, path(projection.matmul).rpartition(".")[0]), []).append(projection)
+    return [parts for parts in by_module.values() if len(parts) == 2 and _alike(parts) and _same_shape(parts)]
 
 
 def _same_shape(parts: Sequence[Projection]) -> bool:

@@ -19,7 +19,10 @@ from onnxscript import opset23, optimizer
 from onnxscript.rewriter import onnx_fusions, pattern
 from torch import fx
 
-from adaptc import attention  # noqa: F401  (declares adaptc::causal_attention)
+from adaptc import (
+    attention,  # noqa: F401  (declares adaptc::causal_attention)
+    skip,  # noqa: F401  (declares adaptc::skip)
+)
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph, OnnxGraph
 from adaptc.passes.base import Pass
@@ -214,7 +217,10 @@ def _translate(region: _Region, graph: FxGraph, name: str) -> ir.Function:
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
-                custom_translation_table={torch.ops.adaptc.causal_attention.default: _attention},
+                custom_translation_table={
+                    torch.ops.adaptc.causal_attention.default: _attention,
+                    torch.ops.adaptc.skip.default: _skip,
+                },
             )
         except torch.onnx.OnnxExporterError as error:
             cause = str(error.__cause__ or error).splitlines()[0]
@@ -366,3 +372,9 @@ def _attention(query: Any, key: Any, value: Any, scale: float, window: int, soft
     out, *_ = opset23.Attention(query, key, value, mask, is_causal=1, scale=scale, softcap=softcap)
     out.producer().metadata_props[WINDOW] = str(window)
     return opset23.Transpose(out, perm=[0, 2, 1, 3])
+
+
+def _skip(logit: Any, threshold: Any, full: Any, cheap: Any) -> Any:
+    """adaptc::skip in ONNX's own operators: both are computed and one is taken, until `branch` makes it an If."""
+    runs = opset23.GreaterOrEqual(logit, threshold)
+    return opset23.Where(opset23.Unsqueeze(runs, [-1]), full, cheap)

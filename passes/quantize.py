@@ -154,7 +154,7 @@ def _nbits(graph: ir.Graph, projection: Projection, blocks: Blocks, suffix: str)
             "accuracy_level": 4,
         },
         domain="com.microsoft",
-        name=f"{owner}/MatMulNBits{suffix}",
+        name=f"{(projection.matmul.name or owner).replace('/MatMul', '/MatMulNBits')}{suffix}",
         metadata_props={PATH: owner},
     )
 

@@ -131,19 +131,21 @@ def onnx(program: Program) -> OnnxGraph:
     return program.graph("lm", OnnxGraph)
 
 
+def empty_cache(graph: OnnxGraph, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Zeros for the cache that a decoder graph reads."""
+    return {
+        str(value.name): np.zeros([batch, *(size for size in sizes(value)[1:] if isinstance(size, int))], np.float32)
+        for value in graph.model.graph.inputs
+        if str(value.name).startswith("past.")
+    }
+
+
 def step(
     graph: OnnxGraph, ids: npt.NDArray[Any], past: dict[str, npt.NDArray[Any]] | None = None, before: int = 0
 ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
     """Run one step of a decoder graph: logits for its tokens, and the cache after it."""
     batch, tokens = ids.shape
-    if past is None:
-        past = {
-            str(value.name): np.zeros(
-                [batch, *(size for size in sizes(value)[1:] if isinstance(size, int))], np.float32
-            )
-            for value in graph.model.graph.inputs
-            if str(value.name).startswith("past.")
-        }
+    past = empty_cache(graph, batch) if past is None else past
     outputs = graph.run(
         {
             "input_ids": ids,
