@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from adaptc.runtime.errors import AdaptcError, BundleError, EngineError, RequestError
 
 if TYPE_CHECKING:
+    from adaptc.runtime.budget import Skips
     from adaptc.runtime.bundle import Bundle, open_bundle
     from adaptc.runtime.engine import Engine
     from adaptc.runtime.fake import FakeEngine
     from adaptc.runtime.generation import Result, Trace
     from adaptc.runtime.loading import load
-    from adaptc.runtime.manifest import DecoderSpec, Manifest, TensorSpec
+    from adaptc.runtime.manifest import DecoderSpec, GateSpec, Manifest, TensorSpec
     from adaptc.runtime.ort import OrtEngine
     from adaptc.runtime.sampling import Sampling
     from adaptc.runtime.session import Session
@@ -34,12 +35,14 @@ __all__ = [
     "Engine",
     "EngineError",
     "FakeEngine",
+    "GateSpec",
     "Manifest",
     "OrtEngine",
     "RequestError",
     "Result",
     "Sampling",
     "Session",
+    "Skips",
     "TensorSpec",
     "Trace",
     "load",
@@ -52,11 +55,13 @@ _HOMES = {
     "DecoderSpec": "manifest",
     "Engine": "engine",
     "FakeEngine": "fake",
+    "GateSpec": "manifest",
     "Manifest": "manifest",
     "OrtEngine": "ort",
     "Result": "generation",
     "Sampling": "sampling",
     "Session": "session",
+    "Skips": "budget",
     "TensorSpec": "manifest",
     "Trace": "generation",
     "load": "loading",

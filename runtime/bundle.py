@@ -21,6 +21,7 @@ from adaptc.runtime.manifest import (
     SCHEMA,
     DecoderSpec,
     FileRecord,
+    GateSpec,
     GraphSpec,
     JsonObject,
     Manifest,
@@ -37,6 +38,7 @@ __all__ = [
     "Bundle",
     "DecoderSpec",
     "FileRecord",
+    "GateSpec",
     "GraphSpec",
     "JsonObject",
     "Manifest",
@@ -188,6 +190,9 @@ def _check_references(manifest: Manifest) -> None:
         for name in (spec.file, *spec.data):
             if name not in manifest.files:
                 raise BundleError(f"graphs.{graph}: {name!r} is not among the bundle's files")
+    for name in manifest.gates:
+        if name not in manifest.graphs:
+            raise BundleError(f"gates.{name}: no such graph; there are: {', '.join(manifest.graphs)}")
     for index, step in enumerate(manifest.plan):
         if step.run not in manifest.graphs:
             raise BundleError(f"plan[{index}]: no graph {step.run!r}; there are: {', '.join(manifest.graphs)}")

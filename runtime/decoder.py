@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.runtime.budget import DENSE, Skips
 from adaptc.runtime.engine import Engine, Step
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.manifest import DecoderSpec
+from adaptc.runtime.manifest import DecoderSpec, GateSpec
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -29,7 +30,9 @@ class Decoder:
         batch: Rows.
     """
 
-    def __init__(self, engine: Engine, spec: DecoderSpec, batch: int, chunk: int) -> None:
+    def __init__(
+        self, engine: Engine, spec: DecoderSpec, batch: int, chunk: int, gates: GateSpec | None = None
+    ) -> None:
         """Allocate the cache.
 
         Args:
@@ -37,6 +40,7 @@ class Decoder:
             spec: What it expects.
             batch: Rows of the cache.
             chunk: Most tokens of a prompt that go through the graph at once.
+            gates: What decides which of its blocks run, if the graph has any.
 
         Raises:
             RequestError: the cache does not fit in memory.
@@ -53,22 +57,30 @@ class Decoder:
         self._logits = np.empty((batch, 1, spec.vocab_size), np.float32)
         self._read_total = np.zeros((), np.int32)
         self._read_from = np.zeros(1, np.int64)
+        self._gates = gates
+        self._levels = np.full(batch, DENSE, np.float32)  # each row's threshold
+        self._warmup = 0 if gates is None else gates.warmup
+        self._threshold = np.full((batch, 1), DENSE, np.float32)
+        self._read_threshold = np.full((1, chunk), DENSE, np.float32)
+        self._ran = np.ones(0 if gates is None else len(gates.layers), np.bool_)
         self._steps: dict[int, Step] = {}  # by number of rows
         self._readers: dict[int, Step] = {}  # by row
         self._step(1)  # tells now, not in the middle of a request, that the graph is of another form
 
-    def prefill(self, row: int, ids: Ids) -> Logits:
-        """Start a row with a prompt.
+    def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
+        """Start a row with a prompt, which runs every block.
 
         Args:
             row: The row; what it held is lost.
             ids: int64 [tokens], 1 to `max_tokens`.
+            threshold: What the gates are compared with for the row's later tokens; -inf runs every block.
 
         Returns:
             float32 [vocab]: logits of the token that follows; the caller's to keep.
         """
         for start in range(0, len(ids), self._chunk):
             logits = self._read(row, start, ids[start : start + self._chunk], kept=1)
+        self._levels[row] = threshold
         first: Logits = logits[0]
         return first
 
@@ -101,9 +113,24 @@ class Decoder:
         last += 1
         self._ids[:rows, 0] = tokens
         self._total[...] = last.max() + 1
+        if self._gates is not None:
+            self._choose(rows)
         step = self._steps.get(rows) or self._step(rows)
         step()
         return self._logits[:rows, 0]
+
+    def ran(self, row: int) -> bytes | None:
+        """Which gated blocks the newest `decode` ran: a byte for each; None while the row warms up."""
+        if self._gates is None or self._last[row] < self._warmup:
+            return None
+        return self._ran.tobytes()
+
+    def skips(self, steps: Sequence[bytes]) -> Skips | None:
+        """What `ran` gave for some steps, together; None without gates."""
+        if self._gates is None:
+            return None
+        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), -1)
+        return Skips(ran, self._gates.blocks)
 
     def move(self, row: int, to: int) -> None:
         """Put the sequence of one row in the place of another."""
@@ -111,6 +138,7 @@ class Decoder:
         for cache in self._cache.values():
             cache[to, :, :used] = cache[row, :, :used]
         self._last[to] = self._last[row]
+        self._levels[to] = self._levels[row]
 
     def close(self) -> None:
         """Free the engine and the cache."""
@@ -118,6 +146,16 @@ class Decoder:
         self._readers.clear()
         self._cache.clear()
         self._engine.close()
+
+    def _choose(self, rows: int) -> None:
+        """Set the threshold of each row for the next step."""
+        assert self._gates is not None
+        threshold = self._threshold[:rows, 0]
+        if rows > 1 and self._gates.batch == "off":
+            threshold[:] = DENSE
+        else:
+            threshold[:] = self._levels[:rows]
+            threshold[self._last[:rows] < self._warmup] = DENSE
 
     def _read(self, row: int, start: int, ids: Ids, kept: int) -> Logits:
         """Add tokens to a row that holds `start` of them; logits of the last `kept`: [kept, vocab]."""
@@ -128,9 +166,12 @@ class Decoder:
         step = self._readers.get(row)
         if step is None:
             rows = slice(row, row + 1)
-            step = self._readers[row] = self._bind(rows, ids[None], self._read_total, self._read_from, logits)
+            threshold = self._read_threshold[:, : len(ids)]
+            step = self._bind(rows, ids[None], self._read_total, self._read_from, logits, threshold)
+            self._readers[row] = step
         else:
-            step.rebind({"input_ids": ids[None]}, {"logits": logits})
+            gated = {} if self._gates is None else {"threshold": self._read_threshold[:, : len(ids)]}
+            step.rebind({"input_ids": ids[None], **gated}, {"logits": logits})
         step()
         return logits.reshape(kept, -1)
 
@@ -138,11 +179,13 @@ class Decoder:
         """One token for each of the first `rows`; bound once, since only what the arrays hold changes."""
         every = slice(0, rows)
         first = np.zeros(1, np.int64)
-        step = self._bind(every, self._ids[every], self._total, first, self._logits[every])
+        step = self._bind(every, self._ids[every], self._total, first, self._logits[every], self._threshold[every])
         self._steps[rows] = step
         return step
 
-    def _bind(self, rows: slice, ids: Ids, total: npt.NDArray[np.int32], first: Ids, logits: Logits) -> Step:
+    def _bind(
+        self, rows: slice, ids: Ids, total: npt.NDArray[np.int32], first: Ids, logits: Logits, threshold: Logits
+    ) -> Step:
         cache = {name: whole[rows] for name, whole in self._cache.items()}
         feeds: dict[str, npt.NDArray[Any]] = {
             "input_ids": ids,
@@ -151,7 +194,11 @@ class Decoder:
             "logits_from": first,
             **{f"past.{name}": part for name, part in cache.items()},
         }
-        return self._engine.bind(feeds, {"logits": logits, **{f"present.{n}": part for n, part in cache.items()}})
+        outputs: dict[str, npt.NDArray[Any]] = {"logits": logits, **{f"present.{n}": part for n, part in cache.items()}}
+        if self._gates is not None:
+            feeds["threshold"] = threshold
+            outputs["ran"] = self._ran
+        return self._engine.bind(feeds, outputs)
 
 
 def _cache(spec: DecoderSpec, batch: int) -> dict[str, npt.NDArray[np.float32]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
+from adaptc.runtime.budget import DENSE, Skips
 from adaptc.runtime.decoder import Decoder, Ids, Logits
 from adaptc.runtime.sampling import Sampler
 from adaptc.runtime.text import Text
@@ -25,6 +26,7 @@ class Trace:
         prefill_seconds: Reading the prompt and choosing the first token.
         decode_seconds: Choosing all later tokens; for a batch these steps serve every row.
         time_to_first_token_seconds: From the start of the request, so in a batch it includes waiting.
+        skips: Which gated blocks ran for each token after the warm-up; None for a bundle without gates.
     """
 
     prompt_tokens: int
@@ -32,6 +34,12 @@ class Trace:
     prefill_seconds: float
     decode_seconds: float
     time_to_first_token_seconds: float
+    skips: Skips | None = field(default=None, compare=False)
+
+    @property
+    def ffn_skipped(self) -> float:
+        """Share of all feed-forward blocks that did not run after the warm-up; 0 without gates."""
+        return 0.0 if self.skips is None else self.skips.share
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -67,7 +75,15 @@ class Result:
 class Answer:
     """One answer in the making."""
 
-    def __init__(self, prompt: Ids, limit: int, sampler: Sampler, text: Text | None, eos: frozenset[int]) -> None:
+    def __init__(
+        self,
+        prompt: Ids,
+        limit: int,
+        sampler: Sampler,
+        text: Text | None,
+        eos: frozenset[int],
+        threshold: float = DENSE,
+    ) -> None:
         """Nothing is written yet.
 
         Args:
@@ -76,8 +92,11 @@ class Answer:
             sampler: Chooses them.
             text: Spells them; None if there is no tokenizer.
             eos: Tokens that end the answer.
+            threshold: What the bundle's gates are compared with; -inf runs every block.
         """
         self.prompt = prompt
+        self.threshold = threshold
+        self.ran: list[bytes] = []
         self.ids: list[int] = []
         self.reason: FinishReason | None = None
         self.prefill_seconds = 0.0
@@ -107,11 +126,11 @@ class Answer:
         self._pieces.append(piece)
         return piece
 
-    def result(self) -> Result:
-        """The answer so far."""
+    def result(self, skips: Skips | None = None) -> Result:
+        """The answer so far; `skips` is what the decoder makes of `ran`."""
         tokens = len(self.prompt)
         seconds = self.prefill_seconds, self.decode_seconds, self.time_to_first_token_seconds
-        trace = Trace(tokens, len(self.ids), *seconds)
+        trace = Trace(tokens, len(self.ids), *seconds, skips)
         return Result("".join(self._pieces), tuple(self.ids), tokens, self.reason or "cancelled", trace)
 
 
@@ -131,7 +150,7 @@ def write(decoder: Decoder, answers: Iterable[Answer]) -> Iterator[tuple[Answer,
         while waiting and len(active) < decoder.batch:
             answer = waiting.popleft()
             started = perf_counter()
-            piece = answer.take(decoder.prefill(len(active), answer.prompt))
+            piece = answer.take(decoder.prefill(len(active), answer.prompt, answer.threshold))
             answer.prefill_seconds = perf_counter() - started
             answer.time_to_first_token_seconds = perf_counter() - began
             if answer.reason is None:
@@ -152,6 +171,8 @@ def _step(decoder: Decoder, active: list[Answer]) -> list[str]:
     for row in reversed(range(len(active))):
         answer = active[row]
         answer.decode_seconds += seconds
+        if (ran := decoder.ran(row)) is not None:
+            answer.ran.append(ran)
         if answer.reason is not None:
             # The rows after this one are all busy: the last of them takes its place.
             moved = active.pop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import open_bundle
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest
@@ -23,6 +24,7 @@ def load(
     batch: int | None = None,
     chunk: int = 512,
     verify: bool = True,
+    budget: float = 1.0,
 ) -> Session:
     """Open a bundle and make it ready to run.
 
@@ -33,6 +35,7 @@ def load(
         batch: Most sequences written at the same time; by default what the bundle was compiled for.
         chunk: Most tokens of a prompt read at once; fewer need less memory, more are quicker.
         verify: Compare every file's sha256 with the manifest's.
+        budget: Of requests that name none, from 0 (cheapest) to 1 (dense), for bundles with gates; others run dense.
 
     Raises:
         BundleError: no bundle there, or it is damaged.
@@ -43,13 +46,15 @@ def load(
         raise RequestError(f"device: {device!r}; there are: auto, cpu")
     if threads is not None:
         check_count("threads", threads, most=_MOST_THREADS)
+    check_budget(budget)
     bundle = open_bundle(path, verify)
     graph, decoder = _decoder_graph(bundle.manifest, str(path))
     folder = bundle.path / "tokenizer"
     tokenizer = Tokenizer(folder) if folder.exists() else None
     engine = OrtEngine(bundle.path / graph.file, threads)
     batch = bundle.manifest.target.batch if batch is None else batch
-    return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk)
+    gates = bundle.manifest.gates.get(bundle.manifest.plan[0].run)
+    return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
 
 
 def _decoder_graph(manifest: Manifest, where: str) -> tuple[GraphSpec, DecoderSpec]:

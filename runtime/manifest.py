@@ -78,6 +78,27 @@ class GraphSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class GateSpec:
+    """The gates of a graph: which feed-forward blocks may be skipped, and how a budget decides it.
+
+    Attributes:
+        policy: How the gates decide: "learned", "static", "cosine".
+        layers: Indices of the layers with a gate, in order.
+        blocks: Feed-forward blocks of the model, with a gate or without.
+        warmup: Positions at the start of a sequence where every block runs.
+        batch: With several rows in a step: "any" runs a block if one of them wants it, "off" always.
+        thresholds: (share of all blocks skipped, threshold), both rising, from (0, null): null is -inf.
+    """
+
+    policy: str
+    layers: tuple[int, ...]
+    blocks: int
+    warmup: int
+    batch: str
+    thresholds: tuple[tuple[float, float | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """Where a pretrained model came from."""
 
@@ -134,7 +155,7 @@ class Manifest:
         passes: The passes in the order they ran.
         plan: How the graphs are run.
         graphs: By name.
-        gates: Learned decisions by name.
+        gates: By the name of the graph that has them.
         target: What the bundle was compiled for.
         versions: Versions of the libraries that took part.
         report: What was measured while compiling.
@@ -147,7 +168,7 @@ class Manifest:
     passes: tuple[PassRecord, ...]
     plan: tuple[PlanStep, ...]
     graphs: dict[str, GraphSpec]
-    gates: dict[str, JsonObject]
+    gates: dict[str, GateSpec]
     target: TargetRecord
     versions: dict[str, str]
     report: JsonObject

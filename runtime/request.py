@@ -8,6 +8,7 @@ from typing import TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.runtime.budget import DENSE
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation import Answer
 from adaptc.runtime.manifest import DecoderSpec
@@ -71,6 +72,7 @@ def read_request(
     stop: Stop,
     seed: int | None,
     index: int = 0,
+    threshold: float = DENSE,
 ) -> Answer:
     """An answer to be written.
 
@@ -83,6 +85,7 @@ def read_request(
         stop: Strings that end the answer; they need a tokenizer.
         seed: From 0; None draws one.
         index: Place in a batch: equal prompts with one seed still get answers of their own.
+        threshold: What the bundle's gates are compared with; -inf runs every block.
 
     Raises:
         RequestError: a value is out of range.
@@ -100,7 +103,7 @@ def read_request(
     random = np.random.default_rng(None if seed is None else (seed, index))
     text = None if tokenizer is None else Text(tokenizer.decoding(), stops)
     sampler = Sampler(sampling, cast("list[int]", prompt.tolist()), random)
-    return Answer(prompt, limit, sampler, text, frozenset(spec.eos_token_ids))
+    return Answer(prompt, limit, sampler, text, frozenset(spec.eos_token_ids), threshold)
 
 
 def need(tokenizer: Tokenizer | None, what: str) -> Tokenizer:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.runtime.budget import Skips, check_budget, threshold_of
 from adaptc.runtime.chat import Message
 from adaptc.runtime.decoder import Decoder
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation import Answer, Result, write
-from adaptc.runtime.manifest import DecoderSpec
+from adaptc.runtime.manifest import DecoderSpec, GateSpec
 from adaptc.runtime.request import (
     Prompt,
     Prompts,
@@ -47,6 +48,7 @@ class Options(TypedDict, total=False):
     sampling: Sampling
     stop: Stop
     seed: int | None
+    budget: float | None
 
 
 class Session:
@@ -56,6 +58,7 @@ class Session:
 
     Attributes:
         last: The newest answer of any request, with its trace; None before the first.
+        scored: Which gated blocks ran in the newest `score` that went token by token; None if all ran.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class Session:
         *,
         batch: int = 1,
         chunk: int = 512,
+        gates: GateSpec | None = None,
+        budget: float = 1.0,
     ) -> None:
         """Allocate the KV cache; most callers want `load`.
 
@@ -75,6 +80,8 @@ class Session:
             tokenizer: Without one, prompts are ids and answers have no text.
             batch: Most sequences written at the same time.
             chunk: Most tokens of a prompt read at once.
+            gates: What decides which blocks run, if the graph has gates.
+            budget: Of requests that name none, from 0 (cheapest) to 1 (dense); no matter without gates.
 
         Raises:
             RequestError: a value is out of range, or the KV cache does not fit in memory.
@@ -82,10 +89,13 @@ class Session:
         """
         check_count("batch", batch)
         check_count("chunk", chunk)
+        self._budget = check_budget(budget)
         self.last: Result | None = None
+        self.scored: Skips | None = None
+        self._gates = gates
         self._spec = spec
         self._tokenizer = tokenizer
-        self._decoder = Decoder(engine, spec, batch, chunk)
+        self._decoder = Decoder(engine, spec, batch, chunk, gates)
         self._turns = Turns(free=self._decoder.close)
 
     @overload
@@ -106,6 +116,7 @@ class Session:
         stop: Stop = (),
         stream: bool = False,
         seed: int | None = None,
+        budget: float | None = None,
     ) -> Result | list[Result] | Stream:
         """Continue a prompt, or several.
 
@@ -116,6 +127,8 @@ class Session:
             stop: Strings that end an answer and are not part of it.
             stream: Return the pieces as they are written; `last` is the whole answer afterwards.
             seed: From 0; makes sampling repeatable. None draws a new one.
+            budget: How much of the model runs, from 0 (cheapest) to 1 (dense), where the bundle has gates; the
+                prompt and the first `warmup` positions are dense whatever it is. None for the session's.
 
         Returns:
             The answer; for a batch a list of them; for a stream its pieces, which join to the answer's text.
@@ -139,6 +152,7 @@ class Session:
                 stop=stop,
                 seed=seed,
                 index=index,
+                threshold=self._threshold(budget),
             )
             for index, each in enumerate(prompts)
         ]
@@ -155,6 +169,7 @@ class Session:
         sampling: Sampling = _GREEDY,
         stop: Stop = (),
         seed: int | None = None,
+        budget: float | None = None,
     ) -> AsyncGenerator[str, None]:
         """As `generate` with `stream`, for a coroutine: the work is done in a thread of its own.
 
@@ -173,6 +188,7 @@ class Session:
             sampling=sampling,
             stop=stop,
             seed=seed,
+            threshold=self._threshold(budget),
         )
         return self._turns.in_thread(self._pieces(answer))
 
@@ -221,12 +237,14 @@ class Session:
             return self.generate(prompt, stream=True, **options)
         return self.generate(prompt, **options)
 
-    def score(self, ids: Prompt, *, step: bool = False) -> npt.NDArray[np.float32]:
+    def score(self, ids: Prompt, *, step: bool = False, budget: float | None = None) -> npt.NDArray[np.float32]:
         """How likely each token is after those before it.
 
         Args:
             ids: Token ids, or a text; at most `max_tokens`.
             step: Go token by token through the graph as it runs when it writes, not in chunks.
+            budget: As for `generate`. Below 1 a bundle with gates always goes token by token, and `scored` says
+                which blocks ran.
 
         Returns:
             float32 [tokens - 1]: natural logarithms of probabilities, of all tokens but the first.
@@ -236,8 +254,10 @@ class Session:
             EngineError: the engine failed.
         """
         tokens = read_prompt(ids, self._spec, self._tokenizer)
+        threshold = self._threshold(budget)
         with self._turns.turn():
-            return log_probabilities(self._decoder, tokens, step)
+            scores, self.scored = log_probabilities(self._decoder, tokens, step, threshold)
+            return scores
 
     def close(self) -> None:
         """Free the model's memory; a request that is running ends with an error at its next token."""
@@ -253,7 +273,7 @@ class Session:
         with self._turns.turn():
             for _ in write(self._decoder, answers):
                 self._turns.check()
-        results = [answer.result() for answer in answers]
+        results = [answer.result(self._decoder.skips(answer.ran)) for answer in answers]
         self.last = results[-1]
         return results
 
@@ -269,4 +289,8 @@ class Session:
                     yield piece
                 self._turns.check()
         finally:
-            self.last = answer.result()
+            self.last = answer.result(self._decoder.skips(answer.ran))
+
+    def _threshold(self, budget: float | None) -> float:
+        """What the gates are compared with in a request."""
+        return threshold_of(self._gates, self._budget if budget is None else check_budget(budget))

@@ -1,0 +1,76 @@
+"""How much of a model runs: from a budget to the threshold its gates are compared with, and what they then skipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.manifest import GateSpec
+
+DENSE = -math.inf
+"""The threshold under which every block runs."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Skips:
+    """Which blocks ran, token by token, after the warm-up.
+
+    Attributes:
+        ran: bool [tokens, gates], in the order of the gated layers; tokens that are written or scored one by one, but
+            for the first `warmup` positions.
+        blocks: All feed-forward blocks of the model, those without a gate included.
+    """
+
+    ran: npt.NDArray[np.bool_]
+    blocks: int
+
+    @property
+    def share(self) -> float:
+        """Share of all feed-forward blocks that did not run, 0 to 1; 0 if there was no token."""
+        return float((~self.ran).sum()) / (len(self.ran) * self.blocks) if len(self.ran) else 0.0
+
+
+def check_budget(value: object) -> float:
+    """A budget, from 0 to 1.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) <= 1:  # type: ignore[arg-type]
+        raise RequestError(f"budget: {value!r}; a number from 0 (cheapest) to 1 (dense) is needed")
+    return float(value)  # type: ignore[arg-type]
+
+
+def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float) -> float:
+    """The threshold of a budget.
+
+    The share of blocks that are to be skipped falls in a line from the largest of the table, at budget 0, to none at 1.
+
+    Args:
+        thresholds: (share of all blocks skipped, threshold), both rising, the first share 0; None is -inf.
+        budget: From 0 to 1.
+
+    Returns:
+        Between the table's thresholds, in a line; -inf at budget 1. Below the first finite one, on the line through
+        the first two.
+    """
+    points = [(share, level) for share, level in thresholds if level is not None and math.isfinite(level)]
+    if budget >= 1 or not points:
+        return DENSE
+    share = (1 - budget) * points[-1][0]
+    if len(points) > 1 and share < points[0][0]:
+        (x0, y0), (x1, y1) = points[:2]
+        return y0 - (y1 - y0) * (x0 - share) / (x1 - x0) if x1 > x0 else y0
+    shares, levels = zip(*points, strict=True)
+    return float(np.interp(share, np.array(shares, np.float64), np.array(levels, np.float64)))
+
+
+def threshold_of(gates: GateSpec | None, budget: float) -> float:
+    """The threshold of a budget for a bundle's gates; -inf without gates."""
+    return DENSE if gates is None else threshold_at(gates.thresholds, budget)
