@@ -69,19 +69,42 @@ def write_graph(graph: OnnxGraph, data: DataFile) -> bytes:
 
 
 def read_bytes_per_token(graph: OnnxGraph) -> int:
-    """Weight bytes a decode step of one row reads: every constant, but one row of a table that is looked up."""
+    """Weight bytes a decode step of one row reads: every constant, but one row of a table that is looked up.
+
+    Where a block may be skipped, the step is one that runs it.
+    """
     total = 0
+    instead = {id(node.attributes["else_branch"].as_graph()) for node in _conditionals(graph)}
     for value in graph.model.graph.initializers.values():
         if value.const_value is None:
             continue
         size = value.const_value.nbytes
-        users = {use.node.op_type for use in value.uses()}
+        users = {use.node.op_type for use in value.uses() if id(use.node.graph) not in instead}
         rows = (fixed(value) or (1,))[0]
         if users & {"Gather", "GatherBlockQuantized"} or (value.name or "").startswith("rope."):
             total += size // rows
         if users - {"Gather", "GatherBlockQuantized"} and not (value.name or "").startswith("rope."):
             total += size
     return total
+
+
+def skippable_bytes(graph: OnnxGraph) -> list[int]:
+    """For each gate, in order, the weight bytes that a step reads less if it skips the block."""
+    return [
+        _weights(node, "then_branch", graph) - _weights(node, "else_branch", graph) for node in _conditionals(graph)
+    ]
+
+
+def _conditionals(graph: OnnxGraph) -> list[ir.Node]:
+    return [node for node in graph.model.graph if node.op_type == "If"]
+
+
+def _weights(node: ir.Node, branch: str, graph: OnnxGraph) -> int:
+    """Bytes of the weights that one side of an If reads."""
+    inner = node.attributes[branch].as_graph()
+    read = {value for each in inner for value in each.inputs if value is not None}
+    constants = [v.const_value for v in graph.model.graph.initializers.values() if v in read]
+    return sum(tensor.nbytes for tensor in constants if tensor is not None)
 
 
 def write_graphs(graphs: Mapping[str, OnnxGraph], folder: Path, data_name: str) -> dict[str, bytes]:

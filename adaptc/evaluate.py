@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from adaptc.cache import Cache, key_of
 from adaptc.errors import AdaptcError, RequestError
+from adaptc.runtime.budget import Skips
 from adaptc.runtime.bundle import Bundle
 from adaptc.sources import Source
 
@@ -36,10 +37,14 @@ class Perplexity:
         perplexity: exp of the mean negative log-likelihood of a token, from 1; compare it only within one
             tokenizer, text and window.
         tokens: Tokens that were predicted.
+        ffn_skipped: Share of the feed-forward blocks that did not run, over the tokens after the warm-up; 0 to 1.
+        bytes_not_read: Bytes of weights that were not read for it, a token after the warm-up, on average.
     """
 
     perplexity: float
     tokens: int
+    ffn_skipped: float = 0.0
+    bytes_not_read: float = 0.0
 
 
 def ignore(done: int) -> None:
@@ -132,6 +137,7 @@ def bundle_perplexity(
     window: int = WINDOW,
     *,
     step: bool = False,
+    budget: float = 1.0,
     threads: int | None = None,
     progress: Progress = ignore,
 ) -> Perplexity:
@@ -142,6 +148,7 @@ def bundle_perplexity(
         ids: As for `perplexity`.
         window: As for `perplexity`; at most the bundle's `max_tokens`.
         step: Token by token through the graph as it runs when it writes.
+        budget: How much of the model runs, 0 to 1, where the bundle has gates; below 1 it goes token by token.
         threads: Of the engine; None for the physical cores.
         progress: As for `perplexity`.
 
@@ -151,11 +158,24 @@ def bundle_perplexity(
     """
     from adaptc.runtime import load
 
-    decoder = bundle.manifest.graphs[bundle.manifest.plan[0].run].decoder
+    name = bundle.manifest.plan[0].run
+    decoder = bundle.manifest.graphs[name].decoder
+    skips: list[Skips] = []
     if decoder is not None and window > decoder.max_tokens:
         raise RequestError(f"window: {window} tokens; this bundle holds {decoder.max_tokens}: choose fewer")
     with load(bundle.path, threads=threads, batch=1, verify=False) as session:
-        return perplexity(lambda piece: session.score(piece, step=step), ids, window, progress)
+
+        def score(piece: Ids) -> npt.NDArray[np.float32]:
+            scores = session.score(piece, step=step, budget=budget)
+            skips.extend([session.scored] if session.scored is not None else [])
+            return scores
+
+        found = perplexity(score, ids, window, progress)
+    if not sum(len(each.ran) for each in skips):
+        return found
+    whole = Skips(np.concatenate([each.ran for each in skips]), skips[0].blocks)
+    skippable = np.array(bundle.manifest.report["skippable_bytes"][name])
+    return replace(found, ffn_skipped=whole.share, bytes_not_read=float((~whole.ran @ skippable).mean()))
 
 
 def dense_perplexity(

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from adaptc import __version__
-from adaptc.datafile import read_bytes_per_token, write_graphs
+from adaptc.datafile import read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.graph import OnnxGraph, sizes
 from adaptc.program import Program, Tower
 from adaptc.report import report_html, report_json
@@ -107,5 +107,6 @@ def _tensor(value: ir.Value) -> TensorSpec:
 def _measured(graphs: Mapping[str, OnnxGraph]) -> dict[str, Any]:
     return {
         "bytes_per_token": sum(map(read_bytes_per_token, graphs.values())),
+        "skippable_bytes": {name: skippable_bytes(graph) for name, graph in graphs.items()},
         "nodes": {name: sum(1 for _ in graph.model.graph.all_nodes()) for name, graph in graphs.items()},
     }

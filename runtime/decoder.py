@@ -129,7 +129,7 @@ class Decoder:
         """What `ran` gave for some steps, together; None without gates."""
         if self._gates is None:
             return None
-        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), -1)
+        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), len(self._gates.layers))
         return Skips(ran, self._gates.blocks)
 
     def move(self, row: int, to: int) -> None:

@@ -58,6 +58,7 @@ class Session:
 
     Attributes:
         last: The newest answer of any request, with its trace; None before the first.
+        gates: What decides which blocks run under a budget; None for a model that always runs whole.
         scored: Which gated blocks ran in the newest `score` that went token by token; None if all ran.
     """
 
@@ -92,7 +93,7 @@ class Session:
         self._budget = check_budget(budget)
         self.last: Result | None = None
         self.scored: Skips | None = None
-        self._gates = gates
+        self.gates = gates
         self._spec = spec
         self._tokenizer = tokenizer
         self._decoder = Decoder(engine, spec, batch, chunk, gates)
@@ -293,4 +294,4 @@ class Session:
 
     def _threshold(self, budget: float | None) -> float:
         """What the gates are compared with in a request."""
-        return threshold_of(self._gates, self._budget if budget is None else check_budget(budget))
+        return threshold_of(self.gates, self._budget if budget is None else check_budget(budget))

@@ -223,6 +223,15 @@ def test_generate_prints_the_answer_alone(session: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("session")
+def test_a_budget_without_gates_is_said() -> None:
+    dense, cheap = run("generate", "bundle", "-p", "a"), run("generate", "bundle", "-p", "a", "--budget", "0.5")
+    assert (cheap.stdout, dense.stderr) == (dense.stdout, "")
+    assert cheap.stderr == "this bundle has no gates: it runs dense whatever the budget\n"
+    wrong = run("generate", "bundle", "-p", "a", "--budget", "nan")
+    assert wrong.stderr == "Error: budget: nan; a number from 0 (cheapest) to 1 (dense) is needed\n"
+
+
+@pytest.mark.usefixtures("session")
 def test_generate_answers_several_in_order() -> None:
     done = run("generate", "bundle", "-p", "a", "-p", "b", "-n", "4")
     assert done.stdout == f"{words(4, 'a')}\n\n{words(4, 'b')}\n"
@@ -236,6 +245,7 @@ def test_generate_as_json_and_its_trace() -> None:
     assert (len(answer["ids"]), answer["finish_reason"]) == (4, "length")
     assert answer["trace"] == json.loads(done.stderr)
     assert answer["trace"]["new_tokens"] == 4
+    assert answer["trace"]["ffn_skipped"] == 0.0
     assert answer["trace"]["decode_tokens_per_second"] > 0
 
 

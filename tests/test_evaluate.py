@@ -151,6 +151,7 @@ def test_the_command_prints_json(bundle: Bundle, text: Path) -> None:
         "ratio": None,
         "tokens": 96,
         "ffn_skipped": 0.0,
+        "bytes_not_read": 0.0,
         "bytes_per_token": 1234,
         "window": 32,
         "step": False,

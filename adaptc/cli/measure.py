@@ -71,7 +71,9 @@ def eval_command(
         click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
     ids = evaluate.text_ids(opened, text, tokens)
     with _bar(len(ids), "bundle") as progress:
-        own = evaluate.bundle_perplexity(opened, ids, window, step=step, threads=threads, progress=progress)
+        own = evaluate.bundle_perplexity(
+            opened, ids, window, step=step, budget=budget, threads=threads, progress=progress
+        )
     reference = None
     if dense:
         from adaptc.reference import source_of
@@ -89,10 +91,11 @@ def eval_command(
         "dense_perplexity": reference,
         "ratio": None if reference is None else own.perplexity / reference,
         "tokens": own.tokens,
-        "ffn_skipped": 0.0,
+        "ffn_skipped": own.ffn_skipped,
+        "bytes_not_read": own.bytes_not_read,
         "bytes_per_token": opened.manifest.report.get("bytes_per_token"),
         "window": window,
-        "step": step,
+        "step": step or (budget < 1 and bool(opened.manifest.gates)),
         "dense_dtype": dense_dtype if dense else None,
     }
     _print(result, as_json)

@@ -29,6 +29,7 @@ _OPTIONS = (
     click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text."),
+    click.option("--budget", type=float, default=1.0, help="0 cheapest, 1 dense; for bundles with gates."),
     click.option("--threads", type=int, help="By default the physical cores."),
     click.option("--verify/--no-verify", default=True, show_default=True, help="Check every file's sha256 first."),
 )
@@ -71,6 +72,7 @@ def generate_command(
         raise click.UsageError("give a --prompt or a --prompt-file")
     request = _request(options)
     with runtime.load(bundle, threads=threads, verify=verify) as session:
+        _note_budget(session, request["budget"])
         if stream and not as_json and len(texts) == 1:
             _print_pieces(session.generate(texts[0], stream=True, **request))
             results = [_last(session)]
@@ -96,6 +98,7 @@ def chat_command(bundle: Path, system: str | None, threads: int | None, verify: 
     request = _request(options)
     beginning = [{"role": "system", "content": system}] if system else []
     with runtime.load(bundle, threads=threads, verify=verify) as session:
+        _note_budget(session, request["budget"])
         messages = list(beginning)
         _hint("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer.")
         while (line := _ask()) is not None and line != "/quit":
@@ -143,6 +146,12 @@ def _ask() -> str | None:
             return None
         except KeyboardInterrupt:
             _hint("\n/quit or Ctrl-D leaves.")
+
+
+def _note_budget(session: Session, budget: float) -> None:
+    """Say that a budget changes nothing, where it does not."""
+    if budget < 1 and session.gates is None:
+        click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
 
 
 def _hint(text: str) -> None:
@@ -193,10 +202,12 @@ def _print_results(results: list[Result], as_json: bool) -> None:
 
 
 def _trace(result: Result) -> dict[str, Any]:
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    speeds = ("prefill_tokens_per_second", "decode_tokens_per_second")
-    return asdict(result.trace) | {name: getattr(result.trace, name) for name in speeds}
+    derived = ("prefill_tokens_per_second", "decode_tokens_per_second", "ffn_skipped")
+    stored = asdict(replace(result.trace, skips=None))
+    del stored["skips"]
+    return stored | {name: getattr(result.trace, name) for name in derived}
 
 
 def _last(session: Session) -> Result:

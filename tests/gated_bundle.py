@@ -1,0 +1,58 @@
+"""A bundle of a tiny model with gates, and its dense twin: the same weights in the same blocks, without gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaptc.datafile import read_bytes_per_token, skippable_bytes, write_graphs
+from adaptc.passes import Pipeline
+from adaptc.passes.branch import Branch
+from adaptc.passes.fuse_norms import FuseNorms
+from adaptc.passes.fuse_projections import FuseProjections
+from adaptc.passes.quantize import Quantize
+from adaptc.program import Program
+from adaptc.runtime.bundle import (
+    Bundle,
+    GateSpec,
+    GraphSpec,
+    Manifest,
+    ModelRecord,
+    PlanStep,
+    TargetRecord,
+    write_bundle,
+)
+from adaptc.runtime.manifest import DecoderSpec
+from tests import skipping, tiny
+
+GATES = GateSpec("learned", skipping.GATED, 3, 4, "any", ((0.0, None), (0.1, -0.4), (0.5, 0.6)))
+DECODER = DecoderSpec(tiny.VOCAB, 64, ((2, 16),) * 3, 0, (), None)
+
+
+def program(*, gated: bool) -> Program:
+    """All passes of an int4 target, with gates or without."""
+    if gated:
+        return Pipeline((Quantize(block_size=16), Branch())).run(skipping.lowered("llama", low_rank=True))
+    return Pipeline((FuseNorms(), FuseProjections(), Quantize(block_size=16))).run(tiny.cached("llama"))
+
+
+def write(into: Path, *, gated: bool = True) -> Bundle:
+    """Write it; `into`'s folder must be there."""
+    graph = skipping.onnx(program(gated=gated))
+    scratch = into.parent / f"{into.name}.weights"
+    scratch.mkdir()
+    content = write_graphs({"lm": graph}, scratch, "lm.data")["lm"]
+    manifest = Manifest(
+        adaptc="0",
+        models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
+        passes=(),
+        plan=(PlanStep("lm"),),
+        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), DECODER)},
+        gates={"lm": GATES} if gated else {},
+        target=TargetRecord("onnxruntime", "int4", 64, 2),
+        versions={},
+        report={
+            "bytes_per_token": read_bytes_per_token(graph),
+            "skippable_bytes": {"lm": skippable_bytes(graph)},
+        },
+    )
+    return write_bundle(into, {"graphs/lm.onnx": content, "graphs/lm.data": scratch / "lm.data"}, manifest)
