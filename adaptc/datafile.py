@@ -11,6 +11,7 @@ from typing import IO
 import onnx_ir as ir
 
 from adaptc.graph import OnnxGraph, fixed
+from adaptc.passes.branch import conditionals
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in the graph: a page for each would waste more than it shares."""
@@ -74,7 +75,7 @@ def read_bytes_per_token(graph: OnnxGraph) -> int:
     Where a block may be skipped, the step is one that runs it.
     """
     total = 0
-    instead = {id(node.attributes["else_branch"].as_graph()) for node in _conditionals(graph)}
+    instead = {id(node.attributes["else_branch"].as_graph()) for node in conditionals(graph)}
     for value in graph.model.graph.initializers.values():
         if value.const_value is None:
             continue
@@ -90,13 +91,7 @@ def read_bytes_per_token(graph: OnnxGraph) -> int:
 
 def skippable_bytes(graph: OnnxGraph) -> list[int]:
     """For each gate, in order, the weight bytes that a step reads less if it skips the block."""
-    return [
-        _weights(node, "then_branch", graph) - _weights(node, "else_branch", graph) for node in _conditionals(graph)
-    ]
-
-
-def _conditionals(graph: OnnxGraph) -> list[ir.Node]:
-    return [node for node in graph.model.graph if node.op_type == "If"]
+    return [_weights(node, "then_branch", graph) - _weights(node, "else_branch", graph) for node in conditionals(graph)]
 
 
 def _weights(node: ir.Node, branch: str, graph: OnnxGraph) -> int:

@@ -1,0 +1,117 @@
+"""Does it pay? What a conditional costs and what a skipped block saves, on the machine that compiles."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from adaptc.datafile import write_graphs
+from adaptc.graph import OnnxGraph
+from adaptc.passes.branch import conditionals, run_always
+from adaptc.runtime.budget import DENSE
+from adaptc.runtime.decoder import Decoder
+from adaptc.runtime.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.ort import OrtEngine
+
+STEPS = 32
+"""Decode steps timed of each kind."""
+
+CONTEXT = 64
+"""Tokens in the cache while it is timed, or as many as leave room for the steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Payoff:
+    """Times of a decode step, in seconds: medians, batch 1.
+
+    Attributes:
+        dense: Of the same graph without gates.
+        run: With gates, when every block runs.
+        skipped: With gates, when every block with a gate is skipped.
+        gates: Number of gates.
+    """
+
+    dense: float
+    run: float
+    skipped: float
+    gates: int
+
+    @property
+    def cost(self) -> float:
+        """Seconds a gate and its conditional take; 0 if it cannot be told from the noise."""
+        return max(0.0, self.run - self.dense) / self.gates
+
+    @property
+    def gain(self) -> float:
+        """Seconds that a skipped block saves, its gate's cost not counted."""
+        return (self.run - self.skipped) / self.gates
+
+    @property
+    def break_even(self) -> float:
+        """Share of tokens for which a gate must skip its block to pay for itself; above 1 it never does."""
+        return self.cost / self.gain if self.gain > 0 else float("inf")
+
+    def verdict(self, gates: GateSpec) -> tuple[bool, str]:
+        """Whether these gates pay at their smallest budget, and a sentence that says why."""
+        most = gates.thresholds[-1][0] * gates.blocks / len(gates.layers) if gates.thresholds else 0.0
+        micro = f"a gate costs {self.cost * 1e6:.1f} µs a token, a skipped block saves {self.gain * 1e6:.1f} µs"
+        if most > self.break_even:
+            return True, f"{micro}: it pays above {self.break_even:.0%} skipped, and up to {most:.0%} are"
+        needed = f"above {self.break_even:.0%} skipped" if self.break_even <= 1 else "never"
+        return False, f"{micro}: it pays {needed}, and at most {most:.0%} are"
+
+
+def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -> Payoff:
+    """Time a gated graph and its dense twin; some seconds.
+
+    Args:
+        graph: After `branch`, with at least one gate.
+        decoder: What the graph expects.
+        threads: Of the engine; None for the physical cores, as when it runs.
+    """
+    count = len(conditionals(graph))
+    gates = GateSpec("", tuple(range(count)), count, 0, "any", ())
+    graphs = {"gated": graph, "dense": run_always(graph, range(count))}
+    with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
+        for name, content in write_graphs(graphs, Path(folder), "weights.data").items():
+            (Path(folder) / f"{name}.onnx").write_bytes(content)
+        gated, dense = (
+            Decoder(OrtEngine(Path(folder) / f"{name}.onnx", threads), decoder, 1, decoder.max_tokens, given)
+            for name, given in (("gated", gates), ("dense", None))
+        )
+        kinds = {
+            "dense": _timed(dense, DENSE),
+            "run": _timed(gated, DENSE),
+            "skipped": _timed(gated, np.inf),
+        }
+        times: dict[str, list[float]] = {name: [] for name in kinds}
+        for turn in range(5):
+            for name, steps in kinds.items():
+                found = steps()
+                times[name] += found if turn else []  # the first turn warms up
+        gated.close()
+        dense.close()
+    return Payoff(median(times["dense"]), median(times["run"]), median(times["skipped"]), count)
+
+
+def _timed(decoder: Decoder, threshold: float) -> Callable[[], list[float]]:
+    """A function that times a quarter of the steps, after one that is not counted."""
+    steps = STEPS // 4
+    context = np.zeros(max(1, min(CONTEXT, decoder.spec.max_tokens - steps - 1)), np.int64)
+
+    def run() -> list[float]:
+        decoder.prefill(0, context, threshold)
+        marks = []
+        for _ in range(min(steps, decoder.spec.max_tokens - len(context))):
+            began = perf_counter()
+            decoder.decode([0])
+            marks.append(perf_counter() - began)
+        return marks[1:] or marks
+
+    return run
