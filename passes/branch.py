@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -165,6 +166,10 @@ def _side(graph: ir.Graph, where: ir.Node, at: int, name: str) -> ir.Graph:
     assert value is not None
     nodes = _serving_only(graph, where, at)
     graph.remove(nodes)
+    taken: Counter[str] = Counter()
+    for node in nodes:  # onnxruntime refuses equal names inside a branch, and passes may give them
+        taken[node.name or ""] += 1
+        node.name = node.name if taken[node.name or ""] == 1 else f"{node.name}_{taken[node.name or '']}"
     if value.producer() not in nodes:
         # Others need the value too, or it is a constant: a branch must still compute what it gives.
         identity = ir.node("Identity", [value], name=f"{name}/Identity", metadata_props={PATH: path(where)})

@@ -15,6 +15,7 @@ import pytest
 from adaptc.graph import OnnxGraph
 from adaptc.passes import Pipeline
 from adaptc.passes.branch import Branch
+from adaptc.passes.float_weights import FloatWeights
 from adaptc.passes.quantize import Quantize
 from adaptc.program import Program
 from tests import skipping, tiny
@@ -139,6 +140,15 @@ def test_another_choice_is_left_alone() -> None:
     next(v for v in graph.model.graph.inputs if v.name == "threshold").name = "level"
     renamed: Program = program.with_graph("lm", graph)
     assert Branch().apply(renamed) is renamed
+
+
+def test_nodes_of_one_name_can_stand_in_one_branch() -> None:
+    """float_weights names both of a cheap path's products alike, which ONNX Runtime refuses in a branch only."""
+    program = Pipeline((FloatWeights(), Branch())).run(skipping.lowered("qwen2", low_rank=True))
+    ids = tiny.feeds(1, 3)["input_ids"]
+    threshold = np.full((1, 3), SKIP)
+    logits, _, _ = step(skipping.onnx(program), ids, threshold)
+    assert_close(logits, skipping.oracle("qwen2", ids, threshold, low_rank=True), **ENGINE)
 
 
 def test_what_others_read_stays_outside_the_branch() -> None:
