@@ -128,23 +128,85 @@ def _choices(graph: ir.Graph) -> Iterator[_Choice]:
 
 def _branch(model: ir.Model) -> None:
     graph = model.graph
-    decisions = [_replace(graph, choice) for choice in list(_choices(graph))]
+    choices = _folded(graph, list(_choices(graph)))
+    decisions = [_replace(graph, choice) for choice in choices]
     joined = ir.node("Concat", decisions, {"axis": 0}, name=f"{RAN}/Concat", metadata_props={PATH: ""})
     joined.outputs[0].name = joined.name
-    axis = ir.node("Constant", [], {"value_ints": [1]}, name=f"{RAN}/axis", metadata_props={PATH: ""})
-    axis.outputs[0].name = axis.name
-    ran = ir.node("Squeeze", [joined.outputs[0], axis.outputs[0]], name=f"{RAN}/Squeeze", metadata_props={PATH: ""})
+    flat = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{RAN}/flat", metadata_props={PATH: ""})
+    flat.outputs[0].name = flat.name
+    ran = ir.node("Reshape", [joined.outputs[0], flat.outputs[0]], name=f"{RAN}/Reshape", metadata_props={PATH: ""})
     _describe(ran.outputs[0], RAN, ir.DataType.BOOL, [len(decisions)])
-    graph.extend([joined, axis, ran])
+    graph.extend([joined, flat, ran])
     graph.outputs.append(ran.outputs[0])
     RemoveUnusedNodesPass()(model)
 
 
+def _folded(graph: ir.Graph, choices: list[_Choice]) -> list[_Choice]:
+    """Compare x·w with threshold - b, where gates say x·w + b: two nodes fewer for each gate.
+
+    At batch 1 a node costs about 2 µs whatever it computes. Gates of another form are left as they are.
+    """
+    products = [_product(choice.wanted) for choice in choices]
+    gates = [found for found in products if found is not None]
+    if len(gates) < len(choices):
+        return choices
+    threshold = next(value for value in graph.inputs if value.name == THRESHOLD)
+    last = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{THRESHOLD}/axis")
+    wide = ir.node("Unsqueeze", [threshold, last.outputs[0]], name=f"{THRESHOLD}/Unsqueeze")
+    biases = ir.node("Concat", [bias for _, bias in gates], {"axis": 0}, name=f"{THRESHOLD}/Concat")
+    levels = ir.node("Sub", [wide.outputs[0], biases.outputs[0]], name=f"{THRESHOLD}/Sub")
+    split = ir.node(
+        "Split",
+        [levels.outputs[0]],
+        {"axis": -1, "num_outputs": len(gates)},
+        num_outputs=len(gates),
+        name=f"{THRESHOLD}/Split",
+    )
+    first = next(iter(graph))
+    for node in (last, wide, biases, levels, split):
+        node.metadata_props[PATH] = ""
+        for index, value in enumerate(node.outputs):
+            value.name, value.type = f"{node.name}:{index}", threshold.type
+        graph.insert_before(first, node)
+    last.outputs[0].type = ir.TensorType(ir.DataType.INT64)
+    folded = []
+    for choice, (product, _), level in zip(choices, gates, split.outputs, strict=True):
+        level.shape = product.shape
+        wants = ir.node("GreaterOrEqual", [product, level], name=f"{path(choice.where)}/wants")
+        wants.metadata_props[PATH] = path(choice.where)
+        wants.outputs[0].name, wants.outputs[0].type = wants.name, ir.TensorType(ir.DataType.BOOL)
+        wants.outputs[0].shape = product.shape
+        graph.insert_before(choice.where, wants)
+        folded.append(_Choice(choice.where, wants.outputs[0]))
+    return folded
+
+
+def _product(wanted: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+    """x·w and b, float[batch, tokens, 1] and float[1], of a gate that says Squeeze(x·w + b, -1)."""
+    compare = wanted.producer()
+    squeeze = _producer(compare, "Squeeze")
+    add = _producer(squeeze, "Add")
+    if add is None:
+        return None
+    for value, bias in (add.inputs, reversed(add.inputs)):
+        if value is not None and bias is not None and value.shape is not None and bias.is_initializer():
+            column = len(value.shape) == 3 and value.shape[2] == 1
+            return (value, bias) if column and list(bias.shape or ()) == [1] else None
+    return None
+
+
+def _producer(node: ir.Node | None, op_type: str) -> ir.Node | None:
+    """What makes a node's first input, if it is of this kind."""
+    value = node.inputs[0] if node is not None else None
+    found = value.producer() if value is not None else None
+    return found if found is not None and found.op_type == op_type else None
+
+
 def _replace(graph: ir.Graph, choice: _Choice) -> ir.Value:
-    """Put an If in the place of a choice; its condition, bool[1, 1]."""
+    """Put an If in the place of a choice; its condition, bool of one element."""
     where = choice.where
     any_wants = ir.node("ReduceMax", [choice.wanted], {"keepdims": 1}, name=f"{path(where)}/ReduceMax")
-    _describe(any_wants.outputs[0], any_wants.name or "", ir.DataType.BOOL, [1, 1])
+    _describe(any_wants.outputs[0], any_wants.name or "", ir.DataType.BOOL, [1] * len(choice.wanted.shape or ()))
     branches = {
         name: _side(graph, where, at, f"{path(where)}/{name}") for at, name in ((1, "then_branch"), (2, "else_branch"))
     }

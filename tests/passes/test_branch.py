@@ -133,6 +133,25 @@ def test_no_match_returns_the_same_program() -> None:
         assert Branch().apply(program) is program
 
 
+def test_gates_of_another_form_are_compared_as_they_are() -> None:
+    """A bias that is not a constant: nothing is folded, and the numbers are the same."""
+    plain, moved = (skipping.onnx(skipping.lowered("llama")).fork() for _ in range(2))
+    bias = "model.layers.1.skip.gate.bias"
+    double = ir.node("Add", [moved.model.graph.initializers[bias]] * 2, name="double")
+    double.outputs[0].name = "double"
+    add = next(n for n in moved.model.graph if bias in {v.name for v in n.inputs if v is not None})
+    moved.model.graph.insert_before(add, double)
+    add.replace_input_with(1, double.outputs[0])
+    program = skipping.lowered("llama")
+    ids = tiny.feeds(1, 1)["input_ids"]
+    for graph, folded in ((plain, True), (moved, False)):
+        after = skipping.onnx(Branch().apply(program.with_graph("lm", graph)))
+        assert any(n.name == "threshold/Split" for n in after.model.graph) == folded
+        logits, ran, _ = step(after, ids, np.array([[RUN]]))
+        assert ran.all()
+        assert_close(logits, skipping.oracle("llama", ids, np.array([[RUN]])), **ENGINE)
+
+
 def test_another_choice_is_left_alone() -> None:
     """A Where that no gate decides: only a comparison with the input `threshold` makes a choice."""
     program = skipping.lowered("llama")
