@@ -35,7 +35,8 @@ class Branch(Pass):
 
     Needs: ONNX level, last: a pass before it finds blocks where they were.
     Shapes: threshold float32[batch, tokens]; new output `ran`, bool[gates] in the order of layers.
-    Cost: a comparison, a reduction and an If for each gate, 5 µs together; a skipped block saves its weights' bytes.
+    Cost: a comparison, a reduction and an If for each gate, 10 to 17 µs with the gate's product (SmolLM2-135M, 2 threads);
+          a skipped block saves the time its weights take to read.
     """
 
     name: ClassVar[str] = "branch"
@@ -144,7 +145,7 @@ def _branch(model: ir.Model) -> None:
 def _folded(graph: ir.Graph, choices: list[_Choice]) -> list[_Choice]:
     """Compare x·w with threshold - b, where gates say x·w + b: two nodes fewer for each gate.
 
-    At batch 1 a node costs about 2 µs whatever it computes. Gates of another form are left as they are.
+    At batch 1 a node costs some microseconds whatever it computes. Gates of another form are left as they are.
     """
     products = [_product(choice.wanted) for choice in choices]
     gates = [found for found in products if found is not None]
