@@ -35,7 +35,7 @@ class Branch(Pass):
 
     Needs: ONNX level, last: a pass before it finds blocks where they were.
     Shapes: threshold float32[batch, tokens]; new output `ran`, bool[gates] in the order of layers.
-    Cost: a comparison, a reduction and an If for each gate, 10 to 17 µs with the gate's product (SmolLM2-135M, 2 threads);
+    Cost: a comparison, a reduction and an If for each gate, 10 to 17 µs with its product (SmolLM2-135M, 2 threads);
           a skipped block saves the time its weights take to read.
     """
 
