@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from adaptc.gates import Gates
     from adaptc.graph import Graph
     from adaptc.passes.blockwise import Blocks
 
@@ -67,6 +68,7 @@ class Program:
         towers: The pretrained parts by name.
         samples: Calibration text of each graph that takes token ids, int64[tokens].
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
+        gates: By graph name, where blocks may be skipped.
         history: Names of the passes that changed it.
     """
 
@@ -75,6 +77,7 @@ class Program:
     towers: Mapping[str, Tower] = field(default_factory=lambda: EMPTY)
     samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
+    gates: Mapping[str, Gates] = field(default_factory=lambda: EMPTY)
     history: tuple[str, ...] = ()
 
     def graph(self, name: str, level: type[G]) -> G:
