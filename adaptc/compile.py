@@ -21,6 +21,7 @@ from adaptc.spec import Spec, effective
 
 if TYPE_CHECKING:
     from adaptc.passes.base import Pass
+    from adaptc.program import Program
 
 VERSIONED = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 """Libraries whose version may change what a compile gives."""
@@ -106,14 +107,19 @@ def _make(
     stage("load torch and transformers")
     from adaptc.lowering import lowered, record
     from adaptc.passes.base import Pipeline
+    from adaptc.pays import Verdict, paying
     from adaptc.publish import publish
 
     program, records = lowered(spec, base, sources, versions(), cache, stage)
-    for pass_ in target_passes(spec):
+    for pass_ in (*target_passes(spec), *gate_passes(program)):
         stage(pass_.name)
         program = Pipeline((pass_,)).run(program, lambda step: records.append(record(step)))
+    verdicts: dict[str, Verdict] = {}
+    if program.gates:
+        stage("does it pay?")
+        program, verdicts = paying(program)
     stage("write weights")
-    publish(spec, program, records, sources, hashes, versions(), into)
+    publish(spec, program, records, sources, hashes, versions(), into, verdicts)
 
 
 def target_passes(spec: Spec) -> tuple[Pass, ...]:
@@ -132,3 +138,10 @@ def target_passes(spec: Spec) -> tuple[Pass, ...]:
         case stored:
             weights = Quantize(stored, spec.target.block_size)
     return KvCache(max_tokens=spec.target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), weights
+
+
+def gate_passes(program: Program) -> tuple[Pass, ...]:
+    """What follows the target's passes in a program with gates."""
+    from adaptc.passes.branch import Branch
+
+    return (Branch(),) if program.gates else ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from adaptc.cache import Cache, key_of
 from adaptc.calibration_text import CalibrationText, calibration_text
 from adaptc.capture import capture
 from adaptc.errors import SpecError
+from adaptc.gates import Gates
 from adaptc.graph import OnnxGraph
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.gptq import Gptq
@@ -124,6 +126,7 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
     about = {
         "plan": [step.graph for step in program.plan],
         "history": program.history,
+        "gates": {name: asdict(gates) for name, gates in program.gates.items()},
         "records": [[r.name, r.options, r.changed, r.seconds] for r in records],
     }
     (path / "program.json").write_text(json.dumps(about))
@@ -140,7 +143,13 @@ def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[Pass
     towers = {name: tower(source) for name, source in sources.items()}
     records = [PassRecord(*fields) for fields in about["records"]]
     blocks = load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {}
-    return Program(graphs, plan, towers, blocks=blocks, history=tuple(about["history"])), records
+    gates = {name: _gates(**fields) for name, fields in about["gates"].items()}
+    return Program(graphs, plan, towers, blocks=blocks, gates=gates, history=tuple(about["history"])), records
+
+
+def _gates(layers: list[int], thresholds: list[tuple[float, float]], **fields: Any) -> Gates:
+    """Gates from their JSON, where -inf is Python's -Infinity."""
+    return Gates(layers=tuple(layers), thresholds=tuple((share, level) for share, level in thresholds), **fields)
 
 
 def _attach(model: ir.Model, tensors: Mapping[str, torch.Tensor]) -> None:

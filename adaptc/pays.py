@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
 from adaptc.datafile import write_graphs
-from adaptc.graph import OnnxGraph
+from adaptc.gates import Gates
+from adaptc.graph import OnnxGraph, sizes
 from adaptc.passes.branch import conditionals, run_always
+from adaptc.program import Program, Tower
 from adaptc.runtime.budget import DENSE
 from adaptc.runtime.decoder import Decoder
 from adaptc.runtime.manifest import DecoderSpec, GateSpec
@@ -65,6 +69,71 @@ class Payoff:
             return True, f"{micro}: it pays above {self.break_even:.0%} skipped, and up to {most:.0%} are"
         needed = f"above {self.break_even:.0%} skipped" if self.break_even <= 1 else "never"
         return False, f"{micro}: it pays {needed}, and at most {most:.0%} are"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What was measured of a graph's gates, and what came of it.
+
+    Attributes:
+        payoff: The times.
+        pays: Whether the gates were kept.
+        why: A sentence.
+    """
+
+    payoff: Payoff
+    pays: bool
+    why: str
+
+    def record(self) -> dict[str, Any]:
+        """For `report` in the manifest; times in seconds."""
+        times = asdict(self.payoff)
+        even = self.payoff.break_even
+        return times | {"break_even": even if math.isfinite(even) else None, "kept": self.pays, "why": self.why}
+
+
+def paying(program: Program) -> tuple[Program, dict[str, Verdict]]:
+    """Measure the gates of every graph and take those out that do not pay.
+
+    Returns:
+        The program; and by graph name what was found.
+    """
+    verdicts: dict[str, Verdict] = {}
+    for name, gates in program.gates.items():
+        graph = program.graph(name, OnnxGraph)
+        decoder = decoder_spec(graph, program.towers[name])
+        if decoder is None or not conditionals(graph):
+            continue
+        found = payoff(graph, decoder)
+        verdicts[name] = Verdict(found, *found.verdict(gate_spec(gates)))
+        if not verdicts[name].pays:
+            left = {other: kept for other, kept in program.gates.items() if other != name}
+            program = replace(program.with_graph(name, run_always(graph, range(found.gates))), gates=left)
+    return program, verdicts
+
+
+def gate_spec(gates: Gates) -> GateSpec:
+    """Gates as the manifest keeps them."""
+    table = tuple((share, level if math.isfinite(level) else None) for share, level in gates.thresholds)
+    return GateSpec(gates.policy, gates.layers, gates.blocks, gates.warmup, gates.batch, table)
+
+
+def decoder_spec(graph: OnnxGraph, tower: Tower) -> DecoderSpec | None:
+    """How to generate with this graph, if it has a KV cache."""
+    keys = [
+        v for v in graph.model.graph.inputs if (v.name or "").startswith("past.") and (v.name or "").endswith(".key")
+    ]
+    shapes = [tuple(size for size in sizes(v)[1:] if isinstance(size, int)) for v in keys]
+    if not shapes:
+        return None
+    return DecoderSpec(
+        vocab_size=tower.vocab_size,
+        max_tokens=shapes[0][1],
+        kv=tuple((heads, width) for heads, _, width in shapes),
+        bos_token_id=tower.bos_token_id,
+        eos_token_ids=tower.eos_token_ids,
+        pad_token_id=tower.pad_token_id,
+    )
 
 
 def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -> Payoff:

@@ -12,11 +12,11 @@ import onnx_ir as ir
 from adaptc import __version__
 from adaptc.datafile import read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.graph import OnnxGraph, sizes
-from adaptc.program import Program, Tower
+from adaptc.pays import Verdict, decoder_spec, gate_spec
+from adaptc.program import EMPTY, Program, Tower
 from adaptc.report import report_html, report_json
 from adaptc.runtime.bundle import Bundle, write_bundle
 from adaptc.runtime.manifest import (
-    DecoderSpec,
     GraphSpec,
     Manifest,
     ModelRecord,
@@ -37,8 +37,19 @@ def publish(
     hashes: Mapping[str, str],
     versions: Mapping[str, str],
     into: Path,
+    verdicts: Mapping[str, Verdict] = EMPTY,
 ) -> Bundle:
     """Write a program as a bundle.
+
+    Args:
+        spec: What was compiled.
+        program: After all passes.
+        records: The passes as they ran.
+        sources: The models it came from.
+        hashes: Their sha256.
+        versions: Of the libraries that took part.
+        into: The bundle's folder.
+        verdicts: By graph name, whether gates paid; those that did not are no longer in `program`.
 
     Raises:
         BundleError: it cannot be written.
@@ -58,10 +69,10 @@ def publish(
             passes=tuple(records),
             plan=tuple(PlanStep(step.graph) for step in program.plan),
             graphs={name: _graph(name, graph, data, program.towers[name]) for name, graph in graphs.items()},
-            gates={},
+            gates={name: gate_spec(gates) for name, gates in program.gates.items()},
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
-            report=_measured(graphs),
+            report=_measured(graphs) | ({"gates": {n: v.record() for n, v in verdicts.items()}} if verdicts else {}),
         )
         files["report.json"] = report_json(manifest).encode()
         files["report.html"] = report_html(spec.name or "-".join(spec.models), manifest).encode()
@@ -79,23 +90,7 @@ def _graph(name: str, graph: OnnxGraph, data: str, tower: Tower) -> GraphSpec:
         inputs=tuple(map(_tensor, main.inputs)),
         outputs=tuple(map(_tensor, main.outputs)),
         data=(f"graphs/{data}",),
-        decoder=_decoder(main, tower),
-    )
-
-
-def _decoder(main: ir.Graph, tower: Tower) -> DecoderSpec | None:
-    """How to generate with this graph, if it has a KV cache."""
-    keys = [v for v in main.inputs if (v.name or "").startswith("past.") and (v.name or "").endswith(".key")]
-    shapes = [tuple(size for size in sizes(v)[1:] if isinstance(size, int)) for v in keys]
-    if not shapes:
-        return None
-    return DecoderSpec(
-        vocab_size=tower.vocab_size,
-        max_tokens=shapes[0][1],
-        kv=tuple((heads, width) for heads, _, width in shapes),
-        bos_token_id=tower.bos_token_id,
-        eos_token_ids=tower.eos_token_ids,
-        pad_token_id=tower.pad_token_id,
+        decoder=decoder_spec(graph, tower),
     )
 
 

@@ -36,6 +36,10 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
             cache = sum(2 * heads * width for heads, width in graph.decoder.kv) * graph.decoder.max_tokens * 4
             yield f"KV cache of {name}", f"{cache / 1e6:.1f} MB a row"
         yield f"graph {name}", f"{manifest.report['nodes'][name]} nodes"
+    for name, gates in manifest.gates.items():
+        yield f"gates of {name}", f"{gates.policy}, {len(gates.layers)} of {gates.blocks} feed-forward blocks"
+    for name, found in manifest.report.get("gates", {}).items():
+        yield f"{'kept' if found['kept'] else 'removed'} gates of {name}", found["why"]
     size = sum(record.bytes for record in manifest.files.values())
     if size:
         yield "bundle", f"{size / 1e6:.1f} MB in {len(manifest.files)} files"

@@ -32,7 +32,12 @@ aten = torch.ops.aten
 @cache
 def gated(family: str, *, low_rank: bool = False) -> FxGraph:
     """The family's model with a linear gate before the feed-forward of layers 1 and 2."""
-    graph = tiny.fx(family).fork()
+    return with_gates(tiny.fx(family), low_rank=low_rank)
+
+
+def with_gates(whole: FxGraph, *, low_rank: bool = False) -> FxGraph:
+    """A fork of a captured graph, with gates."""
+    graph = whole.fork()
     module = graph.module
     ids = next(n for n in module.graph.nodes if n.target == "input_ids")
     last = [n for n in module.graph.nodes if n.op == "placeholder"][-1]

@@ -1,0 +1,91 @@
+"""From a program with gates to a bundle: through the cache, the measurement and the manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from adaptc import lowering, pays, runtime
+from adaptc.cache import Cache
+from adaptc.compile import Compiled, compile_spec
+from adaptc.gates import Gates
+from adaptc.graph import FxGraph
+from adaptc.passes import Pass
+from adaptc.pays import Payoff
+from adaptc.program import Program
+from adaptc.runtime import GateSpec
+from adaptc.spec import read_spec
+from tests import folder, skipping
+
+GATES = Gates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))
+IDS = [5, 9, 40, 7, 101, 33, 8, 21]
+
+
+@dataclass(frozen=True, slots=True)
+class Gating(Pass):
+    """Stands for `skip_ffn`."""
+
+    name: ClassVar[str] = "gating"
+
+    def apply(self, program: Program) -> Program:
+        gated = skipping.with_gates(program.graph("lm", FxGraph), low_rank=True)
+        return replace(program.with_graph("lm", gated), gates={"lm": GATES})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    return folder.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def build(spec: Path, into: Path, root: Path, monkeypatch: pytest.MonkeyPatch, times: Payoff) -> Compiled:
+    monkeypatch.setattr(lowering, "build_passes", lambda _: (Gating(),))
+    monkeypatch.setattr(pays, "payoff", lambda *_: times)
+    cache = Cache(root)
+    return compile_spec(read_spec(spec), spec.parent, into, cache)
+
+
+def test_gates_that_pay_are_in_the_bundle(
+    tiny: tuple[Path, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for turn in range(2):  # the second time from the cache of lowered programs
+        made = build(tiny[0], tmp_path / f"b{turn}", root, monkeypatch, Payoff(1e-3, 1.01e-3, 0.8e-3, 2))
+        for entry in (root / "bundle").iterdir():
+            Cache(root).drop("bundle", entry.name)
+        manifest = made.bundle.manifest
+        table = ((0.0, None), (0.1, -0.5), (0.5, 0.5))
+        assert manifest.gates == {"lm": GateSpec("learned", skipping.GATED, 3, 4, "any", table)}
+        assert manifest.passes[-1].name == "branch"
+        assert manifest.report["gates"]["lm"]["kept"] is True
+        assert len(manifest.report["skippable_bytes"]["lm"]) == 2
+    with runtime.load(made.bundle.path) as session:
+        dense, cheap = session.score(IDS, step=True, budget=1), session.score(IDS, budget=0)
+        assert session.scored is not None
+        assert session.scored.ran.shape == (len(IDS) - 2 - 4 + 1, 2)
+    assert (dense[:4] == cheap[:4]).all()
+    report = json.loads((made.bundle.path / "report.json").read_text())["report"]["gates"]["lm"]
+    assert report["why"].startswith("a gate costs 5.0 µs a token, a skipped block saves 105.0 µs: it pays above 5%")
+    assert "a gate costs" in (made.bundle.path / "report.html").read_text()
+
+
+def test_gates_that_do_not_pay_are_removed_and_the_report_says_so(
+    tiny: tuple[Path, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(tiny[0], tmp_path / "b", root, monkeypatch, Payoff(1e-3, 1.2e-3, 1.2e-3, 2))
+    manifest = made.bundle.manifest
+    assert manifest.gates == {}
+    assert [t.name for t in manifest.graphs["lm"].inputs if t.name == "threshold"] == []
+    assert manifest.report["gates"]["lm"]["kept"] is False
+    assert manifest.report["gates"]["lm"]["break_even"] is None
+    assert "removed gates of lm" in (made.bundle.path / "report.html").read_text()
+    with runtime.load(made.bundle.path, budget=0) as session:
+        assert len(session.generate(IDS, max_new_tokens=3).ids) >= 1
