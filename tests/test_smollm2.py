@@ -6,6 +6,7 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from click.testing import CliRunner
 
 from adaptc import runtime
 from adaptc.cli import main
+from adaptc.reference import Reference, source_of
+from adaptc.verify import BundleModel, prompts_of
 
 pytestmark = [
     pytest.mark.model,
@@ -23,10 +26,7 @@ pytestmark = [
 ]
 
 SPEC = Path(__file__).parent.parent / "examples" / "smollm2" / "model.yaml"
-TEXT = (
-    "The Wright brothers flew the first powered aircraft at Kitty Hawk in 1903. Their machine was a biplane with "
-    "a small engine that they had built themselves, because no manufacturer could supply one that was light enough. "
-)
+TEXT = topics["import"][:8000]  # Prose that every Python has.
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,20 @@ def int4(cache: Path) -> Path:
     return build(cache, "int4")
 
 
-def test_fp32_is_the_source_model(fp32: Path, cache: Path) -> None:
-    result = CliRunner().invoke(
-        main, ["verify", str(fp32), "--json", "--cache-dir", str(cache), "--base", str(SPEC.parent)]
-    )
+def test_fp32_is_the_source_model(fp32: Path) -> None:
+    result = CliRunner().invoke(main, ["verify", str(fp32), "--json", "--base", str(SPEC.parent)])
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)
     assert report["max_logit_error"] <= 1e-3
     assert report["same_tokens"] == report["new_tokens"]
+
+
+def test_fp32_writes_the_same_64_tokens(fp32: Path) -> None:
+    bundle = runtime.open_bundle(fp32)
+    model, reference = BundleModel(bundle), Reference(source_of(bundle, SPEC.parent))
+    for prompt in prompts_of(bundle)[:2]:
+        assert model.greedy(prompt, 64) == reference.greedy(prompt, 64)
+    model.close()
 
 
 def test_int4_knows_the_capital_of_france(int4: Path) -> None:
@@ -68,13 +74,14 @@ def test_int4_knows_the_capital_of_france(int4: Path) -> None:
         assert session.generate("The capital of France is", max_new_tokens=4).text.strip().startswith("Paris")
 
 
-def test_int4_predicts_nearly_as_well_as_fp32(int4: Path, fp32: Path) -> None:
+@pytest.mark.parametrize(("weights", "at_most"), [("int8", 1.01), ("int4", 1.12)])
+def test_fewer_bits_predict_nearly_as_well(weights: str, at_most: float, cache: Path, fp32: Path) -> None:
     scores = []
-    for bundle in (fp32, int4):
+    for bundle in (fp32, build(cache, weights)):
         with runtime.load(bundle) as session:
             scores.append(float(session.score(TEXT).mean()))
-    # A short text: 12 % of perplexity where 5 % is the target on WikiText-2.
-    assert np.exp(scores[0] - scores[1]) < 1.12
+    # Measured on this text: 1.006 and 1.085. docs/results has WikiText-2, where the targets are 1.005 and 1.05.
+    assert np.exp(scores[0] - scores[1]) < at_most
 
 
 def test_the_second_compile_takes_seconds(int4: Path, cache: Path) -> None:
