@@ -61,6 +61,7 @@ def tower(source: Source) -> Tower:
         eos_token_ids=ids.eos,
         pad_token_id=ids.pad,
         max_positions=config.max_position_embeddings,
+        sha256=source.sha256(),
     )
 
 

@@ -47,6 +47,7 @@ class Tower:
         eos_token_ids: What ends a text.
         pad_token_id: What fills a row, if anything.
         max_positions: Longest sequence the model was made for.
+        sha256: Of its files; "" where nobody asked.
     """
 
     origin: str
@@ -56,6 +57,7 @@ class Tower:
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     max_positions: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

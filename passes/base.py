@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from adaptc.errors import PassError
@@ -29,6 +30,14 @@ class Pass(ABC):
         Raises:
             PassError: the options ask for what this program cannot give.
         """
+
+    def at(self, base: Path) -> Pass:
+        """This pass with file names in its options made paths that start from `base`, the spec's folder."""
+        return replace(self, **{name: str(base / value) for name, value in self.files().items()})
+
+    def files(self) -> dict[str, str]:
+        """Options that name files its result depends on, where given."""
+        return {}
 
     def options(self) -> dict[str, Any]:
         """The options as plain values, for the manifest and for cache keys."""
