@@ -7,7 +7,7 @@ for what earlier ones lost. This is GPTQ's sequential order at the price of a si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -56,13 +56,19 @@ def linear_weights(graph: FxGraph) -> dict[str, tuple[int, int]]:
     return {name: tuple(_tensor(graph.module, name).shape) for name in map(_weight, _linears(graph))}  # type: ignore[misc]
 
 
+def alone(graph: FxGraph) -> set[str]:
+    """Weights that read what no other linear layer reads: attention's output, the block's second half, the head."""
+    linears = _linears(graph)
+    return {_weight(node) for node in linears if len(_together(node, linears)) == 1}
+
+
 def quantize_linears(
     graph: FxGraph,
     ids: Ids,
     bits: Mapping[str, Bits],
     *,
     block_size: int | Mapping[str, int] = 32,
-    symmetric: bool = False,
+    symmetric: Collection[str] = (),
     walked: Walked = lambda _done, _all: None,
 ) -> dict[str, Blocks]:
     """Quantize linear layers, each on the inputs it gets from the layers quantized before it.
@@ -73,7 +79,7 @@ def quantize_linears(
         bits: Bits of each weight, by name; weights that are not named stay as they are.
             4-bit weights are rounded by GPTQ; 8 bits are near enough lossless without.
         block_size: Columns that share a scale; for all weights, or by name.
-        symmetric: Do without zero points in 4-bit weights.
+        symmetric: 4-bit weights that do without zero points.
         walked: Told of progress.
 
     Returns:
@@ -99,7 +105,7 @@ def quantize_linears(
                 x = walk.env[node.args[0]]
                 if _weight(node) not in blocks:
                     group = [name for name in _together(node, wanted) if sizes[name] == sizes[_weight(node)]]
-                    blocks |= _quantize(graph, x, group, bits, sizes[group[0]], symmetric=symmetric)
+                    blocks |= _quantize(graph, x, group, bits, sizes[group[0]], symmetric=_weight(node) in symmetric)
                     walked(len(blocks), len(bits))
                 bias = walk.env[node.args[2]] if len(node.args) > 2 and node.args[2] is not None else None
                 if len(blocks) < len(bits):

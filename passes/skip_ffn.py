@@ -15,6 +15,8 @@ from adaptc.program import Program
 if TYPE_CHECKING:
     from adaptc.passes.calibrate import Ids
 
+    Levels = tuple[tuple[float, float], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class SkipFfn(Pass):
@@ -143,7 +145,7 @@ class SkipFfn(Pass):
         gates = self._gates("learned", card.layers, blocks, card.thresholds)
         return fork, replace(gates, warmup=max(self.warmup, card.warmup))
 
-    def _gates(self, policy: str, layers: tuple[int, ...], blocks: int, levels: tuple[tuple[float, float], ...]) -> Gates:
+    def _gates(self, policy: str, layers: tuple[int, ...], blocks: int, levels: Levels) -> Gates:
         return Gates(policy, layers, blocks, self.warmup, self.batch, ((0.0, float("-inf")), *levels))
 
     def _sample(self, program: Program, name: str) -> Ids:
@@ -168,7 +170,7 @@ def _region(cosines: list[float], tau: float) -> tuple[int, ...]:
             runs[-1].append(layer)
         else:
             runs.append([])
-    return tuple(max(runs, key=len))
+    return tuple(max(runs, key=lambda run: len(run)))
 
 
 def _skipped(graph: FxGraph, ids: Ids, threshold: float, warmup: int) -> float:

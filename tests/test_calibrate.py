@@ -12,7 +12,7 @@ import torch
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph
 from adaptc.passes.blockwise import Bits, Blocks, dequantize, quantize_blocks
-from adaptc.passes.calibrate import calibration_ids, linear_weights, quantize_linears
+from adaptc.passes.calibrate import alone, calibration_ids, linear_weights, quantize_linears
 from tests import tiny
 
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -104,9 +104,16 @@ def test_graph_is_untouched_and_progress_is_told() -> None:
 
 
 def test_symmetric_weights_have_no_zero_points() -> None:
-    blocks = quantize_linears(tiny.fx("llama"), ids(), {GATE: 4}, block_size=16, symmetric=True)
+    blocks = quantize_linears(tiny.fx("llama"), ids(), {GATE: 4, DOWN: 4}, block_size=16, symmetric={GATE})
     assert blocks[GATE].zero_points is None
+    assert blocks[DOWN].zero_points is not None
     assert blocks[GATE].scales.shape == (64, 2)
+
+
+def test_only_projections_that_share_their_input_keep_zero_points() -> None:
+    layer = "model.layers.1"
+    found = {name for name in alone(tiny.fx("llama")) if name.startswith((layer, "lm_head"))}
+    assert found == {f"{layer}.self_attn.o_proj.weight", f"{layer}.mlp.down_proj.weight", "lm_head.weight"}
 
 
 def test_an_unknown_weight_is_refused() -> None:
