@@ -60,7 +60,8 @@ def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage 
     stage("find models")
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     hashes = {name: source.sha256() for name, source in sources.items()}
-    key = key_of(effective(spec), hashes, calibration_text(spec.calibration, base).sha256, versions())
+    text = calibration_text(spec.calibration, base)
+    key = key_of(effective(spec), hashes, text.sha256, _pass_files(spec, base), versions())
     make = partial(_make, spec, base, sources, hashes, cache=cache, stage=stage)
     cached = cache.find("bundle", key) is not None
     try:
@@ -74,6 +75,16 @@ def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage 
     stage("write bundle")
     files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
     return Compiled(write_bundle(into, files, bundle.manifest), cached)
+
+
+def _pass_files(spec: Spec, base: Path) -> list[dict[str, str]]:
+    """Hashes of the files that passes read."""
+    if not spec.passes:
+        return []  # without torch, which passes import
+    from adaptc.lowering import file_hashes
+    from adaptc.spec import build_passes
+
+    return [file_hashes(pass_.at(base)) for pass_ in build_passes(spec)]
 
 
 def versions() -> dict[str, str]:

@@ -48,7 +48,7 @@ def ffn_importance(graph: FxGraph, ids: Ids, seed: int = 0) -> list[float]:
         with torch.enable_grad():
             logits = _walk(graph, part, set(blocks), probe).float()
             drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=random).flatten()
-            F.cross_entropy(logits.flatten(0, 1), drawn, reduction="sum").backward()
+            torch.autograd.backward(F.cross_entropy(logits.flatten(0, 1), drawn, reduction="sum"))
         for layer, (nudge, value) in probes.items():
             assert nudge.grad is not None
             total[layer] += float((nudge.grad * value).sum(-1).square().sum()) / 2
@@ -119,7 +119,7 @@ def _walk(graph: FxGraph, ids: Ids, wanted: set[fx.Node], seen: Seen, threshold:
             if n not in wanted:
                 return value
             if n.target is torch.ops.adaptc.skip.default:
-                logit, level = (self.env[arg] for arg in n.args[:2])
+                logit, level = (self.env[source] for source in n.all_input_nodes[:2])
                 seen(n, (logit >= level).expand(level.shape))
                 return value
             return seen(n, value)

@@ -6,6 +6,7 @@ Capturing and translating take most of a compile and need no weight. So what the
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -79,14 +80,14 @@ def lowered(
         SpecError: more models than the passes bring together.
         AdaptcError: a model or a pass fails.
     """
-    own = build_passes(spec)
+    own = tuple(pass_.at(base) for pass_ in build_passes(spec))
     if len(sources) > 1 and not own:
         raise SpecError(f"models: {', '.join(sources)}, and no pass that joins them; one model is right without passes")
     passes = (*own, *_rounding(spec), Lower())
     text = calibration_text(spec.calibration, base)
     key = key_of(
         {name: source.config().to_dict() for name, source in sources.items()},
-        [(p.name, p.options()) for p in passes],
+        [(p.name, p.options() | file_hashes(p)) for p in passes],
         dict(versions),
         # Passes that look at weights or text give what these give.
         [{name: source.sha256() for name, source in sources.items()}, text.sha256] if len(passes) > 1 else [],
@@ -100,6 +101,12 @@ def lowered(
         cache.get("lowered", key, lambda path: _save(program, records, sources, path))
     stage("attach weights")
     return _load(cache.root / "lowered" / key, sources)
+
+
+def file_hashes(pass_: Pass) -> dict[str, str]:
+    """sha256 of the files a pass reads, by option; "" for one that is not there, which the pass will tell."""
+    paths = {name: Path(value) for name, value in pass_.files().items()}
+    return {name: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for name, p in paths.items()}
 
 
 def record(step: Step) -> PassRecord:

@@ -15,11 +15,23 @@ from adaptc.passes.kv_cache import KvCache
 from adaptc.passes.logits_from import LogitsFrom
 from adaptc.passes.lower import Lower
 from adaptc.passes.quantize import Quantize
+from adaptc.passes.skip_ffn import SkipFfn
 
 __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 
 PASSES: dict[str, type[Pass]] = {
     pass_.name: pass_
-    for pass_ in (Gptq, Lower, KvCache, LogitsFrom, FuseNorms, FuseProjections, FloatWeights, Quantize, Branch)
+    for pass_ in (
+        SkipFfn,
+        Gptq,
+        Lower,
+        KvCache,
+        LogitsFrom,
+        FuseNorms,
+        FuseProjections,
+        FloatWeights,
+        Quantize,
+        Branch,
+    )
 }
 """By name, in the order the default target runs them."""

@@ -189,6 +189,7 @@ def _feeds(graph: FxGraph, ids: Ids) -> dict[fx.Node, torch.Tensor]:
     values = {
         "input_ids": torch.from_numpy(ids),
         "position_ids": torch.arange(tokens).expand(sequences, tokens),
+        "threshold": torch.full((sequences, tokens), float("-inf")),  # of gates: every block runs
     }
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     missing = {str(node.target) for node in placeholders} - set(values)

@@ -164,13 +164,12 @@ def _half(importance: list[float]) -> list[int]:
 
 def _region(cosines: list[float], tau: float) -> tuple[int, ...]:
     """The longest run of neighbouring layers that turn their state little: between the cold start and the cold end."""
-    runs: list[list[int]] = [[]]
+    longest: tuple[int, ...] = ()
+    run: tuple[int, ...] = ()
     for layer, cosine in enumerate(cosines):
-        if cosine >= tau:
-            runs[-1].append(layer)
-        else:
-            runs.append([])
-    return tuple(max(runs, key=lambda run: len(run)))
+        run = (*run, layer) if cosine >= tau else ()
+        longest = max(longest, run, key=len)
+    return longest
 
 
 def _skipped(graph: FxGraph, ids: Ids, threshold: float, warmup: int) -> float:
