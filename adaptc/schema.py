@@ -71,7 +71,11 @@ def _table(title: str, section: type[BaseModel]) -> str:
     properties = section.model_json_schema()["properties"]
     rows = []
     for name, field in section.model_fields.items():
-        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        default = (
+            "required"
+            if field.is_required()
+            else _default(field.get_default(call_default_factory=True, validated_data={}))
+        )
         rows.append(f"| `{name}` | {_kind(name, properties[name])} | {default} | {field.description} |")
     return "\n".join([f"## {title}", "", "| key | value | default | meaning |", "|---|---|---|---|", *rows, ""])
 

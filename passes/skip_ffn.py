@@ -31,7 +31,7 @@ class SkipFfn(Pass):
 
     Policies: `learned` gates and cheap paths are trained by `adaptc train`. `static` skips the same blocks for every
     token, the least important first. `cosine` is FFN-SkipLLM's: where a block hardly turns its state, the next k are
-    skipped. `off` changes nothing. Only `learned` keeps a small model's quality (docs/results).
+    skipped. `off` changes nothing.
 
     Needs: FX level, before gptq and lower. `static` and `cosine` need calibration text.
     Shapes: new input threshold float32[batch, tokens].
@@ -91,8 +91,8 @@ class SkipFfn(Pass):
 
     def _gated(self, program: Program, name: str, graph: FxGraph) -> tuple[FxGraph, Gates]:
         # Imported here: these need this package's calibration, and may be what is imported first.
-        from adaptc import gating
-        from adaptc.importance import ffn_cosines, ffn_importance
+        from adaptc.passes import gating
+        from adaptc.passes.importance import ffn_cosines, ffn_importance
 
         blocks = len(gating.ffn_blocks(graph))
         if self.layers != "auto" and not 0 <= self.layers[0] <= self.layers[-1] < blocks:
@@ -118,8 +118,8 @@ class SkipFfn(Pass):
         return fork, self._gates("cosine", tuple(layers), blocks, levels)
 
     def _learned(self, program: Program, name: str, graph: FxGraph, blocks: int) -> tuple[FxGraph, Gates]:
-        from adaptc import gating
         from adaptc.gates_file import load_gates
+        from adaptc.passes import gating
 
         if self.gates is None:
             raise PassError("gates: policy 'learned' needs a file; `adaptc train` makes one")
@@ -174,7 +174,7 @@ def _region(cosines: list[float], tau: float) -> tuple[int, ...]:
 
 def _skipped(graph: FxGraph, ids: Ids, threshold: float, warmup: int) -> float:
     """Blocks skipped for a token, after the warm-up."""
-    from adaptc.importance import decisions
+    from adaptc.passes.importance import decisions
 
     ran = decisions(graph, ids, threshold, warmup)
     return float((~ran).sum(0).mean())

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adaptc import gating
 from adaptc.graph import FxGraph, OnnxGraph
-from adaptc.passes import Pipeline
+from adaptc.passes import Pipeline, gating
 from adaptc.passes.branch import Branch
 from adaptc.passes.fuse_norms import FuseNorms
 from adaptc.passes.fuse_projections import FuseProjections

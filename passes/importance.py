@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
 
-from adaptc.gating import THRESHOLD, ffn_blocks, residual
 from adaptc.graph import FxGraph
+from adaptc.passes.gating import THRESHOLD, ffn_blocks, residual
 from adaptc.skip import RUN
 
 Ids = npt.NDArray[np.int64]

@@ -9,6 +9,7 @@ them in a dense graph fuses them here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from adaptc.errors import PassError
 from adaptc.graph import FxGraph, path_of
 
 aten = torch.ops.aten
+LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
 THRESHOLD = "threshold"
 """The input that gates are compared with: float32 [batch, tokens]; -inf runs every block."""
 
@@ -48,8 +50,6 @@ def ffn_blocks(graph: FxGraph) -> list[FfnBlock]:
     Raises:
         PassError: there is none, or one that is not a gated block between a norm and a residual sum.
     """
-    from adaptc.capture import LAYER
-
     layers: dict[str, list[fx.Node]] = {}
     for node in graph.module.graph.nodes:
         if node.op == "call_function" and (match := LAYER.match(path_of(node))):
