@@ -1,0 +1,346 @@
+"""Train gates and cheap paths: a frozen model learns which of its feed-forward blocks each token can do without.
+
+    dense activations ──> cheap paths (least squares) ──> gates (predicted loss of skipping) ──> both, end to end
+                                                                                                  KL to the dense twin
+
+How many blocks are skipped needs no penalty: each step draws a share and takes the threshold that gives it, so gates
+are trained for every budget at once, and the shares on a card are measured, not hoped for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import fx
+
+from adaptc.errors import LoadError, PassError
+from adaptc.gates_file import Card
+from adaptc.graph import FxGraph
+from adaptc.passes import gating
+from adaptc.passes.importance import ffn_importance, levels
+from adaptc.train_start import started
+
+Ids = npt.NDArray[np.int64]
+SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+"""Shares of all blocks whose thresholds go onto the card, as far as there are gates for them."""
+
+REMEMBERED = 1 << 17
+"""Latest gate logits that thresholds are taken from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        steps: Optimizer steps end to end; 0 leaves the start as it is.
+        rows: Sequences in a step.
+        window: Tokens of a sequence.
+        learning_rate: Of cheap paths, at its peak; gates get a third.
+        least: Smallest share of all blocks that a step skips.
+        most: Largest.
+        start: Tokens that the start is fitted on.
+        seed: Of everything drawn.
+        bfloat16: Whether to compute the model in bfloat16; gates and cheap paths are kept in float32.
+    """
+
+    steps: int = 1000
+    rows: int = 4
+    window: int = 256
+    learning_rate: float = 1e-3
+    least: float = 0.1
+    most: float = 0.4
+    start: int = 8192
+    seed: int = 0
+    bfloat16: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step.
+
+    Attributes:
+        step: Its number, from 1.
+        steps: Of so many.
+        loss: KL(dense || gated), nats a token after the warm-up.
+        share: Share of all blocks that were skipped there.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    share: float
+
+
+Told = Callable[[Progress], None]
+Stage = Callable[[str], None]
+
+
+class Trainer:
+    """A gated graph in training."""
+
+    def __init__(
+        self,
+        graph: FxGraph,
+        ids: Ids,
+        recipe: Recipe,
+        *,
+        layers: tuple[int, ...] | None,
+        rank: int,
+        warmup: int,
+        device: str = "cpu",
+    ) -> None:
+        """Cut the text into sequences; the last eighth of them is held out.
+
+        Args:
+            graph: A captured decoder; its weights stay as they are.
+            ids: int64 [tokens of the text].
+            recipe: How to train.
+            layers: Which layers get a gate; None for the half that matters least.
+            rank: Of the cheap paths; 0 for none.
+            warmup: Positions at the start of a sequence where every block runs.
+            device: "cpu" or "cuda".
+
+        Raises:
+            PassError: the text is too short, or the graph has no blocks that can be skipped.
+        """
+        if warmup >= recipe.window:
+            raise PassError(f"warmup: {warmup}; less than a training sequence ({recipe.window} tokens) is right")
+        rows = len(ids) // recipe.window
+        if rows < 8:
+            raise PassError(
+                f"a calibration text of {len(ids)} tokens; at least {8 * recipe.window} are needed for training, "
+                "and some hundred thousand are right"
+            )
+        whole = ids[: rows * recipe.window].reshape(rows, recipe.window)
+        self.held_out, self.train = whole[: rows // 8], whole[rows // 8 :]
+        self.recipe, self.warmup, self.device, self.rank = recipe, warmup, device, rank
+        self.blocks = gating.ffn_blocks(graph)
+        if layers is None:
+            importance = ffn_importance(graph, self.train[: max(1, 2048 // recipe.window)])
+            layers = tuple(sorted(np.argsort(importance)[: max(1, len(importance) // 2)].tolist()))
+        self.layers = layers
+        self.dense = graph
+        self.weights: dict[str, torch.nn.Parameter] = {}
+        self.step = 0
+        self.curve: list[tuple[int, float]] = []
+        self._logits = torch.empty(0)
+
+    def start(self, stage: Stage = lambda _: None) -> None:
+        """Fit cheap paths and gates to what the dense model does, layer by layer."""
+        ids = self.train[: max(1, self.recipe.start // self.recipe.window)]
+        places = [self.blocks[layer] for layer in self.layers]
+        fitted = started(self.dense, ids, places, self.rank, self.warmup, self.recipe.seed, stage)
+        self._take(fitted)
+
+    def run(self, told: Told = lambda _: None, checkpoint: Path | None = None, every: int = 25) -> None:
+        """Train end to end, from where it is.
+
+        Args:
+            told: Told of each step.
+            checkpoint: Written every so many steps, so that a killed run goes on from there.
+            every: How many.
+        """
+        module, dense = self._gated().module.to(self.device), self.dense.module.to(self.device)
+        for parameter in dense.parameters():
+            parameter.requires_grad_(False)
+        gates = [weight for name, weight in self.weights.items() if ".gate." in name]
+        cheap = [weight for name, weight in self.weights.items() if ".cheap." in name]
+        groups = [{"params": cheap, "share": 1.0}, {"params": gates, "share": 1 / 3}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.0)
+        self._restore(optimizer)
+        while self.step < self.recipe.steps:
+            for group in optimizer.param_groups:
+                group["lr"] = self._rate() * group["share"]
+            random = np.random.default_rng((self.recipe.seed, self.step))
+            rows = self.train[random.choice(len(self.train), min(self.recipe.rows, len(self.train)), replace=False)]
+            share = random.uniform(self.recipe.least, self.recipe.most)
+            loss, skipped = self._loss(module, dense, rows, share)
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            torch.nn.utils.clip_grad_norm_(gates + cheap, 1.0)
+            optimizer.step()
+            self.step += 1
+            self.curve.append((self.step, round(float(loss.detach()), 5)))
+            told(Progress(self.step, self.recipe.steps, self.curve[-1][1], skipped))
+            if checkpoint is not None and (self.step % every == 0 or self.step == self.recipe.steps):
+                self._save(checkpoint, optimizer)
+
+    def card(self, model: str, sha256: str, about: Mapping[str, Any], stage: Stage = lambda _: None) -> Card:
+        """Measure thresholds and perplexity on held-out text and say what was done.
+
+        Args:
+            model: Where the model came from.
+            sha256: Of its files.
+            about: Data and versions, for readers.
+            stage: Told what is being done.
+        """
+        module = self._gated().module.to(self.device)
+        dense, logits = self._measured(module, -math.inf)
+        top = len(self.layers) / len(self.blocks)
+        thresholds: list[tuple[float, float]] = []
+        perplexity = [(0.0, 1.0)]
+        for share in [each for each in SHARES if each <= top - 0.02]:
+            stage(f"measure {share:.0%}")
+            for _ in range(3):
+                threshold = float(logits.quantile(share / top))
+                found, logits = self._measured(module, threshold)
+            real = float((logits < threshold).float().mean()) * top
+            if not thresholds or (threshold > thresholds[-1][1] and real > thresholds[-1][0]):
+                thresholds.append((round(real, 5), threshold))
+                perplexity.append((round(real, 5), round(math.exp(found - dense), 5)))
+        training = {
+            "recipe": asdict(self.recipe),
+            "tokens": self.train.size,
+            "held_out_tokens": self.held_out.size,
+            "curve": self.curve[:: max(1, len(self.curve) // 50)],
+            **about,
+        }
+        return Card(
+            model,
+            sha256,
+            self.layers,
+            len(self.blocks),
+            self.rank,
+            self.warmup,
+            tuple(thresholds),
+            tuple(perplexity),
+            training,
+        )
+
+    def load(self, checkpoint: Path) -> bool:
+        """Go on from a checkpoint of the same recipe and text; False if there is none.
+
+        Raises:
+            LoadError: it is damaged, or of another run.
+        """
+        if not checkpoint.exists():
+            return False
+        try:
+            with safe_open(checkpoint, "pt") as file:
+                about = json.loads((file.metadata() or {})["adaptc.training"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise LoadError(f"{checkpoint}: cannot be read ({error}); delete it to begin anew") from error
+        if about["run"] != self._identity():
+            raise LoadError(f"{checkpoint}: of another recipe or text; --restart begins anew")
+        self.step, self.curve = about["step"], [tuple(point) for point in about["curve"]]
+        self._logits = tensors.pop("logits")
+        self._take({name: t for name, t in tensors.items() if not name.startswith(("first.", "second."))})
+        self._moments = {name: t for name, t in tensors.items() if name.startswith(("first.", "second."))}
+        return True
+
+    _moments: dict[str, torch.Tensor] | None = None
+
+    def _loss(
+        self, module: fx.GraphModule, dense: fx.GraphModule, rows: Ids, share: float
+    ) -> tuple[torch.Tensor, float]:
+        """KL to the dense twin after the warm-up, and the share of all blocks skipped there."""
+        ids, positions = self._feeds(rows)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bfloat16):
+            with torch.no_grad():
+                [wanted] = dense(ids, positions)
+                if not len(self._logits):
+                    _, *said = module(ids, positions, self._levels(rows, -math.inf))
+                    self._remember(said)
+            top = len(self.layers) / len(self.blocks)
+            threshold = float(self._logits.quantile(min(0.98, share / top)))
+            given, *said = module(ids, positions, self._levels(rows, threshold))
+        after = slice(self.warmup, None)
+        p, q = (F.log_softmax(each[:, after].flatten(0, 1).float(), -1) for each in (wanted, given))
+        skipped = torch.stack([(each[:, after] < threshold).float().mean() for each in said]).mean()
+        self._remember(said)
+        return F.kl_div(q, p, log_target=True, reduction="batchmean"), float(skipped) * top
+
+    def _remember(self, said: list[torch.Tensor]) -> None:
+        """Keep the latest logits: the thresholds of the next steps are their quantiles."""
+        new = torch.stack([each[:, self.warmup :] for each in said]).detach().flatten().float().cpu()
+        new = new[torch.randperm(len(new), generator=torch.Generator().manual_seed(self.step))[: REMEMBERED // 8]]
+        self._logits = torch.cat([self._logits, new])[-REMEMBERED:]
+
+    def _measured(self, module: fx.GraphModule, threshold: float) -> tuple[float, torch.Tensor]:
+        """Mean negative log likelihood after the warm-up on held-out text, and what the gates said there."""
+        total, count, logits = 0.0, 0, []
+        for rows in _parts(self.held_out[:32], self.recipe.rows):
+            ids, positions = self._feeds(rows)
+            with torch.no_grad(), torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bfloat16):
+                given, *said = module(ids, positions, self._levels(rows, threshold))
+            scores = given[:, self.warmup : -1].float().flatten(0, 1)
+            total += float(F.cross_entropy(scores, ids[:, self.warmup + 1 :].flatten(), reduction="sum"))
+            count += len(scores)
+            logits.append(torch.stack([each[:, self.warmup :] for each in said]).flatten().float().cpu())
+        return total / count, torch.cat(logits)
+
+    def _gated(self) -> FxGraph:
+        """The graph with gates, which gives what they say beside the logits."""
+        graph = gating.learned(self.dense, self.layers, self.weights)
+        nodes = graph.module.graph.nodes
+        gates = [node.args[0] for node in nodes if node.target is torch.ops.adaptc.skip.default]
+        output = graph.module.graph.output_node()
+        output.args = ((*output.args[0], *gates),)  # type: ignore[misc]
+        graph.module.recompile()
+        return graph
+
+    def _feeds(self, rows: Ids) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.from_numpy(rows).to(self.device)
+        return ids, torch.arange(rows.shape[1], device=self.device).expand(rows.shape)
+
+    def _levels(self, rows: Ids, threshold: float) -> torch.Tensor:
+        return levels(rows.shape, threshold, self.warmup).to(self.device)
+
+    def _rate(self) -> float:
+        """Learning rate: up in the first twentieth, then down along a cosine."""
+        done = self.step / self.recipe.steps
+        return self.recipe.learning_rate * min(1.0, done * 20 + 0.05) * (0.5 + 0.49 * math.cos(math.pi * done))
+
+    def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.weights = {name: torch.nn.Parameter(value.clone().to(self.device)) for name, value in weights.items()}
+
+    def _save(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
+        tensors = {name: weight.detach().cpu().contiguous() for name, weight in self.weights.items()}
+        for name, weight in self.weights.items():
+            state = optimizer.state[weight]
+            tensors[f"first.{name}"], tensors[f"second.{name}"] = (
+                state[key].detach().cpu().contiguous() for key in ("exp_avg", "exp_avg_sq")
+            )
+        tensors["logits"] = self._logits.contiguous()
+        about = {"run": self._identity(), "step": self.step, "curve": self.curve}
+        half = path.with_name(f".{path.name}.part")
+        save_file(tensors, half, metadata={"adaptc.training": json.dumps(about)})
+        half.replace(path)
+
+    def _restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the optimizer what it knew when the checkpoint was written."""
+        for name, weight in self.weights.items() if self._moments else ():
+            assert self._moments is not None
+            optimizer.state[weight] = {
+                "step": torch.tensor(float(self.step)),
+                "exp_avg": self._moments[f"first.{name}"].to(self.device),
+                "exp_avg_sq": self._moments[f"second.{name}"].to(self.device),
+            }
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be gone on from."""
+        text = int(self.train.sum()) % (1 << 32)
+        return {**asdict(self.recipe), "layers": list(self.layers), "rank": self.rank, "text": [self.train.size, text]}
+
+
+def _parts(ids: Ids, rows: int) -> Iterator[Ids]:
+    yield from (ids[at : at + rows] for at in range(0, len(ids), rows))
+
+
+def now() -> str:
+    """The date, for the card."""
+    return time.strftime("%Y-%m-%d")
