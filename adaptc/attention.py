@@ -48,6 +48,7 @@ def _(
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int, softcap: float
 ) -> torch.Tensor:
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them apart: RoPE is in float32
     if not window and not softcap:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2).contiguous()

@@ -9,11 +9,9 @@ are trained for every budget at once, and the shares on a card are measured, not
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import fx
 
+from adaptc.checkpoint import Checkpoint, Moments, load_checkpoint, save_checkpoint
 from adaptc.errors import LoadError, PassError
 from adaptc.gates_file import Card
 from adaptc.graph import FxGraph
 from adaptc.passes import gating
 from adaptc.passes.importance import ffn_importance, levels
+from adaptc.recipe import Progress, Recipe
 from adaptc.train_start import started
 
 Ids = npt.NDArray[np.int64]
@@ -38,50 +36,6 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
 REMEMBERED = 1 << 17
 """Latest gate logits that thresholds are taken from."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        steps: Optimizer steps end to end; 0 leaves the start as it is.
-        rows: Sequences in a step.
-        window: Tokens of a sequence.
-        learning_rate: Of cheap paths, at its peak; gates get a third.
-        least: Smallest share of all blocks that a step skips.
-        most: Largest.
-        start: Tokens that the start is fitted on.
-        seed: Of everything drawn.
-        bfloat16: Whether to compute the model in bfloat16; gates and cheap paths are kept in float32.
-    """
-
-    steps: int = 1000
-    rows: int = 4
-    window: int = 256
-    learning_rate: float = 1e-3
-    least: float = 0.1
-    most: float = 0.4
-    start: int = 8192
-    seed: int = 0
-    bfloat16: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One step.
-
-    Attributes:
-        step: Its number, from 1.
-        steps: Of so many.
-        loss: KL(dense || gated), nats a token after the warm-up.
-        share: Share of all blocks that were skipped there.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    share: float
 
 
 Told = Callable[[Progress], None]
@@ -137,6 +91,7 @@ class Trainer:
         self.step = 0
         self.curve: list[tuple[int, float]] = []
         self._logits = torch.empty(0)
+        self._moments: Mapping[str, Moments] = {}
 
     def start(self, stage: Stage = lambda _: None) -> None:
         """Fit cheap paths and gates to what the dense model does, layer by layer."""
@@ -228,21 +183,13 @@ class Trainer:
         """
         if not checkpoint.exists():
             return False
-        try:
-            with safe_open(checkpoint, "pt") as file:
-                about = json.loads((file.metadata() or {})["adaptc.training"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise LoadError(f"{checkpoint}: cannot be read ({error}); delete it to begin anew") from error
-        if about["run"] != self._identity():
-            raise LoadError(f"{checkpoint}: of another recipe or text; --restart begins anew")
-        self.step, self.curve = about["step"], [tuple(point) for point in about["curve"]]
-        self._logits = tensors.pop("logits")
-        self._take({name: t for name, t in tensors.items() if not name.startswith(("first.", "second."))})
-        self._moments = {name: t for name, t in tensors.items() if name.startswith(("first.", "second."))}
+        found = load_checkpoint(checkpoint)
+        if found.run != self._identity():
+            raise LoadError(f"{checkpoint}: of another recipe, text or version; --restart begins anew")
+        self.step, self.curve, self._logits = found.step, list(found.curve), found.logits
+        self._take(found.weights)
+        self._moments = found.moments
         return True
-
-    _moments: dict[str, torch.Tensor] | None = None
 
     def _loss(
         self, module: fx.GraphModule, dense: fx.GraphModule, rows: Ids, share: float
@@ -309,26 +256,20 @@ class Trainer:
         self.weights = {name: torch.nn.Parameter(value.clone().to(self.device)) for name, value in weights.items()}
 
     def _save(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
-        tensors = {name: weight.detach().cpu().contiguous() for name, weight in self.weights.items()}
-        for name, weight in self.weights.items():
-            state = optimizer.state[weight]
-            tensors[f"first.{name}"], tensors[f"second.{name}"] = (
-                state[key].detach().cpu().contiguous() for key in ("exp_avg", "exp_avg_sq")
-            )
-        tensors["logits"] = self._logits.contiguous()
-        about = {"run": self._identity(), "step": self.step, "curve": self.curve}
-        half = path.with_name(f".{path.name}.part")
-        save_file(tensors, half, metadata={"adaptc.training": json.dumps(about)})
-        half.replace(path)
+        states = {name: optimizer.state[weight] for name, weight in self.weights.items()}
+        moments = {name: (state["exp_avg"], state["exp_avg_sq"]) for name, state in states.items()}
+        weights: dict[str, torch.Tensor] = dict(self.weights)
+        save_checkpoint(
+            Checkpoint(self._identity(), self.step, tuple(self.curve), weights, moments, self._logits), path
+        )
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> None:
         """Give the optimizer what it knew when the checkpoint was written."""
-        for name, weight in self.weights.items() if self._moments else ():
-            assert self._moments is not None
-            optimizer.state[weight] = {
+        for name, (first, second) in self._moments.items():
+            optimizer.state[self.weights[name]] = {
                 "step": torch.tensor(float(self.step)),
-                "exp_avg": self._moments[f"first.{name}"].to(self.device),
-                "exp_avg_sq": self._moments[f"second.{name}"].to(self.device),
+                "exp_avg": first.to(self.device),
+                "exp_avg_sq": second.to(self.device),
             }
 
     def _identity(self) -> dict[str, Any]:
@@ -339,8 +280,3 @@ class Trainer:
 
 def _parts(ids: Ids, rows: int) -> Iterator[Ids]:
     yield from (ids[at : at + rows] for at in range(0, len(ids), rows))
-
-
-def now() -> str:
-    """The date, for the card."""
-    return time.strftime("%Y-%m-%d")

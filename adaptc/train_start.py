@@ -94,33 +94,37 @@ def cheap_path(
     return a, b.contiguous(), mean - b @ middle
 
 
-def gate(x: torch.Tensor, loss: torch.Tensor, steps: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [width, 1] and bias [1] of a gate that says the logarithm of the loss to expect.
+def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight [width, 1] and bias [1] of a gate that says the logarithm of the loss to expect.
 
     Losses of single tokens are noisy and never negative, as those of an exponential distribution; its likelihood is
-    what is maximized. Logits are in one unit, log nats, for all layers, so one threshold serves them all.
+    what is maximized, which is a convex problem. Logits are in one unit, log nats, for all layers, so one threshold
+    serves them all.
 
     Args:
         x: float32 [tokens, width], the state before attention.
         loss: float32 [tokens], what skipping costs each.
-        steps: Of Adam, each over all tokens.
     """
     mean, spread = x.mean(0), x.std(0) + 1e-6
-    known = (x - mean) / spread / x.shape[1] ** 0.5
-    weight = torch.zeros(x.shape[1], requires_grad=True)
-    bias = (loss.mean() + 1e-12).log().clone().requires_grad_()
-    target = loss / (loss.mean() + 1e-12)
-    optimizer = torch.optim.Adam([weight, bias], lr=0.02)
-    level = bias.detach().clone()
-    for _ in range(steps):
+    known = (x - mean) / spread
+    level = (loss.mean() + 1e-12).log()
+    target = loss / level.exp()
+    weight, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def deviance() -> torch.Tensor:
+        optimizer.zero_grad()
         with torch.enable_grad():
-            z = (known @ weight + bias - level).clamp(-8, 8)
-            deviance = (target * torch.exp(-z) + z).mean() + 0.02 * weight.square().mean()
-            optimizer.zero_grad()
-            torch.autograd.backward(deviance)
-        optimizer.step()
-    slope = weight.detach() / spread / x.shape[1] ** 0.5
-    return slope[:, None].contiguous(), (bias.detach() - mean @ slope)[None]
+            z = known @ weight + bias
+            # As if it were known that logits vary by about 1 from token to token.
+            prior = weight.square().sum() * x.shape[1] / (2 * len(x))
+            value = (target * torch.exp(-z.clamp(min=-20)) + z).mean() + prior
+            torch.autograd.backward(value)
+        return value
+
+    optimizer.step(deviance)  # type: ignore[no-untyped-call]
+    slope = weight.detach() / spread
+    return slope[:, None].contiguous(), level + bias.detach() - mean @ slope
 
 
 def _seen(

@@ -1,0 +1,71 @@
+"""A training that was killed goes on: weights, the optimizer's moments and the step, as safetensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from adaptc.errors import LoadError
+
+Moments = tuple[torch.Tensor, torch.Tensor]
+"""Adam's running means of a weight's gradient and of its square."""
+
+KEY = "adaptc.training"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Where a training is.
+
+    Attributes:
+        run: What must be the same for it to go on: recipe, layers, text.
+        step: Steps done.
+        curve: (step, loss).
+        weights: By name.
+        moments: By the weights' names.
+        logits: What gates said lately.
+    """
+
+    run: Mapping[str, Any]
+    step: int
+    curve: tuple[tuple[int, float], ...]
+    weights: Mapping[str, torch.Tensor]
+    moments: Mapping[str, Moments]
+    logits: torch.Tensor
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write it; the one that was there stays until the new one is whole."""
+    tensors = {f"weight.{name}": weight for name, weight in checkpoint.weights.items()}
+    for name, (first, second) in checkpoint.moments.items():
+        tensors |= {f"first.{name}": first, f"second.{name}": second}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = {"run": dict(checkpoint.run), "step": checkpoint.step, "curve": checkpoint.curve}
+    half = path.with_name(f".{path.name}.part")
+    save_file(tensors | {"logits": checkpoint.logits.contiguous()}, half, metadata={KEY: json.dumps(about)})
+    half.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read it.
+
+    Raises:
+        LoadError: it is damaged, or no checkpoint.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
+        moments = {name: (tensors[f"first.{name}"], tensors[f"second.{name}"]) for name in weights}
+        curve = tuple((step, loss) for step, loss in about["curve"])
+        return Checkpoint(about["run"], about["step"], curve, weights, moments, tensors["logits"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise LoadError(f"{path}: cannot be read ({error}); --restart begins anew") from error

@@ -1,0 +1,93 @@
+"""Commands that train: train."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adaptc.cli.build import CACHE, SETTING, _cache, _stages
+
+if TYPE_CHECKING:
+    from adaptc.recipe import Progress
+
+EVERY = 10
+"""Steps between two lines of progress."""
+
+
+@click.command("train")
+@click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="By default what SPEC names.")
+@SETTING
+@click.option("--steps", type=click.IntRange(min=0), default=1000, show_default=True, help="Of the optimizer.")
+@click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Sequences in a step.")
+@click.option("--window", type=click.IntRange(min=2), default=256, show_default=True, help="Tokens of a sequence.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-3, show_default=True)
+@click.option(
+    "--sample", "sampled", type=click.IntRange(min=0), default=0, help="Tokens to draw from the model itself."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--restart", is_flag=True, help="Begin anew, whatever a killed run left.")
+@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+@CACHE
+def train_command(
+    spec_file: Path,
+    output: Path | None,
+    settings: tuple[str, ...],
+    steps: int,
+    rows: int,
+    window: int,
+    learning_rate: float,
+    sampled: int,
+    seed: int,
+    device: str,
+    restart: bool,
+    as_json: bool,
+    cache_dir: Path | None,
+) -> None:
+    """Train the gates of SPEC's skip_ffn."""
+    import json
+    from dataclasses import asdict
+
+    from adaptc.recipe import Recipe
+    from adaptc.spec import read_spec
+    from adaptc.train_spec import Place, device_of, train_spec
+
+    spec = read_spec(spec_file, settings)
+    recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, seed=seed)
+    place = Place(spec_file.parent, output, _cache(cache_dir), restart, device_of(device))
+    with _stages(None) as stage:
+        written, card = train_spec(spec, recipe, sampled, place, stage, _Told())
+    if as_json:
+        click.echo(json.dumps(asdict(card), indent=2))
+        return
+    click.echo("blocks skipped  threshold  perplexity / dense (held-out text)")
+    for (share, level), (_, ratio) in zip(card.thresholds, card.perplexity[1:], strict=True):
+        click.echo(f"{share:13.1%}  {level:9.3f}  {ratio:.3f}")
+    click.echo(f"wrote {written}", err=True)
+
+
+class _Told:
+    """Prints a line every so many steps, with the means since the last."""
+
+    def __init__(self) -> None:
+        self._since: list[Progress] = []
+        self._began = time.perf_counter()
+
+    def __call__(self, progress: Progress) -> None:
+        self._since.append(progress)
+        if progress.step % EVERY and progress.step != progress.steps:
+            return
+        seconds = (time.perf_counter() - self._began) / len(self._since)
+        loss = sum(each.loss for each in self._since) / len(self._since)
+        share = sum(each.share for each in self._since) / len(self._since)
+        left = seconds * (progress.steps - progress.step) / 60
+        click.echo(
+            f"step {progress.step}/{progress.steps}  KL {loss:.4f}  skipped {share:.1%}  "
+            f"{seconds:.1f} s a step, {left:.0f} min left",
+            err=True,
+        )
+        self._since, self._began = [], time.perf_counter()
