@@ -160,7 +160,7 @@ class Trainer:
             "recipe": asdict(self.recipe),
             "tokens": self.train.size,
             "held_out_tokens": self.held_out.size,
-            "curve": self.curve[:: max(1, len(self.curve) // 50)],
+            "curve": [list(point) for point in self.curve[:: max(1, len(self.curve) // 50)]],
             **about,
         }
         return Card(
