@@ -49,12 +49,20 @@ class Card:
 
 
 def save_gates(card: Card, weights: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write gates; the file that was there stays until the new one is whole."""
+    """Write gates; the file that was there stays until the new one is whole.
+
+    Cheap paths are stored in float16, as a target quantizes them further; gates, whose thresholds are
+    exact, in float32.
+    """
+    import torch
     from safetensors.torch import save_file
 
     half = path.with_name(f".{path.name}.part")
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(contiguous, half, metadata={CARD: json.dumps(asdict(card))})
+    stored = {
+        name: tensor.detach().cpu().contiguous().to(torch.float16 if ".cheap." in name else torch.float32)
+        for name, tensor in weights.items()
+    }
+    save_file(stored, half, metadata={CARD: json.dumps(asdict(card))})
     os.replace(half, path)
 
 

@@ -95,7 +95,7 @@ def cheap_path(
 
 
 def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight [width, 1] and bias [1] of a gate that says the logarithm of the loss to expect.
+    """Weight [width, 1] and bias [1] of a gate that says the logarithm of the loss to expect.
 
     Losses of single tokens are noisy and never negative, as those of an exponential distribution; its likelihood is
     what is maximized, which is a convex problem. Logits are in one unit, log nats, for all layers, so one threshold

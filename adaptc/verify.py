@@ -100,11 +100,13 @@ class BundleModel:
         from adaptc.runtime.decoder import Decoder
         from adaptc.runtime.ort import OrtEngine
 
-        graph = bundle.manifest.graphs[bundle.manifest.plan[0].run]
+        name = bundle.manifest.plan[0].run
+        graph = bundle.manifest.graphs[name]
         if graph.decoder is None:
             raise BundleError(f"{bundle.path}: not a decoder; there is nothing to compare")
         self.max_tokens = graph.decoder.max_tokens
-        self._decoder = Decoder(OrtEngine(bundle.path / graph.file, threads), graph.decoder, batch=1, chunk=512)
+        engine, gates = OrtEngine(bundle.path / graph.file, threads), bundle.manifest.gates.get(name)
+        self._decoder = Decoder(engine, graph.decoder, batch=1, chunk=512, gates=gates)
 
     def logits(self, ids: Ids) -> Logits:
         """See `Model`."""

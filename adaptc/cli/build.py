@@ -169,7 +169,9 @@ def _print_plan(spec: Spec, output: Path) -> None:
     for name, model in spec.models.items():
         click.echo(f"model   {name}: {model.source}")
     click.echo(f"capture {', '.join(spec.models)}")
-    names = [*(p.name for p in build_passes(spec)), "lower", *(p.name for p in target_passes(spec))]
+    own = [p.name for p in build_passes(spec)]
+    gated = ["branch"] if "skip_ffn" in own else []
+    names = [*own, "lower", *(p.name for p in target_passes(spec)), *gated]
     for name in names:
         click.echo(f"pass    {name}")
     click.echo(f"target  {spec.target.backend}, {spec.target.weights} weights, {spec.target.max_tokens} tokens")
