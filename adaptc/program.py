@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adaptc.gates import Gates
     from adaptc.graph import Graph
     from adaptc.passes.blockwise import Blocks
+    from adaptc.modal import ModalSpec
 
 G = TypeVar("G", bound="Graph")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -71,6 +72,7 @@ class Program:
         samples: Calibration text of each graph that takes token ids, int64[tokens].
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
         gates: By graph name, where blocks may be skipped.
+        modal: By model name, which graphs run for which of its modalities; the plan is then how all of them do.
         history: Names of the passes that changed it.
     """
 
@@ -81,6 +83,7 @@ class Program:
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
     gates: Mapping[str, Gates] = field(default_factory=lambda: EMPTY)
     history: tuple[str, ...] = ()
+    modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
 
     def graph(self, name: str, level: type[G]) -> G:
         """The graph of this name, which must be at this level.
@@ -105,6 +108,10 @@ class Program:
     def with_graph(self, name: str, graph: Graph) -> Program:
         """This program with one graph replaced or added."""
         return replace(self, graphs={**self.graphs, name: graph})
+
+    def tower(self, graph: str) -> Tower:
+        """The pretrained part that a graph is of: its own name, or what stands before the first dot of it."""
+        return self.towers[graph.partition(".")[0]]
 
     def verify(self) -> None:
         """Raise PassError unless every graph is well formed and the plan runs each one it names."""

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from adaptc import __version__
 from adaptc.datafile import read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.graph import OnnxGraph, sizes
+from adaptc.passes.kv_cache import SEQLENS
 from adaptc.pays import Verdict, decoder_spec, gate_spec
 from adaptc.program import EMPTY, Program, Tower
 from adaptc.report import report_html, report_json
@@ -68,8 +69,9 @@ def publish(
             models={name: _model(source, hashes[name]) for name, source in sources.items()},
             passes=tuple(records),
             plan=tuple(PlanStep(step.graph) for step in program.plan),
-            graphs={name: _graph(name, graph, data, program.towers[name]) for name, graph in graphs.items()},
+            graphs={name: _graph(name, graph, data, program.tower(name)) for name, graph in graphs.items()},
             gates={name: gate_spec(gates) for name, gates in program.gates.items()},
+            modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
             report=_measured(graphs) | ({"gates": {n: v.record() for n, v in verdicts.items()}} if verdicts else {}),
@@ -100,8 +102,9 @@ def _tensor(value: ir.Value) -> TensorSpec:
 
 
 def _measured(graphs: Mapping[str, OnnxGraph]) -> dict[str, Any]:
+    decoders = [graph for graph in graphs.values() if any(v.name == SEQLENS for v in graph.model.graph.inputs)]
     return {
-        "bytes_per_token": sum(map(read_bytes_per_token, graphs.values())),
+        "bytes_per_token": sum(map(read_bytes_per_token, decoders)),
         "skippable_bytes": {name: skippable_bytes(graph) for name, graph in graphs.items()},
         "nodes": {name: sum(1 for _ in graph.model.graph.all_nodes()) for name, graph in graphs.items()},
     }
