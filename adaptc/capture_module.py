@@ -43,7 +43,9 @@ def capture_module(module: torch.nn.Module, examples: Mapping[str, torch.Tensor]
             exported = torch.export.export(module, (), rows, dynamic_shapes=free).module()
         except Exception as error:  # torch.export raises whatever the traced code does
             if "Constraints violated" in str(error):
-                raise LoadError("capture: forward fixes the batch; x.shape[0] leaves it free, len(x) does not") from error
+                raise LoadError(
+                    "capture: forward fixes the batch; x.shape[0] leaves it free, len(x) does not"
+                ) from error
             raise LoadError(f"capture: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}") from error
     assert isinstance(exported, fx.GraphModule)
     exported.graph.set_codegen(fx.graph.CodeGen())

@@ -190,7 +190,9 @@ def _levels(p: Floats, truth: Bools, seconds: Floats) -> tuple[GateLevel, ...]:
         right = truth[np.arange(len(p)), chosen]
         low, high = wilson(int(right.sum()), len(p))
         shares = np.bincount(chosen, minlength=p.shape[1]) / len(p)
-        found.append((float(shares @ seconds), GateLevel(float(price), float(right.mean()), low, high, _floats(shares))))
+        found.append(
+            (float(shares @ seconds), GateLevel(float(price), float(right.mean()), low, high, _floats(shares)))
+        )
     kept: list[GateLevel] = []
     for _, level in sorted(found, key=lambda each: (each[0], -each[1].accuracy)):
         if not kept or level.accuracy > kept[-1].accuracy:

@@ -113,7 +113,7 @@ def gate_worth(session: ModalSession, gate: GateProfile, rows: Rows, labels: npt
     reads = gate_reads(feeds, outputs_of(session, gate.subsets[0], rows))
     p = probabilities(gate, reads)
     truth = np.stack([right[each] for each in gate.subsets], 1)
-    levels = []
+    levels: list[dict[str, Any]] = []
     for level in gate.levels:
         chosen = choose(gate, reads, level.price)
         accuracy = float(truth[np.arange(len(p)), chosen].mean())

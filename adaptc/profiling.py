@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -149,9 +150,9 @@ def _seconds(
         for place, batch in enumerate(batches):
             some = take(rows, random.integers(0, count, batch))
             for subset in subsets:
-                _time(marks[subset][place], turn, lambda s=subset, r=some: session.graphs.run(s, r))
+                _time(marks[subset][place], turn, partial(session.graphs.run, subset, some))
             for name in rows:
-                _time(marks[name][place], turn, lambda n=name, r=some: session.graphs.features(n, r[n]))
+                _time(marks[name][place], turn, partial(session.graphs.features, name, some[name]))
     # A larger batch never takes less; where it seems to, something else was running.
     found = {each: np.maximum.accumulate([float(np.median(m)) for m in times]) for each, times in marks.items()}
     return (

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from adaptc.gates import Gates
     from adaptc.graph import Graph
-    from adaptc.passes.blockwise import Blocks
     from adaptc.modal import ModalSpec
+    from adaptc.passes.blockwise import Blocks
 
 G = TypeVar("G", bound="Graph")
 EMPTY: Mapping[str, Any] = MappingProxyType({})

@@ -2,8 +2,8 @@
 
 Every batch really runs. Between jobs the clock jumps: waiting is counted, not slept. Deciding is counted like running.
 
-`whole` is the modality-agnostic policy: earliest deadline first and the same batching, but always every modality. `table`
-chooses among subsets, `gate` among subsets and settings of the learned gate.
+`whole` is the modality-agnostic policy: earliest deadline first and the same batching, but always every modality.
+`table` chooses among subsets, `gate` among subsets and settings of the learned gate.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Load:
     Attributes:
         jobs: How many.
         sizes: Requests of a job: from, to.
-        margin: Floors lie up to this much below the whole's accuracy.
+        margin: How far floors lie below the whole's accuracy: from, to.
         slack: Deadlines, in multiples of the time the whole takes for the job alone: from, to.
         seed: Of everything drawn.
     """
 
-    jobs: int = 60
+    jobs: int = 120
     sizes: tuple[int, int] = (8, 48)
-    margin: float = 0.01
+    margin: tuple[float, float] = (0.005, 0.01)
     slack: tuple[float, float] = (2.0, 8.0)
     seed: int = 0
 
@@ -114,7 +114,7 @@ def arrivals(load: Load, rate: float, kind: str, whole: Option, rows: int, accur
     for index in range(load.jobs):
         size = int(random.integers(load.sizes[0], load.sizes[1] + 1))
         requests = random.integers(0, rows, size)
-        floor = accuracy - float(random.uniform(0, load.margin))
+        floor = accuracy - float(random.uniform(*load.margin))
         slack = float(random.uniform(*load.slack)) * seconds_of(whole, size)
         gap = float(random.exponential(mean / rate)) if math.isfinite(rate) else 0.0
         if kind == "bursty":
@@ -173,13 +173,11 @@ def replay(
             expected[name] += batch.option.accuracy / len(jobs[name].requests)
             if done.confidence is not None:
                 confidence.append((done.confidence[place], bool(hits[place])))
-        for name in schedule.done(batch, clock):
+        for name in schedule.done(batch, clock, spent):
             ends[name] = clock
     completion = tuple(end - job.time for end, job in zip(ends, jobs, strict=True))
     late = tuple(took > job.slack for took, job in zip(completion, jobs, strict=True))
-    return Outcome(
-        clock - jobs[0].time, busy, completion, late, tuple(right), tuple(expected), tuple(confidence), used
-    )
+    return Outcome(clock - jobs[0].time, busy, completion, late, tuple(right), tuple(expected), tuple(confidence), used)
 
 
 def summary(outcome: Outcome, jobs: Sequence[Arrival]) -> dict[str, Any]:

@@ -144,7 +144,6 @@ def find_source(model: ModelSpec, base: Path) -> Source:
     """
     from adaptc.source_folder import FolderSource, HubSource
     from adaptc.source_gguf import GgufSource
-
     from adaptc.source_module import find_module
 
     name = model.source

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph
+from adaptc.modal import ModalitySpec, ModalSpec, SubsetSpec
 from adaptc.passes.base import Pass
 from adaptc.program import Program, Run
-from adaptc.modal import ModalitySpec, ModalSpec, SubsetSpec
 
 if TYPE_CHECKING:
     import torch
+    from torch import fx
 
     from adaptc.passes.modal_graph import Cut
 
@@ -62,7 +63,9 @@ class DropModality(Pass):
 
     def __post_init__(self) -> None:
         if len(self.modalities) < 2:
-            raise PassError(f"modalities: {len(self.modalities)}; two or more are right, or there is nothing to leave out")
+            raise PassError(
+                f"modalities: {len(self.modalities)}; two or more are right, or there is nothing to leave out"
+            )
         for name, inputs in self.modalities.items():
             if not name.isidentifier():
                 raise PassError(f"modalities: {name!r} is not a name: letters, digits and _, not starting with a digit")
@@ -105,9 +108,13 @@ class DropModality(Pass):
         return self._split(program, name, graph)
 
     def _split(self, program: Program, model: str, graph: FxGraph) -> Program:
-        from adaptc.passes.modal_graph import cut, encoder, feature_names
+        from adaptc.passes.modal_graph import cut, encoder, feature_names, narrowed
+        from adaptc.passes.stand_ins import missing_shape
 
         divided = cut(graph.fork(), self.modalities)
+        if self.stand_in == "learned":
+            for name in self.modalities:
+                divided = narrowed(divided, name, missing_shape(divided, name))
         graphs = {name: each for name, each in program.graphs.items() if name != model}
         specs = {}
         for name, inputs in self.modalities.items():
@@ -143,7 +150,7 @@ class DropModality(Pass):
             encoders = {n: graphs[s.encoder] if s.encoder is not None else None for n, s in specs.items()}
             arrays, labels = read_data(Path(self.data), specs, labelled=self.stand_in == "refit")
             features = features_of(encoders, specs, arrays)
-        made: dict[str, Mapping[object, StandIn]] = {}
+        made: dict[str, Mapping[fx.Node, StandIn]] = {}
         whole = tuple(self.modalities)
         heads = {}
         for subset in self.subsets():

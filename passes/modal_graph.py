@@ -112,6 +112,37 @@ def _check_convex(name: str, drawn: nx.DiGraph, region: frozenset[fx.Node]) -> N
         raise PassError(f"modalities: {name}: {next(iter(back)).name} needs what other modalities decide")
 
 
+def narrowed(cut_: Cut, modality: str, row: Sequence[int]) -> Cut:
+    """The cut with a modality's region ended at its last value of a given shape that all it hands on comes from.
+
+    A layer that reads only this modality's features belongs to its region, yet what stands for the features may be made
+    to go through that layer too.
+
+    Args:
+        cut_: The cut.
+        modality: Whose region.
+        row: The shape of that value without its batch.
+
+    Returns:
+        The cut as it is if there is no such value.
+    """
+    region, features = cut_.regions[modality], cut_.features[modality]
+    drawn = values(cut_.graph.module.graph).subgraph(region).copy()
+    drawn.add_edges_from(("in", node) for node in cut_.inputs[modality])
+    drawn.add_edges_from((node, "out") for node in features)
+    before = nx.immediate_dominators(drawn, "in")
+    node = before["out"]
+    while node != "in":
+        shape = node.meta["val"].shape
+        if len(shape) == len(row) + 1 and list(shape[1:]) == list(row):
+            kept = frozenset(nx.ancestors(drawn, node) - {"in"}) | {node}
+            return Cut(
+                cut_.graph, cut_.inputs, {**cut_.regions, modality: kept}, {**cut_.features, modality: (node,)}
+            )
+        node = before[node]
+    return cut_
+
+
 def encoder(cut_: Cut, modality: str) -> FxGraph | None:
     """What this modality alone decides, as a graph from its inputs to its features; None if that is nothing."""
     if encoderless(cut_, modality):
@@ -121,7 +152,7 @@ def encoder(cut_: Cut, modality: str) -> FxGraph | None:
 
 
 def feature_names(cut_: Cut, modality: str) -> tuple[str, ...]:
-    """What a modality's features are called: `image_features`, and `image_features_0` and so on if there are several."""
+    """What a modality's features are called: `image_features`, or `image_features_0` and so on if there are several."""
     nodes = cut_.features[modality]
     if encoderless(cut_, modality):
         return tuple(str(node.target) for node in nodes)

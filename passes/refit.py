@@ -13,8 +13,8 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph
-from adaptc.passes.stand_ins import set_buffer
 from adaptc.modal import ModalitySpec
+from adaptc.passes.stand_ins import set_buffer
 
 LABELS = "labels"
 ROWS = 64
@@ -93,7 +93,8 @@ def refitted(graph: FxGraph, features: Mapping[str, torch.Tensor], labels: torch
     [result] = nodes.output_node().all_input_nodes or [None]
     if result is None or result.target is not torch.ops.aten.linear.default:
         raise PassError("stand_in: refit needs logits from a linear layer; mean or learned can do without")
-    hidden, weight, *bias = result.args
+    arguments: Any = result.args
+    hidden, weight, *bias = arguments
     classes, width = weight.meta["val"].shape
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise PassError(f"data: labels from {int(labels.min())} to {int(labels.max())}; 0 to {classes - 1} are right")
@@ -117,7 +118,8 @@ def refitted(graph: FxGraph, features: Mapping[str, torch.Tensor], labels: torch
 
 
 def _same(graph: FxGraph, node: Any) -> fx.Node:
-    return next(each for each in graph.module.graph.nodes if each.name == node.name)
+    found: fx.Node = next(each for each in graph.module.graph.nodes if each.name == node.name)
+    return found
 
 
 def _tensor(graph: FxGraph, node: fx.Node) -> torch.Tensor:
@@ -130,14 +132,14 @@ def _tensor(graph: FxGraph, node: fx.Node) -> torch.Tensor:
 def _logistic(states: torch.Tensor, labels: torch.Tensor, start: list[torch.Tensor]) -> list[torch.Tensor]:
     """Weights of the least cross-entropy, held near `start`."""
     weights = [each.clone().requires_grad_() for each in start]
-    optimizer = torch.optim.LBFGS(weights, max_iter=200, line_search_fn="strong_wolfe")
+    optimizer: Any = torch.optim.LBFGS(weights, max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        total = torch.nn.functional.cross_entropy(states @ weights[0].T + weights[1], labels)
+        total: Any = torch.nn.functional.cross_entropy(states @ weights[0].T + weights[1], labels)
         total = total + DECAY * sum(((w - s) ** 2).sum() for w, s in zip(weights, start, strict=True))
         total.backward()
-        return total
+        return total  # type: ignore[no-any-return]
 
     with torch.enable_grad():
         optimizer.step(loss)

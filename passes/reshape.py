@@ -46,7 +46,9 @@ def remeasured(graph: FxGraph) -> FxGraph:
                 now[node] = torch.empty(before or [], dtype=node.meta["val"].dtype)
         changed = _changed(before, _plain(now[node], symbols))
         if not changed and shrunk & set(node.all_input_nodes) and _is_pointwise(node):
-            raise PassError(f"{node.name}: has a place for each token, and some are gone; stand_in: learned or mean can")
+            raise PassError(
+                f"{node.name}: has a place for each token, and some are gone; stand_in: learned or mean can"
+            )
         if changed:
             shrunk.add(node)
             old |= changed
@@ -125,7 +127,12 @@ def _fits(call: Callable[[], Any]) -> bool:
 
 
 def _resized(
-    node: fx.Node, sizes: list[Any], stale: list[int], products: list[int], old: Mapping[int, int], call: Callable[[], Any]
+    node: fx.Node,
+    sizes: list[Any],
+    stale: list[int],
+    products: list[int],
+    old: Mapping[int, int],
+    call: Callable[[], Any],
 ) -> Any:
     """Try which of the fixed sizes was the number of tokens; one answer must fit."""
     place = next(i for i, a in enumerate(node.args) if isinstance(a, list | tuple) and list(a) == sizes)

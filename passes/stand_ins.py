@@ -16,6 +16,13 @@ from adaptc.passes.reshape import remeasured
 Arrays = Mapping[str, torch.Tensor]
 
 
+def missing_shape(cut: Cut, modality: str) -> list[int]:
+    """The shape of the one parameter that stands for a modality; empty if there is none, or several."""
+    parameters = cut.graph.module.meta.get(UNUSED, {})
+    found = parameters.get(f"missing.{modality}")
+    return [] if found is None else list(found.shape)
+
+
 def learned(cut: Cut, modality: str) -> dict[fx.Node, StandIn]:
     """A parameter of the model for each feature: `missing.image`, or `missing.image.0` and so on.
 
@@ -99,7 +106,7 @@ def _constant(name: str, value: torch.Tensor) -> StandIn:
 
 def empty(cut: Cut, modality: str) -> dict[fx.Node, StandIn]:
     """Nothing at all: where features are joined to others along an axis, they are left out there."""
-    return {node: _absent for node in cut.features[modality]}
+    return dict.fromkeys(cut.features[modality], _absent)
 
 
 def _absent(graph: fx.Graph, node: fx.Node) -> fx.Node:

@@ -175,14 +175,15 @@ class JobQueue:
                 if batch is None:
                     return
                 rows = gather(batch.option.subset, {n: self._tickets[n].rows for n, _ in batch.rows}, batch.rows)
+            began = monotonic()
             try:
                 done: Executed | AdaptcError = self._session.execute(batch.option, rows)
             except AdaptcError as error:
                 done = error
             with self._changed:
-                self._note(batch, done)
+                self._note(batch, done, monotonic() - began)
 
-    def _note(self, batch: Batch, done: Executed | AdaptcError) -> None:
+    def _note(self, batch: Batch, done: Executed | AdaptcError, seconds: float) -> None:
         now = monotonic()
         if isinstance(done, AdaptcError):
             failed = dict.fromkeys(name for name, _ in batch.rows)
@@ -195,7 +196,7 @@ class JobQueue:
                 ticket = self._tickets[name]
                 ticket.answers[row] = ({k: a[place] for k, a in done.outputs.items()}, done.modalities[place])
                 ticket.right += batch.option.accuracy
-        for name in self._schedule.done(batch, now):
+        for name in self._schedule.done(batch, now, seconds):
             ticket = self._tickets.pop(name)
             answers = [ticket.answers[row] for row in range(len(ticket.answers))]
             outputs = {k: np.stack([answer[0][k] for answer in answers]) for k in answers[0][0]}

@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.strategy import Option, Point, Strategies
 
-
 DRIFT = 0.1
-"""Where a job ends earlier or later than foreseen by more than this share of the time since, all is worked out anew."""
+"""Where a job ends sooner or later than foreseen by this share of the time all jobs need, all is worked out anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,8 @@ class Schedule:
         self._largest = largest_batch
         self._jobs: dict[int, _Job] = {}
         self._finish: dict[int, float] = {}
-        self._assigned = 0.0
+        self._horizon = 0.0
+        self._spent = self._foreseen = 1e-3
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -164,17 +164,30 @@ class Schedule:
                     job.right += taken * chosen.accuracy
         return Batch(chosen, tuple(rows))
 
-    def done(self, batch: Batch, now: float) -> tuple[int, ...]:
-        """Take note of a batch that ran; returns the jobs that are complete with it."""
+    def done(self, batch: Batch, now: float, seconds: float) -> tuple[int, ...]:
+        """Take note of a batch that ran.
+
+        Args:
+            batch: From `next`.
+            now: The clock.
+            seconds: It took, with all that was decided for it; what is foreseen follows how fast the machine is now.
+
+        Returns:
+            The jobs that are complete with it.
+        """
+        self._spent = 0.9 * self._spent + seconds
+        self._foreseen = 0.9 * self._foreseen + batch.option.seconds[len(batch.rows) - 1]
         for name, _ in batch.rows:
             if name in self._jobs:
                 self._jobs[name].running -= 1
         names = dict.fromkeys(name for name, _ in batch.rows)
-        complete = tuple(n for n in names if n in self._jobs and not self._jobs[n].pending and not self._jobs[n].running)
+        complete = tuple(
+            n for n in names if n in self._jobs and not self._jobs[n].pending and not self._jobs[n].running
+        )
         early = False
         for name in complete:
             del self._jobs[name]
-            early = early or abs(self._finish.pop(name) - now) > DRIFT * max(now - self._assigned, 1e-9)
+            early = early or abs(self._finish.pop(name) - now) > DRIFT * self._horizon
         if early:
             self._assign(now)
         return complete
@@ -194,20 +207,23 @@ class Schedule:
 
     def _assign(self, now: float) -> None:
         """Give every job a way; see the module's docstring."""
-        self.swaps, self._assigned = 0, now
+        self.swaps = 0
+        pace = self._spent / self._foreseen
+        jobs = [job for job in self._order() if job.pending]
+        hopeless = self._hopeless(jobs, now, pace)
         total = now
         at: dict[int, int] = {}
         steps: list[tuple[float, int]] = []
-        jobs = [job for job in self._order() if job.pending]
-        for job in jobs:
-            at[job.name] = len(job.ways()) - 1
-            total += job.ways()[-1].seconds
+        for place, job in enumerate(jobs):
+            ways = job.ways()
+            at[job.name] = 0 if place < hopeless else len(ways) - 1
+            total += ways[at[job.name]].seconds * pace
             self._push(steps, job, at[job.name])
             while total > job.deadline and steps:
                 _, name = heapq.heappop(steps)
                 other = self._jobs[name]
                 dear, cheap = other.ways()[at[name]], other.ways()[at[name] - 1]
-                total -= dear.seconds - cheap.seconds
+                total -= (dear.seconds - cheap.seconds) * pace
                 at[name] -= 1
                 self._push(steps, other, at[name])
                 self.swaps += 1
@@ -215,8 +231,19 @@ class Schedule:
         for job in jobs:
             way = job.ways()[at[job.name]]
             job.counts = list(way.counts)
-            total += way.seconds
+            total += way.seconds * pace
             self._finish[job.name] = total
+        self._horizon = total - now
+
+    @staticmethod
+    def _hopeless(jobs: list[_Job], now: float, pace: float) -> int:
+        """How many jobs stand before one that is late even if all of these go the cheapest way, itself included."""
+        total, found = now, 0
+        for place, job in enumerate(jobs):
+            total += job.ways()[0].seconds * pace
+            if total > job.deadline:
+                found = place + 1
+        return found
 
     @staticmethod
     def _push(steps: list[tuple[float, int]], job: _Job, at: int) -> None:

@@ -24,6 +24,8 @@ BUG, INTERRUPTED = 70, 130
 COMPILING = (
     "gguf",
     "huggingface_hub",
+    "matplotlib",
+    "networkx",
     "onnx",
     "onnx_ir",
     "onnxruntime",
@@ -46,6 +48,8 @@ COMMANDS = {
     "chat": ("serve", "Talk with a bundle."),
     "eval": ("measure", "Measure a bundle's perplexity on a text."),
     "bench": ("measure", "Measure a bundle's speed, and other engines' beside it."),
+    "profile": ("modal", "Measure every subset of modalities, into the bundle."),
+    "strategy": ("modal", "Print the ways to do a job that no other way beats."),
     "doctor": ("inspect", "Say what this machine has, and what it lacks."),
     "schema": ("inspect", "Print the JSON Schema of model.yaml."),
     "cache": ("build", "List or clear what compiling keeps."),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 VIEWS = {"fou": 76, "kar": 64, "fac": 216, "mor": 6, "zer": 47, "pix": 240}
-"""Fourier coefficients, Karhunen-Loève coefficients, profile correlations, morphology, Zernike moments, 15 x 16 pixels."""
+"""Fourier and Karhunen-Loève coefficients, profile correlations, morphology, Zernike moments, 15 x 16 pixels."""
 WIDTH = 32
 CLASSES = 10
 

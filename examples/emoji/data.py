@@ -25,7 +25,7 @@ VOICES = ("en-us", "en-gb", "en-gb-scotland", "en-029", "en-us+f3", "en-gb+m3", 
 
 
 def read() -> dict[str, np.ndarray]:
-    """pixels uint8[n, 3, 64, 64], input_ids and attention_mask int64[n, 16], wave float32[n, 32000], labels int64[n]."""
+    """pixels uint8[n, 3, 64, 64]; input_ids, attention_mask int64[n, 16]; wave float32[n, 32000]; labels int64[n]."""
     if not KEPT.exists():
         np.savez(KEPT, **_make())
     with np.load(KEPT, allow_pickle=False) as file:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 from transformers import BertConfig, BertModel, WhisperConfig

@@ -53,6 +53,7 @@ def fit(model: Emoji, seen: dict[str, torch.Tensor], labels: torch.Tensor) -> No
     optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.1)
     steps = EPOCHS * (len(labels) // 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    torch.set_num_threads(1)  # these matrices are too small for two
     model.fusion.train()
     for _ in range(steps):
         rows = torch.randint(len(labels), (64,))

