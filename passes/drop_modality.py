@@ -43,7 +43,7 @@ class DropModality(Pass):
     Attributes:
         modalities: Names of the model's inputs by modality; each input belongs to one.
         model: Which model; not needed if there is one.
-        keep: The subsets, or `all` that are not empty. The one with all modalities is always there.
+        keep: The subsets, or `all` that are not empty. A modality that is in none of them is gone for good.
         stand_in: What stands for the features of a modality that is left out.
         data: An .npz file: the inputs by name, [rows, ...], and `labels` int64[rows]; for `mean` and `refit`, and only
             there.
@@ -89,11 +89,11 @@ class DropModality(Pass):
         return {"data": self.data} if self.data is not None else {}
 
     def subsets(self) -> tuple[tuple[str, ...], ...]:
-        """The subsets in the model's order of modalities, smaller ones first, the whole last."""
+        """The subsets in the model's order of modalities, smaller ones first."""
         whole = tuple(self.modalities)
         if self.keep == "all":
             return tuple(s for size in range(1, len(whole) + 1) for s in combinations(whole, size))
-        kept = {tuple(name for name in whole if name in subset) for subset in self.keep} | {whole}
+        kept = {tuple(name for name in whole if name in subset) for subset in self.keep}
         return tuple(sorted(kept, key=lambda s: (len(s), [whole.index(name) for name in s])))
 
     def apply(self, program: Program) -> Program:
@@ -117,7 +117,10 @@ class DropModality(Pass):
                 divided = narrowed(divided, name, missing_shape(divided, name))
         graphs = {name: each for name, each in program.graphs.items() if name != model}
         specs = {}
+        used = {name for subset in self.subsets() for name in subset}
         for name, inputs in self.modalities.items():
+            if name not in used:
+                continue
             part = encoder(divided, name)
             specs[name] = ModalitySpec(
                 tuple(inputs), f"{model}.encode.{name}" if part is not None else None, feature_names(divided, name)
@@ -125,7 +128,7 @@ class DropModality(Pass):
             if part is not None:
                 graphs[f"{model}.encode.{name}"] = part
         subsets = []
-        for subset, part in self._heads(divided, graphs, specs).items():
+        for subset, part in self._heads(divided).items():
             subsets.append(SubsetSpec(subset, f"{model}.fuse.{'+'.join(subset)}"))
             graphs[subsets[-1].graph] = part
         encoders = tuple(Run(spec.encoder) for spec in specs.values() if spec.encoder is not None)
@@ -137,9 +140,7 @@ class DropModality(Pass):
             modal={**program.modal, model: ModalSpec(specs, tuple(subsets))},
         )
 
-    def _heads(
-        self, cut: Cut, graphs: Mapping[str, object], specs: Mapping[str, ModalitySpec]
-    ) -> dict[tuple[str, ...], FxGraph]:
+    def _heads(self, cut: Cut) -> dict[tuple[str, ...], FxGraph]:
         """The graph of each subset."""
         from adaptc.passes import stand_ins
         from adaptc.passes.modal_graph import StandIn, head
@@ -147,9 +148,8 @@ class DropModality(Pass):
 
         features: dict[str, torch.Tensor] = {}
         if self.data is not None:
-            encoders = {n: graphs[s.encoder] if s.encoder is not None else None for n, s in specs.items()}
-            arrays, labels = read_data(Path(self.data), specs, labelled=self.stand_in == "refit")
-            features = features_of(encoders, specs, arrays)
+            arrays, labels = read_data(Path(self.data), self.modalities, labelled=self.stand_in == "refit")
+            features = features_of(cut, arrays)
         made: dict[str, Mapping[fx.Node, StandIn]] = {}
         whole = tuple(self.modalities)
         heads = {}

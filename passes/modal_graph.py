@@ -136,9 +136,7 @@ def narrowed(cut_: Cut, modality: str, row: Sequence[int]) -> Cut:
         shape = node.meta["val"].shape
         if len(shape) == len(row) + 1 and list(shape[1:]) == list(row):
             kept = frozenset(nx.ancestors(drawn, node) - {"in"}) | {node}
-            return Cut(
-                cut_.graph, cut_.inputs, {**cut_.regions, modality: kept}, {**cut_.features, modality: (node,)}
-            )
+            return Cut(cut_.graph, cut_.inputs, {**cut_.regions, modality: kept}, {**cut_.features, modality: (node,)})
         node = before[node]
     return cut_
 

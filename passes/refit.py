@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph
-from adaptc.modal import ModalitySpec
+from adaptc.passes.modal_graph import Cut, encoder, feature_names
 from adaptc.passes.stand_ins import set_buffer
 
 LABELS = "labels"
@@ -25,7 +25,7 @@ DECAY = 1e-3
 
 
 def read_data(
-    path: Path, specs: Mapping[str, ModalitySpec], *, labelled: bool
+    path: Path, modalities: Mapping[str, Sequence[str]], *, labelled: bool
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Read inputs and labels.
 
@@ -40,7 +40,7 @@ def read_data(
             tensors = {name: torch.from_numpy(file[name]) for name in file.files}
     except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise PassError(f"data: {path.name} cannot be read: {str(error)[:120]}; an .npz file is right") from error
-    names = [each for spec in specs.values() for each in spec.inputs]
+    names = [each for inputs in modalities.values() for each in inputs]
     for name in (*names, *([LABELS] if labelled else [])):
         if name not in tensors:
             raise PassError(f"data: {path.name} has no {name!r}; it has: {', '.join(sorted(tensors))}")
@@ -53,21 +53,18 @@ def read_data(
     return {name: tensors[name] for name in names}, labels
 
 
-def features_of(
-    encoders: Mapping[str, Any], specs: Mapping[str, ModalitySpec], arrays: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def features_of(cut: Cut, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Every modality's features over the data, by name."""
     found: dict[str, torch.Tensor] = {}
-    for name, spec in specs.items():
-        if encoders[name] is None:
-            found |= {each: arrays[each] for each in spec.inputs}
-            continue
-        results = _run(encoders[name].module, [arrays[each] for each in spec.inputs])
-        found |= dict(zip(spec.features, results, strict=True))
+    for name, nodes in cut.inputs.items():
+        inputs = [arrays[str(node.target)] for node in nodes]
+        part = encoder(cut, name)
+        results = _run(part.module, inputs) if part is not None else inputs
+        found |= dict(zip(feature_names(cut, name), results, strict=True))
     return found
 
 
-def _run(module: fx.GraphModule, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+def _run(module: fx.GraphModule, inputs: list[Any]) -> list[torch.Tensor]:
     try:
         with torch.no_grad():
             parts = [module(*rows) for rows in zip(*(t.split(ROWS) for t in inputs), strict=True)]
@@ -90,8 +87,8 @@ def refitted(graph: FxGraph, features: Mapping[str, torch.Tensor], labels: torch
     """
     fork = graph.fork()
     nodes = fork.module.graph
-    [result] = nodes.output_node().all_input_nodes or [None]
-    if result is None or result.target is not torch.ops.aten.linear.default:
+    [result] = nodes.output_node().all_input_nodes
+    if result.target is not torch.ops.aten.linear.default:
         raise PassError("stand_in: refit needs logits from a linear layer; mean or learned can do without")
     arguments: Any = result.args
     hidden, weight, *bias = arguments

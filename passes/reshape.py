@@ -151,7 +151,7 @@ def _resized(
         fits = [node.args[place]] if _fits(call) else []
     if len(fits) != 1:
         raise PassError(f"{node.name}: of {sizes}, which is the number of tokens is not plain; stand_in: learned can")
-    put(fits[0])
+    put(list(fits[0]))  # type: ignore[arg-type]
     return call()
 
 

@@ -132,7 +132,7 @@ class ModalSpec:
 
     Attributes:
         modalities: By name, in the model's order.
-        subsets: The one with all modalities last.
+        subsets: From small to large; the last one is what `plan` runs.
     """
 
     modalities: dict[str, ModalitySpec]

@@ -52,7 +52,8 @@ def probabilities(gate: GateProfile, reads: Floats) -> Floats:
 
 def choose(gate: GateProfile, reads: Floats, price: float) -> npt.NDArray[np.int64]:
     """For each row, the index of the subset whose P(correct) - price · seconds is largest, int64[rows]."""
-    return np.argmax(probabilities(gate, reads) - price * np.array(gate.seconds), 1)
+    best: npt.NDArray[np.int64] = np.argmax(probabilities(gate, reads) - price * np.array(gate.seconds), 1)
+    return best
 
 
 def options(profile: Profile) -> tuple[Option, ...]:
