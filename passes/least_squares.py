@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 
 from adaptc.graph import FxGraph
-from adaptc.passes.slices import states_graph
-from adaptc.passes.stitching import EPSILON, Join, Seam
+from adaptc.passes.slices import Tower, states_graph
+from adaptc.passes.stitching import EPSILON, Seam
 
 if TYPE_CHECKING:
     from adaptc.passes.paths import Layout
@@ -84,7 +84,7 @@ def fitted(plan: Layout, ids: Ids, stage: Callable[[str], None] = lambda _: None
     window = min(WINDOW, len(ids))
     rows = ids[: max(1, min(len(ids), TOKENS) // window) * window].reshape(-1, window)
     seams = [seam for route in plan.routes for seam in plan.seams(route) if seam is not None]
-    graphs = state_graphs(plan, seams)
+    graphs = state_graphs(plan.towers, seams)
     sums = {seam: Normal(seam) for seam in seams}
     stage("least squares")
     for at in range(0, len(rows), ROWS):
@@ -111,14 +111,14 @@ def weights_from(plan: Layout, sums: Mapping[Seam, Normal], seed: int = 0) -> di
 States = dict[tuple[str, int], torch.Tensor]
 
 
-def state_graphs(plan: Layout, seams: Iterable[Seam]) -> dict[str, FxGraph]:
+def state_graphs(towers: Mapping[str, Tower], seams: Iterable[Seam]) -> dict[str, FxGraph]:
     """For each tower with a seam, a graph that also gives its states there, named by layer."""
     wanted: dict[str, set[int]] = {}
     for seam in seams:
         for tower, layer in (seam.source, seam.target):
             wanted.setdefault(tower, set()).add(layer)
     return {
-        name: states_graph(plan.towers[name], {str(layer): layer for layer in sorted(layers)})
+        name: states_graph(towers[name], {str(layer): layer for layer in sorted(layers)}, logits=False)
         for name, layers in wanted.items()
     }
 
@@ -133,8 +133,8 @@ def run_states(graphs: Mapping[str, FxGraph], ids: torch.Tensor) -> States:
     found: States = {}
     for name, graph in graphs.items():
         with torch.no_grad():
-            *states, _ = graph.module(*feeds(graph, ids))
-        layers = [int(each) for each in graph.module.meta["outputs"][:-1]]
+            states = graph.module(*feeds(graph, ids))
+        layers = [int(each) for each in graph.module.meta["outputs"]]
         found |= {(name, layer): state for layer, state in zip(layers, states, strict=True)}
     return found
 
@@ -154,6 +154,3 @@ def accumulate(sums: Mapping[Seam, Normal], states: States) -> None:
     """Count the states of some sequences in every stitch's equations."""
     for seam, normal in sums.items():
         normal.add(states[seam.source], states[seam.target])
-
-
-__all__ = ["Join", "Normal", "fitted"]

@@ -83,7 +83,7 @@ class Piece:
     last: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """What a `stitch` makes of a program's towers.
 

@@ -28,7 +28,7 @@ LAYER = re.compile(r"^(?:.*\.)?layers\.(?P<index>\d+)(?=\.|$)")
 IDS, POSITIONS = "input_ids", "position_ids"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tower:
     """A captured decoder, and where it can be cut.
 
@@ -215,18 +215,20 @@ def register(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
         module.register_buffer(leaf, value)
 
 
-def states_graph(tower: Tower, cuts: Mapping[str, int]) -> FxGraph:
-    """The tower with some of its states as further outputs, before its logits.
+def states_graph(tower: Tower, cuts: Mapping[str, int], *, logits: bool) -> FxGraph:
+    """The tower with some of its states as outputs; nothing that is not needed for them is computed.
 
     Args:
         tower: A captured decoder.
         cuts: For each output's name, the layer that reads the state.
+        logits: Whether its logits are an output too, the last.
     """
     fork = tower.graph.fork()
     found = Tower(tower.name, fork).states
     output = fork.module.graph.output_node()
-    output.args = ((*(found[cut] for cut in cuts.values()), _logits(fork)),)
-    fork.module.meta["outputs"] = (*cuts, "logits")
+    output.args = ((*(found[cut] for cut in cuts.values()), *((_logits(fork),) if logits else ())),)
+    fork.module.meta["outputs"] = (*cuts, *(("logits",) if logits else ()))
+    fork.module.graph.eliminate_dead_code()
     fork.module.recompile()
     return fork
 
