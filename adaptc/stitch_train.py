@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from adaptc.checkpoint import Checkpoint, Moments, load_checkpoint, save_checkpoint
 from adaptc.errors import LoadError, PassError
 from adaptc.graph import FxGraph
+from adaptc.passes.calibrate import linear_weights
 from adaptc.passes.least_squares import Normal, States, accumulate, feeds, run_states, state_graphs, weights_from
 from adaptc.passes.paths import Layout, top_graph
 from adaptc.passes.slices import Tower, states_graph
@@ -142,7 +143,9 @@ class StitchTrainer:
             self.curve.append((self.step, round(sum(self.losses.values()) / len(self.losses), 5)))
             told(Progress(self.step, self.recipe.steps, self.curve[-1][1], 0.0))
             if checkpoint is not None and (self.step % every == 0 or self.step == self.recipe.steps):
-                self._save(checkpoint, optimizer)
+                self._note(optimizer)
+                self._save(checkpoint)
+        self._note(optimizer)
 
     def measure(self, ids: Ids | None = None) -> tuple[dict[str, Quality], dict[str, Quality]]:
         """How well each tower by itself and each route predicts a text.
@@ -237,11 +240,15 @@ class StitchTrainer:
         return towers, tops
 
     def _place_towers(self) -> None:
-        """Freeze the towers and put them on the device; matrices in bfloat16 where that is computed in."""
+        """Freeze the towers and put them on the device; matrices in bfloat16 where that is computed in.
+
+        The embedding stays in float32, and with it the state that every block adds to.
+        """
         for tower in self.towers.values():
-            for parameter in tower.graph.module.parameters():
+            matrices = set(linear_weights(tower.graph)) - embeddings(tower.graph)
+            for name, parameter in tower.graph.module.named_parameters():
                 parameter.requires_grad_(False)
-                half = self.recipe.bfloat16 and self.device != "cpu" and parameter.ndim == 2
+                half = self.recipe.bfloat16 and self.device != "cpu" and name in matrices
                 parameter.data = parameter.data.to(self.device, torch.bfloat16 if half else torch.float32)
             for buffer in tower.graph.module.buffers():
                 buffer.data = buffer.data.to(self.device)
@@ -257,17 +264,22 @@ class StitchTrainer:
     def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.weights = {name: torch.nn.Parameter(value.clone().to(self.device)) for name, value in weights.items()}
 
-    def _save(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
-        states = {name: optimizer.state[weight] for name, weight in self.weights.items()}
-        moments = {name: (state["exp_avg"], state["exp_avg_sq"]) for name, state in states.items()}
+    def _note(self, optimizer: torch.optim.Optimizer) -> None:
+        """Keep what the optimizer knows, for a checkpoint or a later run."""
+        states = {name: optimizer.state[weight] for name, weight in self.weights.items() if weight in optimizer.state}
+        self._moments = {name: (state["exp_avg"], state["exp_avg_sq"]) for name, state in states.items()}
+
+    def _save(self, path: Path) -> None:
         weights: dict[str, torch.Tensor] = dict(self.weights)
-        save_checkpoint(
-            Checkpoint(self._identity(), self.step, tuple(self.curve), weights, moments, torch.empty(0)), path
-        )
+        curve = tuple(self.curve)
+        found = Checkpoint(self._identity(), self.step, curve, weights, self._moments, torch.empty(0))
+        save_checkpoint(found, path)
 
     def _restore(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the optimizer what it knew when the checkpoint was written."""
+        """Give the optimizer what it knew before."""
         for name, (first, second) in self._moments.items():
+            if name not in self.weights:
+                continue  # of a route that was given up
             optimizer.state[self.weights[name]] = {
                 "step": torch.tensor(float(self.step)),
                 "exp_avg": first.to(self.device),
@@ -307,6 +319,13 @@ def _count(sums: list[float], wanted: torch.Tensor, given: torch.Tensor, rows: I
     for at in range(len(given)):
         sums[0] += float(F.cross_entropy(given[at, :-1].float(), following[at], reduction="sum"))
     sums[1] += kl(wanted, given)[0] * rows.size
+
+
+def embeddings(graph: FxGraph) -> set[str]:
+    """Names of the tables that token ids are looked up in."""
+    nodes = graph.module.graph.nodes
+    found = [node.args[0] for node in nodes if node.target is torch.ops.aten.embedding.default]
+    return {str(node.target) for node in found if isinstance(node, torch.fx.Node)}
 
 
 def _parameters(tower: Tower) -> int:
