@@ -17,6 +17,7 @@ from adaptc.passes.logits_from import LogitsFrom
 from adaptc.passes.lower import Lower
 from adaptc.passes.quantize import Quantize
 from adaptc.passes.skip_ffn import SkipFfn
+from adaptc.passes.stitch import Stitch
 
 __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 
@@ -25,6 +26,7 @@ PASSES: dict[str, type[Pass]] = {
     for pass_ in (
         DropModality,
         SkipFfn,
+        Stitch,
         Gptq,
         Lower,
         KvCache,

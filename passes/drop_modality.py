@@ -12,7 +12,7 @@ from adaptc.errors import PassError
 from adaptc.graph import FxGraph
 from adaptc.modal import ModalitySpec, ModalSpec, SubsetSpec
 from adaptc.passes.base import Pass
-from adaptc.program import Program, Run
+from adaptc.program import Program, Run, Switch
 
 if TYPE_CHECKING:
     import torch
@@ -131,12 +131,18 @@ class DropModality(Pass):
         for subset, part in self._heads(divided).items():
             subsets.append(SubsetSpec(subset, f"{model}.fuse.{'+'.join(subset)}"))
             graphs[subsets[-1].graph] = part
+        # The largest first: it is taken where nothing picks.
+        routes = {"+".join(each.modalities): each.graph for each in reversed(subsets)}
         encoders = tuple(Run(spec.encoder) for spec in specs.values() if spec.encoder is not None)
         plan = [step for step in program.plan if step != Run(model)]
         return replace(
             program,
             graphs=graphs,
-            plan=(*plan, *encoders, Run(subsets[-1].graph)),
+            plan=(
+                *plan,
+                *encoders,
+                Switch(f"{model}.modalities", routes) if len(subsets) > 1 else Run(subsets[0].graph),
+            ),
             modal={**program.modal, model: ModalSpec(specs, tuple(subsets))},
         )
 
