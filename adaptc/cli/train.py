@@ -132,7 +132,7 @@ class _Told:
         left = seconds * (progress.steps - progress.step) / 60
         click.echo(
             f"step {progress.step}/{progress.steps}  KL {loss:.4f}  {f'skipped {share:.1%}  ' if share else ''}"
-            f"{seconds:.1f} s a step, {left:.0f} min left",
+            f"{seconds:.2f} s a step, {left:.0f} min left",
             err=True,
         )
         self._since, self._began = [], time.perf_counter()
