@@ -37,7 +37,9 @@ COMPILING = (
 # Module, and the first line of the help, so that --help needs no import; a test keeps the two the same.
 COMMANDS = {
     "compile": ("build", "Compile SPEC into a bundle."),
-    "train": ("train", "Train the gates of SPEC's skip_ffn."),
+    "train": ("train", "Train the gates of SPEC's skip_ffn, or its stitches and their router."),
+    "stitch-search": ("route", "Rank the places where two models can be stitched."),
+    "route": ("route", "Say which route a stitched bundle takes for prompts."),
     "check": ("inspect", "Check a spec against its models and this machine."),
     "passes": ("inspect", "List the passes, or explain one."),
     "show": ("build", "Print a program, one operation a line."),

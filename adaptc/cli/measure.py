@@ -38,7 +38,8 @@ CACHE = click.option(
 @click.option("--text", type=click.Path(path_type=Path), required=True, help="A UTF-8 text to predict.")
 @click.option("--tokens", type=click.IntRange(2), help="Use only so many tokens of it.")
 @click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Tokens seen at once.")
-@click.option("--budget", type=click.FloatRange(0, 1), default=1.0, help="0 cheapest, 1 dense; for bundles with gates.")
+@click.option("--budget", type=click.FloatRange(0, 1), help="0 cheapest, 1 dense; for bundles with gates or a router.")
+@click.option("--route", help="The route to measure, of a stitched bundle; by default its router picks.")
 @click.option("--step", is_flag=True, help="Go token by token, as when text is written; slow.")
 @click.option(
     "--dense/--no-dense", default=True, show_default=True, help="Also measure the source model, run by torch."
@@ -53,7 +54,8 @@ def eval_command(
     text: Path,
     tokens: int | None,
     window: int,
-    budget: float,
+    budget: float | None,
+    route: str | None,
     step: bool,
     dense: bool,
     dense_dtype: str,
@@ -67,12 +69,13 @@ def eval_command(
     from adaptc.runtime import open_bundle
 
     opened = open_bundle(bundle)
-    if budget < 1 and not opened.manifest.gates:
+    routes = evaluate.route_bytes(opened)
+    if budget is not None and budget < 1 and not opened.manifest.gates and not routes:
         click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
     ids = evaluate.text_ids(opened, text, tokens)
     with _bar(len(ids), "bundle") as progress:
         own = evaluate.bundle_perplexity(
-            opened, ids, window, step=step, budget=budget, threads=threads, progress=progress
+            opened, ids, window, step=step, budget=budget, route=route, threads=threads, progress=progress
         )
     reference = None
     if dense:
@@ -93,9 +96,9 @@ def eval_command(
         "tokens": own.tokens,
         "ffn_skipped": own.ffn_skipped,
         "bytes_not_read": own.bytes_not_read,
-        "bytes_per_token": opened.manifest.report.get("bytes_per_token"),
+        "bytes_per_token": routes.get(route or "", opened.manifest.report.get("bytes_per_token")),
         "window": window,
-        "step": step or (budget < 1 and bool(opened.manifest.gates)),
+        "step": step or (budget is not None and budget < 1 and bool(opened.manifest.gates)),
         "dense_dtype": dense_dtype if dense else None,
     }
     _print(result, as_json)
