@@ -38,6 +38,7 @@ def publish(
     versions: Mapping[str, str],
     into: Path,
     verdicts: Mapping[str, Verdict] = EMPTY,
+    trained: Mapping[str, Path] = EMPTY,
 ) -> Bundle:
     """Write a program as a bundle.
 
@@ -50,6 +51,7 @@ def publish(
         versions: Of the libraries that took part.
         into: The bundle's folder.
         verdicts: By graph name, whether gates paid; those that did not are no longer in `program`.
+        trained: By graph name, the file its gates were trained into; kept in the bundle as it is.
 
     Raises:
         BundleError: it cannot be written.
@@ -61,6 +63,7 @@ def publish(
         files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
         files[f"graphs/{data}"] = Path(scratch) / data
         files["spec.yaml"] = effective(spec).encode()
+        files |= {f"gates/{name}.safetensors": path for name, path in trained.items() if name in program.gates}
         for name, content in next(iter(sources.values())).tokenizer_files().items():
             files[f"tokenizer/{name}"] = content
         manifest = Manifest(
