@@ -16,6 +16,7 @@ from adaptc.passes.logits_from import LogitsFrom
 from adaptc.passes.lower import Lower
 from adaptc.passes.quantize import Quantize
 from adaptc.passes.skip_ffn import SkipFfn
+from adaptc.passes.stitch import Stitch
 
 __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 
@@ -23,6 +24,7 @@ PASSES: dict[str, type[Pass]] = {
     pass_.name: pass_
     for pass_ in (
         SkipFfn,
+        Stitch,
         Gptq,
         Lower,
         KvCache,

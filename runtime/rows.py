@@ -1,0 +1,52 @@
+"""What writing and scoring need of a decoder, whether it is one graph or several with routes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from adaptc.runtime.budget import Skips, Wish
+from adaptc.runtime.decoder import Ids, Logits
+from adaptc.runtime.manifest import DecoderSpec
+
+
+class Rows(Protocol):
+    """Sequences in rows: prompts are read one by one, answers are written together."""
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """What the bundle expects of token ids, and how many tokens a row holds."""
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+
+    def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
+        """Start a row with a prompt, int64 [tokens]; float32 [vocab], logits of the token that follows."""
+
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """Add one token to each of the first rows; float32 [rows, vocab], valid until the next call."""
+
+    def move(self, row: int, to: int) -> None:
+        """Put the sequence of one row in the place of another."""
+
+    def route(self, row: int) -> str | None:
+        """The route a row is on; None where there are no routes."""
+
+    def reroute(self, row: int, route: str) -> None:
+        """Go on by another route from the next token on."""
+
+    def ran(self, row: int) -> bytes | None:
+        """Which gated blocks the newest `decode` ran: a byte for each; None while the row warms up."""
+
+    def skips(self, steps: Sequence[bytes], route: str | None) -> Skips | None:
+        """What `ran` gave for some steps, together; None without gates."""
+
+    def dense(self, wish: Wish) -> bool:
+        """Whether every block runs."""
+
+    def score(self, ids: Ids, most: int, wish: Wish) -> Iterator[Logits]:
+        """Read a text in the first row; logits at every position, float32 [some, vocab], at most `most` at a time."""
+
+    def close(self) -> None:
+        """Free engines and caches."""
