@@ -42,6 +42,7 @@ def publish(
     versions: Mapping[str, str],
     into: Path,
     verdicts: Mapping[str, Verdict] = EMPTY,
+    trained: Mapping[str, Path] = EMPTY,
 ) -> Bundle:
     """Write a program as a bundle.
 
@@ -54,6 +55,7 @@ def publish(
         versions: Of the libraries that took part.
         into: The bundle's folder.
         verdicts: By graph name, whether gates paid; those that did not are no longer in `program`.
+        trained: By graph name, the file its gates were trained into; kept in the bundle as it is.
 
     Raises:
         BundleError: it cannot be written.
@@ -70,6 +72,7 @@ def publish(
             if isinstance(step, Switch) and step.router is not None:
                 files[f"gates/{step.gate}.safetensors"] = step.router.content
         files["spec.yaml"] = effective(spec).encode()
+        files |= {f"gates/{name}.safetensors": path for name, path in trained.items() if name in program.gates}
         for name, content in next(iter(sources.values())).tokenizer_files().items():
             files[f"tokenizer/{name}"] = content
         manifest = Manifest(
