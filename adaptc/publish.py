@@ -80,8 +80,9 @@ def publish(
             models={name: _model(source, hashes[name]) for name, source in sources.items()},
             passes=tuple(records),
             plan=plan_steps(program),
-            graphs={name: _graph(name, graph, reads[name], program.towers[name]) for name, graph in graphs.items()},
+            graphs={name: _graph(name, graph, reads[name], program.tower(name)) for name, graph in graphs.items()},
             gates={name: gate_spec(gates) for name, gates in program.gates.items()},
+            modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
             report=_measured(graphs, plan_steps(program))

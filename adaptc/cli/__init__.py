@@ -24,6 +24,8 @@ BUG, INTERRUPTED = 70, 130
 COMPILING = (
     "gguf",
     "huggingface_hub",
+    "matplotlib",
+    "networkx",
     "onnx",
     "onnx_ir",
     "onnxruntime",
@@ -49,6 +51,8 @@ COMMANDS = {
     "eval": ("evaluate", "Measure a bundle's perplexity on a text."),
     "answers": ("evaluate", "Compare a bundle's answers under a budget with dense ones."),
     "bench": ("measure", "Measure a bundle's speed, and other engines' beside it."),
+    "profile": ("modal", "Measure every subset of modalities, into the bundle."),
+    "strategy": ("modal", "Print the ways to do a job that no other way beats."),
     "doctor": ("inspect", "Say what this machine has, and what it lacks."),
     "schema": ("inspect", "Print the JSON Schema of model.yaml."),
     "cache": ("build", "List or clear what compiling keeps."),

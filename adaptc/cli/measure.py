@@ -74,6 +74,10 @@ def verify_command(bundle: Path, numbers: bool, threads: int | None, base: Path,
 )
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns of each engine.")
 @click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Answers in a turn.")
+@click.option("--jobs", type=click.IntRange(2), help="Replay so many jobs instead, on a bundle with modalities.")
+@click.option("--data", type=click.Path(dir_okay=False, path_type=Path), help="Labelled rows for --jobs (.npz).")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the jobs.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the jobs' figures (PNG).")
 @THREADS
 @BASE
 @CACHE
@@ -86,6 +90,10 @@ def bench_command(
     long_tokens: int,
     repeats: int,
     samples: int,
+    jobs: int | None,
+    data: Path | None,
+    seed: int,
+    plot: Path | None,
     threads: int | None,
     base: Path,
     cache_dir: Path | None,
@@ -93,8 +101,20 @@ def bench_command(
 ) -> None:
     """Measure a bundle's speed, and other engines' beside it.
 
-    Each engine runs in a process of its own; they take turns. Figures are medians.
+    Each engine runs in a process of its own; they take turns. Figures are medians. With --jobs, jobs with floors and
+    deadlines are replayed under three policies (docs/modalities.md).
     """
+    if (jobs is None) != (data is None):
+        raise click.UsageError("--jobs and --data go together")
+    if jobs is not None and data is not None:
+        from adaptc.cli.modal import bench_jobs, print_jobs
+
+        found = bench_jobs(bundle, data, jobs, seed, threads, plot)
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+        else:
+            print_jobs(found)
+        return
     from adaptc import bench
     from adaptc.runtime import open_bundle
     from adaptc.runtime.cores import physical_cores
@@ -103,7 +123,7 @@ def bench_command(
     opened = open_bundle(bundle)
     settings = bench.Settings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
     ids = bench.prompts(opened, settings)
-    with _status() as stage:
+    with status() as stage:
         runners, missing = _runners(opened, names, base, _cache(cache_dir), stage)
         results, failed = bench.bench(runners, ids, settings, stage)
     report = bench.report(results, settings, missing, failed)
@@ -216,7 +236,7 @@ def _bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
+def status() -> Iterator[Callable[[str], None]]:
     """One changing line on stderr, or a line each where that is no terminal."""
     from rich.console import Console
 
