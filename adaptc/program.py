@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adaptc.gates import Gates
     from adaptc.graph import Graph
     from adaptc.passes.blockwise import Blocks
+    from adaptc.regions import Split
 
 G = TypeVar("G", bound="Graph")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -71,6 +72,7 @@ class Program:
         samples: Calibration text of each graph that takes token ids, int64[tokens].
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
         gates: By graph name, where blocks may be skipped.
+        regions: By graph name, the pieces that become engines.
         history: Names of the passes that changed it.
     """
 
@@ -80,6 +82,7 @@ class Program:
     samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
     gates: Mapping[str, Gates] = field(default_factory=lambda: EMPTY)
+    regions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
     history: tuple[str, ...] = ()
 
     def graph(self, name: str, level: type[G]) -> G:

@@ -13,7 +13,8 @@ from adaptc import __version__
 from adaptc.datafile import read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.graph import OnnxGraph, sizes
 from adaptc.pays import Verdict, decoder_spec, gate_spec
-from adaptc.program import EMPTY, Program, Tower
+from adaptc.program import EMPTY, Program
+from adaptc.publish_regions import decoder_of, region_files
 from adaptc.report import report_html, report_json
 from adaptc.runtime.bundle import Bundle, write_bundle
 from adaptc.runtime.manifest import (
@@ -59,6 +60,8 @@ def publish(
         data = f"{'-'.join(program.towers)}.data"
         written = write_graphs(graphs, Path(scratch), data)
         files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
+        for name, split in program.regions.items():
+            files |= region_files(name, split, written[name], Path(scratch) / data, f"graphs/{data}")
         files[f"graphs/{data}"] = Path(scratch) / data
         files["spec.yaml"] = effective(spec).encode()
         for name, content in next(iter(sources.values())).tokenizer_files().items():
@@ -68,7 +71,7 @@ def publish(
             models={name: _model(source, hashes[name]) for name, source in sources.items()},
             passes=tuple(records),
             plan=tuple(PlanStep(step.graph) for step in program.plan),
-            graphs={name: _graph(name, graph, data, program.towers[name]) for name, graph in graphs.items()},
+            graphs={name: _graph(name, graph, data, program) for name, graph in graphs.items()},
             gates={name: gate_spec(gates) for name, gates in program.gates.items()},
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
@@ -83,14 +86,14 @@ def _model(source: Source, sha256: str) -> ModelRecord:
     return ModelRecord(source.origin, source.revision, source.licence(), source.config().model_type, sha256)
 
 
-def _graph(name: str, graph: OnnxGraph, data: str, tower: Tower) -> GraphSpec:
-    main = graph.model.graph
+def _graph(name: str, graph: OnnxGraph, data: str, program: Program) -> GraphSpec:
+    main, tower, split = graph.model.graph, program.towers[name], program.regions.get(name)
     return GraphSpec(
         file=f"graphs/{name}.onnx",
         inputs=tuple(map(_tensor, main.inputs)),
         outputs=tuple(map(_tensor, main.outputs)),
         data=(f"graphs/{data}",),
-        decoder=decoder_spec(graph, tower),
+        decoder=decoder_spec(graph, tower) if split is None else decoder_of(split, graph, tower),
     )
 
 

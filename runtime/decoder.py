@@ -8,7 +8,7 @@ written are always its first rows, so a step for n of them binds the first n row
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,26 @@ from adaptc.runtime.budget import DENSE, Skips
 from adaptc.runtime.engine import Engine, Step
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.sampling import Sampler
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
+
+
+class AnyDecoder(Protocol):
+    """What writing an answer needs of a decoder, on whatever device it is; `Decoder` says what each member does."""
+
+    spec: DecoderSpec
+    batch: int
+
+    def prefill(self, row: int, ids: Ids, threshold: float = ...) -> Logits: ...
+    def score(self, ids: Ids, most: int) -> Iterator[Logits]: ...
+    def decode(self, tokens: Sequence[int]) -> Logits: ...
+    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]: ...
+    def ran(self, row: int) -> bytes | None: ...
+    def skips(self, steps: Sequence[bytes]) -> Skips | None: ...
+    def move(self, row: int, to: int) -> None: ...
+    def close(self) -> None: ...
 
 
 class Decoder:
@@ -118,6 +135,18 @@ class Decoder:
         step = self._steps.get(rows) or self._step(rows)
         step()
         return self._logits[:rows, 0]
+
+    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+        """Add one token to each of the first rows, and choose the ones that follow.
+
+        Args:
+            tokens: One for each row; none of the rows may be full.
+            samplers: One for each row.
+
+        Raises:
+            EngineError: the engine failed, or computed no finite numbers.
+        """
+        return [sampler(row) for sampler, row in zip(samplers, self.decode(tokens), strict=True)]
 
     def ran(self, row: int) -> bytes | None:
         """Which gated blocks the newest `decode` ran: a byte for each; None while the row warms up."""

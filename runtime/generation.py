@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Literal
 
 from adaptc.runtime.budget import DENSE, Skips
-from adaptc.runtime.decoder import Decoder, Ids, Logits
+from adaptc.runtime.decoder import AnyDecoder, Ids, Logits
 from adaptc.runtime.sampling import Sampler
 from adaptc.runtime.text import Text
 
@@ -96,6 +96,7 @@ class Answer:
         """
         self.prompt = prompt
         self.threshold = threshold
+        self.sampler = sampler
         self.ran: list[bytes] = []
         self.ids: list[int] = []
         self.reason: FinishReason | None = None
@@ -103,14 +104,16 @@ class Answer:
         self.decode_seconds = 0.0
         self.time_to_first_token_seconds = 0.0
         self._limit = limit
-        self._sampler = sampler
         self._text = text
         self._eos = eos
         self._pieces: list[str] = []
 
     def take(self, logits: Logits) -> str:
         """Choose the next token; the text that is certain now. Sets `reason` at the end."""
-        token = self._sampler(logits)
+        return self.accept(self.sampler(logits))
+
+    def accept(self, token: int) -> str:
+        """Go on with a token that was chosen; as `take`."""
         self.ids.append(token)
         text = self._text
         if token in self._eos:
@@ -134,7 +137,7 @@ class Answer:
         return Result("".join(self._pieces), tuple(self.ids), tokens, self.reason or "cancelled", trace)
 
 
-def write(decoder: Decoder, answers: Iterable[Answer]) -> Iterator[tuple[Answer, str]]:
+def write(decoder: AnyDecoder, answers: Iterable[Answer]) -> Iterator[tuple[Answer, str]]:
     """Write answers, as many at a time as the decoder has rows; a row that is free takes the next prompt.
 
     Yields:
@@ -162,11 +165,11 @@ def write(decoder: Decoder, answers: Iterable[Answer]) -> Iterator[tuple[Answer,
             yield from zip(written, pieces, strict=True)
 
 
-def _step(decoder: Decoder, active: list[Answer]) -> list[str]:
+def _step(decoder: AnyDecoder, active: list[Answer]) -> list[str]:
     """One token for each answer; those that are done leave `active`."""
     started = perf_counter()
-    logits = decoder.decode([answer.ids[-1] for answer in active])
-    pieces = [answer.take(row) for answer, row in zip(active, logits, strict=True)]
+    tokens = decoder.choose([answer.ids[-1] for answer in active], [answer.sampler for answer in active])
+    pieces = [answer.accept(token) for answer, token in zip(active, tokens, strict=True)]
     seconds = perf_counter() - started
     for row in reversed(range(len(active))):
         answer = active[row]

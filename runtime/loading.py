@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import open_bundle
@@ -12,6 +13,10 @@ from adaptc.runtime.ort import OrtEngine
 from adaptc.runtime.request import check_count
 from adaptc.runtime.session import Session
 from adaptc.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from adaptc.runtime.engine import Engine
+    from adaptc.runtime.gpu_decoder import GpuDecoder
 
 _MOST_THREADS = 1024  # more is a slip of the keyboard, and starting them would exhaust the machine
 
@@ -30,7 +35,7 @@ def load(
 
     Args:
         path: The bundle's folder.
-        device: "cpu", or "auto" for the best device this machine has.
+        device: "cpu", "gpu", or "auto" for the one that the bundle was compiled for.
         threads: Threads that work on one step; by default the physical cores.
         batch: Most sequences written at the same time; by default what the bundle was compiled for.
         chunk: Most tokens of a prompt read at once; fewer need less memory, more are quicker.
@@ -42,8 +47,8 @@ def load(
         EngineError: the engine is not installed or refuses the graph.
         RequestError: a value is out of range, or the KV cache does not fit in memory.
     """
-    if device not in ("auto", "cpu"):
-        raise RequestError(f"device: {device!r}; there are: auto, cpu")
+    if device not in ("auto", "cpu", "gpu"):
+        raise RequestError(f"device: {device!r}; there are: auto, cpu, gpu")
     if threads is not None:
         check_count("threads", threads, most=_MOST_THREADS)
     check_budget(budget)
@@ -51,9 +56,20 @@ def load(
     graph, decoder = _decoder_graph(bundle.manifest, str(path))
     folder = bundle.path / "tokenizer"
     tokenizer = Tokenizer(folder) if folder.exists() else None
-    engine = OrtEngine(bundle.path / graph.file, threads)
     batch = bundle.manifest.target.batch if batch is None else batch
     gates = bundle.manifest.gates.get(bundle.manifest.plan[0].run)
+    backend = bundle.manifest.target.backend
+    kind = "cpu" if backend == "onnxruntime" else "gpu"
+    if device not in ("auto", kind):
+        raise RequestError(f"device: {device!r}; {path} was compiled for {backend}: its device is {kind!r}")
+    if kind == "gpu":
+        check_count("batch", batch)
+        check_count("chunk", chunk)
+        from adaptc.runtime.gpu import gpu_decoder
+
+        engine: Engine | GpuDecoder = gpu_decoder(bundle, batch, chunk, gates)
+    else:
+        engine = OrtEngine(bundle.path / graph.file, threads)
     return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
 
 

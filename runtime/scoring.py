@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.budget import DENSE, Skips
-from adaptc.runtime.decoder import Decoder, Ids, Logits
+from adaptc.runtime.decoder import AnyDecoder, Ids, Logits
 
 _TOGETHER = 1 << 24  # logits in memory at once: 64 MiB of float32
 
 
 def log_probabilities(
-    decoder: Decoder, ids: Ids, step: bool, threshold: float = DENSE
+    decoder: AnyDecoder, ids: Ids, step: bool, threshold: float = DENSE
 ) -> tuple[npt.NDArray[np.float32], Skips | None]:
     """The natural logarithm of each token's probability after those before it.
 
@@ -41,7 +41,7 @@ def log_probabilities(
     return scores, decoder.skips(ran) if step else None
 
 
-def _stepwise(decoder: Decoder, ids: Ids, threshold: float, ran: list[bytes]) -> Iterator[Logits]:
+def _stepwise(decoder: AnyDecoder, ids: Ids, threshold: float, ran: list[bytes]) -> Iterator[Logits]:
     """Logits at each token but the last; `ran` receives which gated blocks ran."""
     yield decoder.prefill(0, ids[:1], threshold)[None]
     for token in ids[1:-1].tolist():

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adaptc.runtime.budget import Skips, check_budget, threshold_of
 from adaptc.runtime.chat import Message
-from adaptc.runtime.decoder import Decoder
+from adaptc.runtime.decoder import AnyDecoder, Decoder
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation import Answer, Result, write
@@ -64,7 +64,7 @@ class Session:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | AnyDecoder,
         spec: DecoderSpec,
         tokenizer: Tokenizer | None = None,
         *,
@@ -76,7 +76,7 @@ class Session:
         """Allocate the KV cache; most callers want `load`.
 
         Args:
-            engine: A decoder graph; closed with the session.
+            engine: A decoder graph, or a decoder with its cache; closed with the session.
             spec: What the graph expects.
             tokenizer: Without one, prompts are ids and answers have no text.
             batch: Most sequences written at the same time.
@@ -96,7 +96,7 @@ class Session:
         self.gates = gates
         self._spec = spec
         self._tokenizer = tokenizer
-        self._decoder = Decoder(engine, spec, batch, chunk, gates)
+        self._decoder: AnyDecoder = Decoder(engine, spec, batch, chunk, gates) if isinstance(engine, Engine) else engine
         self._turns = Turns(free=self._decoder.close)
 
     @overload
