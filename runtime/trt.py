@@ -101,6 +101,18 @@ class Trt:
         Raises:
             EngineError: the parser or the builder refuses the graph; with their first reason.
         """
+        for strict in (False,) if self.typed else (True, False):
+            built = self._build(content, profile, sm, cache, strict)
+            if built is not None:
+                return built
+        reason = _first(self._log.errors)
+        mend = "; free some memory of the GPU" if "memory" in reason.lower() else ""
+        raise EngineError(f"{self.flavour} {self.version}: cannot build the engine: {reason}{mend}")
+
+    def _build(
+        self, content: bytes, profile: Profile, sm: Sequence[int], cache: bytes, strict: bool
+    ) -> tuple[Built, bytes] | None:
+        """One attempt; None if the builder finds no way. `strict` allows no other types than the graph's."""
         trt = self.module
         self._log.errors.clear()
         builder = trt.Builder(self._logger)
@@ -112,16 +124,13 @@ class Trt:
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         self._fix_shapes(builder, network, config, profile)
-        self._choose_types(network, config)
+        self._choose_types(network, config, strict)
         self._target(config, sm)
-        timing = config.create_timing_cache(cache)
-        config.set_timing_cache(timing, ignore_mismatch=True)
+        config.set_timing_cache(config.create_timing_cache(cache), ignore_mismatch=True)
         self._log.listing = ""
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            reason = _first(self._log.errors)
-            mend = "; free some memory of the GPU" if "memory" in reason.lower() else ""
-            raise EngineError(f"{self.flavour} {self.version}: cannot build the engine: {reason}{mend}")
+            return None
         return Built(bytes(plan), self._log.listing), bytes(config.get_timing_cache().serialize())
 
     def runtime(self) -> Any:
@@ -153,7 +162,7 @@ class Trt:
         if moving:
             config.add_optimization_profile(given)
 
-    def _choose_types(self, network: Any, config: Any) -> None:
+    def _choose_types(self, network: Any, config: Any, strict: bool) -> None:
         """What the graph says is computed in float32 stays float32, also where the builder may choose."""
         trt = self.module
         if hasattr(trt.BuilderFlag, "TF32"):
@@ -161,7 +170,8 @@ class Trt:
         if self.typed:
             return
         config.set_flag(trt.BuilderFlag.FP16)
-        config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
+        name = "OBEY_PRECISION_CONSTRAINTS" if strict else "PREFER_PRECISION_CONSTRAINTS"
+        config.set_flag(getattr(trt.BuilderFlag, name))
         # The library's own kernels only: cuBLAS and cuDNN need not be installed.
         sources = trt.TacticSource
         own = [

@@ -37,6 +37,7 @@ COMPILING = (
 # Module, and the first line of the help, so that --help needs no import; a test keeps the two the same.
 COMMANDS = {
     "compile": ("build", "Compile SPEC into a bundle."),
+    "build": ("engines", "Build a TensorRT bundle's engines on this machine."),
     "train": ("train", "Train the gates of SPEC's skip_ffn."),
     "check": ("inspect", "Check a spec against its models and this machine."),
     "passes": ("inspect", "List the passes, or explain one."),
