@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -48,13 +49,14 @@ class DataFile:
         return self.places[digest]
 
 
-def write_graph(graph: OnnxGraph, data: DataFile) -> bytes:
-    """The graph as ONNX, its weights moved to `data`."""
+def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
+    """The graph as ONNX, its weights moved to the file of their tower; "" is for all others."""
     clone = graph.fork().model
     for value in clone.graph.initializers.values():
         tensor = value.const_value
         if tensor is None or tensor.nbytes <= INLINE_BYTES:
             continue
+        data = files[_tower(value.name or "", files)]
         offset, length = data.add(tensor.tobytes())
         value.const_value = ir.ExternalTensor(
             data.name,
@@ -102,8 +104,34 @@ def _weights(node: ir.Node, branch: str, graph: OnnxGraph) -> int:
     return sum(tensor.nbytes for tensor in constants if tensor is not None)
 
 
-def write_graphs(graphs: Mapping[str, OnnxGraph], folder: Path, data_name: str) -> dict[str, bytes]:
-    """All graphs of a tower over one data file in `folder`; returns the graphs' bytes by name."""
-    with (folder / data_name).open("wb") as stream:
-        data = DataFile(data_name, stream)
-        return {name: write_graph(graph, data) for name, graph in graphs.items()}
+def write_graphs(
+    graphs: Mapping[str, OnnxGraph], folder: Path, data_name: str, towers: Collection[str] = ()
+) -> dict[str, bytes]:
+    """All graphs over one data file in `folder` for each tower; returns the graphs' bytes by name.
+
+    Args:
+        graphs: By name.
+        folder: Where data files are written.
+        data_name: File of weights that are no tower's, or of all if there is one tower.
+        towers: Weights whose names begin with one of these have a file of their own, `TOWER.data`.
+    """
+    with ExitStack() as stack:
+        files = {
+            tower: DataFile(name, stack.enter_context((folder / name).open("wb")))
+            for tower, name in {"": data_name, **{tower: f"{tower}.data" for tower in towers}}.items()
+        }
+        return {name: write_graph(graph, files) for name, graph in graphs.items()}
+
+
+def data_files(graph: OnnxGraph, data_name: str, towers: Collection[str] = ()) -> tuple[str, ...]:
+    """Names of the data files that a graph reads, as `write_graphs` writes them."""
+    weights = graph.model.graph.initializers.values()
+    large = [value for value in weights if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES]
+    found = {_tower(value.name or "", towers) for value in large}
+    return tuple(f"{tower}.data" if tower else data_name for tower in sorted(found))
+
+
+def _tower(weight: str, towers: Collection[str]) -> str:
+    """The tower a weight is called after; "" for none."""
+    first = weight.partition(".")[0]
+    return first if first in towers else ""

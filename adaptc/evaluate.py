@@ -158,7 +158,7 @@ def bundle_perplexity(
     """
     from adaptc.runtime import load
 
-    name = bundle.manifest.plan[0].run
+    name = bundle.manifest.plan[0].graphs[0]
     decoder = bundle.manifest.graphs[name].decoder
     skips: list[Skips] = []
     if decoder is not None and window > decoder.max_tokens:

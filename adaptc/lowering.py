@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from adaptc.graph import OnnxGraph
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.gptq import Gptq
 from adaptc.passes.lower import Lower
-from adaptc.program import Program, Run, Tower
+from adaptc.program import Program, Run, Switch, Tower
+from adaptc.router import Router
 from adaptc.runtime.manifest import PassRecord
 from adaptc.sources import Source
 from adaptc.spec import Spec, build_passes
+from adaptc.vocabulary import vocabulary
 
 BLOCKS = "blocks.safetensors"
 
@@ -46,13 +48,13 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
         config, weights = source.config(), source.tensors()
         stage(f"capture {name}")
         graphs[name] = capture(config, weights)
-        towers[name] = tower(source)
+        towers[name] = tower(source, shared=len(sources) > 1)
         samples[name] = text.ids(source)
     return Program(graphs, tuple(Run(name) for name in graphs), towers, samples)
 
 
-def tower(source: Source) -> Tower:
-    """What later stages need to know of a model."""
+def tower(source: Source, *, shared: bool = False) -> Tower:
+    """What later stages need to know of a model; `shared` if its vocabulary must be another's too."""
     config, ids = source.config(), source.token_ids()
     return Tower(
         origin=source.origin,
@@ -63,6 +65,7 @@ def tower(source: Source) -> Tower:
         pad_token_id=ids.pad,
         max_positions=config.max_position_embeddings,
         sha256=source.sha256(),
+        vocabulary=vocabulary(source) if shared else "",
     )
 
 
@@ -121,18 +124,19 @@ def _rounding(spec: Spec) -> tuple[Pass, ...]:
 def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Source], path: Path) -> None:
     """Write graphs without the sources' weights: those become inputs, to be attached again."""
     path.mkdir()
-    known = {name for source in sources.values() for name in source.tensors()}
     for name, graph in program.at_level(OnnxGraph).items():
         model = graph.fork().model
-        for weight in known & set(model.graph.initializers):
+        for weight in set(_weights_of(name, sources)) & set(model.graph.initializers):
             value = model.graph.initializers.pop(weight)
             value.const_value = None
             model.graph.inputs.append(value)
         ir.save(model, path / f"{name}.onnx")
     if program.blocks:
         save_blocks(program.blocks, path / BLOCKS)
+    origins = {name: tower(source, shared=len(sources) > 1) for name, source in sources.items()}
     about = {
-        "plan": [step.graph for step in program.plan],
+        "plan": [_step_json(step, path) for step in program.plan],
+        "towers": {name: next(n for n, t in origins.items() if t == each) for name, each in program.towers.items()},
         "history": program.history,
         "gates": {name: asdict(gates) for name, gates in program.gates.items()},
         "records": [[r.name, r.options, r.changed, r.seconds] for r in records],
@@ -142,22 +146,72 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
 
 def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[PassRecord]]:
     about = json.loads((path / "program.json").read_text())
+    plan = tuple(_step(step, path) for step in about["plan"])
     graphs = {}
-    for name in about["plan"]:
+    for name in (name for step in plan for name in step.graphs):
         model = ir.load(path / f"{name}.onnx")
-        _attach(model, sources[name].tensors())
+        _attach(model, _weights_of(name, sources))
         graphs[name] = OnnxGraph(model)
-    plan = tuple(Run(name) for name in about["plan"])
-    towers = {name: tower(source) for name, source in sources.items()}
+    towers = {name: tower(sources[source]) for name, source in about["towers"].items()}
     records = [PassRecord(*fields) for fields in about["records"]]
     blocks = load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {}
     gates = {name: _gates(**fields) for name, fields in about["gates"].items()}
     return Program(graphs, plan, towers, blocks=blocks, gates=gates, history=tuple(about["history"])), records
 
 
+def _step_json(step: Run | Switch, path: Path) -> dict[str, Any]:
+    if isinstance(step, Run):
+        return {"run": step.graph}
+    router = None
+    if step.router is not None:
+        (path / f"{step.gate}.safetensors").write_bytes(step.router.content)
+        router = {"threshold": step.router.threshold, "levels": step.router.levels, "bound": dict(step.router.bound)}
+    return {"switch": step.gate, "routes": dict(step.routes), "router": router}
+
+
+def _step(step: Mapping[str, Any], path: Path) -> Run | Switch:
+    if "run" in step:
+        return Run(step["run"])
+    router = None
+    if step["router"] is not None:
+        content = (path / f"{step['switch']}.safetensors").read_bytes()
+        levels = tuple((cost, level) for cost, level in step["router"]["levels"])
+        router = Router(content, step["router"]["threshold"], levels, step["router"]["bound"])
+    return Switch(step["switch"], step["routes"], router)
+
+
 def _gates(layers: list[int], thresholds: list[tuple[float, float]], **fields: Any) -> Gates:
     """Gates from their JSON, where -inf is Python's -Infinity."""
     return Gates(layers=tuple(layers), thresholds=tuple((share, level) for share, level in thresholds), **fields)
+
+
+def _weights_of(graph: str, sources: Mapping[str, Source]) -> Mapping[str, torch.Tensor]:
+    """The pretrained weights a graph may have, by their names in it; each is read when it is asked for."""
+    if graph in sources:
+        return sources[graph].tensors()
+    # A graph of several towers calls each weight after its tower.
+    return Prefixed({name: source.tensors() for name, source in sources.items()})
+
+
+class Prefixed(Mapping[str, torch.Tensor]):
+    """Several models' weights, each under its model's name: `large.model.norm.weight`."""
+
+    def __init__(self, models: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        self._models = models
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        model, _, weight = name.partition(".")
+        return self._models[model][weight]
+
+    def __contains__(self, name: object) -> bool:
+        model, _, weight = str(name).partition(".")
+        return model in self._models and weight in self._models[model]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{model}.{weight}" for model, weights in self._models.items() for weight in weights)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._models.values()))
 
 
 def _attach(model: ir.Model, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adaptc.graph import Graph
     from adaptc.passes.blockwise import Blocks
     from adaptc.regions import Split
+    from adaptc.router import Router
 
 G = TypeVar("G", bound="Graph")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -32,8 +33,36 @@ class Run:
 
     graph: str
 
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that may run."""
+        return (self.graph,)
+
     def __str__(self) -> str:
         return f"run {self.graph}"
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Plan step: run one of several graphs, the same one for the whole of a request.
+
+    Attributes:
+        gate: What picks the route.
+        routes: The graph of each route; the first is taken where nothing picks.
+        router: How the gate decides; None if a request must name its route, or takes the first.
+    """
+
+    gate: str
+    routes: Mapping[str, str]
+    router: Router | None = None
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that may run."""
+        return tuple(self.routes.values())
+
+    def __str__(self) -> str:
+        return f"switch {self.gate}: " + ", ".join(f"{route} -> {graph}" for route, graph in self.routes.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +78,7 @@ class Tower:
         pad_token_id: What fills a row, if anything.
         max_positions: Longest sequence the model was made for.
         sha256: Of its files; "" where nobody asked.
+        vocabulary: Hash of its tokens and their ids; "" where nobody asked.
     """
 
     origin: str
@@ -59,6 +89,7 @@ class Tower:
     pad_token_id: int | None
     max_positions: int
     sha256: str = ""
+    vocabulary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +99,7 @@ class Program:
     Attributes:
         graphs: The graphs by name; FX before `lower`, ONNX after.
         plan: Steps in order.
-        towers: The pretrained parts by name.
+        towers: The pretrained parts by the name of the graph that has their head.
         samples: Calibration text of each graph that takes token ids, int64[tokens].
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
         gates: By graph name, where blocks may be skipped.
@@ -77,7 +108,7 @@ class Program:
     """
 
     graphs: Mapping[str, Graph]
-    plan: tuple[Run, ...]
+    plan: tuple[Run | Switch, ...]
     towers: Mapping[str, Tower] = field(default_factory=lambda: EMPTY)
     samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
@@ -112,7 +143,7 @@ class Program:
     def verify(self) -> None:
         """Raise PassError unless every graph is well formed and the plan runs each one it names."""
         for step in self.plan:
-            if step.graph not in self.graphs:
+            if not set(step.graphs) <= set(self.graphs):
                 raise PassError(f"plan: '{step}' names no graph; there are: {', '.join(self.graphs)}")
         for name, graph in self.graphs.items():
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import onnx_ir as ir
 
 from adaptc import __version__
-from adaptc.datafile import read_bytes_per_token, skippable_bytes, write_graphs
+from adaptc.datafile import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.graph import OnnxGraph, sizes
 from adaptc.pays import Verdict, decoder_spec, gate_spec
-from adaptc.program import EMPTY, Program
+from adaptc.program import EMPTY, Program, Run, Switch
 from adaptc.publish_regions import decoder_of, region_files
 from adaptc.report import report_html, report_json
 from adaptc.runtime.bundle import Bundle, write_bundle
@@ -23,6 +24,9 @@ from adaptc.runtime.manifest import (
     ModelRecord,
     PassRecord,
     PlanStep,
+    RouteRecord,
+    RouterRecord,
+    SwitchStep,
     TargetRecord,
     TensorSpec,
 )
@@ -57,12 +61,17 @@ def publish(
     """
     graphs = program.at_level(OnnxGraph)
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
-        data = f"{'-'.join(program.towers)}.data"
-        written = write_graphs(graphs, Path(scratch), data)
+        data, towers = f"{'-'.join(sources)}.data", tuple(sources) if len(sources) > 1 else ()
+        written = write_graphs(graphs, Path(scratch), data, towers)
         files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
         for name, split in program.regions.items():
             files |= region_files(name, split, written[name], Path(scratch) / data, f"graphs/{data}")
-        files[f"graphs/{data}"] = Path(scratch) / data
+        reads = {name: data_files(graph, data, towers) for name, graph in graphs.items()}
+        for each in dict.fromkeys(each for names in reads.values() for each in names):
+            files[f"graphs/{each}"] = Path(scratch) / each
+        for step in program.plan:
+            if isinstance(step, Switch) and step.router is not None:
+                files[f"gates/{step.gate}.safetensors"] = step.router.content
         files["spec.yaml"] = effective(spec).encode()
         for name, content in next(iter(sources.values())).tokenizer_files().items():
             files[f"tokenizer/{name}"] = content
@@ -70,12 +79,13 @@ def publish(
             adaptc=__version__,
             models={name: _model(source, hashes[name]) for name, source in sources.items()},
             passes=tuple(records),
-            plan=tuple(PlanStep(step.graph) for step in program.plan),
-            graphs={name: _graph(name, graph, data, program) for name, graph in graphs.items()},
+            plan=plan_steps(program),
+            graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
             gates={name: gate_spec(gates) for name, gates in program.gates.items()},
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
-            report=_measured(graphs) | ({"gates": {n: v.record() for n, v in verdicts.items()}} if verdicts else {}),
+            report=_measured(graphs, plan_steps(program))
+            | ({"gates": {n: v.record() for n, v in verdicts.items()}} if verdicts else {}),
         )
         files["report.json"] = report_json(manifest).encode()
         files["report.html"] = report_html(spec.name or "-".join(spec.models), manifest).encode()
@@ -86,13 +96,36 @@ def _model(source: Source, sha256: str) -> ModelRecord:
     return ModelRecord(source.origin, source.revision, source.licence(), source.config().model_type, sha256)
 
 
-def _graph(name: str, graph: OnnxGraph, data: str, program: Program) -> GraphSpec:
+def plan_steps(program: Program) -> tuple[PlanStep | SwitchStep, ...]:
+    """The plan as the manifest keeps it; a route's cost is that of its graph and of all that runs before it."""
+    steps: list[PlanStep | SwitchStep] = []
+    before = 0
+    for step in program.plan:
+        costs = {name: read_bytes_per_token(program.graph(name, OnnxGraph)) for name in step.graphs}
+        if isinstance(step, Run):
+            steps.append(PlanStep(step.graph))
+        else:
+            routes = {route: RouteRecord(name, before + costs[name]) for route, name in step.routes.items()}
+            steps.append(SwitchStep(step.gate, routes, _router(step)))
+        before += max(costs.values())
+    return tuple(steps)
+
+
+def _router(step: Switch) -> RouterRecord | None:
+    router = step.router
+    if router is None:
+        return None
+    levels = tuple((cost, level if math.isfinite(level) else None) for cost, level in router.levels)
+    return RouterRecord(f"gates/{step.gate}.safetensors", router.threshold, levels, dict(router.bound))
+
+
+def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
     main, tower, split = graph.model.graph, program.towers[name], program.regions.get(name)
     return GraphSpec(
         file=f"graphs/{name}.onnx",
         inputs=tuple(map(_tensor, main.inputs)),
         outputs=tuple(map(_tensor, main.outputs)),
-        data=(f"graphs/{data}",),
+        data=tuple(f"graphs/{each}" for each in data),
         decoder=decoder_spec(graph, tower) if split is None else decoder_of(split, graph, tower),
     )
 
@@ -102,9 +135,12 @@ def _tensor(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name or "", dtype, sizes(value))
 
 
-def _measured(graphs: Mapping[str, OnnxGraph]) -> dict[str, Any]:
+def _measured(graphs: Mapping[str, OnnxGraph], plan: Sequence[PlanStep | SwitchStep]) -> dict[str, Any]:
+    switch = plan[-1]
+    costs = [route.bytes_per_token for route in switch.routes.values()] if isinstance(switch, SwitchStep) else []
     return {
-        "bytes_per_token": sum(map(read_bytes_per_token, graphs.values())),
+        # Of a stitched bundle, by its dearest route.
+        "bytes_per_token": max(costs) if costs else sum(map(read_bytes_per_token, graphs.values())),
         "skippable_bytes": {name: skippable_bytes(graph) for name, graph in graphs.items()},
         "nodes": {name: sum(1 for _ in graph.model.graph.all_nodes()) for name, graph in graphs.items()},
     }

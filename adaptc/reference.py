@@ -65,7 +65,7 @@ class Reference:
         self._torch = _torch()
         if threads is not None:
             self._torch.set_num_threads(threads)
-        self._model = _eager(source, dtype)
+        self._model = load_eager(source, dtype)
 
     def logits(self, ids: Ids) -> Logits:
         """Logits at every position: int64 [tokens] -> float32 [tokens, vocab]."""
@@ -116,7 +116,7 @@ def folder_of(source: Source, sha256: str, cache: Cache, stage: Callable[[str], 
 
     def make(into: Path) -> None:
         stage(f"write {source.origin} as a dense Hugging Face folder, once")
-        model = _eager(source, "float32")
+        model = load_eager(source, "float32")
         model.save_pretrained(into)
         for name, content in source.tokenizer_files().items():
             (into / name).write_bytes(content)
@@ -136,8 +136,16 @@ def _torch() -> Any:
     return torch
 
 
-def _eager(source: Source, dtype: str) -> Any:
-    """The model as transformers builds it, in evaluation mode."""
+def load_eager(source: Source, dtype: str) -> Any:
+    """The model as transformers builds it, in evaluation mode.
+
+    Args:
+        source: The model.
+        dtype: One of `DTYPES`.
+
+    Raises:
+        LoadError: a weight is missing.
+    """
     import torch
     from transformers import AutoModelForCausalLM, initialization
 

@@ -97,12 +97,18 @@ def bundle_text(path: Path) -> str:
     import onnx_ir as ir
 
     from adaptc.graph import OnnxGraph
-    from adaptc.program import Run
-    from adaptc.runtime.bundle import open_bundle
+    from adaptc.program import Run, Switch
+    from adaptc.runtime.bundle import PlanStep, open_bundle
 
     manifest = open_bundle(path).manifest
     graphs = {name: OnnxGraph(ir.load(path / spec.file)) for name, spec in manifest.graphs.items()}
-    return str(Program(graphs, tuple(Run(step.run) for step in manifest.plan)))
+    plan = (
+        Run(step.run)
+        if isinstance(step, PlanStep)
+        else Switch(step.switch, {name: route.graph for name, route in step.routes.items()})
+        for step in manifest.plan
+    )
+    return str(Program(graphs, tuple(plan)))
 
 
 def page(title: str, taken: Sequence[Snapshot]) -> str:

@@ -69,6 +69,8 @@ def faults_of(error: ValidationError, kind: Any, data: Any, prefix: Path = ()) -
     """
     found: dict[Path, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
+        if detail["type"] == "default_factory_not_called":
+            continue  # it follows from another fault, which is told
         found.setdefault(_path(detail, data), []).append(detail)
     # Where a value may be of several kinds, the kind that fits best complains deepest inside.
     best = {

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from adaptc import __version__
-from adaptc.cache import Cache
+from adaptc.cache import Cache, key_of
 from adaptc.calibration_text import calibration_text
 from adaptc.compile import compile_spec
 from adaptc.errors import SpecError
@@ -21,7 +21,7 @@ from adaptc.graph import FxGraph
 from adaptc.lowering import program_from_sources
 from adaptc.passes.skip_ffn import SkipFfn
 from adaptc.recipe import Recipe
-from adaptc.sampled_text import sample
+from adaptc.sampled_text import sample, sample_by_torch
 from adaptc.sources import Source, find_source
 from adaptc.spec import Spec, build_passes
 from adaptc.train import Told, Trainer
@@ -130,11 +130,26 @@ def _pass(spec: Spec) -> SkipFfn:
 def _drawn(
     spec: Spec, source: Source, recipe: Recipe, tokens: int, place: Place, stage: Stage
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-    """Text drawn from the model, compiled without its passes."""
-    dense = spec.model_copy(update={"passes": ()})
-    into = place.cache.root / "training" / source.sha256()[:16]
-    into.parent.mkdir(parents=True, exist_ok=True)
-    compile_spec(dense, place.base, into, place.cache, stage)
+    """Text drawn from the model as it was before any pass; kept in the cache."""
+    text = calibration_text(spec.calibration, place.base)
+    given = replace(text, tokens=WHOLE).ids(source)
+    sha256 = source.sha256()
+    options = {"window": recipe.window, "seed": recipe.seed}
+
+    def make(path: Path) -> None:
+        if place.device != "cpu":
+            drawn = sample_by_torch(source, given, tokens, **options, device=place.device)
+        else:
+            dense = spec.model_copy(update={"passes": ()})
+            into = place.cache.root / "training" / sha256[:16]
+            into.parent.mkdir(parents=True, exist_ok=True)
+            compile_spec(dense, place.base, into, place.cache, stage)
+            stage(f"draw {tokens} tokens")
+            drawn = sample(into, given, tokens, **options, told=lambda _: None)
+        with path.open("wb") as file:
+            np.save(file, drawn, allow_pickle=False)
+
     stage(f"draw {tokens} tokens")
-    text = calibration_text(spec.calibration, place.base).ids(source)
-    return sample(into, text, tokens, window=recipe.window, seed=recipe.seed, told=lambda _: None)
+    key = key_of("drawn", 1, sha256, text.sha256, tokens, options, place.device)
+    found: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = np.load(place.cache.get("drawn", key, make))
+    return found

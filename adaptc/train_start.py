@@ -25,6 +25,7 @@ def started(
     rank: int,
     warmup: int,
     seed: int,
+    device: str,
     stage: Callable[[str], None],
 ) -> dict[str, torch.Tensor]:
     """Fitted parameters of gates and cheap paths, by name.
@@ -36,10 +37,11 @@ def started(
         rank: Of the cheap paths; 0 for none.
         warmup: Positions at the start of each sequence that are left out: the first carry huge activations.
         seed: Of what is drawn.
+        device: What it is computed on; the graph's weights stay there.
         stage: Told what is being done.
     """
     stage("run the dense model")
-    states, inputs, results, slopes = _seen(graph, ids, blocks, warmup, seed)
+    states, inputs, results, slopes = _seen(graph, ids, blocks, warmup, seed, device)
     weights: dict[str, torch.Tensor] = {}
     for place, block in enumerate(blocks):
         stage(f"fit {block.layer}")
@@ -59,7 +61,7 @@ def started(
 
 
 def cheap_path(
-    n: torch.Tensor, y: torch.Tensor, rank: int, random: torch.Generator, steps: int = 200
+    n: torch.Tensor, y: torch.Tensor, rank: int, random: torch.Generator, steps: int = 400
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """a, b, bias of silu(n aᵀ) bᵀ + bias, which is nearest to y.
 
@@ -72,13 +74,13 @@ def cheap_path(
     """
     width = n.shape[1]
     mean, scale = y.mean(0), float(y.std()) + 1e-12
-    a = torch.randn(rank, width, generator=random) / (n.square().mean().sqrt() * width**0.5)
-    a, b = a.requires_grad_(), torch.zeros(y.shape[1], rank, requires_grad=True)
+    a = torch.randn(rank, width, generator=random).to(n.device) / (n.square().mean().sqrt() * width**0.5)
+    a, b = a.requires_grad_(), torch.zeros(y.shape[1], rank, device=n.device, requires_grad=True)
     optimizer = torch.optim.Adam([a, b], lr=3e-3)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - step / steps)
-        some = torch.randint(len(n), (min(1024, len(n)),), generator=random)
+        some = torch.randint(len(n), (min(1024, len(n)),), generator=random).to(n.device)
         with torch.enable_grad():
             loss = F.mse_loss(F.silu(n[some] @ a.T) @ b.T, (y[some] - mean) / scale)
             optimizer.zero_grad()
@@ -89,7 +91,7 @@ def cheap_path(
     middle = inner.mean(0)
     centred = inner - middle
     gram = centred.T @ centred
-    gram += torch.eye(rank) * (1e-3 * gram.diagonal().mean() + 1e-12)
+    gram += torch.eye(rank, device=n.device) * (1e-3 * gram.diagonal().mean() + 1e-12)
     b = torch.linalg.solve(gram, centred.T @ (y - mean)).T
     return a, b.contiguous(), mean - b @ middle
 
@@ -109,7 +111,7 @@ def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     known = (x - mean) / spread
     level = (loss.mean() + 1e-12).log()
     target = loss / level.exp()
-    weight, bias = torch.zeros(x.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
+    weight, bias = (torch.zeros(size, device=x.device, requires_grad=True) for size in (x.shape[1], 1))
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def deviance() -> torch.Tensor:
@@ -128,7 +130,7 @@ def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _seen(
-    graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, seed: int
+    graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, seed: int, device: str
 ) -> tuple[list[torch.Tensor], ...]:
     """States before attention, blocks' inputs and results, and gradients of a drawn text's log likelihood by results.
 
@@ -136,7 +138,8 @@ def _seen(
     """
     wanted = {node for block in blocks for node in (block.state, block.normed)}
     results = {block.result: place for place, block in enumerate(blocks)}
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(device).manual_seed(seed)
+    module = graph.module.to(device)
     found: tuple[list[Any], ...] = tuple([[] for _ in blocks] for _ in range(4))
 
     class Walk(fx.Interpreter):
@@ -154,11 +157,11 @@ def _seen(
         part = ids[at : at + ROWS]
         kept: dict[fx.Node, Any] = {}
         feeds = {
-            "input_ids": torch.from_numpy(part),
-            "position_ids": torch.arange(part.shape[1]).expand(part.shape),
+            "input_ids": torch.from_numpy(part).to(device),
+            "position_ids": torch.arange(part.shape[1], device=device).expand(part.shape),
         }
         with torch.enable_grad():
-            [logits] = Walk(graph.module).run(*(feeds[name] for name in graph.inputs))
+            [logits] = Walk(module).run(*(feeds[name] for name in graph.inputs))
             logits = logits.float().flatten(0, 1)
             drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=random).flatten()
             torch.autograd.backward(F.cross_entropy(logits, drawn, reduction="sum"))

@@ -18,6 +18,7 @@ from adaptc.passes.lower import Lower
 from adaptc.passes.quantize import Quantize
 from adaptc.passes.skip_ffn import SkipFfn
 from adaptc.passes.split_regions import SplitRegions
+from adaptc.passes.stitch import Stitch
 
 __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 
@@ -25,6 +26,7 @@ PASSES: dict[str, type[Pass]] = {
     pass_.name: pass_
     for pass_ in (
         SkipFfn,
+        Stitch,
         Gptq,
         Lower,
         KvCache,

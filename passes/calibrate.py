@@ -21,6 +21,7 @@ from torch import fx
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph
 from adaptc.passes.blockwise import Bits, Blocks, concatenate, curvature_of, dequantize, quantize_blocks, split
+from adaptc.program import Program
 
 WINDOW = 128
 """Tokens of one calibration sequence. Short ones hold more first tokens, whose huge activations must survive."""
@@ -29,6 +30,9 @@ TOKENS = 8192
 """Calibration tokens; twice as many change little (docs/quantization.md)."""
 
 Ids = npt.NDArray[np.int64]
+Sample = npt.NDArray[np.int64] | npt.NDArray[np.float32]
+"""Token ids, or the states that a graph reads in their place."""
+
 Walked = Callable[[int, int], None]
 """Called with how many linear layers are done, and of how many."""
 
@@ -51,6 +55,25 @@ def calibration_ids(ids: Ids, tokens: int = TOKENS, window: int = WINDOW) -> Ids
     return ids[: count * window].reshape(count, window)
 
 
+def sample_of(program: Program, name: str) -> Sample | None:
+    """What a graph is calibrated on: its text, or the states that the plan's first graph makes of its own.
+
+    Returns:
+        As `calibration_ids`, or float32 [sequences, window, width]; None without text.
+    """
+    if name in program.samples:
+        return calibration_ids(program.samples[name])
+    first = program.plan[0].graphs[0]
+    if first not in program.samples or "hidden" not in program.graph(name, FxGraph).inputs:
+        return None
+    ids = calibration_ids(program.samples[first])
+    graph = program.graph(first, FxGraph)
+    with torch.no_grad():
+        [states] = graph.module(*_feeds(graph, ids).values())
+    found: Sample = states.float().numpy()
+    return found
+
+
 def linear_weights(graph: FxGraph) -> dict[str, tuple[int, int]]:
     """Weights of the graph's linear layers in the order they run, and their shapes (rows, columns)."""
     return {name: tuple(_tensor(graph.module, name).shape) for name in map(_weight, _linears(graph))}  # type: ignore[misc]
@@ -64,7 +87,7 @@ def alone(graph: FxGraph) -> set[str]:
 
 def quantize_linears(
     graph: FxGraph,
-    ids: Ids,
+    ids: Sample,
     bits: Mapping[str, Bits],
     *,
     block_size: int | Mapping[str, int] = 32,
@@ -75,7 +98,7 @@ def quantize_linears(
 
     Args:
         graph: A captured decoder; it stays as it is.
-        ids: int64 [sequences, tokens], see `calibration_ids`.
+        ids: int64 [sequences, tokens], see `calibration_ids`; or float32 [sequences, tokens, width].
         bits: Bits of each weight, by name; weights that are not named stay as they are.
             4-bit weights are rounded by GPTQ; 8 bits are near enough lossless without.
         block_size: Columns that share a scale; for all weights, or by name.
@@ -184,10 +207,10 @@ def _tensor(module: Any, name: str) -> torch.Tensor:
     return module
 
 
-def _feeds(graph: FxGraph, ids: Ids) -> dict[fx.Node, torch.Tensor]:
-    sequences, tokens = ids.shape
+def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:
+    sequences, tokens = ids.shape[:2]
     values = {
-        "input_ids": torch.from_numpy(ids),
+        "input_ids" if ids.ndim == 2 else "hidden": torch.from_numpy(ids),
         "position_ids": torch.arange(tokens).expand(sequences, tokens),
         "threshold": torch.full((sequences, tokens), float("-inf")),  # of gates: every block runs
     }

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from adaptc import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.errors import PassError
@@ -235,7 +236,7 @@ class Builder:
             node = self._module.graph.call_function(target, args)
         values = [arg.meta["val"] if isinstance(arg, fx.Node) else arg for arg in args]
         fake = next(value.fake_mode for value in values if hasattr(value, "fake_mode"))
-        with fake:
+        with fake, enable_python_dispatcher():
             node.meta = {"val": target(*values), "path": path}
         self._after = node
         return node

@@ -43,17 +43,19 @@ class Gptq(Pass):
 
     def apply(self, program: Program) -> Program:
         # Imported here: calibration needs this package's blockwise, and may be what is imported first.
-        from adaptc.passes.calibrate import alone, calibration_ids, linear_weights, quantize_linears
+        from adaptc.passes.calibrate import alone, linear_weights, quantize_linears, sample_of
         from adaptc.passes.quantize import head_block
 
         blocks = dict(program.blocks)
         for name, graph in program.at_level(FxGraph).items():
-            weights = linear_weights(graph)
-            if name not in program.samples or set(weights) <= set(blocks):
+            # Weights that another graph has too were chosen there: they are stored once.
+            weights = [weight for weight in linear_weights(graph) if weight not in blocks]
+            sample = sample_of(program, name) if weights else None
+            if sample is None:
                 continue
-            ids = calibration_ids(program.samples[name])
             sizes: dict[str, int] = dict.fromkeys(weights, self.block_size)
-            sizes[list(weights)[-1]] = head_block(self.block_size)
+            if graph.module.meta["outputs"] == ("logits",) and list(linear_weights(graph))[-1] == weights[-1]:
+                sizes[weights[-1]] = head_block(self.block_size)
             bits: dict[str, Bits] = dict.fromkeys(weights, 4)
-            blocks |= quantize_linears(graph, ids, bits, block_size=sizes, symmetric=alone(graph))
+            blocks |= quantize_linears(graph, sample, bits, block_size=sizes, symmetric=alone(graph))
         return replace(program, blocks=blocks) if len(blocks) > len(program.blocks) else program

@@ -56,14 +56,20 @@ class Lower(Pass):
     name: ClassVar[str] = "lower"
 
     def apply(self, program: Program) -> Program:
+        functions: dict[str, ir.Function] = {}  # graphs of one tower have layers in common
         for name, graph in program.at_level(FxGraph).items():
-            program = program.with_graph(name, OnnxGraph(_lower(graph)))
+            program = program.with_graph(name, OnnxGraph(_lower(graph, functions)))
         return program
 
 
-def _lower(graph: FxGraph) -> ir.Model:
-    """Translate each distinct region once, call it wherever it stands, and inline the calls."""
-    functions: dict[str, ir.Function] = {}
+def _lower(graph: FxGraph, functions: dict[str, ir.Function]) -> ir.Model:
+    """Translate each distinct region once, call it wherever it stands, and inline the calls.
+
+    Args:
+        graph: What is lowered.
+        functions: Regions that were translated before, by their text; new ones are added.
+    """
+    used: dict[str, ir.Function] = {}
     values: dict[fx.Node, ir.Value] = {}
     model = _model(graph, values)
     for place, nodes in _regions(graph.module.graph):
@@ -71,7 +77,7 @@ def _lower(graph: FxGraph) -> ir.Model:
         key = region.text(graph)
         if key not in functions:
             functions[key] = _translate(region, graph, f"region_{len(functions)}")
-        function = functions[key]
+        function = used[key] = functions[key]
         call = ir.Node(
             function.domain,
             function.name,
@@ -84,7 +90,7 @@ def _lower(graph: FxGraph) -> ir.Model:
     for name, node in zip(graph.module.meta["outputs"], _results(graph.module.graph), strict=True):
         model.graph.outputs.append(values[node])
         values[node].name = name
-    model.functions.update({function.identifier(): function for function in functions.values()})
+    model.functions.update({function.identifier(): function for function in used.values()})
     InlinePass()(model)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)

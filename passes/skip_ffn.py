@@ -46,6 +46,7 @@ class SkipFfn(Pass):
         batch: With several rows in a step: `any` runs a block if one row wants it, `off` runs all.
         tau: For `cosine`: from this similarity on, 0 to 1, blocks are skipped.
         k: For `cosine`: how many.
+        model: Which model's blocks, in a spec of several; None for all.
 
     Raises:
         PassError: the model has no such blocks, the gates are of another model, or an option does not fit.
@@ -62,6 +63,7 @@ class SkipFfn(Pass):
     batch: Literal["any", "off"] = "any"
     tau: float = 0.95
     k: int = 2
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.gates is not None and self.policy != "learned":
@@ -82,6 +84,8 @@ class SkipFfn(Pass):
 
     def apply(self, program: Program) -> Program:
         graphs = program.at_level(FxGraph)
+        if self.model is not None and graphs:
+            graphs = {self.model: program.graph(self.model, FxGraph)}
         if self.policy == "off" or not graphs:
             return program
         for name, graph in graphs.items():

@@ -16,6 +16,24 @@ DENSE = -math.inf
 """The threshold under which every block runs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request wants of a bundle that can run in more than one way.
+
+    Attributes:
+        budget: How much of the model runs, from 0 (cheapest) to 1 (dense); None for every block, and for what the
+            bundle's router was calibrated to.
+        route: The route to take, for a stitched bundle; None lets its router pick.
+    """
+
+    budget: float | None = None
+    route: str | None = None
+
+
+ANY = Wish()
+"""Every block, by whatever route."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Skips:
     """Which blocks ran, token by token, after the warm-up.
@@ -71,6 +89,6 @@ def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float
     return float(np.interp(share, np.array(shares, np.float64), np.array(levels, np.float64)))
 
 
-def threshold_of(gates: GateSpec | None, budget: float) -> float:
-    """The threshold of a budget for a bundle's gates; -inf without gates."""
-    return DENSE if gates is None else threshold_at(gates.thresholds, budget)
+def threshold_of(gates: GateSpec | None, budget: float | None) -> float:
+    """The threshold of a budget for a graph's gates; -inf without gates or budget."""
+    return DENSE if gates is None or budget is None else threshold_at(gates.thresholds, budget)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from adaptc.runtime.bundle import Bundle
-from adaptc.runtime.engines import EngineFolder, EngineRecord, buckets, profile, read_regions, wanted
+from adaptc.runtime.engines import EngineFolder, EngineRecord, buckets, decoder_graph, profile, read_regions, wanted
 from adaptc.runtime.errors import EngineError, RequestError
 from adaptc.runtime.layers import steps_of
 from adaptc.runtime.trt import Trt
@@ -66,10 +66,8 @@ def build_engines(
     device = _device(flavour, sm)
     folder = EngineFolder(bundle.path, flavour)
     known = {record.key: record for record in folder.records()}
-    [name] = [step.run for step in bundle.manifest.plan]
-    regions = read_regions(bundle, name)
-    decoder = bundle.manifest.graphs[name].decoder
-    most = decoder.max_tokens if decoder is not None else 1
+    name, decoder = decoder_graph(bundle)
+    regions, most = read_regions(bundle, name), decoder.max_tokens
     batches = tuple(batches) or tuple(sorted({1, bundle.manifest.target.batch}))
     slots = tuple(sorted(slots)) or buckets(most)
     if min(batches) < 1 or chunk < 1 or not 1 <= slots[0] <= slots[-1] <= most:

@@ -28,6 +28,9 @@ from adaptc.runtime.manifest import (
     ModelRecord,
     PassRecord,
     PlanStep,
+    RouteRecord,
+    RouterRecord,
+    SwitchStep,
     TargetRecord,
     TensorSpec,
 )
@@ -45,6 +48,9 @@ __all__ = [
     "ModelRecord",
     "PassRecord",
     "PlanStep",
+    "RouteRecord",
+    "RouterRecord",
+    "SwitchStep",
     "TargetRecord",
     "TensorSpec",
     "check_destination",
@@ -194,8 +200,14 @@ def _check_references(manifest: Manifest) -> None:
         if name not in manifest.graphs:
             raise BundleError(f"gates.{name}: no such graph; there are: {', '.join(manifest.graphs)}")
     for index, step in enumerate(manifest.plan):
-        if step.run not in manifest.graphs:
-            raise BundleError(f"plan[{index}]: no graph {step.run!r}; there are: {', '.join(manifest.graphs)}")
+        for name in step.graphs:
+            if name not in manifest.graphs:
+                raise BundleError(f"plan[{index}]: no graph {name!r}; there are: {', '.join(manifest.graphs)}")
+        if isinstance(step, SwitchStep):
+            if not step.routes:
+                raise BundleError(f"plan[{index}]: routes: none; at least one is needed")
+            if step.router is not None and step.router.file not in manifest.files:
+                raise BundleError(f"plan[{index}]: {step.router.file!r} is not among the bundle's files")
 
 
 def _check_name(name: str) -> None:

@@ -8,43 +8,33 @@ written are always its first rows, so a step for n of them binds the first n row
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.budget import DENSE, Skips
+from adaptc.runtime.budget import ANY, DENSE, Skips, Wish, threshold_of
 from adaptc.runtime.engine import Engine, Step
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.manifest import DecoderSpec, GateSpec
-from adaptc.runtime.sampling import Sampler
+from adaptc.runtime.manifest import DecoderSpec, GateSpec, TensorSpec
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
-
-
-class AnyDecoder(Protocol):
-    """What writing an answer needs of a decoder, on whatever device it is; `Decoder` says what each member does."""
-
-    spec: DecoderSpec
-    batch: int
-
-    def prefill(self, row: int, ids: Ids, threshold: float = ...) -> Logits: ...
-    def score(self, ids: Ids, most: int) -> Iterator[Logits]: ...
-    def decode(self, tokens: Sequence[int]) -> Logits: ...
-    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]: ...
-    def ran(self, row: int) -> bytes | None: ...
-    def skips(self, steps: Sequence[bytes]) -> Skips | None: ...
-    def move(self, row: int, to: int) -> None: ...
-    def close(self) -> None: ...
+States = npt.NDArray[np.float32]
+HIDDEN = "hidden"
+"""What a graph reads in the place of token ids, or gives in the place of logits, if it is one part of a decoder."""
 
 
 class Decoder:
     """Sequences in rows, each a prefix of the positions of the KV cache.
 
+    A graph that is the lower part of a decoder gives states (float32 [..., width]) where another gives logits, and one
+    that is an upper part reads them where another reads token ids; `routed.RoutedDecoder` puts them together.
+
     Attributes:
         spec: What the graph expects.
         batch: Rows.
+        gates: What decides which of its blocks run; None if it has no gates.
     """
 
     def __init__(
@@ -68,13 +58,18 @@ class Decoder:
         self._engine = engine
         self._chunk = chunk
         self._cache = _cache(spec, batch)
-        self._ids = np.zeros((batch, 1), np.int64)
+        self._source, width = "input_ids", _width(engine.inputs)
+        self._ids: npt.NDArray[Any] = np.zeros((batch, 1), np.int64)
+        if width is not None:
+            self._source, self._ids = HIDDEN, np.zeros((batch, 1, width), np.float32)
+        gives = _width(engine.outputs)
+        self._result, self._gives = ("logits", spec.vocab_size) if gives is None else (HIDDEN, gives)
         self._last = np.zeros(batch, np.int32)  # position of each row's newest token
         self._total = np.zeros((), np.int32)
-        self._logits = np.empty((batch, 1, spec.vocab_size), np.float32)
+        self._logits = np.empty((batch, 1, self._gives), np.float32)
         self._read_total = np.zeros((), np.int32)
         self._read_from = np.zeros(1, np.int64)
-        self._gates = gates
+        self.gates = gates
         self._levels = np.full(batch, DENSE, np.float32)  # each row's threshold
         self._warmup = 0 if gates is None else gates.warmup
         self._threshold = np.full((batch, 1), DENSE, np.float32)
@@ -84,12 +79,24 @@ class Decoder:
         self._readers: dict[int, Step] = {}  # by row
         self._step(1)  # tells now, not in the middle of a request, that the graph is of another form
 
-    def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
+    def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
+        """Start a row with a prompt, as a request wants it; see `prefill`."""
+        return self.prefill(row, ids, self.threshold(wish))
+
+    def threshold(self, wish: Wish) -> float:
+        """What the gates are compared with under a budget."""
+        return threshold_of(self.gates, wish.budget)
+
+    def dense(self, wish: Wish) -> bool:
+        """Whether every block runs."""
+        return self.threshold(wish) == DENSE
+
+    def prefill(self, row: int, ids: Ids | States, threshold: float = DENSE) -> Logits:
         """Start a row with a prompt, which runs every block.
 
         Args:
             row: The row; what it held is lost.
-            ids: int64 [tokens], 1 to `max_tokens`.
+            ids: int64 [tokens], 1 to `max_tokens`; or float32 [tokens, width].
             threshold: What the gates are compared with for the row's later tokens; -inf runs every block.
 
         Returns:
@@ -101,12 +108,27 @@ class Decoder:
         first: Logits = logits[0]
         return first
 
-    def score(self, ids: Ids, most: int) -> Iterator[Logits]:
+    def states(self, row: int, ids: Ids, threshold: float, into: States) -> None:
+        """Start a row with a prompt, in the lower part of a decoder.
+
+        Args:
+            row: The row; what it held is lost.
+            ids: int64 [tokens], 1 to `max_tokens`.
+            threshold: See `prefill`.
+            into: float32 [tokens, width], receives the prompt's states.
+        """
+        for start in range(0, len(ids), self._chunk):
+            block = slice(start, start + self._chunk)
+            self._read(row, start, ids[block], kept=len(ids[block]), into=into[block])
+        self._levels[row] = threshold
+
+    def score(self, ids: Ids | States, most: int, wish: Wish = ANY) -> Iterator[Logits]:
         """Read `ids` in the first row and yield the logits at every position, some at a time.
 
         Args:
-            ids: int64 [tokens], 1 to `max_tokens`.
+            ids: int64 [tokens], 1 to `max_tokens`; or float32 [tokens, width].
             most: Tokens whose logits are computed at once.
+            wish: One under which every block runs.
 
         Yields:
             float32 [some, vocab]
@@ -116,50 +138,46 @@ class Decoder:
             block = ids[start : start + size]
             yield self._read(0, start, block, kept=len(block))
 
-    def decode(self, tokens: Sequence[int]) -> Logits:
+    def decode(self, tokens: Sequence[int] | States) -> Logits:
         """Add one token to each of the first rows.
 
         Args:
-            tokens: One for each row; none of the rows may be full.
+            tokens: One for each row, or float32 [rows, width]; none of the rows may be full.
 
         Returns:
-            float32 [rows, vocab]: logits of the tokens that follow, valid until the next call.
+            float32 [rows, vocab]: logits of the tokens that follow, or states; valid until the next call.
         """
         rows = len(tokens)
         last = self._last[:rows]
         last += 1
         self._ids[:rows, 0] = tokens
         self._total[...] = last.max() + 1
-        if self._gates is not None:
+        if self.gates is not None:
             self._choose(rows)
         step = self._steps.get(rows) or self._step(rows)
         step()
         return self._logits[:rows, 0]
 
-    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
-        """Add one token to each of the first rows, and choose the ones that follow.
-
-        Args:
-            tokens: One for each row; none of the rows may be full.
-            samplers: One for each row.
-
-        Raises:
-            EngineError: the engine failed, or computed no finite numbers.
-        """
-        return [sampler(row) for sampler, row in zip(samplers, self.decode(tokens), strict=True)]
-
     def ran(self, row: int) -> bytes | None:
         """Which gated blocks the newest `decode` ran: a byte for each; None while the row warms up."""
-        if self._gates is None or self._last[row] < self._warmup:
+        if self.gates is None or self._last[row] < self._warmup:
             return None
         return self._ran.tobytes()
 
-    def skips(self, steps: Sequence[bytes]) -> Skips | None:
+    def route(self, row: int) -> str | None:
+        """None: there is one way through."""
+        return None
+
+    def reroute(self, row: int, route: str) -> None:
+        """Never asked for."""
+        raise RequestError(f"route: {route!r} for row {row}; this bundle has no routes")
+
+    def skips(self, steps: Sequence[bytes], route: str | None = None) -> Skips | None:
         """What `ran` gave for some steps, together; None without gates."""
-        if self._gates is None:
+        if self.gates is None:
             return None
-        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), len(self._gates.layers))
-        return Skips(ran, self._gates.blocks)
+        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), len(self.gates.layers))
+        return Skips(ran, self.gates.blocks)
 
     def move(self, row: int, to: int) -> None:
         """Put the sequence of one row in the place of another."""
@@ -178,20 +196,20 @@ class Decoder:
 
     def _choose(self, rows: int) -> None:
         """Set the threshold of each row for the next step."""
-        assert self._gates is not None
+        assert self.gates is not None
         threshold = self._threshold[:rows, 0]
-        if rows > 1 and self._gates.batch == "off":
+        if rows > 1 and self.gates.batch == "off":
             threshold[:] = DENSE
         else:
             threshold[:] = self._levels[:rows]
             threshold[self._last[:rows] < self._warmup] = DENSE
 
-    def _read(self, row: int, start: int, ids: Ids, kept: int) -> Logits:
+    def _read(self, row: int, start: int, ids: Ids | States, kept: int, into: States | None = None) -> Logits:
         """Add tokens to a row that holds `start` of them; logits of the last `kept`: [kept, vocab]."""
         self._last[row] = start + len(ids) - 1
         self._read_total[...] = start + len(ids)
         self._read_from[0] = len(ids) - kept
-        logits = np.empty((1, kept, self.spec.vocab_size), np.float32)
+        logits = np.empty((1, kept, self._gives), np.float32) if into is None else into[None]
         step = self._readers.get(row)
         if step is None:
             rows = slice(row, row + 1)
@@ -199,8 +217,8 @@ class Decoder:
             step = self._bind(rows, ids[None], self._read_total, self._read_from, logits, threshold)
             self._readers[row] = step
         else:
-            gated = {} if self._gates is None else {"threshold": self._read_threshold[:, : len(ids)]}
-            step.rebind({"input_ids": ids[None], **gated}, {"logits": logits})
+            gated = {} if self.gates is None else {"threshold": self._read_threshold[:, : len(ids)]}
+            step.rebind({self._source: ids[None], **gated}, {self._result: logits})
         step()
         return logits.reshape(kept, -1)
 
@@ -213,21 +231,34 @@ class Decoder:
         return step
 
     def _bind(
-        self, rows: slice, ids: Ids, total: npt.NDArray[np.int32], first: Ids, logits: Logits, threshold: Logits
+        self,
+        rows: slice,
+        ids: npt.NDArray[Any],
+        total: npt.NDArray[np.int32],
+        first: Ids,
+        logits: Logits,
+        threshold: Logits,
     ) -> Step:
         cache = {name: whole[rows] for name, whole in self._cache.items()}
         feeds: dict[str, npt.NDArray[Any]] = {
-            "input_ids": ids,
+            self._source: ids,
             "seqlens_k": self._last[rows],
             "total_sequence_length": total,
-            "logits_from": first,
+            **({"logits_from": first} if self._result == "logits" else {}),
             **{f"past.{name}": part for name, part in cache.items()},
         }
-        outputs: dict[str, npt.NDArray[Any]] = {"logits": logits, **{f"present.{n}": part for n, part in cache.items()}}
-        if self._gates is not None:
+        present = {f"present.{name}": part for name, part in cache.items()}
+        outputs: dict[str, npt.NDArray[Any]] = {self._result: logits, **present}
+        if self.gates is not None:
             feeds["threshold"] = threshold
             outputs["ran"] = self._ran
         return self._engine.bind(feeds, outputs)
+
+
+def _width(tensors: Sequence[TensorSpec]) -> int | None:
+    """Width of the states among a graph's inputs or outputs, if it has any."""
+    found = next((tensor.shape[-1] for tensor in tensors if tensor.name == HIDDEN), None)
+    return found if isinstance(found, int) else None
 
 
 def _cache(spec: DecoderSpec, batch: int) -> dict[str, npt.NDArray[np.float32]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
-from adaptc.runtime.manifest import read_object
+from adaptc.runtime.manifest import DecoderSpec, PlanStep, read_object
 from adaptc.runtime.regions import RegionGraph, Regions
 from adaptc.runtime.trt import Profile
 
@@ -207,6 +207,19 @@ def _write(file: Path, content: bytes) -> None:
         raise EngineError(f"{file}: cannot write: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
+    """The one decoder of a bundle: its name, and how to generate with it.
+
+    Raises:
+        BundleError: the plan is another one.
+    """
+    [first, *rest] = bundle.manifest.plan
+    spec = bundle.manifest.graphs[first.graphs[0]].decoder
+    if rest or not isinstance(first, PlanStep) or spec is None:
+        raise BundleError(f"{bundle.path}: its plan is not one decoder; TensorRT runs no routes yet (docs/limits.md)")
+    return first.run, spec
 
 
 def read_regions(bundle: Bundle, name: str) -> Regions:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
 
-from adaptc.runtime.budget import DENSE, Skips
-from adaptc.runtime.decoder import AnyDecoder, Ids, Logits
+from adaptc.runtime.budget import ANY, Skips, Wish
+from adaptc.runtime.decoder import Ids, Logits
+from adaptc.runtime.rows import Rows, choose
 from adaptc.runtime.sampling import Sampler
 from adaptc.runtime.text import Text
 
@@ -27,6 +28,8 @@ class Trace:
         decode_seconds: Choosing all later tokens; for a batch these steps serve every row.
         time_to_first_token_seconds: From the start of the request, so in a batch it includes waiting.
         skips: Which gated blocks ran for each token after the warm-up; None for a bundle without gates.
+        routes: (first token, route) for each route that wrote, in order; more than one after `reroute`. Empty for a
+            bundle without routes.
     """
 
     prompt_tokens: int
@@ -35,6 +38,12 @@ class Trace:
     decode_seconds: float
     time_to_first_token_seconds: float
     skips: Skips | None = field(default=None, compare=False)
+    routes: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def route(self) -> str | None:
+        """The route that wrote last; None for a bundle without routes."""
+        return self.routes[-1][1] if self.routes else None
 
     @property
     def ffn_skipped(self) -> float:
@@ -82,7 +91,7 @@ class Answer:
         sampler: Sampler,
         text: Text | None,
         eos: frozenset[int],
-        threshold: float = DENSE,
+        wish: Wish = ANY,
     ) -> None:
         """Nothing is written yet.
 
@@ -92,11 +101,13 @@ class Answer:
             sampler: Chooses them.
             text: Spells them; None if there is no tokenizer.
             eos: Tokens that end the answer.
-            threshold: What the bundle's gates are compared with; -inf runs every block.
+            wish: How much of the bundle runs, and by which route.
         """
         self.prompt = prompt
-        self.threshold = threshold
+        self.wish = wish
         self.sampler = sampler
+        self.route: str | None = None
+        self.routes: list[tuple[int, str]] = []
         self.ran: list[bytes] = []
         self.ids: list[int] = []
         self.reason: FinishReason | None = None
@@ -129,15 +140,23 @@ class Answer:
         self._pieces.append(piece)
         return piece
 
+    def follow(self, decoder: Rows, row: int) -> None:
+        """Note the route a row is on; or put it on the one that was asked for since."""
+        if self.route is not None and self.route != decoder.route(row):
+            decoder.reroute(row, self.route)
+        self.route = decoder.route(row)
+        if self.route is not None and (not self.routes or self.routes[-1][1] != self.route):
+            self.routes.append((len(self.ids), self.route))
+
     def result(self, skips: Skips | None = None) -> Result:
         """The answer so far; `skips` is what the decoder makes of `ran`."""
         tokens = len(self.prompt)
         seconds = self.prefill_seconds, self.decode_seconds, self.time_to_first_token_seconds
-        trace = Trace(tokens, len(self.ids), *seconds, skips)
+        trace = Trace(tokens, len(self.ids), *seconds, skips, tuple(self.routes))
         return Result("".join(self._pieces), tuple(self.ids), tokens, self.reason or "cancelled", trace)
 
 
-def write(decoder: AnyDecoder, answers: Iterable[Answer]) -> Iterator[tuple[Answer, str]]:
+def write(decoder: Rows, answers: Iterable[Answer]) -> Iterator[tuple[Answer, str]]:
     """Write answers, as many at a time as the decoder has rows; a row that is free takes the next prompt.
 
     Yields:
@@ -153,7 +172,9 @@ def write(decoder: AnyDecoder, answers: Iterable[Answer]) -> Iterator[tuple[Answ
         while waiting and len(active) < decoder.batch:
             answer = waiting.popleft()
             started = perf_counter()
-            piece = answer.take(decoder.prefill(len(active), answer.prompt, answer.threshold))
+            logits = decoder.start(len(active), answer.prompt, answer.wish)
+            answer.follow(decoder, len(active))
+            piece = answer.take(logits)
             answer.prefill_seconds = perf_counter() - started
             answer.time_to_first_token_seconds = perf_counter() - began
             if answer.reason is None:
@@ -165,10 +186,12 @@ def write(decoder: AnyDecoder, answers: Iterable[Answer]) -> Iterator[tuple[Answ
             yield from zip(written, pieces, strict=True)
 
 
-def _step(decoder: AnyDecoder, active: list[Answer]) -> list[str]:
+def _step(decoder: Rows, active: list[Answer]) -> list[str]:
     """One token for each answer; those that are done leave `active`."""
     started = perf_counter()
-    tokens = decoder.choose([answer.ids[-1] for answer in active], [answer.sampler for answer in active])
+    for row, answer in enumerate(active):
+        answer.follow(decoder, row)
+    tokens = choose(decoder, [answer.ids[-1] for answer in active], [answer.sampler for answer in active])
     pieces = [answer.accept(token) for answer, token in zip(active, tokens, strict=True)]
     seconds = perf_counter() - started
     for row in reversed(range(len(active))):

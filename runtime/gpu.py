@@ -6,8 +6,7 @@ import warnings
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.engines import read_regions
-from adaptc.runtime.errors import BundleError
+from adaptc.runtime.engines import decoder_graph, read_regions
 from adaptc.runtime.gpu_decoder import GpuDecoder
 from adaptc.runtime.manifest import GateSpec
 from adaptc.runtime.pieces import TrtPieces
@@ -27,11 +26,8 @@ def gpu_decoder(bundle: Bundle, batch: int, chunk: int, gates: GateSpec | None) 
         EngineError: no GPU, no engines that fit it, or too little memory.
         RequestError: no engine serves so many rows.
     """
-    [name] = [step.run for step in bundle.manifest.plan]
+    name, spec = decoder_graph(bundle)
     regions = read_regions(bundle, name)
-    spec = bundle.manifest.graphs[name].decoder
-    if spec is None:
-        raise BundleError(f"{bundle.path}: graph {name!r} is no decoder; a newer adaptc may run it")
     cuda = Cuda()
     try:
         pieces = TrtPieces(bundle, regions, bundle.manifest.target.backend, cuda)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.budget import DENSE, Skips
+from adaptc.runtime.budget import ANY, DENSE, Skips, Wish, threshold_of
 from adaptc.runtime.cuda import Cuda
 from adaptc.runtime.decoder import Ids, Logits
 from adaptc.runtime.errors import EngineError, RequestError
@@ -119,6 +119,26 @@ class GpuDecoder:
         self.force: tuple[bool, ...] | None = None
         self._constants = self._static_logits()
 
+    def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
+        """See `Rows.start`."""
+        return self.prefill(row, ids, threshold_of(self._gates, wish.budget))
+
+    def dense(self, wish: Wish) -> bool:
+        """See `Rows.dense`."""
+        return threshold_of(self._gates, wish.budget) == DENSE
+
+    def route(self, row: int) -> str | None:
+        """See `Rows.route`: there are none."""
+        return None
+
+    def reroute(self, row: int, route: str) -> None:
+        """See `Rows.reroute`.
+
+        Raises:
+            RequestError: there are no routes.
+        """
+        raise RequestError(f"route: {route!r}; this bundle has no routes")
+
     def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
         """See `Decoder.prefill`."""
         self._drain()
@@ -138,7 +158,7 @@ class GpuDecoder:
         logits: Logits = self._logits(1)[0]
         return logits
 
-    def score(self, ids: Ids, most: int) -> Iterator[Logits]:
+    def score(self, ids: Ids, most: int, wish: Wish = ANY) -> Iterator[Logits]:
         """See `Decoder.score`."""
         self._drain()
         self._length[:] = 0
@@ -161,7 +181,7 @@ class GpuDecoder:
         return self._logits(len(tokens))
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
-        """See `Decoder.choose`; tokens are chosen on the GPU unless a sampler needs to see the logits."""
+        """See `rows.choose`; tokens are chosen on the GPU unless a sampler needs to see the logits."""
         if any(not sampler.free for sampler in samplers):
             return [sampler(row) for sampler, row in zip(samplers, self.decode(tokens), strict=True)]
         if self._expected != (tuple(tokens), tuple(map(id, samplers))) or not self._flights:
@@ -183,7 +203,7 @@ class GpuDecoder:
             return None
         return self._ran.tobytes()
 
-    def skips(self, steps: Sequence[bytes]) -> Skips | None:
+    def skips(self, steps: Sequence[bytes], route: str | None = None) -> Skips | None:
         """See `Decoder.skips`."""
         if self._gates is None:
             return None
@@ -208,7 +228,7 @@ class GpuDecoder:
         given = self._control.prompt(ids, start) | self._cache.row(row)
         place = Place(1, len(ids), self._cache.slots, given, self._control.whole)
         self._stepper.load(place)
-        self._stepper.walk(place, self._stepper.dense, self._stream)
+        self._stepper.walk(place, self._stepper.all_run, self._stream)
         table = self._control.table(self._cache.layers(row), self._stream)
         self._stepper.write_kv(self._control.one, place, table, len(ids), self._stream)
         self._cuda.sync(self._stream)
@@ -295,7 +315,7 @@ class GpuDecoder:
         place = self._place(batch, slots)
         self._stepper.load(place)
         # Engines settle their memory when they first run, which cannot be captured.
-        self._stepper.walk(place, self._stepper.dense, self._stream)
+        self._stepper.walk(place, self._stepper.all_run, self._stream)
         self._stepper.walk(place, self._stepper.masked([False] * len(self._regions.gates)), self._stream)
         self._stepper.head(place, self._stream)
         self._cuda.sync(self._stream)

@@ -103,7 +103,7 @@ class Stepper:
         self._pieces.load(call.graph, one.sizes)
         self._call(call, one, stream)
 
-    def dense(self, gate: int, when: When, place: Place, stream: Any) -> None:
+    def all_run(self, gate: int, when: When, place: Place, stream: Any) -> None:
         """Chooser: every block runs."""
         self._call(when.then, place, stream)
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from adaptc.runtime.budget import check_budget
-from adaptc.runtime.bundle import open_bundle
+from adaptc.runtime.bundle import Bundle, open_bundle
+from adaptc.runtime.decoder import HIDDEN
 from adaptc.runtime.errors import BundleError, RequestError
-from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest
+from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest, PlanStep, SwitchStep
 from adaptc.runtime.ort import OrtEngine
 from adaptc.runtime.request import check_count
+from adaptc.runtime.routed import Routes, Top
+from adaptc.runtime.router import Router, read_router
 from adaptc.runtime.session import Session
 from adaptc.runtime.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from adaptc.runtime.engine import Engine
-    from adaptc.runtime.gpu_decoder import GpuDecoder
 
 _MOST_THREADS = 1024  # more is a slip of the keyboard, and starting them would exhaust the machine
 
@@ -29,7 +27,7 @@ def load(
     batch: int | None = None,
     chunk: int = 512,
     verify: bool = True,
-    budget: float = 1.0,
+    budget: float | None = None,
 ) -> Session:
     """Open a bundle and make it ready to run.
 
@@ -40,7 +38,8 @@ def load(
         batch: Most sequences written at the same time; by default what the bundle was compiled for.
         chunk: Most tokens of a prompt read at once; fewer need less memory, more are quicker.
         verify: Compare every file's sha256 with the manifest's.
-        budget: Of requests that name none, from 0 (cheapest) to 1 (dense), for bundles with gates; others run dense.
+        budget: Of requests that name none, from 0 (cheapest) to 1 (dense), for bundles with gates or a router; None
+            skips nothing, and routes as the router was calibrated to.
 
     Raises:
         BundleError: no bundle there, or it is damaged.
@@ -51,30 +50,60 @@ def load(
         raise RequestError(f"device: {device!r}; there are: auto, cpu, gpu")
     if threads is not None:
         check_count("threads", threads, most=_MOST_THREADS)
-    check_budget(budget)
+    if budget is not None:
+        check_budget(budget)
     bundle = open_bundle(path, verify)
-    graph, decoder = _decoder_graph(bundle.manifest, str(path))
+    name, graph, decoder = _decoder_graph(bundle.manifest, str(path))
     folder = bundle.path / "tokenizer"
     tokenizer = Tokenizer(folder) if folder.exists() else None
     batch = bundle.manifest.target.batch if batch is None else batch
-    gates = bundle.manifest.gates.get(bundle.manifest.plan[0].run)
+    gates = bundle.manifest.gates.get(name)
     backend = bundle.manifest.target.backend
     kind = "cpu" if backend == "onnxruntime" else "gpu"
     if device not in ("auto", kind):
         raise RequestError(f"device: {device!r}; {path} was compiled for {backend}: its device is {kind!r}")
     if kind == "gpu":
-        check_count("batch", batch)
-        check_count("chunk", chunk)
         from adaptc.runtime.gpu import gpu_decoder
 
-        engine: Engine | GpuDecoder = gpu_decoder(bundle, batch, chunk, gates)
-    else:
+        check_count("batch", batch)
+        check_count("chunk", chunk)
+        rows = gpu_decoder(bundle, batch, chunk, gates)
+        return Session(rows, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
+    engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
+    return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget, routes=routes)
+
+
+def _decoder_graph(manifest: Manifest, where: str) -> tuple[str, GraphSpec, DecoderSpec]:
+    """The graph that reads token ids, which is the plan's first."""
+    first, *rest = manifest.plan
+    graph = manifest.graphs[first.graphs[0]]
+    whole = not rest or (len(rest) == 1 and isinstance(rest[0], SwitchStep))
+    if not whole or not isinstance(first, PlanStep) or graph.decoder is None:
+        raise BundleError(f"{where}: its plan is not one decoder, with or without routes; a newer adaptc may run it")
+    return first.run, graph, graph.decoder
+
+
+def _routes(bundle: Bundle, threads: int | None) -> Routes | None:
+    """What follows the first graph of a stitched bundle."""
+    switch = next((step for step in bundle.manifest.plan if isinstance(step, SwitchStep)), None)
+    if switch is None:
+        return None
+    tops: dict[str, Top] = {}
+    for route, record in switch.routes.items():
+        graph = bundle.manifest.graphs[record.graph]
+        if graph.decoder is None:
+            raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
         engine = OrtEngine(bundle.path / graph.file, threads)
-    return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
+        tops[route] = Top(engine, graph.decoder, bundle.manifest.gates.get(record.graph))
+    [bottom] = bundle.manifest.plan[0].graphs
+    state = next(tensor for tensor in bundle.manifest.graphs[bottom].outputs if tensor.name == HIDDEN)
+    return Routes(tops, int(state.shape[-1]), _router(bundle, switch))
 
 
-def _decoder_graph(manifest: Manifest, where: str) -> tuple[GraphSpec, DecoderSpec]:
-    graphs = [manifest.graphs[step.run] for step in manifest.plan]
-    if len(graphs) != 1 or graphs[0].decoder is None:
-        raise BundleError(f"{where}: its plan is not one decoder graph; a newer adaptc may run it")
-    return graphs[0], graphs[0].decoder
+def _router(bundle: Bundle, switch: SwitchStep) -> Router | None:
+    if switch.router is None:
+        return None
+    file = bundle.path / switch.router.file
+    costs = {route: record.bytes_per_token for route, record in switch.routes.items()}
+    weights = read_router(file.read_bytes(), tuple(costs), str(file))
+    return Router(weights, costs, switch.router.threshold, switch.router.levels)

@@ -125,6 +125,62 @@ class PlanStep:
 
     run: str
 
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that may run."""
+        return (self.run,)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRecord:
+    """One route of a switch.
+
+    Attributes:
+        graph: What it runs.
+        bytes_per_token: Weight bytes a decode step of one row reads, the step before the switch included.
+    """
+
+    graph: str
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRecord:
+    """What picks a route.
+
+    Attributes:
+        file: Its weights, as safetensors.
+        threshold: A request takes the cheapest route whose predicted loss is at most this, in nats a token.
+        levels: (mean cost as a share of the dearest route's, threshold), the cost falling; a null threshold is -inf at
+            cost 1 and inf below. A budget moves along it.
+        bound: What the threshold was calibrated to, and how it was shown.
+    """
+
+    file: str
+    threshold: float
+    levels: tuple[tuple[float, float | None], ...]
+    bound: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchStep:
+    """One step of the plan: run one of several graphs, the same one for a whole request.
+
+    Attributes:
+        switch: Name of the gate that picks.
+        routes: By name; the first is taken where nothing picks.
+        router: What picks; null if nothing does.
+    """
+
+    switch: str
+    routes: dict[str, RouteRecord]
+    router: RouterRecord | None
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that may run."""
+        return tuple(route.graph for route in self.routes.values())
+
 
 @dataclass(frozen=True, slots=True)
 class TargetRecord:
@@ -166,7 +222,7 @@ class Manifest:
     adaptc: str
     models: dict[str, ModelRecord]
     passes: tuple[PassRecord, ...]
-    plan: tuple[PlanStep, ...]
+    plan: tuple[PlanStep | SwitchStep, ...]
     graphs: dict[str, GraphSpec]
     gates: dict[str, GateSpec]
     target: TargetRecord
@@ -248,7 +304,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         if value is None and NoneType in arguments:
             return None
         options = [option for option in arguments if option is not NoneType]
-        return _read(next((o for o in options if type(value) is o), options[0]), value, where)
+        return _read(next((o for o in options if _like(value, o)), options[0]), value, where)
     if origin is tuple and isinstance(value, list):
         many = arguments[-1] is Ellipsis
         if many or len(arguments) == len(value):
@@ -270,6 +326,13 @@ def _read_object(kind: Any, value: Any, where: str) -> Any:
     for key in [key for key in value if key not in kinds]:
         raise BundleError(f"{_join(where, key)}: unknown key; there are: {', '.join(kinds)}")
     return kind(**{key: _read(kinds[key], value[key], _join(where, key)) for key in kinds})
+
+
+def _like(value: object, kind: Any) -> bool:
+    """Whether a value is meant to be of this kind, one of several: an object is told by its first key."""
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return next(iter(value), None) == dataclasses.fields(kind)[0].name
+    return type(value) is kind
 
 
 def _join(where: str, key: str) -> str:

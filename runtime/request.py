@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.budget import DENSE
+from adaptc.runtime.budget import ANY, Wish
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation import Answer
 from adaptc.runtime.manifest import DecoderSpec
@@ -72,7 +72,7 @@ def read_request(
     stop: Stop,
     seed: int | None,
     index: int = 0,
-    threshold: float = DENSE,
+    wish: Wish = ANY,
 ) -> Answer:
     """An answer to be written.
 
@@ -85,7 +85,7 @@ def read_request(
         stop: Strings that end the answer; they need a tokenizer.
         seed: From 0; None draws one.
         index: Place in a batch: equal prompts with one seed still get answers of their own.
-        threshold: What the bundle's gates are compared with; -inf runs every block.
+        wish: How much of the bundle runs, and by which route.
 
     Raises:
         RequestError: a value is out of range.
@@ -103,7 +103,7 @@ def read_request(
     random = np.random.default_rng(None if seed is None else (seed, index))
     text = None if tokenizer is None else Text(tokenizer.decoding(), stops)
     sampler = Sampler(sampling, cast("list[int]", prompt.tolist()), random)
-    return Answer(prompt, limit, sampler, text, frozenset(spec.eos_token_ids), threshold)
+    return Answer(prompt, limit, sampler, text, frozenset(spec.eos_token_ids), wish)
 
 
 def need(tokenizer: Tokenizer | None, what: str) -> Tokenizer:

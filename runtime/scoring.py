@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.budget import DENSE, Skips
-from adaptc.runtime.decoder import AnyDecoder, Ids, Logits
+from adaptc.runtime.budget import ANY, Skips, Wish
+from adaptc.runtime.decoder import Ids, Logits
+from adaptc.runtime.rows import Rows
 
 _TOGETHER = 1 << 24  # logits in memory at once: 64 MiB of float32
 
 
 def log_probabilities(
-    decoder: AnyDecoder, ids: Ids, step: bool, threshold: float = DENSE
+    decoder: Rows, ids: Ids, step: bool, wish: Wish = ANY
 ) -> tuple[npt.NDArray[np.float32], Skips | None]:
     """The natural logarithm of each token's probability after those before it.
 
@@ -22,7 +23,7 @@ def log_probabilities(
         decoder: Its first row is used.
         ids: int64 [tokens], 1 to `max_tokens`.
         step: Read token by token through the graph as it runs when it writes, not in chunks.
-        threshold: What gates are compared with; above -inf the text is read token by token.
+        wish: How much runs, and by which route; where blocks may be skipped the text is read token by token.
 
     Returns:
         float32 [tokens - 1], of all tokens but the first; and which gated blocks ran for the tokens that were read
@@ -30,20 +31,20 @@ def log_probabilities(
     """
     scores = np.empty(len(ids) - 1, np.float32)
     ran: list[bytes] = []
-    step = step or threshold > DENSE
+    step = step or not decoder.dense(wish)
     together = max(1, _TOGETHER // decoder.spec.vocab_size)
-    blocks = _stepwise(decoder, ids, threshold, ran) if step else decoder.score(ids, together)
+    blocks = _stepwise(decoder, ids, wish, ran) if step else decoder.score(ids, together, wish)
     done = 0
     for logits in blocks:
         following = ids[done + 1 : done + 1 + len(logits)]
         scores[done : done + len(following)] = _log_softmax_at(logits[: len(following)], following)
         done += len(logits)
-    return scores, decoder.skips(ran) if step else None
+    return scores, decoder.skips(ran, decoder.route(0)) if step else None
 
 
-def _stepwise(decoder: AnyDecoder, ids: Ids, threshold: float, ran: list[bytes]) -> Iterator[Logits]:
+def _stepwise(decoder: Rows, ids: Ids, wish: Wish, ran: list[bytes]) -> Iterator[Logits]:
     """Logits at each token but the last; `ran` receives which gated blocks ran."""
-    yield decoder.prefill(0, ids[:1], threshold)[None]
+    yield decoder.start(0, ids[:1], wish)[None]
     for token in ids[1:-1].tolist():
         yield decoder.decode([token])
         if (now := decoder.ran(0)) is not None:

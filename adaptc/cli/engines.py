@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from adaptc.runtime.build import Progress
 
 
-class _Numbers(click.ParamType):
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
     """Whole numbers with commas."""
 
     name = "numbers"

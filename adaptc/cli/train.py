@@ -28,6 +28,9 @@ EVERY = 10
 @click.option(
     "--sample", "sampled", type=click.IntRange(min=0), default=0, help="Tokens to draw from the model itself."
 )
+@click.option(
+    "--start", type=click.IntRange(64), default=8192, show_default=True, help="Tokens the start is fitted to."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--restart", is_flag=True, help="Begin anew, whatever a killed run left.")
@@ -42,6 +45,7 @@ def train_command(
     window: int,
     learning_rate: float,
     sampled: int,
+    start: int,
     seed: int,
     device: str,
     restart: bool,
@@ -57,7 +61,7 @@ def train_command(
     from adaptc.train_spec import Place, device_of, train_spec
 
     spec = read_spec(spec_file, settings)
-    recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, seed=seed)
+    recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, start=start, seed=seed)
     place = Place(spec_file.parent, output, _cache(cache_dir), restart, device_of(device))
     with _stages(None) as stage:
         written, card = train_spec(spec, recipe, sampled, place, stage, _Told())
@@ -87,7 +91,7 @@ class _Told:
         left = seconds * (progress.steps - progress.step) / 60
         click.echo(
             f"step {progress.step}/{progress.steps}  KL {loss:.4f}  skipped {share:.1%}  "
-            f"{seconds:.1f} s a step, {left:.0f} min left",
+            f"{seconds:.2f} s a step, {left:.0f} min left",
             err=True,
         )
         self._since, self._began = [], time.perf_counter()

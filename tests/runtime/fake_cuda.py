@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.cuda import Device
+from adaptc.runtime.cuda import Cuda, Device
+from adaptc.runtime.errors import EngineError
 from tests.runtime import cpu_kernels
 
 Operation = tuple[str, Callable[[], object]]
@@ -27,8 +28,8 @@ class FakeStream:
     capture: list[Operation] | None = None
 
 
-@dataclass(slots=True)
-class FakeCuda:
+@dataclass(eq=False)
+class FakeCuda(Cuda):
     """See `Cuda`; the same members.
 
     Attributes:
@@ -53,8 +54,6 @@ class FakeCuda:
             work()
 
     def alloc(self, size: int) -> int:
-        from adaptc.runtime.errors import EngineError
-
         if sum(map(len, self.live.values())) + size > self.limit:
             raise EngineError("cuda: cannot allocate: out of GPU memory")
         memory = np.zeros(max(size, 1), np.uint8)

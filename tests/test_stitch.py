@@ -1,0 +1,174 @@
+"""From two models and a spec with `stitch` to a bundle whose routes write what their layers would write one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from adaptc import runtime
+from adaptc.cache import Cache
+from adaptc.compile import compile_spec
+from adaptc.datafile import INLINE_BYTES
+from adaptc.passes.paths import layout
+from adaptc.runtime.budget import Wish
+from adaptc.runtime.bundle import Bundle, write_bundle
+from adaptc.runtime.manifest import SwitchStep
+from adaptc.spec import read_spec
+from tests import stitched
+from tests.close import ENGINE, assert_close
+from tests.runtime.test_routed import mixed
+
+TOLERANCE = 1e-3
+"""What a logit may be off by; logits here are about 1."""
+
+PROMPTS = [np.random.default_rng(n).integers(2, 300, n).tolist() for n in (5, 3, 9, 1, 7, 12, 4, 6)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stitched")
+    stitched.write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Bundle:
+    return build(folder, "bundle")
+
+
+def build(folder: Path, into: str, *overrides: str) -> Bundle:
+    spec = read_spec(folder / "model.yaml", overrides)
+    return compile_spec(spec, folder, folder / into, Cache(folder / "cache")).bundle
+
+
+def given() -> Any:
+    return stitched.halved(stitched.weights(layout(stitched.stitch(), stitched.program())))
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
+
+
+@pytest.mark.parametrize("route", stitched.ROUTES)
+def test_a_route_is_its_eager_composition(bundle: Bundle, route: str) -> None:
+    """Read in chunks and token by token; and the first is the donor, as its layers are the donor's own."""
+    ids = np.random.default_rng(3).integers(2, 300, 40)
+    expected = stitched.eager(route, ids[None], given())[0]
+    if route == "large":
+        with runtime.load(bundle.path) as session:
+            logits = np.concatenate(list(session._decoder.score(ids, 7, Wish(route=route))))
+        assert np.abs(logits - expected).max() < TOLERANCE
+    chosen = log_softmax(expected)[np.arange(39), ids[1:]]
+    with runtime.load(bundle.path, chunk=16, threads=1) as session:
+        for step in (False, True):
+            found = session.score(ids.tolist(), route=route, step=step)
+            assert_close(found, chosen.astype(np.float32), **ENGINE)
+        written = session.generate(PROMPTS[0], max_new_tokens=12, route=route)
+    assert list(written.ids) == stitched.greedy(route, PROMPTS[0], len(written.ids), given())[0]
+
+
+def test_the_donors_route_is_the_model_itself(bundle: Bundle) -> None:
+    import torch
+
+    ids = np.random.default_rng(4).integers(2, 300, 30)
+    with torch.no_grad():
+        donor = stitched.model("large")(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
+    with runtime.load(bundle.path, threads=1) as session:
+        logits = np.concatenate(list(session._decoder.score(ids, 30, Wish(route="large"))))
+    assert np.abs(logits - donor).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_batch_of_mixed_routes_equals_recomputing_every_step(bundle: Bundle, batch: int) -> None:
+    """Each answer is held against a full recomputation at each of its tokens, so a stale cache shows at once."""
+    routes = [list(stitched.ROUTES)[index % 4] for index in range(8)]
+    with runtime.load(bundle.path, batch=batch, threads=1) as session:
+        found = mixed(session, list(zip(PROMPTS, routes, strict=True)), 10)
+    for prompt, route, ids in zip(PROMPTS, routes, found, strict=True):
+        assert ids == stitched.greedy(route, prompt, len(ids), given())[0], route
+
+
+def test_reroute_equals_a_prompt_that_was_on_the_new_route_all_along(bundle: Bundle) -> None:
+    with runtime.load(bundle.path, threads=1) as session:
+        decoder = session._decoder
+        ids = list(PROMPTS[2])
+        ids.append(int(decoder.start(0, np.array(ids), Wish(route="large")).argmax()))
+        ids.append(int(decoder.decode(ids[-1:])[0].argmax()))
+        decoder.reroute(0, "small")
+        logits = decoder.decode(ids[-1:])[0]
+    expected = stitched.eager("small", np.array([ids]), given())[0, -1]
+    assert_close(logits, expected, **ENGINE)
+
+
+def test_every_weight_is_in_the_bundle_once(bundle: Bundle) -> None:
+    """One data file a tower; the bytes of all distinct weights, and no more than 5 % beside them."""
+    manifest = bundle.manifest
+    assert {name: spec.data for name, spec in manifest.graphs.items()}["top.small"] == (
+        "graphs/large-small.data",
+        "graphs/small.data",
+    )
+    distinct: dict[bytes, int] = {}
+    held = 0
+    for spec in manifest.graphs.values():
+        model = onnx.load(bundle.path / spec.file)
+        for tensor in model.graph.initializer:
+            content = onnx.numpy_helper.to_array(tensor).tobytes()
+            if len(content) > INLINE_BYTES:
+                distinct[content] = len(content)
+                held += len(content)
+    stored = sum(record.bytes for name, record in manifest.files.items() if name.endswith(".data"))
+    pages = 4096 * len(distinct)  # a tensor begins on a page, which is much for tiny ones
+    assert sum(distinct.values()) <= stored <= sum(distinct.values()) * 1.05 + pages
+    assert held > 1.2 * sum(distinct.values()), "routes do share weights, or this would show nothing"
+
+
+def test_the_manifest_says_what_each_route_costs(bundle: Bundle) -> None:
+    first, switch = bundle.manifest.plan
+    assert first.graphs == ("bottom",)
+    assert isinstance(switch, SwitchStep)
+    assert list(switch.routes) == list(stitched.ROUTES)
+    costs = {route: record.bytes_per_token for route, record in switch.routes.items()}
+    assert costs["short"] < costs["sandwich"] < costs["large"]
+    assert bundle.manifest.report["bytes_per_token"] == costs["large"]
+    assert json.loads((bundle.path / "manifest.json").read_text())["plan"][1]["switch"] == "router"
+
+
+def test_the_lowered_program_comes_back_from_the_cache(folder: Path, bundle: Bundle) -> None:
+    for entry in (folder / "cache" / "bundle").iterdir():
+        Cache(folder / "cache").drop("bundle", entry.name)
+    again = build(folder, "again")
+    kept = {name: record for name, record in bundle.manifest.files.items() if name.startswith("graphs/")}
+    assert kept.items() <= again.manifest.files.items()
+    assert again.manifest.plan == bundle.manifest.plan
+
+
+def test_int4_keeps_its_routes_close(folder: Path) -> None:
+    """Blocks of 16 on tiny random weights: rougher than any real model, but the same model."""
+    made = build(folder, "int4", "target.weights=int4", "target.block_size=16")
+    ids = np.random.default_rng(3).integers(2, 300, 40)
+    with runtime.load(made.path, threads=1) as session:
+        for route in stitched.ROUTES:
+            found = session.score(ids.tolist(), route=route)
+            chosen = log_softmax(stitched.eager(route, ids[None], given())[0])[np.arange(39), ids[1:]]
+            other = "short" if route == "small" else "small"
+            wrong = log_softmax(stitched.eager(other, ids[None], given())[0])[np.arange(39), ids[1:]]
+            assert np.abs(found - chosen).mean() < 0.6 * np.abs(found - wrong).mean(), route
+
+
+def test_a_manifest_refuses_a_switch_that_leads_nowhere(bundle: Bundle, tmp_path: Path) -> None:
+    switch = bundle.manifest.plan[1]
+    assert isinstance(switch, SwitchStep)
+    record = next(iter(switch.routes.values()))
+    wrong = dataclasses.replace(switch, routes={"a": dataclasses.replace(record, graph="top.b")})
+    files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
+    with pytest.raises(runtime.BundleError, match=r"^plan\[1\]: no graph 'top.b'; there are: bottom, top.large"):
+        write_bundle(tmp_path / "b", files, dataclasses.replace(bundle.manifest, plan=(bundle.manifest.plan[0], wrong)))
