@@ -42,6 +42,7 @@ COMMANDS = {
     "train": ("train", "Train the gates of SPEC's skip_ffn, or its stitches and their router."),
     "stitch-search": ("route", "Rank the places where two models can be stitched."),
     "route": ("route", "Say which route a stitched bundle takes for prompts."),
+    "build": ("engines", "Build a TensorRT bundle's engines on this machine."),
     "check": ("inspect", "Check a spec against its models and this machine."),
     "passes": ("inspect", "List the passes, or explain one."),
     "show": ("build", "Print a program, one operation a line."),

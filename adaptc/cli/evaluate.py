@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from adaptc.cli.measure import BASE, BUNDLE, CACHE, JSON, THREADS, _bar, _cache, _print, _status
+from adaptc.cli.measure import BASE, BUNDLE, CACHE, JSON, THREADS, _bar, _cache, _print, status
 
 if TYPE_CHECKING:
     from adaptc.runtime import Bundle
@@ -155,7 +155,7 @@ def _sweep(bundle: Bundle, text: Path, tokens: int | None, options: _SweepOption
 
     ids = evaluate.text_ids(bundle, text, tokens)
     settings = sweep.Settings(options.window, device=device_of(options.device))
-    with _status() as stage:
+    with status() as stage:
         result: dict[str, Any] = {"bundle": str(bundle), "text": text.name}
         result |= sweep.quality(sweep.subject(bundle, options.base, stage), ids, settings, stage)
         if options.speed and bundle.manifest.gates:

@@ -162,7 +162,10 @@ def refusal(**options: Any) -> str:
     ("options", "message"),
     [
         ({"modalities": {"a": ("x",)}}, "modalities: 1; two or more are right, or there is nothing to leave out"),
-        ({"modalities": {"a": ("pixels",), "b": ()}}, "modalities: b: no inputs; names of the model's inputs are right"),
+        (
+            {"modalities": {"a": ("pixels",), "b": ()}},
+            "modalities: b: no inputs; names of the model's inputs are right",
+        ),
         (
             {"modalities": {"a": ("pixels",), "b": ("smell",)}},
             "modalities: b: no input 'smell'; the model has: pixels, ids, mask, wave",
@@ -196,9 +199,7 @@ def test_refuses_a_modality_without_a_stand_in() -> None:
     parts: dict[str, tuple[str, ...]] = {"a": ("a",), "b": ("b",)}
     with pytest.raises(PassError) as caught:
         DropModality(parts, keep=(("a",),)).apply(program)
-    assert str(caught.value) == (
-        "stand_in: learned needs a parameter missing.b of shape [3], and the model has none"
-    )
+    assert str(caught.value) == ("stand_in: learned needs a parameter missing.b of shape [3], and the model has none")
     with pytest.raises(PassError) as caught:
         DropModality(parts, keep=(("a",),), stand_in="empty").apply(program)
     assert str(caught.value) == "keep: a: b: add cannot do without it; stand_in: learned or mean can"
