@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adaptc.graph import Graph
     from adaptc.modal import ModalSpec
     from adaptc.passes.blockwise import Blocks
+    from adaptc.regions import Split
     from adaptc.router import Router
 
 G = TypeVar("G", bound="Graph")
@@ -104,6 +105,7 @@ class Program:
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
         gates: By graph name, where blocks may be skipped.
         modal: By model name, which of the plan's graphs run for which of its modalities.
+        regions: By graph name, the pieces that become engines.
         history: Names of the passes that changed it.
     """
 
@@ -113,6 +115,7 @@ class Program:
     samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
     gates: Mapping[str, Gates] = field(default_factory=lambda: EMPTY)
+    regions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
     history: tuple[str, ...] = ()
     modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
 

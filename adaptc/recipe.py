@@ -13,7 +13,7 @@ class Recipe:
         steps: Optimizer steps end to end; 0 leaves the start as it is.
         rows: Sequences in a step.
         window: Tokens of a sequence.
-        learning_rate: Of cheap paths, at its peak; gates get a third.
+        learning_rate: Of cheap paths, at its peak; gates get less, see `adaptc.train.GATES`.
         least: Smallest share of all blocks that a step skips.
         most: Largest.
         start: Tokens that the start is fitted on.
@@ -26,7 +26,7 @@ class Recipe:
     window: int = 256
     learning_rate: float = 1e-3
     least: float = 0.1
-    most: float = 0.4
+    most: float = 0.35
     start: int = 8192
     seed: int = 0
     bfloat16: bool = True

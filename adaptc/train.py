@@ -37,6 +37,11 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 REMEMBERED = 1 << 17
 """Latest gate logits that thresholds are taken from."""
 
+GATES = 0.03
+"""Learning rate of gates / that of cheap paths. A step moves a logit by about the rate times the width. At a third,
+SmolLM2's logits ran ten units apart in 500 steps, where a sigmoid passes no gradient back, and skipping 9 % of blocks
+cost more than before training (KL 0.22 nats against 0.14; one H200, 6 M tokens)."""
+
 MEASURED = 8192
 """Held-out tokens that a card is measured on."""
 
@@ -116,7 +121,7 @@ class Trainer:
             parameter.requires_grad_(False)
         gates = [weight for name, weight in self.weights.items() if ".gate." in name]
         cheap = [weight for name, weight in self.weights.items() if ".cheap." in name]
-        groups = [{"params": cheap, "share": 1.0}, {"params": gates, "share": 1 / 3}]
+        groups = [{"params": cheap, "share": 1.0}, {"params": gates, "share": GATES}]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), weight_decay=0.0)
         self._restore(optimizer)
         while self.step < self.recipe.steps:

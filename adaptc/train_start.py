@@ -61,7 +61,7 @@ def started(
 
 
 def cheap_path(
-    n: torch.Tensor, y: torch.Tensor, rank: int, random: torch.Generator, steps: int = 200
+    n: torch.Tensor, y: torch.Tensor, rank: int, random: torch.Generator, steps: int = 400
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """a, b, bias of silu(n aᵀ) bᵀ + bias, which is nearest to y.
 

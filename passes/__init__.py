@@ -13,10 +13,12 @@ from adaptc.passes.fuse_norms import FuseNorms
 from adaptc.passes.fuse_projections import FuseProjections
 from adaptc.passes.gptq import Gptq
 from adaptc.passes.kv_cache import KvCache
+from adaptc.passes.legalize import Legalize
 from adaptc.passes.logits_from import LogitsFrom
 from adaptc.passes.lower import Lower
 from adaptc.passes.quantize import Quantize
 from adaptc.passes.skip_ffn import SkipFfn
+from adaptc.passes.split_regions import SplitRegions
 from adaptc.passes.stitch import Stitch
 
 __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
@@ -36,6 +38,8 @@ PASSES: dict[str, type[Pass]] = {
         FloatWeights,
         Quantize,
         Branch,
+        Legalize,
+        SplitRegions,
     )
 }
-"""By name, in the order the default target runs them."""
+"""By name, in the order the default target runs them; the last two are of TensorRT targets."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from adaptc.runtime.loading import load, load_modal
     from adaptc.runtime.manifest import DecoderSpec, GateSpec, Manifest, TensorSpec
     from adaptc.runtime.ort import OrtEngine
+    from adaptc.runtime.router import Choice
     from adaptc.runtime.sampling import Sampling
     from adaptc.runtime.session import Session
 
@@ -33,6 +34,7 @@ __all__ = [
     "AdaptcError",
     "Bundle",
     "BundleError",
+    "Choice",
     "DecoderSpec",
     "Engine",
     "EngineError",
@@ -59,6 +61,7 @@ __all__ = [
 # Where each name is, so that importing this package costs nothing until one is used.
 _HOMES = {
     "Bundle": "bundle",
+    "Choice": "router",
     "DecoderSpec": "manifest",
     "Engine": "engine",
     "FakeEngine": "fake",

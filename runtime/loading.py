@@ -37,7 +37,7 @@ def load(
 
     Args:
         path: The bundle's folder.
-        device: "cpu", or "auto" for the best device this machine has.
+        device: "cpu", "gpu", or "auto" for the one that the bundle was compiled for.
         threads: Threads that work on one step; by default the physical cores.
         batch: Most sequences written at the same time; by default what the bundle was compiled for.
         chunk: Most tokens of a prompt read at once; fewer need less memory, more are quicker.
@@ -50,8 +50,8 @@ def load(
         EngineError: the engine is not installed or refuses the graph.
         RequestError: a value is out of range, or the KV cache does not fit in memory.
     """
-    if device not in ("auto", "cpu"):
-        raise RequestError(f"device: {device!r}; there are: auto, cpu")
+    if device not in ("auto", "cpu", "gpu"):
+        raise RequestError(f"device: {device!r}; there are: auto, cpu, gpu")
     if threads is not None:
         check_count("threads", threads, most=_MOST_THREADS)
     if budget is not None:
@@ -63,10 +63,20 @@ def load(
     name, graph, decoder = _decoder_graph(bundle.manifest, str(path))
     folder = bundle.path / "tokenizer"
     tokenizer = Tokenizer(folder) if folder.exists() else None
-    engine = OrtEngine(bundle.path / graph.file, threads)
     batch = bundle.manifest.target.batch if batch is None else batch
     gates = bundle.manifest.gates.get(name)
-    routes = _routes(bundle, threads)
+    backend = bundle.manifest.target.backend
+    kind = "cpu" if backend == "onnxruntime" else "gpu"
+    if device not in ("auto", kind):
+        raise RequestError(f"device: {device!r}; {path} was compiled for {backend}: its device is {kind!r}")
+    if kind == "gpu":
+        from adaptc.runtime.gpu import gpu_decoder
+
+        check_count("batch", batch)
+        check_count("chunk", chunk)
+        rows = gpu_decoder(bundle, batch, chunk, gates)
+        return Session(rows, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
+    engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
     return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget, routes=routes)
 
 

@@ -312,6 +312,15 @@ class Manifest:
         return manifest
 
 
+def read_object(kind: Any, content: JsonObject) -> Any:
+    """A dataclass from its JSON form, in which every key is required and every type is checked.
+
+    Raises:
+        BundleError: a key is missing, unknown or of the wrong type.
+    """
+    return _read(kind, content, "")
+
+
 def _seal(content: JsonObject) -> str:
     """A hash of what the manifest says, whatever its spacing and order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -26,7 +26,8 @@ from adaptc.runtime.request import (
     read_prompt,
     read_request,
 )
-from adaptc.runtime.routed import Routes
+from adaptc.runtime.routed import RoutedDecoder, Routes
+from adaptc.runtime.router import Choice
 from adaptc.runtime.rows import Rows
 from adaptc.runtime.sampling import Sampling
 from adaptc.runtime.scoring import log_probabilities
@@ -68,7 +69,7 @@ class Session:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Rows,
         spec: DecoderSpec,
         tokenizer: Tokenizer | None = None,
         *,
@@ -81,7 +82,7 @@ class Session:
         """Allocate the KV cache; most callers want `load`.
 
         Args:
-            engine: A decoder graph; closed with the session.
+            engine: A decoder graph, or a decoder with its cache; closed with the session.
             spec: What the graph expects.
             tokenizer: Without one, prompts are ids and answers have no text.
             batch: Most sequences written at the same time.
@@ -104,8 +105,12 @@ class Session:
         self._spec = spec
         self._tokenizer = tokenizer
         self.routes = () if routes is None else tuple(routes.tops)
-        bottom = Decoder(engine, spec, batch, chunk, gates)
-        self._decoder: Rows = bottom if routes is None else routes.decoder(bottom, chunk)
+        self._decoder: Rows
+        if isinstance(engine, Engine):
+            bottom = Decoder(engine, spec, batch, chunk, gates)
+            self._decoder = bottom if routes is None else routes.decoder(bottom, chunk)
+        else:
+            self._decoder = engine
         self._streamed: Answer | None = None
         self._turns = Turns(free=self._decoder.close)
 
@@ -275,6 +280,23 @@ class Session:
         with self._turns.turn():
             scores, self.scored = log_probabilities(self._decoder, tokens, step, wish)
             return scores
+
+    def choose(self, prompt: Prompt, *, budget: float | None = None) -> Choice:
+        """Which route the router picks for a prompt, and why; nothing is written.
+
+        Args:
+            prompt: A text or its ids.
+            budget: As for `generate`.
+
+        Raises:
+            RequestError: the bundle has no router; and as `generate`.
+        """
+        ids = read_prompt(prompt, self._spec, self._tokenizer)
+        wish = self._wish(budget, None)
+        if not isinstance(self._decoder, RoutedDecoder):
+            raise RequestError("route: this bundle has no routes")
+        with self._turns.turn():
+            return self._decoder.choose(ids, wish.budget)
 
     def reroute(self, route: str) -> None:
         """Go on by another route in the stream that is being written, from its next token on.

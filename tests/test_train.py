@@ -35,9 +35,9 @@ def text(tokens: int = 4096) -> Any:
     return ids
 
 
-def trainer(recipe: Recipe = RECIPE, **changed: Any) -> Trainer:
+def trainer(recipe: Recipe = RECIPE, tokens: int = 4096, **changed: Any) -> Trainer:
     options: dict[str, Any] = {"layers": (1, 2), "rank": 8, "warmup": 4}
-    return Trainer(tiny.fx("llama"), text(), recipe, **(options | changed))
+    return Trainer(tiny.fx("llama"), text(tokens), recipe, **(options | changed))
 
 
 def test_a_cheap_path_is_found_where_there_is_one() -> None:
@@ -112,7 +112,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_the_card_says_what_the_gates_do(tmp_path: Path) -> None:
     from adaptc.gates_file import save_gates
 
-    made = trainer()
+    made = trainer(tokens=16384)
     made.start()
     made.run()
     card = made.card("tiny", "", {"text": "made up"})
