@@ -17,11 +17,15 @@ def plot_strategies(profile: Profile, strategies: Strategies, into: Path) -> Non
     """Draw the Pareto lists of several job sizes, and the subsets with their intervals, as a PNG."""
     figure, (left, right) = _figure()
     batch = profile.batches[-1]
-    for each in profile.subsets:
+    for place, each in enumerate(profile.subsets):
         ms = each.seconds[-1] / batch * 1e3
         spread = [[each.accuracy - each.low], [each.high - each.accuracy]]
         left.errorbar(ms, each.accuracy, yerr=spread, fmt="o", color=COLOURS["table"], capsize=3)
-        left.annotate("+".join(each.modalities), (ms, each.accuracy), (6, -10), textcoords="offset points", fontsize=7)
+        # Above and below in turn, and short: neighbours would hide each other.
+        label, offset = f"{place + 1}", (5, 4 if place % 2 else -11)
+        left.annotate(label, (ms, each.accuracy), offset, textcoords="offset points", fontsize=9)
+    names = [f"{place + 1} {'+'.join(each.modalities)}" for place, each in enumerate(profile.subsets)]
+    left.text(0.98, 0.02, "\n".join(names), transform=left.transAxes, ha="right", va="bottom", fontsize=8)
     gates = [option for option in strategies.options if option.level is not None]
     if gates:
         costs = [option.seconds[-1] / batch * 1e3 for option in gates]
