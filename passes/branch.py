@@ -43,7 +43,7 @@ class Branch(Pass):
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
-            if any(True for _ in _choices(graph.model.graph)):
+            if any(True for _ in choices(graph.model.graph)):
                 fork = graph.fork()
                 _branch(fork.model)
                 program = program.with_graph(name, fork)
@@ -99,7 +99,7 @@ def _has_gates(graph: OnnxGraph) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class Choice:
     """A Where that takes a block's result or what stands in for it.
 
     Attributes:
@@ -111,7 +111,7 @@ class _Choice:
     wanted: ir.Value
 
 
-def _choices(graph: ir.Graph) -> Iterator[_Choice]:
+def choices(graph: ir.Graph) -> Iterator[Choice]:
     """Every Where over a comparison with the input `threshold`, in order."""
     for node in graph:
         if node.op_type != "Where":
@@ -124,13 +124,12 @@ def _choices(graph: ir.Graph) -> Iterator[_Choice]:
         if threshold is None or not threshold.is_graph_input() or threshold.name != THRESHOLD:
             continue
         assert wanted is not None
-        yield _Choice(node, wanted)
+        yield Choice(node, wanted)
 
 
 def _branch(model: ir.Model) -> None:
     graph = model.graph
-    choices = _folded(graph, list(_choices(graph)))
-    decisions = [_replace(graph, choice) for choice in choices]
+    decisions = [_replace(graph, choice) for choice in _folded(graph, list(choices(graph)))]
     joined = ir.node("Concat", decisions, {"axis": 0}, name=f"{RAN}/Concat", metadata_props={PATH: ""})
     joined.outputs[0].name = joined.name
     flat = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{RAN}/flat", metadata_props={PATH: ""})
@@ -142,15 +141,15 @@ def _branch(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _folded(graph: ir.Graph, choices: list[_Choice]) -> list[_Choice]:
+def _folded(graph: ir.Graph, found: list[Choice]) -> list[Choice]:
     """Compare x·w with threshold - b, where gates say x·w + b: two nodes fewer for each gate.
 
     At batch 1 a node costs some microseconds whatever it computes. Gates of another form are left as they are.
     """
-    products = [_product(choice.wanted) for choice in choices]
-    gates = [found for found in products if found is not None]
-    if len(gates) < len(choices):
-        return choices
+    products = [_product(choice.wanted) for choice in found]
+    gates = [product for product in products if product is not None]
+    if len(gates) < len(found):
+        return found
     threshold = next(value for value in graph.inputs if value.name == THRESHOLD)
     last = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{THRESHOLD}/axis")
     wide = ir.node("Unsqueeze", [threshold, last.outputs[0]], name=f"{THRESHOLD}/Unsqueeze")
@@ -171,14 +170,14 @@ def _folded(graph: ir.Graph, choices: list[_Choice]) -> list[_Choice]:
         graph.insert_before(first, node)
     last.outputs[0].type = ir.TensorType(ir.DataType.INT64)
     folded = []
-    for choice, (product, _), level in zip(choices, gates, split.outputs, strict=True):
+    for choice, (product, _), level in zip(found, gates, split.outputs, strict=True):
         level.shape = product.shape
         wants = ir.node("GreaterOrEqual", [product, level], name=f"{path(choice.where)}/wants")
         wants.metadata_props[PATH] = path(choice.where)
         wants.outputs[0].name, wants.outputs[0].type = wants.name, ir.TensorType(ir.DataType.BOOL)
         wants.outputs[0].shape = product.shape
         graph.insert_before(choice.where, wants)
-        folded.append(_Choice(choice.where, wants.outputs[0]))
+        folded.append(Choice(choice.where, wants.outputs[0]))
     return folded
 
 
@@ -203,7 +202,7 @@ def _producer(node: ir.Node | None, op_type: str) -> ir.Node | None:
     return found if found is not None and found.op_type == op_type else None
 
 
-def _replace(graph: ir.Graph, choice: _Choice) -> ir.Value:
+def _replace(graph: ir.Graph, choice: Choice) -> ir.Value:
     """Put an If in the place of a choice; its condition, bool of one element."""
     where = choice.where
     any_wants = ir.node("ReduceMax", [choice.wanted], {"keepdims": 1}, name=f"{path(where)}/ReduceMax")
@@ -227,7 +226,7 @@ def _side(graph: ir.Graph, where: ir.Node, at: int, name: str) -> ir.Graph:
     """A branch that computes input `at` of a choice, of the nodes that serve nothing else."""
     value = where.inputs[at]
     assert value is not None
-    nodes = _serving_only(graph, where, at)
+    nodes = serving_only(graph, where, at)
     graph.remove(nodes)
     taken: Counter[str] = Counter()
     for node in nodes:  # onnxruntime refuses equal names inside a branch, and passes may give them
@@ -242,7 +241,7 @@ def _side(graph: ir.Graph, where: ir.Node, at: int, name: str) -> ir.Graph:
     return ir.Graph([], [value], nodes=nodes, name=name)
 
 
-def _serving_only(graph: ir.Graph, where: ir.Node, at: int) -> list[ir.Node]:
+def serving_only(graph: ir.Graph, where: ir.Node, at: int) -> list[ir.Node]:
     """The nodes all of whose results lead to input `at` of a choice and nowhere else, in order."""
     found: set[ir.Node] = set()
     for node in reversed(graph):

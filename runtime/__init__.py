@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from adaptc.runtime.engine import Engine
     from adaptc.runtime.fake import FakeEngine
     from adaptc.runtime.generation import Result, Trace
-    from adaptc.runtime.loading import load
+    from adaptc.runtime.infer import Inference, ModalSession
+    from adaptc.runtime.jobs import JobQueue, Ticket
+    from adaptc.runtime.loading import load, load_modal
     from adaptc.runtime.manifest import DecoderSpec, GateSpec, Manifest, TensorSpec
     from adaptc.runtime.ort import OrtEngine
     from adaptc.runtime.router import Choice
@@ -38,7 +40,10 @@ __all__ = [
     "EngineError",
     "FakeEngine",
     "GateSpec",
+    "Inference",
+    "JobQueue",
     "Manifest",
+    "ModalSession",
     "OrtEngine",
     "RequestError",
     "Result",
@@ -46,8 +51,10 @@ __all__ = [
     "Session",
     "Skips",
     "TensorSpec",
+    "Ticket",
     "Trace",
     "load",
+    "load_modal",
     "open_bundle",
 ]
 
@@ -59,15 +66,20 @@ _HOMES = {
     "Engine": "engine",
     "FakeEngine": "fake",
     "GateSpec": "manifest",
+    "Inference": "infer",
+    "JobQueue": "jobs",
     "Manifest": "manifest",
+    "ModalSession": "infer",
     "OrtEngine": "ort",
     "Result": "generation",
     "Sampling": "sampling",
     "Session": "session",
     "Skips": "budget",
     "TensorSpec": "manifest",
+    "Ticket": "jobs",
     "Trace": "generation",
     "load": "loading",
+    "load_modal": "loading",
     "open_bundle": "bundle",
 }
 

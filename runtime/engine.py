@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A loaded graph.
 

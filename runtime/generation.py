@@ -10,7 +10,7 @@ from typing import Literal
 
 from adaptc.runtime.budget import ANY, Skips, Wish
 from adaptc.runtime.decoder import Ids, Logits
-from adaptc.runtime.rows import Rows
+from adaptc.runtime.rows import Rows, choose
 from adaptc.runtime.sampling import Sampler
 from adaptc.runtime.text import Text
 
@@ -105,6 +105,7 @@ class Answer:
         """
         self.prompt = prompt
         self.wish = wish
+        self.sampler = sampler
         self.route: str | None = None
         self.routes: list[tuple[int, str]] = []
         self.ran: list[bytes] = []
@@ -114,14 +115,16 @@ class Answer:
         self.decode_seconds = 0.0
         self.time_to_first_token_seconds = 0.0
         self._limit = limit
-        self._sampler = sampler
         self._text = text
         self._eos = eos
         self._pieces: list[str] = []
 
     def take(self, logits: Logits) -> str:
         """Choose the next token; the text that is certain now. Sets `reason` at the end."""
-        token = self._sampler(logits)
+        return self.accept(self.sampler(logits))
+
+    def accept(self, token: int) -> str:
+        """Go on with a token that was chosen; as `take`."""
         self.ids.append(token)
         text = self._text
         if token in self._eos:
@@ -188,8 +191,8 @@ def _step(decoder: Rows, active: list[Answer]) -> list[str]:
     started = perf_counter()
     for row, answer in enumerate(active):
         answer.follow(decoder, row)
-    logits = decoder.decode([answer.ids[-1] for answer in active])
-    pieces = [answer.take(row) for answer, row in zip(active, logits, strict=True)]
+    tokens = choose(decoder, [answer.ids[-1] for answer in active], [answer.sampler for answer in active])
+    pieces = [answer.accept(token) for answer, token in zip(active, tokens, strict=True)]
     seconds = perf_counter() - started
     for row in reversed(range(len(active))):
         answer = active[row]

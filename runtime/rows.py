@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from adaptc.runtime.budget import Skips, Wish
 from adaptc.runtime.decoder import Ids, Logits
 from adaptc.runtime.manifest import DecoderSpec
+from adaptc.runtime.sampling import Sampler
 
 
 class Rows(Protocol):
@@ -50,3 +51,27 @@ class Rows(Protocol):
 
     def close(self) -> None:
         """Free engines and caches."""
+
+
+@runtime_checkable
+class Chooser(Protocol):
+    """A decoder that chooses tokens where it computes, so that logits stay there."""
+
+    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+        """Add one token to each of the first rows, and choose the one that follows in each."""
+
+
+def choose(decoder: Rows, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+    """Add one token to each of the first rows, and choose the one that follows in each.
+
+    Args:
+        decoder: Whose rows they are; none of them may be full.
+        tokens: One for each row.
+        samplers: One for each row.
+
+    Raises:
+        EngineError: the engine failed, or computed no finite numbers.
+    """
+    if isinstance(decoder, Chooser):
+        return decoder.choose(tokens, samplers)
+    return [sampler(row) for sampler, row in zip(samplers, decoder.decode(tokens), strict=True)]

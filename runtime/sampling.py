@@ -8,6 +8,7 @@ sorted.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -61,7 +62,12 @@ def _check(name: str, value: object, range_: str, allowed: Callable[[float], boo
 
 
 class Sampler:
-    """Draws one token after another for one prompt."""
+    """Draws one token after another for one prompt.
+
+    Attributes:
+        sampling: How tokens are chosen.
+        greedy: Whether the most likely one is always taken.
+    """
 
     def __init__(self, sampling: Sampling, prompt: Iterable[int], random: np.random.Generator) -> None:
         """Start with a prompt.
@@ -71,9 +77,10 @@ class Sampler:
             prompt: Its ids, which count as already there for the repetition penalty.
             random: Not used if the temperature is 0.
         """
-        self._sampling = sampling
+        self.sampling = sampling
+        self.greedy = sampling.temperature < _COLD
         self._random = random
-        self._greedy = sampling.temperature < _COLD
+        self._points: deque[float] = deque()  # drawn and not used yet
         self._penalised = sampling.repetition_penalty != 1
         self._seen = set(prompt) if self._penalised else set()
 
@@ -87,15 +94,32 @@ class Sampler:
             EngineError: the logits hold NaN or no finite value.
         """
         if self._penalised:
-            _penalise(logits, self._seen, self._sampling.repetition_penalty)
+            _penalise(logits, self._seen, self.sampling.repetition_penalty)
         best = int(logits.argmax())
         highest = float(logits[best])
         if not math.isfinite(highest):  # argmax finds NaN and +inf wherever they are
             raise EngineError(f"logits: the highest is {highest}; the graph computes no finite numbers")
-        token = best if self._greedy else _draw(logits, highest, self._sampling, self._random.random())
+        token = best if self.greedy else _draw(logits, highest, self.sampling, self.point())
+        self.advance()
         if self._penalised:
             self._seen.add(token)
         return token
+
+    @property
+    def free(self) -> bool:
+        """Whether a token depends on nothing but its logits, so that another device may choose it."""
+        return not self._penalised
+
+    def point(self, ahead: int = 0) -> float:
+        """Where in the distribution the next token is drawn, in [0, 1), or the one that many after it."""
+        while not self.greedy and len(self._points) <= ahead:
+            self._points.append(self._random.random())
+        return 0.0 if self.greedy else self._points[ahead]
+
+    def advance(self) -> None:
+        """The next token was chosen."""
+        if self._points:
+            self._points.popleft()
 
 
 def _penalise(logits: Logits, seen: set[int], penalty: float) -> None:

@@ -69,7 +69,7 @@ class Session:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | Rows,
         spec: DecoderSpec,
         tokenizer: Tokenizer | None = None,
         *,
@@ -82,7 +82,7 @@ class Session:
         """Allocate the KV cache; most callers want `load`.
 
         Args:
-            engine: A decoder graph; closed with the session.
+            engine: A decoder graph, or a decoder with its cache; closed with the session.
             spec: What the graph expects.
             tokenizer: Without one, prompts are ids and answers have no text.
             batch: Most sequences written at the same time.
@@ -105,8 +105,12 @@ class Session:
         self._spec = spec
         self._tokenizer = tokenizer
         self.routes = () if routes is None else tuple(routes.tops)
-        bottom = Decoder(engine, spec, batch, chunk, gates)
-        self._decoder: Rows = bottom if routes is None else routes.decoder(bottom, chunk)
+        self._decoder: Rows
+        if isinstance(engine, Engine):
+            bottom = Decoder(engine, spec, batch, chunk, gates)
+            self._decoder = bottom if routes is None else routes.decoder(bottom, chunk)
+        else:
+            self._decoder = engine
         self._streamed: Answer | None = None
         self._turns = Turns(free=self._decoder.close)
 

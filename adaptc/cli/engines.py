@@ -1,0 +1,70 @@
+"""The command that builds engines: build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from adaptc.runtime.build import Progress
+
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Whole numbers with commas."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if not all(part.strip().isdigit() for part in parts):
+            self.fail(f"{value!r}; whole numbers with commas are right", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+@click.command("build")
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="By default what it was compiled for.")
+@click.option("--sm", type=_Numbers(), default=(), help="Compute capabilities, as 86,89,120; RTX only, without a GPU.")
+@click.option("--batch", type=_Numbers(), default=(), help="Rows of a step; by default 1 and the bundle's batch.")
+@click.option("--slots", type=_Numbers(), default=(), help="Sizes of the cache; by default doubled from 256 up.")
+@click.option("--chunk", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a prompt at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
+def build_command(
+    bundle: Path,
+    target: str | None,
+    sm: tuple[int, ...],
+    batch: tuple[int, ...],
+    slots: tuple[int, ...],
+    chunk: int,
+    as_json: bool,
+) -> None:
+    """Build a TensorRT bundle's engines on this machine."""
+    import dataclasses
+    import json
+
+    from adaptc.runtime.build import build_engines
+    from adaptc.runtime.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    flavour = target or opened.manifest.target.backend
+    built = build_engines(opened, flavour, sm=sm, batches=batch, slots=slots, chunk=chunk, observe=_tell)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(record) for record in built], indent=2))
+    else:
+        size, seconds = sum(record.bytes for record in built), sum(record.seconds for record in built)
+        click.echo(f"{bundle}: {len(built)} engines for {flavour}; {size / 1e6:.1f} MB, {seconds:.0f} s of building")
+
+
+def _tell(progress: Progress) -> None:
+    record = progress.record
+    sizes = " ".join(
+        f"{name} {least if least == most else f'{least}-{most}'}" for name, (least, _, most) in record.sizes.items()
+    )
+    how = "there" if progress.cached else f"{record.seconds:.1f} s"
+    click.echo(f"[{progress.done}/{progress.total}] {record.name} {sizes}: {how}", err=True)

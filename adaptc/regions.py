@@ -1,0 +1,70 @@
+"""A decoder cut into regions, before it is written to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy.typing as npt
+    import onnx_ir as ir
+
+    from adaptc.graph import OnnxGraph
+    from adaptc.runtime.regions import Call, Step
+
+    Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What `split_regions` makes of a graph.
+
+    Attributes:
+        graphs: The distinct regions by name; weights are inputs.
+        steps: In the order they run.
+        whole: The dense model as one call.
+        weights: By name, as calls read them.
+    """
+
+    graphs: Mapping[str, OnnxGraph]
+    steps: tuple[Step, ...]
+    whole: Call
+    weights: Mapping[str, ir.TensorProtocol]
+
+
+def run_split(split: Split, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run the pieces one after another by ONNX Runtime: the proof that they are the whole.
+
+    Args:
+        split: The pieces; in half precision only float16, which ONNX Runtime computes on a CPU.
+        feeds: The whole's inputs, `threshold` float32[batch, tokens] among them if there are gates.
+
+    Returns:
+        Every value that crosses a cut, by name; `ran.0` and so on say whether each gate's block ran: bool[].
+    """
+    import numpy as np
+
+    values = {name: tensor.numpy() for name, tensor in split.weights.items()} | dict(feeds)
+    gate = 0
+    for step in split.steps:
+        if step.call is not None:
+            _call(split, step.call, values)
+        if step.when is not None:
+            ran = np.array((values[step.when.logit] >= feeds["threshold"]).any())
+            values[f"ran.{gate}"] = ran
+            gate += 1
+            chosen = step.when.then if ran else step.when.otherwise
+            _call(split, chosen or step.when.then, values)
+            if chosen is None:
+                values[step.when.result] = np.zeros_like(values[step.when.result])
+    return {name: value for name, value in values.items() if name not in split.weights}
+
+
+def _call(split: Split, call: Call, values: dict[str, Array]) -> None:
+    graph = split.graphs[call.graph]
+    given = {value.name or "": values[name] for value, name in zip(graph.model.graph.inputs, call.reads, strict=True)}
+    results = graph.run(given)
+    values |= {name: results[v.name or ""] for v, name in zip(graph.model.graph.outputs, call.writes, strict=True)}

@@ -1,0 +1,340 @@
+"""split_regions: a decoder is cut at its gates into regions, each of which becomes an engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from adaptc.errors import PassError
+from adaptc.graph import OnnxGraph, sizes
+from adaptc.passes.base import Pass
+from adaptc.passes.branch import choices, serving_only
+from adaptc.passes.emit import REGION
+from adaptc.passes.match import path
+from adaptc.program import Program
+from adaptc.regions import Split
+from adaptc.runtime.manifest import TensorSpec
+from adaptc.runtime.regions import Call, Step, When
+
+FREE = frozenset(("positions", "slots", "threshold"))
+"""Inputs of the whole that say where a step stands; what only they need is computed where it is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRegions(Pass):
+    """Cut a decoder at its gates.
+
+    Before:  one graph; y = Where(logit ≥ threshold, block(x), cheap(x)), both computed
+    After:   the graph stays, and beside it: region, when(logit) {block} else {cheap}, region, …, head
+
+    A region is all that lies between two gates. Weights become inputs, so that regions that differ in nothing but
+    their weights are one graph: of an 8-layer model with gates everywhere, five graphs instead of 26 pieces. The last
+    norm and the product with the vocabulary are a region of their own: a prompt needs them for one token only.
+
+    Needs: ONNX level, after legalize; gates as `Where`, not yet branched.
+    Shapes: unchanged.
+    Cost: a kernel that could be fused over a cut is not, about 2 µs for a cut on a GPU.
+
+    Raises:
+        PassError: a block that may be skipped gives more than one value.
+    """
+
+    name: ClassVar[str] = "split_regions"
+
+    def apply(self, program: Program) -> Program:
+        found = {
+            name: split(graph)
+            for name, graph in program.at_level(OnnxGraph).items()
+            if name not in program.regions and any(value.name == "slots" for value in graph.model.graph.inputs)
+        }
+        return replace(program, regions={**program.regions, **found}) if found else program
+
+
+def split(graph: OnnxGraph) -> Split:
+    """The pieces of a graph and the order in which they run."""
+    main = graph.model.graph
+    gates = [_Gate.of(choice.where) for choice in choices(main)]
+    pieces = _assign(main, gates)
+    shared = _Shared({}, Counter())
+    steps: list[Step] = []
+    needed = _crossing(main, gates, pieces)
+    for index in range(len(gates) + 1):
+        steps += _plain(shared.call("region", pieces.get(("main", index), []), needed))
+        if index < len(gates):
+            steps.append(Step(None, _when(shared, gates[index], pieces, index, needed)))
+    steps += _plain(shared.call("head", pieces.get(("head", 0), []), needed))
+    whole = shared.call("whole", _dense(main, gates), {v.name or "" for v in main.outputs}, _stand_ins(gates))
+    assert whole is not None
+    weights = {name: value.const_value for name, value in main.initializers.items() if value.const_value is not None}
+    return Split({name: OnnxGraph(model) for name, model in shared.models.items()}, tuple(steps), whole, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """A choice between a block's result and what stands in for it.
+
+    Attributes:
+        where: Its node; the second input is the block's result, the third what stands in for it.
+        logit: What is compared with the threshold.
+        nodes: The choice and the comparison, which the device does.
+    """
+
+    where: ir.Node
+    logit: ir.Value
+    nodes: tuple[ir.Node, ...]
+
+    @classmethod
+    def of(cls, where: ir.Node) -> _Gate:
+        """Where(Unsqueeze(GreaterOrEqual(logit, threshold)), full, cheap)."""
+        unsqueeze = where.inputs[0].producer() if where.inputs[0] is not None else None
+        compare = unsqueeze.inputs[0].producer() if unsqueeze is not None and unsqueeze.inputs[0] is not None else None
+        assert unsqueeze is not None
+        assert compare is not None
+        assert compare.inputs[0] is not None
+        return cls(where, compare.inputs[0], (compare, unsqueeze, where))
+
+
+Place = tuple[str, int]
+"""A piece: "main", "then", "else" or "head", and after how many gates, or of which."""
+
+
+def _assign(main: ir.Graph, gates: Sequence[_Gate]) -> dict[Place, list[ir.Node]]:
+    """Which nodes belong to which piece, in order; nodes that only need where a step stands are in none."""
+    level = {gate.where.outputs[0]: index + 1 for index, gate in enumerate(gates)}
+    taken: dict[ir.Node, Place | None] = {node: None for gate in gates for node in gate.nodes}
+    for index, gate in enumerate(gates):
+        for at, kind in ((1, "then"), (2, "else")):
+            taken |= dict.fromkeys(serving_only(main, gate.where, at), (kind, index))
+    pieces: dict[Place, list[ir.Node]] = {}
+    first = {gate.logit.producer(): ("main", index) for index, gate in enumerate(gates)}
+    for node in main:
+        after = [_level(value, level) for value in node.inputs if value is not None]
+        for value in node.outputs:
+            level.setdefault(value, max(after, default=-1))
+        if node in taken and taken[node] is None:
+            continue
+        if max(after, default=-1) < 0:
+            if node in first:  # a gate that looks at no state still needs a region that tells its logit
+                pieces.setdefault(first[node], []).append(node)
+            continue
+        mark = ("head", 0) if REGION in node.metadata_props else ("main", max(after))
+        pieces.setdefault(taken.get(node) or mark, []).append(node)
+    return pieces
+
+
+def _level(value: ir.Value, level: Mapping[ir.Value, int]) -> int:
+    """Number of gates that a value comes after; -1 for constants and for what is known at the start of a step."""
+    if value in level:
+        return level[value]
+    return 0 if value.is_graph_input() and value.name not in FREE else -1
+
+
+def _crossing(main: ir.Graph, gates: Sequence[_Gate], pieces: Mapping[Place, list[ir.Node]]) -> set[str]:
+    """Names of the values that one piece makes and another reads, or that the whole gives."""
+    home = {node: place for place, nodes in pieces.items() for node in nodes}
+    names = {value.name or "" for value in main.outputs}
+    names |= {gate.logit.name or "" for gate in gates}
+    for node, place in home.items():
+        for value in node.outputs:
+            if any(use.node in home and home[use.node] != place for use in value.uses()):
+                names.add(value.name or "")
+    for gate in gates:
+        names |= {value.name or "" for value in gate.where.inputs[1:] if value is not None}
+    return names
+
+
+def _plain(call: Call | None) -> list[Step]:
+    return [] if call is None else [Step(call, None)]
+
+
+def _when(
+    shared: _Shared, gate: _Gate, pieces: Mapping[Place, list[ir.Node]], index: int, needed: Collection[str]
+) -> When:
+    """The two calls of a gate, which write one value."""
+    result = gate.where.outputs[0].name or ""
+    calls: list[Call | None] = []
+    for at, kind, label in ((1, "then", "block"), (2, "else", "cheap")):
+        value = gate.where.inputs[at]
+        nodes = pieces.get((kind, index), [])
+        if kind == "else" and _is_zero(nodes):
+            calls.append(None)
+            continue
+        call = shared.call(label, nodes, needed)
+        if call is None or call.writes != ((value.name if value is not None else ""),):
+            raise PassError(
+                f"{path(gate.where)}: its {label} gives {call.writes if call else 'nothing'}; one value is right"
+            )
+        calls.append(replace(call, writes=(result,)))
+    then, otherwise = calls
+    assert then is not None
+    return When(gate.logit.name or "", then, otherwise, result)
+
+
+def _is_zero(nodes: Sequence[ir.Node]) -> bool:
+    """Whether what stands in for a block is nothing: x · 0."""
+    if [node.op_type for node in nodes if node.op_type != "Constant"] != ["Mul"]:
+        return False
+    constants = [ir.convenience.get_const_tensor(value) for value in nodes[-1].inputs if value is not None]
+    return any(tensor is not None and not tensor.numpy().any() for tensor in constants)
+
+
+def _dense(main: ir.Graph, gates: Sequence[_Gate]) -> list[ir.Node]:
+    """All nodes of the model that runs every block."""
+    left = {node for gate in gates for node in gate.nodes}
+    for gate in gates:
+        left |= set(serving_only(main, gate.where, 2))
+    return [node for node in main if node not in left and node.op_type != "Constant"]
+
+
+def _stand_ins(gates: Sequence[_Gate]) -> dict[ir.Value, ir.Value]:
+    """In the dense model a block's result stands for the choice."""
+    return {gate.where.outputs[0]: gate.where.inputs[1] for gate in gates if gate.where.inputs[1] is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The graphs so far, each once.
+
+    Attributes:
+        models: By name.
+        count: How many of each label.
+    """
+
+    models: dict[str, ir.Model]
+    count: Counter[str]
+
+    def call(
+        self,
+        label: str,
+        nodes: Sequence[ir.Node],
+        needed: Collection[str],
+        stand_ins: Mapping[ir.Value, ir.Value] | None = None,
+    ) -> Call | None:
+        """A call of the graph of these nodes, which is added if no earlier one is the same; None if there are none."""
+        if not nodes:
+            return None
+        piece = _Piece.of(nodes, needed, stand_ins or {})
+        model = piece.model()
+        content = OnnxGraph(model).bytes()
+        for name, other in self.models.items():
+            if OnnxGraph(other).bytes() == content:
+                return piece.call(name)
+        self.count[label] += 1
+        name = label if self.count[label] == 1 else f"{label}_{self.count[label]}"
+        self.models[name] = model
+        return piece.call(name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some nodes of a graph, with what they read and what others read of them."""
+
+    nodes: tuple[ir.Node, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[ir.Value, ...]
+    stand_ins: Mapping[ir.Value, ir.Value]
+
+    @classmethod
+    def of(cls, nodes: Sequence[ir.Node], needed: Collection[str], stand_ins: Mapping[ir.Value, ir.Value]) -> _Piece:
+        """The piece, with the nodes of no piece that it needs."""
+        inside = set(nodes)
+        closed = _closed(nodes, inside, stand_ins)
+        made = {value for node in closed for value in node.outputs}
+        inputs: dict[ir.Value, None] = {}
+        for node in closed:
+            for value in node.inputs:
+                source = stand_ins.get(value, value) if value is not None else None
+                if source is not None and source not in made:
+                    inputs[source] = None
+        outputs = tuple(v for node in nodes for v in node.outputs if v.name in needed)
+        return cls(tuple(closed), tuple(inputs), outputs, stand_ins)
+
+    def call(self, graph: str) -> Call:
+        """A call with this piece's values."""
+        return Call(graph, tuple(v.name or "" for v in self.inputs), tuple(v.name or "" for v in self.outputs))
+
+    def model(self) -> ir.Model:
+        """The piece alone, under names that say nothing of its place."""
+        new: dict[ir.Value, ir.Value] = {}
+        for index, value in enumerate(self.inputs):
+            new[value] = _renamed(value, f"in{index}")
+        nodes = []
+        for index, node in enumerate(self.nodes):
+            given = [None if v is None else new[self.stand_ins.get(v, v)] for v in node.inputs]
+            copy = ir.Node(
+                node.domain,
+                node.op_type,
+                given,
+                list(node.attributes.values()),
+                num_outputs=len(node.outputs),
+                name=f"{index}/{node.op_type}",
+            )
+            for place, (old, value) in enumerate(zip(node.outputs, copy.outputs, strict=True)):
+                value.name, value.type, value.shape = f"v{index}.{place}", old.type, old.shape
+                new[old] = value
+            nodes.append(copy)
+        for index, value in enumerate(self.outputs):
+            new[value].name = f"out{index}"
+        graph = ir.Graph(
+            [new[v] for v in self.inputs],
+            [new[v] for v in self.outputs],
+            nodes=nodes,
+            opset_imports={"": 17},
+            name="region",
+        )
+        return ir.Model(graph, ir_version=8)
+
+
+def _closed(nodes: Sequence[ir.Node], inside: set[ir.Node], stand_ins: Mapping[ir.Value, ir.Value]) -> list[ir.Node]:
+    """The nodes, each after the unassigned ones (masks, rotations, constants) that it needs, in order."""
+    order: list[ir.Node] = []
+    seen: set[ir.Node] = set()
+
+    def add(node: ir.Node) -> None:
+        if node in seen:
+            return
+        seen.add(node)
+        for value in node.inputs:
+            source = stand_ins.get(value, value) if value is not None else None
+            producer = source.producer() if source is not None else None
+            if producer is not None and (producer in inside or _is_free(producer)):
+                add(producer)
+        order.append(node)
+
+    for node in nodes:
+        add(node)
+    return order
+
+
+def _is_free(node: ir.Node) -> bool:
+    """Whether a node needs nothing but constants and where the step stands."""
+    todo = [node]
+    while todo:
+        for value in todo.pop().inputs:
+            if value is None or value.is_initializer():
+                continue
+            producer = value.producer()
+            if producer is not None:
+                todo.append(producer)
+            elif value.name not in FREE:
+                return False
+    return True
+
+
+def _renamed(value: ir.Value, name: str) -> ir.Value:
+    return ir.Value(name=name, type=value.type, shape=value.shape)
+
+
+def specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
+    """Inputs or outputs of a region as the bundle describes them."""
+    found = []
+    for value in values:
+        assert value.dtype is not None
+        if value.shape is None:
+            raise PassError(f"{value.name}: its shape is not known; every value that crosses a cut needs one")
+        found.append(TensorSpec(value.name or "", str(value.dtype.numpy()), sizes(value)))
+    return tuple(found)

@@ -1,0 +1,124 @@
+"""Build the engines of a bundle: on the machine that will run them, or for RTX on any."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.engines import EngineFolder, EngineRecord, buckets, decoder_graph, profile, read_regions, wanted
+from adaptc.runtime.errors import EngineError, RequestError
+from adaptc.runtime.layers import steps_of
+from adaptc.runtime.trt import Trt
+
+CHUNK = 512
+"""Most tokens of a prompt that go through the engines at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An engine that is there now.
+
+    Attributes:
+        done: How many are.
+        total: Of how many.
+        record: The newest.
+        cached: Whether it was there before.
+    """
+
+    done: int
+    total: int
+    record: EngineRecord
+    cached: bool
+
+
+def build_engines(
+    bundle: Bundle,
+    flavour: str,
+    *,
+    sm: Sequence[int] = (),
+    batches: Sequence[int] = (),
+    slots: Sequence[int] = (),
+    chunk: int = CHUNK,
+    whole: bool = False,
+    observe: Callable[[Progress], None] = lambda _: None,
+) -> list[EngineRecord]:
+    """Build every engine a bundle needs; those that are there are kept.
+
+    Args:
+        bundle: Compiled for TensorRT.
+        flavour: "tensorrt" or "tensorrt-rtx".
+        sm: Compute capabilities to build for, without a GPU; RTX only. By default this machine's GPU.
+        batches: Rows of a step; by default 1 and the bundle's batch.
+        slots: Sizes of the cache; by default doubled from 256 up to the bundle's max_tokens.
+        chunk: Most tokens of a prompt at once; 1 builds no engine for prompts.
+        whole: Also build the dense model in one piece, to compare with.
+        observe: Told of each engine.
+
+    Raises:
+        BundleError: the bundle is not for TensorRT.
+        EngineError: the library is not there, or refuses a graph; engines that are built stay.
+        RequestError: a size is out of range.
+    """
+    trt = Trt(flavour)
+    device = _device(flavour, sm)
+    folder = EngineFolder(bundle.path, flavour)
+    known = {record.key: record for record in folder.records()}
+    name, decoder = decoder_graph(bundle)
+    regions, most = read_regions(bundle, name), decoder.max_tokens
+    batches = tuple(batches) or tuple(sorted({1, bundle.manifest.target.batch}))
+    slots = tuple(sorted(slots)) or buckets(most)
+    if min(batches) < 1 or chunk < 1 or not 1 <= slots[0] <= slots[-1] <= most:
+        raise RequestError(f"build: batches and chunk are from 1, slots from 1 to this bundle's max_tokens, {most}")
+    used = {call.graph for call in regions.calls()} | ({regions.whole.graph} if whole else set())
+    work = [
+        (label, sizes)
+        for label, graph in regions.graphs.items()
+        if label in used
+        for sizes in wanted(graph, batches, slots, 1 if label == regions.whole.graph else min(chunk, most))
+    ]
+    made: list[EngineRecord] = []
+    timings = b""
+    for label, sizes in work:
+        graph = regions.graphs[label]
+        sha256 = bundle.manifest.files[graph.file].sha256
+        record = EngineRecord(sha256, label, flavour, trt.version, device[0], device[1], sizes, "", 0, 0.0, ())
+        cached = record.key in known
+        if cached:
+            record = known[record.key]
+        else:
+            began = time.perf_counter()
+            content = (bundle.path / graph.file).read_bytes()
+            try:
+                built, timings = trt.build(content, profile(graph, sizes), sm, timings)
+            except EngineError as error:
+                raise EngineError(f"{bundle.path / graph.file}: {error}") from error
+            record = EngineRecord(
+                *(sha256, label, flavour, trt.version, *device, sizes),
+                hashlib.sha256(built.plan).hexdigest(),
+                len(built.plan),
+                round(time.perf_counter() - began, 3),
+                steps_of(built.listing),
+            )
+            folder.write(record, built.plan)
+        made.append(record)
+        observe(Progress(len(made), len(work), record, cached))
+    return made
+
+
+def _device(flavour: str, sm: Sequence[int]) -> tuple[str, tuple[int, ...]]:
+    """The GPU that engines are for: its name ("" for any of these capabilities), and the capabilities."""
+    if sm:
+        return "", tuple(sm)
+    from adaptc.runtime.cuda import Cuda
+
+    try:
+        cuda = Cuda()
+    except EngineError as error:
+        mend = "; or say --sm 86,89,120, which needs no GPU" if flavour == "tensorrt-rtx" else ""
+        raise EngineError(f"{error}{mend}") from error
+    device = cuda.device
+    cuda.close()
+    return device.name, (device.sm,)

@@ -1,0 +1,259 @@
+"""Engines on disk: where they lie in a bundle, which one serves which shapes, and why one does not serve here.
+
+`engines/FLAVOUR/KEY.plan` is an engine and `KEY.json` beside it says what it is. Each file is written whole or not at
+all, and one that is there is not built again; so a build that was cut off goes on where it was. The manifest does not
+list them: they belong to a machine, and a bundle without them is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.errors import BundleError, EngineError
+from adaptc.runtime.manifest import DecoderSpec, PlanStep, read_object
+from adaptc.runtime.regions import RegionGraph, Regions
+from adaptc.runtime.trt import Profile
+
+FIRST_BUCKET = 256
+"""Fewest slots of the cache that engines are built for: smaller caches cost no less."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """What an engine is; the JSON beside it.
+
+    Attributes:
+        graph: sha256 of the graph it was built from.
+        name: What the bundle calls that graph.
+        flavour: "tensorrt" or "tensorrt-rtx".
+        library: Version of the library that built it, the only one that runs it.
+        device: GPU it was built on, by name; "" for one that serves every GPU of its capabilities.
+        sm: Compute capabilities.
+        sizes: Least, best and most of "batch", "tokens" and "slots", those that the graph has.
+        sha256: Of the engine.
+        bytes: Its size.
+        seconds: What building took.
+        layers: What was compiled, a line a step.
+    """
+
+    graph: str
+    name: str
+    flavour: str
+    library: str
+    device: str
+    sm: tuple[int, ...]
+    sizes: dict[str, tuple[int, int, int]]
+    sha256: str
+    bytes: int
+    seconds: float
+    layers: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Its file's name: what it was built from, by what, and for what."""
+        given = (self.graph, self.flavour, self.library, self.device, self.sm, sorted(self.sizes.items()))
+        return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
+
+    def serves(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it takes these sizes."""
+        return all(least <= sizes[name] <= most for name, (least, _, most) in self.sizes.items())
+
+    def fits(self, sm: int, device: str) -> bool:
+        """Whether it runs on this GPU."""
+        return sm in self.sm and self.device in ("", device)
+
+
+def buckets(max_tokens: int) -> tuple[int, ...]:
+    """Slots of the cache that a step may read: doubled from 256 up to `max_tokens`."""
+    sizes = []
+    size = FIRST_BUCKET
+    while size < max_tokens:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, max_tokens)
+
+
+def sizes_of(graph: RegionGraph) -> set[str]:
+    """The sizes that a graph is built for: "batch", "tokens", "slots"."""
+    return {size for spec in graph.inputs for size in spec.shape if isinstance(size, str)}
+
+
+def profile(graph: RegionGraph, sizes: Mapping[str, tuple[int, int, int]]) -> Profile:
+    """Shapes of a graph's inputs for a range of sizes."""
+
+    def shapes(which: int) -> dict[str, tuple[int, ...]]:
+        return {
+            spec.name: tuple(size if isinstance(size, int) else sizes[size][which] for size in spec.shape)
+            for spec in graph.inputs
+        }
+
+    return Profile(shapes(0), shapes(1), shapes(2))
+
+
+class EngineFolder:
+    """The engines of one flavour in a bundle."""
+
+    def __init__(self, bundle: Path, flavour: str) -> None:
+        self.path = bundle / "engines" / flavour
+        self.flavour = flavour
+
+    def records(self) -> list[EngineRecord]:
+        """All engines that are there whole.
+
+        Raises:
+            EngineError: a record cannot be read.
+        """
+        found = []
+        for file in sorted(self.path.glob("*.json")):
+            try:
+                record: EngineRecord = read_object(EngineRecord, json.loads(file.read_text(encoding="utf-8")))
+            except (OSError, ValueError, BundleError) as error:
+                raise EngineError(f"{file}: damaged ({error}); remove it and run adaptc build again") from error
+            if self.plan(record).exists():
+                found.append(record)
+        return found
+
+    def plan(self, record: EngineRecord) -> Path:
+        """Where an engine lies."""
+        return self.path / f"{record.key}.plan"
+
+    def read(self, record: EngineRecord) -> bytes:
+        """An engine, compared with its record.
+
+        Raises:
+            EngineError: it is damaged.
+        """
+        file = self.plan(record)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise EngineError(f"{file}: cannot read: {error.strerror or error}") from error
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise EngineError(f"{file}: damaged; remove {self.path} and run adaptc build again")
+        return content
+
+    def write(self, record: EngineRecord, plan: bytes) -> None:
+        """Put an engine there; the record comes last, so that one with a record is whole."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        _write(self.plan(record), plan)
+        text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
+        _write(self.path / f"{record.key}.json", text.encode())
+
+    def find(
+        self,
+        records: Iterable[EngineRecord],
+        bundle: Bundle,
+        graph: RegionGraph,
+        sizes: Mapping[str, int],
+        here: tuple[str, int, str],
+    ) -> EngineRecord:
+        """The tightest engine of a graph for these sizes.
+
+        Args:
+            records: Of this folder.
+            bundle: Whose graph it is.
+            graph: The graph.
+            sizes: Of "batch", "tokens" and "slots".
+            here: Version of the library, compute capability and name of the GPU.
+
+        Raises:
+            EngineError: none serves; what there is, and the command that builds it.
+        """
+        library, sm, device = here
+        sha256 = bundle.manifest.files[graph.file].sha256
+        mine = [record for record in records if record.graph == sha256]
+        mend = f"run adaptc build {bundle.path} --target {self.flavour} on this machine"
+        if not mine:
+            raise EngineError(f"{bundle.path}: no {self.flavour} engines; {mend}")
+        if not (right := [record for record in mine if record.library == library]):
+            raise EngineError(f"{bundle.path}: its engines are of {mine[0].library}, here is {library}; {mend}")
+        if not (fitting := [record for record in right if record.fits(sm, device)]):
+            made = right[0].device or f"compute capability {', '.join(map(str, right[0].sm))}"
+            raise EngineError(f"{bundle.path}: its engines are for {made}, here is {device} ({sm}); {mend}")
+        serving = [record for record in fitting if record.serves(sizes)]
+        if not serving:
+            wanted = ", ".join(f"{name} {sizes[name]}" for name in sorted(sizes_of(graph)))
+            raise EngineError(f"{bundle.path}: no engine for {wanted}; {mend} with these sizes")
+        return min(serving, key=_slack)
+
+
+def _slack(record: EngineRecord) -> int:
+    """How much more than one shape an engine serves."""
+    return sum(most - least for least, _, most in record.sizes.values())
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write a file through to the disk under another name, then give it its own.
+
+    Raises:
+        EngineError: no space, no permission.
+    """
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        raise EngineError(f"{file}: cannot write: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
+    """The one decoder of a bundle: its name, and how to generate with it.
+
+    Raises:
+        BundleError: the plan is another one.
+    """
+    [first, *rest] = bundle.manifest.plan
+    spec = bundle.manifest.graphs[first.graphs[0]].decoder
+    if rest or not isinstance(first, PlanStep) or spec is None:
+        raise BundleError(f"{bundle.path}: its plan is not one decoder; TensorRT runs no routes yet (docs/limits.md)")
+    return first.run, spec
+
+
+def read_regions(bundle: Bundle, name: str) -> Regions:
+    """The regions of a graph.
+
+    Raises:
+        BundleError: the bundle was not compiled for TensorRT, or the file is damaged.
+    """
+    file = f"regions/{name}.json"
+    if file not in bundle.manifest.files:
+        backend = bundle.manifest.target.backend
+        raise BundleError(f"{bundle.path}: compiled for {backend}; compile with target.backend: tensorrt")
+    try:
+        regions = Regions.from_json((bundle.path / file).read_bytes())
+    except (OSError, BundleError) as error:
+        raise BundleError(f"{bundle.path / file}: {error}") from error
+    for graph in regions.graphs.values():
+        if graph.file not in bundle.manifest.files:
+            raise BundleError(f"{bundle.path / file}: {graph.file!r} is not among the bundle's files")
+    return regions
+
+
+def wanted(
+    graph: RegionGraph, batches: Sequence[int], slots: Sequence[int], chunk: int
+) -> list[dict[str, tuple[int, int, int]]]:
+    """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`."""
+    names = sizes_of(graph)
+    found: list[dict[str, tuple[int, int, int]]] = []
+    for batch in batches:
+        for size in slots:
+            full = {"batch": (batch,) * 3, "tokens": (1, 1, 1), "slots": (size,) * 3}
+            found.append({name: full[name] for name in sorted(names)})
+    if chunk > 1:
+        best = min(chunk, 128)
+        full = {"batch": (1, 1, 1), "tokens": (1, best, chunk), "slots": (slots[0], slots[0], slots[-1])}
+        found.append({name: full[name] for name in sorted(names)})
+    return [sizes for index, sizes in enumerate(found) if sizes not in found[:index]]

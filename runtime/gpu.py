@@ -1,0 +1,44 @@
+"""From a bundle with engines to a decoder on this machine's GPU."""
+
+from __future__ import annotations
+
+import warnings
+
+from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.cuda import Cuda
+from adaptc.runtime.engines import decoder_graph, read_regions
+from adaptc.runtime.gpu_decoder import GpuDecoder
+from adaptc.runtime.manifest import GateSpec
+from adaptc.runtime.pieces import TrtPieces
+
+
+def gpu_decoder(bundle: Bundle, batch: int, chunk: int, gates: GateSpec | None) -> GpuDecoder:
+    """Load a bundle's engines onto the GPU; on an error nothing stays there.
+
+    Args:
+        bundle: Compiled for TensorRT, and built on this machine.
+        batch: Most sequences written at the same time.
+        chunk: Most tokens of a prompt read at once.
+        gates: What decides which blocks run, if the bundle has gates.
+
+    Raises:
+        BundleError: the bundle is not for TensorRT.
+        EngineError: no GPU, no engines that fit it, or too little memory.
+        RequestError: no engine serves so many rows.
+    """
+    name, spec = decoder_graph(bundle)
+    regions = read_regions(bundle, name)
+    cuda = Cuda()
+    try:
+        pieces = TrtPieces(bundle, regions, bundle.manifest.target.backend, cuda)
+        decoder = GpuDecoder(cuda, pieces, regions, bundle.path / regions.data, spec, batch, chunk, gates)
+    except BaseException:
+        cuda.close()
+        raise
+    if regions.gates and not decoder.conditional:
+        warnings.warn(
+            f"{bundle.path}: driver {cuda.device.driver} has no conditional nodes, so the host waits for every gate; "
+            "a driver of CUDA 12.8 is right",
+            stacklevel=2,
+        )
+    return decoder

@@ -1,0 +1,356 @@
+"""A decoder on a GPU: what `Decoder` is on a CPU, with the same members.
+
+Steps are captured once for each number of rows, size of the cache and way to run, and then launched whole. A step finds
+the token that the step before it chose where that one left it, so the next step is launched before the host has read
+the last token. Whatever the host changes (a prompt in a row, another budget, a row that moves) first waits for the
+steps in flight and forgets the one that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptc.runtime.budget import ANY, DENSE, Skips, Wish, threshold_of
+from adaptc.runtime.cuda import Cuda
+from adaptc.runtime.decoder import Ids, Logits
+from adaptc.runtime.errors import EngineError, RequestError
+from adaptc.runtime.gpu_cache import Cache
+from adaptc.runtime.gpu_control import Control
+from adaptc.runtime.gpu_memory import HEAD_ROWS, Memory
+from adaptc.runtime.gpu_step import Place, Stepper
+from adaptc.runtime.kernels import RING
+from adaptc.runtime.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.pieces import Pieces
+from adaptc.runtime.regions import Regions
+from adaptc.runtime.sampling import Sampler
+
+AHEAD = 2
+"""Steps that may be in flight: the one whose token is wanted, and the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was launched and not read.
+
+    Attributes:
+        slot: Its place in the ring.
+        rows: That it writes.
+        event: Happens when it is done.
+    """
+
+    slot: int
+    rows: int
+    event: Any
+
+
+class GpuDecoder:
+    """Sequences in rows, each a prefix of the positions of the KV cache on a GPU.
+
+    Attributes:
+        spec: What the graph expects.
+        batch: Rows.
+        memory: What was taken of the GPU's.
+        conditional: Whether gates are read by the GPU itself; if not, the host asks for each, which is slow.
+        force: A mask that all steps run with, whatever their gates say, for measurements; None for the gates.
+    """
+
+    def __init__(
+        self,
+        cuda: Cuda,
+        pieces: Pieces,
+        regions: Regions,
+        data: Path,
+        spec: DecoderSpec,
+        batch: int,
+        chunk: int,
+        gates: GateSpec | None = None,
+    ) -> None:
+        """Take the GPU's memory and load engines.
+
+        Args:
+            cuda: The GPU; closed with this.
+            pieces: What runs the regions; closed with this.
+            regions: The decoder.
+            data: The file of its weights.
+            spec: What the graph expects.
+            batch: Rows of the cache.
+            chunk: Most tokens of a prompt at once.
+            gates: What decides which blocks run, if there are gates.
+
+        Raises:
+            EngineError: the GPU has too little memory, or engines are missing.
+            RequestError: no engine serves so many rows.
+        """
+        self.spec, self.batch = spec, batch
+        self._cuda, self._pieces, self._regions, self._gates = cuda, pieces, regions, gates
+        self._rows = [rows for rows in pieces.rows() if rows <= batch] or [1]
+        if self._rows[-1] < batch:
+            bigger = [rows for rows in pieces.rows() if rows > batch]
+            if not bigger:
+                raise RequestError(
+                    f"batch: {batch}; the engines serve up to {self._rows[-1]}, adaptc build --batch {batch}"
+                )
+            self._rows.append(bigger[0])
+        self._chunk = chunk = min(chunk, pieces.tokens())
+        most = self._rows[-1]
+        self.memory = Memory(cuda, regions, spec, most, max(most, chunk), data)
+        self._stepper = Stepper(cuda, pieces, regions, self.memory)
+        self.conditional = self._stepper.conditional
+        self._stream = cuda.stream()
+        self._cache = Cache(cuda, self.memory, spec, most, pieces.slots() or (spec.max_tokens,))
+        self._control = Control(cuda, self.memory, spec, most, chunk, len(regions.gates), self._cache.positions)
+        self._table = self._control.step_table(self._cache.layers(0))
+        self._graphs: dict[Any, Any] = {}
+        self._flights: deque[_Flight] = deque()
+        self._events = deque(cuda.event() for _ in range(AHEAD + 1))
+        self._length = np.zeros(batch, np.int64)  # tokens of each row whose step was read
+        self._levels = np.full(batch, DENSE, np.float32)
+        self._expected: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # what goes on without a word
+        self._samplers: tuple[Sampler, ...] = ()
+        self._slot = 0
+        self._warmup = 0 if gates is None else gates.warmup
+        self._ran = np.ones(len(regions.gates), np.bool_)
+        self.force: tuple[bool, ...] | None = None
+        self._constants = self._static_logits()
+
+    def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
+        """See `Rows.start`."""
+        return self.prefill(row, ids, threshold_of(self._gates, wish.budget))
+
+    def dense(self, wish: Wish) -> bool:
+        """See `Rows.dense`."""
+        return threshold_of(self._gates, wish.budget) == DENSE
+
+    def route(self, row: int) -> str | None:
+        """See `Rows.route`: there are none."""
+        return None
+
+    def reroute(self, row: int, route: str) -> None:
+        """See `Rows.reroute`.
+
+        Raises:
+            RequestError: there are no routes.
+        """
+        raise RequestError(f"route: {route!r}; this bundle has no routes")
+
+    def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
+        """See `Decoder.prefill`."""
+        self._drain()
+        if row == 0:
+            self._length[:] = 0
+        self._length[row] = 0
+        self._cache.fit(int(max(self._length.max(), len(ids))) + 1, keep=row > 0, stream=self._stream)
+        place = None
+        for start in range(0, len(ids), self._chunk):
+            part = ids[start : start + self._chunk]
+            place = self._read(row, start, part)
+        assert place is not None
+        tokens = place.tokens
+        self._stepper.head(place, self._stream, range(tokens - 1, tokens))
+        self._length[row] = len(ids)
+        self._levels[row] = threshold
+        logits: Logits = self._logits(1)[0]
+        return logits
+
+    def score(self, ids: Ids, most: int, wish: Wish = ANY) -> Iterator[Logits]:
+        """See `Decoder.score`."""
+        self._drain()
+        self._length[:] = 0
+        self._cache.fit(len(ids) + 1, keep=False, stream=self._stream)
+        size = min(most, self._chunk)
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            place = self._read(0, start, part)
+            for first in range(0, len(part), HEAD_ROWS):
+                tokens = range(first, min(len(part), first + HEAD_ROWS))
+                self._stepper.head(place, self._stream, tokens)
+                yield self._logits(len(tokens))
+        self._length[0] = len(ids)
+
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """See `Decoder.decode`."""
+        self._drain()
+        self._start(tokens, ())
+        self._take()
+        return self._logits(len(tokens))
+
+    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+        """See `rows.choose`; tokens are chosen on the GPU unless a sampler needs to see the logits."""
+        if any(not sampler.free for sampler in samplers):
+            return [sampler(row) for sampler, row in zip(samplers, self.decode(tokens), strict=True)]
+        if self._expected != (tuple(tokens), tuple(map(id, samplers))) or not self._flights:
+            self._drain()
+            self._start(tokens, samplers)
+        if self._has_room(len(tokens), len(self._flights)):
+            self._launch(len(tokens), samplers, ahead=len(self._flights))
+        chosen = self._take()[: len(tokens)]
+        for sampler, token in zip(samplers, chosen, strict=True):
+            if token < 0:
+                raise EngineError("logits: the highest is nan; the graph computes no finite numbers")
+            sampler.advance()
+        self._expected = tuple(chosen), tuple(map(id, samplers))
+        return chosen
+
+    def ran(self, row: int) -> bytes | None:
+        """See `Decoder.ran`."""
+        if self._gates is None or self._length[row] - 1 < self._warmup:
+            return None
+        return self._ran.tobytes()
+
+    def skips(self, steps: Sequence[bytes], route: str | None = None) -> Skips | None:
+        """See `Decoder.skips`."""
+        if self._gates is None:
+            return None
+        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), len(self._gates.layers))
+        return Skips(ran, self._gates.blocks)
+
+    def move(self, row: int, to: int) -> None:
+        """See `Decoder.move`."""
+        self._drain()
+        self._cache.move(row, to, self._stream)
+        self._length[to], self._levels[to] = self._length[row], self._levels[row]
+
+    def close(self) -> None:
+        """Free all that was taken of the GPU."""
+        self._flights.clear()
+        self._graphs.clear()
+        self._pieces.close()
+        self._cuda.close()
+
+    def _read(self, row: int, start: int, ids: Ids) -> Place:
+        """Run part of a prompt through every region but the head, and put it into the cache."""
+        given = self._control.prompt(ids, start) | self._cache.row(row)
+        place = Place(1, len(ids), self._cache.slots, given, self._control.whole)
+        self._stepper.load(place)
+        self._stepper.walk(place, self._stepper.all_run, self._stream)
+        table = self._control.table(self._cache.layers(row), self._stream)
+        self._stepper.write_kv(self._control.one, place, table, len(ids), self._stream)
+        self._cuda.sync(self._stream)
+        return place
+
+    def _logits(self, rows: int) -> Logits:
+        """What the head gave: float32[rows, vocab]."""
+        self._cuda.sync(self._stream)
+        logits = np.empty((rows, self.spec.vocab_size), np.float32)
+        self._cuda.get(self.memory.values["logits"], logits)
+        return logits
+
+    def _start(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
+        """Tell the GPU what the host knows, and launch a step."""
+        rows = len(tokens)
+        self._cache.fit(int(self._length[:rows].max()) + 1, keep=True, stream=self._stream)
+        off = self._gates is not None and self._gates.batch == "off"
+        self._control.set(tokens, self._length[:rows] - 1, self._levels[:rows], samplers, self._warmup, off, self._slot)
+        self._launch(rows, samplers, ahead=0)
+
+    def _launch(self, rows: int, samplers: Sequence[Sampler], ahead: int) -> None:
+        self._slot = (self._slot + 1) % RING
+        for row, sampler in enumerate(samplers):
+            self._control.points[self._slot, row] = sampler.point(ahead)
+        key = next(size for size in self._rows if size >= rows), self._cache.slots, self._way(rows, ahead)
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._graphs[key] = self._captured(*key)
+        if graph == "host":
+            self._enqueue(*key)
+        else:
+            self._cuda.run(graph, self._stream)
+        event = self._events[0]
+        self._events.rotate(-1)
+        self._cuda.record(event, self._stream)
+        self._flights.append(_Flight(self._slot, rows, event))
+
+    def _take(self) -> list[int]:
+        """Wait for the oldest step in flight; the tokens it chose."""
+        flight = self._flights.popleft()
+        self._cuda.wait(flight.event)
+        self._length[: flight.rows] += 1
+        self._ran = self._control.ran[flight.slot].astype(np.bool_)
+        return [int(token) for token in self._control.told[flight.slot]]
+
+    def _drain(self) -> None:
+        """Wait for all that was launched; steps that nobody asked for are forgotten."""
+        if self._flights:
+            self._cuda.sync(self._stream)
+            self._flights.clear()
+        self._expected = None
+
+    def _has_room(self, rows: int, ahead: int) -> bool:
+        """Whether one more step can be launched as things stand."""
+        return ahead < AHEAD and int(self._length[:rows].max()) + ahead + 1 <= self._cache.slots
+
+    def _way(self, rows: int, ahead: int) -> Any:
+        """How the next step runs: what the host knows for certain needs no conditional nodes."""
+        if self.force is not None:
+            return self.force
+        levels = self._levels[:rows]
+        warm = self._length[:rows] + ahead < self._warmup
+        off = self._gates is not None and self._gates.batch == "off" and rows > 1
+        if off or bool((warm | (levels == DENSE)).all()):
+            return "dense"
+        if self._constants is None:
+            return "gated"
+        lowest = np.where(warm, DENSE, levels).min()
+        return tuple(bool(logit >= lowest) for logit in self._constants)
+
+    def _static_logits(self) -> list[float] | None:
+        """The gates' logits if they are the same for every token; then a mask follows from the thresholds."""
+        if self._gates is None or self._gates.policy != "static":
+            return None
+        found = []
+        for gate in self._regions.gates:
+            value = np.zeros(1, np.float32)
+            self._cuda.get(self.memory.weights[gate.logit], value)
+            found.append(float(value[0]))
+        return found
+
+    def _captured(self, batch: int, slots: int, way: Any) -> Any:
+        """A step as a CUDA graph; "host" where the driver has no conditional nodes and this step needs them."""
+        place = self._place(batch, slots)
+        self._stepper.load(place)
+        # Engines settle their memory when they first run, which cannot be captured.
+        self._stepper.walk(place, self._stepper.all_run, self._stream)
+        self._stepper.walk(place, self._stepper.masked([False] * len(self._regions.gates)), self._stream)
+        self._stepper.head(place, self._stream)
+        self._cuda.sync(self._stream)
+        if way == "gated" and not self.conditional:
+            return "host"
+        self._mask(way)  # what it copies to the GPU cannot be captured
+        self._cuda.begin_capture(self._stream)
+        try:
+            self._enqueue(batch, slots, way)
+        except BaseException:
+            self._cuda.drop_capture(self._stream)
+            raise
+        return self._cuda.end_capture(self._stream)
+
+    def _enqueue(self, batch: int, slots: int, way: Any) -> None:
+        """A whole step in the stream's order."""
+        place, stepper, control = self._place(batch, slots), self._stepper, self._control
+        stepper.begin(control.state, place, control.levels, self._stream)
+        at = control.addresses(stepper.ran)
+        if way == "gated":
+            stepper.walk(place, stepper.on_device if self.conditional else stepper.by_host, self._stream)
+        else:
+            mask, at["ran"] = self._mask(way)
+            stepper.walk(place, stepper.masked(mask), self._stream)
+        stepper.head(place, self._stream)
+        stepper.choose(control.state, place, at, self.spec.vocab_size, self._stream)
+        stepper.write_kv(control.state, place, self._table, 1, self._stream)
+
+    def _mask(self, way: Any) -> tuple[tuple[bool, ...], int]:
+        """The mask of a step that is known beforehand, and where the GPU has it."""
+        if way == "gated":
+            return (), 0
+        mask = (True,) * len(self._regions.gates) if way == "dense" else way
+        return mask, self._control.mask(mask)
+
+    def _place(self, batch: int, slots: int) -> Place:
+        given = self._control.given() | self._cache.row(0)
+        return Place(batch, 1, slots, given, self._control.thresholds)

@@ -1,0 +1,198 @@
+"""One step of a decoder on a GPU: regions in order, and what happens at a gate.
+
+The same walk serves four ways to run: densely; with a mask that is known beforehand; captured into a CUDA graph whose
+conditional nodes read the gates on the device; and with the host asking after each gate, where a driver has no
+conditional nodes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptc.runtime.cuda import Cuda
+from adaptc.runtime.gpu_memory import Memory
+from adaptc.runtime.kernels import NAMES, PARTS, RING, SOURCE, THREADS
+from adaptc.runtime.pieces import Pieces
+from adaptc.runtime.regions import Call, Regions, When
+
+POINTER, INT = ctypes.c_void_p, ctypes.c_int
+
+CONDITIONAL_DRIVER, ELSE_DRIVER = 12040, 12080
+"""Drivers of CUDA 12.4 know conditional nodes, those of 12.8 also ones with two bodies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a step works.
+
+    Attributes:
+        batch: Rows.
+        tokens: Tokens of each row.
+        slots: Slots of the cache that are read.
+        given: Addresses of the step's inputs and of the cache's rows.
+        thresholds: Address of what gates are compared with, float32[batch · tokens].
+    """
+
+    batch: int
+    tokens: int
+    slots: int
+    given: Mapping[str, int]
+    thresholds: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """As engines name them."""
+        return {"batch": self.batch, "tokens": self.tokens, "slots": self.slots}
+
+
+Chooser = Callable[[int, When, Place, Any], None]
+"""Called at each gate with its number; runs one of its two sides, or both into their bodies."""
+
+
+class Stepper:
+    """Runs regions and our own kernels between them.
+
+    Attributes:
+        ran: Address of a byte for each gate: whether its block ran in the newest step.
+    """
+
+    def __init__(self, cuda: Cuda, pieces: Pieces, regions: Regions, memory: Memory) -> None:
+        self._cuda, self._pieces, self._regions, self._memory = cuda, pieces, regions, memory
+        self._kernels = cuda.kernels(SOURCE, NAMES)
+        self._gates = regions.gates
+        self._body = cuda.stream()
+        self.ran = cuda.alloc(len(self._gates))
+        self._answer = np.zeros(1, np.uint8)
+        self.conditional = cuda.device.driver >= CONDITIONAL_DRIVER
+        two = any(gate.otherwise is not None for gate in self._gates)
+        if two and cuda.device.driver < ELSE_DRIVER:
+            self.conditional = False
+
+    def load(self, place: Place) -> None:
+        """Make every engine that a step needs ready."""
+        for call in self._regions.calls():
+            self._pieces.load(call.graph, place.sizes)
+
+    def walk(self, place: Place, choose: Chooser, stream: Any) -> None:
+        """All regions but the last, the head."""
+        gate = 0
+        for step in self._regions.steps[:-1]:
+            if step.call is not None:
+                self._call(step.call, place, stream)
+            if step.when is not None:
+                choose(gate, step.when, place, stream)
+                gate += 1
+
+    def head(self, place: Place, stream: Any, tokens: range | None = None) -> None:
+        """Logits of each row, or of some tokens of the first."""
+        call = self._regions.steps[-1].call
+        assert call is not None
+        if tokens is None:
+            self._call(call, place, stream)
+            return
+        given = dict(place.given)
+        for name in call.reads:
+            if name in self._memory.values:
+                given[name] = self._memory.values[name] + tokens.start * self._memory.row[name]
+        one = Place(1, len(tokens), place.slots, given, place.thresholds)
+        self._pieces.load(call.graph, one.sizes)
+        self._call(call, one, stream)
+
+    def all_run(self, gate: int, when: When, place: Place, stream: Any) -> None:
+        """Chooser: every block runs."""
+        self._call(when.then, place, stream)
+
+    def masked(self, mask: Sequence[bool]) -> Chooser:
+        """Chooser: blocks run as the mask says."""
+
+        def choose(gate: int, when: When, place: Place, stream: Any) -> None:
+            self._side(when, mask[gate], place, stream)
+
+        return choose
+
+    def on_device(self, gate: int, when: When, place: Place, stream: Any) -> None:
+        """Chooser, while capturing: a conditional node whose condition a kernel sets."""
+        handle = self._cuda.handle(stream)
+        self._decide(gate, when, place, handle, stream)
+        sides = [when.then] if when.otherwise is None else [when.then, when.otherwise]
+        bodies = self._cuda.branch(stream, handle, len(sides))
+        for call, body in zip(sides, bodies, strict=True):
+            self._cuda.begin_body(self._body, body)
+            self._call(call, place, self._body)
+            self._cuda.end_body(self._body)
+
+    def by_host(self, gate: int, when: When, place: Place, stream: Any) -> None:
+        """Chooser: wait for the gate and ask it."""
+        self._decide(gate, when, place, 0, stream)
+        self._cuda.sync(stream)
+        self._cuda.get(self.ran + gate, self._answer)
+        if self._answer[0] or when.otherwise is not None:
+            self._side(when, bool(self._answer[0]), place, stream)
+
+    def begin(self, state: int, place: Place, levels: int, stream: Any) -> None:
+        """Each row goes on by one position."""
+        args = [(state, POINTER), (place.given["positions"], POINTER), (levels, POINTER), (place.thresholds, POINTER)]
+        self._start("begin_step", (1, 1), max(32, place.batch), [*args, (place.batch, INT), (RING, INT)], stream)
+
+    def choose(self, state: int, place: Place, at: Mapping[str, int], vocab: int, stream: Any) -> None:
+        """Each row's next token from its logits.
+
+        Args:
+            state: Address of the step's state.
+            place: Where the step works.
+            at: Addresses of `values`, `places` (scratch), `choices`, `points`, `told`, `ran` and `ran_told`; and
+                `stride`, rows of the ring.
+            vocab: Width of the logits.
+            stream: In whose order.
+        """
+        logits = self._memory.values["logits"]
+        found = [(at["values"], POINTER), (at["places"], POINTER)]
+        self._start("highest", (PARTS, place.batch), 256, [(logits, POINTER), (vocab, INT), *found], stream)
+        pointers = (at["choices"], at["points"], state, place.given["input_ids"], at["told"], at["ran"], at["ran_told"])
+        args = [(logits, POINTER), (vocab, INT), *found, (PARTS, INT), *((each, POINTER) for each in pointers)]
+        ends = [(len(self._gates), INT), (at["stride"], INT)]
+        self._start("choose", (place.batch, 1), THREADS, [*args, *ends], stream)
+
+    def write_kv(self, state: int, place: Place, layers: tuple[int, int], valid: int, stream: Any) -> None:
+        """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""
+        args = [(layers[0], POINTER), (place.given["positions"], POINTER), (state, POINTER)]
+        sizes = [(place.tokens, INT), (valid, INT), (place.slots, INT)]
+        self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
+
+    def _side(self, when: When, runs: bool, place: Place, stream: Any) -> None:
+        call = when.then if runs else when.otherwise
+        if call is not None:
+            self._call(call, place, stream)
+        else:
+            address = self._memory.address(when.result, place.given)
+            self._cuda.clear(address, self._memory.row[when.result] * place.batch * place.tokens, stream)
+
+    def _decide(self, gate: int, when: When, place: Place, handle: int, stream: Any) -> None:
+        rows = place.batch * place.tokens
+        size = self._memory.row[when.result] // 4 * rows if when.otherwise is None else 0
+        same = when.logit in self._memory.weights
+        args = [
+            (handle, ctypes.c_uint64),
+            (self._memory.address(when.logit, place.given), POINTER),
+            (1 if same else rows, INT),
+            (place.thresholds, POINTER),
+            (rows, INT),
+            (self.ran + gate, POINTER),
+            (self._memory.address(when.result, place.given), POINTER),
+            (size, INT),
+        ]
+        self._start("decide", (1, 1), 256, args, stream)
+
+    def _call(self, call: Call, place: Place, stream: Any) -> None:
+        reads, writes = self._memory.reads(call, place.given), self._memory.writes(call, place.given)
+        self._pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
+
+    def _start(
+        self, name: str, grid: tuple[int, int], threads: int, args: Sequence[tuple[Any, Any]], stream: Any
+    ) -> None:
+        self._cuda.launch(self._kernels[name], grid, threads, args, stream)

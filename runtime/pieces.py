@@ -1,0 +1,175 @@
+"""Loaded engines, each called with bare addresses: the one thing of TensorRT that a session sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.cuda import Cuda
+from adaptc.runtime.engines import EngineFolder, EngineRecord
+from adaptc.runtime.errors import EngineError
+from adaptc.runtime.regions import Regions
+from adaptc.runtime.trt import Trt
+
+Sizes = Mapping[str, int]
+"""How large "batch", "tokens" and "slots" are."""
+
+
+class Pieces(Protocol):
+    """What runs the graphs of a decoder's regions."""
+
+    def load(self, graph: str, sizes: Sizes) -> None:
+        """Make a graph ready for these sizes.
+
+        Raises:
+            EngineError: no engine serves them, or it cannot be loaded.
+        """
+
+    def enqueue(self, graph: str, sizes: Sizes, reads: Sequence[int], writes: Sequence[int], stream: Any) -> None:
+        """Run a loaded graph in the stream's order.
+
+        Args:
+            graph: Its name.
+            sizes: Of this call.
+            reads: The address of each input.
+            writes: The address of each output.
+            stream: In whose order it runs; it may be capturing.
+        """
+
+    def rows(self) -> tuple[int, ...]:
+        """Rows that a step may have."""
+
+    def slots(self) -> tuple[int, ...]:
+        """Sizes of the cache that a step may read."""
+
+    def tokens(self) -> int:
+        """Most tokens of a prompt at once."""
+
+    def close(self) -> None:
+        """Free the engines."""
+
+
+class TrtPieces:
+    """Engines of TensorRT. Their activations share one piece of memory: they run one after another."""
+
+    def __init__(self, bundle: Bundle, regions: Regions, flavour: str, cuda: Cuda) -> None:
+        """Look for engines that fit this machine; none is loaded yet.
+
+        Raises:
+            EngineError: the library is not there, or there are no engines for this machine.
+        """
+        self._bundle, self._regions, self._cuda = bundle, regions, cuda
+        self._trt = Trt(flavour)
+        self._folder = EngineFolder(bundle.path, flavour)
+        self._records = self._folder.records()
+        self._here = self._trt.version, cuda.device.sm, cuda.device.name
+        self._runtime: Any = self._trt.runtime()
+        self._found: dict[tuple[str, tuple[tuple[str, int], ...]], _Engine] = {}
+        self._loaded: dict[str, _Engine] = {}
+        self._scratch, self._size = 0, 0
+
+    def load(self, graph: str, sizes: Sizes) -> None:
+        """See `Pieces.load`."""
+        key = graph, tuple(sorted(sizes.items()))
+        if key in self._found:
+            return
+        spec = self._regions.graphs[graph]
+        record = self._folder.find(self._records, self._bundle, spec, sizes, self._here)
+        engine = self._loaded.get(record.key)
+        if engine is None:
+            engine = _Engine(self._trt, self._runtime, self._folder, record)
+            self._loaded[record.key] = engine
+            if engine.bytes > self._size:
+                self._grow(engine.bytes)
+            engine.use(self._scratch, self._size)
+        self._found[key] = engine
+
+    def enqueue(self, graph: str, sizes: Sizes, reads: Sequence[int], writes: Sequence[int], stream: Any) -> None:
+        """See `Pieces.enqueue`."""
+        engine = self._found[graph, tuple(sorted(sizes.items()))]
+        spec = self._regions.graphs[graph]
+        shapes = {
+            each.name: tuple(size if isinstance(size, int) else sizes[size] for size in each.shape)
+            for each in spec.inputs
+        }
+        names = [each.name for each in (*spec.inputs, *spec.outputs)]
+        engine.enqueue(shapes, dict(zip(names, (*reads, *writes), strict=True)), stream)
+
+    def rows(self) -> tuple[int, ...]:
+        """See `Pieces.rows`."""
+        return self._sizes("batch")
+
+    def slots(self) -> tuple[int, ...]:
+        """See `Pieces.slots`."""
+        return self._sizes("slots")
+
+    def tokens(self) -> int:
+        """See `Pieces.tokens`."""
+        return max((record.sizes["tokens"][2] for record in self._records if "tokens" in record.sizes), default=1)
+
+    def close(self) -> None:
+        """See `Pieces.close`."""
+        for engine in self._loaded.values():
+            engine.close()
+        self._loaded.clear()
+        self._found.clear()
+        self._runtime = None
+
+    def _sizes(self, name: str) -> tuple[int, ...]:
+        """The sizes for which there are engines of steps."""
+        steps = [r.sizes for r in self._records if r.sizes.get("tokens", (1, 1, 1))[2] == 1]
+        return tuple(sorted({sizes[name][0] for sizes in steps if name in sizes}))
+
+    def _grow(self, size: int) -> None:
+        """More memory for activations; engines that are loaded already use it too."""
+        if self._scratch:
+            self._cuda.free(self._scratch)
+        self._scratch, self._size = self._cuda.alloc(size), size
+        for engine in self._loaded.values():
+            engine.use(self._scratch, size)
+
+
+class _Engine:
+    """One engine and the context that runs it."""
+
+    def __init__(self, trt: Trt, runtime: Any, folder: EngineFolder, record: EngineRecord) -> None:
+        self._trt, self._where = trt, str(folder.plan(record))
+        self._engine: Any = runtime.deserialize_cuda_engine(folder.read(record))
+        if self._engine is None:
+            raise EngineError(f"{self._where}: {trt.flavour} cannot load it: {trt.last_error() or 'no reason given'}")
+        strategy = getattr(trt.module, "ExecutionContextAllocationStrategy", None)
+        if strategy is not None:
+            self._context: Any = self._engine.create_execution_context(strategy.USER_MANAGED)
+        else:
+            self._context = self._engine.create_execution_context_without_device_memory()
+        if self._context is None:
+            raise EngineError(f"{self._where}: no memory for its context; free some memory of the GPU")
+        size = getattr(self._engine, "device_memory_size_v2", None)
+        self.bytes = int(self._engine.device_memory_size if size is None else size)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._moving = any(least != most for least, _, most in record.sizes.values())
+
+    def use(self, address: int, size: int) -> None:
+        """Put its activations there."""
+        if hasattr(self._context, "set_device_memory"):
+            self._context.set_device_memory(address, size)
+        else:
+            self._context.device_memory = address
+
+    def enqueue(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int], stream: Any) -> None:
+        """Run it over these addresses."""
+        context = self._context
+        if self._moving and shapes != self._shapes:
+            for name, shape in shapes.items():
+                context.set_input_shape(name, shape)
+            self._shapes = dict(shapes)
+        for name, address in addresses.items():
+            context.set_tensor_address(name, address)
+        if not context.execute_async_v3(int(stream)):
+            raise EngineError(f"{self._where}: {self._trt.flavour} failed: {self._trt.last_error()}")
+
+    def close(self) -> None:
+        """Free it, the context first."""
+        self._context = None
+        self._engine = None

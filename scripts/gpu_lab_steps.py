@@ -1,0 +1,201 @@
+"""The checks and timings of `gpu_lab`."""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.gpu import gpu_decoder
+from adaptc.runtime.gpu_decoder import GpuDecoder
+from adaptc.runtime.kernels import RING
+from adaptc.runtime.sampling import Sampler, Sampling
+
+STEPS = 100
+"""Steps timed of each kind, five times."""
+
+GATED = 0.0
+"""A threshold between the gates' logits, which are set to 1 and -1."""
+
+
+def set_mask(decoder: GpuDecoder, mask: np.ndarray) -> None:
+    """Make the gates want what a mask says: their logits are weights on the device, so nothing is captured anew."""
+    for gate, runs in zip(decoder._regions.gates, mask, strict=True):
+        decoder._cuda.put(decoder.memory.weights[gate.logit], np.array([1.0 if runs else -1.0], np.float32))
+
+
+def kl(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """KL(expected || found) of softmaxes, nats, row by row."""
+
+    def logs(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64) - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    p, q = logs(expected), logs(found)
+    return (np.exp(p) * (p - q)).sum(-1)
+
+
+def check_bundle(bundle: Bundle, expected: dict[str, np.ndarray]) -> dict[str, Any]:
+    gates = next(iter(bundle.manifest.gates.values()))
+    decoder = gpu_decoder(bundle, 1, 64, gates)
+    prompt, ids = expected["prompt"], expected["ids"].tolist()
+    found: dict[str, Any] = {"conditional": decoder.conditional}
+    logits = [decoder.prefill(0, prompt)]
+    logits += [decoder.decode([token])[0].copy() for token in ids[:-1]]
+    every = len(ids) // len(expected["logits"])
+    divergence = kl(expected["logits"], np.stack(logits)[::every])
+    same = [int(row.argmax()) == token for row, token in zip(logits, ids, strict=True)]
+    found["dense"] = {
+        "same_tokens": float(np.mean(same)),
+        "tokens": len(ids),
+        "kl_mean": float(divergence.mean()),
+        "kl_max": float(divergence.max()),
+    }
+    sampler = Sampler(Sampling(), [], np.random.default_rng(0))
+    free = [int(decoder.prefill(0, prompt).argmax())]
+    while len(free) < len(ids):
+        free += decoder.choose(free[-1:], [sampler])
+    agree = next((place for place, (a, b) in enumerate(zip(free, ids, strict=True)) if a != b), len(ids))
+    found["free_running"] = {"same_until": agree, "same_tokens": float(np.mean(np.array(free) == ids))}
+    for index, mask in enumerate(expected["masks"]):
+        found[f"mask {index}"] = check_mask(decoder, mask, prompt, ids, expected[f"masked.{index}"])
+    decoder.close()
+    return found
+
+
+def check_mask(
+    decoder: GpuDecoder, mask: np.ndarray, prompt: np.ndarray, ids: list[int], expected: np.ndarray
+) -> dict[str, float]:
+    """A mask through conditional nodes, and known beforehand, against the eager model."""
+    found: dict[str, float] = {"share_run": float(mask.mean())}
+    set_mask(decoder, mask)
+    for name, force in (("conditional", None), ("forced", tuple(map(bool, mask)))):
+        decoder.force = force
+        decoder.prefill(0, prompt, GATED)
+        logits = np.stack([decoder.decode([token])[0].copy() for token in ids[: len(expected)]])
+        right = decoder._ran.tolist() == list(map(bool, mask))
+        found[f"{name}_kl"] = float(kl(expected, logits).mean())
+        found[f"{name}_same"] = float((logits.argmax(-1) == expected.argmax(-1)).mean())
+        found[f"{name}_ran_right"] = float(right)
+    decoder.force = None
+    return found
+
+
+def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, float]:
+    """Seconds of a step on the device, and of the host's own work in it."""
+    layers = len(decoder._regions.gates)
+    skipped = round(share * layers)
+    mask = np.ones(layers, np.bool_)
+    mask[np.linspace(0, layers - 1, skipped).round().astype(int)] = False
+    set_mask(decoder, mask)
+    decoder.force = tuple(map(bool, mask)) if how == "forced" else None
+    level = -np.inf if how == "dense" else GATED
+    for row in range(rows):
+        decoder._length[row] = 0
+        decoder._levels[row] = level
+    decoder._length[:rows] = 16
+    decoder._levels[:rows] = level
+    decoder._drain()
+    samplers = [Sampler(Sampling(), [], np.random.default_rng(0)) for _ in range(rows)]
+    tokens = decoder.choose([1] * rows, samplers)
+    found = {"device": device_seconds(decoder, rows), "skipped": float(1 - mask.mean())}
+    decoder._length[:rows] = 16
+    waited: list[float] = []
+    wait = decoder._cuda.wait
+
+    def waiting(event: Any) -> None:
+        began = perf_counter()
+        wait(event)
+        waited.append(perf_counter() - began)
+
+    decoder._cuda.wait = waiting  # type: ignore[method-assign]
+    steps = []
+    for _ in range(STEPS * 2):
+        began = perf_counter()
+        tokens = decoder.choose(tokens, samplers)
+        steps.append(perf_counter() - began)
+    decoder._cuda.wait = wait  # type: ignore[method-assign]
+    found["step"] = median(steps)
+    found["host"] = median(step - wait_ for step, wait_ in zip(steps, waited, strict=True))
+    decoder.force = None
+    return found
+
+
+def device_seconds(decoder: GpuDecoder, rows: int) -> float:
+    """Median over rounds of the time of a graph launched many times in a row."""
+    decoder._drain()
+    cuda, stream = decoder._cuda, decoder._stream
+    batch = next(size for size in decoder._rows if size >= rows)
+    key = batch, decoder._cache.slots, decoder._way(rows, 0)
+    graph = decoder._graphs.get(key) or decoder._captured(*key)
+    decoder._graphs[key] = graph
+    begin, end = cuda.event(timing=True), cuda.event(timing=True)
+    found = []
+    for _ in range(6):
+        decoder._length[:rows] = 16
+        off = decoder._levels[:rows]
+        decoder._control.set([1] * rows, decoder._length[:rows] - 1, off, (), 0, False, 0)
+        decoder._slot = 0
+        cuda.record(begin, stream)
+        for _ in range(STEPS):
+            cuda.run(graph, stream)
+        cuda.record(end, stream)
+        cuda.wait(end)
+        found.append(cuda.seconds(begin, end) / STEPS)
+    decoder._slot = STEPS % RING
+    return median(found[1:])
+
+
+def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
+    """The dense model in one piece, with the same kernels of ours around it, captured."""
+    cuda, stream, control = decoder._cuda, decoder._stream, decoder._control
+    place = decoder._place(rows, decoder._cache.slots)
+    call = decoder._regions.whole
+    decoder._pieces.load(call.graph, place.sizes)
+    reads, writes = decoder.memory.reads(call, place.given), decoder.memory.writes(call, place.given)
+
+    def step() -> None:
+        decoder._stepper.begin(control.state, place, control.levels, stream)
+        decoder._pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
+        at = control.addresses(decoder._stepper.ran)
+        decoder._stepper.choose(control.state, place, at, decoder.spec.vocab_size, stream)
+        decoder._stepper.write_kv(control.state, place, decoder._table, 1, stream)
+
+    step()
+    cuda.sync(stream)
+    cuda.begin_capture(stream)
+    step()
+    decoder._graphs["whole"] = cuda.end_capture(stream)
+    way, decoder._way = decoder._way, lambda *_: "whole"  # type: ignore[method-assign,assignment]
+    decoder._graphs[rows, decoder._cache.slots, "whole"] = decoder._graphs["whole"]
+    seconds = device_seconds(decoder, rows)
+    decoder._way = way  # type: ignore[method-assign]
+    return seconds
+
+
+def time_bundle(bundle: Bundle, batch: int, whole: bool) -> dict[str, Any]:
+    from adaptc.runtime.cuda import Cuda
+
+    gates = next(iter(bundle.manifest.gates.values()))
+    probe = Cuda()
+    before = probe.free_bytes()
+    decoder = gpu_decoder(bundle, batch, 1, gates)
+    blocks = [decoder._regions.graphs[gate.then.graph].weights for gate in decoder._regions.gates]
+    found: dict[str, Any] = {
+        "weights_read": sum(decoder._regions.graphs[call.graph].weights for call in decoder._regions.calls()),
+        "block_bytes": blocks[0],
+        "taken": dict(decoder.memory.bytes),
+    }
+    found["dense"] = timed(decoder, batch, 0, "dense")
+    for share in (0, 0.25, 0.5, 1):
+        for how in ("gated", "forced"):
+            found[f"{how} {share:.0%}"] = timed(decoder, batch, share, how)
+    found["memory"] = before - probe.free_bytes()
+    if whole:
+        found["whole"] = whole_seconds(decoder, batch)
+    decoder.close()
+    probe.close()
+    return found

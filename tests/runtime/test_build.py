@@ -1,0 +1,181 @@
+"""Real engines, built by TensorRT-RTX on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from adaptc.cli import main
+from adaptc.passes import gating
+from adaptc.runtime.build import Progress, build_engines
+from adaptc.runtime.engines import EngineFolder, buckets, decoder_graph, read_regions, wanted
+from adaptc.runtime.errors import BundleError, EngineError, RequestError
+from adaptc.runtime.layers import DATA_DEPENDENT, kinds
+from tests import gated_bundle, tiny, trt_bundle
+
+pytest.importorskip("tensorrt_rtx", reason="pip install 'adaptc[rtx]'")
+EVERY = (86, 89, 120)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Gates everywhere, so that each region has few layers to build."""
+    folder = tmp_path_factory.mktemp("rtx")
+    made = trt_bundle.program("llama", gated=True)
+    bundle = trt_bundle.write(folder / "bundle", made, trt_bundle.GATES)
+    build_engines(bundle, "tensorrt-rtx", sm=EVERY, slots=(16,), batches=(1,), chunk=8, whole=True)
+    return bundle
+
+
+def layers(bundle: Any, name: str) -> list[tuple[str, ...]]:
+    return [r.layers for r in EngineFolder(bundle.path, "tensorrt-rtx").records() if r.name == name]
+
+
+def test_every_region_is_built_for_steps_and_prompts(bundle: Any) -> None:
+    built = EngineFolder(bundle.path, "tensorrt-rtx").records()
+    assert {r.name for r in built} == set(read_regions(bundle, "lm").graphs)
+    assert {r.sm for r in built} == {EVERY}
+    assert {r.sizes["tokens"] for r in built if r.name == "head"} == {(1, 1, 1), (1, 8, 8)}
+
+
+def test_nothing_waits_for_the_host(bundle: Any) -> None:
+    for name in read_regions(bundle, "lm").graphs:
+        for each in layers(bundle, name):
+            assert each
+            assert not kinds(each) & DATA_DEPENDENT
+
+
+def test_products_of_a_gated_block_are_in_its_engine_alone(bundle: Any) -> None:
+    def products(name: str) -> int:
+        step = min(layers(bundle, name), key=len)
+        return sum("MulSum" in each or each.startswith("gemm") for each in step)
+
+    assert products("region_3") == 0  # the sum after the last block
+    assert products("block") == 2
+    # In one piece there are as many as in the pieces: the first two layers' and the last's, and the head's.
+    pieces = {"region": 1, "block": 2, "region_2": 1, "head": 1}
+    assert products("whole") == sum(products(name) * calls for name, calls in pieces.items())
+
+
+def test_the_cache_is_not_turned(bundle: Any) -> None:
+    step = min(layers(bundle, "region_2"), key=len)
+    assert not [each for each in step if each.startswith("kgen __myl_Tran_")]
+
+
+def test_a_second_build_finds_all_of_them(bundle: Any) -> None:
+    seen: list[Progress] = []
+    build_engines(bundle, "tensorrt-rtx", sm=EVERY, slots=(16,), batches=(1,), chunk=8, observe=seen.append)
+    assert seen
+    assert all(progress.cached for progress in seen)
+
+
+def test_a_build_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("llama", gated=True), trt_bundle.GATES)
+
+    def stop(progress: Progress) -> None:
+        if progress.record.name == "block":
+            raise KeyboardInterrupt
+
+    sizes: dict[str, Any] = {"sm": (86,), "slots": (16,), "batches": (1,), "chunk": 1}
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, "tensorrt-rtx", **sizes, observe=stop)
+    seen: list[Progress] = []
+    build_engines(bundle, "tensorrt-rtx", **sizes, observe=seen.append)
+    assert [p.cached for p in seen] == [True, True, False, False, False, False]
+    assert not list((bundle.path / "engines").rglob("*.partial"))
+
+
+@pytest.mark.parametrize("half", ["fp16", "bf16"])
+def test_a_model_without_gates_builds_in_both_types(tmp_path: Path, half: str) -> None:
+    bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("qwen3", half=half))
+    built = build_engines(bundle, "tensorrt-rtx", sm=(120,), slots=(16,), batches=(2,), chunk=1)
+    assert [record.name for record in built] == ["region", "head"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    graph = gating.static(tiny.fx("llama"), {0: 1.0, 1: 2.0, 2: 3.0}, {})
+    bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph))
+    command = ["build", str(bundle.path), "--sm", "89", "--batch", "1", "--slots", "16", "--chunk", "1"]
+    done = CliRunner().invoke(main, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    records = json.loads(done.stdout)
+    assert {record["name"] for record in records} == {"region", "block", "region_2", "region_3", "head"}
+    assert "[5/5] head batch 1 tokens 1:" in done.stderr
+    assert CliRunner().invoke(main, command).stdout.startswith(f"{bundle.path}: 5 engines for tensorrt-rtx; ")
+
+
+def test_a_capability_it_does_not_know(bundle: Any) -> None:
+    with pytest.raises(EngineError, match=r"sm: 90; tensorrt-rtx .* builds for 75, 80, 86, 89, 120, 121"):
+        build_engines(bundle, "tensorrt-rtx", sm=(90,), slots=(16,), chunk=1)
+
+
+def test_a_graph_that_it_cannot_read_is_named(bundle: Any, tmp_path: Path) -> None:
+    from adaptc.runtime.trt import Profile, Trt
+
+    with pytest.raises(EngineError, match=r"tensorrt-rtx .*: cannot read the graph: .+"):
+        Trt("tensorrt-rtx").build(b"no graph", Profile.fixed({}), (86,))
+
+
+def test_no_gpu_and_no_capability(bundle: Any) -> None:
+    with pytest.raises(EngineError, match=r"cuda.*; or say --sm 86,89,120, which needs no GPU"):
+        build_engines(bundle, "tensorrt-rtx")
+
+
+def test_a_bundle_for_a_cpu_is_refused(tmp_path: Path) -> None:
+    bundle = gated_bundle.write(tmp_path / "bundle")
+    with pytest.raises(BundleError, match=r"compiled for onnxruntime; compile with target\.backend: tensorrt"):
+        build_engines(bundle, "tensorrt-rtx", sm=(86,))
+
+
+def test_sizes_that_cannot_be(bundle: Any) -> None:
+    with pytest.raises(RequestError, match="slots from 1 to this bundle's max_tokens, 64"):
+        build_engines(bundle, "tensorrt-rtx", sm=(86,), slots=(65,))
+
+
+def find(bundle: Any, here: tuple[str, int, str], **sizes: int) -> str:
+    folder, regions = EngineFolder(bundle.path, "tensorrt-rtx"), read_regions(bundle, "lm")
+    given = {"batch": 1, "tokens": 1, "slots": 16} | sizes
+    return folder.find(folder.records(), bundle, regions.graphs["region"], given, here).key
+
+
+def test_why_no_engine_serves_is_one_line(bundle: Any) -> None:
+    import tensorrt_rtx
+
+    here = tensorrt_rtx.__version__, 89, "NVIDIA L4"
+    assert find(bundle, here)
+    mend = "run adaptc build .* --target tensorrt-rtx on this machine"
+    with pytest.raises(EngineError, match=f"its engines are of .*, here is 0.1; {mend}"):
+        find(bundle, ("0.1", *here[1:]))
+    with pytest.raises(EngineError, match=f"engines are for compute capability 86, 89, 120, here is H200 .90.; {mend}"):
+        find(bundle, (here[0], 90, "H200"))
+    with pytest.raises(EngineError, match=f"no engine for batch 1, slots 32, tokens 1; {mend} with these sizes"):
+        find(bundle, here, slots=32)
+
+
+def test_a_damaged_engine_is_named(tmp_path: Path, bundle: Any) -> None:
+    folder = EngineFolder(bundle.path, "tensorrt-rtx")
+    record = folder.records()[0]
+    content = folder.plan(record).read_bytes()
+    folder.plan(record).write_bytes(content[:-1] + b"?")
+    try:
+        with pytest.raises(EngineError, match=r"\.plan: damaged; remove .* and run adaptc build again"):
+            folder.read(record)
+    finally:
+        folder.plan(record).write_bytes(content)
+
+
+def test_sizes_of_the_cache_are_doubled_up_to_all_of_it() -> None:
+    assert buckets(64) == (64,)
+    assert buckets(2048) == (256, 512, 1024, 2048)
+    assert buckets(700) == (256, 512, 700)
+
+
+def test_a_graph_without_a_cache_is_built_once_for_all_sizes_of_it(bundle: Any) -> None:
+    regions = read_regions(bundle, "lm")
+    assert len(wanted(regions.graphs["block"], (1, 2), (16, 64), 8)) == 3
+    assert len(wanted(regions.graphs["region"], (1, 2), (16, 64), 8)) == 5
+    assert decoder_graph(bundle)[1].max_tokens == 64

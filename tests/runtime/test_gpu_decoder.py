@@ -1,0 +1,212 @@
+"""The executor on a GPU made of host memory: real regions, the real kernels, real captured order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adaptc.datafile import write_graphs
+from adaptc.passes import Pipeline
+from adaptc.passes.branch import Branch
+from adaptc.passes.float_weights import FloatWeights
+from adaptc.runtime import RequestError, Sampling, Session
+from adaptc.runtime.engines import decoder_graph, read_regions
+from adaptc.runtime.errors import EngineError
+from adaptc.runtime.gpu_decoder import GpuDecoder
+from adaptc.runtime.manifest import GateSpec
+from adaptc.runtime.ort import OrtEngine
+from adaptc.runtime.regions import Regions
+from tests import skipping, trt_bundle
+from tests.runtime.fake_cuda import FakeCuda
+from tests.runtime.fake_pieces import FakePieces
+
+IDS = [3, 17, 42, 9, 11, 5, 23, 1, 1, 44, 2]
+GATES = trt_bundle.GATES
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("trt")
+    return trt_bundle.write(folder / "bundle", trt_bundle.program("llama", gated=True), GATES)
+
+
+@pytest.fixture(scope="module")
+def cpu(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
+    """The same model as the CPU target runs it, in float32."""
+    folder = tmp_path_factory.mktemp("cpu")
+    program = Pipeline((FloatWeights(), Branch())).run(skipping.lowered("llama", low_rank=True))
+    (folder / "lm.onnx").write_bytes(write_graphs({"lm": skipping.onnx(program)}, folder, "lm.data")["lm"])
+    with Session(OrtEngine(folder / "lm.onnx"), decoder_graph(bundle)[1], batch=2, chunk=8, gates=GATES) as session:
+        yield session
+
+
+class Gpu:
+    """A session on the fake, with what it was made of."""
+
+    def __init__(self, bundle: Any, driver: int = 13000, gates: GateSpec | None = GATES, batch: int = 2) -> None:
+        self.cuda = FakeCuda(replace(FakeCuda().device, driver=driver))
+        self.regions: Regions = read_regions(bundle, "lm")
+        self.pieces = FakePieces(self.cuda, bundle.path, self.regions, (1, 2), (16, 32, 64))
+        spec = decoder_graph(bundle)[1]
+        data = bundle.path / self.regions.data
+        self.decoder = GpuDecoder(self.cuda, self.pieces, self.regions, data, spec, batch, 8, gates)
+        self.session = Session(self.decoder, spec, batch=batch, chunk=8, gates=gates)
+
+    def captured(self) -> list[list[str]]:
+        """The operations of each captured graph."""
+        return [[name for name, _ in graph] for graph in self.cuda.graphs]
+
+
+@pytest.fixture(scope="module")
+def gpu(bundle: Any) -> Gpu:
+    return Gpu(bundle)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": 1.0},
+        {"budget": 0.5},
+        {"budget": 0.0},
+        {"budget": 0.5, "sampling": Sampling(temperature=1.0), "seed": 3},
+        {"budget": 0.0, "sampling": Sampling(temperature=0.8, top_k=20, top_p=0.9), "seed": 4},
+        {"sampling": Sampling(temperature=0.9, min_p=0.05), "seed": 5},
+        {"sampling": Sampling(temperature=0.8, repetition_penalty=1.3), "seed": 6},
+    ],
+)
+def test_tokens_and_decisions_are_those_of_the_cpu(gpu: Gpu, cpu: Session, options: dict[str, Any]) -> None:
+    mine = gpu.session.generate(IDS, max_new_tokens=30, **options)
+    other = cpu.generate(IDS, max_new_tokens=30, **options)
+    assert mine.ids == other.ids
+    assert mine.trace.skips is not None
+    assert other.trace.skips is not None
+    np.testing.assert_array_equal(mine.trace.skips.ran, other.trace.skips.ran)
+
+
+def test_budgets_skip_different_blocks(gpu: Gpu) -> None:
+    skipped = [gpu.session.generate(IDS, max_new_tokens=12, budget=budget).trace.ffn_skipped for budget in (1, 0.5, 0)]
+    assert skipped[0] == 0 < skipped[1] < skipped[2]
+
+
+def test_rows_of_several_lengths_and_more_prompts_than_rows(gpu: Gpu, cpu: Session) -> None:
+    prompts = [IDS, IDS[:4], IDS[2:7]]
+    mine = gpu.session.generate(prompts, max_new_tokens=10, budget=0.3)
+    assert [each.ids for each in mine] == [each.ids for each in cpu.generate(prompts, max_new_tokens=10, budget=0.3)]
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.2])
+def test_scores_are_those_of_the_cpu(gpu: Gpu, cpu: Session, budget: float) -> None:
+    np.testing.assert_allclose(gpu.session.score(IDS, budget=budget), cpu.score(IDS, budget=budget), atol=5e-3)
+
+
+def test_a_step_is_captured_once_and_another_budget_needs_no_capture(bundle: Any) -> None:
+    gpu = Gpu(bundle)
+    gpu.session.generate(IDS[:3], max_new_tokens=8, budget=0.5)
+    assert gpu.captured()[-1] == [
+        *("begin_step", "region", "decide", "if[2]", "region_2", "decide", "if[2]", "region_3"),
+        *("head", "highest", "choose", "write_kv"),
+    ]
+    count = len(gpu.cuda.graphs)
+    gpu.session.generate(IDS[:3], max_new_tokens=8, budget=0.1)
+    assert len(gpu.cuda.graphs) == count
+
+
+def test_a_dense_step_has_no_gates(bundle: Any) -> None:
+    gpu = Gpu(bundle)
+    gpu.session.generate(IDS[:3], max_new_tokens=4)
+    blocks = ["region", "block", "region_2", "block", "region_3"]
+    assert gpu.captured() == [["begin_step", *blocks, "head", "highest", "choose", "write_kv"]]
+
+
+def test_the_next_step_is_launched_before_the_last_token_is_read(bundle: Any) -> None:
+    gpu = Gpu(bundle)
+    gpu.session.generate(IDS[:3], max_new_tokens=5)
+    order = [entry.partition(" ")[0] for entry in gpu.cuda.log if entry.startswith(("launch", "wait"))]
+    assert order[:5] == ["launch", "launch", "wait", "launch", "wait"]
+
+
+def test_a_static_policy_is_a_mask_without_conditions(bundle: Any) -> None:
+    gpu = Gpu(bundle)
+    gpu.decoder._constants = [1.0, 0.0]  # as two gates that say the same for every token
+    gpu.decoder.prefill(0, np.array(IDS), threshold=0.5)
+    gpu.decoder.decode([1])
+    assert gpu.captured()[-1][1:6] == ["region", "block", "region_2", "cheap", "region_3"]
+    assert gpu.decoder._ran.tolist() == [True, False]
+
+
+def test_without_conditional_nodes_the_host_asks_each_gate(bundle: Any, cpu: Session) -> None:
+    gpu = Gpu(bundle, driver=12000)
+    assert not gpu.decoder.conditional
+    mine = gpu.session.generate(IDS, max_new_tokens=12, budget=0.5)
+    assert mine.ids == cpu.generate(IDS, max_new_tokens=12, budget=0.5).ids
+    assert not any("if[2]" in graph for graph in gpu.captured())
+
+
+def test_closing_frees_everything(bundle: Any) -> None:
+    gpu = Gpu(bundle)
+    gpu.session.generate(IDS[:3], max_new_tokens=4, budget=0.5)
+    assert gpu.cuda.live
+    gpu.session.close()
+    assert not gpu.cuda.live
+    assert gpu.pieces.closed
+
+
+def test_memory_is_taken_once(bundle: Any) -> None:
+    gpu = Gpu(bundle)
+    gpu.session.generate([IDS, IDS[:5]], max_new_tokens=40, budget=0.5)
+    taken = len(gpu.cuda.live)
+    gpu.session.generate([IDS, IDS[:5]], max_new_tokens=40, budget=0.2)
+    assert len(gpu.cuda.live) == taken
+
+
+def test_too_little_memory_is_one_line(bundle: Any) -> None:
+    with pytest.raises(EngineError, match="out of GPU memory"):
+        small(bundle, 50_000)
+
+
+def small(bundle: Any, limit: int) -> None:
+    cuda = FakeCuda(limit=limit)
+    regions = read_regions(bundle, "lm")
+    pieces = FakePieces(cuda, bundle.path, regions, (1,), (16,))
+    GpuDecoder(cuda, pieces, regions, bundle.path / regions.data, decoder_graph(bundle)[1], 1, 8, GATES)
+
+
+def test_more_rows_than_engines_serve(bundle: Any) -> None:
+    with pytest.raises(RequestError, match="batch: 3; the engines serve up to 2, adaptc build --batch 3"):
+        Gpu(bundle, batch=3)
+
+
+def test_not_a_number_is_an_error_and_the_session_goes_on(bundle: Any, cpu: Session) -> None:
+    gpu = Gpu(bundle)
+    name = next(name for name in gpu.decoder.memory.weights if name.startswith("model.norm"))
+    address = gpu.decoder.memory.weights[name]
+    good = np.zeros(32, np.float32)
+    gpu.cuda.get(address, good)
+    gpu.decoder.prefill(0, np.array(IDS))
+    gpu.cuda.put(address, np.full(32, np.nan, np.float32))
+    with pytest.raises(EngineError, match="the highest is nan"):
+        gpu.decoder.choose([1], [_greedy()])
+    gpu.cuda.put(address, good)
+    assert gpu.session.generate(IDS, max_new_tokens=5).ids == cpu.generate(IDS, max_new_tokens=5).ids
+
+
+def _greedy() -> Any:
+    from adaptc.runtime.sampling import Sampler
+
+    return Sampler(Sampling(), [], np.random.default_rng(0))
+
+
+def test_a_data_file_that_is_too_short_is_named(bundle: Any, tmp_path: Path) -> None:
+    from adaptc.runtime import BundleError
+
+    cuda, regions = FakeCuda(), read_regions(bundle, "lm")
+    short = tmp_path / "lm.data"
+    short.write_bytes(b"\0" * 100)
+    pieces = FakePieces(cuda, bundle.path, regions, (1,), (16,))
+    with pytest.raises(BundleError, match=r"lm\.data: too short for .*; compile again"):
+        GpuDecoder(cuda, pieces, regions, short, decoder_graph(bundle)[1], 1, 8, GATES)
