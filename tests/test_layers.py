@@ -12,7 +12,7 @@ import pytest
 
 from tests.repo import PACKAGES, ROOT, Import, all_modules, imports, modules
 
-LATE = {"onnxruntime", "tokenizers", "jinja2"}
+LATE = {"onnxruntime", "tokenizers", "jinja2", "cuda"}
 """What the runtime may import in functions."""
 
 COMPILER_FOR_PASSES = {
@@ -22,6 +22,7 @@ COMPILER_FOR_PASSES = {
     "gates_file",
     "graph",
     "program",
+    "regions",
     "router",
     "skip",
     "stitch_file",
