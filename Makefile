@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadsco
 .PHONY: help demo test check lint types unit clean
 
 help:
-	@echo "make demo   compile SmolLM2-135M and let it write"
+	@echo "make demo   compile SmolLM2-135M and let it write, whole and with blocks skipped"
 	@echo "make test   everything CI runs: lint, types, all tests"
 	@echo "make check  the same without the real model: what to run before a commit"
 	@echo "make lint   ruff and mypy"
@@ -41,6 +41,8 @@ demo: $(VENV)/demo
 	$(BIN)/adaptc compile examples/smollm2/model.yaml -o $(BUNDLE) --dry-run
 	$(BIN)/adaptc compile examples/smollm2/model.yaml -o $(BUNDLE)
 	$(BIN)/adaptc generate $(BUNDLE) --prompt "$(PROMPT)" --max-new-tokens 64
+	$(BIN)/adaptc compile examples/smollm2_skip/model.yaml -o $(BUNDLE)-skip
+	$(BIN)/adaptc generate $(BUNDLE)-skip --prompt "$(PROMPT)" --max-new-tokens 64 --budget 0.8 --trace
 
 test: lint
 	$(QUIET) $(PYTEST)
@@ -54,7 +56,7 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(BUNDLE) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BUNDLE) $(BUNDLE)-skip build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:

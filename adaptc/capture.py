@@ -43,7 +43,7 @@ def capture(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> Fx
     """
     kinds = _layer_kinds(config)
     module, ties = _export(config, [kinds[0], *dict.fromkeys(kinds)])
-    _tidy(module)
+    tidy(module)
     _stamp(module, kinds)
     _attach(module, weights, ties)
     # A fork is a plain module: the exporter's input checks and guards stay behind.
@@ -95,7 +95,7 @@ def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule,
     return module, {name: to for name, to in ties.items() if name != to}
 
 
-def _tidy(module: fx.GraphModule) -> None:
+def tidy(module: fx.GraphModule) -> None:
     """Drop what export leaves behind: guards, assertions, casts to the type a value already has, dead masks."""
     aten = torch.ops.aten
     for node in list(module.graph.nodes):

@@ -12,6 +12,7 @@ from adaptc import doctor
 from adaptc.errors import LoadError
 from adaptc.sources import Source, find_in_package, find_source
 from adaptc.spec import CalibrationSpec, Spec, TargetSpec
+from adaptc.stitch_check import stitch_faults
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -69,6 +70,7 @@ def check(spec: Spec, base: Path) -> CheckReport:
 
 def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
     sizes = []
+    known: dict[str, tuple[Source, PretrainedConfig]] = {}
     for name, model in spec.models.items():
         try:
             source = find_source(model, base)
@@ -76,6 +78,7 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
         except LoadError as error:
             yield Finding(name, "error", str(error))
             continue
+        known[name] = source, config
         found = [*_architecture(name, config), *_dims(name, config, spec.target)]
         yield from found
         yield from _rope(name, config, spec.target)
@@ -84,6 +87,9 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
             sizes.append(size := size_of(config, spec.target, model.dtype))
             text = f"{size.parameters / _MB:,.1f} M parameters, {size.bundle / _MB:,.0f} MB as {spec.target.weights}"
             yield Finding(name, "ok", text)
+    if spec.passes and len(known) == len(spec.models):
+        for fault in stitch_faults(spec, known):
+            yield Finding("stitch", "error", fault)
     if sizes:
         yield from _room(sizes, base)
     yield from _versions()

@@ -130,7 +130,15 @@ def _make(
         stage("does it pay?")
         program, verdicts = paying(program)
     stage("write weights")
-    publish(spec, program, records, sources, hashes, versions(), into, verdicts)
+    publish(spec, program, records, sources, hashes, versions(), into, verdicts, trained_gates(spec, base))
+
+
+def trained_gates(spec: Spec, base: Path) -> dict[str, Path]:
+    """The file of trained gates of each graph, where the spec names one."""
+    from adaptc.spec import build_passes
+
+    files = [path for pass_ in build_passes(spec) for name, path in pass_.at(base).files().items() if name == "gates"]
+    return {name: Path(path) for name in spec.models for path in files[:1]}
 
 
 def target_passes(spec: Spec) -> tuple[Pass, ...]:

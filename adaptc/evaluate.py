@@ -15,7 +15,7 @@ import numpy.typing as npt
 from adaptc.cache import Cache, key_of
 from adaptc.errors import AdaptcError, RequestError
 from adaptc.runtime.budget import Skips
-from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.bundle import Bundle, SwitchStep
 from adaptc.sources import Source
 
 Ids = npt.NDArray[np.int64]
@@ -131,13 +131,21 @@ def text_ids(bundle: Bundle, path: Path, tokens: int | None = None) -> Ids:
     return ids
 
 
+def route_bytes(bundle: Bundle) -> dict[str, int]:
+    """Bytes of weights that a decoded token reads on each route; empty for a bundle without routes."""
+    last = bundle.manifest.plan[-1]
+    routes = last.routes if isinstance(last, SwitchStep) else {}
+    return {name: route.bytes_per_token for name, route in routes.items()}
+
+
 def bundle_perplexity(
     bundle: Bundle,
     ids: Ids,
     window: int = WINDOW,
     *,
     step: bool = False,
-    budget: float = 1.0,
+    budget: float | None = None,
+    route: str | None = None,
     threads: int | None = None,
     progress: Progress = ignore,
 ) -> Perplexity:
@@ -148,7 +156,9 @@ def bundle_perplexity(
         ids: As for `perplexity`.
         window: As for `perplexity`; at most the bundle's `max_tokens`.
         step: Token by token through the graph as it runs when it writes.
-        budget: How much of the model runs, 0 to 1, where the bundle has gates; below 1 it goes token by token.
+        budget: How much of the model runs, 0 to 1, where the bundle has gates; below 1 it goes token by token. None for
+            dense, and for what a router was calibrated to.
+        route: Of a stitched bundle; None lets its router pick one for each window, which it reads whole.
         threads: Of the engine; None for the physical cores.
         progress: As for `perplexity`.
 
@@ -166,7 +176,7 @@ def bundle_perplexity(
     with load(bundle.path, threads=threads, batch=1, verify=False) as session:
 
         def score(piece: Ids) -> npt.NDArray[np.float32]:
-            scores = session.score(piece, step=step, budget=budget)
+            scores = session.score(piece, step=step, budget=budget, route=route)
             skips.extend([session.scored] if session.scored is not None else [])
             return scores
 

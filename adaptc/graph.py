@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.generic]
 
 
+UNUSED = "unused"
+"""Key of an FX module's `meta`: parameters by name that the captured model has and no operator reads."""
+
+
 class Graph(Protocol):
     """What every graph can do."""
 
@@ -70,6 +74,10 @@ class FxGraph:
         output = graph.graph_copy(self.module.graph, copied)
         graph.output(output)
         next(iter(reversed(graph.nodes))).meta = dict(self.module.graph.output_node().meta)
+        return type(self)(_reparent(self.module, graph), self.dims)
+
+    def with_nodes(self, graph: fx.Graph) -> Self:
+        """A graph of other nodes over the same weights."""
         return type(self)(_reparent(self.module, graph), self.dims)
 
     def verify(self) -> None:

@@ -20,15 +20,18 @@ from adaptc.blocks_file import load_blocks, save_blocks
 from adaptc.cache import Cache, key_of
 from adaptc.calibration_text import CalibrationText, calibration_text
 from adaptc.capture import capture
+from adaptc.capture_module import capture_module
 from adaptc.errors import SpecError
 from adaptc.gates import Gates
 from adaptc.graph import OnnxGraph
+from adaptc.modal import modal_from_json
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.gptq import Gptq
 from adaptc.passes.lower import Lower
 from adaptc.program import Program, Run, Switch, Tower
 from adaptc.router import Router
 from adaptc.runtime.manifest import PassRecord
+from adaptc.source_module import ModuleSource
 from adaptc.sources import Source
 from adaptc.spec import Spec, build_passes
 from adaptc.vocabulary import vocabulary
@@ -45,10 +48,14 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
     graphs, towers, samples = {}, {}, {}
     for name, source in sources.items():
         stage(f"read {name}")
+        towers[name] = tower(source, shared=len(sources) > 1)
+        if isinstance(source, ModuleSource):
+            stage(f"capture {name}")
+            graphs[name] = capture_module(*source.build())
+            continue
         config, weights = source.config(), source.tensors()
         stage(f"capture {name}")
         graphs[name] = capture(config, weights)
-        towers[name] = tower(source, shared=len(sources) > 1)
         samples[name] = text.ids(source)
     return Program(graphs, tuple(Run(name) for name in graphs), towers, samples)
 
@@ -56,6 +63,8 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
 def tower(source: Source, *, shared: bool = False) -> Tower:
     """What later stages need to know of a model; `shared` if its vocabulary must be another's too."""
     config, ids = source.config(), source.token_ids()
+    if isinstance(source, ModuleSource):
+        return Tower(source.origin, config.model_type, 0, None, (), None, 0, source.sha256())
     return Tower(
         origin=source.origin,
         architecture=config.model_type,
@@ -86,7 +95,7 @@ def lowered(
     own = tuple(pass_.at(base) for pass_ in build_passes(spec))
     if len(sources) > 1 and not own:
         raise SpecError(f"models: {', '.join(sources)}, and no pass that joins them; one model is right without passes")
-    passes = (*own, *_rounding(spec), Lower())
+    passes = (*own, *_rounding(spec, sources), Lower())
     text = calibration_text(spec.calibration, base)
     key = key_of(
         {name: source.config().to_dict() for name, source in sources.items()},
@@ -117,8 +126,10 @@ def record(step: Step) -> PassRecord:
     return PassRecord(step.pass_.name, step.pass_.options(), step.changed, round(step.seconds, 3))
 
 
-def _rounding(spec: Spec) -> tuple[Pass, ...]:
-    return (Gptq(block_size=spec.target.block_size),) if spec.target.weights == "int4" else ()
+def _rounding(spec: Spec, sources: Mapping[str, Source]) -> tuple[Pass, ...]:
+    """Choosing codes by what layers see needs a model that reads text."""
+    reads = any(not isinstance(source, ModuleSource) for source in sources.values())
+    return (Gptq(block_size=spec.target.block_size),) if reads and spec.target.weights == "int4" else ()
 
 
 def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Source], path: Path) -> None:
@@ -137,6 +148,7 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
     about = {
         "plan": [_step_json(step, path) for step in program.plan],
         "towers": {name: next(n for n, t in origins.items() if t == each) for name, each in program.towers.items()},
+        "modal": {name: asdict(modal) for name, modal in program.modal.items()},
         "history": program.history,
         "gates": {name: asdict(gates) for name, gates in program.gates.items()},
         "records": [[r.name, r.options, r.changed, r.seconds] for r in records],
@@ -156,7 +168,9 @@ def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[Pass
     records = [PassRecord(*fields) for fields in about["records"]]
     blocks = load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {}
     gates = {name: _gates(**fields) for name, fields in about["gates"].items()}
-    return Program(graphs, plan, towers, blocks=blocks, gates=gates, history=tuple(about["history"])), records
+    modal = {name: modal_from_json(fields) for name, fields in about["modal"].items()}
+    program = Program(graphs, plan, towers, blocks=blocks, gates=gates, history=tuple(about["history"]), modal=modal)
+    return program, records
 
 
 def _step_json(step: Run | Switch, path: Path) -> dict[str, Any]:
@@ -187,8 +201,9 @@ def _gates(layers: list[int], thresholds: list[tuple[float, float]], **fields: A
 
 def _weights_of(graph: str, sources: Mapping[str, Source]) -> Mapping[str, torch.Tensor]:
     """The pretrained weights a graph may have, by their names in it; each is read when it is asked for."""
-    if graph in sources:
-        return sources[graph].tensors()
+    model = graph.partition(".")[0]  # `emoji.encode.image` is of `emoji`
+    if model in sources:
+        return sources[model].tensors()
     # A graph of several towers calls each weight after its tower.
     return Prefixed({name: source.tensors() for name, source in sources.items()})
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from adaptc.gates import Gates
     from adaptc.graph import Graph
+    from adaptc.modal import ModalSpec
     from adaptc.passes.blockwise import Blocks
     from adaptc.regions import Split
     from adaptc.router import Router
@@ -103,6 +104,7 @@ class Program:
         samples: Calibration text of each graph that takes token ids, int64[tokens].
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
         gates: By graph name, where blocks may be skipped.
+        modal: By model name, which of the plan's graphs run for which of its modalities.
         regions: By graph name, the pieces that become engines.
         history: Names of the passes that changed it.
     """
@@ -115,6 +117,7 @@ class Program:
     gates: Mapping[str, Gates] = field(default_factory=lambda: EMPTY)
     regions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
     history: tuple[str, ...] = ()
+    modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
 
     def graph(self, name: str, level: type[G]) -> G:
         """The graph of this name, which must be at this level.
@@ -139,6 +142,10 @@ class Program:
     def with_graph(self, name: str, graph: Graph) -> Program:
         """This program with one graph replaced or added."""
         return replace(self, graphs={**self.graphs, name: graph})
+
+    def tower(self, graph: str) -> Tower:
+        """The pretrained part that a graph is of; `emoji.encode.image` is of `emoji`."""
+        return self.towers[graph] if graph in self.towers else self.towers[graph.partition(".")[0]]
 
     def verify(self) -> None:
         """Raise PassError unless every graph is well formed and the plan runs each one it names."""

@@ -43,6 +43,7 @@ def publish(
     versions: Mapping[str, str],
     into: Path,
     verdicts: Mapping[str, Verdict] = EMPTY,
+    trained: Mapping[str, Path] = EMPTY,
 ) -> Bundle:
     """Write a program as a bundle.
 
@@ -55,6 +56,7 @@ def publish(
         versions: Of the libraries that took part.
         into: The bundle's folder.
         verdicts: By graph name, whether gates paid; those that did not are no longer in `program`.
+        trained: By graph name, the file its gates were trained into; kept in the bundle as it is.
 
     Raises:
         BundleError: it cannot be written.
@@ -73,6 +75,7 @@ def publish(
             if isinstance(step, Switch) and step.router is not None:
                 files[f"gates/{step.gate}.safetensors"] = step.router.content
         files["spec.yaml"] = effective(spec).encode()
+        files |= {f"gates/{name}.safetensors": path for name, path in trained.items() if name in program.gates}
         for name, content in next(iter(sources.values())).tokenizer_files().items():
             files[f"tokenizer/{name}"] = content
         manifest = Manifest(
@@ -82,6 +85,7 @@ def publish(
             plan=plan_steps(program),
             graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
             gates={name: gate_spec(gates) for name, gates in program.gates.items()},
+            modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
             report=_measured(graphs, plan_steps(program))
@@ -120,7 +124,7 @@ def _router(step: Switch) -> RouterRecord | None:
 
 
 def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
-    main, tower, split = graph.model.graph, program.towers[name], program.regions.get(name)
+    main, tower, split = graph.model.graph, program.tower(name), program.regions.get(name)
     return GraphSpec(
         file=f"graphs/{name}.onnx",
         inputs=tuple(map(_tensor, main.inputs)),

@@ -26,11 +26,13 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         licence = f", {model.licence}" if model.licence else ""
         yield f"model {name}", f"{model.source} ({model.architecture}{licence})"
     target = manifest.target
-    yield (
-        "target",
-        f"{target.backend}, {target.weights} weights, {target.max_tokens} tokens, batch {target.batch}",
-    )
-    yield "weights read per token", f"{manifest.report['bytes_per_token'] / 1e6:.1f} MB"
+    writes = any(graph.decoder is not None for graph in manifest.graphs.values())
+    length = f", {target.max_tokens} tokens, batch {target.batch}" if writes else ""
+    yield "target", f"{target.backend}, {target.weights} weights{length}"
+    if writes:
+        yield "weights read per token", f"{manifest.report['bytes_per_token'] / 1e6:.1f} MB"
+    for name, modal in manifest.modal.items():
+        yield f"subsets of {name}", ", ".join("+".join(subset.modalities) for subset in modal.subsets)
     for name, graph in manifest.graphs.items():
         if graph.decoder is not None:
             cache = sum(2 * heads * width for heads, width in graph.decoder.kv) * graph.decoder.max_tokens * 4

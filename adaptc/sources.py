@@ -56,7 +56,7 @@ class Source(ABC):
     Attributes:
         path: The folder or file; of a hub repository its id.
         origin: What the spec calls it; goes into the manifest.
-        kind: `folder`, `gguf`, `package` or `hub`.
+        kind: `folder`, `gguf`, `package`, `hub` or `module`.
         dtype: `float32`, `bfloat16` or `float16`: what weights are read as.
         revision: Branch, tag or commit of a hub repository, or None.
     """
@@ -144,10 +144,13 @@ def find_source(model: ModelSpec, base: Path) -> Source:
     """
     from adaptc.source_folder import FolderSource, HubSource
     from adaptc.source_gguf import GgufSource
+    from adaptc.source_module import find_module
 
     name = model.source
     if name.startswith("module:"):
-        raise LoadError(f"{name}: models built by Python code cannot be compiled yet; give a folder or a .gguf file")
+        return find_module(model, base)
+    if model.weights is not None or model.tokenizer is not None:
+        raise LoadError(f"{name}: weights and tokenizer are for module:FILE.py:FUNCTION; this source has its own")
     path = find_in_package(name) if name.startswith("package:") else base / Path(name).expanduser()
     if not path.exists():
         if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":

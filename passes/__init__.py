@@ -7,6 +7,7 @@ if __name__ != "adaptc.passes":
 
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.branch import Branch
+from adaptc.passes.drop_modality import DropModality
 from adaptc.passes.float_weights import FloatWeights
 from adaptc.passes.fuse_norms import FuseNorms
 from adaptc.passes.fuse_projections import FuseProjections
@@ -25,6 +26,7 @@ __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 PASSES: dict[str, type[Pass]] = {
     pass_.name: pass_
     for pass_ in (
+        DropModality,
         SkipFfn,
         Stitch,
         Gptq,

@@ -100,23 +100,31 @@ def parameters(block: FfnBlock, rank: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def learned(graph: FxGraph, layers: Sequence[int], weights: Mapping[str, torch.Tensor]) -> FxGraph:
+def learned(
+    graph: FxGraph, layers: Sequence[int], weights: Mapping[str, torch.Tensor], leaders: Sequence[int] | None = None
+) -> FxGraph:
     """A fork with a linear gate on the state before attention, and the weights' cheap path if they have one.
 
     Args:
         graph: A captured decoder.
         layers: Which layers get a gate.
         weights: By name, see `parameters`; shared, not copied.
+        leaders: For each of the layers, the layer whose gate decides: itself or one before it; None for itself.
     """
     fork, threshold, blocks = _open(graph)
-    for layer in layers:
+    said: dict[int, fx.Node] = {}
+    for layer, leader in zip(layers, leaders or layers, strict=True):
         block = blocks[layer]
         stem = f"{block.layer}.skip"
         new = Builder(fork.module, block.result)
+        if leader != layer:
+            _choose(new, block, said[leader], threshold, weights)
+            continue
         gate = f"{stem}.gate"
         product = new.call(aten.matmul.default, gate, block.state, new.weight(f"{gate}.weight", weights))
         total = new.call(aten.add.Tensor, gate, product, new.weight(f"{gate}.bias", weights))
-        _choose(new, block, new.call(aten.squeeze.dim, gate, total, -1), threshold, weights)
+        said[layer] = new.call(aten.squeeze.dim, gate, total, -1)
+        _choose(new, block, said[layer], threshold, weights)
     return _closed(fork)
 
 

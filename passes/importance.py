@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,24 +34,43 @@ def ffn_importance(graph: FxGraph, ids: Ids, seed: int = 0) -> list[float]:
         ids: int64 [sequences, tokens].
         seed: Of the drawn text.
     """
-    blocks = {block.result: layer for layer, block in enumerate(ffn_blocks(graph))}
+    return fisher(graph, ids, {block.result: None for block in ffn_blocks(graph)}, seed)
+
+
+def fisher(graph: FxGraph, ids: Ids, changes: Mapping[fx.Node, fx.Node | None], seed: int = 0) -> list[float]:
+    """KL(dense || changed) for each of some changes by itself, to second order; nats a token, see `ffn_importance`.
+
+    Args:
+        graph: A captured decoder.
+        ids: int64 [sequences, tokens].
+        changes: A node, and the earlier node whose value takes its place; None for zero.
+        seed: Of the drawn text.
+    """
+    places = {node: place for place, node in enumerate(changes)}
+    wanted = {*changes, *(node for node in changes.values() if node is not None)}
     random = torch.Generator().manual_seed(seed)
-    total = np.zeros(len(blocks))
+    total = np.zeros(len(changes))
     for part in _parts(ids):
         probes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        seen: dict[fx.Node, torch.Tensor] = {}
 
-        def probe(node: fx.Node, value: torch.Tensor, probes: Any = probes) -> torch.Tensor:
-            nudge = torch.zeros_like(value, requires_grad=True)
-            probes[blocks[node]] = (nudge, value.detach())
-            return value + nudge
+        def probe(node: fx.Node, value: torch.Tensor, probes: Any = probes, seen: Any = seen) -> torch.Tensor:
+            if node in places:
+                instead = changes[node]
+                lost = value.detach() if instead is None else value.detach() - seen[instead]
+                nudge = torch.zeros_like(value, requires_grad=True)
+                probes[places[node]] = (nudge, lost)
+                value = value + nudge
+            seen[node] = value.detach()
+            return value
 
         with torch.enable_grad():
-            logits = _walk(graph, part, set(blocks), probe).float()
+            logits = _walk(graph, part, wanted, probe).float()
             drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=random).flatten()
             torch.autograd.backward(F.cross_entropy(logits.flatten(0, 1), drawn, reduction="sum"))
-        for layer, (nudge, value) in probes.items():
+        for place, (nudge, value) in probes.items():
             assert nudge.grad is not None
-            total[layer] += float((nudge.grad * value).sum(-1).square().sum()) / 2
+            total[place] += float((nudge.grad * value).sum(-1).square().sum()) / 2
     return [float(each) for each in total / ids.size]
 
 
@@ -63,12 +82,18 @@ def ffn_cosines(graph: FxGraph, ids: Ids) -> list[float]:
     pairs = [residual(graph, block) for block in ffn_blocks(graph)]
     wanted = {node for pair in pairs for node in pair}
     total = np.zeros(len(pairs))
+    for seen in states(graph, ids, wanted):
+        total += [float(F.cosine_similarity(seen[a].float(), seen[b].float(), dim=-1).sum()) for b, a in pairs]
+    return [float(each) for each in total / ids.size]
+
+
+def states(graph: FxGraph, ids: Ids, wanted: set[fx.Node]) -> Iterator[dict[fx.Node, torch.Tensor]]:
+    """The values of some nodes, for some sequences at a time."""
     for part in _parts(ids):
         seen: dict[fx.Node, torch.Tensor] = {}
         with torch.no_grad():
             _walk(graph, part, wanted, lambda node, value, seen=seen: seen.setdefault(node, value))  # type: ignore[misc]
-        total += [float(F.cosine_similarity(seen[a].float(), seen[b].float(), dim=-1).sum()) for b, a in pairs]
-    return [float(each) for each in total / ids.size]
+        yield seen
 
 
 def decisions(graph: FxGraph, ids: Ids, threshold: float, warmup: int) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from adaptc.passes.match import initializer, path
 from adaptc.program import Program
 
 POSITIONS = "position_ids"
+SEQLENS = "seqlens_k"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +50,27 @@ class KvCache(Pass):
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
-            if any(node.op_type == "Attention" for node in graph.model.graph):
+            if any(map(_is_causal, graph.model.graph)):
                 fork = graph.fork()
                 _cache(fork, self.max_tokens)
                 program = program.with_graph(name, fork)
         return program
 
 
+def _is_causal(node: ir.Node) -> bool:
+    """Whether it is a decoder's attention; an encoder's sees all its tokens at once and keeps none."""
+    return node.op_type == "Attention" and bool(node.attributes.get_int("is_causal", 0))
+
+
 def _cache(graph: OnnxGraph, max_tokens: int) -> None:
     model = graph.model
     main = model.graph
     model.opset_imports["com.microsoft"] = 1
-    seqlens = ir.Value(name="seqlens_k", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
+    seqlens = ir.Value(name=SEQLENS, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
     total = ir.Value(name="total_sequence_length", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([]))
     main.inputs.extend([seqlens, total])
     tables: dict[tuple[str, str], tuple[ir.Value, ir.Value]] = {}
-    attentions = [node for node in main if node.op_type == "Attention"]
+    attentions = [node for node in main if _is_causal(node)]
     for layer, node in enumerate(attentions):
         query, key, value = (_unrotated(v, node) for v in node.inputs[:3])
         if query.tables != key.tables or query.tables is None or value.tables is not None:

@@ -48,8 +48,9 @@ def _slice_head(graph: ir.Graph) -> bool:
         # Between the head and the logits stand at most Gemma's soft cap: elementwise, one value in, one out.
         sources = [v for v in node.inputs if v is not None and v.producer() is not None]
         node = sources[0].producer() if sources else None
-    if logits is None or node is None or node.inputs[0] is None:
-        return False
+    tokens = logits is not None and logits.shape is not None and len(logits.shape) == 3
+    if logits is None or not tokens or node is None or node.inputs[0] is None:
+        return False  # no decoder: a classifier's logits have no axis of tokens
     hidden = node.inputs[0]
     start = ir.Value(name=NAME, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
     end = ir.node("Constant", [], {"value_ints": [2**31]}, name=f"{NAME}/end")

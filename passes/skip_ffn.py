@@ -110,7 +110,7 @@ class SkipFfn(Pass):
             fork = gating.static(graph, {layer: float(place) for place, layer in enumerate(order)}, {})
             levels = tuple(((place + 1) / blocks, place + 0.5) for place in range(len(order)))
             return fork, self._gates("static", tuple(sorted(order)), blocks, levels)
-        layers = self.layers if self.layers != "auto" else _region(ffn_cosines(graph, ids), self.tau)
+        layers = self.layers if self.layers != "auto" else region(ffn_cosines(graph, ids), self.tau)
         if len(layers) < 2:
             raise PassError(f"tau: {self.tau}; no two neighbouring layers are that similar, a lower value is right")
         fork = gating.cosine(graph, layers, self.tau, self.k)
@@ -166,7 +166,7 @@ def _half(importance: list[float]) -> list[int]:
     return order[: len(order) // 2]
 
 
-def _region(cosines: list[float], tau: float) -> tuple[int, ...]:
+def region(cosines: list[float], tau: float) -> tuple[int, ...]:
     """The longest run of neighbouring layers that turn their state little: between the cold start and the cold end."""
     longest: tuple[int, ...] = ()
     run: tuple[int, ...] = ()

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from adaptc.runtime.engine import Engine
     from adaptc.runtime.fake import FakeEngine
     from adaptc.runtime.generation import Result, Trace
-    from adaptc.runtime.loading import load
+    from adaptc.runtime.infer import Inference, ModalSession
+    from adaptc.runtime.jobs import JobQueue, Ticket
+    from adaptc.runtime.loading import load, load_modal
     from adaptc.runtime.manifest import DecoderSpec, GateSpec, Manifest, TensorSpec
     from adaptc.runtime.ort import OrtEngine
+    from adaptc.runtime.router import Choice
     from adaptc.runtime.sampling import Sampling
     from adaptc.runtime.session import Session
 
@@ -31,12 +34,16 @@ __all__ = [
     "AdaptcError",
     "Bundle",
     "BundleError",
+    "Choice",
     "DecoderSpec",
     "Engine",
     "EngineError",
     "FakeEngine",
     "GateSpec",
+    "Inference",
+    "JobQueue",
     "Manifest",
+    "ModalSession",
     "OrtEngine",
     "RequestError",
     "Result",
@@ -44,27 +51,35 @@ __all__ = [
     "Session",
     "Skips",
     "TensorSpec",
+    "Ticket",
     "Trace",
     "load",
+    "load_modal",
     "open_bundle",
 ]
 
 # Where each name is, so that importing this package costs nothing until one is used.
 _HOMES = {
     "Bundle": "bundle",
+    "Choice": "router",
     "DecoderSpec": "manifest",
     "Engine": "engine",
     "FakeEngine": "fake",
     "GateSpec": "manifest",
+    "Inference": "infer",
+    "JobQueue": "jobs",
     "Manifest": "manifest",
+    "ModalSession": "infer",
     "OrtEngine": "ort",
     "Result": "generation",
     "Sampling": "sampling",
     "Session": "session",
     "Skips": "budget",
     "TensorSpec": "manifest",
+    "Ticket": "jobs",
     "Trace": "generation",
     "load": "loading",
+    "load_modal": "loading",
     "open_bundle": "bundle",
 }
 

@@ -199,6 +199,11 @@ def _check_references(manifest: Manifest) -> None:
     for name in manifest.gates:
         if name not in manifest.graphs:
             raise BundleError(f"gates.{name}: no such graph; there are: {', '.join(manifest.graphs)}")
+    for model, modal in manifest.modal.items():
+        encoders = [each.encoder for each in modal.modalities.values() if each.encoder is not None]
+        for name in (*encoders, *(subset.graph for subset in modal.subsets)):
+            if name not in manifest.graphs:
+                raise BundleError(f"modal.{model}: no graph {name!r}; there are: {', '.join(manifest.graphs)}")
     for index, step in enumerate(manifest.plan):
         for name in step.graphs:
             if name not in manifest.graphs:

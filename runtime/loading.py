@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import Bundle, open_bundle
 from adaptc.runtime.decoder import HIDDEN
 from adaptc.runtime.errors import BundleError, RequestError
+from adaptc.runtime.infer import ModalSession
 from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest, PlanStep, SwitchStep
+from adaptc.runtime.modal_run import ModalGraphs
 from adaptc.runtime.ort import OrtEngine
+from adaptc.runtime.profile import read_profile
 from adaptc.runtime.request import check_count
 from adaptc.runtime.routed import Routes, Top
 from adaptc.runtime.router import Router, read_router
@@ -53,6 +57,9 @@ def load(
     if budget is not None:
         check_budget(budget)
     bundle = open_bundle(path, verify)
+    if is_modal(bundle.manifest):
+        # Which of the two it is, only the bundle knows; callers that do call `load_modal`.
+        return cast("Session", _modal_session(bundle, threads, cache_bytes=64 << 20))
     name, graph, decoder = _decoder_graph(bundle.manifest, str(path))
     folder = bundle.path / "tokenizer"
     tokenizer = Tokenizer(folder) if folder.exists() else None
@@ -71,6 +78,47 @@ def load(
         return Session(rows, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
     engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
     return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget, routes=routes)
+
+
+def load_modal(
+    path: str | Path, *, threads: int | None = None, cache_bytes: int = 64 << 20, verify: bool = True
+) -> ModalSession:
+    """Open a bundle of a model that runs on subsets of its modalities; `load` gives the same for such a bundle.
+
+    Args:
+        path: The bundle's folder.
+        threads: Threads that work on one run; by default the physical cores.
+        cache_bytes: Most bytes of features that are kept for inputs that come again; 0 keeps none.
+        verify: Compare every file's sha256 with the manifest's.
+
+    Raises:
+        BundleError: no bundle there, it is damaged, or its model is no such one.
+        RequestError: a value is out of range.
+    """
+    if threads is not None:
+        check_count("threads", threads, most=_MOST_THREADS)
+    if cache_bytes:
+        check_count("cache_bytes", cache_bytes)
+    bundle = open_bundle(path, verify)
+    if not is_modal(bundle.manifest):
+        raise BundleError(f"{path}: has no modalities to leave out; drop_modality makes a bundle that has")
+    return _modal_session(bundle, threads, cache_bytes)
+
+
+def is_modal(manifest: Manifest) -> bool:
+    """Whether its model is asked once for each input; a language model that kept its text only writes as any other."""
+    return bool(manifest.modal) and all(graph.decoder is None for graph in manifest.graphs.values())
+
+
+def _modal_session(bundle: Bundle, threads: int | None, cache_bytes: int) -> ModalSession:
+    manifest = bundle.manifest
+    [(_, modal)] = manifest.modal.items()
+    graphs = ModalGraphs(modal, lambda name: OrtEngine(bundle.path / manifest.graphs[name].file, threads), cache_bytes)
+    readers = [*(each.encoder for each in modal.modalities.values()), *(each.graph for each in modal.subsets)]
+    inputs = {tensor.name: tensor for name in readers if name for tensor in manifest.graphs[name].inputs}
+    folder = bundle.path / "tokenizer"
+    tokenizer = Tokenizer(folder) if folder.exists() else None
+    return ModalSession(modal, graphs, inputs, tokenizer, read_profile(bundle.path))
 
 
 def _decoder_graph(manifest: Manifest, where: str) -> tuple[str, GraphSpec, DecoderSpec]:

@@ -99,6 +99,47 @@ class GateSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ModalitySpec:
+    """One modality of a model.
+
+    Attributes:
+        inputs: The model's inputs that belong to it.
+        encoder: Name of the graph from these to `features`; None where subsets read the inputs as they are.
+        features: What subsets read of it.
+    """
+
+    inputs: tuple[str, ...]
+    encoder: str | None
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SubsetSpec:
+    """Some modalities of a model, and the graph that does with these.
+
+    Attributes:
+        modalities: Their names, in the model's order.
+        graph: Name of the graph from their features to the model's outputs.
+    """
+
+    modalities: tuple[str, ...]
+    graph: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModalSpec:
+    """How a model runs on subsets of its modalities.
+
+    Attributes:
+        modalities: By name, in the model's order.
+        subsets: From small to large.
+    """
+
+    modalities: dict[str, ModalitySpec]
+    subsets: tuple[SubsetSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """Where a pretrained model came from."""
 
@@ -212,6 +253,7 @@ class Manifest:
         plan: How the graphs are run.
         graphs: By name.
         gates: By the name of the graph that has them.
+        modal: By the name of the model that runs on subsets of its modalities.
         target: What the bundle was compiled for.
         versions: Versions of the libraries that took part.
         report: What was measured while compiling.
@@ -229,6 +271,7 @@ class Manifest:
     versions: dict[str, str]
     report: JsonObject
     files: dict[str, FileRecord] = field(default_factory=dict)
+    modal: dict[str, ModalSpec] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of `manifest.json`, sealed with a hash of its own content.
@@ -291,6 +334,15 @@ def _refuse_constant(name: str) -> None:
 @cache
 def _fields(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
+
+
+def read_json(kind: Any, value: Any) -> Any:
+    """`value`, parsed from JSON, as the dataclass `kind`.
+
+    Raises:
+        BundleError: a key is missing, unknown or of the wrong type.
+    """
+    return _read(kind, value, "")
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

@@ -21,7 +21,7 @@ from adaptc.runtime.decoder import Decoder, Ids, Logits, States
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.manifest import DecoderSpec, GateSpec
-from adaptc.runtime.router import Router
+from adaptc.runtime.router import Choice, Router
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,19 @@ class RoutedDecoder:
         self._places[0] = route, 0
         yield from self._tops[route].score(states, most)
 
+    def choose(self, ids: Ids, budget: float | None) -> Choice:
+        """What the router makes of a prompt; the first row is lost.
+
+        Raises:
+            RequestError: there is no router.
+        """
+        if self._router is None:
+            raise RequestError(f"route: this bundle has no router; requests name a route, or take {self.routes[0]!r}")
+        states = self._states[0, : len(ids)]
+        self._leave(0)
+        self._bottom.states(0, ids, DENSE, states)
+        return self._router.choose(states, budget)
+
     def close(self) -> None:
         """See `Rows`."""
         for part in (self._bottom, *self._tops.values()):
@@ -180,7 +193,7 @@ class RoutedDecoder:
     def _picked(self, states: States, wish: Wish) -> str:
         if wish.route is not None:
             return wish.route
-        return self.routes[0] if self._router is None else self._router.pick(states, wish.budget)
+        return self.routes[0] if self._router is None else self._router.choose(states, wish.budget).route
 
     def _place(self, row: int) -> tuple[str, int]:
         place = self._places[row]

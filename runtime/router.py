@@ -39,8 +39,8 @@ class Router:
     threshold: float
     levels: tuple[tuple[float, float | None], ...]
 
-    def pick(self, states: Array, budget: float | None = None) -> str:
-        """The route for a prompt.
+    def choose(self, states: Array, budget: float | None = None) -> Choice:
+        """The route for a prompt, and why.
 
         Args:
             states: float32 [tokens, width], as the bottom gives them.
@@ -48,7 +48,7 @@ class Router:
         """
         threshold = self.threshold if budget is None else self.threshold_at(budget)
         losses = dict(zip(self.costs, self.losses(features(states)).tolist(), strict=True))
-        return picked(losses, self.costs, threshold)
+        return Choice(picked(losses, self.costs, threshold), losses, threshold, dict(self.costs))
 
     def losses(self, x: Array) -> Array:
         """Predicted losses: float32 [..., 2 · width] -> [..., routes]."""
@@ -69,6 +69,23 @@ class Router:
             return self.threshold
         shares, levels = zip(*reversed(points), strict=True)
         return float(np.interp(cost, np.array(shares, np.float64), np.array(levels, np.float64)))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Why a prompt goes where it goes.
+
+    Attributes:
+        route: What was picked.
+        losses: Predicted nats a token that each route loses against the dearest.
+        threshold: What they were compared with.
+        costs: Bytes read for a token, by route.
+    """
+
+    route: str
+    losses: dict[str, float]
+    threshold: float
+    costs: dict[str, int]
 
 
 def picked(losses: Mapping[str, float], costs: Mapping[str, int], threshold: float) -> str:

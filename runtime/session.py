@@ -26,7 +26,8 @@ from adaptc.runtime.request import (
     read_prompt,
     read_request,
 )
-from adaptc.runtime.routed import Routes
+from adaptc.runtime.routed import RoutedDecoder, Routes
+from adaptc.runtime.router import Choice
 from adaptc.runtime.rows import Rows
 from adaptc.runtime.sampling import Sampling
 from adaptc.runtime.scoring import log_probabilities
@@ -279,6 +280,23 @@ class Session:
         with self._turns.turn():
             scores, self.scored = log_probabilities(self._decoder, tokens, step, wish)
             return scores
+
+    def choose(self, prompt: Prompt, *, budget: float | None = None) -> Choice:
+        """Which route the router picks for a prompt, and why; nothing is written.
+
+        Args:
+            prompt: A text or its ids.
+            budget: As for `generate`.
+
+        Raises:
+            RequestError: the bundle has no router; and as `generate`.
+        """
+        ids = read_prompt(prompt, self._spec, self._tokenizer)
+        wish = self._wish(budget, None)
+        if not isinstance(self._decoder, RoutedDecoder):
+            raise RequestError("route: this bundle has no routes")
+        with self._turns.turn():
+            return self._decoder.choose(ids, wish.budget)
 
     def reroute(self, route: str) -> None:
         """Go on by another route in the stream that is being written, from its next token on.

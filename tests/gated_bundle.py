@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tokenizers
+from tokenizers.models import WordLevel
+
 from adaptc.datafile import read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.passes import Pipeline
 from adaptc.passes.branch import Branch
@@ -23,6 +26,7 @@ from adaptc.runtime.bundle import (
 )
 from adaptc.runtime.manifest import DecoderSpec
 from tests import skipping, tiny
+from tests.runtime import tiny_tokenizer
 
 GATES = GateSpec("learned", skipping.GATED, 3, 4, "any", ((0.0, None), (0.1, -0.4), (0.5, 0.6)))
 DECODER = DecoderSpec(tiny.VOCAB, 64, ((2, 16),) * 3, 0, (), None)
@@ -35,7 +39,15 @@ def program(*, gated: bool) -> Program:
     return Pipeline((FuseNorms(), FuseProjections(), Quantize(block_size=16))).run(tiny.cached("llama"))
 
 
-def write(into: Path, *, gated: bool = True) -> Bundle:
+def words() -> dict[str, bytes]:
+    """The files of a tokenizer whose tokens are words, as many as the tiny models have."""
+    known = ["<unk>", "Question", "Answer", ":", "?", *(f"w{number}" for number in range(tiny.VOCAB - 5))]
+    made = tokenizers.Tokenizer(WordLevel({word: place for place, word in enumerate(known)}, "<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return tiny_tokenizer.files(made, None)
+
+
+def write(into: Path, *, gated: bool = True, tokenizer: bool = False) -> Bundle:
     """Write it; `into`'s folder must be there."""
     graph = skipping.onnx(program(gated=gated))
     scratch = into.parent / f"{into.name}.weights"
@@ -55,4 +67,6 @@ def write(into: Path, *, gated: bool = True) -> Bundle:
             "skippable_bytes": {"lm": skippable_bytes(graph)},
         },
     )
-    return write_bundle(into, {"graphs/lm.onnx": content, "graphs/lm.data": scratch / "lm.data"}, manifest)
+    files: dict[str, Path | bytes] = {"graphs/lm.onnx": content, "graphs/lm.data": scratch / "lm.data"}
+    files |= {f"tokenizer/{name}": text for name, text in (words() if tokenizer else {}).items()}
+    return write_bundle(into, files, manifest)

@@ -42,6 +42,7 @@ passes:
   - stitch:
       bottom: {model: large, layer_range: [0, 3]}
       weights: stitch.safetensors
+      router: {weights: router.safetensors, target_share: 0.25}
       routes:
         large: {slices: [{model: large, layer_range: [3, 6]}]}
         small:
@@ -160,9 +161,21 @@ def write(folder: Path, spec: str = SPEC) -> Path:
         save(byte_level(), folder / name)
     plan = layout(stitch(), program())
     save_stitches(StitchCard({}, {}), halved(weights(plan)), folder / "stitch.safetensors")
+    routed(folder / "router.safetensors")
     path = folder / "model.yaml"
     path.write_text(spec)
     return path
+
+
+def routed(path: Path, routes: tuple[str, ...] = tuple(ROUTES)) -> None:
+    """Write a random router for the pair, with random held-out prompts."""
+    from adaptc.router_train import Prompts, save_router
+
+    random = np.random.default_rng(9)
+    shapes = {"w1": (8, 96), "b1": (8,), "w2": (len(routes), 8), "b2": (len(routes),)}
+    found = {name: random.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
+    lost = random.uniform(0, 1, (64, len(routes))).astype(np.float32)
+    save_router(found, routes, Prompts(random.normal(size=(64, 96)).astype(np.float32), lost), {}, path)
 
 
 def halved(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

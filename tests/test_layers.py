@@ -21,6 +21,7 @@ COMPILER_FOR_PASSES = {
     "gates",
     "gates_file",
     "graph",
+    "modal",
     "program",
     "regions",
     "router",

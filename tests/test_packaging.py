@@ -176,7 +176,9 @@ def test_the_runtime_is_in_the_plain_install(project: dict[str, Any]) -> None:
                 top = found.name.partition(".")[0]
                 if top not in sys.stdlib_module_names and top != "adaptc" and not found.checked_only:
                     brought = {distribution(home) for home in homes[top]}
-                    optional = file.name in {"build.py", "measure.py", "inspect.py"} and not found.at_once
+                    optional = (
+                        file.name in {"build.py", "evaluate.py", "inspect.py", "measure.py"} and not found.at_once
+                    )
                     assert optional or brought & required(project, "cpu"), f"{file.name}: {top}"
 
 

@@ -149,7 +149,7 @@ def test_refuses_what_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "none.gguf"
     assert refusal(lambda: source(path)) == f"{path}: no such file or folder: {path}"
     assert refusal(lambda: source("module:model.py:build")) == (
-        "module:model.py:build: models built by Python code cannot be compiled yet; give a folder or a .gguf file"
+        "module:model.py:build: no weights; weights: a safetensors file is right"
     )
     assert refusal(lambda: source(tmp_path).config()) == (
         f"{tmp_path}: {tmp_path} has no config.json; a Hugging Face model folder has one"

@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from click.testing import CliRunner
 
 from adaptc import runtime
 from adaptc.cache import Cache
+from adaptc.cli import main
 from adaptc.compile import compile_spec
 from adaptc.datafile import INLINE_BYTES
 from adaptc.passes.paths import layout
@@ -56,6 +58,69 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
     found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return found
+
+
+def test_the_router_picks_by_the_prompts_states(bundle: Bundle) -> None:
+    """What the runtime reads off a bundle's files equals the router on transformers' own states."""
+    import torch
+    from safetensors.numpy import load_file
+
+    from adaptc.router_train import predicted
+    from adaptc.runtime.router import features, picked
+
+    switch = bundle.manifest.plan[1]
+    assert isinstance(switch, SwitchStep)
+    assert switch.router is not None
+    weights = load_file(bundle.path / switch.router.file)
+    model = stitched.model("large")
+    picks = set()
+    with runtime.load(bundle.path, threads=1) as session:
+        for prompt in PROMPTS:
+            with torch.no_grad():
+                states = model(torch.tensor([prompt]), output_hidden_states=True, use_cache=False).hidden_states[3]
+            said = predicted(weights, features(states[0].numpy()))
+            choice = session.choose(prompt)
+            np.testing.assert_allclose(list(choice.losses.values()), said, atol=1e-4)
+            assert choice.route == picked(choice.losses, choice.costs, switch.router.threshold)
+            assert session.generate(prompt, max_new_tokens=2).trace.route == choice.route
+            assert session.generate(prompt, max_new_tokens=2, budget=1).trace.route == "large"
+            picks.add(choice.route)
+    assert len(picks) > 1, "or the router would not matter"
+    bound = switch.router.bound
+    assert bound["target_share"] == 0.25
+    assert bound["share"] <= 0.25
+    costs = [cost for cost, _ in switch.router.levels]
+    assert costs == sorted(costs, reverse=True)
+    assert switch.router.levels[0] == (1.0, None)
+
+
+def test_route_explains(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("the cat\n\nnaïve café\n")
+    arguments = ["route", str(bundle.path), "--prompts", str(tmp_path / "prompts.txt"), "--threads", "1"]
+    done = CliRunner().invoke(main, [*arguments, "--explain"])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert [line.split()[1:] for line in (lines[0], lines[5])] == [["the", "cat"], ["naïve", "café"]]
+    assert len(lines) == 10
+    assert [line.split()[0] for line in lines[1:5]] == list(stitched.ROUTES)
+    assert lines[1].split()[1:7] == ["loses", lines[1].split()[2], "nats", "a", "token,", lines[1].split()[6]]
+    assert "mean cost" in done.stderr
+    rows = [json.loads(line) for line in CliRunner().invoke(main, [*arguments, "--json"]).stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["the cat", "naïve café"]
+    dear = [
+        json.loads(x) for x in CliRunner().invoke(main, [*arguments, "--json", "--budget", "1"]).stdout.splitlines()
+    ]
+    assert {row["route"] for row in dear} == {"large"}
+
+
+def test_generate_takes_a_route(bundle: Bundle) -> None:
+    for route in ("small", "short"):
+        arguments = ["generate", str(bundle.path), "-p", "the cat", "-n", "3", "--json", "--route", route]
+        done = CliRunner().invoke(main, arguments)
+        assert json.loads(done.stdout)["trace"]["routes"] == [[0, route]]
+    done = CliRunner().invoke(main, ["generate", str(bundle.path), "-p", "the cat", "--route", "no"])
+    assert done.exit_code == 1
+    assert done.stderr == "Error: route: no route 'no'; there are: large, small, short, sandwich\n"
 
 
 @pytest.mark.parametrize("route", stitched.ROUTES)

@@ -1,4 +1,4 @@
-"""Commands that measure: eval, bench, verify."""
+"""Commands that measure: bench, verify."""
 
 from __future__ import annotations
 
@@ -31,74 +31,6 @@ CACHE = click.option(
     envvar="ADAPTC_CACHE_DIR",
     help="Where converted models are kept; by default the user's cache folder.",
 )
-
-
-@click.command("eval")
-@BUNDLE
-@click.option("--text", type=click.Path(path_type=Path), required=True, help="A UTF-8 text to predict.")
-@click.option("--tokens", type=click.IntRange(2), help="Use only so many tokens of it.")
-@click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Tokens seen at once.")
-@click.option("--budget", type=click.FloatRange(0, 1), default=1.0, help="0 cheapest, 1 dense; for bundles with gates.")
-@click.option("--step", is_flag=True, help="Go token by token, as when text is written; slow.")
-@click.option(
-    "--dense/--no-dense", default=True, show_default=True, help="Also measure the source model, run by torch."
-)
-@click.option("--dense-dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@THREADS
-@BASE
-@CACHE
-@JSON
-def eval_command(
-    bundle: Path,
-    text: Path,
-    tokens: int | None,
-    window: int,
-    budget: float,
-    step: bool,
-    dense: bool,
-    dense_dtype: str,
-    threads: int | None,
-    base: Path,
-    cache_dir: Path | None,
-    as_json: bool,
-) -> None:
-    """Measure a bundle's perplexity on a text."""
-    from adaptc import evaluate
-    from adaptc.runtime import open_bundle
-
-    opened = open_bundle(bundle)
-    if budget < 1 and not opened.manifest.gates:
-        click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
-    ids = evaluate.text_ids(opened, text, tokens)
-    with _bar(len(ids), "bundle") as progress:
-        own = evaluate.bundle_perplexity(
-            opened, ids, window, step=step, budget=budget, threads=threads, progress=progress
-        )
-    reference = None
-    if dense:
-        from adaptc.reference import source_of
-
-        source, sha256 = source_of(opened, base), next(iter(opened.manifest.models.values())).sha256
-        with _bar(len(ids), "source model") as progress:
-            reference = evaluate.dense_perplexity(
-                *(source, sha256, ids, window, _cache(cache_dir)),
-                dtype=dense_dtype,
-                threads=threads,
-                progress=progress,
-            ).perplexity
-    result = {
-        "perplexity": own.perplexity,
-        "dense_perplexity": reference,
-        "ratio": None if reference is None else own.perplexity / reference,
-        "tokens": own.tokens,
-        "ffn_skipped": own.ffn_skipped,
-        "bytes_not_read": own.bytes_not_read,
-        "bytes_per_token": opened.manifest.report.get("bytes_per_token"),
-        "window": window,
-        "step": step or (budget < 1 and bool(opened.manifest.gates)),
-        "dense_dtype": dense_dtype if dense else None,
-    }
-    _print(result, as_json)
 
 
 @click.command("verify")
@@ -142,6 +74,10 @@ def verify_command(bundle: Path, numbers: bool, threads: int | None, base: Path,
 )
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns of each engine.")
 @click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Answers in a turn.")
+@click.option("--jobs", type=click.IntRange(2), help="Replay so many jobs instead, on a bundle with modalities.")
+@click.option("--data", type=click.Path(dir_okay=False, path_type=Path), help="Labelled rows for --jobs (.npz).")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the jobs.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the jobs' figures (PNG).")
 @THREADS
 @BASE
 @CACHE
@@ -154,6 +90,10 @@ def bench_command(
     long_tokens: int,
     repeats: int,
     samples: int,
+    jobs: int | None,
+    data: Path | None,
+    seed: int,
+    plot: Path | None,
     threads: int | None,
     base: Path,
     cache_dir: Path | None,
@@ -161,8 +101,20 @@ def bench_command(
 ) -> None:
     """Measure a bundle's speed, and other engines' beside it.
 
-    Each engine runs in a process of its own; they take turns. Figures are medians.
+    Each engine runs in a process of its own; they take turns. Figures are medians. With --jobs, jobs with floors and
+    deadlines are replayed under three policies (docs/modalities.md).
     """
+    if (jobs is None) != (data is None):
+        raise click.UsageError("--jobs and --data go together")
+    if jobs is not None and data is not None:
+        from adaptc.cli.modal import bench_jobs, print_jobs
+
+        found = bench_jobs(bundle, data, jobs, seed, threads, plot)
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+        else:
+            print_jobs(found)
+        return
     from adaptc import bench
     from adaptc.runtime import open_bundle
     from adaptc.runtime.cores import physical_cores
@@ -171,7 +123,7 @@ def bench_command(
     opened = open_bundle(bundle)
     settings = bench.Settings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
     ids = bench.prompts(opened, settings)
-    with _status() as stage:
+    with status() as stage:
         runners, missing = _runners(opened, names, base, _cache(cache_dir), stage)
         results, failed = bench.bench(runners, ids, settings, stage)
     report = bench.report(results, settings, missing, failed)
@@ -284,7 +236,7 @@ def _bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
+def status() -> Iterator[Callable[[str], None]]:
     """One changing line on stderr, or a line each where that is no terminal."""
     from rich.console import Console
 

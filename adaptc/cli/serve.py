@@ -29,7 +29,8 @@ _OPTIONS = (
     click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text."),
-    click.option("--budget", type=float, default=1.0, help="0 cheapest, 1 dense; for bundles with gates."),
+    click.option("--budget", type=float, help="0 cheapest, 1 dense; for bundles with gates or a router."),
+    click.option("--route", help="The route to take, for a stitched bundle; by default its router picks."),
     click.option("--threads", type=int, help="By default the physical cores."),
     click.option("--verify/--no-verify", default=True, show_default=True, help="Check every file's sha256 first."),
 )
@@ -148,9 +149,9 @@ def _ask() -> str | None:
             _hint("\n/quit or Ctrl-D leaves.")
 
 
-def _note_budget(session: Session, budget: float) -> None:
+def _note_budget(session: Session, budget: float | None) -> None:
     """Say that a budget changes nothing, where it does not."""
-    if budget < 1 and session.gates is None:
+    if budget is not None and budget < 1 and session.gates is None and not session.routes:
         click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adaptc.cli.build import CACHE, SETTING, _cache, _stages
 
 if TYPE_CHECKING:
-    from adaptc.recipe import Progress
+    from adaptc.recipe import Progress, Recipe
+    from adaptc.spec import Spec
+    from adaptc.train_spec import Place
 
 EVERY = 10
 """Steps between two lines of progress."""
@@ -33,6 +35,11 @@ EVERY = 10
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--part",
+    type=click.Choice(["gates", "stitch", "router"]),
+    help="By default what SPEC has: the stitches of stitch, then its router, else the gates of skip_ffn.",
+)
 @click.option("--restart", is_flag=True, help="Begin anew, whatever a killed run left.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 @CACHE
@@ -48,21 +55,28 @@ def train_command(
     start: int,
     seed: int,
     device: str,
+    part: str | None,
     restart: bool,
     as_json: bool,
     cache_dir: Path | None,
 ) -> None:
-    """Train the gates of SPEC's skip_ffn."""
+    """Train the gates of SPEC's skip_ffn, or its stitches and their router."""
     import json
     from dataclasses import asdict
 
     from adaptc.recipe import Recipe
     from adaptc.spec import read_spec
+    from adaptc.stitch_spec import stitch_of
     from adaptc.train_spec import Place, device_of, train_spec
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, start=start, seed=seed)
     place = Place(spec_file.parent, output, _cache(cache_dir), restart, device_of(device))
+    stitch = stitch_of(spec)
+    if part in ("stitch", "router") or (part is None and stitch is not None):
+        has = {"stitch": stitch and stitch.weights, "router": stitch and stitch.router}
+        _train_stitch(spec, recipe, place, [part] if part else [name for name, found in has.items() if found], as_json)
+        return
     with _stages(None) as stage:
         written, card = train_spec(spec, recipe, sampled, place, stage, _Told())
     if as_json:
@@ -72,6 +86,37 @@ def train_command(
     for (share, level), (_, ratio) in zip(card.thresholds, card.perplexity[1:], strict=True):
         click.echo(f"{share:13.1%}  {level:9.3f}  {ratio:.3f}")
     click.echo(f"wrote {written}", err=True)
+
+
+def _train_stitch(spec: Spec, recipe: Recipe, place: Place, parts: list[str], as_json: bool) -> None:
+    """Train stitches, a router or both, and print what was measured."""
+    import json
+    from dataclasses import asdict
+
+    from adaptc.errors import SpecError
+    from adaptc.stitch_spec import train_router, train_stitches
+
+    if not parts:
+        raise SpecError("passes: nothing to train; stitch: 'weights' or 'router' names a file")
+    found: dict[str, Any] = {}
+    for each in parts:
+        with _stages(None) as stage:
+            if each == "stitch":
+                written, card = train_stitches(spec, recipe, place, stage, _Told())
+                found |= asdict(card)
+            else:
+                written, found["router"] = train_router(spec, recipe, place, stage)
+        click.echo(f"wrote {written}", err=True)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if "quality" in found:
+        click.echo("held-out text         log-perplexity  KL to the teacher, nats a token")
+        for name, measured in found["quality"].items():
+            click.echo(f"{name:20}  {measured['log_perplexity']:14.4f}  {measured['kl']:.4f}")
+    if "router" in found:
+        router = found["router"]
+        click.echo(f"router: area {router['area']:.3f} (0.5 is chance) on {router['prompts']} held-out prompts")
 
 
 class _Told:
@@ -90,7 +135,7 @@ class _Told:
         share = sum(each.share for each in self._since) / len(self._since)
         left = seconds * (progress.steps - progress.step) / 60
         click.echo(
-            f"step {progress.step}/{progress.steps}  KL {loss:.4f}  skipped {share:.1%}  "
+            f"step {progress.step}/{progress.steps}  KL {loss:.4f}  {f'skipped {share:.1%}  ' if share else ''}"
             f"{seconds:.2f} s a step, {left:.0f} min left",
             err=True,
         )

@@ -24,7 +24,7 @@ from adaptc.passes.least_squares import feeds, fitted, normed
 from adaptc.passes.paths import graphs_of, layout
 from adaptc.passes.skip_ffn import SkipFfn
 from adaptc.passes.slices import Tower, states_graph
-from adaptc.passes.stitch import Route, Slice, Source, Stitch
+from adaptc.passes.stitch import Route, Routing, Slice, Source, Stitch
 from adaptc.passes.stitching import Join
 from adaptc.program import Program, Switch
 from adaptc.program import Tower as Pretrained
@@ -318,6 +318,25 @@ def test_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
     pass_.apply(dataclasses.replace(program, towers={"large": tower}))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "router: none given; one of target_share, mean_cost, max_loss is right"),
+        (
+            {"target_share": 0.1, "mean_cost": 0.5},
+            "router: target_share and mean_cost given; one of target_share, mean_cost, max_loss is right",
+        ),
+        ({"target_share": 1.5}, "router: target_share: 1.5; 0 to 1 is right"),
+        ({"max_loss": 0.0}, "router: max_loss: 0.0; nats above 0 are right"),
+        ({"max_loss": 0.1, "confidence": 1.0}, "router: confidence: 1.0; from 0.5 to below 1 is right"),
+    ],
+)
+def test_refuses_wishes_of_a_router(options: dict[str, float], message: str) -> None:
+    with pytest.raises(PassError) as caught:
+        Routing("r", **options)
+    assert str(caught.value) == message
+
+
 def test_refuses_to_fit_to_nothing() -> None:
     program = dataclasses.replace(stitched.program(), samples={})
     with pytest.raises(
@@ -329,10 +348,13 @@ def test_refuses_to_fit_to_nothing() -> None:
 def test_options_come_from_yaml_and_are_checked() -> None:
     [built] = build_passes(parse_spec(stitched.SPEC))
     forms = {"small": Route((Slice(sources=(Source("small", (1, 4)),)),), Join("residual", rank=6, adapters=4))}
-    assert built == stitched.stitch(weights="stitch.safetensors", routes=stitched.ROUTES | forms)
-    assert built.files() == {"weights": "stitch.safetensors"}
+    router = Routing("router.safetensors", target_share=0.25)
+    assert built == stitched.stitch(weights="stitch.safetensors", routes=stitched.ROUTES | forms, router=router)
+    assert built.files() == {"weights": "stitch.safetensors", "router": "router.safetensors"}
+    at = built.at(Path("/x"))
+    assert at.files() == {"weights": "/x/stitch.safetensors", "router": "/x/router.safetensors"}
     with pytest.raises(
-        SpecError, match=r"model.yaml:14: passes.0.stitch.routes.short.stitch.kid: unknown key; did you"
+        SpecError, match=r"model.yaml:15: passes.0.stitch.routes.short.stitch.kid: unknown key; did you"
     ):
         parse_spec(stitched.SPEC.replace("stitch: {}}", "stitch: {kid: linear}}", 1))
     with pytest.raises(SpecError, match=r"runs twice"):

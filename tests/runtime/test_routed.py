@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaptc.runtime import Session
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.router import NAMES, Router, features, picked, read_router
 from adaptc.runtime.tokenizer import Tokenizer
@@ -183,8 +184,6 @@ def test_refuses_routes_that_are_not_there() -> None:
             session.reroute("fast")
         with pytest.raises(RequestError, match=r"^reroute: no answer is being streamed; it changes the route of one"):
             session.reroute("cheap")
-    from adaptc.runtime import Session
-
     plain = HistoryLm(decoder_spec())
     with Session(plain.engine, plain.spec) as session, pytest.raises(RequestError) as caught:
         session.generate([1], route="dear")
@@ -208,6 +207,23 @@ def test_the_router_picks_and_a_budget_moves_its_threshold() -> None:
         routes = [session.generate([1], max_new_tokens=1, budget=b).trace.route for b in (0, 0.3, 0.5, 0.7, 1)]
         assert routes == ["cheap", "middle", "middle", "middle", "dear"]
         assert session.generate([1], max_new_tokens=1, route="cheap", budget=1).trace.route == "cheap"
+
+
+def test_choose_says_why() -> None:
+    with RoutedLm().session(router=router()) as session:
+        choice = session.choose([1, 2, 3])
+        assert (choice.route, choice.threshold, choice.costs) == ("middle", 0.2, COSTS)
+        assert choice.losses == pytest.approx({"dear": 0.0, "middle": 0.1, "cheap": 0.4})
+        assert session.choose([1], budget=0).route == "cheap"
+        assert list(session.generate([1, 2], max_new_tokens=3).ids) == RoutedLm().greedy([1, 2], ["middle"] * 3)
+    with RoutedLm().session() as session, pytest.raises(RequestError, match=r"^route: this bundle has no router; requ"):
+        session.choose([1])
+    plain = HistoryLm(decoder_spec())
+    with (
+        Session(plain.engine, plain.spec) as session,
+        pytest.raises(RequestError, match=r"^route: this bundle has no "),
+    ):
+        session.choose([1])
 
 
 def test_the_cheapest_route_that_loses_little_enough_is_picked() -> None:

@@ -1,0 +1,148 @@
+"""Train the fusion of examples/emoji; the encoders stay as they are.
+
+    make emoji
+
+or by hand: the packages that the Makefile names, `npm pack emoji-datasource-google@16.0.0` in this folder, espeak-ng,
+and `python examples/emoji/train.py`. Writes `emoji.safetensors`, `profile.npz` and `test.npz` beside itself.
+"""
+
+from __future__ import annotations
+
+import time
+
+import data
+import numpy as np
+import torch
+from data import HERE
+from model import CLASSES, WIDTHS, Emoji
+from safetensors.torch import save_file
+from weights import load_encoders
+
+TRAIN = 1300
+EPOCHS = 4
+LEFT_OUT = {"image": 0.35, "text": 0.35, "speech": 0.5}
+"""Chance that a modality is left out of a training example; one always stays."""
+STRENGTH = 30.0
+"""Of the votes: the inverse weight of their squares, as scikit-learn's C."""
+SHARES = {
+    ("image", "text", "speech"): 0.6,
+    ("image", "text"): 0.2,
+    ("text", "speech"): 0.05,
+    ("image",): 0.05,
+    ("text",): 0.1,
+    ("speech",): 0.02,
+}
+"""How much each subset counts in the votes."""
+INPUTS = {"image": ("pixels",), "text": ("input_ids", "attention_mask"), "speech": ("wave",)}
+
+
+def features(model: Emoji, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """What the frozen encoders say; kept in features.npz."""
+    kept = HERE / "features.npz"
+    if not kept.exists():
+        found = {}
+        for name, inputs in INPUTS.items():
+            began = time.perf_counter()
+            parts = []
+            with torch.no_grad():
+                for start in range(0, len(arrays["labels"]), 32):
+                    given = [torch.from_numpy(arrays[each][start : start + 32]) for each in inputs]
+                    parts.append(model.encoders[name](*given))
+            found[name] = torch.cat(parts).numpy()
+            print(f"{name}: {found[name].shape}, {time.perf_counter() - began:.0f} s", flush=True)
+        np.savez(kept, **found)
+    with np.load(kept) as file:
+        return {name: torch.from_numpy(file[name]) for name in WIDTHS}
+
+
+def fit(model: Emoji, seen: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+    for name, x in seen.items():
+        model.mean[name].data = x.mean(0)
+        model.scale[name].data = 1 / (x.std(0) + 1e-3) / WIDTHS[name] ** 0.5
+    x = {name: model.scaled(name, each).detach() for name, each in seen.items()}
+    fit_votes(model, x, labels)
+    fit_transformer(model, x, labels)
+
+
+def fit_votes(model: Emoji, x: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+    """Linear votes for all subsets together: convex, so the start is as good as a linear probe."""
+    weights = {name: torch.zeros(CLASSES, WIDTHS[name], requires_grad=True) for name in WIDTHS}
+    there, absent = ({n: torch.zeros(CLASSES, requires_grad=True) for n in WIDTHS} for _ in range(2))
+    flat = [*weights.values(), *there.values(), *absent.values()]
+    optimizer = torch.optim.LBFGS(flat, max_iter=60, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        votes = {name: x[name] @ weights[name].T + there[name] for name in WIDTHS}
+        total = sum((w**2).sum() for w in weights.values()) / (2 * STRENGTH * len(labels))
+        for subset, share in SHARES.items():
+            logits = sum(votes[n] if n in subset else absent[n].expand(len(labels), -1) for n in WIDTHS)
+            total = total + share * torch.nn.functional.cross_entropy(logits, labels)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    for name in WIDTHS:
+        model.fusion.vote[name].weight.data = weights[name].detach()
+        model.fusion.vote[name].bias.data = there[name].detach()
+        # The shortest vector whose vote is what an absent modality's should be.
+        model.missing[name].data = torch.linalg.pinv(weights[name].detach()) @ (absent[name] - there[name]).detach()
+
+
+def fit_transformer(model: Emoji, x: dict[str, torch.Tensor], labels: torch.Tensor) -> None:
+    """What the votes leave over; their weights stay."""
+    torch.set_num_threads(1)  # these matrices are too small for two
+    fusion = model.fusion
+    torch.nn.init.zeros_(fusion.head.weight)
+    trained = [p for name, p in fusion.named_parameters() if not name.startswith("vote")]
+    optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.1)
+    steps = EPOCHS * (len(labels) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-4, total_steps=steps)
+    fusion.train()
+    for _ in range(steps):
+        rows = torch.randint(len(labels), (64,))
+        gone = {name: torch.rand(64) < share for name, share in LEFT_OUT.items()}
+        every = torch.stack(list(gone.values())).all(0)
+        given = {
+            name: torch.where((gone[name] & ~every)[:, None], model.missing[name].detach(), x[name][rows])
+            for name in WIDTHS
+        }
+        loss = torch.nn.functional.cross_entropy(fusion(given), labels[rows], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def accuracy(model: Emoji, seen: dict[str, torch.Tensor], labels: torch.Tensor, subset: tuple[str, ...]) -> float:
+    with torch.no_grad():
+        given = {
+            name: model.scaled(name, x) if name in subset else model.missing[name].expand(len(x), -1)
+            for name, x in seen.items()
+        }
+        return float((model.fusion(given).argmax(1) == labels).float().mean())
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    arrays = data.read()
+    model = Emoji().eval()
+    load_encoders(model)
+    seen, labels = features(model, arrays), torch.from_numpy(arrays["labels"])
+    order = np.random.RandomState(0).permutation(len(labels))
+    train, rest = order[:TRAIN], order[TRAIN:]
+    began = time.perf_counter()
+    fit(model, {name: x[train] for name, x in seen.items()}, labels[train])
+    print(f"fusion: {time.perf_counter() - began:.0f} s")
+    for subset in (("image",), ("text",), ("speech",), ("image", "text"), ("text", "speech"), tuple(WIDTHS)):
+        found = accuracy(model, {name: x[rest] for name, x in seen.items()}, labels[rest], subset)
+        print(f"{'+'.join(subset):20} {found:.3f}")
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, HERE / "emoji.safetensors")
+    half = len(rest) // 2
+    for name, rows in (("profile", rest[:half]), ("test", rest[half:])):
+        np.savez(HERE / f"{name}.npz", **{each: array[rows] for each, array in arrays.items()})
+
+
+if __name__ == "__main__":
+    main()
