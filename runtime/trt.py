@@ -140,6 +140,15 @@ class Trt:
         """The library's runtime, which loads engines."""
         return self.module.Runtime(self._logger)
 
+    def layers(self, plan: bytes) -> tuple[str, ...]:
+        """What was compiled, a line a step, where only the engine can tell (8.6); empty without a GPU."""
+        engine = self.runtime().deserialize_cuda_engine(plan)
+        if engine is None:
+            return ()
+        form = self.module.LayerInformationFormat.ONELINE
+        text: str = engine.create_engine_inspector().get_engine_information(form)
+        return tuple(" ".join(line.split()) for line in text.splitlines() if line.strip())
+
     def last_error(self) -> str:
         """The newest error the library logged."""
         return self._log.errors[-1] if self._log.errors else ""
