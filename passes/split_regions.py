@@ -40,12 +40,14 @@ class SplitRegions(Pass):
     Cost: a kernel that could be fused over a cut is not, about 2 µs for a cut on a GPU.
 
     Raises:
-        PassError: a block that may be skipped gives more than one value.
+        PassError: a block that may be skipped gives more than one value, or the program has routes.
     """
 
     name: ClassVar[str] = "split_regions"
 
     def apply(self, program: Program) -> Program:
+        if len(program.plan) > 1:
+            raise PassError("this program has routes; TensorRT runs one decoder, backend: onnxruntime runs routes")
         found = {
             name: split(graph)
             for name, graph in program.at_level(OnnxGraph).items()

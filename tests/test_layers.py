@@ -12,7 +12,7 @@ import pytest
 
 from tests.repo import PACKAGES, ROOT, Import, all_modules, imports, modules
 
-LATE = {"onnxruntime", "tokenizers", "jinja2"}
+LATE = {"onnxruntime", "tokenizers", "jinja2", "cuda"}
 """What the runtime may import in functions."""
 
 COMPILER_FOR_PASSES = {
@@ -23,6 +23,7 @@ COMPILER_FOR_PASSES = {
     "graph",
     "modal",
     "program",
+    "regions",
     "router",
     "skip",
     "stitch_file",
