@@ -168,8 +168,8 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -
                 times[name] += found if turn else []  # the first turn warms up
         gated.close()
         dense.close()
-    dense, run, skipped = (float(np.percentile(times[name], 20)) for name in ("dense", "run", "skipped"))
-    return Payoff(dense, run, skipped, count)
+    quick = {name: float(np.percentile(found, 20)) for name, found in times.items()}
+    return Payoff(quick["dense"], quick["run"], quick["skipped"], count)
 
 
 def _timed(decoder: Decoder, threshold: float) -> Callable[[], list[float]]:
