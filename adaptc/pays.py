@@ -175,7 +175,7 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -
 def _timed(decoder: Decoder, threshold: float) -> Callable[[], list[float]]:
     """A function that times a turn's steps, after one that is not counted."""
     steps = 1 + STEPS // TURNS
-    context = np.zeros(max(1, min(CONTEXT, decoder.spec.max_tokens - steps - 1)), np.int64)
+    context = decoder.blank(max(1, min(CONTEXT, decoder.spec.max_tokens - steps - 1)))
 
     def run() -> list[float]:
         decoder.prefill(0, context, threshold)

@@ -103,10 +103,15 @@ class Decoder:
             float32 [vocab]: logits of the token that follows; the caller's to keep.
         """
         for start in range(0, len(ids), self._chunk):
-            logits = self._read(row, start, ids[start : start + self._chunk], kept=1)
+            block = ids[start : start + self._chunk]
+            logits = self._read(row, start, block, kept=1 if self._result == "logits" else len(block))
         self._levels[row] = threshold
         first: Logits = logits[0]
         return first
+
+    def blank(self, tokens: int) -> Ids | States:
+        """A prompt of nothing: zeros of the kind that the graph reads, for measuring."""
+        return np.zeros((tokens, *self._ids.shape[2:]), self._ids.dtype)
 
     def states(self, row: int, ids: Ids, threshold: float, into: States) -> None:
         """Start a row with a prompt, in the lower part of a decoder.

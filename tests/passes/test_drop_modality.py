@@ -140,7 +140,8 @@ def test_a_stand_in_goes_where_its_shape_is() -> None:
 
         def forward(self, a: torch.Tensor | None = None, b: torch.Tensor | None = None) -> torch.Tensor:
             x = {n: self.missing[n][None] if v is None else self.encode[n](v) for n, v in {"a": a, "b": b}.items()}
-            return self.vote["a"](x["a"]) + self.vote["b"](x["b"]) * x["a"].sum(1, keepdim=True)
+            votes: torch.Tensor = self.vote["a"](x["a"]) + self.vote["b"](x["b"]) * x["a"].sum(1, keepdim=True)
+            return votes
 
     torch.manual_seed(0)
     model = Votes().eval().requires_grad_(False)
@@ -210,7 +211,7 @@ def test_refuses_data_that_does_not_fit(tmp_path: Path) -> None:
     assert refusal(stand_in="mean", data=str(path)).startswith("data: data.npz cannot be read: ")
     np.savez(path, pixels=np.zeros((2, 1, 6, 6), np.uint8))
     assert refusal(stand_in="mean", data=str(path)) == "data: data.npz has no 'ids'; it has: pixels"
-    given = views.feeds(4)
+    given: dict[str, Any] = dict(views.feeds(4))
     np.savez(path, labels=np.array([0, 1, 2, 9]), **given)
     assert refusal(stand_in="refit", data=str(path), keep=(("text",),)) == (
         "data: labels from 0 to 9; 0 to 2 are right"
