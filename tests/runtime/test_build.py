@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from adaptc.runtime.build import Progress, build_engines
 from adaptc.runtime.engines import EngineFolder, buckets, decoder_graph, read_regions, wanted
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
 from adaptc.runtime.layers import DATA_DEPENDENT, kinds
+from adaptc.runtime.pieces import TrtPieces
 from tests import gated_bundle, trt_bundle
+from tests.runtime.fake_cuda import FakeCuda
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'adaptc[rtx]'")
 EVERY = (86, 89, 120)
@@ -152,6 +155,25 @@ def test_why_no_engine_serves_is_one_line(bundle: Any) -> None:
         find(bundle, (here[0], 90, "H200"))
     with pytest.raises(EngineError, match=f"no engine for batch 1, slots 32, tokens 1; {mend} with these sizes"):
         find(bundle, here, slots=32)
+
+
+def test_loading_says_why_no_engine_fits(tmp_path: Path, bundle: Any) -> None:
+    regions = read_regions(bundle, "lm")
+    with pytest.raises(EngineError, match=r"its engines are for compute capability 86, 89, 120, here is Fake \(90\)"):
+        TrtPieces(bundle, regions, "tensorrt-rtx", FakeCuda())
+    bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"))
+    with pytest.raises(EngineError, match=r"no tensorrt-rtx engines; run adaptc build .*bare --target tensorrt-rtx"):
+        TrtPieces(bare, read_regions(bare, "lm"), "tensorrt-rtx", FakeCuda())
+
+
+def test_loading_finds_the_sizes_that_were_built(bundle: Any) -> None:
+    cuda = FakeCuda(replace(FakeCuda().device, sm=89))
+    pieces = TrtPieces(bundle, read_regions(bundle, "lm"), "tensorrt-rtx", cuda)
+    assert (pieces.rows(), pieces.slots(), pieces.tokens()) == ((1,), (16,), 8)
+    # There is no GPU, so the library itself refuses; its reason is passed on in one line.
+    with pytest.raises(EngineError, match=r"\.plan: tensorrt-rtx cannot load it: [^\n]+$"):
+        pieces.load("block", {"batch": 1, "tokens": 1, "slots": 16})
+    pieces.close()
 
 
 def test_a_damaged_engine_is_named(tmp_path: Path, bundle: Any) -> None:
