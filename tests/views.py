@@ -110,7 +110,8 @@ def labelled(path: Path, rows: int = 96, seed: int = 3) -> Path:
     given: dict[str, Any] = dict(feeds(rows, seed))
     labels = eager(given, tuple(MODALITIES)).argmax(1)
     labels[::10] = (labels[::10] + 1) % CLASSES
-    np.savez(path, labels=labels, **given)
+    arrays: Any = given | {"labels": labels}
+    np.savez(path, **arrays)
     return path
 
 
