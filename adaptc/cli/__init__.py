@@ -24,6 +24,7 @@ BUG, INTERRUPTED = 70, 130
 COMPILING = (
     "gguf",
     "huggingface_hub",
+    "matplotlib",
     "onnx",
     "onnx_ir",
     "onnxruntime",
@@ -47,6 +48,8 @@ COMMANDS = {
     "eval": ("evaluate", "Measure a bundle's perplexity on a text."),
     "answers": ("evaluate", "Compare a bundle's answers under a budget with dense ones."),
     "bench": ("measure", "Measure a bundle's speed, and other engines' beside it."),
+    "gates": ("gates", "Put other trained gates into a bundle."),
+    "plot": ("plot", "Draw quality against speed, and which blocks a prompt skips."),
     "doctor": ("inspect", "Say what this machine has, and what it lacks."),
     "schema": ("inspect", "Print the JSON Schema of model.yaml."),
     "cache": ("build", "List or clear what compiling keeps."),
