@@ -203,7 +203,7 @@ class Decoder:
         """Set the threshold of each row for the next step."""
         assert self.gates is not None
         threshold = self._threshold[:rows, 0]
-        if rows > 1 and self.gates.batch == "off":
+        if rows > 1 and (rows > self.gates.rows or self.gates.batch == "off"):
             threshold[:] = DENSE
         else:
             threshold[:] = self._levels[:rows]

@@ -85,8 +85,11 @@ class GateSpec:
         layers: Indices of the layers with a gate, in order.
         blocks: Feed-forward blocks of the model, with a gate or without.
         warmup: Positions at the start of a sequence where every block runs.
-        batch: With several rows in a step: "any" runs a block if one of them wants it, "off" always.
+        batch: With several rows in a step: "any" runs a block if one of them wants it, "group" if they want it on
+            average, "off" always.
         thresholds: (share of all blocks skipped, threshold), both rising, from (0, null): null is -inf.
+        rows: Most rows of a step in which blocks are skipped, as measured; with more every block runs.
+        budget: Of requests that name none, 0 to 1.
     """
 
     policy: str
@@ -95,6 +98,8 @@ class GateSpec:
     warmup: int
     batch: str
     thresholds: tuple[tuple[float, float | None], ...]
+    rows: int = 1024
+    budget: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
