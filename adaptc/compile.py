@@ -128,7 +128,8 @@ def _make(
     verdicts: dict[str, Verdict] = {}
     if program.gates and not program.regions:
         stage("does it pay?")
-        program, verdicts = paying(program)
+        text = calibration_text(spec.calibration, base)
+        program, verdicts = paying(program, {name: text.ids(sources[name]) for name in sources}, spec.target.batch)
     stage("write weights")
     publish(spec, program, records, sources, hashes, versions(), into, verdicts, trained_gates(spec, base))
 

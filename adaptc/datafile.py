@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +17,12 @@ from adaptc.passes.branch import conditionals
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in the graph: a page for each would waste more than it shares."""
+
+GATES = "gates.data"
+"""File of everything trained for gates, whatever its size, so that it can be replaced: see `adaptc.swap`."""
+
+TRAINED = re.compile(r"\.skip\.(gate|cheap)\.[^/]+$")
+"""Names of weights that are trained for gates, and of what they become in a target."""
 
 PAGE = 4096
 """ONNX Runtime maps a tensor from the file, rather than reading it, where it starts on a page."""
@@ -37,8 +44,14 @@ class DataFile:
     stream: IO[bytes]
     places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
 
-    def add(self, content: bytes) -> tuple[int, int]:
-        """Write a tensor's bytes, unless they are there; returns (offset, length)."""
+    def add(self, content: bytes, *, shared: bool = True) -> tuple[int, int]:
+        """Write a tensor's bytes, unless they are there and may be shared; returns (offset, length)."""
+        if not shared:
+            offset = self.stream.seek(0, 2)
+            offset += -offset % 64
+            self.stream.seek(offset)
+            self.stream.write(content)
+            return offset, len(content)
         digest = hashlib.blake2b(content, digest_size=20).digest()
         if digest not in self.places:
             offset = self.stream.seek(0, 2)
@@ -54,10 +67,11 @@ def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
     clone = graph.fork().model
     for value in clone.graph.initializers.values():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes <= INLINE_BYTES:
+        own = is_trained(value)
+        if tensor is None or (tensor.nbytes <= INLINE_BYTES and not own):
             continue
-        data = files[_tower(value.name or "", files)]
-        offset, length = data.add(tensor.tobytes())
+        data = files[GATES if own else _tower(value.name or "", files)]
+        offset, length = data.add(tensor.tobytes(), shared=not own)
         value.const_value = ir.ExternalTensor(
             data.name,
             offset,
@@ -69,6 +83,11 @@ def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
         )
     content: bytes = ir.to_proto(clone).SerializeToString(deterministic=True)
     return content
+
+
+def is_trained(value: ir.Value) -> bool:
+    """Whether a constant was trained for gates."""
+    return TRAINED.search(value.name or "") is not None
 
 
 def read_bytes_per_token(graph: OnnxGraph) -> int:
@@ -120,15 +139,19 @@ def write_graphs(
             tower: DataFile(name, stack.enter_context((folder / name).open("wb")))
             for tower, name in {"": data_name, **{tower: f"{tower}.data" for tower in towers}}.items()
         }
+        if any(is_trained(value) for graph in graphs.values() for value in graph.model.graph.initializers.values()):
+            files[GATES] = DataFile(GATES, stack.enter_context((folder / GATES).open("wb")))
         return {name: write_graph(graph, files) for name, graph in graphs.items()}
 
 
 def data_files(graph: OnnxGraph, data_name: str, towers: Collection[str] = ()) -> tuple[str, ...]:
     """Names of the data files that a graph reads, as `write_graphs` writes them."""
     weights = graph.model.graph.initializers.values()
-    large = [value for value in weights if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES]
+    stored = [value for value in weights if value.const_value is not None and not is_trained(value)]
+    large = [value for value in stored if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES]
     found = {_tower(value.name or "", towers) for value in large}
-    return tuple(f"{tower}.data" if tower else data_name for tower in sorted(found))
+    gates = (GATES,) if any(map(is_trained, weights)) else ()
+    return (*(f"{tower}.data" if tower else data_name for tower in sorted(found)), *gates)
 
 
 def _tower(weight: str, towers: Collection[str]) -> str:

@@ -14,8 +14,10 @@ class Gates:
         layers: Indices of the layers with a gate, in order.
         blocks: Feed-forward blocks of the model, with a gate or without.
         warmup: Positions at the start of a sequence where every block runs.
-        batch: With several rows in a step: "any" or "off".
+        batch: With several rows in a step: "any", "group" or "off".
         thresholds: (share of all blocks skipped, threshold), both rising, from (0, -inf).
+        rows: Most rows of a step in which blocks are skipped; with more every block runs.
+        budget: Of requests that name none, 0 to 1.
     """
 
     policy: str
@@ -24,3 +26,5 @@ class Gates:
     warmup: int
     batch: str
     thresholds: tuple[tuple[float, float], ...]
+    rows: int = 1024
+    budget: float = 1.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -15,8 +16,9 @@ import numpy as np
 from adaptc.datafile import write_graphs
 from adaptc.gates import Gates
 from adaptc.graph import OnnxGraph, sizes
-from adaptc.passes.branch import conditionals, run_always
-from adaptc.program import Program, Tower
+from adaptc.passes.branch import conditionals, grouped, run_always
+from adaptc.pays_each import Decided, Ids, decide, remeasured, stepwise
+from adaptc.program import EMPTY, Program, Tower
 from adaptc.runtime.budget import DENSE
 from adaptc.runtime.decoder import Decoder
 from adaptc.runtime.manifest import DecoderSpec, GateSpec
@@ -27,6 +29,12 @@ STEPS = 32
 
 TURNS = 8
 """Of each kind, one after the other; one more before them warms up."""
+
+TOKENS = 224
+"""Tokens of the calibration text on which gates are judged one by one."""
+
+CHUNK = 64
+NO_IDS: Ids = np.zeros(0, np.int64)
 
 CONTEXT = 64
 """Tokens in the cache while it is timed, or as many as leave room for the steps."""
@@ -41,12 +49,21 @@ class Payoff:
         run: With gates, when every block runs.
         skipped: With gates, when every block with a gate is skipped.
         gates: Number of gates.
+        shared: With all blocks under the first gate's decision, when every block runs; 0 if it was not timed.
     """
 
     dense: float
     run: float
     skipped: float
     gates: int
+    shared: float = 0.0
+
+    @property
+    def branch(self) -> float:
+        """Seconds of a conditional without a gate of its own; never more than one with it."""
+        if self.gates < 2 or not self.shared:
+            return self.cost
+        return min(self.cost, max(0.0, self.shared - self.dense - self.cost) / (self.gates - 1))
 
     @property
     def cost(self) -> float:
@@ -79,23 +96,38 @@ class Verdict:
 
     Attributes:
         payoff: The times.
-        pays: Whether the gates were kept.
+        pays: Whether gates were kept.
         why: A sentence.
+        each: What became of each gate, if they were judged one by one.
+        rows: By rows of a step, its seconds at half the budget and with every block run; as far as it was timed.
     """
 
     payoff: Payoff
     pays: bool
     why: str
+    each: tuple[Decided, ...] = ()
+    rows: tuple[tuple[int, float, float], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """For `report` in the manifest; times in seconds."""
         times = asdict(self.payoff)
         even = self.payoff.break_even
-        return times | {"break_even": even if math.isfinite(even) else None, "kept": self.pays, "why": self.why}
+        return times | {
+            "break_even": even if math.isfinite(even) else None,
+            "kept": self.pays,
+            "why": self.why,
+            "each": [decided.record() for decided in self.each],
+            "rows": [{"rows": rows, "adaptive": given, "dense": dense} for rows, given, dense in self.rows],
+        }
 
 
-def paying(program: Program) -> tuple[Program, dict[str, Verdict]]:
-    """Measure the gates of every graph and take those out that do not pay.
+def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> tuple[Program, dict[str, Verdict]]:
+    """Measure the gates of every graph; group or take out those that do not pay.
+
+    Args:
+        program: After `branch`.
+        ids: By graph name, int64 [tokens] of the calibration text; without it gates are kept or removed together.
+        batch: Most rows of a step.
 
     Returns:
         The program; and by graph name what was found.
@@ -107,17 +139,73 @@ def paying(program: Program) -> tuple[Program, dict[str, Verdict]]:
         if decoder is None or not conditionals(graph):
             continue
         found = payoff(graph, decoder)
-        verdicts[name] = Verdict(found, *found.verdict(gate_spec(gates)))
-        if not verdicts[name].pays:
-            left = {other: kept for other, kept in program.gates.items() if other != name}
-            program = replace(program.with_graph(name, run_always(graph, range(found.gates))), gates=left)
+        verdict = Verdict(found, *found.verdict(gate_spec(gates)))
+        if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
+            graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text)
+        if verdict.pays and batch > 1:
+            gates, verdict = _by_rows(graph, decoder, gates, verdict, batch)
+        verdicts[name] = verdict
+        kept = {**program.gates, name: gates}
+        if not verdict.pays:
+            del kept[name]
+            graph = run_always(graph, range(found.gates))
+        program = replace(program.with_graph(name, graph), gates=kept)
     return program, verdicts
+
+
+def _one_by_one(
+    graph: OnnxGraph, decoder: DecoderSpec, gates: Gates, verdict: Verdict, ids: Ids
+) -> tuple[OnnxGraph, Gates, Verdict]:
+    """Keep, group or remove each gate; thresholds of what is left are measured again."""
+    times = verdict.payoff
+    with running({"gated": graph}, decoder, gate_spec(gates)) as [gated]:
+        ran = stepwise(gated, ids, gates.thresholds[-1][1])
+    each = tuple(decide(gates.layers, ran, times.cost, times.branch, times.gain))
+    if all(decided.leader == decided.layer for decided in each):
+        return graph, gates, replace(verdict, each=each)
+    kept = tuple(decided.layer for decided in each if decided.leader is not None)
+    if not kept:
+        return graph, gates, replace(verdict, pays=False, why=f"{verdict.why}; no gate does so by itself", each=each)
+    places = {layer: place for place, layer in enumerate(gates.layers)}
+    leaders = [places[decided.layer if decided.leader is None else decided.leader] for decided in each]
+    removed = [place for place, decided in enumerate(each) if decided.leader is None]
+    graph = run_always(grouped(graph, leaders), removed)
+    gates = replace(gates, layers=kept)
+    with running({"gated": graph}, decoder, gate_spec(gates)) as [gated]:
+        table = tuple(remeasured(gated, ids, gates.blocks, gates.thresholds))
+    if len(table) < 2:
+        return graph, gates, replace(verdict, pays=False, why=f"{verdict.why}; what is left skips nothing", each=each)
+    return graph, replace(gates, thresholds=table), replace(verdict, each=each)
+
+
+def _by_rows(
+    graph: OnnxGraph, decoder: DecoderSpec, gates: Gates, verdict: Verdict, batch: int
+) -> tuple[Gates, Verdict]:
+    """Find up to how many rows of a step skipping is quicker than running every block of the same graph."""
+    level = gates.thresholds[len(gates.thresholds) // 2][1]
+    found: list[tuple[int, float, float]] = []
+    most = 1
+    with running({"gated": graph}, decoder, replace(gate_spec(gates), warmup=0), batch) as [gated]:
+        for rows in sorted({*(2**n for n in range(1, 11) if 2**n < batch), batch}):
+            kinds = {value: _timed(gated, value, rows) for value in (level, DENSE)}
+            times: dict[float, list[float]] = {value: [] for value in kinds}
+            for turn in range(4):
+                for value, steps in kinds.items():
+                    taken = steps()
+                    times[value] += taken if turn else []  # the first turn warms up
+            found.append((rows, low(times[level]), low(times[DENSE])))
+            if found[-1][1] > found[-1][2]:
+                break
+            most = rows
+    return replace(gates, rows=most), replace(verdict, rows=tuple(found))
 
 
 def gate_spec(gates: Gates) -> GateSpec:
     """Gates as the manifest keeps them."""
     table = tuple((share, level if math.isfinite(level) else None) for share, level in gates.thresholds)
-    return GateSpec(gates.policy, gates.layers, gates.blocks, gates.warmup, gates.batch, table)
+    return GateSpec(
+        gates.policy, gates.layers, gates.blocks, gates.warmup, gates.batch, table, gates.rows, gates.budget
+    )
 
 
 def decoder_spec(graph: OnnxGraph, tower: Tower) -> DecoderSpec | None:
@@ -147,18 +235,13 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -
         threads: Of the engine; None for the physical cores, as when it runs.
     """
     count = len(conditionals(graph))
-    gates = GateSpec("", tuple(range(count)), count, 0, "any", ())
-    graphs = {"gated": graph, "dense": run_always(graph, range(count))}
-    with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
-        for name, content in write_graphs(graphs, Path(folder), "weights.data").items():
-            (Path(folder) / f"{name}.onnx").write_bytes(content)
-        gated, dense = (
-            Decoder(OrtEngine(Path(folder) / f"{name}.onnx", threads), decoder, 1, decoder.max_tokens, given)
-            for name, given in (("gated", gates), ("dense", None))
-        )
+    spec = GateSpec("", tuple(range(count)), count, 0, "any", ())
+    graphs = {"gated": graph, "shared": grouped(graph, [0] * count), "dense": run_always(graph, range(count))}
+    with running(graphs, decoder, spec, threads=threads) as [gated, shared, dense]:
         kinds = {
             "dense": _timed(dense, DENSE),
             "run": _timed(gated, DENSE),
+            "shared": _timed(shared, DENSE),
             "skipped": _timed(gated, np.inf),
         }
         times: dict[str, list[float]] = {name: [] for name in kinds}
@@ -166,23 +249,49 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -
             for name, steps in kinds.items():
                 found = steps()
                 times[name] += found if turn else []  # the first turn warms up
-        gated.close()
-        dense.close()
-    dense, run, skipped = (float(np.percentile(times[name], 20)) for name in ("dense", "run", "skipped"))
-    return Payoff(dense, run, skipped, count)
+    quick = {name: low(taken) for name, taken in times.items()}
+    return Payoff(quick["dense"], quick["run"], quick["skipped"], count, quick["shared"])
 
 
-def _timed(decoder: Decoder, threshold: float) -> Callable[[], list[float]]:
+@contextmanager
+def running(
+    graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: GateSpec, rows: int = 1, threads: int | None = None
+) -> Iterator[list[Decoder]]:
+    """Decoders of some graphs, for as long as the context lasts; those without gates are told so."""
+    with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
+        for name, content in write_graphs(graphs, Path(folder), "weights.data").items():
+            (Path(folder) / f"{name}.onnx").write_bytes(content)
+        made: list[Decoder] = []
+        try:
+            for name, graph in graphs.items():
+                engine = OrtEngine(Path(folder) / f"{name}.onnx", threads)
+                given = gates if conditionals(graph) else None
+                made.append(Decoder(engine, decoder, rows, min(CHUNK, decoder.max_tokens), given))
+            yield made
+        finally:
+            for each in made:
+                each.close()
+
+
+def low(seconds: Sequence[float]) -> float:
+    """The lower fifth of some times: what else the machine does makes steps longer, never shorter."""
+    return float(np.quantile(np.array(seconds), 0.2))
+
+
+def _timed(decoder: Decoder, threshold: float, rows: int = 1) -> Callable[[], list[float]]:
     """A function that times a turn's steps, after one that is not counted."""
     steps = 1 + STEPS // TURNS
-    context = np.zeros(max(1, min(CONTEXT, decoder.spec.max_tokens - steps - 1)), np.int64)
+    context = decoder.blank(max(1, min(CONTEXT, decoder.spec.max_tokens - steps - 1)))
+    # Rows of different tokens, so that they want different blocks.
+    tokens = [int(place * 97 % decoder.spec.vocab_size) for place in range(rows * steps)]
 
     def run() -> list[float]:
-        decoder.prefill(0, context, threshold)
+        for row in range(rows):
+            decoder.prefill(row, context, threshold)
         marks = []
-        for _ in range(min(steps, decoder.spec.max_tokens - len(context))):
+        for step in range(min(steps, decoder.spec.max_tokens - len(context))):
             began = perf_counter()
-            decoder.decode([0])
+            decoder.decode(tokens[step * rows : (step + 1) * rows])
             marks.append(perf_counter() - began)
         return marks[1:] or marks
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from adaptc.datafile import PAGE
 from adaptc.graph import OnnxGraph
-from adaptc.passes.split_regions import specs
+from adaptc.passes.piece import specs
 from adaptc.program import Tower
 from adaptc.regions import Split
 from adaptc.runtime.manifest import DecoderSpec

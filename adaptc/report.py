@@ -42,6 +42,13 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield f"gates of {name}", f"{gates.policy}, {len(gates.layers)} of {gates.blocks} feed-forward blocks"
     for name, found in manifest.report.get("gates", {}).items():
         yield f"{'kept' if found['kept'] else 'removed'} gates of {name}", found["why"]
+        for each in found.get("each", []):
+            yield f"gate of layer {each['layer']}", each["why"]
+        for each in found.get("rows", []):
+            times = f"{each['adaptive'] * 1e3:.2f} ms skipping, {each['dense'] * 1e3:.2f} ms running every block"
+            yield f"{each['rows']} rows in a step", times
+    for name, found in manifest.report.get("gates_replaced", {}).items():
+        yield f"gates of {name} replaced", f"by {found['file']}, sha256 {found['sha256'][:16]}"
     size = sum(record.bytes for record in manifest.files.values())
     if size:
         yield "bundle", f"{size / 1e6:.1f} MB in {len(manifest.files)} files"

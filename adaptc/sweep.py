@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from adaptc.calibration_text import calibration_text
+from adaptc.compile import trained_gates
 from adaptc.errors import RequestError
 from adaptc.evaluate import Ids
 from adaptc.gates_file import load_gates
@@ -20,7 +21,8 @@ from adaptc.oracle import Rule, Scored, constant, score
 from adaptc.policies import Learned, Policy, policies
 from adaptc.reference import source_of
 from adaptc.runtime.bundle import Bundle
-from adaptc.spec import read_spec
+from adaptc.sources import Source, find_source
+from adaptc.spec import Spec, read_spec
 
 Stage = Callable[[str], None]
 
@@ -74,17 +76,37 @@ def subject(bundle: Bundle, base: Path, stage: Stage = lambda _: None) -> Subjec
     Raises:
         LoadError: the model is not there, or not the one the bundle was compiled from.
     """
-    source = source_of(bundle, base)
+    gates = next(iter(bundle.manifest.gates.values()), None)
+    warmup = WARMUP if gates is None else gates.warmup
     spec = read_spec(bundle.path / "spec.yaml")
+    return _subject(spec, base, source_of(bundle, base), warmup, learned_of(bundle), stage)
+
+
+def spec_subject(spec: Spec, base: Path, stage: Stage = lambda _: None) -> tuple[Subject, Source]:
+    """The same of a spec that is not compiled, with the gates its `skip_ffn` names; and its source.
+
+    Raises:
+        LoadError: the model or the gates cannot be read.
+        RequestError: it has more models than one.
+    """
+    if len(spec.models) != 1:
+        raise RequestError(f"models: {', '.join(spec.models)}; a sweep is of one model")
+    source = find_source(next(iter(spec.models.values())), base)
+    [*paths] = trained_gates(spec, base).values()
+    if not paths:
+        return _subject(spec, base, source, WARMUP, None, stage), source
+    card, weights = load_gates(paths[0])
+    learned = Learned(card.layers, weights, ((0.0, None), *card.thresholds), card.layers)
+    return _subject(spec, base, source, card.warmup, learned, stage), source
+
+
+def _subject(spec: Spec, base: Path, source: Source, warmup: int, learned: Learned | None, stage: Stage) -> Subject:
     [name] = spec.models
-    text = calibration_text(spec.calibration, base)
-    program = program_from_sources({name: source}, text, stage)
+    program = program_from_sources({name: source}, calibration_text(spec.calibration, base), stage)
     ids = program.samples[name]
     width = min(256, len(ids))
     rows = min(len(ids), SAMPLE) // width
-    gates = next(iter(bundle.manifest.gates.values()), None)
-    warmup = WARMUP if gates is None else gates.warmup
-    return Subject(program.graph(name, FxGraph), ids[: rows * width].reshape(rows, width), warmup, learned_of(bundle))
+    return Subject(program.graph(name, FxGraph), ids[: rows * width].reshape(rows, width), warmup, learned)
 
 
 def learned_of(bundle: Bundle) -> Learned | None:

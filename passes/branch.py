@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,7 +31,7 @@ class Branch(Pass):
 
     What only the block needs moves into the branch, so that a skipped block reads none of its weights. Weights stay
     where they are and branches read them from outside. The decision is one for the whole step: several rows, or
-    several tokens of a prompt, run the block if one of them wants it.
+    several tokens of a prompt, run the block if one of them wants it; with `batch: group`, if they do on average.
 
     Needs: ONNX level, last: a pass before it finds blocks where they were.
     Shapes: threshold float32[batch, tokens]; new output `ran`, bool[gates] in the order of layers.
@@ -45,7 +45,8 @@ class Branch(Pass):
         for name, graph in program.at_level(OnnxGraph).items():
             if any(True for _ in choices(graph.model.graph)):
                 fork = graph.fork()
-                _branch(fork.model)
+                gates = program.gates.get(name)
+                _branch(fork.model, together=gates is not None and gates.batch == "group")
                 program = program.with_graph(name, fork)
         return program
 
@@ -54,8 +55,27 @@ def conditionals(graph: OnnxGraph) -> list[ir.Node]:
     """The Ifs that `branch` made, in the order of `ran`."""
     joined = graph.model.graph.outputs[-1].producer() if _has_gates(graph) else None
     joined = joined.inputs[0].producer() if joined is not None and joined.inputs[0] is not None else None
-    decisions = joined.inputs if joined is not None else ()
-    return [use.node for v in decisions if v is not None for use in v.uses() if use.node.op_type == "If"]
+    decisions = set(joined.inputs) if joined is not None else set()
+    return [node for node in graph.model.graph if node.op_type == "If" and node.inputs[0] in decisions]
+
+
+def grouped(graph: OnnxGraph, leaders: Sequence[int]) -> OnnxGraph:
+    """A fork in which some blocks are decided by the gate of an earlier one, and their own gates are gone.
+
+    Args:
+        graph: After `branch`.
+        leaders: For each place in `ran`, the place of the gate that decides: itself or one before it.
+    """
+    fork = graph.fork()
+    found = conditionals(fork)
+    decisions = [found[leader].inputs[0] for leader in leaders]
+    joined = fork.model.graph.outputs[-1].producer().inputs[0].producer()  # type: ignore[union-attr]
+    assert joined is not None
+    for place, (node, decision) in enumerate(zip(found, decisions, strict=True)):
+        node.replace_input_with(0, decision)
+        joined.replace_input_with(place, decision)
+    RemoveUnusedNodesPass()(fork.model)
+    return fork
 
 
 def run_always(graph: OnnxGraph, gates: Collection[int]) -> OnnxGraph:
@@ -127,9 +147,9 @@ def choices(graph: ir.Graph) -> Iterator[Choice]:
         yield Choice(node, wanted)
 
 
-def _branch(model: ir.Model) -> None:
+def _branch(model: ir.Model, *, together: bool) -> None:
     graph = model.graph
-    decisions = [_replace(graph, choice) for choice in _folded(graph, list(choices(graph)))]
+    decisions = [_replace(graph, choice, together=together) for choice in _folded(graph, list(choices(graph)))]
     joined = ir.node("Concat", decisions, {"axis": 0}, name=f"{RAN}/Concat", metadata_props={PATH: ""})
     joined.outputs[0].name = joined.name
     flat = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{RAN}/flat", metadata_props={PATH: ""})
@@ -202,24 +222,50 @@ def _producer(node: ir.Node | None, op_type: str) -> ir.Node | None:
     return found if found is not None and found.op_type == op_type else None
 
 
-def _replace(graph: ir.Graph, choice: Choice) -> ir.Value:
+def _replace(graph: ir.Graph, choice: Choice, *, together: bool) -> ir.Value:
     """Put an If in the place of a choice; its condition, bool of one element."""
     where = choice.where
-    any_wants = ir.node("ReduceMax", [choice.wanted], {"keepdims": 1}, name=f"{path(where)}/ReduceMax")
-    _describe(any_wants.outputs[0], any_wants.name or "", ir.DataType.BOOL, [1] * len(choice.wanted.shape or ()))
+    rank = len(choice.wanted.shape or ())
+    if together:
+        decision = _mean(graph, choice, [1] * rank)
+    else:
+        decision = ir.node("ReduceMax", [choice.wanted], {"keepdims": 1}, name=f"{path(where)}/ReduceMax")
+        _describe(decision.outputs[0], decision.name or "", ir.DataType.BOOL, [1] * rank)
     branches = {
         name: _side(graph, where, at, f"{path(where)}/{name}") for at, name in ((1, "then_branch"), (2, "else_branch"))
     }
-    chosen = ir.node("If", [any_wants.outputs[0]], branches, name=f"{path(where)}/If")
-    for node in (any_wants, chosen):
+    chosen = ir.node("If", [decision.outputs[0]], branches, name=f"{path(where)}/If")
+    for node in (decision, chosen):
         node.metadata_props[PATH] = path(where)
     old, new = where.outputs[0], chosen.outputs[0]
     new.type, new.shape = old.type, old.shape
-    graph.insert_before(where, [any_wants, chosen])
+    graph.insert_before(where, [decision, chosen])
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(where, safe=True)
     old.name, new.name = f"{old.name}:before", old.name
-    return any_wants.outputs[0]
+    return decision.outputs[0]
+
+
+def _mean(graph: ir.Graph, choice: Choice, shape: list[int]) -> ir.Node:
+    """One decision for all tokens of a step: whether they are above their thresholds on average.
+
+    A token whose threshold is -inf is infinitely far above, so a block that it needs always runs.
+    """
+    compare = choice.wanted.producer()
+    assert compare is not None
+    stem = path(choice.where)
+    above = ir.node("Sub", [compare.inputs[0], compare.inputs[1]], name=f"{stem}/above")
+    mean = ir.node("ReduceMean", [above.outputs[0]], {"keepdims": 1}, name=f"{stem}/ReduceMean")
+    zero = ir.node("Constant", [], {"value_float": 0.0}, name=f"{stem}/zero")
+    decision = ir.node("GreaterOrEqual", [mean.outputs[0], zero.outputs[0]], name=f"{stem}/decision")
+    for node, size in ((above, None), (mean, shape), (zero, [])):
+        node.metadata_props[PATH] = stem
+        value = node.outputs[0]
+        value.name, value.type = node.name, ir.TensorType(ir.DataType.FLOAT)
+        value.shape = choice.wanted.shape if size is None else ir.Shape(size)
+    _describe(decision.outputs[0], decision.name or "", ir.DataType.BOOL, shape)
+    graph.insert_before(choice.where, [above, mean, zero])
+    return decision
 
 
 def _side(graph: ir.Graph, where: ir.Node, at: int, name: str) -> ir.Graph:

@@ -43,7 +43,10 @@ class SkipFfn(Pass):
         layers: Which layers get a gate; `auto` is those of the gates file, else those that matter least.
         rank: Width of the cheap path that `adaptc train` makes; 0 for none: a skipped block then gives zero.
         warmup: Positions at the start of a sequence where every block runs.
-        batch: With several rows in a step: `any` runs a block if one row wants it, `off` runs all.
+        batch: With several rows in a step: `any` runs a block if one row wants it, `group` if they want it on average
+            (a row may then lose a block that it wanted), `off` runs all. How many rows still gain is measured when
+            compiling; more run dense.
+        budget: Of requests that name none: 0 skips as much as the gates can, 1 nothing.
         tau: For `cosine`: from this similarity on, 0 to 1, blocks are skipped.
         k: For `cosine`: how many.
         model: Which model's blocks, in a spec of several; None for all.
@@ -60,7 +63,8 @@ class SkipFfn(Pass):
     layers: Literal["auto"] | tuple[int, ...] = "auto"
     rank: int = 64
     warmup: int = 28
-    batch: Literal["any", "off"] = "any"
+    batch: Literal["any", "group", "off"] = "any"
+    budget: float = 1.0
     tau: float = 0.95
     k: int = 2
     model: str | None = None
@@ -72,6 +76,8 @@ class SkipFfn(Pass):
             raise PassError(f"rank: {self.rank}; 0 to 4096 is right, 64 for a small model")
         if self.warmup < 0:
             raise PassError(f"warmup: {self.warmup}; a number of tokens from 0 is right")
+        if not 0 <= self.budget <= 1:
+            raise PassError(f"budget: {self.budget}; a number from 0 (cheapest) to 1 (dense) is right")
         if not 0 < self.tau <= 1:
             raise PassError(f"tau: {self.tau}; a cosine above 0, at most 1, is right")
         if self.k < 1:
@@ -150,7 +156,8 @@ class SkipFfn(Pass):
         return fork, replace(gates, warmup=max(self.warmup, card.warmup))
 
     def _gates(self, policy: str, layers: tuple[int, ...], blocks: int, levels: Levels) -> Gates:
-        return Gates(policy, layers, blocks, self.warmup, self.batch, ((0.0, float("-inf")), *levels))
+        table = ((0.0, float("-inf")), *levels)
+        return Gates(policy, layers, blocks, self.warmup, self.batch, table, budget=self.budget)
 
     def _sample(self, program: Program, name: str) -> Ids:
         from adaptc.passes.calibrate import calibration_ids

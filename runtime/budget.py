@@ -90,5 +90,5 @@ def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float
 
 
 def threshold_of(gates: GateSpec | None, budget: float | None) -> float:
-    """The threshold of a budget for a graph's gates; -inf without gates or budget."""
-    return DENSE if gates is None or budget is None else threshold_at(gates.thresholds, budget)
+    """The threshold of a budget for a graph's gates, by default of the gates' own; -inf without gates."""
+    return DENSE if gates is None else threshold_at(gates.thresholds, gates.budget if budget is None else budget)

@@ -100,7 +100,7 @@ def build_engines(
                 hashlib.sha256(built.plan).hexdigest(),
                 len(built.plan),
                 round(time.perf_counter() - began, 3),
-                steps_of(built.listing),
+                steps_of(built.listing) or trt.layers(built.plan),
             )
             folder.write(record, built.plan)
         made.append(record)

@@ -103,10 +103,15 @@ class Decoder:
             float32 [vocab]: logits of the token that follows; the caller's to keep.
         """
         for start in range(0, len(ids), self._chunk):
-            logits = self._read(row, start, ids[start : start + self._chunk], kept=1)
+            block = ids[start : start + self._chunk]
+            logits = self._read(row, start, block, kept=1 if self._result == "logits" else len(block))
         self._levels[row] = threshold
         first: Logits = logits[0]
         return first
+
+    def blank(self, tokens: int) -> Ids | States:
+        """A prompt of nothing: zeros of the kind that the graph reads, for measuring."""
+        return np.zeros((tokens, *self._ids.shape[2:]), self._ids.dtype)
 
     def states(self, row: int, ids: Ids, threshold: float, into: States) -> None:
         """Start a row with a prompt, in the lower part of a decoder.
@@ -198,7 +203,7 @@ class Decoder:
         """Set the threshold of each row for the next step."""
         assert self.gates is not None
         threshold = self._threshold[:rows, 0]
-        if rows > 1 and self.gates.batch == "off":
+        if rows > 1 and (rows > self.gates.rows or self.gates.batch == "off"):
             threshold[:] = DENSE
         else:
             threshold[:] = self._levels[:rows]

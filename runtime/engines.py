@@ -18,8 +18,9 @@ from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
-from adaptc.runtime.manifest import DecoderSpec, PlanStep, read_object
+from adaptc.runtime.manifest import DecoderSpec, PlanStep
 from adaptc.runtime.regions import RegionGraph, Regions
+from adaptc.runtime.strict_json import read_json
 from adaptc.runtime.trt import Profile
 
 FIRST_BUCKET = 256
@@ -114,7 +115,7 @@ class EngineFolder:
         found = []
         for file in sorted(self.path.glob("*.json")):
             try:
-                record: EngineRecord = read_object(EngineRecord, json.loads(file.read_text(encoding="utf-8")))
+                record: EngineRecord = read_json(EngineRecord, json.loads(file.read_text(encoding="utf-8")))
             except (OSError, ValueError, BundleError) as error:
                 raise EngineError(f"{file}: damaged ({error}); remove it and run adaptc build again") from error
             if self.plan(record).exists():

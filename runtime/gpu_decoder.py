@@ -252,7 +252,8 @@ class GpuDecoder:
     def _launch(self, rows: int, samplers: Sequence[Sampler], ahead: int) -> None:
         self._slot = (self._slot + 1) % RING
         for row, sampler in enumerate(samplers):
-            self._control.points[self._slot, row] = sampler.point(ahead)
+            if not sampler.greedy:
+                self._control.points[self._slot, row] = sampler.point(ahead)
         key = next(size for size in self._rows if size >= rows), self._cache.slots, self._way(rows, ahead)
         graph = self._graphs.get(key)
         if graph is None:

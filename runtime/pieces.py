@@ -64,6 +64,15 @@ class TrtPieces:
         self._folder = EngineFolder(bundle.path, flavour)
         self._records = self._folder.records()
         self._here = self._trt.version, cuda.device.sm, cuda.device.name
+        wanted = {bundle.manifest.files[graph.file].sha256 for graph in regions.graphs.values()}
+        self._fitting = [
+            record
+            for record in self._records
+            if record.graph in wanted and record.library == self._here[0] and record.fits(*self._here[1:])
+        ]
+        if not self._fitting:
+            first = next(iter(regions.graphs.values()))
+            self._folder.find(self._records, bundle, first, {"batch": 1, "tokens": 1, "slots": 1}, self._here)
         self._runtime: Any = self._trt.runtime()
         self._found: dict[tuple[str, tuple[tuple[str, int], ...]], _Engine] = {}
         self._loaded: dict[str, _Engine] = {}
@@ -106,7 +115,7 @@ class TrtPieces:
 
     def tokens(self) -> int:
         """See `Pieces.tokens`."""
-        return max((record.sizes["tokens"][2] for record in self._records if "tokens" in record.sizes), default=1)
+        return max((record.sizes["tokens"][2] for record in self._fitting if "tokens" in record.sizes), default=1)
 
     def close(self) -> None:
         """See `Pieces.close`."""
@@ -118,7 +127,7 @@ class TrtPieces:
 
     def _sizes(self, name: str) -> tuple[int, ...]:
         """The sizes for which there are engines of steps."""
-        steps = [r.sizes for r in self._records if r.sizes.get("tokens", (1, 1, 1))[2] == 1]
+        steps = [r.sizes for r in self._fitting if r.sizes.get("tokens", (1, 1, 1))[2] == 1]
         return tuple(sorted({sizes[name][0] for sizes in steps if name in sizes}))
 
     def _grow(self, size: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.errors import BundleError
-from adaptc.runtime.manifest import read_json
+from adaptc.runtime.strict_json import read_json
 
 PROFILE = "profile.json"
 Floats = npt.NDArray[np.float64]

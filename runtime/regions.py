@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from adaptc.runtime.errors import BundleError
-from adaptc.runtime.manifest import JsonObject, TensorSpec, read_object
+from adaptc.runtime.manifest import JsonObject, TensorSpec
+from adaptc.runtime.strict_json import read_json
 
 VERSION = 1
 """Of this file's form."""
@@ -141,7 +142,7 @@ class Regions:
             raise BundleError(f"not JSON: {error}") from error
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise BundleError(f"version: not {VERSION}; compile again")
-        regions: Regions = read_object(Regions, content)
+        regions: Regions = read_json(Regions, content)
         for call in (*regions.calls(), regions.whole):
             if call.graph not in regions.graphs:
                 raise BundleError(f"no graph {call.graph!r}; there are: {', '.join(regions.graphs)}")

@@ -172,7 +172,7 @@ class RoutedDecoder:
         self._places[0] = route, 0
         yield from self._tops[route].score(states, most)
 
-    def choose(self, ids: Ids, budget: float | None) -> Choice:
+    def explain(self, ids: Ids, budget: float | None) -> Choice:
         """What the router makes of a prompt; the first row is lost.
 
         Raises:

@@ -296,7 +296,7 @@ class Session:
         if not isinstance(self._decoder, RoutedDecoder):
             raise RequestError("route: this bundle has no routes")
         with self._turns.turn():
-            return self._decoder.choose(ids, wish.budget)
+            return self._decoder.explain(ids, wish.budget)
 
     def reroute(self, route: str) -> None:
         """Go on by another route in the stream that is being written, from its next token on.

@@ -13,6 +13,9 @@ from adaptc.runtime.errors import EngineError
 FLAVOURS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Module of each flavour."""
 
+WIDE = frozenset(("ELEMENTWISE", "UNARY", "REDUCE", "SOFTMAX", "ACTIVATION"))
+"""Kinds of layers that compute in float32."""
+
 INSTALL = {"tensorrt": "pip install 'adaptc[tensorrt]'", "tensorrt-rtx": "pip install 'adaptc[rtx]'"}
 
 Sizes = Mapping[str, tuple[int, ...]]
@@ -137,6 +140,15 @@ class Trt:
         """The library's runtime, which loads engines."""
         return self.module.Runtime(self._logger)
 
+    def layers(self, plan: bytes) -> tuple[str, ...]:
+        """What was compiled, a line a step, where only the engine can tell (8.6); empty without a GPU."""
+        engine = self.runtime().deserialize_cuda_engine(plan)
+        if engine is None:
+            return ()
+        form = self.module.LayerInformationFormat.ONELINE
+        text: str = engine.create_engine_inspector().get_engine_information(form)
+        return tuple(" ".join(line.split()) for line in text.splitlines() if line.strip())
+
     def last_error(self) -> str:
         """The newest error the library logged."""
         return self._log.errors[-1] if self._log.errors else ""
@@ -178,14 +190,20 @@ class Trt:
             getattr(sources, name) for name in ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS") if hasattr(sources, name)
         ]
         config.set_tactic_sources(sum(1 << int(source) for source in own))
-        computing = {"ELEMENTWISE", "UNARY", "REDUCE", "SOFTMAX", "ACTIVATION", "MATRIX_MULTIPLY"}
         for index in range(network.num_layers):
             layer = network.get_layer(index)
-            types = {layer.get_output(i).dtype for i in range(layer.num_outputs)}
-            if layer.type.name in computing and len(types) == 1 and types <= {trt.float32, trt.float16}:
-                layer.precision = types.pop()
-                for i in range(layer.num_outputs):
-                    layer.set_output_type(i, layer.precision)
+            if layer.get_output(0).dtype not in (trt.float32, trt.float16):
+                continue
+            # Every product is in half precision (`legalize`), but a network that is not typed calls its tensors float:
+            # bound to that, 8.6 widened each weight at every step.
+            if layer.type.name == "MATRIX_MULTIPLY":
+                layer.precision = trt.float16
+            elif layer.type.name in WIDE:
+                layer.precision = trt.float32
+            else:
+                continue
+            for i in range(layer.num_outputs):
+                layer.set_output_type(i, layer.precision)
 
     def _target(self, config: Any, sm: Sequence[int]) -> None:
         """What it is built for; one stream, so that it can be captured as a straight line."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers.models import WordLevel
 
-from adaptc.datafile import read_bytes_per_token, skippable_bytes, write_graphs
+from adaptc.datafile import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.passes import Pipeline
 from adaptc.passes.branch import Branch
 from adaptc.passes.fuse_norms import FuseNorms
@@ -58,7 +58,11 @@ def write(into: Path, *, gated: bool = True, tokenizer: bool = False) -> Bundle:
         models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
         passes=(),
         plan=(PlanStep("lm"),),
-        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), DECODER)},
+        graphs={
+            "lm": GraphSpec(
+                "graphs/lm.onnx", (), (), tuple(f"graphs/{file}" for file in data_files(graph, "lm.data")), DECODER
+            )
+        },
         gates={"lm": GATES} if gated else {},
         target=TargetRecord("onnxruntime", "int4", 64, 2),
         versions={},
@@ -67,6 +71,7 @@ def write(into: Path, *, gated: bool = True, tokenizer: bool = False) -> Bundle:
             "skippable_bytes": {"lm": skippable_bytes(graph)},
         },
     )
-    files: dict[str, Path | bytes] = {"graphs/lm.onnx": content, "graphs/lm.data": scratch / "lm.data"}
+    files: dict[str, Path | bytes] = {"graphs/lm.onnx": content}
+    files |= {f"graphs/{file}": scratch / file for file in data_files(graph, "lm.data")}
     files |= {f"tokenizer/{name}": text for name, text in (words() if tokenizer else {}).items()}
     return write_bundle(into, files, manifest)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +14,23 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from adaptc import runtime
+from adaptc import lowering, pays, runtime
 from adaptc.cache import Cache
 from adaptc.cli import main
 from adaptc.compile import compile_spec
 from adaptc.datafile import INLINE_BYTES
+from adaptc.graph import FxGraph
+from adaptc.passes import Pass, Pipeline
 from adaptc.passes.paths import layout
+from adaptc.pays import Payoff
+from adaptc.program import Program
 from adaptc.runtime.budget import Wish
 from adaptc.runtime.bundle import Bundle, write_bundle
 from adaptc.runtime.manifest import SwitchStep
 from adaptc.spec import read_spec
 from tests import stitched
 from tests.close import ENGINE, assert_close
+from tests.passes.test_stitch import gated_tower
 from tests.runtime.test_routed import mixed
 
 TOLERANCE = 1e-3
@@ -227,6 +233,54 @@ def test_int4_keeps_its_routes_close(folder: Path) -> None:
             other = "short" if route == "small" else "small"
             wrong = log_softmax(stitched.eager(other, ids[None], given())[0])[np.arange(39), ids[1:]]
             assert np.abs(found - chosen).mean() < 0.6 * np.abs(found - wrong).mean(), route
+
+
+@dataclass(frozen=True, slots=True)
+class Gating(Pass):
+    """Stands for `skip_ffn` on the large model."""
+
+    name: ClassVar[str] = "gating"
+
+    def apply(self, program: Program) -> Program:
+        return gated_tower(program, (1, 2, 4))
+
+
+def test_skipping_in_a_tower_composes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both graphs' gates follow one budget; what is skipped is what the eager graphs skip at that threshold."""
+    passes = (Gating(), stitched.stitch(weights=str(folder / "stitch.safetensors")))
+    real = pays.payoff
+
+    def measured(*given: Any) -> Payoff:
+        found = real(*given)  # a bottom and tops can be timed by themselves
+        assert min(found.dense, found.run, found.skipped) > 0
+        return Payoff(1e-3, 1.01e-3, 0.8e-3, found.gates)
+
+    monkeypatch.setattr(lowering, "build_passes", lambda _: passes)
+    monkeypatch.setattr(pays, "payoff", measured)
+    made = build(folder, "gated")
+    assert set(made.manifest.gates) == {"bottom", "top.large", "top.sandwich"}
+    ids = np.random.default_rng(3).integers(2, 300, 12)
+    program = Pipeline(passes).run(stitched.program())
+    with runtime.load(made.path, threads=1) as session:
+        dense = session.score(ids.tolist(), route="large", step=True)
+        cheap = session.score(ids.tolist(), route="large", budget=0)
+        assert session.scored is not None
+        assert session.scored.ran.shape == (12 - 2 - 2 + 1, 3)
+        assert session.scored.share > 0
+        written = session.generate(ids.tolist(), max_new_tokens=4, route="large", budget=0)
+        assert written.trace.skips is not None
+        assert session.generate(ids.tolist(), max_new_tokens=4, route="small", budget=0).trace.skips is not None
+    warm = np.full((1, 12), 0.0, np.float32)
+    warm[:, :2] = -np.inf
+    for found, threshold in ((dense, np.full((1, 12), -np.inf, np.float32)), (cheap, warm)):
+        feeds: dict[str, npt.NDArray[Any]] = {
+            "input_ids": ids[None],
+            "position_ids": np.arange(12)[None],
+            "threshold": threshold,
+        }
+        feeds["hidden"] = program.graph("bottom", FxGraph).run(feeds)["hidden"]
+        logits = program.graph("top.large", FxGraph).run(feeds)["logits"][0].astype(np.float32)
+        assert_close(found, log_softmax(logits)[np.arange(11), ids[1:]].astype(np.float32), **ENGINE)
 
 
 def test_a_manifest_refuses_a_switch_that_leads_nowhere(bundle: Bundle, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from adaptc.runtime import GateSpec, Session
 from adaptc.runtime.budget import threshold_at
 from adaptc.runtime.ort import OrtEngine
 from adaptc.sweep import Settings, Subject, quality, table
+from adaptc.sweep_speed import Timing, speeds
 from tests import gated_bundle, skipping, tiny
 from tests.close import ENGINE, FLOAT32, assert_close
 
@@ -151,3 +152,21 @@ def test_without_trained_gates_their_columns_are_missing_and_said_so() -> None:
 def test_a_window_within_the_warm_up_is_refused() -> None:
     with pytest.raises(RequestError, match=r"window: 5 tokens; more than the 4 of the warm-up are needed"):
         quality(Subject(tiny.fx("llama"), SAMPLE, WARMUP, None), IDS, Settings(window=5))
+
+
+def test_speeds_are_of_each_budget_beside_the_dense_twin(tmp_path: Path) -> None:
+    bundle = gated_bundle.write(tmp_path / "bundle")
+    found = speeds(bundle, IDS, (0.0, 0.1, 0.5, 0.9), Timing(context=8, steps=20, turns=2, threads=1))
+    assert [row["share"] for row in found["rows"]] == [0.0, 0.1, 0.5], "0.9 is more than these gates can skip"
+    dense, _, most = found["rows"]
+    assert (dense["budget"], dense["ffn_skipped"], dense["bytes_not_read"]) == (1, 0, 0)
+    assert 0.9 < dense["ceiling"] < 1, "gates are read too"
+    assert most["ffn_skipped"] > 0.1
+    assert most["ceiling"] > dense["ceiling"]
+    assert all(row["tokens_per_second"] > 0 for row in found["rows"])
+    twin = gated_bundle.write(tmp_path / "twin", gated=False)
+    assert found["dense_bytes_per_token"] == twin.manifest.report["bytes_per_token"]
+    with pytest.raises(RequestError, match="no gates"):
+        speeds(twin, IDS, (0.1,), Timing())
+    with pytest.raises(RequestError, match=r"text: 20 tokens; 28 are needed"):
+        speeds(bundle, IDS[:20], (0.1,), Timing(context=8, steps=20))

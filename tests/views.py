@@ -107,7 +107,7 @@ def run(made: Program, given: Feeds, subset: tuple[str, ...]) -> npt.NDArray[np.
 
 def labelled(path: Path, rows: int = 96, seed: int = 3) -> Path:
     """Rows with the labels that the whole model gives them, a few of them wrong."""
-    given = feeds(rows, seed)
+    given: dict[str, Any] = dict(feeds(rows, seed))
     labels = eager(given, tuple(MODALITIES)).argmax(1)
     labels[::10] = (labels[::10] + 1) % CLASSES
     arrays: Any = given | {"labels": labels}

@@ -54,6 +54,8 @@ COMMANDS = {
     "bench": ("measure", "Measure a bundle's speed, and other engines' beside it."),
     "profile": ("modal", "Measure every subset of modalities, into the bundle."),
     "strategy": ("modal", "Print the ways to do a job that no other way beats."),
+    "gates": ("gates", "Put other trained gates into a bundle."),
+    "plot": ("plot", "Draw quality against speed, and which blocks a prompt skips."),
     "doctor": ("inspect", "Say what this machine has, and what it lacks."),
     "schema": ("inspect", "Print the JSON Schema of model.yaml."),
     "cache": ("build", "List or clear what compiling keeps."),

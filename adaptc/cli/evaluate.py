@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,9 @@ import click
 from adaptc.cli.measure import BASE, BUNDLE, CACHE, JSON, THREADS, _bar, _cache, _print, status
 
 if TYPE_CHECKING:
+    from adaptc.evaluate import Ids
     from adaptc.runtime import Bundle
+    from adaptc.sweep import Subject
 
 
 @click.command("eval")
@@ -56,10 +58,13 @@ def eval_command(
     from adaptc import evaluate
     from adaptc.runtime import open_bundle
 
-    opened = open_bundle(bundle)
     if sweep:
-        _sweep(opened, text, tokens, _SweepOptions(window, device, speed, threads, base, as_json))
+        options = SweepOptions(window, device, speed, threads, base, as_json)
+        with status() as stage:
+            found = sweep_result(bundle, text, tokens, options, stage)
+        _print_sweep(found, as_json)
         return
+    opened = open_bundle(bundle)
     routes = evaluate.route_bytes(opened)
     if budget is not None and budget < 1 and not opened.manifest.gates and not routes:
         click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
@@ -138,7 +143,9 @@ def answers_command(
         _print({"budget_asked": budget, "prompts": len(texts)} | flat, as_json)
 
 
-class _SweepOptions(NamedTuple):
+class SweepOptions(NamedTuple):
+    """What a sweep takes from the command line."""
+
     window: int
     device: str
     speed: bool
@@ -147,29 +154,45 @@ class _SweepOptions(NamedTuple):
     as_json: bool
 
 
-def _sweep(bundle: Bundle, text: Path, tokens: int | None, options: _SweepOptions) -> None:
-    """Measure every policy at every share, and print it."""
-    from adaptc import evaluate, sweep
+def sweep_result(
+    subject: Path, text: Path, tokens: int | None, options: SweepOptions, stage: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure every policy at every share, of a bundle or of a spec."""
+    from adaptc import sweep
     from adaptc.sweep_speed import Timing, speeds
     from adaptc.train_spec import device_of
 
-    ids = evaluate.text_ids(bundle, text, tokens)
     settings = sweep.Settings(options.window, device=device_of(options.device))
-    with status() as stage:
-        result: dict[str, Any] = {"bundle": str(bundle), "text": text.name}
-        result |= sweep.quality(sweep.subject(bundle, options.base, stage), ids, settings, stage)
-        if options.speed and bundle.manifest.gates:
-            timing = Timing(threads=options.threads)
-            result["speed"] = speeds(bundle, ids, (0.0, *settings.shares), timing, stage)
-    if options.as_json:
-        click.echo(json.dumps(result, indent=2))
-    else:
-        _print_sweep(result)
+    given, ids, bundle = _subject(subject, text, tokens, options.base, stage)
+    result = {"of": subject.name, "text": text.name} | sweep.quality(given, ids, settings, stage)
+    if options.speed and bundle is not None and bundle.manifest.gates:
+        result["speed"] = speeds(bundle, ids, (0.0, *settings.shares), Timing(threads=options.threads), stage)
+    return result
+
+
+def _subject(
+    path: Path, text: Path, tokens: int | None, base: Path, stage: Callable[[str], None]
+) -> tuple[Subject, Ids, Bundle | None]:
+    """What is swept, and the text's ids."""
+    from adaptc import evaluate, sweep
+    from adaptc.calibration_text import CalibrationText
+    from adaptc.runtime import open_bundle
+    from adaptc.spec import read_spec
+
+    if path.suffix not in (".yaml", ".yml"):
+        bundle = open_bundle(path)
+        return sweep.subject(bundle, base, stage), evaluate.text_ids(bundle, text, tokens), bundle
+    given, source = sweep.spec_subject(read_spec(path), path.parent, stage)
+    read = CalibrationText(text.name, evaluate.read_text(text), tokens or 1 << 40)
+    return given, read.ids(source), None
+
+
+def _print_sweep(result: Mapping[str, Any], as_json: bool) -> None:
     for name, why in result["missing"].items():
         click.echo(f"{name}: {why}", err=True)
-
-
-def _print_sweep(result: Mapping[str, Any]) -> None:
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
     from rich.console import Console
     from rich.table import Table
 

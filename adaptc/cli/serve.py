@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from adaptc.runtime import Result, Session
+    from adaptc.runtime import GateSpec, Result, Session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,7 +29,7 @@ _OPTIONS = (
     click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less."),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text."),
-    click.option("--budget", type=float, help="0 cheapest, 1 dense; for bundles with gates or a router."),
+    click.option("--budget", type=float, help="0 cheapest, 1 dense; by default the bundle's own, 1 if it names none."),
     click.option("--route", help="The route to take, for a stitched bundle; by default its router picks."),
     click.option("--threads", type=int, help="By default the physical cores."),
     click.option("--verify/--no-verify", default=True, show_default=True, help="Check every file's sha256 first."),
@@ -48,7 +48,7 @@ def generation_options(command: F) -> F:
 @click.option("-p", "--prompt", "prompts", multiple=True, help="The text to continue; several make a batch.")
 @click.option("-f", "--prompt-file", metavar="FILE", help="Read the prompt from a file; - is stdin.")
 @click.option("--stream/--no-stream", default=True, show_default=True, help="Print pieces as they are written.")
-@click.option("--trace", is_flag=True, help="Print where the time went, to stderr.")
+@click.option("--trace", is_flag=True, help="Print where the time went and what was skipped, to stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print answers, ids and traces as JSON, one a line.")
 @generation_options
 def generate_command(
@@ -83,6 +83,8 @@ def generate_command(
     if trace:
         for result in results:
             click.echo(json.dumps(_trace(result)), err=True)
+            for line in skip_map(result, session.gates):
+                click.echo(line, err=True)
 
 
 @click.command("chat")
@@ -200,6 +202,23 @@ def _print_results(results: list[Result], as_json: bool) -> None:
             click.echo(json.dumps(values, ensure_ascii=False))
         else:
             click.echo(("\n" if index else "") + result.text)
+
+
+MAP_TOKENS = 96
+"""Tokens in a line of a skip map."""
+
+
+def skip_map(result: Result, gates: GateSpec | None) -> Iterator[str]:
+    """Lines of text: for each layer with a gate, the blocks that ran (·) and that were skipped (#), token by token."""
+    skips = result.trace.skips
+    if gates is None or skips is None or not len(skips.ran):
+        return
+    yield f"skipped (#) or ran (·), by layer; {len(skips.ran)} tokens after the warm-up"
+    for start in range(0, len(skips.ran), MAP_TOKENS):
+        part = skips.ran[start : start + MAP_TOKENS]
+        for place in reversed(range(len(gates.layers))):
+            cells = "".join("·" if ran else "#" for ran in part[:, place])
+            yield f"{gates.layers[place]:4} {cells} {1 - part[:, place].mean():4.0%}"
 
 
 def _trace(result: Result) -> dict[str, Any]:

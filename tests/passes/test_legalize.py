@@ -128,6 +128,7 @@ def test_refuses_branches_that_differ() -> None:
 def test_refuses_an_if_inside_an_if() -> None:
     inner = conditional(branch("c"), branch("d"))
     inner.name = "inner"
+    inner.outputs[0].type, inner.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([2])
     with pytest.raises(PassError, match="inner: an If inside that of gate"):
         check(one_node(conditional(branch("a", inner=inner), branch("b"))))
 

@@ -271,6 +271,8 @@ def test_cosines_are_those_of_the_whole_state() -> None:
         ({"policy": "static", "gates": "x"}, "gates: policy 'static' has none"),
         ({"rank": -1}, "rank: -1"),
         ({"warmup": -1}, "warmup: -1"),
+        ({"budget": 1.5}, r"budget: 1\.5; a number from 0"),
+        ({"budget": float("nan")}, "budget: nan"),
         ({"tau": 0.0}, "tau: 0.0"),
         ({"k": 0}, "k: 0"),
         ({"layers": (2, 1)}, r"layers: \[2, 1\]"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -62,6 +63,25 @@ def test_the_sessions_budget_is_for_requests_that_name_none() -> None:
         assert lm.thresholds[-1] == [[-0.5]]
         assert running.last is not None
         assert running.last.trace.ffn_skipped == pytest.approx(1 / 6)
+
+
+def test_the_gates_own_budget_is_for_sessions_that_name_none() -> None:
+    lm = GatedLm()
+    own = dataclasses.replace(gates(0), budget=0.5)
+    with Session(lm.engine, lm.spec, gates=own) as running:
+        running.generate([1], max_new_tokens=2)
+        assert lm.thresholds[-1] == [[-0.5]]
+        running.generate([1], max_new_tokens=2, budget=1)
+        assert lm.thresholds[-1] == [[DENSE]]
+
+
+def test_more_rows_than_gain_run_dense() -> None:
+    lm = GatedLm()
+    few = dataclasses.replace(gates(0), rows=2)
+    with Session(lm.engine, lm.spec, batch=3, gates=few) as running:
+        for rows, expected in ((2, 0.5), (3, DENSE)):
+            running.generate([[1]] * rows, max_new_tokens=3, budget=0)
+            assert lm.thresholds[-1] == [[expected]] * rows
 
 
 def test_each_row_of_a_batch_warms_up_by_itself() -> None:

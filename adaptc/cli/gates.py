@@ -1,0 +1,22 @@
+"""Commands for the gates of a bundle: gates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adaptc.cli.measure import BUNDLE
+
+
+@click.command("gates")
+@BUNDLE
+@click.argument("file", type=click.Path(path_type=Path))
+def gates_command(bundle: Path, file: Path) -> None:
+    """Put other trained gates into a bundle."""
+    from adaptc.runtime import open_bundle
+    from adaptc.swap import swap_gates
+
+    swapped = swap_gates(open_bundle(bundle), file)
+    for gates in swapped.manifest.gates.values():
+        click.echo(f"{len(gates.layers)} gates, up to {gates.thresholds[-1][0]:.0%} of {gates.blocks} blocks skipped")
