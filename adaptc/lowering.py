@@ -122,8 +122,9 @@ def file_hashes(pass_: Pass) -> dict[str, str]:
 
 
 def record(step: Step) -> PassRecord:
-    """A step as the manifest keeps it."""
-    return PassRecord(step.pass_.name, step.pass_.options(), step.changed, round(step.seconds, 3))
+    """A step as the manifest keeps it: files by their names, as where they stood says nothing to others."""
+    names = {option: Path(file).name for option, file in step.pass_.files().items()}
+    return PassRecord(step.pass_.name, step.pass_.options() | names, step.changed, round(step.seconds, 3))
 
 
 def _rounding(spec: Spec, sources: Mapping[str, Source]) -> tuple[Pass, ...]:
