@@ -67,7 +67,7 @@ def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
     clone = graph.fork().model
     for value in clone.graph.initializers.values():
         tensor = value.const_value
-        own = is_trained(value)
+        own = GATES in files and is_trained(value)
         if tensor is None or (tensor.nbytes <= INLINE_BYTES and not own):
             continue
         data = files[GATES if own else _tower(value.name or "", files)]
@@ -124,7 +124,12 @@ def _weights(node: ir.Node, branch: str, graph: OnnxGraph) -> int:
 
 
 def write_graphs(
-    graphs: Mapping[str, OnnxGraph], folder: Path, data_name: str, towers: Collection[str] = ()
+    graphs: Mapping[str, OnnxGraph],
+    folder: Path,
+    data_name: str,
+    towers: Collection[str] = (),
+    *,
+    swappable: bool = True,
 ) -> dict[str, bytes]:
     """All graphs over one data file in `folder` for each tower; returns the graphs' bytes by name.
 
@@ -133,24 +138,29 @@ def write_graphs(
         folder: Where data files are written.
         data_name: File of weights that are no tower's, or of all if there is one tower.
         towers: Weights whose names begin with one of these have a file of their own, `TOWER.data`.
+        swappable: Whether what was trained for gates has a file of its own too, so that it can be replaced.
     """
     with ExitStack() as stack:
         files = {
             tower: DataFile(name, stack.enter_context((folder / name).open("wb")))
             for tower, name in {"": data_name, **{tower: f"{tower}.data" for tower in towers}}.items()
         }
-        if any(is_trained(value) for graph in graphs.values() for value in graph.model.graph.initializers.values()):
+        weights = [value for graph in graphs.values() for value in graph.model.graph.initializers.values()]
+        if swappable and any(map(is_trained, weights)):
             files[GATES] = DataFile(GATES, stack.enter_context((folder / GATES).open("wb")))
         return {name: write_graph(graph, files) for name, graph in graphs.items()}
 
 
-def data_files(graph: OnnxGraph, data_name: str, towers: Collection[str] = ()) -> tuple[str, ...]:
+def data_files(
+    graph: OnnxGraph, data_name: str, towers: Collection[str] = (), *, swappable: bool = True
+) -> tuple[str, ...]:
     """Names of the data files that a graph reads, as `write_graphs` writes them."""
     weights = graph.model.graph.initializers.values()
-    stored = [value for value in weights if value.const_value is not None and not is_trained(value)]
+    own = [value for value in weights if swappable and is_trained(value)]
+    stored = [value for value in weights if value.const_value is not None and value not in own]
     large = [value for value in stored if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES]
     found = {_tower(value.name or "", towers) for value in large}
-    gates = (GATES,) if any(map(is_trained, weights)) else ()
+    gates = (GATES,) if own else ()
     return (*(f"{tower}.data" if tower else data_name for tower in sorted(found)), *gates)
 
 

@@ -282,8 +282,11 @@ def _timed(decoder: Decoder, threshold: float, rows: int = 1) -> Callable[[], li
     """A function that times a turn's steps, after one that is not counted."""
     steps = 1 + STEPS // TURNS
     context = decoder.blank(max(1, min(CONTEXT, decoder.spec.max_tokens - steps - 1)))
-    # Rows of different tokens, so that they want different blocks.
-    tokens = [int(place * 97 % decoder.spec.vocab_size) for place in range(rows * steps)]
+    states = decoder.blank(rows * steps)
+    # Rows of different tokens, so that they want different blocks; the upper part of a model reads states instead.
+    tokens = (
+        [int(place * 97 % decoder.spec.vocab_size) for place in range(rows * steps)] if states.ndim == 1 else states
+    )
 
     def run() -> list[float]:
         for row in range(rows):

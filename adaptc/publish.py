@@ -64,11 +64,13 @@ def publish(
     graphs = program.at_level(OnnxGraph)
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
         data, towers = f"{'-'.join(sources)}.data", tuple(sources) if len(sources) > 1 else ()
-        written = write_graphs(graphs, Path(scratch), data, towers)
+        # Regions read all their weights from one file.
+        swappable = not program.regions
+        written = write_graphs(graphs, Path(scratch), data, towers, swappable=swappable)
         files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
         for name, split in program.regions.items():
             files |= region_files(name, split, written[name], Path(scratch) / data, f"graphs/{data}")
-        reads = {name: data_files(graph, data, towers) for name, graph in graphs.items()}
+        reads = {name: data_files(graph, data, towers, swappable=swappable) for name, graph in graphs.items()}
         for each in dict.fromkeys(each for names in reads.values() for each in names):
             files[f"graphs/{each}"] = Path(scratch) / each
         for step in program.plan:

@@ -143,7 +143,7 @@ class Decoder:
             block = ids[start : start + size]
             yield self._read(0, start, block, kept=len(block))
 
-    def decode(self, tokens: Sequence[int] | States) -> Logits:
+    def decode(self, tokens: Sequence[int] | Ids | States) -> Logits:
         """Add one token to each of the first rows.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
@@ -13,7 +14,7 @@ from adaptc.passes.branch import Branch
 from adaptc.passes.fuse_norms import FuseNorms
 from adaptc.passes.fuse_projections import FuseProjections
 from adaptc.passes.quantize import Quantize
-from adaptc.program import Program
+from adaptc.program import Program, Tower
 from adaptc.runtime.bundle import (
     Bundle,
     GateSpec,
@@ -29,13 +30,15 @@ from tests import skipping, tiny
 from tests.runtime import tiny_tokenizer
 
 GATES = GateSpec("learned", skipping.GATED, 3, 4, "any", ((0.0, None), (0.1, -0.4), (0.5, 0.6)))
+TOWER = Tower("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 DECODER = DecoderSpec(tiny.VOCAB, 64, ((2, 16),) * 3, 0, (), None)
 
 
 def program(*, gated: bool) -> Program:
     """All passes of an int4 target, with gates or without."""
     if gated:
-        return Pipeline((Quantize(block_size=16), Branch())).run(skipping.lowered("llama", low_rank=True))
+        gates = Pipeline((Quantize(block_size=16), Branch())).run(skipping.lowered("llama", low_rank=True))
+        return replace(gates, towers={"lm": TOWER})
     return Pipeline((FuseNorms(), FuseProjections(), Quantize(block_size=16))).run(tiny.cached("llama"))
 
 

@@ -162,7 +162,8 @@ def test_what_is_imported_is_required_and_the_reverse(project: dict[str, Any]) -
                 used |= {distribution(home): f"{name} imports {top}" for home in homes.get(top, [top])}
     part_of_pydantic = {"pydantic-core"}
     peers = {"onnxruntime-genai", "llama-cpp-python"}  # `adaptc bench` runs them where they are installed
-    known = required(project, "compile", "cpu") | part_of_pydantic | peers
+    gpu = required(project, "tensorrt", "rtx") | {"cuda-pathfinder"}  # it comes with cuda-bindings, in one namespace
+    known = required(project, "compile", "cpu") | part_of_pydantic | peers | gpu
     assert {home: told for home, told in used.items() if home not in known} == {}
     assert required(project, "compile", "cpu") - set(used) == set()
 
@@ -179,7 +180,8 @@ def test_the_runtime_is_in_the_plain_install(project: dict[str, Any]) -> None:
                     optional = (
                         file.name in {"build.py", "evaluate.py", "inspect.py", "measure.py"} and not found.at_once
                     )
-                    assert optional or brought & required(project, "cpu"), f"{file.name}: {top}"
+                    gpu = bool(brought & required(project, "tensorrt")) and not found.at_once
+                    assert optional or gpu or brought & required(project, "cpu"), f"{file.name}: {top}"
 
 
 def test_ci_pins_everything_it_asks_for(project: dict[str, Any]) -> None:

@@ -53,8 +53,8 @@ def test_grouped_blocks_follow_the_first_gate() -> None:
     assert any(name.startswith("model.layers.2.skip.gate") for name in weights)
     seen = set()
     for seed in range(12):
-        ids = tiny.feeds(1, 1, seed)["input_ids"]
-        apart, together = (step(each, ids, np.array([[0.0]], np.float32))[1].tolist() for each in (whole, graph))
+        ids, level = tiny.feeds(1, 1, seed)["input_ids"], np.array([[(seed % 3 - 1) * 0.4]], np.float32)
+        apart, together = (step(each, ids, level)[1].tolist() for each in (whole, graph))
         assert together == [apart[0]] * 2
         seen.add(tuple(apart))
     assert len(seen) > 2, "or the gates always said the same"

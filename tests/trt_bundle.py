@@ -57,7 +57,7 @@ def write(
     graph, split = made.graph("lm", OnnxGraph), split_of(made)
     scratch = into.parent / f"{into.name}.weights"
     scratch.mkdir()
-    content = write_graphs({"lm": graph}, scratch, "lm.data")["lm"]
+    content = write_graphs({"lm": graph}, scratch, "lm.data", swappable=False)["lm"]
     regions = region_files("lm", split, content, scratch / "lm.data", "graphs/lm.data")
     manifest = Manifest(
         adaptc="0",

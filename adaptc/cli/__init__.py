@@ -25,6 +25,7 @@ COMPILING = (
     "gguf",
     "huggingface_hub",
     "matplotlib",
+    "ml_dtypes",
     "networkx",
     "onnx",
     "onnx_ir",
