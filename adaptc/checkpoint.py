@@ -64,7 +64,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             about = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         weights = {name.removeprefix("weight."): t for name, t in tensors.items() if name.startswith("weight.")}
-        moments = {name: (tensors[f"first.{name}"], tensors[f"second.{name}"]) for name in weights}
+        moments = {
+            name: (tensors[f"first.{name}"], tensors[f"second.{name}"])
+            for name in weights
+            if f"first.{name}" in tensors
+        }
         curve = tuple((step, loss) for step, loss in about["curve"])
         return Checkpoint(about["run"], about["step"], curve, weights, moments, tensors["logits"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 CARD = "adaptc.gates"
+SCALE = ".scale"
+"""Ends the name of what an int8 matrix of that name is multiplied with, row by row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +53,21 @@ class Card:
 def save_gates(card: Card, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write gates; the file that was there stays until the new one is whole.
 
-    Cheap paths are stored in float16, as a target quantizes them further; gates, whose thresholds are
-    exact, in float32.
+    Matrices of cheap paths are stored in int8 with a scale for each row, as a target quantizes them further; gates,
+    whose thresholds are exact, in float32.
     """
     import torch
     from safetensors.torch import save_file
 
     half = path.with_name(f".{path.name}.part")
-    stored = {
-        name: tensor.detach().cpu().contiguous().to(torch.float16 if ".cheap." in name else torch.float32)
-        for name, tensor in weights.items()
-    }
+    stored: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        value = weight.detach().cpu().float().contiguous()
+        if ".cheap." in name and value.ndim == 2:
+            scale = value.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+            stored |= {name: (value / scale).round().to(torch.int8), f"{name}{SCALE}": scale}
+        else:
+            stored[name] = value
     save_file(stored, half, metadata={CARD: json.dumps(asdict(card))})
     os.replace(half, path)
 
@@ -100,6 +106,9 @@ def _read(path: Path, *, weights: bool) -> tuple[Card, dict[str, torch.Tensor]]:
     except ValidationError as error:
         fault = error.errors()[0]
         raise LoadError(f"{path}: card, {'.'.join(map(str, fault['loc']))}: {fault['msg']}; train again") from error
+    scales = {name: tensors.pop(name) for name in [each for each in tensors if each.endswith(SCALE)]}
+    for name in [each for each in tensors if f"{each}{SCALE}" in scales]:
+        tensors[name] = tensors[name] * scales[f"{name}{SCALE}"]
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise LoadError(f"{path}: {name} has NaN or infinite values; train again")

@@ -13,10 +13,11 @@ class Recipe:
         steps: Optimizer steps end to end; 0 leaves the start as it is.
         rows: Sequences in a step.
         window: Tokens of a sequence.
-        learning_rate: Of cheap paths, at its peak; gates get less, see `adaptc.train.GATES`.
+        learning_rate: Of cheap paths, at its peak.
         least: Smallest share of all blocks that a step skips.
         most: Largest.
-        start: Tokens that the start is fitted on.
+        fits: How often gates are fitted anew on the way, at even distances.
+        start: Tokens that the start, and each later fit of gates, is made on.
         seed: Of everything drawn.
         bfloat16: Whether to compute the model in bfloat16; gates and cheap paths are kept in float32.
     """
@@ -25,8 +26,9 @@ class Recipe:
     rows: int = 4
     window: int = 256
     learning_rate: float = 1e-3
-    least: float = 0.1
-    most: float = 0.35
+    least: float = 0.05
+    most: float = 0.4
+    fits: int = 2
     start: int = 8192
     seed: int = 0
     bfloat16: bool = True

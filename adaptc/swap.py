@@ -98,9 +98,16 @@ def _check(path: Path, card: Card, old: Card, bundle: Bundle) -> None:
 def _made(
     places: Mapping[str, ir.TensorProtocol | None], weights: Mapping[str, torch.Tensor], bits: Bits
 ) -> dict[str, Array]:
-    """Weights in the form the target has them, by the names of the graph's constants."""
+    """Weights in the form the target has them, by the names of the graph's constants, fused or not."""
+    import torch
+
+    fused = {
+        f"{name[:-5]}.gate_up_proj.weight": torch.cat([weights[f"{name[:-5]}.gate"], weights[f"{name[:-5]}.up"]])
+        for name in weights
+        if name.endswith(".cheap.down")
+    }
     found: dict[str, Array] = {}
-    for name, weight in weights.items():
+    for name, weight in {**weights, **fused}.items():
         array: npt.NDArray[np.float32] = weight.numpy().astype(np.float32)
         codes = places.get(f"{name}.codes")
         if codes is not None:

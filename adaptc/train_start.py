@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,22 @@ from adaptc.passes.gating import FfnBlock, parameters
 Ids = npt.NDArray[np.int64]
 ROWS = 4
 
+BATCH = 4096
+"""Tokens in a step of fitting a cheap path; it goes over all of them a hundred times at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A fitted gate and cheap path of one block.
+
+    Attributes:
+        weights: By name, see `adaptc.passes.gating.parameters`.
+        loss: What skipping the block costs a token on average, in nats, to second order.
+    """
+
+    weights: dict[str, torch.Tensor]
+    loss: float
+
 
 def started(
     graph: FxGraph,
@@ -27,14 +44,14 @@ def started(
     seed: int,
     device: str,
     stage: Callable[[str], None],
-) -> dict[str, torch.Tensor]:
-    """Fitted parameters of gates and cheap paths, by name.
+) -> list[Start]:
+    """Fitted parameters of gates and cheap paths, for each block.
 
     Args:
         graph: A captured decoder.
         ids: int64 [sequences, tokens].
-        blocks: Those that get a gate.
-        rank: Of the cheap paths; 0 for none.
+        blocks: Those that may get a gate.
+        rank: Inner neurons of the cheap paths; 0 for none.
         warmup: Positions at the start of each sequence that are left out: the first carry huge activations.
         seed: Of what is drawn.
         device: What it is computed on; the graph's weights stay there.
@@ -42,58 +59,86 @@ def started(
     """
     stage("run the dense model")
     states, inputs, results, slopes = _seen(graph, ids, blocks, warmup, seed, device)
-    weights: dict[str, torch.Tensor] = {}
+    found = []
     for place, block in enumerate(blocks):
         stage(f"fit {block.layer}")
-        random = torch.Generator().manual_seed(seed + place)
-        n, y = inputs[place], results[place]
+        stem = f"{block.layer}.skip"
+        n, y, slope = inputs[place], results[place], slopes[place]
+        weights: dict[str, torch.Tensor] = {}
         instead = torch.zeros_like(y)
         if rank:
-            a, b, bias = cheap_path(n, y, rank, random)
-            instead = F.silu(n @ a.T) @ b.T + bias
-            weights |= {f"{block.layer}.skip.cheap.{leaf}": t for leaf, t in (("a", a), ("b", b), ("bias", bias))}
-        loss = (slopes[place] * (instead - y)).sum(-1).square() / 2
-        weight, bias = gate(states[place], loss)
-        weights |= {f"{block.layer}.skip.gate.weight": weight, f"{block.layer}.skip.gate.bias": bias}
-    for block in blocks:
-        assert all(weights[name].shape == shape for name, shape in parameters(block, rank).items())
-    return weights
+            own = [graph.module.get_parameter(name).detach() for name in block.weights]
+            random = torch.Generator().manual_seed(seed + place)
+            fitted = cheap_path(n, y, slope.square().mean(0), own, rank, random)
+            weights = {f"{stem}.cheap.{leaf}": each for leaf, each in fitted.items()}
+            instead = _inner(n, fitted["gate"], fitted["up"]) @ fitted["down"].T + fitted["bias"]
+        loss = (slope * (instead - y)).sum(-1).square() / 2
+        weights[f"{stem}.gate.weight"], weights[f"{stem}.gate.bias"] = gate(states[place], loss)
+        assert {name: tuple(each.shape) for name, each in weights.items()} == parameters(block, rank)
+        found.append(Start(weights, float(loss.mean())))
+    return found
 
 
 def cheap_path(
-    n: torch.Tensor, y: torch.Tensor, rank: int, random: torch.Generator, steps: int = 400
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """a, b, bias of silu(n aᵀ) bᵀ + bias, which is nearest to y.
+    n: torch.Tensor,
+    y: torch.Tensor,
+    importance: torch.Tensor,
+    own: Sequence[torch.Tensor],
+    rank: int,
+    random: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    """The small block down(silu(gate n) · up n) + bias that is nearest to a given one.
+
+    It starts as those of the block's own neurons that do most. Of SmolLM2-135M's middle blocks 170 of 1536 neurons
+    leave 0.42 to 0.62 of the squared error, fitted 0.34 to 0.52; 160 random ones without `up` 0.8 and 0.55.
 
     Args:
         n: float32 [tokens, width], what the block reads.
         y: float32 [tokens, width], what it gives.
-        rank: Rows of a.
-        random: Draws where a starts, and batches.
-        steps: Of Adam; b and bias are then solved for.
+        importance: float32 [width], what a squared error of each result costs.
+        own: The block's gate and up [inner width, width] and down [width, inner width].
+        rank: Inner neurons to have.
+        random: Draws batches.
+
+    Returns:
+        gate and up [rank, width], down [width, rank], bias [width].
     """
-    width = n.shape[1]
-    mean, scale = y.mean(0), float(y.std()) + 1e-12
-    a = torch.randn(rank, width, generator=random).to(n.device) / (n.square().mean().sqrt() * width**0.5)
-    a, b = a.requires_grad_(), torch.zeros(y.shape[1], rank, device=n.device, requires_grad=True)
-    optimizer = torch.optim.Adam([a, b], lr=3e-3)
+    weight = importance / (importance.mean() + 1e-30)
+    gate_proj, up_proj, down_proj = own
+    used = torch.stack([_inner(part, gate_proj, up_proj).square().sum(0) for part in torch.split(n, BATCH)]).sum(0)
+    best = (used * (down_proj.square() * weight[:, None]).sum(0)).topk(rank).indices
+    gates, up = gate_proj[best].clone().requires_grad_(), up_proj[best].clone().requires_grad_()
+    scale = y.std() + 1e-12
+    down, bias = (each / scale for each in _solved(_inner(n, gates, up).detach(), y))
+    parts = [gates, up, down.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.Adam(parts, lr=1e-3)
+    steps = min(1500, max(50, 100 * len(n) // BATCH))
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * (1 - step / steps)
-        some = torch.randint(len(n), (min(1024, len(n)),), generator=random).to(n.device)
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps)
+        some = torch.randint(len(n), (min(BATCH, len(n)),), generator=random).to(n.device)
         with torch.enable_grad():
-            loss = F.mse_loss(F.silu(n[some] @ a.T) @ b.T, (y[some] - mean) / scale)
+            error = _inner(n[some], gates, up) @ parts[2].T + parts[3] - y[some] / scale
             optimizer.zero_grad()
-            torch.autograd.backward(loss)
+            torch.autograd.backward((error.square() * weight).mean())
         optimizer.step()
-    a = a.detach()
-    inner = F.silu(n @ a.T)
-    middle = inner.mean(0)
+    gates, up = gates.detach(), up.detach()
+    solved = _solved(_inner(n, gates, up), y)
+    return {"gate": gates, "up": up, "down": solved[0], "bias": solved[1]}
+
+
+def _inner(n: torch.Tensor, gates: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return F.silu(n @ gates.T) * (n @ up.T)
+
+
+def _solved(inner: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Down and bias of the least squared error, with a ridge."""
+    mean, middle = y.mean(0), inner.mean(0)
     centred = inner - middle
     gram = centred.T @ centred
-    gram += torch.eye(rank, device=n.device) * (1e-3 * gram.diagonal().mean() + 1e-12)
-    b = torch.linalg.solve(gram, centred.T @ (y - mean)).T
-    return a, b.contiguous(), mean - b @ middle
+    gram += torch.eye(len(gram), device=gram.device) * (1e-4 * gram.diagonal().mean() + 1e-12)
+    down = torch.linalg.solve(gram, centred.T @ (y - mean)).T.contiguous()
+    return down, mean - down @ middle
 
 
 def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

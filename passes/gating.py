@@ -37,12 +37,14 @@ class FfnBlock:
         state: The normed state before the layer's attention, float [batch, tokens, width].
         normed: What the block reads, float [batch, tokens, width].
         result: What it gives, of the same shape.
+        weights: Names of its three matrices: gate and up [inner width, width], down [width, inner width].
     """
 
     layer: str
     state: fx.Node
     normed: fx.Node
     result: fx.Node
+    weights: tuple[str, str, str]
 
 
 def ffn_blocks(graph: FxGraph) -> list[FfnBlock]:
@@ -81,7 +83,16 @@ def _block(layer: str, nodes: list[fx.Node]) -> FfnBlock:
     state = [n for n in states if any(user not in inner for user in n.users)]
     if len(state) != 1:
         raise PassError(f"{layer}: no norm at '{layer}.input_layernorm'; gates read its result")
-    return FfnBlock(layer, state[0], next(iter(reads)), ends[0])
+    return FfnBlock(layer, state[0], next(iter(reads)), ends[0], _matrices(inside))
+
+
+def _matrices(inside: list[fx.Node]) -> tuple[str, str, str]:
+    """Names of a block's gate, up and down matrices: an activation function follows the first."""
+    first, second, down = (n for n in inside if n.target is aten.linear.default)
+    if all(user.target is aten.mul.Tensor for user in first.users):
+        first, second = second, first
+    gate, up, out = (str(n.all_input_nodes[1].target) for n in (first, second, down))
+    return gate, up, out
 
 
 def _within(node: fx.Node, path: str) -> bool:
@@ -90,13 +101,17 @@ def _within(node: fx.Node, path: str) -> bool:
 
 
 def parameters(block: FfnBlock, rank: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a learned gate's parameters; rank 0 has no cheap path."""
+    """Names and shapes of a learned gate's parameters; rank 0 has no cheap path.
+
+    A cheap path is a block of the same form with `rank` inner neurons: down(silu(gate n) · up n) + bias.
+    """
     width = int(block.result.meta["val"].shape[-1])
     stem = f"{block.layer}.skip"
     shapes: dict[str, tuple[int, ...]] = {f"{stem}.gate.weight": (width, 1), f"{stem}.gate.bias": (1,)}
     if rank:
         cheap = f"{stem}.cheap"
-        shapes |= {f"{cheap}.a": (rank, width), f"{cheap}.b": (width, rank), f"{cheap}.bias": (width,)}
+        shapes |= {f"{cheap}.gate": (rank, width), f"{cheap}.up": (rank, width)}
+        shapes |= {f"{cheap}.down": (width, rank), f"{cheap}.bias": (width,)}
     return shapes
 
 
@@ -222,10 +237,12 @@ def _choose(
 ) -> None:
     """Put the choice between a block's result and its cheap path where the result was read."""
     cheap = f"{block.layer}.skip.cheap"
-    if f"{cheap}.a" in weights:
-        a, b, bias = (new.weight(f"{cheap}.{leaf}", weights) for leaf in ("a", "b", "bias"))
-        inner = new.call(aten.silu.default, cheap, new.call(aten.linear.default, cheap, block.normed, a))
-        instead = new.call(aten.linear.default, cheap, inner, b, bias)
+    if f"{cheap}.down" in weights:
+        gate, up, down, bias = (new.weight(f"{cheap}.{leaf}", weights) for leaf in ("gate", "up", "down", "bias"))
+        # Paths as those of a block's own projections, which fuse_projections finds by them.
+        inner = new.call(aten.silu.default, cheap, new.call(aten.linear.default, f"{cheap}.gate", block.normed, gate))
+        inner = new.call(aten.mul.Tensor, cheap, inner, new.call(aten.linear.default, f"{cheap}.up", block.normed, up))
+        instead = new.call(aten.linear.default, f"{cheap}.down", inner, down, bias)
     else:
         instead = new.call(aten.mul.Tensor, cheap, block.normed, 0.0)
     chosen = new.call(torch.ops.adaptc.skip.default, f"{block.layer}.skip", logit, threshold, block.result, instead)
