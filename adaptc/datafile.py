@@ -13,7 +13,7 @@ from typing import IO
 import onnx_ir as ir
 
 from adaptc.graph import OnnxGraph, fixed
-from adaptc.passes.branch import conditionals
+from adaptc.passes.conditionals import conditionals
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in the graph: a page for each would waste more than it shares."""

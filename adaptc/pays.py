@@ -16,7 +16,7 @@ import numpy as np
 from adaptc.datafile import write_graphs
 from adaptc.gates import Gates
 from adaptc.graph import OnnxGraph, sizes
-from adaptc.passes.branch import conditionals, grouped, run_always
+from adaptc.passes.conditionals import conditionals, grouped, run_always
 from adaptc.pays_each import Decided, Ids, decide, remeasured, stepwise
 from adaptc.program import EMPTY, Program, Tower
 from adaptc.runtime.budget import DENSE

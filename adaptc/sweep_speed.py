@@ -21,7 +21,7 @@ from adaptc.datafile import read_bytes_per_token, write_graphs
 from adaptc.errors import RequestError
 from adaptc.evaluate import Ids
 from adaptc.graph import OnnxGraph
-from adaptc.passes.branch import conditionals, run_always
+from adaptc.passes.conditionals import conditionals, run_always
 from adaptc.runtime.budget import DENSE, threshold_at
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cores import physical_cores

@@ -41,7 +41,7 @@ class SkipFfn(Pass):
         policy: How gates decide.
         gates: The file of trained gates; for `learned`, and only there.
         layers: Which layers get a gate; `auto` is those of the gates file, else those that matter least.
-        rank: Width of the cheap path that `adaptc train` makes; 0 for none: a skipped block then gives zero.
+        rank: Inner neurons of the cheap path that `adaptc train` makes; 0 for none: a skipped block then gives zero.
         warmup: Positions at the start of a sequence where every block runs.
         batch: With several rows in a step: `any` runs a block if one row wants it, `group` if they want it on average
             (a row may then lose a block that it wanted), `off` runs all. How many rows still gain is measured when

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from adaptc.passes.branch import conditionals, run_always
+from adaptc.passes.conditionals import conditionals, run_always
 from adaptc.pays import Payoff, payoff
 from tests import gated_bundle, skipping, tiny
 from tests.close import ENGINE, assert_close

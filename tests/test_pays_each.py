@@ -9,7 +9,7 @@ import pytest
 
 from adaptc import pays
 from adaptc.gates import Gates
-from adaptc.passes.branch import conditionals, grouped
+from adaptc.passes.conditionals import conditionals, grouped
 from adaptc.pays import Payoff, paying
 from adaptc.pays_each import Ran, decide
 from tests import gated_bundle, skipping, tiny
