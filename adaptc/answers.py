@@ -189,7 +189,7 @@ def factoids(
     """
     from adaptc.runtime.ort import OrtEngine
 
-    name = bundle.manifest.plan[0].graphs[0]
+    name = bundle.manifest.reader
     graph, gates = bundle.manifest.graphs[name], bundle.manifest.gates.get(name)
     folder = bundle.path / "tokenizer"
     if graph.decoder is None or not folder.exists():

@@ -81,7 +81,7 @@ def prompts(bundle: Bundle, settings: Settings) -> tuple[list[int], list[int]]:
     from adaptc.runtime.tokenizer import Tokenizer
 
     folder = bundle.path / "tokenizer"
-    decoder = bundle.manifest.graphs[bundle.manifest.plan[0].graphs[0]].decoder
+    decoder = bundle.manifest.graphs[bundle.manifest.reader].decoder
     if not folder.exists() or decoder is None:
         raise RequestError(f"{bundle.path}: no tokenizer or no decoder; there is nothing to time")
     needed = max(settings.prompt_tokens + settings.new_tokens, settings.long_tokens + 1)

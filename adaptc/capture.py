@@ -41,11 +41,11 @@ def capture(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> Fx
     Raises:
         LoadError: a layer cannot be stamped, or a weight is missing or of another shape.
     """
-    kinds = _layer_kinds(config)
+    kinds = layer_kinds(config)
     module, ties = _export(config, [kinds[0], *dict.fromkeys(kinds)])
     tidy(module)
-    _stamp(module, kinds)
-    _attach(module, weights, ties)
+    stamp(module, kinds)
+    attach(module, weights, ties)
     # A fork is a plain module: the exporter's input checks and guards stay behind.
     return FxGraph(module, _dims(module)).fork()
 
@@ -56,9 +56,26 @@ def _dims(module: fx.GraphModule) -> dict[str, str]:
     return {str(size): name for size, name in zip(ids.meta["val"].shape, ("batch", "tokens"), strict=True)}
 
 
-def _layer_kinds(config: PretrainedConfig) -> list[str]:
+def layer_kinds(config: PretrainedConfig) -> list[str]:
+    """The kind of each decoder layer: layers of one kind differ in nothing but their weights."""
     types = getattr(config, "layer_types", None)
     return list(types) if types else ["layer"] * int(config.num_hidden_layers)
+
+
+def shallow(config: PretrainedConfig, kinds: list[str]) -> PretrainedConfig:
+    """The config with only these layers."""
+    small = copy.deepcopy(config)
+    small.num_hidden_layers = len(kinds)
+    if getattr(small, "layer_types", None):
+        small.layer_types = list(kinds)
+    return small
+
+
+def tied(model: torch.nn.Module) -> dict[str, str]:
+    """Which parameters are one: tied name -> first name."""
+    first: dict[int, str] = {}
+    ties = {name: first.setdefault(id(tensor), name) for name, tensor in model.named_parameters(remove_duplicate=False)}
+    return {name: to for name, to in ties.items() if name != to}
 
 
 def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule, dict[str, str]]:
@@ -75,8 +92,7 @@ def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule,
     with initialization.no_init_weights():
         model = AutoModelForCausalLM.from_config(small, attn_implementation=attention.NAME, dtype=torch.float32).eval()
     model.tie_weights()  # left out when weights are not initialized
-    first: dict[int, str] = {}
-    ties = {name: first.setdefault(id(tensor), name) for name, tensor in model.named_parameters(remove_duplicate=False)}
+    ties = tied(model)
     ids = torch.zeros(2, 7, dtype=torch.int64)
     # 2 and 7: sizes of 0 and 1 would be taken for constants.
     free = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("tokens", min=1, max=1 << 20)}
@@ -92,7 +108,7 @@ def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule,
     # The exporter packs inputs and outputs as keyword trees; a graph takes tensors in order and returns a tuple.
     module.graph.set_codegen(fx.graph.CodeGen())
     module.meta["outputs"] = ("logits",)
-    return module, {name: to for name, to in ties.items() if name != to}
+    return module, ties
 
 
 def tidy(module: fx.GraphModule) -> None:
@@ -136,15 +152,21 @@ def _owner(graph: fx.Graph, size: str) -> tuple[fx.Node, int]:
     )
 
 
-def _stamp(module: fx.GraphModule, kinds: list[str]) -> None:
-    """Grow the exported layers to full depth: layer 0 stays, each other layer is a copy of its kind's example."""
+def stamp(module: fx.GraphModule, kinds: list[str], decoder: str = "model") -> None:
+    """Grow the exported layers to full depth: layer 0 stays, each other layer is a copy of its kind's example.
+
+    Args:
+        module: Exported with layer 0 and one layer of each kind after it.
+        kinds: Of all layers.
+        decoder: Module path of what has the layers.
+    """
     graph = module.graph
     regions: dict[int, list[fx.Node]] = {}
-    stem = ""
+    stem = f"{decoder}.layers"
     for node in graph.nodes:
-        if node.op != "get_attr" and (match := LAYER.match(node.meta["path"])):
+        match = LAYER.match(node.meta["path"]) if node.op != "get_attr" else None
+        if match and match["stem"] == stem:
             regions.setdefault(int(match["index"]), []).append(node)
-            stem = match["stem"]
     examples = {kind: regions[index + 1] for index, kind in enumerate(dict.fromkeys(kinds))}
     example_index = {kind: index + 1 for index, kind in enumerate(dict.fromkeys(kinds))}
     ends = {index: _single_output(stem, index, region) for index, region in regions.items()}
@@ -200,7 +222,7 @@ def _attribute(module: fx.GraphModule, target: str, like: fx.Node) -> fx.Node:
     return node
 
 
-def _attach(module: fx.GraphModule, weights: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> None:
+def attach(module: fx.GraphModule, weights: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> None:
     """Put the real weights where the exported ones stood; computed buffers (RoPE frequencies) are kept.
 
     A tied weight goes by one name only, so that it is stored and quantized once.

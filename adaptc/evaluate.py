@@ -168,7 +168,7 @@ def bundle_perplexity(
     """
     from adaptc.runtime import load
 
-    name = bundle.manifest.plan[0].graphs[0]
+    name = bundle.manifest.reader
     decoder = bundle.manifest.graphs[name].decoder
     skips: list[Skips] = []
     if decoder is not None and window > decoder.max_tokens:

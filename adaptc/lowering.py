@@ -21,10 +21,12 @@ from adaptc.cache import Cache, key_of
 from adaptc.calibration_text import CalibrationText, calibration_text
 from adaptc.capture import capture
 from adaptc.capture_module import capture_module
+from adaptc.capture_multimodal import capture_multimodal
 from adaptc.errors import SpecError
 from adaptc.gates import Gates
 from adaptc.graph import OnnxGraph
 from adaptc.modal import modal_from_json
+from adaptc.multimodal import family_of, text_of
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.gptq import Gptq
 from adaptc.passes.lower import Lower
@@ -55,7 +57,7 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
             continue
         config, weights = source.config(), source.tensors()
         stage(f"capture {name}")
-        graphs[name] = capture(config, weights)
+        graphs[name] = (capture if family_of(config) is None else capture_multimodal)(config, weights)
         samples[name] = text.ids(source)
     return Program(graphs, tuple(Run(name) for name in graphs), towers, samples)
 
@@ -68,11 +70,11 @@ def tower(source: Source, *, shared: bool = False) -> Tower:
     return Tower(
         origin=source.origin,
         architecture=config.model_type,
-        vocab_size=config.vocab_size,
+        vocab_size=text_of(config).vocab_size,
         bos_token_id=ids.bos,
         eos_token_ids=ids.eos,
         pad_token_id=ids.pad,
-        max_positions=config.max_position_embeddings,
+        max_positions=text_of(config).max_position_embeddings,
         sha256=source.sha256(),
         vocabulary=vocabulary(source) if shared else "",
     )

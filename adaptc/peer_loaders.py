@@ -67,7 +67,7 @@ def load_adaptc(job: Job) -> Write:
     from adaptc.runtime import OrtEngine, Session, open_bundle
 
     bundle = open_bundle(job.model, verify=False)
-    graph = bundle.manifest.graphs[bundle.manifest.plan[0].graphs[0]]
+    graph = bundle.manifest.graphs[bundle.manifest.reader]
     assert graph.decoder is not None
     endless = dataclasses.replace(graph.decoder, eos_token_ids=())
     session = Session(OrtEngine(bundle.path / graph.file, job.threads), endless)

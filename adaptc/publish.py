@@ -13,11 +13,13 @@ import onnx_ir as ir
 from adaptc import __version__
 from adaptc.datafile import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.graph import OnnxGraph, sizes
+from adaptc.image_spec import image_spec
 from adaptc.pays import Verdict, decoder_spec, gate_spec
 from adaptc.program import EMPTY, Program, Run, Switch
 from adaptc.publish_regions import decoder_of, region_files
 from adaptc.report import report_html, report_json
 from adaptc.runtime.bundle import Bundle, write_bundle
+from adaptc.runtime.images import IMAGES
 from adaptc.runtime.manifest import (
     GraphSpec,
     Manifest,
@@ -80,6 +82,9 @@ def publish(
         files |= {f"gates/{name}.safetensors": path for name, path in trained.items() if name in program.gates}
         for name, content in next(iter(sources.values())).tokenizer_files().items():
             files[f"tokenizer/{name}"] = content
+        for name in program.modal:
+            if (images := image_spec(sources[name])) is not None:
+                files[IMAGES] = images.to_json()
         manifest = Manifest(
             adaptc=__version__,
             models={name: _model(source, hashes[name]) for name, source in sources.items()},
@@ -90,7 +95,7 @@ def publish(
             modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
-            report=_measured(graphs, plan_steps(program))
+            report=_measured(graphs, plan_steps(program), program)
             | ({"gates": {n: v.record() for n, v in verdicts.items()}} if verdicts else {}),
         )
         files["report.json"] = report_json(manifest).encode()
@@ -141,12 +146,18 @@ def _tensor(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name or "", dtype, sizes(value))
 
 
-def _measured(graphs: Mapping[str, OnnxGraph], plan: Sequence[PlanStep | SwitchStep]) -> dict[str, Any]:
+def _measured(
+    graphs: Mapping[str, OnnxGraph], plan: Sequence[PlanStep | SwitchStep], program: Program
+) -> dict[str, Any]:
     switch = plan[-1]
     costs = [route.bytes_per_token for route in switch.routes.values()] if isinstance(switch, SwitchStep) else []
+    # An image's encoder runs once for an image: of such a model only the decoder, which has its name, counts.
+    parts = [each for name, modal in program.modal.items() if name in graphs for each in modal.modalities.values()]
+    images = {each.encoder for each in parts}
+    writers = {name: graph for name, graph in graphs.items() if name not in images}
     return {
         # Of a stitched bundle, by its dearest route.
-        "bytes_per_token": max(costs) if costs else sum(map(read_bytes_per_token, graphs.values())),
+        "bytes_per_token": max(costs) if costs else sum(map(read_bytes_per_token, writers.values())),
         "skippable_bytes": {name: skippable_bytes(graph) for name, graph in graphs.items()},
         "nodes": {name: sum(1 for _ in graph.model.graph.all_nodes()) for name, graph in graphs.items()},
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
+from adaptc.multimodal import MULTIMODAL, family_of, renamed
 from adaptc.sources import SUPPORTED, Source, Tensors, TokenIds, build_config, check_shapes, one_line
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
+"""Ends of names that old files keep, of what models compute by themselves now."""
 _SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
 
 
@@ -33,10 +36,11 @@ class FolderSource(Source):
         if "quantization_config" in values:
             method = values["quantization_config"].get("quant_method", "an unnamed method")
             raise LoadError(f"{self.origin}: its weights are quantized by {method}; give the model as it was before")
-        if "auto_map" in values and model_type not in SUPPORTED:
+        known = (*SUPPORTED, *MULTIMODAL)
+        if "auto_map" in values and model_type not in known:
             raise LoadError(
                 f"{self.origin}: architecture {model_type!r} is Python code in the model's folder, which adaptc "
-                f"does not run; supported: {', '.join(SUPPORTED)}"
+                f"does not run; supported: {', '.join(known)}"
             )
         return build_config(
             self.origin, model_type, {key: value for key, value in values.items() if key != "model_type"}
@@ -44,10 +48,16 @@ class FolderSource(Source):
 
     def token_ids(self) -> TokenIds:
         """See `Source.token_ids`."""
-        values = self._json("config.json", needed=True) | self._json("generation_config.json")
-        eos = values.get("eos_token_id")
+        own = self._json("config.json", needed=True)
+        values, text = own | self._json("generation_config.json"), own.get("text_config") or {}
+
+        def said(key: str) -> Any:
+            """What the model says, else what the language model in it does."""
+            return text.get(key) if values.get(key) is None else values[key]
+
+        eos = said("eos_token_id")
         ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        return TokenIds(values.get("bos_token_id"), tuple(ends), values.get("pad_token_id"))
+        return TokenIds(said("bos_token_id"), tuple(ends), said("pad_token_id"))
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """See `Source.tokenizer_files`; a tokenizer of another form is converted by transformers."""
@@ -63,6 +73,11 @@ class FolderSource(Source):
         if isinstance(template, str):
             files.setdefault("chat_template.jinja", template.encode())
         return files
+
+    def image_processor(self) -> dict[str, Any]:
+        """See `Source.image_processor`."""
+        own = self._json("processor_config.json").get("image_processor")
+        return own if isinstance(own, dict) else self._json("preprocessor_config.json")
 
     def _converted_tokenizer(self) -> dict[str, bytes]:
         import tempfile
@@ -94,6 +109,8 @@ class FolderSource(Source):
             try:
                 file: Any = safe_open(path, framework="pt")
                 for name in file.keys():  # noqa: SIM118  (not a dict)
+                    if name.endswith(_BUFFERS):
+                        continue
                     part = file.get_slice(name)
                     if part.get_dtype() not in _FLOATS:
                         kinds = ", ".join(_FLOATS)
@@ -101,7 +118,7 @@ class FolderSource(Source):
                     shapes[name], readers[name] = tuple(part.get_shape()), partial(file.get_tensor, name)
             except (SafetensorError, OSError) as error:
                 raise LoadError(f"{self.origin}: {path.name} is damaged or cut short: {one_line(error)}") from error
-        shapes, readers = _full_names(shapes), _full_names(readers)
+        shapes, readers = _full_names(config, shapes), _full_names(config, readers)
         names = check_shapes(self.origin, config, shapes)
         return Tensors(self.origin, self.dtype, {name: readers[name] for name in readers if name in names})
 
@@ -130,6 +147,8 @@ class FolderSource(Source):
         small = (
             "config.json",
             "generation_config.json",
+            "preprocessor_config.json",
+            "processor_config.json",
             *_TOKENIZER,
             "tokenizer.model",
             "vocab.json",
@@ -185,6 +204,10 @@ class HubSource(Source):
         """See `Source.tensors`."""
         return self._fetch(weights=True).tensors()
 
+    def image_processor(self) -> dict[str, Any]:
+        """See `Source.image_processor`."""
+        return self._fetch(weights=False).image_processor()
+
     def files(self) -> dict[str, Path]:
         """See `Source.files`; fetches the weights."""
         return self._fetch(weights=True).files()
@@ -232,9 +255,11 @@ class HubSource(Source):
             ) from error
 
 
-def _full_names(found: dict[str, Any]) -> dict[str, Any]:
-    """Name parameters as the causal model does; drop buffers that old files keep."""
-    kept = {name: value for name, value in found.items() if not name.endswith("rotary_emb.inv_freq")}
-    if "embed_tokens.weight" in kept:  # saved from the model without its head
-        return {f"model.{name}": value for name, value in kept.items()}
-    return kept
+def _full_names(config: Any, found: dict[str, Any]) -> dict[str, Any]:
+    """Name parameters as transformers' model does."""
+    if family_of(config) is not None:
+        names = renamed(config, found)
+        return {names[name]: value for name, value in found.items()}
+    if "embed_tokens.weight" in found:  # saved from the model without its head
+        return {f"model.{name}": value for name, value in found.items()}
+    return found

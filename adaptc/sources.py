@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
+from adaptc.multimodal import MULTIMODAL, decoder_path, family_of, model_of, text_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +73,7 @@ class Source(ABC):
         """Return the model's transformers config, without reading a weight.
 
         Raises:
-            LoadError: it cannot be read, or its architecture is not in `SUPPORTED`.
+            LoadError: it cannot be read, or its architecture is not in `SUPPORTED` or `MULTIMODAL`.
         """
 
     @abstractmethod
@@ -109,6 +110,10 @@ class Source(ABC):
     @abstractmethod
     def licence(self) -> str | None:
         """Return the licence the model states, e.g. `apache-2.0`, or None."""
+
+    def image_processor(self) -> dict[str, Any]:
+        """Return the settings of the model's image processor; empty where it has none."""
+        return {}
 
     def paths(self) -> tuple[Path, ...]:
         """Return the paths of `files()`, sorted."""
@@ -218,19 +223,20 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
     """Return the transformers config of these values.
 
     Raises:
-        LoadError: the architecture is not in `SUPPORTED`, or transformers refuses a value.
+        LoadError: the architecture is not in `SUPPORTED` or `MULTIMODAL`, or transformers refuses a value.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    if model_type not in SUPPORTED:
-        raise LoadError(f"{origin}: architecture {model_type!r} is not supported; supported: {', '.join(SUPPORTED)}")
+    if model_type not in (*SUPPORTED, *MULTIMODAL):
+        known = ", ".join((*SUPPORTED, *MULTIMODAL))
+        raise LoadError(f"{origin}: architecture {model_type!r} is not supported; supported: {known}")
     # A damaged count would have transformers build lists, and models, of that many layers.
-    layers = values.get("num_hidden_layers", 1)
+    layers = (values.get("text_config") or values).get("num_hidden_layers", 1)
     if isinstance(layers, int) and not 1 <= layers <= _MAX_LAYERS:
         raise LoadError(f"{origin}: num_hidden_layers is {layers}; adaptc takes 1 to {_MAX_LAYERS}")
     try:
-        return CONFIG_MAPPING[model_type](**values)
+        config = CONFIG_MAPPING[model_type](**values)
     except (
         StrictDataclassError,
         TypeError,
@@ -240,6 +246,25 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
         ZeroDivisionError,
     ) as error:
         raise LoadError(f"{origin}: transformers refuses this {model_type} config: {one_line(error)}") from error
+    _check_parts(origin, config)
+    return config
+
+
+def _check_parts(origin: str, config: Any) -> None:
+    """Refuse a multimodal model with a part that adaptc does not capture."""
+    family = family_of(config)
+    if family is None:
+        return
+    parts = (
+        ("language model", config.text_config, family.decoders or SUPPORTED),
+        ("image tower", config.vision_config, family.towers),
+    )
+    for what, part, known in parts:
+        if known and part.model_type not in known:
+            raise LoadError(
+                f"{origin}: {config.model_type} with a {what} of kind {part.model_type!r} is not supported; "
+                f"supported: {', '.join(known)}"
+            )
 
 
 def one_line(error: Exception) -> str:
@@ -295,14 +320,13 @@ def check_shapes(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]
         LoadError: one is missing, has another shape, or has no place in the model.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    layers = {found[1] for name in shapes if (found := re.match(r"model\.layers\.(\d+)\.", name))}
-    if len(layers) != config.num_hidden_layers:
-        there = config.num_hidden_layers
+    stem = re.compile(rf"{re.escape(decoder_path(config))}\.layers\.(\d+)\.")
+    layers = {found[1] for name in shapes if (found := stem.match(name))}
+    if len(layers) != (there := text_of(config).num_hidden_layers):
         raise LoadError(f"{origin}: weights for {len(layers)} layers; by its config there are {there}")
     with torch.device("meta"):
-        state = AutoModelForCausalLM.from_config(config).state_dict()
+        state = model_of(config).state_dict()
     wanted = {name: tuple(value.shape) for name, value in state.items()}
     tied = {_HEAD} if config.tie_word_embeddings else set()
     for name in wanted.keys() - tied:

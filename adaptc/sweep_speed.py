@@ -63,7 +63,7 @@ def speeds(
     Raises:
         RequestError: the text is too short, or the bundle has no gates.
     """
-    name = bundle.manifest.plan[0].graphs[0]
+    name = bundle.manifest.reader
     gates, decoder = bundle.manifest.gates.get(name), bundle.manifest.graphs[name].decoder
     if gates is None or decoder is None:
         raise RequestError(f"{bundle.path}: no gates; its speed is the same under every budget")

@@ -100,7 +100,7 @@ class BundleModel:
         from adaptc.runtime.decoder import Decoder
         from adaptc.runtime.ort import OrtEngine
 
-        name = bundle.manifest.plan[0].graphs[0]
+        name = bundle.manifest.reader
         graph = bundle.manifest.graphs[name]
         if graph.decoder is None:
             raise BundleError(f"{bundle.path}: not a decoder; there is nothing to compare")

@@ -21,6 +21,7 @@ from torch import fx
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph
 from adaptc.passes.blockwise import Bits, Blocks, concatenate, curvature_of, dequantize, quantize_blocks, split
+from adaptc.placing import no_images
 from adaptc.program import Program
 
 WINDOW = 128
@@ -213,6 +214,7 @@ def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:
         "input_ids" if ids.ndim == 2 else "hidden": torch.from_numpy(ids),
         "position_ids": torch.arange(tokens).expand(sequences, tokens),
         "threshold": torch.full((sequences, tokens), float("-inf")),  # of gates: every block runs
+        **no_images(),
     }
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     missing = {str(node.target) for node in placeholders} - set(values)

@@ -34,7 +34,11 @@ class DropModality(Pass):
     Stand-ins: `learned` is the model's own parameter `missing.NAME` (`missing.NAME.0` and so on for several features).
     `mean` is the feature's mean over `data`. `refit` is `mean`, and the last linear layer is fitted anew for each
     subset on the labels in `data`. `empty` is nothing: `cat` and `stack` leave the feature out, so a transformer sees
-    fewer tokens; `masked_scatter`, with which multimodal language models put an image between words, changes nothing.
+    fewer tokens.
+
+    A language model that takes images is cut into their encoder and one decoder, which keeps the model's name and takes
+    images' features as an input of any number of rows: no image is no row. Its stand-in is `empty`, its inputs are
+    `pixel_values` and `input_ids`, and what leaves the text out is left out itself.
 
     Needs: FX level, before skip_ffn, gptq and lower.
     Shapes: unchanged; a subset's graph has the features of its modalities as inputs.
@@ -108,6 +112,10 @@ class DropModality(Pass):
         return self._split(program, name, graph)
 
     def _split(self, program: Program, model: str, graph: FxGraph) -> Program:
+        from adaptc.passes import modal_decoder
+
+        if modal_decoder.is_decoder(graph):
+            return self._split_decoder(program, model, graph)
         from adaptc.passes.modal_graph import cut, encoder, feature_names, narrowed
         from adaptc.passes.stand_ins import missing_shape
 
@@ -144,6 +152,24 @@ class DropModality(Pass):
                 Switch(f"{model}.modalities", routes) if len(subsets) > 1 else Run(subsets[0].graph),
             ),
             modal={**program.modal, model: ModalSpec(specs, tuple(subsets))},
+        )
+
+    def _split_decoder(self, program: Program, model: str, graph: FxGraph) -> Program:
+        """A language model: its images' encoder, and one decoder for all subsets."""
+        from adaptc.passes import modal_decoder
+
+        if self.stand_in != "empty":
+            raise PassError(
+                f"stand_in: {self.stand_in}; a language model does without an image as it is: empty is right"
+            )
+        subsets = modal_decoder.subsets_of(self.modalities, self.subsets(), named=self.keep != "all")
+        parts, spec = modal_decoder.split(graph, model, self.modalities, subsets)
+        plan = [each for step in program.plan for each in (map(Run, parts) if step == Run(model) else [step])]
+        return replace(
+            program,
+            graphs={name: each for name, each in program.graphs.items() if name != model} | parts,
+            plan=tuple(plan),
+            modal={**program.modal, model: spec},
         )
 
     def _heads(self, cut: Cut) -> dict[tuple[str, ...], FxGraph]:

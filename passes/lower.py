@@ -21,6 +21,7 @@ from torch import fx
 
 from adaptc import (
     attention,  # noqa: F401  (declares adaptc::causal_attention)
+    placing,  # noqa: F401  (declares adaptc::place)
     skip,  # noqa: F401  (declares adaptc::skip)
 )
 from adaptc.errors import PassError
@@ -225,6 +226,7 @@ def _translate(region: _Region, graph: FxGraph, name: str) -> ir.Function:
                 verbose=False,
                 custom_translation_table={
                     torch.ops.adaptc.causal_attention.default: _attention,
+                    torch.ops.adaptc.place.default: _place,
                     torch.ops.adaptc.skip.default: _skip,
                 },
             )
@@ -384,3 +386,12 @@ def _skip(logit: Any, threshold: Any, full: Any, cheap: Any) -> Any:
     """adaptc::skip in ONNX's own operators: both are computed and one is taken, until `branch` makes it an If."""
     runs = opset23.GreaterOrEqual(logit, threshold)
     return opset23.Where(opset23.Unsqueeze(runs, [-1]), full, cheap)
+
+
+def _place(states: Any, places: Any, values: Any) -> Any:
+    """adaptc::place in ONNX's own operators."""
+    rows = opset23.Constant(value_ints=[-1, states.shape[2]])
+    placed = opset23.ScatterND(
+        opset23.Reshape(states, rows), opset23.Unsqueeze(places, [1]), opset23.Reshape(values, rows)
+    )
+    return opset23.Reshape(placed, opset23.Shape(states))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from adaptc import placing  # noqa: F401  (declares adaptc::place)
 from adaptc.errors import PassError
 from adaptc.graph import UNUSED, FxGraph
 from adaptc.passes.modal_graph import SIZE, Cut, StandIn, feature_names
@@ -124,8 +125,8 @@ def absent(name: str) -> Any:
 def without_absent(graph: FxGraph) -> FxGraph:
     """The graph with what takes absent values rewritten to do without.
 
-    `cat` and `stack` leave them out, `masked_scatter` (a multimodal language model's way to put an image's embeddings
-    between the text's) leaves its target as it is; what computes on nothing gives nothing.
+    `cat` and `stack` leave them out, `masked_scatter` and our own `place` (ways to put an image's embeddings between a
+    text's) leave their target as it is; what computes on nothing gives nothing.
 
     Raises:
         PassError: something needs the value; the message names it.
@@ -163,7 +164,7 @@ def _shorter_list(node: fx.Node) -> None:
 
 
 def _untouched(node: fx.Node) -> None:
-    """`masked_scatter` of nothing."""
+    """`masked_scatter` or `place` of nothing."""
     target: Any = node.args[0]
     if target.target is absent:
         raise PassError(f"{target.args[0]}: {node.name} cannot do without it")
@@ -176,4 +177,5 @@ _JOINS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 _REWRITES: Mapping[Any, Callable[[fx.Node], None]] = {
     **dict.fromkeys(_JOINS, _shorter_list),
     torch.ops.aten.masked_scatter.default: _untouched,
+    torch.ops.adaptc.place.default: _untouched,
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.inserts import Inserts
 from adaptc.runtime.manifest import GateSpec
 
 DENSE = -math.inf
@@ -24,10 +25,12 @@ class Wish:
         budget: How much of the model runs, from 0 (cheapest) to 1 (dense); None for every block, and for what the
             bundle's router was calibrated to.
         route: The route to take, for a stitched bundle; None lets its router pick.
+        inserts: Encodes the prompt's images, when it is read; None for a text alone.
     """
 
     budget: float | None = None
     route: str | None = None
+    inserts: Callable[[], Inserts] | None = field(default=None, compare=False)
 
 
 ANY = Wish()

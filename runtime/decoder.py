@@ -16,6 +16,7 @@ import numpy.typing as npt
 from adaptc.runtime.budget import ANY, DENSE, Skips, Wish, threshold_of
 from adaptc.runtime.engine import Engine, Step
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.inserts import Inserts, nothing
 from adaptc.runtime.manifest import DecoderSpec, GateSpec, TensorSpec
 
 Ids = npt.NDArray[np.int64]
@@ -63,6 +64,7 @@ class Decoder:
         if width is not None:
             self._source, self._ids = HIDDEN, np.zeros((batch, 1, width), np.float32)
         gives = _width(engine.outputs)
+        self._nothing = nothing(engine.inputs)
         self._result, self._gives = ("logits", spec.vocab_size) if gives is None else (HIDDEN, gives)
         self._last = np.zeros(batch, np.int32)  # position of each row's newest token
         self._total = np.zeros((), np.int32)
@@ -81,7 +83,7 @@ class Decoder:
 
     def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
         """Start a row with a prompt, as a request wants it; see `prefill`."""
-        return self.prefill(row, ids, self.threshold(wish))
+        return self.prefill(row, ids, self.threshold(wish), None if wish.inserts is None else wish.inserts())
 
     def threshold(self, wish: Wish) -> float:
         """What the gates are compared with under a budget."""
@@ -91,20 +93,22 @@ class Decoder:
         """Whether every block runs."""
         return self.threshold(wish) == DENSE
 
-    def prefill(self, row: int, ids: Ids | States, threshold: float = DENSE) -> Logits:
+    def prefill(self, row: int, ids: Ids | States, threshold: float = DENSE, inserts: Inserts | None = None) -> Logits:
         """Start a row with a prompt, which runs every block.
 
         Args:
             row: The row; what it held is lost.
             ids: int64 [tokens], 1 to `max_tokens`; or float32 [tokens, width].
             threshold: What the gates are compared with for the row's later tokens; -inf runs every block.
+            inserts: What stands in the place of some tokens, if the graph takes images.
 
         Returns:
             float32 [vocab]: logits of the token that follows; the caller's to keep.
         """
         for start in range(0, len(ids), self._chunk):
             block = ids[start : start + self._chunk]
-            logits = self._read(row, start, block, kept=1 if self._result == "logits" else len(block))
+            kept = 1 if self._result == "logits" else len(block)
+            logits = self._read(row, start, block, kept, inserts=inserts)
         self._levels[row] = threshold
         first: Logits = logits[0]
         return first
@@ -209,21 +213,32 @@ class Decoder:
             threshold[:] = self._levels[:rows]
             threshold[self._last[:rows] < self._warmup] = DENSE
 
-    def _read(self, row: int, start: int, ids: Ids | States, kept: int, into: States | None = None) -> Logits:
+    def _read(
+        self,
+        row: int,
+        start: int,
+        ids: Ids | States,
+        kept: int,
+        into: States | None = None,
+        inserts: Inserts | None = None,
+    ) -> Logits:
         """Add tokens to a row that holds `start` of them; logits of the last `kept`: [kept, vocab]."""
         self._last[row] = start + len(ids) - 1
         self._read_total[...] = start + len(ids)
         self._read_from[0] = len(ids) - kept
         logits = np.empty((1, kept, self._gives), np.float32) if into is None else into[None]
         step = self._readers.get(row)
+        threshold = self._read_threshold[:, : len(ids)]
         if step is None:
             rows = slice(row, row + 1)
-            threshold = self._read_threshold[:, : len(ids)]
             step = self._bind(rows, ids[None], self._read_total, self._read_from, logits, threshold)
             self._readers[row] = step
-        else:
-            gated = {} if self.gates is None else {"threshold": self._read_threshold[:, : len(ids)]}
-            step.rebind({self._source: ids[None], **gated}, {self._result: logits})
+        feeds: dict[str, npt.NDArray[Any]] = {self._source: ids[None]}
+        if self.gates is not None:
+            feeds["threshold"] = threshold
+        if self._nothing is not None:
+            feeds |= (self._nothing if inserts is None else inserts.part(start, start + len(ids))).feeds()
+        step.rebind(feeds, {self._result: logits})
         step()
         return logits.reshape(kept, -1)
 
@@ -250,6 +265,7 @@ class Decoder:
             "seqlens_k": self._last[rows],
             "total_sequence_length": total,
             **({"logits_from": first} if self._result == "logits" else {}),
+            **({} if self._nothing is None else self._nothing.feeds()),
             **{f"past.{name}": part for name, part in cache.items()},
         }
         present = {f"present.{name}": part for name, part in cache.items()}

@@ -9,6 +9,7 @@ from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import Bundle, open_bundle
 from adaptc.runtime.decoder import HIDDEN
 from adaptc.runtime.errors import BundleError, RequestError
+from adaptc.runtime.images import IMAGES, Images, read_image_spec
 from adaptc.runtime.infer import ModalSession
 from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest, PlanStep, SwitchStep
 from adaptc.runtime.modal_run import ModalGraphs
@@ -77,7 +78,17 @@ def load(
         rows = gpu_decoder(bundle, batch, chunk, gates)
         return Session(rows, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
     engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
-    return Session(engine, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget, routes=routes)
+    modal, images = bundle.manifest.modal.get(name), _images(bundle, name, threads)
+    return Session(
+        *(engine, decoder, tokenizer),
+        batch=batch,
+        chunk=chunk,
+        gates=gates,
+        budget=budget,
+        routes=routes,
+        modal=modal,
+        images=images,
+    )
 
 
 def load_modal(
@@ -122,13 +133,29 @@ def _modal_session(bundle: Bundle, threads: int | None, cache_bytes: int) -> Mod
 
 
 def _decoder_graph(manifest: Manifest, where: str) -> tuple[str, GraphSpec, DecoderSpec]:
-    """The graph that reads token ids, which is the plan's first."""
-    first, *rest = manifest.plan
+    """The graph that reads token ids, which is the plan's first but for encoders."""
+    encoders = {each.encoder for modal in manifest.modal.values() for each in modal.modalities.values()}
+    first, *rest = (step for step in manifest.plan if step.graphs[0] not in encoders)
     graph = manifest.graphs[first.graphs[0]]
     whole = not rest or (len(rest) == 1 and isinstance(rest[0], SwitchStep))
     if not whole or not isinstance(first, PlanStep) or graph.decoder is None:
         raise BundleError(f"{where}: its plan is not one decoder, with or without routes; a newer adaptc may run it")
     return first.run, graph, graph.decoder
+
+
+def _images(bundle: Bundle, model: str, threads: int | None) -> Images | None:
+    """What puts images into a language model's prompts; its encoder is read from disk when it first runs."""
+    modal = bundle.manifest.modal.get(model)
+    found = [] if modal is None else [(name, each) for name, each in modal.modalities.items() if each.encoder]
+    if modal is None or not found:
+        return None
+    [(name, modality)] = found
+    file, graphs = bundle.path / IMAGES, bundle.manifest.graphs
+    if IMAGES not in bundle.manifest.files:
+        raise BundleError(f"{file}: is missing; compile again")
+    spec = read_image_spec(file.read_bytes(), str(file))
+    encoders = ModalGraphs(modal, lambda graph: OrtEngine(bundle.path / graphs[graph].file, threads))
+    return Images(spec, name, encoders, graphs[str(modality.encoder)])
 
 
 def _routes(bundle: Bundle, threads: int | None) -> Routes | None:

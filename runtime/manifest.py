@@ -277,6 +277,12 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     modal: dict[str, ModalSpec] = field(default_factory=dict)
 
+    @property
+    def reader(self) -> str:
+        """Name of the graph that reads token ids: the plan's first decoder, or its first graph if there is none."""
+        names = [name for step in self.plan for name in step.graphs]
+        return next((name for name in names if self.graphs[name].decoder is not None), names[0])
+
     def to_json(self) -> str:
         """The text of `manifest.json`, sealed with a hash of its own content.
 

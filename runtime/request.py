@@ -41,12 +41,21 @@ def read_prompt(prompt: Prompt, spec: DecoderSpec, tokenizer: Tokenizer | None) 
         ids = np.array([spec.bos_token_id])
     if len(ids) == 0:
         raise RequestError("prompt: empty, and this model has no BOS token to begin with")
+    check_room(ids, spec)
+    return ids
+
+
+def check_room(ids: Ids, spec: DecoderSpec) -> None:
+    """Refuse a prompt that is longer than the cache.
+
+    Raises:
+        RequestError: it is.
+    """
     if len(ids) > spec.max_tokens:
         raise RequestError(
             f"prompt: {len(ids)} tokens; this bundle holds {spec.max_tokens}: "
             "shorten it, or compile with a larger target.max_tokens"
         )
-    return ids
 
 
 def _read_ids(prompt: Sequence[int] | Ids, vocab: int) -> Ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
 
@@ -15,12 +16,14 @@ from adaptc.runtime.decoder import Decoder
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation import Answer, Result, write
-from adaptc.runtime.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.images import Images, chosen, per_prompt
+from adaptc.runtime.manifest import DecoderSpec, GateSpec, ModalSpec
 from adaptc.runtime.request import (
     Prompt,
     Prompts,
     Stop,
     check_count,
+    check_room,
     is_batch,
     need,
     read_prompt,
@@ -53,6 +56,8 @@ class Options(TypedDict, total=False):
     seed: int | None
     budget: float | None
     route: str | None
+    images: Any
+    modalities: Sequence[str] | None
 
 
 class Session:
@@ -65,6 +70,7 @@ class Session:
         gates: What decides which blocks run under a budget; None for a model that always runs whole.
         scored: Which gated blocks ran in the newest `score` that went token by token; None if all ran.
         routes: Names of the ways through a stitched bundle, the default first; empty for any other.
+        images: What puts images into prompts; None for a bundle that reads text only.
     """
 
     def __init__(
@@ -78,6 +84,8 @@ class Session:
         gates: GateSpec | None = None,
         budget: float | None = None,
         routes: Routes | None = None,
+        modal: ModalSpec | None = None,
+        images: Images | None = None,
     ) -> None:
         """Allocate the KV cache; most callers want `load`.
 
@@ -91,6 +99,8 @@ class Session:
             budget: Of requests that name none, from 0 (cheapest) to 1 (dense); None for dense, and for what a router
                 was calibrated to; no matter without gates or routes.
             routes: What follows the graph, if it is the bottom of a stitched bundle.
+            modal: The modalities of a multimodal model.
+            images: What puts images into prompts, if the graph takes them; closed with the session.
 
         Raises:
             RequestError: a value is out of range, or the KV cache does not fit in memory.
@@ -112,7 +122,9 @@ class Session:
         else:
             self._decoder = engine
         self._streamed: Answer | None = None
-        self._turns = Turns(free=self._decoder.close)
+        self._modal = modal
+        self.images = images
+        self._turns = Turns(free=self._free)
 
     @overload
     def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
@@ -134,6 +146,8 @@ class Session:
         seed: int | None = None,
         budget: float | None = None,
         route: str | None = None,
+        images: Any = None,
+        modalities: Sequence[str] | None = None,
     ) -> Result | list[Result] | Stream:
         """Continue a prompt, or several.
 
@@ -147,6 +161,8 @@ class Session:
             budget: How much of the model runs, from 0 (cheapest) to 1 (dense), where the bundle has gates or a router;
                 the prompt and the first `warmup` positions skip nothing whatever it is. None for the session's.
             route: The route to take, for a stitched bundle; None lets its router pick.
+            images: Of the prompt, see `Images.put`; of a batch a list with the images of each prompt.
+            modalities: Use just these: without images a prompt is read as the text it is. None uses what is given.
 
         Returns:
             The answer; for a batch a list of them; for a stream its pieces, which join to the answer's text.
@@ -160,9 +176,10 @@ class Session:
         if batch and stream:
             raise RequestError("stream: only one prompt at a time can be streamed")
         prompts = cast("Sequence[Prompt]", prompt if batch else [prompt])
+        pictures = per_prompt(images, len(prompts)) if batch else [images]
         answers = [
             read_request(
-                read_prompt(each, self._spec, self._tokenizer),
+                ids,
                 self._spec,
                 self._tokenizer,
                 max_new_tokens=max_new_tokens,
@@ -170,9 +187,12 @@ class Session:
                 stop=stop,
                 seed=seed,
                 index=index,
-                wish=self._wish(budget, route),
+                wish=wish,
             )
-            for index, each in enumerate(prompts)
+            for index, (ids, wish) in enumerate(
+                self._read(each, self._wish(budget, route), given, modalities)
+                for each, given in zip(prompts, pictures, strict=True)
+            )
         ]
         if stream:
             return self._stream(answers[0])
@@ -189,6 +209,8 @@ class Session:
         seed: int | None = None,
         budget: float | None = None,
         route: str | None = None,
+        images: Any = None,
+        modalities: Sequence[str] | None = None,
     ) -> AsyncGenerator[str, None]:
         """As `generate` with `stream`, for a coroutine: the work is done in a thread of its own.
 
@@ -199,15 +221,16 @@ class Session:
             RequestError: at once, as `generate` does.
             EngineError: the engine failed.
         """
+        ids, wish = self._read(prompt, self._wish(budget, route), images, modalities)
         answer = read_request(
-            read_prompt(prompt, self._spec, self._tokenizer),
+            ids,
             self._spec,
             self._tokenizer,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             stop=stop,
             seed=seed,
-            wish=self._wish(budget, route),
+            wish=wish,
         )
         return self._turns.in_thread(self._pieces(answer))
 
@@ -323,6 +346,24 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _free(self) -> None:
+        self._decoder.close()
+        if self.images is not None:
+            self.images.close()
+
+    def _read(
+        self, prompt: Prompt, wish: Wish, images: Any, modalities: Sequence[str] | None
+    ) -> tuple[npt.NDArray[np.int64], Wish]:
+        """A prompt's ids, with room for its images; and a wish that brings them, if they are used."""
+        ids = read_prompt(prompt, self._spec, self._tokenizer)
+        given = images is not None and not (isinstance(images, (list, tuple)) and not images)
+        if not chosen(self._modal, self.images, given, modalities):
+            return ids, wish
+        assert self.images is not None
+        ids, inserts = self.images.put(ids, images)
+        check_room(ids, self._spec)
+        return ids, replace(wish, inserts=inserts)
 
     def _finish(self, answers: list[Answer]) -> list[Result]:
         with self._turns.turn():

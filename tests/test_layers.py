@@ -22,6 +22,7 @@ COMPILER_FOR_PASSES = {
     "gates_file",
     "graph",
     "modal",
+    "placing",
     "program",
     "regions",
     "router",

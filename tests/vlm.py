@@ -1,0 +1,109 @@
+"""Tiny random multimodal language models as Hugging Face folders, and what transformers says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer
+
+from tests.runtime.tiny_tokenizer import byte_level, save
+
+SIDE = 8
+MARKS = ("<image>", "<fake_token_around_image>", "<global-img>")
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+VISION = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIDE,
+    "patch_size": 2,
+    "projection_dim": 16,
+}
+Pixels = npt.NDArray[np.float32]
+
+
+def tokenizer() -> Tokenizer:
+    """Bytes, and the tokens of images."""
+    made = byte_level()
+    made.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in MARKS])
+    return made
+
+
+def config(family: str, **text: Any) -> Any:
+    """A tiny config of a family."""
+    words = tokenizer()
+    inner = {**TEXT, "vocab_size": words.get_vocab_size(), "model_type": "llama", **text}
+    image = words.token_to_id("<image>")
+    if family == "llava":
+        vision = {**VISION, "model_type": "clip_vision_model"}
+        return transformers.LlavaConfig(text_config=inner, vision_config=vision, image_token_index=image)
+    kind = {"idefics3": transformers.Idefics3Config, "smolvlm": transformers.SmolVLMConfig}[family]
+    vision = {name: value for name, value in VISION.items() if name != "projection_dim"}
+    return kind(text_config=inner, vision_config=vision, image_token_id=image, scale_factor=2)
+
+
+def model(family: str, **text: Any) -> Any:
+    """The family's model with random weights."""
+    torch.manual_seed(0)
+    built = transformers.AutoModelForImageTextToText.from_config(config(family, **text), attn_implementation="eager")
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.normal_(0.0, 0.3)
+    return built.eval()
+
+
+def write(folder: Path, family: str, keep: str = "all", weights: str = "fp32", more: str = "", **text: Any) -> Any:
+    """Write folder/model and folder/model.yaml; returns the model."""
+    built = model(family, **text)
+    built.save_pretrained(folder / "model")
+    save(tokenizer(), folder / "model")
+    (folder / "model/preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "do_normalize": true}'
+    )
+    (folder / "model.yaml").write_text(
+        "version: 1\nmodels:\n  lm: {source: model}\npasses:\n  - drop_modality:\n"
+        f"      {{modalities: {{image: [pixel_values], text: [input_ids]}}, keep: {keep}, stand_in: empty}}\n"
+        f"{more}target: {{weights: {weights}, max_tokens: 96, batch: 3}}\n"
+    )
+    return built
+
+
+def pixels(count: int = 1, seed: int = 0) -> Pixels:
+    """Images as a processor gives them: float32 [count, 3, SIDE, SIDE]."""
+    return np.random.default_rng(seed).normal(size=(count, 3, SIDE, SIDE)).astype(np.float32)
+
+
+def logits(model: Any, ids: list[int], images: Pixels | None = None) -> npt.NDArray[np.float32]:
+    """transformers' own logits: float32 [tokens, vocab]."""
+    given: dict[str, Any] = {}
+    if images is not None:
+        values = torch.from_numpy(images)
+        given = {"pixel_values": values if model.config.model_type == "llava" else values[None]}
+    with torch.no_grad():
+        found = model(torch.tensor([ids]), use_cache=False, **given).logits[0]
+    result: npt.NDArray[np.float32] = found.numpy()
+    return result
+
+
+def greedy(model: Any, ids: list[int], count: int, images: Pixels | None = None) -> list[int]:
+    """What transformers generates: greedily, with everything recomputed at each token."""
+    given = list(ids)
+    for _ in range(count):
+        given.append(int(logits(model, given, images)[-1].argmax()))
+    return given[len(ids) :]
