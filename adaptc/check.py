@@ -6,18 +6,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from adaptc import doctor
 from adaptc.errors import LoadError
+from adaptc.finding import Finding, Level
+from adaptc.model_size import Size, head_dim_of, size_of, size_of_shapes
+from adaptc.multimodal import text_of
+from adaptc.multimodal_check import image_findings, keeps_images, module_findings
+from adaptc.source_module import ModuleSource
 from adaptc.sources import Source, find_in_package, find_source
 from adaptc.spec import CalibrationSpec, Spec, TargetSpec
 from adaptc.stitch_check import stitch_faults
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-Level = Literal["ok", "warn", "error"]
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 """Kinds of RoPE whose angles depend on the position alone; others change with the length of the text."""
@@ -26,21 +29,6 @@ _MB = 1e6
 # Rough: what compiling holds beside weights (torch, transformers, the graph), and running beside weights and cache.
 _COMPILER_BYTES = 1_000_000_000
 _RUNTIME_BYTES = 150_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        about: What: a model's name, `target`, `calibration` or `machine`.
-        level: `ok`, `warn` (it will work, perhaps not as wished) or `error` (it cannot work).
-        text: What was found, and what would be right.
-    """
-
-    about: str
-    level: Level
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +57,29 @@ def check(spec: Spec, base: Path) -> CheckReport:
 
 
 def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
-    sizes = []
+    sizes: list[Size] = []
     known: dict[str, tuple[Source, PretrainedConfig]] = {}
     for name, model in spec.models.items():
         try:
             source = find_source(model, base)
+            if isinstance(source, ModuleSource):
+                sizes.append(size := size_of_shapes(source.shapes(), spec.target, model.dtype))
+                yield from module_findings(name, source, spec)
+                yield _size(name, size, spec.target)
+                continue
             config = source.config()
         except LoadError as error:
             yield Finding(name, "error", str(error))
             continue
         known[name] = source, config
-        found = [*_architecture(name, config), *_dims(name, config, spec.target)]
+        text, parted = text_of(config), list(image_findings(name, config, spec))
+        found = [*_architecture(name, text), *parted, *_dims(name, text, spec.target)]
         yield from found
-        yield from _rope(name, config, spec.target)
-        yield from _vocabulary(name, source, config)
+        yield from _rope(name, text, spec.target)
+        yield from _vocabulary(name, source, text)
         if all(finding.level != "error" for finding in found):
-            sizes.append(size := size_of(config, spec.target, model.dtype))
-            text = f"{size.parameters / _MB:,.1f} M parameters, {size.bundle / _MB:,.0f} MB as {spec.target.weights}"
-            yield Finding(name, "ok", text)
+            sizes.append(size_of(config, spec.target, model.dtype, images=keeps_images(spec, name)))
+            yield _size(name, sizes[-1], spec.target)
     if spec.passes and len(known) == len(spec.models):
         for fault in stitch_faults(spec, known):
             yield Finding("stitch", "error", fault)
@@ -95,6 +88,11 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
     yield from _versions()
     if spec.calibration is not None:
         yield _calibration(spec.calibration, base)
+
+
+def _size(name: str, size: Size, target: TargetSpec) -> Finding:
+    text = f"{size.parameters / _MB:,.1f} M parameters, {size.bundle / _MB:,.0f} MB as {target.weights}"
+    return Finding(name, "ok", text)
 
 
 def _architecture(name: str, config: PretrainedConfig) -> Iterator[Finding]:
@@ -115,12 +113,6 @@ def _dims(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[F
             padded = ", ".join(map(str, uneven))
             text = f"blocks of {target.block_size} do not divide {padded}: rows are padded; smaller blocks waste less"
             yield Finding(name, "warn", text)
-
-
-def head_dim_of(config: PretrainedConfig) -> int:
-    """Return the width of one attention head."""
-    given = getattr(config, "head_dim", None)
-    return int(given or config.hidden_size // max(1, config.num_attention_heads))
 
 
 def _rope(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:
@@ -167,62 +159,6 @@ def _vocabulary(name: str, source: Source, config: PretrainedConfig) -> Iterator
         yield Finding(name, "warn", "no end-of-text token: answers end only at their largest length")
     if "chat_template.jinja" not in files:
         yield Finding(name, "warn", "no chat template: generate works, chat does not")
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    """What a model takes, in bytes, worked out from its config.
-
-    Attributes:
-        parameters: How many weights, a tied head counted once.
-        read: Of the weights as they are read.
-        bundle: Of the weights in the bundle.
-        cache: Of the KV cache of all rows.
-    """
-
-    parameters: int
-    read: int
-    bundle: int
-    cache: int
-
-
-def size_of(config: PretrainedConfig, target: TargetSpec, dtype: str) -> Size:
-    """Work out a model's size, with weights stored as passes/quantize.py does."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    matrices = vectors = table = head = 0
-    for name, parameter in model.named_parameters():  # a tied head comes once, as the table
-        if parameter.ndim < 2:
-            vectors += parameter.numel()
-        elif "embed_tokens" in name:
-            table += parameter.numel()
-        elif "lm_head" in name:
-            head += parameter.numel()
-        else:
-            matrices += parameter.numel()
-    each, whole = (_weight_bytes(kind, target.block_size) for kind in (target.weights, "int8"))
-    stored = matrices * each + vectors * 4
-    if target.weights == "int4":
-        # The table is in 8 bits, and the head, an eighth of it in 8 bits, is not the table even where they are tied.
-        stored += table * whole + (head or table) * (each * 7 / 8 + whole / 8)
-    else:
-        stored += (table + head) * each
-    row = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim_of(config) * target.max_tokens * 4
-    count = matrices + vectors + table + head
-    return Size(
-        parameters=count,
-        read=count * (4 if dtype == "float32" else 2),
-        bundle=int(stored),
-        cache=row * target.batch,
-    )
-
-
-def _weight_bytes(weights: str, block: int) -> float:
-    # Codes, one float32 scale a block, and for int4 a zero point of 4 bits (passes/quantize.py).
-    return {"fp32": 4, "fp16": 2, "int8": 1 + 4 / block, "int4": 0.5 + 4.5 / block}[weights]
 
 
 def _room(sizes: Sequence[Size], base: Path) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from adaptc.gates import Gates
 from adaptc.graph import OnnxGraph
 from adaptc.modal import modal_from_json
 from adaptc.multimodal import family_of, text_of
+from adaptc.multimodal_check import multimodal_faults
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.gptq import Gptq
 from adaptc.passes.lower import Lower
@@ -97,6 +98,8 @@ def lowered(
     own = tuple(pass_.at(base) for pass_ in build_passes(spec))
     if len(sources) > 1 and not own:
         raise SpecError(f"models: {', '.join(sources)}, and no pass that joins them; one model is right without passes")
+    for name, fault in multimodal_faults(spec, {name: source.config() for name, source in sources.items()}):
+        raise SpecError(f"models.{name}: {fault}")
     passes = (*own, *_rounding(spec, sources), Lower())
     text = calibration_text(spec.calibration, base)
     key = key_of(

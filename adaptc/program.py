@@ -143,6 +143,12 @@ class Program:
         """This program with one graph replaced or added."""
         return replace(self, graphs={**self.graphs, name: graph})
 
+    @property
+    def encoders(self) -> frozenset[str]:
+        """Names of the graphs that encode one modality for another graph."""
+        parts = [each for modal in self.modal.values() for each in modal.modalities.values()]
+        return frozenset(each.encoder for each in parts if each.encoder is not None)
+
     def tower(self, graph: str) -> Tower:
         """The pretrained part that a graph is of; `emoji.encode.image` is of `emoji`."""
         return self.towers[graph] if graph in self.towers else self.towers[graph.partition(".")[0]]

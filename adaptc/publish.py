@@ -151,10 +151,9 @@ def _measured(
 ) -> dict[str, Any]:
     switch = plan[-1]
     costs = [route.bytes_per_token for route in switch.routes.values()] if isinstance(switch, SwitchStep) else []
-    # An image's encoder runs once for an image: of such a model only the decoder, which has its name, counts.
-    parts = [each for name, modal in program.modal.items() if name in graphs for each in modal.modalities.values()]
-    images = {each.encoder for each in parts}
-    writers = {name: graph for name, graph in graphs.items() if name not in images}
+    # An image's encoder runs once for an image: of a model that writes only its decoder, which has its name, counts.
+    once = program.encoders if set(program.modal) & set(graphs) else frozenset()
+    writers = {name: graph for name, graph in graphs.items() if name not in once}
     return {
         # Of a stitched bundle, by its dearest route.
         "bytes_per_token": max(costs) if costs else sum(map(read_bytes_per_token, writers.values())),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from adaptc.cache import Cache, key_of
 from adaptc.errors import LoadError
+from adaptc.multimodal import model_of
 from adaptc.runtime.bundle import Bundle
 from adaptc.sources import Source, find_source
 from adaptc.spec import read_spec
@@ -147,10 +148,10 @@ def load_eager(source: Source, dtype: str) -> Any:
         LoadError: a weight is missing.
     """
     import torch
-    from transformers import AutoModelForCausalLM, initialization
+    from transformers import initialization
 
     with initialization.no_init_weights():
-        model = AutoModelForCausalLM.from_config(source.config(), dtype=torch.float32)
+        model = model_of(source.config(), dtype=torch.float32)
     weights: dict[str, torch.Tensor] = dict(source.tensors())
     absent = model.load_state_dict(weights, strict=False, assign=True).missing_keys
     model.tie_weights()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Built = tuple["torch.nn.Module", "dict[str, torch.Tensor]"]
 """What a factory returns: the model in eval mode, and one example of each input of its `forward`, by name."""
 
+_FLOATS = ("F", "BF")
 _FORM = "module:FILE.py:FUNCTION is right"
 
 
@@ -77,20 +78,29 @@ class ModuleSource(Source):
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """See `Source.tensors`: the file's floating-point tensors, by the module's own names."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         def read(name: str) -> torch.Tensor:
             with safe_open(self.weights, framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
+        return Tensors(self.origin, self.dtype, {name: partial(read, name) for name in self.shapes()})
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the file's floating-point tensors; no weight is read.
+
+        Raises:
+            LoadError: the file cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
         try:
             with safe_open(self.weights, framework="pt") as file:
-                kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  (no mapping)
+                parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+                return {n: tuple(part.get_shape()) for n, part in parts.items() if part.get_dtype().startswith(_FLOATS)}
         except (OSError, SafetensorError) as error:
             raise LoadError(f"{self.origin}: {self.weights} cannot be read: {one_line(error)}") from error
-        names = [name for name, kind in kinds.items() if kind.startswith(("F", "BF"))]
-        return Tensors(self.origin, self.dtype, {name: partial(read, name) for name in names})
 
     def files(self) -> dict[str, Path]:
         """See `Source.files`: the factory's file, the weights, and the tokenizer."""

@@ -18,6 +18,7 @@ from adaptc.gates_file import load_gates
 from adaptc.graph import FxGraph
 from adaptc.lowering import program_from_sources
 from adaptc.oracle import Rule, Scored, constant, score
+from adaptc.passes.modal_decoder import text_only
 from adaptc.policies import Learned, Policy, policies
 from adaptc.reference import source_of
 from adaptc.runtime.bundle import Bundle
@@ -106,7 +107,7 @@ def _subject(spec: Spec, base: Path, source: Source, warmup: int, learned: Learn
     ids = program.samples[name]
     width = min(256, len(ids))
     rows = min(len(ids), SAMPLE) // width
-    return Subject(program.graph(name, FxGraph), ids[: rows * width].reshape(rows, width), warmup, learned)
+    return Subject(text_only(program.graph(name, FxGraph)), ids[: rows * width].reshape(rows, width), warmup, learned)
 
 
 def learned_of(bundle: Bundle) -> Learned | None:

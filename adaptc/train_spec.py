@@ -19,6 +19,7 @@ from adaptc.errors import SpecError
 from adaptc.gates_file import Card, save_gates
 from adaptc.graph import FxGraph
 from adaptc.lowering import program_from_sources
+from adaptc.passes.modal_decoder import text_only
 from adaptc.passes.skip_ffn import SkipFfn
 from adaptc.recipe import Recipe
 from adaptc.sampled_text import sample, sample_by_torch
@@ -80,7 +81,7 @@ def train_spec(spec: Spec, recipe: Recipe, sampled: int, place: Place, stage: St
         rows = ids[: len(ids) // recipe.window * recipe.window].reshape(-1, recipe.window)
         ids = np.random.default_rng(recipe.seed).permutation(rows).reshape(-1)
     trainer = Trainer(
-        program.graph(name, FxGraph),
+        text_only(program.graph(name, FxGraph)),
         ids,
         recipe,
         layers=None if pass_.layers == "auto" else pass_.layers,

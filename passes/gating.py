@@ -21,6 +21,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from adaptc import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph, path_of
+from adaptc.placing import PIXELS
 
 aten = torch.ops.aten
 LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
@@ -57,6 +58,10 @@ def ffn_blocks(graph: FxGraph) -> list[FfnBlock]:
     for node in graph.module.graph.nodes:
         if node.op == "call_function" and (match := LAYER.match(path_of(node))):
             layers.setdefault(match.group(), []).append(node)
+    if PIXELS in graph.inputs:
+        raise PassError(
+            f"this model reads {PIXELS}, whose encoder has layers too; drop_modality before this pass is right"
+        )
     blocks = [_block(layer, nodes) for layer, nodes in layers.items()]
     if not blocks:
         raise PassError("no decoder layers ('….layers.N') in this graph; skip_ffn needs a decoder")

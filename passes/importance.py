@@ -13,6 +13,7 @@ from torch import fx
 
 from adaptc.graph import FxGraph
 from adaptc.passes.gating import THRESHOLD, ffn_blocks, residual
+from adaptc.placing import no_images
 from adaptc.skip import RUN
 
 Ids = npt.NDArray[np.int64]
@@ -154,6 +155,7 @@ def _walk(graph: FxGraph, ids: Ids, wanted: set[fx.Node], seen: Seen, threshold:
         "input_ids": torch.from_numpy(ids),
         "position_ids": torch.arange(tokens).expand(rows, tokens),
         THRESHOLD: threshold,
+        **no_images(),
     }
     [logits] = Walk(graph.module).run(*(feeds[name] for name in graph.inputs))
     return logits

@@ -51,6 +51,14 @@ def subsets_of(modalities: Modalities, wanted: Sequence[tuple[str, ...]], *, nam
     return [subset for subset in wanted if text in subset]
 
 
+def text_only(graph: FxGraph) -> FxGraph:
+    """A captured language model without its images; itself if it takes none."""
+    if not is_decoder(graph):
+        return graph
+    parts, _ = split(graph, "", {"image": (PIXELS,), "text": (IDS,)}, [("text",)])
+    return parts[""]
+
+
 def split(
     graph: FxGraph, model: str, modalities: Modalities, subsets: Sequence[tuple[str, ...]]
 ) -> tuple[dict[str, FxGraph], ModalSpec]:

@@ -89,7 +89,7 @@ class SkipFfn(Pass):
         return {"gates": self.gates} if self.gates is not None else {}
 
     def apply(self, program: Program) -> Program:
-        graphs = program.at_level(FxGraph)
+        graphs = {name: graph for name, graph in program.at_level(FxGraph).items() if name not in program.encoders}
         if self.model is not None and graphs:
             graphs = {self.model: program.graph(self.model, FxGraph)}
         if self.policy == "off" or not graphs:

@@ -20,6 +20,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.graph import FxGraph, path_of
+from adaptc.placing import PLACES
 
 HIDDEN = "hidden"
 """What is handed from one graph to the next: float [batch, tokens, width], the residual stream between two layers."""
@@ -57,6 +58,8 @@ class Tower:
         Raises:
             PassError: no decoder layers, or more than one value goes from layer to layer.
         """
+        if PLACES in self.graph.inputs:
+            raise PassError(f"'{self.name}': takes images; drop_modality with keep: [[text]] before this pass is right")
         inside: dict[int, list[fx.Node]] = {}
         for node in self.graph.module.graph.nodes:
             if node.op == "call_function" and (index := layer_of(node)) is not None:

@@ -13,9 +13,13 @@ from tokenizers import Tokenizer, models
 
 from adaptc import check as checking
 from adaptc import doctor
-from adaptc.check import Finding, check, size_of
+from adaptc.check import check
+from adaptc.finding import Finding
+from adaptc.model_size import size_of
+from adaptc.multimodal import MULTIMODAL
 from adaptc.sources import SUPPORTED
-from adaptc.spec import CalibrationSpec, ModelSpec, Spec, TargetSpec
+from adaptc.spec import CalibrationSpec, ModelSpec, Spec, TargetSpec, read_spec
+from tests import views, vlm
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -112,7 +116,7 @@ def test_an_unsupported_architecture_names_those_that_are(tmp_path: Path) -> Non
         (
             "lm",
             "error",
-            f"m: architecture 'gpt2' is not supported; supported: {', '.join(SUPPORTED)}",
+            f"m: architecture 'gpt2' is not supported; supported: {', '.join((*SUPPORTED, *MULTIMODAL))}",
         )
     ]
 
@@ -204,6 +208,48 @@ def test_quantized_sizes() -> None:
     four = 0.5 + 4.5 / 32
     head = table * (four * 7 / 8 + 1.125 / 8)
     assert int4.bundle == int(matrices * four + table * 1.125 + head + vectors * 4)
+
+
+def test_a_model_that_takes_images_is_looked_at_in_its_parts(tmp_path: Path) -> None:
+    vlm.write(tmp_path, "smolvlm")
+    given = read_spec(tmp_path / "model.yaml")
+    report = check(given, tmp_path)
+    assert report.ok
+    assert [each.text for each in report.findings[:5]] == [
+        "llama, 3 layers, width 32",
+        "smolvlm: images through smolvlm_vision, 3 layers",
+        "4 heads of 16, 2 with keys and values",
+        "RoPE default; max_tokens 96 of 128",
+        "vocabulary of 324, 324 used by the tokenizer",
+    ]
+    config = vlm.config("smolvlm")
+    whole, blind = (size_of(config, given.target, "float32", images=images) for images in (True, False))
+    model = vlm.model("smolvlm")
+    assert whole.parameters == sum(p.numel() for p in model.parameters())
+    words = [p.numel() for n, p in model.named_parameters() if "text_model" in n or "lm_head" in n]
+    assert blind.parameters == sum(words)
+    silent = given.model_copy(update={"passes": ()})
+    [fault] = [each.text for each in check(silent, tmp_path).findings if each.level == "error"]
+    assert fault == (
+        "smolvlm takes images, and no pass says what becomes of them; drop_modality: {modalities: {image: "
+        "[pixel_values], text: [input_ids]}, stand_in: empty} is right"
+    )
+
+
+def test_a_factory_is_looked_at_and_not_run(tmp_path: Path) -> None:
+    path = views.write(tmp_path)
+    (tmp_path / "views.py").write_text("1 / 0\n")
+    report = check(read_spec(path), tmp_path)
+    assert report.ok
+    assert report.findings[0].text == "built by build in views.py, 24 weights"
+    assert report.findings[1].text.endswith("MB as fp32")
+    silent = read_spec(path).model_copy(update={"passes": ()})
+    assert [each.text for each in check(silent, tmp_path).findings if each.level == "warn"] == [
+        "no pass drop_modality says what its inputs are; the runtime runs no such bundle"
+    ]
+    (tmp_path / "views.safetensors").write_bytes(b"no weights")
+    [found] = [each for each in check(read_spec(path), tmp_path).findings if each.level == "error"]
+    assert found.text.startswith("module:views.py:build: ")
 
 
 # ---- doctor ----

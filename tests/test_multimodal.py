@@ -1,0 +1,298 @@
+"""From a folder of a multimodal language model to a bundle that writes with images and without."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from adaptc import runtime
+from adaptc.cache import Cache
+from adaptc.cli import main
+from adaptc.compile import compile_spec
+from adaptc.errors import LoadError, RequestError, SpecError
+from adaptc.runtime.decoder import Decoder
+from adaptc.spec import read_spec
+from adaptc.verify import parity_of
+from tests import vlm
+from tests.close import ENGINE, assert_close
+
+FAMILIES = ("llava", "smolvlm")
+TEXT = "the cat sat on"
+
+
+class Made(NamedTuple):
+    """A family's model, and the bundle it was compiled into."""
+
+    model: Any
+    folder: Path
+    bundle: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    known: dict[str, Made] = {}
+
+    def make(family: str) -> Made:
+        if family not in known:
+            folder = tmp_path_factory.mktemp(family)
+            model = vlm.write(folder, family)
+            compiled(folder)
+            known[family] = Made(model, folder, folder / "bundle")
+        return known[family]
+
+    return make
+
+
+def compiled(folder: Path) -> Path:
+    compile_spec(read_spec(folder / "model.yaml"), folder, folder / "bundle", Cache(folder / "cache"))
+    return folder / "bundle"
+
+
+def ids_of(session: runtime.Session, images: int, *, wide: bool = True) -> list[int]:
+    """A prompt with images, with a token for each place as a processor writes it, or with one for each image."""
+    assert session.images is not None
+    spec = session.images.spec
+    one = [*spec.before, *[spec.token] * session.images.places, *spec.after] if wide else [spec.token]
+    return [5, 6, *(token for image in range(images) for token in (*one, 40 + image)), 33]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_alone_equals_eager_and_runs_no_tower(family: str, made: Callable[[str], Made]) -> None:
+    model, _, bundle = made(family)
+    words = vlm.tokenizer().encode(TEXT).ids
+    with runtime.load(bundle, threads=1) as session:
+        assert list(session.generate(TEXT, max_new_tokens=12).ids) == vlm.greedy(model, words, 12)
+        found = session.score(words)
+        assert session.images is not None
+        assert not session.images.graphs.loaded
+        assert not session.images.graphs.ran
+    logits = vlm.logits(model, words)[:-1].astype(np.float64)
+    expected = logits[range(len(words) - 1), words[1:]] - np.log(np.exp(logits).sum(1))
+    assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chunk", [512, 5])
+def test_images_equal_eager(family: str, chunk: int, made: Callable[[str], Made]) -> None:
+    """In one step and in chunks that cut images apart."""
+    model, _, bundle = made(family)
+    images = vlm.pixels(2)
+    with runtime.load(bundle, threads=1, chunk=chunk) as session:
+        wide, short = ids_of(session, 2), ids_of(session, 2, wide=False)
+        expected = vlm.greedy(model, wide, 10, images)
+        assert list(session.generate(wide, images=images, max_new_tokens=10).ids) == expected
+        assert list(session.generate(short, images=list(images), max_new_tokens=10).ids) == expected
+        assert session.images is not None
+        assert session.images.graphs.ran == {"lm.encode.image": 1}  # the second time they come from the cache
+        graph = runtime.open_bundle(bundle).manifest.graphs["lm"]
+        assert graph.decoder is not None
+        decoder = Decoder(runtime.OrtEngine(bundle / graph.file, 1), graph.decoder, 1, chunk)
+        found = []
+        for given in (images, images[::-1]):
+            _, encode = session.images.put(np.array(wide), given)
+            assert encode is not None
+            found.append(decoder.prefill(0, np.array(wide), inserts=encode()))
+    assert_close(found[0], vlm.logits(model, wide, images)[-1], **ENGINE)
+    assert np.abs(found[0] - found[1]).max() > 0.01  # a negative control
+
+
+def test_a_batch_has_images_of_its_own(made: Callable[[str], Made]) -> None:
+    model, _, bundle = made("llava")
+    images = vlm.pixels(3)
+    given: list[Any] = [images[:1], None, images[1:], []]
+    with runtime.load(bundle, threads=1) as session:
+        prompts = [ids_of(session, count) for count in (1, 0, 2, 0)]
+        found = session.generate(prompts, images=given, max_new_tokens=6)
+        expected = [
+            vlm.greedy(model, prompt, 6, None if each is None or not len(each) else each)
+            for prompt, each in zip(prompts, given, strict=True)
+        ]
+        assert [list(each.ids) for each in found] == expected
+        with pytest.raises(RequestError, match=r"^images: a list for each of the 4 prompts is needed"):
+            session.generate(prompts, images=images)
+
+
+def test_texts_streams_and_chats_take_images(made: Callable[[str], Made]) -> None:
+    _, _, bundle = made("smolvlm")
+    images = vlm.pixels(1)
+    with runtime.load(bundle, threads=1) as session:
+        whole = session.generate("the <image> cat", images=images, max_new_tokens=6)
+        assert "".join(session.generate("the <image> cat", images=images, max_new_tokens=6, stream=True)) == whole.text
+        message = {"role": "user", "content": "the <image> cat"}
+        assert session.chat([message], images=images, max_new_tokens=2).prompt_tokens > whole.prompt_tokens
+
+        async def pieces() -> list[str]:
+            return [each async for each in session.generate_async("the <image> cat", images=images, max_new_tokens=6)]
+
+        assert "".join(asyncio.run(pieces())) == whole.text
+
+
+def test_bytes_are_normalized_as_the_folder_says(made: Callable[[str], Made]) -> None:
+    _, _, bundle = made("llava")
+    raw = np.random.default_rng(1).integers(0, 256, (vlm.SIDE, vlm.SIDE, 3), np.uint8)
+    pixels = ((raw / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]).transpose(2, 0, 1).astype(np.float32)
+    with runtime.load(bundle, threads=1) as session:
+        wide = ids_of(session, 1)
+        _, expected = (session.images.put(np.array(wide), pixels), session.images.put(np.array(wide), [raw]))  # type: ignore[union-attr]
+        found = [encode().values for _, encode in (_, expected) if encode is not None]
+        assert_close(found[0], found[1], **ENGINE)
+        assert np.ptp(found[0]) > 0.1
+
+
+def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made], tmp_path: Path) -> None:
+    """With every weight of the encoder broken a request without its image says the same; with it, it fails."""
+    model, _, bundle = made("llava")
+    shutil.copytree(bundle, tmp_path / "b")
+    encoder = onnx.load(tmp_path / "b/graphs/lm.encode.image.onnx", load_external_data=False)
+    with (tmp_path / "b/graphs/lm.data").open("r+b") as file:
+        for tensor in encoder.graph.initializer:
+            place = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
+            if place:
+                file.seek(place["offset"])
+                file.write(b"\xff" * place["length"])
+    with runtime.load(tmp_path / "b", threads=1, verify=False) as session:
+        short, images = ids_of(session, 1, wide=False), vlm.pixels(1)
+        answer = session.generate(short, images=images, modalities=["text"], max_new_tokens=8)
+        assert list(answer.ids) == vlm.greedy(model, short, 8)
+        assert session.images is not None
+        assert not session.images.graphs.loaded
+        with pytest.raises(runtime.EngineError):
+            session.generate(short, images=images, max_new_tokens=8)
+
+
+def test_no_node_of_the_tower_is_executed_without_images(made: Callable[[str], Made], tmp_path: Path) -> None:
+    """By ONNX Runtime's own profile of the one graph that a text runs."""
+    import onnxruntime as ort
+
+    _, _, bundle = made("llava")
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "p")
+    engine = ort.InferenceSession(bundle / "graphs/lm.onnx", options)
+    sizes = {"batch": 1, "tokens": 4, "places": 0}
+    kinds = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+    feeds = {
+        given.name: np.zeros(
+            [size if isinstance(size, int) else sizes[size] for size in given.shape], kinds[given.type]
+        )
+        for given in engine.get_inputs()
+    }
+    feeds |= {"seqlens_k": np.array([3], np.int32), "total_sequence_length": np.array(4, np.int32)}
+    engine.run(None, feeds)
+    events = json.loads(Path(engine.end_profiling()).read_text())
+    executed = {event["name"] for event in events if event["cat"] == "Node"}
+    assert any("language_model" in name for name in executed)
+    assert not any("vision_tower" in name or "projector" in name for name in executed)
+
+
+def test_weights_are_held_once(made: Callable[[str], Made]) -> None:
+    model, _, bundle = made("llava")
+    held: dict[str, set[int]] = {}
+    for graph in ("lm", "lm.encode.image"):
+        loaded = onnx.load(bundle / f"graphs/{graph}.onnx", load_external_data=False)
+        for tensor in loaded.graph.initializer:
+            places = [int(entry.value) for entry in tensor.external_data if entry.key == "offset"]
+            held.setdefault(graph, set()).update(places)
+    assert held["lm"]
+    assert held["lm.encode.image"]
+    assert not held["lm"] & held["lm.encode.image"]
+    # vision_feature_layer is -2: the last layer and the norm after it are read by nothing.
+    unused = sum(
+        p.numel() for n, p in model.named_parameters() if re.search(r"vision.*(layers\.2\.|post_layernorm)", n)
+    )
+    weights = sum(p.numel() for p in model.parameters()) - unused
+    size = (bundle / "graphs/lm.data").stat().st_size
+    assert size < 1.3 * 4 * weights  # each starts on a page
+    manifest = runtime.open_bundle(bundle).manifest
+    assert [step.graphs for step in manifest.plan] == [("lm.encode.image",), ("lm",)]
+    assert manifest.report["bytes_per_token"] < 4 * sum(
+        p.numel() for n, p in model.named_parameters() if "language_model" in n or "lm_head" in n
+    )
+
+
+def test_what_cannot_be_is_a_sentence(made: Callable[[str], Made]) -> None:
+    _, _, bundle = made("llava")
+    images = vlm.pixels(2)
+    with runtime.load(bundle, threads=1) as session:
+        assert session.images is not None
+        token, places = session.images.spec.token, session.images.places
+        wide = ids_of(session, 1)
+        room = "this bundle holds 96: shorten it, or compile with a larger target.max_tokens"
+        for prompt, options, message in (
+            (
+                wide,
+                {"images": images},
+                f"prompt: {places} image tokens (id {token}) and 2 images; one for each image is needed, or {places}",
+            ),
+            (
+                wide,
+                {"images": np.zeros((3, 9, 8), np.float32)},
+                "images[0]: float32[3, 9, 8]; uint8[8, 8, 3], or float32[3, 8, 8] as its processor gives it, is needed",
+            ),
+            (
+                wide,
+                {"images": np.full((3, 8, 8), np.nan, np.float32)},
+                "images[0]: has values that are not finite; is its file damaged?",
+            ),
+            (wide, {"modalities": ["image", "text"]}, "modalities: image: the request has no images"),
+            (wide, {"modalities": ["sound"]}, "modalities: no 'sound'; there are: image, text"),
+            (
+                wide,
+                {"images": images[:1], "modalities": ["image"]},
+                "modalities: image was not compiled; there are: text, image+text",
+            ),
+            (
+                [*[5] * 93, token],
+                {"images": images[:1]},
+                f"prompt: {93 + places} tokens; {room}",
+            ),
+        ):
+            with pytest.raises(RequestError) as caught:
+                session.generate(prompt, **options)
+            assert str(caught.value) == message
+
+
+def test_verify_compares_with_the_source(made: Callable[[str], Made]) -> None:
+    _, folder, bundle = made("llava")
+    parity = parity_of(runtime.open_bundle(bundle), folder, threads=1)
+    assert parity.same_tokens == 20
+    assert parity.max_logit_error < 1e-3
+
+
+def test_a_spec_must_say_what_becomes_of_images(made: Callable[[str], Made], tmp_path: Path) -> None:
+    shutil.copytree(made("llava").folder / "model", tmp_path / "model")
+    (tmp_path / "model.yaml").write_text("version: 1\nmodels:\n  lm: {source: model}\ntarget: {max_tokens: 96}\n")
+    needed = (
+        "llava takes images, and no pass says what becomes of them; drop_modality: {modalities: {image: "
+        "[pixel_values], text: [input_ids]}, stand_in: empty} is right"
+    )
+    with pytest.raises(SpecError) as caught:
+        compiled(tmp_path)
+    assert str(caught.value) == f"models.lm: {needed}"
+    done = CliRunner().invoke(main, ["check", str(tmp_path / "model.yaml")])
+    assert done.exit_code == 1
+    assert needed in " ".join(done.output.split())
+
+
+def test_parts_that_are_not_captured_are_named(tmp_path: Path) -> None:
+    config = vlm.config("llava").to_dict()
+    config["text_config"] = {"model_type": "gpt2"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    from adaptc.sources import SUPPORTED, find_source
+    from adaptc.spec import ModelSpec
+
+    with pytest.raises(LoadError) as caught:
+        find_source(ModelSpec(source="."), tmp_path).config()
+    assert str(caught.value) == (
+        f".: llava with a language model of kind 'gpt2' is not supported; supported: {', '.join(SUPPORTED)}"
+    )
