@@ -9,9 +9,11 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
 
 from adaptc import attention
@@ -19,12 +21,12 @@ from adaptc.capture import attach, layer_kinds, shallow, stamp, tidy, tied
 from adaptc.errors import LoadError
 from adaptc.graph import FxGraph
 from adaptc.multimodal import decoder_path, model_of
-from adaptc.placing import PIXELS, PLACES
+from adaptc.placing import PATCHES, PIXELS, PLACES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-ARGUMENTS = ("input_ids", "position_ids", PIXELS, PLACES)
+dim = torch.export.Dim
 
 
 def capture_multimodal(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> FxGraph:
@@ -36,7 +38,9 @@ def capture_multimodal(config: PretrainedConfig, weights: Mapping[str, torch.Ten
 
     Returns:
         FxGraph(input_ids int64[batch, tokens], position_ids int64[batch, tokens], pixel_values float32[images, ...],
-        image_places int64[places]) -> logits[batch, tokens, vocab].
+        image_places int64[places]) -> logits[batch, tokens, vocab]. Where images are of any size, there is one:
+        pixel_values float32[cells, patches, numbers] with patch_positions int64[cells, patches, 2]; and position_ids
+        are int64[3, batch, tokens].
 
     Raises:
         LoadError: it cannot be exported, a layer cannot be stamped, or a weight is missing or of another shape.
@@ -57,7 +61,7 @@ def _dims(module: fx.GraphModule) -> dict[str, str]:
     return {
         str(batch): "batch",
         str(tokens): "tokens",
-        str(values[PIXELS].shape[0]): "images",
+        str(values[PIXELS].shape[0]): "cells" if PATCHES in values else "images",
         str(values[PLACES].shape[0]): "places",
     }
 
@@ -75,14 +79,8 @@ def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule,
             small, attn_implementation={"text_config": attention.NAME, "vision_config": "sdpa"}, dtype=torch.float32
         ).eval()
     model.tie_weights()
-    whole = _Whole(model)
-    # Sizes of 0 and 1 would be taken for constants.
-    ids = torch.zeros(2, 7, dtype=torch.int64)
-    side = config.vision_config.image_size
-    examples = (ids, ids.clone(), torch.zeros(3, 3, side, side), torch.arange(5))
-    dim = torch.export.Dim
-    text = {0: dim("batch", min=1, max=4096), 1: dim("tokens", min=1, max=1 << 20)}
-    free = (text, text, {0: dim("images", min=1, max=4096)}, {0: dim("places", min=1, max=1 << 20)})
+    whole = _Spatial(model) if hasattr(config.vision_config, "spatial_merge_size") else _Whole(model)
+    examples, free = whole.examples()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -109,6 +107,14 @@ class _Whole(torch.nn.Module):
         if self.config.model_type in ("idefics3", "smolvlm"):
             self.register_buffer("positions", _patch_positions(self.model.vision_model))
 
+    def examples(self) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
+        """Inputs, and which of their sizes are free. Sizes of 0 and 1 would be taken for constants."""
+        ids, side = torch.zeros(2, 7, dtype=torch.int64), self.config.vision_config.image_size
+        text = {0: dim("batch", min=1, max=4096), 1: dim("tokens", min=1, max=1 << 20)}
+        places = {0: dim("places", min=1, max=1 << 20)}
+        given = ids, ids.clone(), torch.zeros(3, 3, side, side), torch.arange(5)
+        return given, (text, text, {0: dim("images", min=1, max=4096)}, places)
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -116,13 +122,68 @@ class _Whole(torch.nn.Module):
         pixel_values: torch.Tensor,
         image_places: torch.Tensor,
     ) -> torch.Tensor:
-        decoder = self.model.get_submodule(decoder_path(self.config).removeprefix("model."))
-        words = decoder.embed_tokens(input_ids)
         features = _ENCODERS[self.config.model_type](self, pixel_values)
-        states = torch.ops.adaptc.place(words, image_places, features)
+        return self.logits(input_ids, position_ids, features, image_places)
+
+    def logits(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, features: torch.Tensor, places: torch.Tensor
+    ) -> torch.Tensor:
+        decoder = self.model.get_submodule(decoder_path(self.config).removeprefix("model."))
+        states = torch.ops.adaptc.place(decoder.embed_tokens(input_ids), places, features)
         out = decoder(inputs_embeds=states, position_ids=position_ids, use_cache=False)
         logits: torch.Tensor = self.lm_head(out.last_hidden_state)
         return logits
+
+
+class _Spatial(_Whole):
+    """A model that takes one image of any size, as Qwen2-VL: places have rows and columns, before and behind."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        for block in self.model.visual.blocks:
+            block.attn.forward = partial(_attend, block.attn)  # transformers' own cuts patches into images, by numbers
+
+    def examples(self) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
+        ids, tower = torch.zeros(2, 7, dtype=torch.int64), self.config.vision_config
+        patches = tower.spatial_merge_size**2
+        pixels = torch.zeros(3, patches, tower.in_channels * tower.temporal_patch_size * tower.patch_size**2)
+        corners = torch.zeros(3, patches, 2, dtype=torch.int64)
+        batch, tokens, cells = (
+            dim("batch", min=1, max=4096),
+            dim("tokens", min=1, max=1 << 20),
+            dim("cells", max=1 << 20),
+        )
+        places = {0: dim("places", min=1, max=1 << 20)}
+        given = ids, ids.expand(3, 2, 7).clone(), pixels, corners, torch.arange(5)
+        return given, ({0: batch, 1: tokens}, {1: batch, 2: tokens}, {0: cells}, {0: cells}, places)
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        patch_positions: torch.Tensor,
+        image_places: torch.Tensor,
+    ) -> torch.Tensor:
+        tower = self.model.visual
+        states = tower.patch_embed(pixel_values.flatten(0, 1))
+        turned = tower.rotary_pos_emb(states, patch_positions.flatten(0, 1))
+        for block in tower.blocks:
+            states = block(states, cu_seqlens=None, position_embeddings=turned)
+        return self.logits(input_ids, position_ids, tower.merger(states), image_places)
+
+
+def _attend(attention: Any, states: torch.Tensor, position_embeddings: Any, **_: object) -> torch.Tensor:
+    """As Qwen2-VL's VisionAttention over the patches of one image: float32 [patches, width]."""
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+
+    patches = states.shape[0]
+    parts = attention.qkv(states).reshape(patches, 3, attention.num_heads, attention.head_dim).permute(1, 0, 2, 3)
+    query, key = apply_rotary_pos_emb_vision(parts[0], parts[1], *position_embeddings)
+    query, key, value = (each.transpose(0, 1)[None] for each in (query, key, parts[2]))
+    out = F.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
+    joined: torch.Tensor = attention.proj(out[0].transpose(0, 1).reshape(patches, -1))
+    return joined
 
 
 def _llava(whole: _Whole, pixels: torch.Tensor) -> torch.Tensor:

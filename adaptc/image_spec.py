@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from adaptc.multimodal import family_of
-from adaptc.runtime.images import ImageSpec
+from adaptc.runtime.images import GridSpec, ImageSpec
 from adaptc.sources import Source
 
 
@@ -31,7 +31,16 @@ def image_spec(source: Source) -> ImageSpec | None:
         scale=scale,
         mean=mean,
         std=std,
+        grid=_grid(config),
     )
+
+
+def _grid(config: Any) -> GridSpec | None:
+    """How images of any size are cut up, if the model takes such."""
+    tower = config.vision_config
+    if not hasattr(tower, "spatial_merge_size"):
+        return None
+    return GridSpec(tower.patch_size, tower.temporal_patch_size, tower.spatial_merge_size)
 
 
 def _normalization(settings: dict[str, Any]) -> tuple[float, tuple[float, ...], tuple[float, ...]]:

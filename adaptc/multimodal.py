@@ -37,6 +37,7 @@ MULTIMODAL: Mapping[str, Family] = MappingProxyType(
         "llava": Family("model.language_model", ("clip_vision_model", "siglip_vision_model")),
         "idefics3": Family("model.text_model", around=_AROUND),
         "smolvlm": Family("model.text_model", around=_AROUND),
+        "qwen2_vl": Family("model.language_model", decoders=("qwen2_vl_text",)),
     }
 )
 """The families adaptc captures, by transformers' `model_type`."""

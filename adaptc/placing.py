@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import torch
 
-from adaptc.runtime.inserts import FEATURES, PLACES
+from adaptc.runtime.inserts import FEATURES, PLACES, POSITIONS
 
-__all__ = ["FEATURES", "PIXELS", "PLACES", "no_images", "place"]
+__all__ = ["FEATURES", "PATCHES", "PIXELS", "PLACES", "POSITIONS", "no_images", "place"]
 
 PIXELS = "pixel_values"
 """Input of a captured model: its images."""
+
+PATCHES = "patch_positions"
+"""Input of a captured model that takes an image of any size: int64 [places, patches of a place, 2], row and column."""
 
 
 @torch.library.custom_op("adaptc::place", mutates_args=())

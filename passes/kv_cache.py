@@ -29,7 +29,8 @@ class KvCache(Pass):
 
     The runtime binds one buffer as `past.i.key` and `present.i.key`, so a step writes its tokens' keys and values and
     copies nothing. RoPE tables are computed once, by running the model's own subgraph over every position, so each
-    static kind of RoPE (default, linear, Llama 3, YaRN) is served by the same code.
+    static kind of RoPE (default, linear, Llama 3, YaRN) is served by the same code. Where a token has three positions,
+    as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
 
     Needs: ONNX level, after lower.
     Shapes: input_ids int64[batch, tokens]; seqlens_k int32[batch], valid positions after this step, minus 1;
@@ -70,30 +71,32 @@ def _cache(graph: OnnxGraph, max_tokens: int) -> None:
     total = ir.Value(name="total_sequence_length", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([]))
     main.inputs.extend([seqlens, total])
     tables: dict[tuple[str, str], tuple[ir.Value, ir.Value]] = {}
+    spatial = any(value.name == POSITIONS and len(value.shape or ()) == 3 for value in main.inputs)
     attentions = [node for node in main if _is_causal(node)]
     for layer, node in enumerate(attentions):
         query, key, value = (_unrotated(v, node) for v in node.inputs[:3])
         if query.tables != key.tables or query.tables is None or value.tables is not None:
             raise PassError(f"{path(node)}: query and key must share one rotary embedding, and value have none")
-        if query.tables not in tables:
+        if query.tables not in tables and not spatial:
             tables[query.tables] = _tables(graph, query.tables, max_tokens, len(tables))
-        cos, sin = tables[query.tables]
+        turns = () if spatial else tables[query.tables]
         kv_heads, head_dim = key.heads, key.width
         past = [_cache_value(f"past.{layer}.{kind}", kv_heads, max_tokens, head_dim) for kind in ("key", "value")]
         present = [_cache_value(f"present.{layer}.{kind}", kv_heads, max_tokens, head_dim) for kind in ("key", "value")]
         window = int(node.metadata_props.get(WINDOW, "0"))
-        flat = [_flat(main, node, part) for part in (query, key, value)]
+        turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
+        flat = [*turned, *(_flat(main, node, part) for part in (query, key, value)[len(turned) :])]
         out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=ir.Shape(["batch", "tokens", query.size]))
         fused = ir.node(
             "GroupQueryAttention",
-            [*flat, *past, seqlens, total, cos, sin],
+            [*flat, *past, seqlens, total, *turns],
             {
                 "num_heads": query.heads,
                 "kv_num_heads": kv_heads,
                 "scale": node.attributes.get_float("scale", head_dim**-0.5),
                 "softcap": node.attributes.get_float("softcap", 0.0),
                 "local_window_size": window or -1,
-                "do_rotary": 1,
+                "do_rotary": int(not spatial),
             },
             domain="com.microsoft",
             outputs=[out, *present],
@@ -194,6 +197,21 @@ def _flat(main: ir.Graph, before: ir.Node, part: _Part) -> ir.Value:
     )
     main.insert_before(before, [shape, reshape])
     return reshape.outputs[0]
+
+
+def _joined(main: ir.Graph, attention: ir.Node, place: int, part: _Part) -> ir.Value:
+    """Query or key after its rotary embedding, as [batch, tokens, heads · width]."""
+    back = ir.node("Transpose", [attention.inputs[place]], {"perm": [0, 2, 1, 3]})
+    shape = ir.node("Constant", [], {"value_ints": [0, 0, part.size]})
+    flat = ir.node("Reshape", [back.outputs[0], shape.outputs[0]])
+    for node in (back, shape, flat):
+        node.metadata_props.update(attention.metadata_props)
+        node.name = node.outputs[0].name = f"{attention.name}/{node.op_type}_{place}"
+    back.outputs[0].type = flat.outputs[0].type = part.source.type
+    back.outputs[0].shape = ir.Shape(["batch", "tokens", part.heads, part.width])
+    flat.outputs[0].shape = ir.Shape(["batch", "tokens", part.size])
+    main.insert_before(attention, [back, shape, flat])
+    return flat.outputs[0]
 
 
 def _after(attention: ir.Node) -> ir.Value:

@@ -17,10 +17,10 @@ from adaptc.graph import FxGraph
 from adaptc.modal import ModalitySpec, ModalSpec, SubsetSpec
 from adaptc.passes import stand_ins
 from adaptc.passes.modal_graph import Cut, cut, extract, head
-from adaptc.placing import FEATURES, PIXELS, PLACES
+from adaptc.placing import FEATURES, PATCHES, PIXELS, PLACES, POSITIONS
 
-IDS, POSITIONS = "input_ids", "position_ids"
-_BESIDE = {POSITIONS: IDS, PLACES: PIXELS}
+IDS = "input_ids"
+_BESIDE = {POSITIONS: IDS, PATCHES: PIXELS, PLACES: PIXELS}
 """Inputs that a user need not name: of the modality that the other one is of."""
 
 Modalities = Mapping[str, Sequence[str]]
@@ -83,8 +83,8 @@ def split(
     graphs: dict[str, FxGraph] = {}
     images = [name for name in modalities if name != text and name in used]
     for name in images:
-        specs[name] = ModalitySpec((PIXELS,), f"{model}.encode.{name}", (FEATURES,))
-        pixels = [node for node in divided.inputs[name] if node.target == PIXELS]
+        pixels = [node for node in divided.inputs[name] if node.target != PLACES]
+        specs[name] = ModalitySpec(tuple(str(n.target) for n in pixels), f"{model}.encode.{name}", (FEATURES,))
         graphs[f"{model}.encode.{name}"] = extract(divided.graph, pixels, [_feature(divided, name)], (FEATURES,), {})
     graphs[model] = _seeing(divided, images[0]) if images else _blind(_reading(divided, text), text)
     ordered = {name: specs[name] for name in modalities if name in specs}
@@ -126,7 +126,25 @@ def _blind(divided: Cut, text: str) -> FxGraph:
     gone: dict[fx.Node, Any] = {}
     for name in divided.inputs:
         gone |= stand_ins.empty(divided, name) if name != text else {}
-    return stand_ins.without_absent(head(divided, (text,), gone))
+    made = stand_ins.without_absent(head(divided, (text,), gone))
+    _one_position(made.module.graph)
+    made.module.recompile()
+    return made
+
+
+def _one_position(graph: fx.Graph) -> None:
+    """Where there is no image, a token is at the same time, row and column: one position instead of three."""
+    old = next(node for node in graph.nodes if node.target == POSITIONS)
+    if len(old.meta["val"].shape) == 2:
+        return
+    with graph.inserting_before(old):
+        new = graph.placeholder(POSITIONS)
+    new.meta = {"val": old.meta["val"][0], "path": ""}
+    with graph.inserting_after(old):
+        three = graph.call_function(torch.ops.aten.expand.default, (new, [3, -1, -1]))
+    three.meta = dict(old.meta)
+    old.replace_all_uses_with(three)
+    graph.erase_node(old)
 
 
 def _seeing(divided: Cut, images: str) -> FxGraph:

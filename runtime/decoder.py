@@ -16,7 +16,7 @@ import numpy.typing as npt
 from adaptc.runtime.budget import ANY, DENSE, Skips, Wish, threshold_of
 from adaptc.runtime.engine import Engine, Step
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.inserts import Inserts, nothing
+from adaptc.runtime.inserts import Beside, Feeds, Inserts
 from adaptc.runtime.manifest import DecoderSpec, GateSpec, TensorSpec
 
 Ids = npt.NDArray[np.int64]
@@ -64,7 +64,7 @@ class Decoder:
         if width is not None:
             self._source, self._ids = HIDDEN, np.zeros((batch, 1, width), np.float32)
         gives = _width(engine.outputs)
-        self._nothing = nothing(engine.inputs)
+        self._beside = Beside(engine.inputs, batch)
         self._result, self._gives = ("logits", spec.vocab_size) if gives is None else (HIDDEN, gives)
         self._last = np.zeros(batch, np.int32)  # position of each row's newest token
         self._total = np.zeros((), np.int32)
@@ -164,6 +164,7 @@ class Decoder:
         if self.gates is not None:
             self._choose(rows)
         step = self._steps.get(rows) or self._step(rows)
+        self._beside.advance(last)
         step()
         return self._logits[:rows, 0]
 
@@ -195,6 +196,7 @@ class Decoder:
             cache[to, :, :used] = cache[row, :, :used]
         self._last[to] = self._last[row]
         self._levels[to] = self._levels[row]
+        self._beside.move(row, to)
 
     def close(self) -> None:
         """Free the engine and the cache."""
@@ -229,16 +231,14 @@ class Decoder:
         logits = np.empty((1, kept, self._gives), np.float32) if into is None else into[None]
         step = self._readers.get(row)
         threshold = self._read_threshold[:, : len(ids)]
+        beside = self._beside.read(row, start, len(ids), inserts)
         if step is None:
             rows = slice(row, row + 1)
-            step = self._bind(rows, ids[None], self._read_total, self._read_from, logits, threshold)
+            step = self._bind(rows, ids[None], self._read_total, self._read_from, logits, threshold, beside)
             self._readers[row] = step
-        feeds: dict[str, npt.NDArray[Any]] = {self._source: ids[None]}
-        if self.gates is not None:
-            feeds["threshold"] = threshold
-        if self._nothing is not None:
-            feeds |= (self._nothing if inserts is None else inserts.part(start, start + len(ids))).feeds()
-        step.rebind(feeds, {self._result: logits})
+        else:
+            gated = {} if self.gates is None else {"threshold": threshold}
+            step.rebind({self._source: ids[None], **gated, **beside}, {self._result: logits})
         step()
         return logits.reshape(kept, -1)
 
@@ -246,7 +246,8 @@ class Decoder:
         """One token for each of the first `rows`; bound once, since only what the arrays hold changes."""
         every = slice(0, rows)
         first = np.zeros(1, np.int64)
-        step = self._bind(every, self._ids[every], self._total, first, self._logits[every], self._threshold[every])
+        wanted = self._logits[every], self._threshold[every]
+        step = self._bind(every, self._ids[every], self._total, first, *wanted, self._beside.step(rows))
         self._steps[rows] = step
         return step
 
@@ -258,6 +259,7 @@ class Decoder:
         first: Ids,
         logits: Logits,
         threshold: Logits,
+        beside: Feeds,
     ) -> Step:
         cache = {name: whole[rows] for name, whole in self._cache.items()}
         feeds: dict[str, npt.NDArray[Any]] = {
@@ -265,7 +267,7 @@ class Decoder:
             "seqlens_k": self._last[rows],
             "total_sequence_length": total,
             **({"logits_from": first} if self._result == "logits" else {}),
-            **({} if self._nothing is None else self._nothing.feeds()),
+            **beside,
             **{f"past.{name}": part for name, part in cache.items()},
         }
         present = {f"present.{name}": part for name, part in cache.items()}

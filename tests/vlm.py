@@ -53,6 +53,11 @@ def config(family: str, **text: Any) -> Any:
     if family == "llava":
         vision = {**VISION, "model_type": "clip_vision_model"}
         return transformers.LlavaConfig(text_config=inner, vision_config=vision, image_token_index=image)
+    if family == "qwen2_vl":
+        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+        inner = {**inner, "model_type": "qwen2_vl_text", "hidden_size": 64, "rope_parameters": rope}
+        vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "patch_size": 2, "mlp_ratio": 2}
+        return transformers.Qwen2VLConfig(text_config=inner, vision_config=vision, image_token_id=image)
     kind = {"idefics3": transformers.Idefics3Config, "smolvlm": transformers.SmolVLMConfig}[family]
     vision = {name: value for name, value in VISION.items() if name != "projection_dim"}
     return kind(text_config=inner, vision_config=vision, image_token_id=image, scale_factor=2)
