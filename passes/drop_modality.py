@@ -159,9 +159,7 @@ class DropModality(Pass):
         from adaptc.passes import modal_decoder
 
         if self.stand_in != "empty":
-            raise PassError(
-                f"stand_in: {self.stand_in}; a language model does without an image as it is: empty is right"
-            )
+            raise PassError(f"stand_in: {self.stand_in}; nothing stands for a language model's image: empty is right")
         subsets = modal_decoder.subsets_of(self.modalities, self.subsets(), named=self.keep != "all")
         parts, spec = modal_decoder.split(graph, model, self.modalities, subsets)
         plan = [each for step in program.plan for each in (map(Run, parts) if step == Run(model) else [step])]

@@ -59,9 +59,7 @@ def ffn_blocks(graph: FxGraph) -> list[FfnBlock]:
         if node.op == "call_function" and (match := LAYER.match(path_of(node))):
             layers.setdefault(match.group(), []).append(node)
     if PIXELS in graph.inputs:
-        raise PassError(
-            f"this model reads {PIXELS}, whose encoder has layers too; drop_modality before this pass is right"
-        )
+        raise PassError(f"{PIXELS}: its encoder has layers too; drop_modality before this pass is right")
     blocks = [_block(layer, nodes) for layer, nodes in layers.items()]
     if not blocks:
         raise PassError("no decoder layers ('….layers.N') in this graph; skip_ffn needs a decoder")

@@ -26,7 +26,7 @@ from adaptc.verify import parity_of
 from tests import vlm
 from tests.close import ENGINE, assert_close
 
-FAMILIES = ("llava", "smolvlm")
+FAMILIES = ("llava", "smolvlm", "qwen2_vl")
 TEXT = "the cat sat on"
 
 
@@ -58,12 +58,12 @@ def compiled(folder: Path) -> Path:
     return folder / "bundle"
 
 
-def ids_of(session: runtime.Session, images: int, *, wide: bool = True) -> list[int]:
+def ids_of(session: runtime.Session, images: Any, *, wide: bool = True) -> list[int]:
     """A prompt with images, with a token for each place as a processor writes it, or with one for each image."""
     assert session.images is not None
-    spec = session.images.spec
-    one = [*spec.before, *[spec.token] * session.images.places, *spec.after] if wide else [spec.token]
-    return [5, 6, *(token for image in range(images) for token in (*one, 40 + image)), 33]
+    spec, pictures = session.images.spec, session.images.read(images)
+    parts = [[*spec.before, *[spec.token] * each.places, *spec.after] if wide else [spec.token] for each in pictures]
+    return [5, 6, *(token for place, part in enumerate(parts) for token in (*part, 40 + place)), 33]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,28 +82,47 @@ def test_text_alone_equals_eager_and_runs_no_tower(family: str, made: Callable[[
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("chunk", [512, 5])
-def test_images_equal_eager(family: str, chunk: int, made: Callable[[str], Made]) -> None:
-    """In one step and in chunks that cut images apart."""
+def test_images_equal_eager(family: str, made: Callable[[str], Made]) -> None:
     model, _, bundle = made(family)
-    images = vlm.pixels(2)
-    with runtime.load(bundle, threads=1, chunk=chunk) as session:
-        wide, short = ids_of(session, 2), ids_of(session, 2, wide=False)
+    images = vlm.two_images(family)
+    with runtime.load(bundle, threads=1) as session:
+        wide, short = ids_of(session, images), ids_of(session, images, wide=False)
         expected = vlm.greedy(model, wide, 10, images)
         assert list(session.generate(wide, images=images, max_new_tokens=10).ids) == expected
-        assert list(session.generate(short, images=list(images), max_new_tokens=10).ids) == expected
         assert session.images is not None
-        assert session.images.graphs.ran == {"lm.encode.image": 1}  # the second time they come from the cache
+        ran = dict(session.images.graphs.ran)
+        assert ran == {"lm.encode.image": 2 if family == "qwen2_vl" else 1}
+        assert list(session.generate(short, images=images, max_new_tokens=10).ids) == expected
+        assert session.images.graphs.ran == ran  # the second time they come from the cache
+        values = list(images["pixel_values"].reshape(2, 3, vlm.SIDE, vlm.SIDE)) if family != "qwen2_vl" else None
+        if values is not None:
+            assert list(session.generate(short, images=values, max_new_tokens=10).ids) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chunk", [512, 5])
+def test_every_logit_equals_eager(family: str, chunk: int, made: Callable[[str], Made]) -> None:
+    """Of a prompt with images, read at once or in pieces that cut images apart, beside a row of text alone."""
+    model, _, bundle = made(family)
+    images, words, more = vlm.two_images(family), [7, 8, 9], [50, 61, 72, 83]
+    with runtime.load(bundle, threads=1) as session:
+        wide = ids_of(session, images)
+        assert session.images is not None
+        encoded = [session.images.put(np.array(wide), each)[1] for each in (images, vlm.two_images(family, 1))]
         graph = runtime.open_bundle(bundle).manifest.graphs["lm"]
         assert graph.decoder is not None
-        decoder = Decoder(runtime.OrtEngine(bundle / graph.file, 1), graph.decoder, 1, chunk)
-        found = []
-        for given in (images, images[::-1]):
-            _, encode = session.images.put(np.array(wide), given)
-            assert encode is not None
-            found.append(decoder.prefill(0, np.array(wide), inserts=encode()))
-    assert_close(found[0], vlm.logits(model, wide, images)[-1], **ENGINE)
-    assert np.abs(found[0] - found[1]).max() > 0.01  # a negative control
+        decoder = Decoder(runtime.OrtEngine(bundle / graph.file, 1), graph.decoder, 2, chunk)
+        first, other = (decoder.prefill(1, np.array(wide), inserts=encode()) for encode in encoded if encode)
+        assert np.abs(first - other).max() > 0.01  # a negative control
+        decoder.prefill(0, np.array(words))
+        found = [decoder.prefill(1, np.array(wide), inserts=encoded[0]() if encoded[0] else None)]
+        for token in more[:2]:
+            both = decoder.decode([token, token]).copy()
+            found.append(both[1])
+        assert_close(both[0], vlm.logits(model, [*words, *more[:2]])[-1], **ENGINE)
+        decoder.move(1, 0)
+        found += [decoder.decode([token])[0].copy() for token in more[2:]]
+    assert_close(np.stack(found), vlm.logits(model, [*wide, *more], images)[-5:], **ENGINE)
 
 
 def test_a_batch_has_images_of_its_own(made: Callable[[str], Made]) -> None:
@@ -111,13 +130,11 @@ def test_a_batch_has_images_of_its_own(made: Callable[[str], Made]) -> None:
     images = vlm.pixels(3)
     given: list[Any] = [images[:1], None, images[1:], []]
     with runtime.load(bundle, threads=1) as session:
-        prompts = [ids_of(session, count) for count in (1, 0, 2, 0)]
+        prompts = [ids_of(session, [] if each is None else each) for each in given]
         found = session.generate(prompts, images=given, max_new_tokens=6)
-        expected = [
-            vlm.greedy(model, prompt, 6, None if each is None or not len(each) else each)
-            for prompt, each in zip(prompts, given, strict=True)
-        ]
-        assert [list(each.ids) for each in found] == expected
+        for answer, prompt, each in zip(found, prompts, given, strict=True):
+            values = None if each is None or not len(each) else {"pixel_values": each}
+            assert list(answer.ids) == vlm.greedy(model, prompt, 6, values)
         with pytest.raises(RequestError, match=r"^images: a list for each of the 4 prompts is needed"):
             session.generate(prompts, images=images)
 
@@ -142,11 +159,10 @@ def test_bytes_are_normalized_as_the_folder_says(made: Callable[[str], Made]) ->
     raw = np.random.default_rng(1).integers(0, 256, (vlm.SIDE, vlm.SIDE, 3), np.uint8)
     pixels = ((raw / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]).transpose(2, 0, 1).astype(np.float32)
     with runtime.load(bundle, threads=1) as session:
-        wide = ids_of(session, 1)
-        _, expected = (session.images.put(np.array(wide), pixels), session.images.put(np.array(wide), [raw]))  # type: ignore[union-attr]
-        found = [encode().values for _, encode in (_, expected) if encode is not None]
-        assert_close(found[0], found[1], **ENGINE)
-        assert np.ptp(found[0]) > 0.1
+        assert session.images is not None
+        [found], [expected] = session.images.read([raw]), session.images.read(pixels)
+    assert_close(found.pixels, expected.pixels, **ENGINE)
+    assert np.ptp(found.pixels) > 1
 
 
 def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made], tmp_path: Path) -> None:
@@ -161,7 +177,7 @@ def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made
                 file.seek(place["offset"])
                 file.write(b"\xff" * place["length"])
     with runtime.load(tmp_path / "b", threads=1, verify=False) as session:
-        short, images = ids_of(session, 1, wide=False), vlm.pixels(1)
+        short, images = ids_of(session, vlm.pixels(1), wide=False), vlm.pixels(1)
         answer = session.generate(short, images=images, modalities=["text"], max_new_tokens=8)
         assert list(answer.ids) == vlm.greedy(model, short, 8)
         assert session.images is not None
@@ -226,13 +242,14 @@ def test_what_cannot_be_is_a_sentence(made: Callable[[str], Made]) -> None:
     with runtime.load(bundle, threads=1) as session:
         assert session.images is not None
         token, places = session.images.spec.token, session.images.places
-        wide = ids_of(session, 1)
+        wide = ids_of(session, vlm.pixels(1))
+        each = "one for each image is needed"
         room = "this bundle holds 96: shorten it, or compile with a larger target.max_tokens"
         for prompt, options, message in (
             (
                 wide,
                 {"images": images},
-                f"prompt: {places} image tokens (id {token}) and 2 images; one for each image is needed, or {places}",
+                f"prompt: {places} image tokens (id {token}) and 2 images; {each}, or {2 * places}",
             ),
             (
                 wide,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer
 
+from adaptc.capture_multimodal import capture_multimodal
+from adaptc.program import Program, Run
 from tests.runtime.tiny_tokenizer import byte_level, save
 
 SIDE = 8
@@ -36,6 +39,8 @@ VISION = {
     "projection_dim": 16,
 }
 Pixels = npt.NDArray[np.float32]
+Given = dict[str, npt.NDArray[Any]]
+"""What a processor gives beside token ids."""
 
 
 def tokenizer() -> Tokenizer:
@@ -56,13 +61,14 @@ def config(family: str, **text: Any) -> Any:
     if family == "qwen2_vl":
         rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
         inner = {**inner, "model_type": "qwen2_vl_text", "hidden_size": 64, "rope_parameters": rope}
-        vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "patch_size": 2, "mlp_ratio": 2}
+        vision = {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "patch_size": 2, "mlp_ratio": 2}
         return transformers.Qwen2VLConfig(text_config=inner, vision_config=vision, image_token_id=image)
     kind = {"idefics3": transformers.Idefics3Config, "smolvlm": transformers.SmolVLMConfig}[family]
     vision = {name: value for name, value in VISION.items() if name != "projection_dim"}
     return kind(text_config=inner, vision_config=vision, image_token_id=image, scale_factor=2)
 
 
+@cache
 def model(family: str, **text: Any) -> Any:
     """The family's model with random weights."""
     torch.manual_seed(0)
@@ -71,6 +77,14 @@ def model(family: str, **text: Any) -> Any:
         for parameter in built.parameters():
             parameter.normal_(0.0, 0.3)
     return built.eval()
+
+
+@cache
+def program(family: str, layers: int = 3) -> Program:
+    """The family's model as adaptc captures it."""
+    built = model(family, num_hidden_layers=layers)
+    graph = capture_multimodal(built.config, dict(built.named_parameters(remove_duplicate=False)))
+    return Program({"lm": graph}, (Run("lm"),))
 
 
 def write(folder: Path, family: str, keep: str = "all", weights: str = "fp32", more: str = "", **text: Any) -> Any:
@@ -94,19 +108,28 @@ def pixels(count: int = 1, seed: int = 0) -> Pixels:
     return np.random.default_rng(seed).normal(size=(count, 3, SIDE, SIDE)).astype(np.float32)
 
 
-def logits(model: Any, ids: list[int], images: Pixels | None = None) -> npt.NDArray[np.float32]:
+def two_images(family: str, seed: int = 0) -> Given:
+    """Two images, by name, as the family's processor gives them."""
+    if family == "qwen2_vl":  # 4 rows of 6 patches and 8 rows of 2, of 3 channels, 2 frames, 2 rows and 2 columns
+        patches = np.random.default_rng(seed).normal(size=(40, 24)).astype(np.float32)
+        return {"pixel_values": patches, "image_grid_thw": np.array([[1, 4, 6], [1, 8, 2]])}
+    both = pixels(2, seed)
+    return {"pixel_values": both if family == "llava" else both[None]}
+
+
+def logits(model: Any, ids: list[int], images: Given | None = None) -> npt.NDArray[np.float32]:
     """transformers' own logits: float32 [tokens, vocab]."""
-    given: dict[str, Any] = {}
-    if images is not None:
-        values = torch.from_numpy(images)
-        given = {"pixel_values": values if model.config.model_type == "llava" else values[None]}
+    text = torch.tensor([ids])
+    given: dict[str, Any] = {name: torch.from_numpy(value) for name, value in (images or {}).items()}
+    if "image_grid_thw" in given:
+        given["mm_token_type_ids"] = (text == model.config.image_token_id).int()
     with torch.no_grad():
-        found = model(torch.tensor([ids]), use_cache=False, **given).logits[0]
+        found = model(text, use_cache=False, **given).logits[0]
     result: npt.NDArray[np.float32] = found.numpy()
     return result
 
 
-def greedy(model: Any, ids: list[int], count: int, images: Pixels | None = None) -> list[int]:
+def greedy(model: Any, ids: list[int], count: int, images: Given | None = None) -> list[int]:
     """What transformers generates: greedily, with everything recomputed at each token."""
     given = list(ids)
     for _ in range(count):
