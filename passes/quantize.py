@@ -86,19 +86,20 @@ class Quantize(Pass):
                 _multiply(graph, projection, (wide, rows_from(blocks, frequent)))
             else:
                 _multiply(graph, projection, (blocks,))
-        for node in [n for n in graph if n.op_type == "Gather" and _is_table(n.inputs[0])]:
+        for node in [n for n in graph if n.op_type == "Gather" and _is_table(n.inputs[0], self.block_size)]:
             _look_up(graph, node, self.block_size)
         RemoveUnusedNodesPass()(model)
 
 
-def _is_table(value: ir.Value | None) -> bool:
-    """An embedding: a constant float matrix, and not one of RoPE's."""
+def _is_table(value: ir.Value | None, block_size: int) -> bool:
+    """An embedding: a constant float matrix, and not one of RoPE's; of whole blocks, as rows are read with padding."""
     return (
         value is not None
         and value.is_initializer()
         and value.dtype == ir.DataType.FLOAT
         and value.shape is not None
         and len(value.shape) == 2
+        and fixed(value)[1] % block_size == 0
     )
 
 

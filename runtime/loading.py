@@ -113,6 +113,8 @@ def load_modal(
         check_count("cache_bytes", cache_bytes)
     bundle = open_bundle(path, verify)
     if not is_modal(bundle.manifest):
+        if bundle.manifest.modal:
+            raise BundleError(f"{path}: a language model: load, and generate with images= or without, are right")
         raise BundleError(f"{path}: has no modalities to leave out; drop_modality makes a bundle that has")
     return _modal_session(bundle, threads, cache_bytes)
 

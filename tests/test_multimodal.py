@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from adaptc import runtime
 from adaptc.cache import Cache
@@ -165,6 +166,21 @@ def test_bytes_are_normalized_as_the_folder_says(made: Callable[[str], Made]) ->
     assert np.ptp(found.pixels) > 1
 
 
+def test_images_of_any_size_are_cut_as_the_processor_does(made: Callable[[str], Made]) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    random = np.random.default_rng(0)
+    raw = [random.integers(0, 256, (*size, 3), np.uint8) for size in ((8, 12), (16, 4))]
+    settings = {"patch_size": 2, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1, "max_pixels": 10_000}
+    processor = Qwen2VLImageProcessorPil(**settings, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4])
+    given = processor(images=[Image.fromarray(each) for each in raw], return_tensors="np")
+    with runtime.load(made("qwen2_vl").bundle, threads=1) as session:
+        assert session.images is not None
+        for found, expected in zip(session.images.read(raw), session.images.read(dict(given)), strict=True):
+            assert (found.places, found.rows) == (expected.places, expected.rows)
+            assert_close(found.pixels, expected.pixels, **ENGINE)
+
+
 def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made], tmp_path: Path) -> None:
     """With every weight of the encoder broken a request without its image says the same; with it, it fails."""
     model, _, bundle = made("llava")
@@ -277,6 +293,11 @@ def test_what_cannot_be_is_a_sentence(made: Callable[[str], Made]) -> None:
             with pytest.raises(RequestError) as caught:
                 session.generate(prompt, **options)
             assert str(caught.value) == message
+
+
+def test_commands_for_classifiers_say_so(made: Callable[[str], Made]) -> None:
+    with pytest.raises(runtime.BundleError, match="a language model: load, and generate with images= or without"):
+        runtime.load_modal(made("llava").bundle)
 
 
 def test_verify_compares_with_the_source(made: Callable[[str], Made]) -> None:

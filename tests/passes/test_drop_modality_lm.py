@@ -15,7 +15,7 @@ import transformers
 
 from adaptc.capture import capture
 from adaptc.errors import PassError
-from adaptc.graph import FxGraph, path_of
+from adaptc.graph import FxGraph, OnnxGraph, path_of
 from adaptc.passes import Pipeline
 from adaptc.passes.branch import Branch
 from adaptc.passes.drop_modality import DropModality
@@ -28,7 +28,7 @@ from adaptc.pays import decoder_spec, gate_spec, running
 from adaptc.program import Program, Run, Tower
 from adaptc.runtime.inserts import Inserts
 from adaptc.runtime.manifest import DecoderSpec
-from tests import vlm
+from tests import tiny, vlm
 from tests.close import ENGINE, FLOAT32, assert_close
 
 PARTS: dict[str, tuple[str, ...]] = {"image": ("pixel_values",), "text": ("input_ids",)}
@@ -93,6 +93,18 @@ def test_text_alone_is_the_plain_decoder() -> None:
 
     assert operators(found) == operators(expected)
     assert text_only(expected) is expected
+
+
+def test_a_text_of_qwen2_vl_has_one_position() -> None:
+    """Its three are the same without images, so the cache's kernel rotates as for any other model."""
+    made = Pipeline((Lower(), KvCache(max_tokens=64), LogitsFrom())).run(dropped("qwen2_vl", keep=(("text",),)))
+    graph = made.graph("lm", OnnxGraph)
+    assert not any(value.name == "position_ids" for value in graph.model.graph.inputs)
+    ids = [5, 6, 7, 8, 9]
+    first, past = tiny.step(graph, np.array([ids[:3]]))
+    second, _ = tiny.step(graph, np.array([ids[3:]]), past, before=3)
+    model = vlm.model("qwen2_vl", num_hidden_layers=3)
+    assert_close(np.concatenate([first, second], 1)[0], vlm.logits(model, ids), **ENGINE)
 
 
 def test_input_is_untouched_and_weights_are_shared() -> None:
