@@ -19,7 +19,7 @@ from torch import fx
 
 from adaptc import attention
 from adaptc.errors import LoadError
-from adaptc.graph import FxGraph, path_of
+from adaptc.graph import FxGraph, assign, path_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -212,11 +212,8 @@ def _single_output(stem: str, index: int, region: list[fx.Node]) -> fx.Node:
 
 def _attribute(module: fx.GraphModule, target: str, like: fx.Node) -> fx.Node:
     """A get_attr node for a new parameter, declared with the shape of an exported one."""
-    owner, _, leaf = target.rpartition(".")
     value = like.meta["val"]
-    _submodule(module, owner).register_parameter(
-        leaf, torch.nn.Parameter(torch.empty(value.shape, dtype=value.dtype), requires_grad=False)
-    )
+    assign(module, target, torch.nn.Parameter(torch.empty(value.shape, dtype=value.dtype), requires_grad=False))
     node = module.graph.get_attr(target)
     node.meta = dict(like.meta)
     return node
@@ -239,15 +236,4 @@ def attach(module: fx.GraphModule, weights: Mapping[str, torch.Tensor], ties: Ma
             raise LoadError(
                 f"{node.target}: shape {list(real.shape)}; the configuration asks for {list(declared.shape)}"
             )
-        owner, _, leaf = node.target.rpartition(".")
-        parameter = torch.nn.Parameter(real.to(declared.dtype), requires_grad=False)
-        _submodule(module, owner).register_parameter(leaf, parameter)
-
-
-def _submodule(module: torch.nn.Module, path: str) -> torch.nn.Module:
-    """The submodule at this path, made if it is not there."""
-    for part in path.split("."):
-        if part not in module._modules:
-            module.add_module(part, torch.nn.Module())
-        module = module.get_submodule(part)
-    return module
+        assign(module, node.target, torch.nn.Parameter(real.to(declared.dtype), requires_grad=False))

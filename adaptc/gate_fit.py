@@ -191,7 +191,10 @@ def _levels(p: Floats, truth: Bools, seconds: Floats) -> tuple[GateLevel, ...]:
         low, high = wilson(int(right.sum()), len(p))
         shares = np.bincount(chosen, minlength=p.shape[1]) / len(p)
         found.append(
-            (float(shares @ seconds), GateLevel(float(price), float(right.mean()), low, high, _floats(shares)))
+            (
+                float(shares @ seconds),
+                GateLevel(float(right.mean()), low, high, price=float(price), shares=_floats(shares)),
+            )
         )
     kept: list[GateLevel] = []
     for _, level in sorted(found, key=lambda each: (each[0], -each[1].accuracy)):

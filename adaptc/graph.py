@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import onnx_ir as ir
+    import torch
     from torch import fx
     from typing_extensions import Self
 
@@ -86,7 +87,7 @@ class FxGraph:
         except (RuntimeError, ValueError) as error:
             raise PassError(f"FX graph: {error}") from error
         for node in self.module.graph.nodes:
-            if node.op == "get_attr" and _attribute(self.module, str(node.target)) is None:
+            if node.op == "get_attr" and attribute(self.module, str(node.target)) is None:
                 raise PassError(f"FX graph: {node.name} reads {node.target}, which the module does not have")
 
     def text(self) -> str:
@@ -128,25 +129,32 @@ def _reparent(module: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
     ]:
-        owner = root
-        *parents, leaf = name.split(".")
-        for part in parents:
-            if part not in owner._modules:
-                owner.add_module(part, torch.nn.Module())
-            owner = owner.get_submodule(part)
-        if isinstance(value, torch.nn.Parameter):
-            owner.register_parameter(leaf, value)
-        else:
-            owner.register_buffer(leaf, value)
+        assign(root, name, value)
     fork = fx.GraphModule(root, graph)
     fork.meta = dict(module.meta)
     return fork
 
 
-def _attribute(module: Any, target: str) -> Any:
+def attribute(module: Any, target: str) -> Any:
+    """What is at a dotted path of a module; None if nothing is."""
     for part in target.split("."):
         module = getattr(module, part, None)
     return module
+
+
+def assign(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    """Make a tensor an attribute at a dotted path: a parameter if it is one, else a buffer."""
+    import torch
+
+    *parents, leaf = name.split(".")
+    for part in parents:
+        if part not in module._modules:
+            module.add_module(part, torch.nn.Module())
+        module = module.get_submodule(part)
+    if isinstance(value, torch.nn.Parameter):
+        module.register_parameter(leaf, value)
+    else:
+        module.register_buffer(leaf, value)
 
 
 def _arguments(args: Any, kwargs: Mapping[str, Any] | None = None) -> str:

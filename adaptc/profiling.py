@@ -67,7 +67,9 @@ def profile_bundle(
         subsets = []
         for modalities, found in right.items():
             low, high = wilson(int(found.sum()), len(found))
-            subsets.append(SubsetProfile(modalities, float(found.mean()), low, high, seconds[modalities]))
+            subsets.append(
+                SubsetProfile(float(found.mean()), low, high, modalities=modalities, seconds=seconds[modalities])
+            )
         [name] = open_bundle(path, verify=False).manifest.modal
         profile = Profile(
             name,

@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.graph import FxGraph
+from adaptc.graph import FxGraph, attribute
 from adaptc.passes.blockwise import Bits, Blocks, concatenate, curvature_of, dequantize, quantize_blocks, split
 from adaptc.placing import no_images
 from adaptc.program import Program
@@ -202,10 +202,9 @@ def _weight(node: fx.Node) -> str:
 
 
 def _tensor(module: Any, name: str) -> torch.Tensor:
-    for part in name.split("."):
-        module = getattr(module, part)
-    assert isinstance(module, torch.Tensor)
-    return module
+    found = attribute(module, name)
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
 def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:

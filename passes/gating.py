@@ -20,7 +20,7 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from adaptc import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.errors import PassError
-from adaptc.graph import FxGraph, path_of
+from adaptc.graph import FxGraph, assign, path_of
 from adaptc.placing import PIXELS
 
 aten = torch.ops.aten
@@ -271,15 +271,10 @@ class Builder:
 
     def weight(self, name: str, weights: Mapping[str, torch.Tensor]) -> fx.Node:
         """A parameter of this name."""
-        owner, _, leaf = name.rpartition(".")
-        place: torch.nn.Module = self._module
-        for part in owner.split("."):
-            if part not in place._modules:
-                place.add_module(part, torch.nn.Module())
-            place = place.get_submodule(part)
+        owner = name.rpartition(".")[0]
         value = weights[name]
         parameter = value if isinstance(value, torch.nn.Parameter) else torch.nn.Parameter(value, requires_grad=False)
-        place.register_parameter(leaf, parameter)
+        assign(self._module, name, parameter)
         fake = self._after.meta["val"].fake_mode
         with self._module.graph.inserting_after(self._after):
             node = self._module.graph.get_attr(name)

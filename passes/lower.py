@@ -25,7 +25,7 @@ from adaptc import (
     skip,  # noqa: F401  (declares adaptc::skip)
 )
 from adaptc.errors import PassError
-from adaptc.graph import FxGraph, OnnxGraph
+from adaptc.graph import FxGraph, OnnxGraph, attribute
 from adaptc.passes.base import Pass
 from adaptc.program import Program
 
@@ -132,10 +132,8 @@ def _model(graph: FxGraph, values: dict[fx.Node, ir.Value]) -> ir.Model:
 
 
 def _weight(module: fx.GraphModule, target: str) -> torch.Tensor:
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value.detach()  # type: ignore[no-any-return]
+    value: torch.Tensor = attribute(module, target)
+    return value.detach()
 
 
 def _regions(graph: fx.Graph) -> Iterable[tuple[str, list[fx.Node]]]:

@@ -12,9 +12,8 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.graph import FxGraph
+from adaptc.graph import FxGraph, assign, attribute
 from adaptc.passes.modal_graph import Cut, encoder, feature_names
-from adaptc.passes.stand_ins import set_buffer
 
 LABELS = "labels"
 ROWS = 64
@@ -104,7 +103,7 @@ def refitted(graph: FxGraph, features: Mapping[str, torch.Tensor], labels: torch
     with nodes.inserting_before(result):
         new = []
         for leaf, value in zip(("weight", "bias"), fitted, strict=True):
-            set_buffer(fork.module, f"{name}.{leaf}", value)
+            assign(fork.module, f"{name}.{leaf}", value)
             new.append(nodes.get_attr(f"{name}.{leaf}"))
             new[-1].meta = {"val": torch.empty_like(value, device="meta"), "path": ""}
     result.args = (hidden, *new)
@@ -120,10 +119,8 @@ def _same(graph: FxGraph, node: Any) -> fx.Node:
 
 
 def _tensor(graph: FxGraph, node: fx.Node) -> torch.Tensor:
-    value: Any = graph.module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value.detach().float()  # type: ignore[no-any-return]
+    value: torch.Tensor = attribute(graph.module, str(node.target))
+    return value.detach().float()
 
 
 def _logistic(states: torch.Tensor, labels: torch.Tensor, start: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.graph import FxGraph, path_of
+from adaptc.graph import FxGraph, assign, attribute, path_of
 from adaptc.placing import PLACES
 
 HIDDEN = "hidden"
@@ -196,26 +196,10 @@ class Joined:
     def _weight(self, tower: Tower, node: fx.Node) -> fx.Node:
         """A weight or buffer of the tower, shared, under the tower's name."""
         name = f"{tower.name}.{node.target}"
-        value: Any = tower.graph.module
-        for part in str(node.target).split("."):
-            value = getattr(value, part)
-        register(self.module, name, value)
+        assign(self.module, name, attribute(tower.graph.module, str(node.target)))
         copy = self.module.graph.get_attr(name)
         copy.meta = dict(node.meta)
         return copy
-
-
-def register(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
-    """Make a tensor an attribute at a dotted path: a parameter if it is one, else a buffer."""
-    *parents, leaf = name.split(".")
-    for part in parents:
-        if part not in module._modules:
-            module.add_module(part, torch.nn.Module())
-        module = module.get_submodule(part)
-    if isinstance(value, torch.nn.Parameter):
-        module.register_parameter(leaf, value)
-    else:
-        module.register_buffer(leaf, value)
 
 
 def states_graph(tower: Tower, cuts: Mapping[str, int], *, logits: bool) -> FxGraph:

@@ -10,7 +10,7 @@ from torch import fx
 
 from adaptc import placing  # noqa: F401  (declares adaptc::place)
 from adaptc.errors import PassError
-from adaptc.graph import UNUSED, FxGraph
+from adaptc.graph import UNUSED, FxGraph, assign
 from adaptc.passes.modal_graph import SIZE, Cut, StandIn, feature_names
 from adaptc.passes.reshape import remeasured
 
@@ -40,7 +40,7 @@ def learned(cut: Cut, modality: str) -> dict[fx.Node, StandIn]:
             raise PassError(f"stand_in: learned needs a parameter {name} of shape {row}, and the model has none")
         if not _expands(list(parameters[name].shape), row):
             raise PassError(f"stand_in: {name} is {list(parameters[name].shape)}; {modality}'s feature is {row} a row")
-        set_buffer(cut.graph.module, name, parameters[name].detach())
+        assign(cut.graph.module, name, parameters[name].detach())
         found[node] = _constant(name, parameters[name])
     return found
 
@@ -57,19 +57,9 @@ def mean(cut: Cut, modality: str, features: Arrays) -> dict[fx.Node, StandIn]:
     for node, name in zip(cut.features[modality], feature_names(cut, modality), strict=True):
         place = f"stand_in.{name}"
         average = features[name].mean(0)
-        set_buffer(cut.graph.module, place, average)
+        assign(cut.graph.module, place, average)
         found[node] = _constant(place, average)
     return found
-
-
-def set_buffer(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
-    """Add a tensor to a module under a path."""
-    *parents, leaf = name.split(".")
-    for part in parents:
-        if part not in module._modules:
-            module.add_module(part, torch.nn.Module())
-        module = module.get_submodule(part)
-    module.register_buffer(leaf, value)
 
 
 def _row(node: fx.Node) -> list[int]:

@@ -173,7 +173,10 @@ class Images:
         Raises:
             RequestError: see `put`.
         """
-        images = images["pixel_values"] if isinstance(images, Mapping) else images
+        if isinstance(images, Mapping):
+            if not np.asarray(images.get("pixel_attention_mask", True)).all():
+                raise RequestError("images: pixel_attention_mask leaves parts out; images without padding are needed")
+            images = images.get("pixel_values", ())
         shape = tuple(int(size) for size in self._encoder.inputs[0].shape[1:])
         array = None if isinstance(images, (list, tuple)) else np.asarray(images)
         if array is not None:

@@ -19,40 +19,43 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class SubsetProfile:
+class Accuracy:
+    """How often something is right on labelled rows.
+
+    Attributes:
+        accuracy: Share of the rows it gets right.
+        low: Lower end of the 95 % interval of `accuracy` (Wilson).
+        high: Upper end.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubsetProfile(Accuracy):
     """One subset of modalities.
 
     Attributes:
         modalities: Their names.
-        accuracy: Share of labelled rows it gets right.
-        low: Lower end of the 95 % interval of `accuracy` (Wilson).
-        high: Upper end.
         seconds: Of a batch, for each of the profile's batch sizes; encoders and the subset's own graph.
     """
 
     modalities: tuple[str, ...]
-    accuracy: float
-    low: float
-    high: float
     seconds: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class GateLevel:
-    """One setting of the gate.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateLevel(Accuracy):
+    """One setting of the gate; its accuracy is of rows that were held out.
 
     Attributes:
         price: Accuracy that a second must buy: a row takes the subset with the largest P(correct) - price · seconds.
-        accuracy: Share of held-out rows that are right at this price.
-        low: Lower end of the 95 % interval of `accuracy`.
-        high: Upper end.
         shares: Share of rows that each subset of the gate gets.
     """
 
     price: float
-    accuracy: float
-    low: float
-    high: float
     shares: tuple[float, ...]
 
 

@@ -28,9 +28,9 @@ PROFILE = Profile(
     batches=(1, 2, 4),
     rows=100,
     subsets=(
-        SubsetProfile(("cheap",), 0.8, 0.7, 0.9, (0.001, 0.001, 0.002)),
-        SubsetProfile(("dear",), 0.85, 0.8, 0.9, (0.009, 0.018, 0.036)),
-        SubsetProfile(NAMES, 0.9, 0.8, 0.95, (0.01, 0.02, 0.04)),
+        SubsetProfile(0.8, 0.7, 0.9, modalities=("cheap",), seconds=(0.001, 0.001, 0.002)),
+        SubsetProfile(0.85, 0.8, 0.9, modalities=("dear",), seconds=(0.009, 0.018, 0.036)),
+        SubsetProfile(0.9, 0.8, 0.95, modalities=NAMES, seconds=(0.01, 0.02, 0.04)),
     ),
     encoders={"cheap": (0.001, 0.001, 0.001), "dear": (0.009, 0.018, 0.036)},
     gate=None,
