@@ -256,15 +256,18 @@ def _check_parts(origin: str, config: Any) -> None:
     if family is None:
         return
     parts = (
-        ("language model", config.text_config, family.decoders or SUPPORTED),
-        ("image tower", config.vision_config, family.towers),
+        ("a language model", config.text_config, family.decoders or SUPPORTED),
+        ("an image tower", config.vision_config, family.towers),
     )
     for what, part, known in parts:
         if known and part.model_type not in known:
             raise LoadError(
-                f"{origin}: {config.model_type} with a {what} of kind {part.model_type!r} is not supported; "
+                f"{origin}: {config.model_type} with {what} of kind {part.model_type!r} is not supported; "
                 f"supported: {', '.join(known)}"
             )
+    side = getattr(config.vision_config, "image_size", 0)
+    if not isinstance(side, int):
+        raise LoadError(f"{origin}: image_size is {list(side)}; adaptc takes square images, of one number")
 
 
 def one_line(error: Exception) -> str:

@@ -22,13 +22,15 @@ from adaptc.cli import main
 from adaptc.compile import compile_spec
 from adaptc.errors import LoadError, RequestError, SpecError
 from adaptc.runtime.decoder import Decoder
-from adaptc.spec import read_spec
+from adaptc.sources import SUPPORTED, find_source
+from adaptc.spec import ModelSpec, read_spec
 from adaptc.verify import parity_of
 from tests import vlm
 from tests.close import ENGINE, assert_close
 
 FAMILIES = ("llava", "smolvlm", "qwen2_vl")
 TEXT = "the cat sat on"
+TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 class Made(NamedTuple):
@@ -322,15 +324,24 @@ def test_a_spec_must_say_what_becomes_of_images(made: Callable[[str], Made], tmp
     assert needed in " ".join(done.output.split())
 
 
-def test_parts_that_are_not_captured_are_named(tmp_path: Path) -> None:
-    config = vlm.config("llava").to_dict()
-    config["text_config"] = {"model_type": "gpt2"}
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        (
+            "text_config",
+            {"model_type": "gpt2"},
+            f"llava with a language model of kind 'gpt2' is not supported; supported: {', '.join(SUPPORTED)}",
+        ),
+        (
+            "vision_config",
+            {"model_type": "vit"},
+            f"llava with an image tower of kind 'vit' is not supported; supported: {', '.join(TOWERS)}",
+        ),
+    ],
+)
+def test_parts_that_are_not_captured_are_named(part: str, values: dict[str, str], message: str, tmp_path: Path) -> None:
+    config = vlm.config("llava").to_dict() | {part: values}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    from adaptc.sources import SUPPORTED, find_source
-    from adaptc.spec import ModelSpec
-
     with pytest.raises(LoadError) as caught:
         find_source(ModelSpec(source="."), tmp_path).config()
-    assert str(caught.value) == (
-        f".: llava with a language model of kind 'gpt2' is not supported; supported: {', '.join(SUPPORTED)}"
-    )
+    assert str(caught.value) == f".: {message}"
