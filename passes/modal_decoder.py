@@ -40,11 +40,13 @@ def subsets_of(modalities: Modalities, wanted: Sequence[tuple[str, ...]], *, nam
         named: Whether the spec names them; one without text is then an error.
 
     Raises:
-        PassError: no modality has the text, or a subset is without it.
+        PassError: the modalities are not images and text, or a subset is without text.
     """
     text = next((name for name, inputs in modalities.items() if IDS in inputs), None)
     if text is None:
         raise PassError(f"modalities: none has {IDS}, the text of this language model")
+    if len(modalities) != 2 or PIXELS in modalities[text]:
+        raise PassError(f"modalities: {', '.join(modalities)}; one with {PIXELS} and one with {IDS} are right")
     without = [subset for subset in wanted if text not in subset]
     if without and named:
         raise PassError(f"keep: {'+'.join(without[0])}: a language model cannot do without {text}")

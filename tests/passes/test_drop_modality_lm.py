@@ -128,6 +128,10 @@ def test_input_is_untouched_and_weights_are_shared() -> None:
             "modalities: none has input_ids, the text of this language model",
         ),
         (
+            {"modalities": {"a": ("pixel_values",), "b": ("input_ids",), "c": ("image_places",)}},
+            "modalities: a, b, c; one with pixel_values and one with input_ids are right",
+        ),
+        (
             {"modalities": {"image": ("pixels",), "text": ("input_ids",)}},
             "modalities: image: no input 'pixels'; the model has: input_ids, position_ids, pixel_values, image_places",
         ),
