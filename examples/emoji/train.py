@@ -49,7 +49,8 @@ class Setting:
     epochs: int
 
 
-SETTINGS = tuple(Setting(strength, epochs) for strength in (3.0, 10.0, 30.0, 100.0) for epochs in (0, 4, 12))
+STRENGTHS, EPOCHS = (3.0, 10.0, 30.0, 100.0), (0, 4, 12)
+"""What it chooses from."""
 
 
 def features(model: Emoji, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -73,32 +74,44 @@ def features(model: Emoji, arrays: dict[str, np.ndarray]) -> dict[str, torch.Ten
 
 def chosen(model: Emoji, seen: dict[str, torch.Tensor], labels: torch.Tensor) -> Setting:
     """The setting with most rows right, all modalities there, in folds that it was not fitted on."""
-    begin = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("encoders")}
+    begin = state(model)
     fold = torch.arange(len(labels)) % FOLDS  # rows are in random order
-    right = dict.fromkeys(SETTINGS, 0.0)
-    for setting in SETTINGS:
+    right = {Setting(strength, epochs): 0.0 for strength in STRENGTHS for epochs in EPOCHS}
+    for strength in STRENGTHS:
         for index in range(FOLDS):
-            torch.manual_seed(index)
+            known, held = ({name: x[rows] for name, x in seen.items()} for rows in (fold != index, fold == index))
             model.load_state_dict(begin, strict=False)
-            fit(model, {name: x[fold != index] for name, x in seen.items()}, labels[fold != index], setting)
-            held = {name: x[fold == index] for name, x in seen.items()}
-            right[setting] += accuracy(model, held, labels[fold == index], tuple(WIDTHS)) / FOLDS
-        print(f"{setting}: {right[setting]:.3f} of held-out training rows", flush=True)
+            x = start(model, known, labels[fold != index], strength)
+            voting = state(model)
+            for epochs in EPOCHS:
+                torch.manual_seed(index)
+                model.load_state_dict(voting, strict=False)
+                fit_transformer(model, x, labels[fold != index], epochs)
+                share = accuracy(model, held, labels[fold == index], tuple(WIDTHS))
+                right[Setting(strength, epochs)] += share / FOLDS
+        for epochs in EPOCHS:
+            print(f"{Setting(strength, epochs)}: {right[Setting(strength, epochs)]:.3f} in its folds", flush=True)
     model.load_state_dict(begin, strict=False)
     return max(right, key=lambda each: right[each])
 
 
-def fit(model: Emoji, seen: dict[str, torch.Tensor], labels: torch.Tensor, setting: Setting) -> None:
+def state(model: Emoji) -> dict[str, torch.Tensor]:
+    """A copy of all that is trained."""
+    return {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("encoders")}
+
+
+def start(
+    model: Emoji, seen: dict[str, torch.Tensor], labels: torch.Tensor, strength: float
+) -> dict[str, torch.Tensor]:
+    """Fit the votes, with a transformer that adds nothing; the scaled features."""
     for name, x in seen.items():
         model.mean[name].data = x.mean(0)
         model.scale[name].data = 1 / (x.std(0) + 1e-3) / WIDTHS[name] ** 0.5
-    x = {name: model.scaled(name, each).detach() for name, each in seen.items()}
-    fit_votes(model, x, labels, setting.strength)
+    scaled = {name: model.scaled(name, each).detach() for name, each in seen.items()}
+    fit_votes(model, scaled, labels, strength)
     torch.nn.init.zeros_(model.fusion.head.weight)
     torch.nn.init.zeros_(model.fusion.head.bias)
-    if setting.epochs:
-        fit_transformer(model, x, labels, setting.epochs)
-    model.eval()
+    return scaled
 
 
 def fit_votes(model: Emoji, x: dict[str, torch.Tensor], labels: torch.Tensor, strength: float) -> None:
@@ -128,6 +141,8 @@ def fit_votes(model: Emoji, x: dict[str, torch.Tensor], labels: torch.Tensor, st
 
 def fit_transformer(model: Emoji, x: dict[str, torch.Tensor], labels: torch.Tensor, epochs: int) -> None:
     """What the votes leave over; their weights stay."""
+    if not epochs:
+        return
     torch.set_num_threads(1)  # these matrices are too small for two
     fusion = model.fusion
     trained = [p for name, p in fusion.named_parameters() if not name.startswith("vote")]
@@ -148,6 +163,7 @@ def fit_transformer(model: Emoji, x: dict[str, torch.Tensor], labels: torch.Tens
         loss.backward()
         optimizer.step()
         schedule.step()
+    model.eval()
 
 
 def accuracy(model: Emoji, seen: dict[str, torch.Tensor], labels: torch.Tensor, subset: tuple[str, ...]) -> float:
@@ -171,7 +187,7 @@ def main() -> None:
     known = {name: x[train] for name, x in seen.items()}
     setting = chosen(model, known, labels[train])
     torch.manual_seed(0)
-    fit(model, known, labels[train], setting)
+    fit_transformer(model, start(model, known, labels[train], setting.strength), labels[train], setting.epochs)
     print(f"fusion: {setting}, {time.perf_counter() - began:.0f} s")
     for subset in (("image",), ("text",), ("speech",), ("image", "text"), ("text", "speech"), tuple(WIDTHS)):
         found = accuracy(model, {name: x[rest] for name, x in seen.items()}, labels[rest], subset)
