@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from adaptc.errors import PassError
 from adaptc.graph import OnnxGraph, fixed, sizes
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import FLOAT, REGION, Emitter
+from adaptc.passes.emit import FLOAT, PRODUCT, REGION, Emitter
 from adaptc.passes.legal_attention import Inputs, expand
 from adaptc.passes.legality import check
 from adaptc.passes.match import Projection, initializer, projections
@@ -23,6 +23,9 @@ from adaptc.program import Program
 
 OPSET = 17
 """What TensorRT 8.6 reads; later versions read it too."""
+
+LANES = 32
+"""Products of fewer results, or of columns that are no multiple of this, stay with the nodes around them."""
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -77,6 +80,7 @@ def _legalize(model: ir.Model, half: str) -> None:
             if rewrite is not None:
                 rewrite(body, node)
     _narrow_ids(graph)
+    _measure_positions(graph)
     _halve_tables(graph, half)
     RemoveUnusedNodesPass()(model)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
@@ -129,7 +133,10 @@ def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
 
 
 def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
-    """Y = MatMul(x, Transpose(W)) in half precision, as Gemm over rows; y is float32 again."""
+    """Y = MatMul(x, Transpose(W)) in half precision, as Gemm over rows; y is float32 again.
+
+    All but the cast of x is marked as one product, from half-precision rows and a weight to float32.
+    """
     old = projection.matmul
     body = old.graph
     assert isinstance(body, ir.Graph)
@@ -137,9 +144,11 @@ def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
     out, columns = fixed(projection.weight)
     weight = _halved(graph, projection.weight, half)
     x = emit.cast(projection.x, HALVES[half])
+    if out >= LANES and columns % LANES == 0:
+        emit.mark(PRODUCT, old.name or "")
     rows = emit.reshape(x, [-1, columns], ["rows", columns])
     product = emit.call("Gemm", rows, weight, shape=["rows", out], transB=1)
-    lead = [emit.size(projection.x, axis) for axis in (0, 1)]
+    lead = [emit.size(x, axis) for axis in (0, 1)]
     y = emit.reshape(product, [*lead, out], ["batch", "tokens", out])
     emit.replace(emit.cast(y, FLOAT))
 
@@ -178,6 +187,14 @@ def _narrow_ids(graph: ir.Graph) -> None:
     for value in graph.inputs:
         if value.dtype == ir.DataType.INT64:
             value.type = ir.TensorType(ir.DataType.INT32)
+
+
+def _measure_positions(graph: ir.Graph) -> None:
+    """A step's sizes are asked of its positions, which every piece may read: no shape goes from engine to engine."""
+    given = {value.name: value for value in graph.inputs}
+    for use in given["input_ids"].uses():
+        if use.node.op_type == "Shape":
+            use.node.replace_input_with(0, given["positions"])
 
 
 def _norm(graph: ir.Graph, node: ir.Node) -> None:

@@ -77,7 +77,7 @@ def build_engines(
         (label, sizes)
         for label, graph in regions.graphs.items()
         if label in used
-        for sizes in wanted(graph, batches, slots, 1 if label == regions.whole.graph else min(chunk, most))
+        for sizes in wanted(graph, batches, slots, 1 if label == regions.whole.graph else min(chunk, most), device[1])
     ]
     made: list[EngineRecord] = []
     timings = b""

@@ -19,6 +19,7 @@ from pathlib import Path
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
 from adaptc.runtime.manifest import DecoderSpec, PlanStep
+from adaptc.runtime.products import LEAST_SM, ROWS
 from adaptc.runtime.regions import RegionGraph, Regions
 from adaptc.runtime.strict_json import read_json
 from adaptc.runtime.trt import Profile
@@ -244,16 +245,20 @@ def read_regions(bundle: Bundle, name: str) -> Regions:
 
 
 def wanted(
-    graph: RegionGraph, batches: Sequence[int], slots: Sequence[int], chunk: int
+    graph: RegionGraph, batches: Sequence[int], slots: Sequence[int], chunk: int, sm: Sequence[int] = (LEAST_SM,)
 ) -> list[dict[str, tuple[int, int, int]]]:
-    """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`."""
+    """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`.
+
+    A product of few rows needs none (runtime/products.py), if all the capabilities `sm` have the instructions for it.
+    """
     names = sizes_of(graph)
+    few = ROWS if graph.product and min(sm) >= LEAST_SM else 0
     found: list[dict[str, tuple[int, int, int]]] = []
     for batch in batches:
-        for size in slots:
+        for size in slots if batch > few else ():
             full = {"batch": (batch,) * 3, "tokens": (1, 1, 1), "slots": (size,) * 3}
             found.append({name: full[name] for name in sorted(names)})
-    if chunk > 1:
+    if chunk > max(1, few):
         best = min(chunk, 128)
         full = {"batch": (1, 1, 1), "tokens": (1, best, chunk), "slots": (slots[0], slots[0], slots[-1])}
         found.append({name: full[name] for name in sorted(names)})

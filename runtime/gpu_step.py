@@ -18,6 +18,7 @@ from adaptc.runtime.cuda import Cuda
 from adaptc.runtime.gpu_memory import Memory
 from adaptc.runtime.kernels import NAMES, PARTS, RING, SOURCE, THREADS
 from adaptc.runtime.pieces import Pieces
+from adaptc.runtime.products import Products
 from adaptc.runtime.regions import Call, Regions, When
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
@@ -45,6 +46,11 @@ class Place:
     thresholds: int
 
     @property
+    def rows(self) -> int:
+        """Tokens of all rows."""
+        return self.batch * self.tokens
+
+    @property
     def sizes(self) -> dict[str, int]:
         """As engines name them."""
         return {"batch": self.batch, "tokens": self.tokens, "slots": self.slots}
@@ -64,48 +70,49 @@ class Stepper:
     def __init__(self, cuda: Cuda, pieces: Pieces, regions: Regions, memory: Memory) -> None:
         self._cuda, self._pieces, self._regions, self._memory = cuda, pieces, regions, memory
         self._kernels = cuda.kernels(SOURCE, NAMES)
+        self._products = Products(cuda, regions.half)
         self._gates = regions.gates
         self._body = cuda.stream()
         self.ran = cuda.alloc(len(self._gates))
         self._answer = np.zeros(1, np.uint8)
         self.conditional = cuda.device.driver >= CONDITIONAL_DRIVER
-        two = any(gate.otherwise is not None for gate in self._gates)
+        two = any(gate.otherwise for gate in self._gates)
         if two and cuda.device.driver < ELSE_DRIVER:
             self.conditional = False
 
     def load(self, place: Place) -> None:
         """Make every engine that a step needs ready."""
         for call in self._regions.calls():
-            self._pieces.load(call.graph, place.sizes)
+            self._load(call, place)
 
     def walk(self, place: Place, choose: Chooser, stream: Any) -> None:
-        """All regions but the last, the head."""
+        """All steps but the last, the head."""
         gate = 0
         for step in self._regions.steps[:-1]:
-            if step.call is not None:
-                self._call(step.call, place, stream)
+            self._calls(step.then, place, stream)
             if step.when is not None:
                 choose(gate, step.when, place, stream)
                 gate += 1
 
     def head(self, place: Place, stream: Any, tokens: range | None = None) -> None:
         """Logits of each row, or of some tokens of the first."""
-        call = self._regions.steps[-1].call
-        assert call is not None
+        calls = self._regions.steps[-1].then
         if tokens is None:
-            self._call(call, place, stream)
+            self._calls(calls, place, stream)
             return
         given = dict(place.given)
-        for name in call.reads:
+        made = {name for call in calls for name in call.writes}
+        for name in {name for call in calls for name in call.reads} - made:
             if name in self._memory.values:
                 given[name] = self._memory.values[name] + tokens.start * self._memory.row[name]
         one = Place(1, len(tokens), place.slots, given, place.thresholds)
-        self._pieces.load(call.graph, one.sizes)
-        self._call(call, one, stream)
+        for call in calls:
+            self._load(call, one)
+        self._calls(calls, one, stream)
 
     def all_run(self, gate: int, when: When, place: Place, stream: Any) -> None:
         """Chooser: every block runs."""
-        self._call(when.then, place, stream)
+        self._calls(when.then, place, stream)
 
     def masked(self, mask: Sequence[bool]) -> Chooser:
         """Chooser: blocks run as the mask says."""
@@ -119,11 +126,11 @@ class Stepper:
         """Chooser, while capturing: a conditional node whose condition a kernel sets."""
         handle = self._cuda.handle(stream)
         self._decide(gate, when, place, handle, stream)
-        sides = [when.then] if when.otherwise is None else [when.then, when.otherwise]
+        sides = [calls for calls in (when.then, when.otherwise) if calls]
         bodies = self._cuda.branch(stream, handle, len(sides))
-        for call, body in zip(sides, bodies, strict=True):
+        for calls, body in zip(sides, bodies, strict=True):
             self._cuda.begin_body(self._body, body)
-            self._call(call, place, self._body)
+            self._calls(calls, place, self._body)
             self._cuda.end_body(self._body)
 
     def by_host(self, gate: int, when: When, place: Place, stream: Any) -> None:
@@ -131,7 +138,7 @@ class Stepper:
         self._decide(gate, when, place, 0, stream)
         self._cuda.sync(stream)
         self._cuda.get(self.ran + gate, self._answer)
-        if self._answer[0] or when.otherwise is not None:
+        if self._answer[0] or when.otherwise:
             self._side(when, bool(self._answer[0]), place, stream)
 
     def begin(self, state: int, place: Place, levels: int, stream: Any) -> None:
@@ -165,16 +172,15 @@ class Stepper:
         self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
 
     def _side(self, when: When, runs: bool, place: Place, stream: Any) -> None:
-        call = when.then if runs else when.otherwise
-        if call is not None:
-            self._call(call, place, stream)
-        else:
+        calls = when.then if runs else when.otherwise
+        self._calls(calls, place, stream)
+        if not calls:
             address = self._memory.address(when.result, place.given)
             self._cuda.clear(address, self._memory.row[when.result] * place.batch * place.tokens, stream)
 
     def _decide(self, gate: int, when: When, place: Place, handle: int, stream: Any) -> None:
         rows = place.batch * place.tokens
-        size = self._memory.row[when.result] // 4 * rows if when.otherwise is None else 0
+        size = 0 if when.otherwise else self._memory.row[when.result] // 4 * rows
         same = when.logit in self._memory.weights
         args = [
             (handle, ctypes.c_uint64),
@@ -188,9 +194,18 @@ class Stepper:
         ]
         self._start("decide", (1, 1), 256, args, stream)
 
-    def _call(self, call: Call, place: Place, stream: Any) -> None:
-        reads, writes = self._memory.reads(call, place.given), self._memory.writes(call, place.given)
-        self._pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
+    def _load(self, call: Call, place: Place) -> None:
+        if not self._products.serves(self._regions.graphs[call.graph], place.rows):
+            self._pieces.load(call.graph, place.sizes)
+
+    def _calls(self, calls: Sequence[Call], place: Place, stream: Any) -> None:
+        for call in calls:
+            graph = self._regions.graphs[call.graph]
+            reads, writes = self._memory.reads(call, place.given), self._memory.writes(call, place.given)
+            if self._products.serves(graph, place.rows):
+                self._products.enqueue(graph, place.rows, reads, writes, stream)
+            else:
+                self._pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
 
     def _start(
         self, name: str, grid: tuple[int, int], threads: int, args: Sequence[tuple[Any, Any]], stream: Any

@@ -198,6 +198,8 @@ class Trt:
             # bound to that, 8.6 widened each weight at every step.
             if layer.type.name == "MATRIX_MULTIPLY":
                 layer.precision = trt.float16
+            elif layer.type.name == "GATHER" and layer.get_input(0).dtype == trt.float16:
+                layer.precision = trt.float16  # a table of embeddings: looked up as it lies, not widened first
             elif layer.type.name in WIDE:
                 layer.precision = trt.float32
             else:

@@ -183,16 +183,19 @@ def time_bundle(bundle: Bundle, batch: int, whole: bool) -> dict[str, Any]:
     probe = Cuda()
     before = probe.free_bytes()
     decoder = gpu_decoder(bundle, batch, 1, gates)
-    blocks = [decoder._regions.graphs[gate.then.graph].weights for gate in decoder._regions.gates]
+    gate = decoder._regions.gates[0]
+    block = sum(decoder._regions.graphs[call.graph].weights for call in gate.then)
     found: dict[str, Any] = {
         "weights_read": sum(decoder._regions.graphs[call.graph].weights for call in decoder._regions.calls()),
-        "block_bytes": blocks[0],
+        "block_bytes": block,
         "taken": dict(decoder.memory.bytes),
     }
     found["dense"] = timed(decoder, batch, 0, "dense")
+    print("dense", found["dense"], flush=True)
     for share in (0, 0.25, 0.5, 1):
         for how in ("gated", "forced"):
             found[f"{how} {share:.0%}"] = timed(decoder, batch, share, how)
+            print(f"{how} {share:.0%}", found[f"{how} {share:.0%}"], flush=True)
     found["memory"] = before - probe.free_bytes()
     if whole:
         found["whole"] = whole_seconds(decoder, batch)
