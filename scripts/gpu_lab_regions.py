@@ -45,7 +45,7 @@ def reset(decoder: GpuDecoder, rows: int) -> None:
 
 def regions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
     """Time of each graph, over all layers that call it, so that weights are not in the GPU's cache."""
-    place, stepper, stream = decoder._place(rows, decoder._cache.slots), decoder._stepper, decoder._stream
+    place, stepper, stream = decoder._graphs.place(rows, decoder._cache.slots), decoder._stepper, decoder._stream
     stepper.load(place)
     calls: dict[str, list[Any]] = {}
     for call in decoder._regions.calls():
@@ -72,7 +72,7 @@ def regions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
 def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     """Milliseconds of our own kernels in a step."""
     place, stepper, control, stream = (
-        decoder._place(rows, decoder._cache.slots),
+        decoder._graphs.place(rows, decoder._cache.slots),
         decoder._stepper,
         decoder._control,
         decoder._stream,
@@ -81,7 +81,7 @@ def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     ways: dict[str, Callable[[], None]] = {
         "begin": lambda: stepper.begin(control.state, place, control.levels, stream),
         "choose": lambda: stepper.choose(control.state, place, at, decoder.spec.vocab_size, stream),
-        "write_kv": lambda: stepper.write_kv(control.state, place, decoder._table, 1, stream),
+        "write_kv": lambda: stepper.write_kv(control.state, place, decoder._graphs._table, 1, stream),
     }
     found = {}
     for name, way in ways.items():
@@ -109,7 +109,7 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
 
     found = {}
     seen: set[str] = set()
-    place = decoder._place(1, decoder._cache.slots)
+    place = decoder._graphs.place(1, decoder._cache.slots)
     for call in decoder._regions.calls():
         if call.graph in seen:
             continue
@@ -136,7 +136,7 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     for way in ("dense", "gated"):
         key = decoder._rows[0] if rows == 1 else decoder._rows[-1], decoder._cache.slots, way
         for copies in (1, 2):
-            graphs = [decoder._captured(*key) for _ in range(copies)]
+            graphs = [decoder._graphs.capture(key) for _ in range(copies)]
             for busy in (False, True):
                 reset(decoder, rows)
                 spent = []
