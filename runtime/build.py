@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.engines import EngineFolder, EngineRecord, buckets, decoder_graph, profile, read_regions, wanted
 from adaptc.runtime.errors import EngineError, RequestError
+from adaptc.runtime.kernels import SOURCE
 from adaptc.runtime.layers import steps_of
+from adaptc.runtime.nvrtc import keep
+from adaptc.runtime.products import LEAST_SM, source_of
 from adaptc.runtime.trt import Trt
 
 CHUNK = 512
@@ -79,6 +82,10 @@ def build_engines(
         if label in used
         for sizes in wanted(graph, batches, slots, 1 if label == regions.whole.graph else min(chunk, most), device[1])
     ]
+    for each in device[1]:
+        keep(SOURCE, each, folder.path)
+        if each >= LEAST_SM:
+            keep(source_of(regions.half), each, folder.path)
     made: list[EngineRecord] = []
     timings = b""
     for label, sizes in work:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from adaptc.runtime.errors import BundleError, EngineError
 from adaptc.runtime.manifest import DecoderSpec, PlanStep
 from adaptc.runtime.products import LEAST_SM, ROWS
 from adaptc.runtime.regions import RegionGraph, Regions
+from adaptc.runtime.replace import write_whole
 from adaptc.runtime.strict_json import read_json
 from adaptc.runtime.trt import Profile
 
@@ -145,9 +144,9 @@ class EngineFolder:
     def write(self, record: EngineRecord, plan: bytes) -> None:
         """Put an engine there; the record comes last, so that one with a record is whole."""
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(self.plan(record), plan)
+        write_whole(self.plan(record), plan)
         text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
-        _write(self.path / f"{record.key}.json", text.encode())
+        write_whole(self.path / f"{record.key}.json", text.encode())
 
     def find(
         self,
@@ -190,25 +189,6 @@ class EngineFolder:
 def _slack(record: EngineRecord) -> int:
     """How much more than one shape an engine serves."""
     return sum(most - least for least, _, most in record.sizes.values())
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file through to the disk under another name, then give it its own.
-
-    Raises:
-        EngineError: no space, no permission.
-    """
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except OSError as error:
-        raise EngineError(f"{file}: cannot write: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:

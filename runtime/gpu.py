@@ -6,7 +6,7 @@ import warnings
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.engines import decoder_graph, read_regions
+from adaptc.runtime.engines import EngineFolder, decoder_graph, read_regions
 from adaptc.runtime.gpu_decoder import GpuDecoder
 from adaptc.runtime.manifest import GateSpec
 from adaptc.runtime.pieces import TrtPieces
@@ -28,9 +28,10 @@ def gpu_decoder(bundle: Bundle, batch: int, chunk: int, gates: GateSpec | None) 
     """
     name, spec = decoder_graph(bundle)
     regions = read_regions(bundle, name)
-    cuda = Cuda()
+    flavour = bundle.manifest.target.backend
+    cuda = Cuda(cubins=EngineFolder(bundle.path, flavour).path)
     try:
-        pieces = TrtPieces(bundle, regions, bundle.manifest.target.backend, cuda)
+        pieces = TrtPieces(bundle, regions, flavour, cuda)
         decoder = GpuDecoder(cuda, pieces, regions, bundle.path / regions.data, spec, batch, chunk, gates)
     except BaseException:
         cuda.close()

@@ -119,6 +119,11 @@ extern "C" __global__ void product(const u16* weight, const u16* x, float* y, in
 """
 
 
+def source_of(half: str) -> str:
+    """The kernel for a type of weights: "float16", "bfloat16"."""
+    return "#define BFLOAT\n" + SOURCE if half == "bfloat16" else SOURCE
+
+
 class Products:
     """The kernel, compiled for one type of weights."""
 
@@ -135,8 +140,7 @@ class Products:
         self._cuda = cuda
         self._there = cuda.device.sm >= LEAST_SM
         if self._there:
-            source = "#define BFLOAT\n" + SOURCE if half == "bfloat16" else SOURCE
-            self._kernel: Any = cuda.kernels(source, ("product",))["product"]
+            self._kernel: Any = cuda.kernels(source_of(half), ("product",))["product"]
 
     def serves(self, graph: RegionGraph, rows: int) -> bool:
         """Whether it computes this graph for so many rows."""
