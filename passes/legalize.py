@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -17,8 +16,10 @@ from adaptc.graph import OnnxGraph, fixed, sizes
 from adaptc.passes.base import Pass
 from adaptc.passes.emit import FLOAT, PRODUCT, REGION, Emitter
 from adaptc.passes.legal_attention import Inputs, expand
+from adaptc.passes.legal_plain import write_out
+from adaptc.passes.legal_weights import HALVES, halved
 from adaptc.passes.legality import check
-from adaptc.passes.match import Projection, initializer, projections
+from adaptc.passes.match import Projection, projections
 from adaptc.program import Program
 
 OPSET = 17
@@ -26,9 +27,6 @@ OPSET = 17
 
 LANES = 32
 """Products of fewer results, or of columns that are no multiple of this, stay with the nodes around them."""
-
-HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +58,37 @@ class Legalize(Pass):
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
-            if any(node.op_type == "GroupQueryAttention" for node in graph.model.graph):
-                fork = graph.fork()
-                _legalize(fork.model, self.half)
-                check(fork.model)
-                program = program.with_graph(name, fork)
+            if graph.model.opset_imports.get("") == OPSET:
+                continue
+            fork = graph.fork()
+            if any(node.op_type == "GroupQueryAttention" for node in fork.model.graph):
+                _write_decoder(fork.model.graph, self.half)
+            else:
+                write_out(fork.model.graph, self.half)
+            _finish(fork.model)
+            check(fork.model)
+            program = program.with_graph(name, fork)
         return program
 
 
-def _legalize(model: ir.Model, half: str) -> None:
-    graph = model.graph
+def _write_decoder(graph: ir.Graph, half: str) -> None:
     _mark_head(graph)
     _expand_attentions(graph, HALVES[half])
     for projection in list(projections(graph)):
         _multiply(graph, projection, half)
+    _narrow_ids(graph)
+    _measure_positions(graph)
+    _halve_tables(graph, half)
+
+
+def _finish(model: ir.Model) -> None:
+    """Operators as opset 17 has them."""
+    graph = model.graph
     for body in [graph, *_branches(graph)]:
         for node in list(body):
             rewrite = _REWRITES.get(node.op_type)
             if rewrite is not None:
                 rewrite(body, node)
-    _narrow_ids(graph)
-    _measure_positions(graph)
-    _halve_tables(graph, half)
     RemoveUnusedNodesPass()(model)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
@@ -142,7 +149,7 @@ def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
     assert isinstance(body, ir.Graph)
     emit = Emitter(body, old)
     out, columns = fixed(projection.weight)
-    weight = _halved(graph, projection.weight, half)
+    weight = halved(graph, projection.weight, half)
     x = emit.cast(projection.x, HALVES[half])
     if out >= LANES and columns % LANES == 0:
         emit.mark(PRODUCT, old.name or "")
@@ -151,21 +158,6 @@ def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
     lead = [emit.size(x, axis) for axis in (0, 1)]
     y = emit.reshape(product, [*lead, out], ["batch", "tokens", out])
     emit.replace(emit.cast(y, FLOAT))
-
-
-def _halved(graph: ir.Graph, weight: ir.Value, half: str) -> ir.Value:
-    """The weight in half precision, converted when it is read; one for all that use it."""
-    name = f"{weight.name}.{half}"
-    if name in graph.initializers:
-        return graph.initializers[name]
-    tensor = weight.const_value
-
-    def narrow() -> ir.TensorProtocol:
-        assert tensor is not None
-        return ir.tensor(tensor.numpy().astype(_NUMPY[half]), name=name)
-
-    lazy = ir.LazyTensor(narrow, dtype=HALVES[half], shape=weight.shape or ir.Shape([]), name=name)
-    return initializer(graph, lazy)
 
 
 def _halve_tables(graph: ir.Graph, half: str) -> None:
@@ -177,7 +169,7 @@ def _halve_tables(graph: ir.Graph, half: str) -> None:
         if table.dtype != FLOAT or len(table.shape or ()) != 2:
             continue
         emit = Emitter(graph, node)
-        rows = emit.call("Gather", _halved(graph, table, half), *node.inputs[1:], axis=0)
+        rows = emit.call("Gather", halved(graph, table, half), *node.inputs[1:], axis=0)
         rows.shape = node.outputs[0].shape
         emit.replace(emit.cast(rows, FLOAT))
 

@@ -51,13 +51,14 @@ class SplitRegions(Pass):
     products: bool = True
 
     def apply(self, program: Program) -> Program:
-        if len(program.plan) > 1:
-            raise PassError("this program has routes; TensorRT runs one decoder, backend: onnxruntime runs routes")
-        found = {
-            name: split(graph, products=self.products)
+        decoders = {
+            name: graph
             for name, graph in program.at_level(OnnxGraph).items()
             if name not in program.regions and any(value.name == "slots" for value in graph.model.graph.inputs)
         }
+        if decoders and len(program.plan) > 1:
+            raise PassError("this program has routes; TensorRT runs one decoder, backend: onnxruntime runs routes")
+        found = {name: split(graph, products=self.products) for name, graph in decoders.items()}
         return replace(program, regions={**program.regions, **found}) if found else program
 
 

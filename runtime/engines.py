@@ -16,7 +16,7 @@ from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
-from adaptc.runtime.manifest import DecoderSpec, PlanStep
+from adaptc.runtime.manifest import DecoderSpec, GraphSpec, PlanStep
 from adaptc.runtime.products import LEAST_SM, ROWS
 from adaptc.runtime.regions import RegionGraph, Regions
 from adaptc.runtime.replace import write_whole
@@ -70,6 +70,20 @@ class EngineRecord:
     def fits(self, sm: int, device: str) -> bool:
         """Whether it runs on this GPU."""
         return sm in self.sm and self.device in ("", device)
+
+
+def content_of(bundle: Bundle, file: str) -> str:
+    """A hash of a graph and of the weights that it has beside it; a region's are inputs."""
+    files = bundle.manifest.files
+    data = next((graph.data for graph in bundle.manifest.graphs.values() if graph.file == file), ())
+    if not data:
+        return files[file].sha256
+    return hashlib.sha256(" ".join(files[name].sha256 for name in (file, *data)).encode()).hexdigest()
+
+
+def plain_graph(spec: GraphSpec) -> RegionGraph:
+    """A graph with its weights, in the form of a region."""
+    return RegionGraph(spec.file, spec.inputs, spec.outputs, weights=0)
 
 
 def buckets(max_tokens: int) -> tuple[int, ...]:
@@ -169,7 +183,7 @@ class EngineFolder:
             EngineError: none serves; what there is, and the command that builds it.
         """
         library, sm, device = here
-        sha256 = bundle.manifest.files[graph.file].sha256
+        sha256 = content_of(bundle, graph.file)
         mine = [record for record in records if record.graph == sha256]
         mend = f"run adaptc build {bundle.path} --target {self.flavour} on this machine"
         if not mine:
