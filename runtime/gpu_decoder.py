@@ -82,7 +82,6 @@ class GpuDecoder:
         most = self._rows[-1]
         self.memory = Memory(cuda, regions, spec, most, max(most, chunk), data)
         self._stepper = Stepper(cuda, pieces, regions, self.memory)
-        self.conditional = self._stepper.conditional
         self._stream = cuda.stream()
         self._cache = Cache(cuda, self.memory, spec, most, pieces.slots() or (spec.max_tokens,))
         self._control = Control(cuda, self.memory, spec, most, chunk, len(regions.gates), self._cache.positions)
@@ -90,6 +89,7 @@ class GpuDecoder:
             cuda, self._stepper, self._control, self._cache, spec.vocab_size, len(regions.gates), self._stream
         )
         self._flights = Flights(cuda, self._graphs, self._stream)
+        self.conditional = self._stepper.on_device_only(self._graphs.place(most, self._cache.slots))
         self._settled: tuple[Key, Any] | None = None  # the graph that goes on as long as nothing changes
         self._room = 0  # steps that the cache has slots for
         self._length = np.zeros(batch, np.int64)  # tokens of each row whose step was read

@@ -10,7 +10,7 @@ from adaptc.runtime.gpu_control import Control
 from adaptc.runtime.gpu_step import Place, Stepper
 
 Way = str | tuple[bool, ...]
-"""How a step runs: "dense", "gated" by conditional nodes, or with a mask that is known beforehand."""
+"""How a step runs: "dense", "gated" by what the device reads itself, or with a mask that is known beforehand."""
 
 Key = tuple[int, int, Way]
 """Rows, slots of the cache, and the way."""
@@ -54,7 +54,7 @@ class Graphs:
         self._stepper.walk(place, self._stepper.masked([False] * self._gates), self._stream)
         self._stepper.head(place, self._stream)
         self._cuda.sync(self._stream)
-        if way == "gated" and not self._stepper.conditional:
+        if way == "gated" and not self._stepper.on_device_only(place):
             return None
         self._mask(way)  # what it copies to the GPU cannot be captured
         self._cuda.begin_capture(self._stream)
@@ -72,7 +72,8 @@ class Graphs:
         stepper.begin(control.state, place, control.levels, self._stream)
         at = control.addresses(stepper.ran)
         if way == "gated":
-            stepper.walk(place, stepper.on_device if stepper.conditional else stepper.by_host, self._stream)
+            itself = stepper.on_device_only(place)
+            stepper.walk(place, stepper.on_device if itself else stepper.by_host, self._stream)
         else:
             mask, at["ran"] = self._mask(way)
             stepper.walk(place, stepper.masked(mask), self._stream)
@@ -88,6 +89,11 @@ class Graphs:
         """Where a step works."""
         given = self._control.given() | self._cache.row(0)
         return Place(batch, 1, slots, given, self._control.thresholds)
+
+    def forget(self, way: Way) -> None:
+        """Capture the steps of one way anew when they are next needed."""
+        for key in [key for key in self._known if key[2] == way]:
+            self._cuda.drop(self._known.pop(key))
 
     def close(self) -> None:
         """Forget them; the GPU's own are freed with it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from adaptc.runtime.cuda import Cuda
@@ -28,9 +29,21 @@ SOURCE = r"""
 typedef unsigned short u16;
 typedef unsigned int u32;
 
+// A product of a gated block looks at its gate itself: left out, it reads no weight, and may give zeros.
+static __device__ bool left_out(float* y, int results, int rows, const unsigned char* runs, int zeros) {
+    if (!runs || *runs) return false;
+    for (int i = threadIdx.x; zeros && i < 128; i += blockDim.x) {
+        int result = blockIdx.x * 16 + i % 16, row = blockIdx.y * 8 + i / 16;
+        if (result < results && row < rows) y[(long long)row * results + result] = 0;
+    }
+    return true;
+}
+
 #if defined(ON_CPU) && !defined(ON_WARPS)
 // The same sums, by any number of threads.
-extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows) {
+extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
+                                   const unsigned char* runs, int zeros) {
+    if (left_out(y, results, rows, runs, zeros)) return;
     for (int i = threadIdx.x; i < 128; i += blockDim.x) {
         int result = blockIdx.x * 16 + i % 16, row = blockIdx.y * 8 + i / 16;
         if (result >= results || row >= rows) continue;
@@ -66,7 +79,9 @@ static __device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32
 // A block gives 16 results of 8 rows; each warp sums a share of the columns, 32 at a time, through a ring of copies
 // that are under way. Each lane reads back only what it copied itself. The order of columns inside a product does not
 // matter as long as both factors have the same, so a lane takes 8 neighbours, one copy, for two products of 16.
-extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows) {
+extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
+                                   const unsigned char* runs, int zeros) {
+    if (left_out(y, results, rows, runs, zeros)) return;
     __shared__ uint4 ring[WARPS][STAGES][2][32];
     __shared__ float sums[WARPS][16][9];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
@@ -119,6 +134,22 @@ extern "C" __global__ void product(const u16* weight, const u16* x, float* y, in
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a product of a gated block looks at.
+
+    Attributes:
+        runs: Address of a byte, 0 if the product is left out; 0 for no gate.
+        zeros: Whether one that is left out gives zeros; else its result stays as it is.
+    """
+
+    runs: int = 0
+    zeros: bool = False
+
+
+NO_GATE = Gate()
+
+
 def source_of(half: str) -> str:
     """The kernel for a type of weights: "float16", "bfloat16"."""
     return "#define BFLOAT\n" + SOURCE if half == "bfloat16" else SOURCE
@@ -146,7 +177,15 @@ class Products:
         """Whether it computes this graph for so many rows."""
         return self._there and graph.product and rows <= ROWS
 
-    def enqueue(self, graph: RegionGraph, rows: int, reads: Sequence[int], writes: Sequence[int], stream: Any) -> None:
+    def enqueue(
+        self,
+        graph: RegionGraph,
+        rows: int,
+        reads: Sequence[int],
+        writes: Sequence[int],
+        stream: Any,
+        gate: Gate = NO_GATE,
+    ) -> None:
         """Multiply in the stream's order.
 
         Args:
@@ -155,10 +194,12 @@ class Products:
             reads: Addresses of rows and weight, of 16 bytes' alignment.
             writes: Address of the result.
             stream: In whose order; it may be capturing.
+            gate: Whether it is left out.
         """
         results, columns = (int(size) for size in graph.inputs[1].shape)
         pointer, whole = ctypes.c_void_p, ctypes.c_int
-        args = [(reads[1], pointer), (reads[0], pointer), (writes[0], pointer)]
-        args += [(results, whole), (columns, whole), (rows, whole)]  # type: ignore[list-item]
+        places = [(address, pointer) for address in (reads[1], reads[0], writes[0])]
+        sizes = [(size, whole) for size in (results, columns, rows)]
+        asked = [(gate.runs, pointer), (int(gate.zeros), whole)]
         grid = -(-results // TILE), -(-rows // ROW_TILE)
-        self._cuda.launch(self._kernel, grid, 32 * WARPS, args, stream)
+        self._cuda.launch(self._kernel, grid, 32 * WARPS, [*places, *sizes, *asked], stream)

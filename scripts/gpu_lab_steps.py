@@ -92,6 +92,10 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     mask[np.linspace(0, layers - 1, skipped).round().astype(int)] = False
     set_mask(decoder, mask)
     decoder.force = tuple(map(bool, mask)) if how == "forced" else None
+    # "gated" is what a session does; "nodes" puts every block under a conditional node.
+    decoder._stepper.nodes = how == "nodes"
+    decoder._drain()
+    decoder._graphs.forget("gated")
     level = -np.inf if how == "dense" else GATED
     for row in range(rows):
         decoder._length[row] = 0
@@ -185,7 +189,7 @@ def time_bundle(bundle: Bundle, batch: int, whole: bool) -> dict[str, Any]:
     found["dense"] = timed(decoder, batch, 0, "dense")
     print("dense", found["dense"], flush=True)
     for share in (0, 0.25, 0.5, 1):
-        for how in ("gated", "forced"):
+        for how in ("gated", "nodes", "forced"):
             found[f"{how} {share:.0%}"] = timed(decoder, batch, share, how)
             print(f"{how} {share:.0%}", found[f"{how} {share:.0%}"], flush=True)
     found["memory"] = before - probe.free_bytes()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adaptc.datafile import write_graphs
-from adaptc.passes import Pipeline
+from adaptc.passes import Pipeline, gating
 from adaptc.passes.branch import Branch
 from adaptc.passes.float_weights import FloatWeights
 from adaptc.runtime import RequestError, Sampling, Session
@@ -21,7 +21,7 @@ from adaptc.runtime.gpu_decoder import GpuDecoder
 from adaptc.runtime.manifest import GateSpec
 from adaptc.runtime.ort import OrtEngine
 from adaptc.runtime.regions import Regions
-from tests import skipping, trt_bundle
+from tests import skipping, tiny, trt_bundle
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_pieces import FakePieces
 
@@ -149,6 +149,26 @@ def test_without_conditional_nodes_the_host_asks_each_gate(bundle: Any, cpu: Ses
     mine = gpu.session.generate(IDS, max_new_tokens=12, budget=0.5)
     assert mine.ids == cpu.generate(IDS, max_new_tokens=12, budget=0.5).ids
     assert not any("if[2]" in graph for graph in gpu.captured())
+
+
+def test_blocks_that_nothing_stands_in_for_leave_their_products_out_by_themselves(tmp_path: Path) -> None:
+    graph = gating.static(tiny.fx("llama"), {1: 1.0, 2: -1.0}, {})
+    gpu = Gpu(trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph)), driver=12000)
+    assert gpu.decoder.conditional  # though this driver has no conditional nodes
+
+    def logits() -> np.ndarray:
+        gpu.decoder.prefill(0, np.array(IDS), threshold=0.0)
+        return np.stack([gpu.decoder.decode([token])[0].copy() for token in (1, 5, 9)])
+
+    found = logits()
+    assert gpu.decoder._ran.tolist() == [True, False]
+    step = gpu.captured()[-1]
+    assert step.count("decide") == 2
+    assert not any(name.startswith("if") for name in step)
+    gpu.decoder.force = (True, False)
+    np.testing.assert_array_equal(found, logits())
+    gpu.decoder.force = (True, True)
+    assert not np.array_equal(found, logits())
 
 
 def test_closing_frees_everything(bundle: Any) -> None:

@@ -42,7 +42,7 @@ def test_nvrtc_compiles_it(sm: int, half: str) -> None:
 def test_warps_give_the_product(rows: int, results: int, columns: int) -> None:
     x, weight, y = drawn(rows, columns), drawn(results, columns), np.full((rows, results), np.nan, np.float32)
     args = [(weight.ctypes.data, POINTER), (x.ctypes.data, POINTER), (y.ctypes.data, POINTER)]
-    sizes = [(results, INT), (columns, INT), (rows, INT)]
+    sizes = [(results, INT), (columns, INT), (rows, INT), (0, POINTER), (0, INT)]
     grid = -(-results // 16), -(-rows // 8)
     cpu_kernels.run("product", grid, 32 * WARPS, [*args, *sizes], cpu_kernels.WARPS)
     np.testing.assert_allclose(y, x.astype(np.float32) @ weight.astype(np.float32).T, rtol=1e-4, atol=1e-4)
@@ -55,6 +55,16 @@ def test_it_is_launched_over_the_addresses_of_a_call() -> None:
     given = [x.ctypes.data, weight.ctypes.data]
     products.enqueue(graph(50, 64), 9, given, [y.ctypes.data], cuda.stream())
     np.testing.assert_allclose(y, x.astype(np.float32) @ weight.astype(np.float32).T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("more", ["", cpu_kernels.WARPS])
+def test_a_product_that_is_left_out_reads_nothing_and_gives_zeros_or_nothing(more: str) -> None:
+    runs, y = np.zeros(1, np.uint8), np.ones((2, 20), np.float32)
+    given = [(0, POINTER), (0, POINTER), (y.ctypes.data, POINTER), (20, INT), (64, INT), (2, INT)]
+    for zeros, expected in ((0, 1), (1, 0)):
+        args = [*given, (runs.ctypes.data, POINTER), (zeros, INT)]
+        cpu_kernels.run("product", (2, 1), 32, args, more)
+        assert (y == expected).all()
 
 
 def test_many_rows_other_graphs_and_older_gpus_are_left_to_engines() -> None:
