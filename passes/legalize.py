@@ -1,4 +1,4 @@
-"""legalize: the operators, types and cache of a decoder in a form that every TensorRT builds."""
+"""legalize: operators, types and a decoder's cache in a form that every TensorRT builds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LANES = 32
 
 @dataclass(frozen=True, slots=True)
 class Legalize(Pass):
-    """Write a decoder in the operators and types that every TensorRT builds.
+    """Write graphs in the operators and types that every TensorRT builds.
 
     Before:  o, present = GroupQueryAttention(q, k, v, past, …); y = MatMul(x, Transpose(W)); RMSNormalization, Gelu, …
     After:   plain operators of opset 17. Attention reads the cache where it lies and gives this step's keys and
@@ -39,7 +39,8 @@ class Legalize(Pass):
              needs to share memory with an input. Products of matrices are in half precision, all else in float32.
              A weight goes into Gemm as it is stored, transposed by the kernel.
 
-    Needs: ONNX level, after kv_cache, before split_regions. Gates as `Where`, or as the Ifs of `branch`.
+    Needs: ONNX level, after kv_cache, before split_regions. Gates as `Where`, or as the Ifs of `branch`. Graphs that
+           continue no sequence (encoders) stay as they are but for their operators and products.
     Shapes: input_ids int32[batch, tokens]; positions int32[batch, tokens]; slots int32[slots], 0, 1, 2, …;
             past.i.key half[batch, kv_heads, head_dim, slots], past.i.value half[batch, kv_heads, slots, head_dim];
             new.i.key, new.i.value half[batch, kv_heads, tokens, head_dim]; logits float32[batch, tokens, vocab].

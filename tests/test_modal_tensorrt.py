@@ -35,6 +35,8 @@ HALF = 2e-2
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("views")
     spec = views.write(folder / "spec")
+    kept = "sound: [wave]}\n      keep: [[text], [image, text, sound]]"
+    spec.write_text(spec.read_text().replace("sound: [wave]}", kept))
     return compile_spec(read_spec(spec, SETTINGS), spec.parent, folder / "bundle", Cache(folder / "cache")).bundle
 
 
