@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
@@ -93,20 +93,30 @@ def build_engines(
         if cached:
             record = known[record.key]
         else:
-            began, file = time.perf_counter(), bundle.path / each.graph.file
-            try:
-                content, sizes = file.read_bytes(), profile(each.graph, each.sizes)
-                built, timings = trt.build(content, sizes, sm, timings, str(file))
-            except EngineError as error:
-                raise EngineError(f"{file}: {error}") from error
-            seconds = round(time.perf_counter() - began, 3)
-            layers = steps_of(built.listing) or trt.layers(built.plan)
-            digest = hashlib.sha256(built.plan).hexdigest()
-            record = EngineRecord(*about, digest, len(built.plan), seconds, layers)
-            folder.write(record, built.plan)
+            record, plan, timings = _built(trt, bundle.path / each.graph.file, each, record, sm, timings)
+            folder.write(record, plan)
         made.append(record)
         observe(Progress(len(made), len(work), record, cached))
     return made
+
+
+def _built(
+    trt: Trt, file: Path, work: _Work, about: EngineRecord, sm: Sequence[int], timings: bytes
+) -> tuple[EngineRecord, bytes, bytes]:
+    """An engine's record, the engine, and timings for the next one."""
+    began = time.perf_counter()
+    try:
+        made, timings = trt.build(file.read_bytes(), profile(work.graph, work.sizes), sm, timings, str(file))
+    except EngineError as error:
+        raise EngineError(f"{file}: {error}") from error
+    record = replace(
+        about,
+        sha256=hashlib.sha256(made.plan).hexdigest(),
+        bytes=len(made.plan),
+        seconds=round(time.perf_counter() - began, 3),
+        layers=steps_of(made.listing) or trt.layers(made.plan),
+    )
+    return record, made.plan, timings
 
 
 @dataclass(frozen=True, slots=True)
