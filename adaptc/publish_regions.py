@@ -33,6 +33,7 @@ def region_files(name: str, split: Split, written: bytes, data: Path, into: str)
             inputs=specs(graph.model.graph.inputs),
             outputs=specs(graph.model.graph.outputs),
             weights=_weight_bytes(split, label),
+            product=label in split.products,
         )
         for label, graph in split.graphs.items()
     }

@@ -27,12 +27,14 @@ class Split:
         steps: In the order they run.
         whole: The dense model as one call.
         weights: By name, as calls read them.
+        products: Names of the graphs that are one product with a weight.
     """
 
     graphs: Mapping[str, OnnxGraph]
     steps: tuple[Step, ...]
     whole: Call
     weights: Mapping[str, ir.TensorProtocol]
+    products: frozenset[str]
 
 
 def run_split(split: Split, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -50,16 +52,16 @@ def run_split(split: Split, feeds: Mapping[str, Array]) -> dict[str, Array]:
     values = {name: tensor.numpy() for name, tensor in split.weights.items()} | dict(feeds)
     gate = 0
     for step in split.steps:
-        if step.call is not None:
-            _call(split, step.call, values)
-        if step.when is not None:
-            ran = np.array((values[step.when.logit] >= feeds["threshold"]).any())
+        calls, when = step.then, step.when
+        if when is not None:
+            ran = np.array((values[when.logit] >= feeds["threshold"]).any())
             values[f"ran.{gate}"] = ran
             gate += 1
-            chosen = step.when.then if ran else step.when.otherwise
-            _call(split, chosen or step.when.then, values)
-            if chosen is None:
-                values[step.when.result] = np.zeros_like(values[step.when.result])
+            calls = when.then if ran or not when.otherwise else when.otherwise
+        for call in calls:
+            _call(split, call, values)
+        if when is not None and not ran and not when.otherwise:
+            values[when.result] = np.zeros_like(values[when.result])
     return {name: value for name, value in values.items() if name not in split.weights}
 
 

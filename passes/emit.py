@@ -15,6 +15,9 @@ FLOAT, INT = ir.DataType.FLOAT, ir.DataType.INT64
 REGION = "adaptc.region"
 """Metadata of nodes that `split_regions` keeps apart: "head", from the last norm to the logits."""
 
+PRODUCT = "adaptc.product"
+"""Metadata of the nodes of one product with a weight, which `split_regions` makes a piece of its own: its name."""
+
 
 class Emitter:
     """Inserts nodes before another one, under its module path.
@@ -28,6 +31,13 @@ class Emitter:
         self.graph = graph
         self.before = before
         self._count = 0
+        self._marks = {PATH: path(before)}
+        if REGION in before.metadata_props:
+            self._marks[REGION] = before.metadata_props[REGION]
+
+    def mark(self, key: str, value: str) -> None:
+        """Give the nodes from here on metadata."""
+        self._marks[key] = value
 
     def call(
         self,
@@ -62,9 +72,7 @@ class Emitter:
         self._count += 1
         name = f"{self.before.name}/{op_type}_{self._count}"
         node = ir.node(op_type, list(inputs), attributes, num_outputs=outputs, name=name)
-        node.metadata_props[PATH] = path(self.before)
-        if REGION in self.before.metadata_props:
-            node.metadata_props[REGION] = self.before.metadata_props[REGION]
+        node.metadata_props.update(self._marks)
         first = inputs[0] if inputs else None
         kind = ir.TensorType(dtype) if dtype is not None else first.type if first is not None else None
         for index, value in enumerate(node.outputs):

@@ -14,6 +14,18 @@ from adaptc.passes.match import path
 
 OPERATORS = frozenset(
     (
+        *(
+            "Abs",
+            "AveragePool",
+            "Clip",
+            "Conv",
+            "Floor",
+            "GlobalAveragePool",
+            "HardSigmoid",
+            "LeakyRelu",
+            "MaxPool",
+            "Pad",
+        ),
         *("Add", "And", "Cast", "Concat", "Constant", "ConstantOfShape", "Cos", "Div", "Equal", "Erf", "Exp", "Expand"),
         *("Flatten", "Gather", "Gemm", "Greater", "GreaterOrEqual", "Identity", "If", "Less", "LessOrEqual", "Log"),
         *("MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal", "ReduceMax", "ReduceMean"),

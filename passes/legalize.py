@@ -1,4 +1,4 @@
-"""legalize: the operators, types and cache of a decoder in a form that every TensorRT builds."""
+"""legalize: operators, types and a decoder's cache in a form that every TensorRT builds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -15,22 +14,24 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from adaptc.errors import PassError
 from adaptc.graph import OnnxGraph, fixed, sizes
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import FLOAT, REGION, Emitter
+from adaptc.passes.emit import FLOAT, PRODUCT, REGION, Emitter
 from adaptc.passes.legal_attention import Inputs, expand
+from adaptc.passes.legal_plain import write_out
+from adaptc.passes.legal_weights import HALVES, halved
 from adaptc.passes.legality import check
-from adaptc.passes.match import Projection, initializer, projections
+from adaptc.passes.match import Projection, projections
 from adaptc.program import Program
 
 OPSET = 17
 """What TensorRT 8.6 reads; later versions read it too."""
 
-HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-_NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+LANES = 32
+"""Products of fewer results, or of columns that are no multiple of this, stay with the nodes around them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Legalize(Pass):
-    """Write a decoder in the operators and types that every TensorRT builds.
+    """Write graphs in the operators and types that every TensorRT builds.
 
     Before:  o, present = GroupQueryAttention(q, k, v, past, …); y = MatMul(x, Transpose(W)); RMSNormalization, Gelu, …
     After:   plain operators of opset 17. Attention reads the cache where it lies and gives this step's keys and
@@ -38,7 +39,8 @@ class Legalize(Pass):
              needs to share memory with an input. Products of matrices are in half precision, all else in float32.
              A weight goes into Gemm as it is stored, transposed by the kernel.
 
-    Needs: ONNX level, after kv_cache, before split_regions. Gates as `Where`, or as the Ifs of `branch`.
+    Needs: ONNX level, after kv_cache, before split_regions. Gates as `Where`, or as the Ifs of `branch`. Graphs that
+           continue no sequence (encoders) stay as they are but for their operators and products.
     Shapes: input_ids int32[batch, tokens]; positions int32[batch, tokens]; slots int32[slots], 0, 1, 2, …;
             past.i.key half[batch, kv_heads, head_dim, slots], past.i.value half[batch, kv_heads, slots, head_dim];
             new.i.key, new.i.value half[batch, kv_heads, tokens, head_dim]; logits float32[batch, tokens, vocab].
@@ -57,27 +59,37 @@ class Legalize(Pass):
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
-            if any(node.op_type == "GroupQueryAttention" for node in graph.model.graph):
-                fork = graph.fork()
-                _legalize(fork.model, self.half)
-                check(fork.model)
-                program = program.with_graph(name, fork)
+            if graph.model.opset_imports.get("") == OPSET:
+                continue
+            fork = graph.fork()
+            if any(node.op_type == "GroupQueryAttention" for node in fork.model.graph):
+                _write_decoder(fork.model.graph, self.half)
+            else:
+                write_out(fork.model.graph, self.half)
+            _finish(fork.model)
+            check(fork.model)
+            program = program.with_graph(name, fork)
         return program
 
 
-def _legalize(model: ir.Model, half: str) -> None:
-    graph = model.graph
+def _write_decoder(graph: ir.Graph, half: str) -> None:
     _mark_head(graph)
     _expand_attentions(graph, HALVES[half])
     for projection in list(projections(graph)):
         _multiply(graph, projection, half)
+    _narrow_ids(graph)
+    _measure_positions(graph)
+    _halve_tables(graph, half)
+
+
+def _finish(model: ir.Model) -> None:
+    """Operators as opset 17 has them."""
+    graph = model.graph
     for body in [graph, *_branches(graph)]:
         for node in list(body):
             rewrite = _REWRITES.get(node.op_type)
             if rewrite is not None:
                 rewrite(body, node)
-    _narrow_ids(graph)
-    _halve_tables(graph, half)
     RemoveUnusedNodesPass()(model)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
@@ -129,34 +141,24 @@ def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
 
 
 def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
-    """Y = MatMul(x, Transpose(W)) in half precision, as Gemm over rows; y is float32 again."""
+    """Y = MatMul(x, Transpose(W)) in half precision, as Gemm over rows; y is float32 again.
+
+    All but the cast of x is marked as one product, from half-precision rows and a weight to float32.
+    """
     old = projection.matmul
     body = old.graph
     assert isinstance(body, ir.Graph)
     emit = Emitter(body, old)
     out, columns = fixed(projection.weight)
-    weight = _halved(graph, projection.weight, half)
+    weight = halved(graph, projection.weight, half)
     x = emit.cast(projection.x, HALVES[half])
+    if out >= LANES and columns % LANES == 0:
+        emit.mark(PRODUCT, old.name or "")
     rows = emit.reshape(x, [-1, columns], ["rows", columns])
     product = emit.call("Gemm", rows, weight, shape=["rows", out], transB=1)
-    lead = [emit.size(projection.x, axis) for axis in (0, 1)]
+    lead = [emit.size(x, axis) for axis in (0, 1)]
     y = emit.reshape(product, [*lead, out], ["batch", "tokens", out])
     emit.replace(emit.cast(y, FLOAT))
-
-
-def _halved(graph: ir.Graph, weight: ir.Value, half: str) -> ir.Value:
-    """The weight in half precision, converted when it is read; one for all that use it."""
-    name = f"{weight.name}.{half}"
-    if name in graph.initializers:
-        return graph.initializers[name]
-    tensor = weight.const_value
-
-    def narrow() -> ir.TensorProtocol:
-        assert tensor is not None
-        return ir.tensor(tensor.numpy().astype(_NUMPY[half]), name=name)
-
-    lazy = ir.LazyTensor(narrow, dtype=HALVES[half], shape=weight.shape or ir.Shape([]), name=name)
-    return initializer(graph, lazy)
 
 
 def _halve_tables(graph: ir.Graph, half: str) -> None:
@@ -168,7 +170,7 @@ def _halve_tables(graph: ir.Graph, half: str) -> None:
         if table.dtype != FLOAT or len(table.shape or ()) != 2:
             continue
         emit = Emitter(graph, node)
-        rows = emit.call("Gather", _halved(graph, table, half), *node.inputs[1:], axis=0)
+        rows = emit.call("Gather", halved(graph, table, half), *node.inputs[1:], axis=0)
         rows.shape = node.outputs[0].shape
         emit.replace(emit.cast(rows, FLOAT))
 
@@ -178,6 +180,14 @@ def _narrow_ids(graph: ir.Graph) -> None:
     for value in graph.inputs:
         if value.dtype == ir.DataType.INT64:
             value.type = ir.TensorType(ir.DataType.INT32)
+
+
+def _measure_positions(graph: ir.Graph) -> None:
+    """A step's sizes are asked of its positions, which every piece may read: no shape goes from engine to engine."""
+    given = {value.name: value for value in graph.inputs}
+    for use in given["input_ids"].uses():
+        if use.node.op_type == "Shape":
+            use.node.replace_input_with(0, given["positions"])
 
 
 def _norm(graph: ir.Graph, node: ir.Node) -> None:

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
-from adaptc.runtime.engines import EngineFolder, EngineRecord, buckets, decoder_graph, profile, read_regions, wanted
+from adaptc.runtime.engines import (
+    EngineFolder,
+    EngineRecord,
+    buckets,
+    content_of,
+    decoder_graph,
+    plain_graph,
+    profile,
+    read_regions,
+    wanted,
+)
 from adaptc.runtime.errors import EngineError, RequestError
+from adaptc.runtime.kernels import SOURCE
 from adaptc.runtime.layers import steps_of
+from adaptc.runtime.nvrtc import keep
+from adaptc.runtime.products import LEAST_SM, source_of
+from adaptc.runtime.regions import RegionGraph
 from adaptc.runtime.trt import Trt
 
 CHUNK = 512
@@ -62,10 +77,69 @@ def build_engines(
         EngineError: the library is not there, or refuses a graph; engines that are built stay.
         RequestError: a size is out of range.
     """
-    trt = Trt(flavour)
-    device = _device(flavour, sm)
-    folder = EngineFolder(bundle.path, flavour)
+    trt, device, folder = Trt(flavour), _device(flavour, sm), EngineFolder(bundle.path, flavour)
+    work = list(_graphs(bundle)) or list(
+        _regions(bundle, device[1], batches=batches, slots=slots, chunk=chunk, whole=whole)
+    )
+    if any("tokens" in each.sizes for each in work):
+        _keep_kernels(bundle, device[1], folder.path)
     known = {record.key: record for record in folder.records()}
+    made: list[EngineRecord] = []
+    timings = b""
+    for each in work:
+        about = (content_of(bundle, each.graph.file), each.label, flavour, trt.version, *device, each.sizes)
+        record = EngineRecord(*about, "", 0, 0.0, ())
+        cached = record.key in known
+        if cached:
+            record = known[record.key]
+        else:
+            record, plan, timings = _built(trt, bundle.path / each.graph.file, each, record, sm, timings)
+            folder.write(record, plan)
+        made.append(record)
+        observe(Progress(len(made), len(work), record, cached))
+    return made
+
+
+def _built(
+    trt: Trt, file: Path, work: _Work, about: EngineRecord, sm: Sequence[int], timings: bytes
+) -> tuple[EngineRecord, bytes, bytes]:
+    """An engine's record, the engine, and timings for the next one."""
+    began = time.perf_counter()
+    try:
+        made, timings = trt.build(file.read_bytes(), profile(work.graph, work.sizes), sm, timings, str(file))
+    except EngineError as error:
+        raise EngineError(f"{file}: {error}") from error
+    record = replace(
+        about,
+        sha256=hashlib.sha256(made.plan).hexdigest(),
+        bytes=len(made.plan),
+        seconds=round(time.perf_counter() - began, 3),
+        layers=steps_of(made.listing) or trt.layers(made.plan),
+    )
+    return record, made.plan, timings
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """An engine to build: of what, and for which sizes."""
+
+    label: str
+    graph: RegionGraph
+    sizes: dict[str, tuple[int, int, int]]
+
+
+def _graphs(bundle: Bundle) -> Iterator[_Work]:
+    """The graphs of a bundle in which none continues a sequence: each whole, for one row up to the bundle's batch."""
+    graphs, most = bundle.manifest.graphs, bundle.manifest.target.batch
+    if bundle.manifest.target.backend != "onnxruntime" and all(graph.decoder is None for graph in graphs.values()):
+        for name, spec in graphs.items():
+            yield _Work(name, plain_graph(spec), {"batch": (1, most, most)})
+
+
+def _regions(
+    bundle: Bundle, sm: Sequence[int], *, batches: Sequence[int], slots: Sequence[int], chunk: int, whole: bool
+) -> Iterator[_Work]:
+    """The regions of a bundle's decoder, for steps and prompts."""
     name, decoder = decoder_graph(bundle)
     regions, most = read_regions(bundle, name), decoder.max_tokens
     batches = tuple(batches) or tuple(sorted({1, bundle.manifest.target.batch}))
@@ -73,39 +147,20 @@ def build_engines(
     if min(batches) < 1 or chunk < 1 or not 1 <= slots[0] <= slots[-1] <= most:
         raise RequestError(f"build: batches and chunk are from 1, slots from 1 to this bundle's max_tokens, {most}")
     used = {call.graph for call in regions.calls()} | ({regions.whole.graph} if whole else set())
-    work = [
-        (label, sizes)
-        for label, graph in regions.graphs.items()
-        if label in used
-        for sizes in wanted(graph, batches, slots, 1 if label == regions.whole.graph else min(chunk, most))
-    ]
-    made: list[EngineRecord] = []
-    timings = b""
-    for label, sizes in work:
-        graph = regions.graphs[label]
-        sha256 = bundle.manifest.files[graph.file].sha256
-        record = EngineRecord(sha256, label, flavour, trt.version, device[0], device[1], sizes, "", 0, 0.0, ())
-        cached = record.key in known
-        if cached:
-            record = known[record.key]
-        else:
-            began = time.perf_counter()
-            content = (bundle.path / graph.file).read_bytes()
-            try:
-                built, timings = trt.build(content, profile(graph, sizes), sm, timings)
-            except EngineError as error:
-                raise EngineError(f"{bundle.path / graph.file}: {error}") from error
-            record = EngineRecord(
-                *(sha256, label, flavour, trt.version, *device, sizes),
-                hashlib.sha256(built.plan).hexdigest(),
-                len(built.plan),
-                round(time.perf_counter() - began, 3),
-                steps_of(built.listing) or trt.layers(built.plan),
-            )
-            folder.write(record, built.plan)
-        made.append(record)
-        observe(Progress(len(made), len(work), record, cached))
-    return made
+    for label, graph in regions.graphs.items():
+        if label in used:
+            prompt = 1 if label == regions.whole.graph else min(chunk, most)
+            for sizes in wanted(graph, batches, slots, prompt, sm):
+                yield _Work(label, graph, sizes)
+
+
+def _keep_kernels(bundle: Bundle, sm: Sequence[int], folder: Path) -> None:
+    """Compile our own kernels, too."""
+    half = read_regions(bundle, decoder_graph(bundle)[0]).half
+    for each in sm:
+        keep(SOURCE, each, folder)
+        if each >= LEAST_SM:
+            keep(source_of(half), each, folder)
 
 
 def _device(flavour: str, sm: Sequence[int]) -> tuple[str, tuple[int, ...]]:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.runtime.device import Device
 from adaptc.runtime.errors import EngineError
+from adaptc.runtime.nvrtc import compiled
 
 Array = npt.NDArray[Any]
 
@@ -27,23 +29,6 @@ _MENDS = {
 """What to do about an error, by CUDA's number."""
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What a GPU is.
-
-    Attributes:
-        name: As NVIDIA calls it.
-        sm: Compute capability, 90 for 9.0.
-        driver: Version of CUDA its driver supports, 12040 for 12.4.
-        bytes: Its memory.
-    """
-
-    name: str
-    sm: int
-    driver: int
-    bytes: int
-
-
 class Cuda:
     """One GPU, as one session uses it.
 
@@ -51,17 +36,21 @@ class Cuda:
         device: What it is.
     """
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, cubins: Path | None = None) -> None:
         """Take a GPU.
+
+        Args:
+            index: Which.
+            cubins: The folder where kernels may lie compiled.
 
         Raises:
             EngineError: no cuda-bindings, no driver, or no such GPU.
         """
         try:
-            from cuda.bindings import driver, nvrtc, runtime
+            from cuda.bindings import driver, runtime
         except ImportError as error:
             raise EngineError(f"cuda-bindings: not installed ({error}); pip install 'adaptc[tensorrt]'") from error
-        self._rt, self._driver, self._nvrtc = runtime, driver, nvrtc
+        self._rt, self._driver = runtime, driver
         version = self._check(runtime.cudaDriverGetVersion(), "look for a driver")
         if version == 0:
             raise EngineError("cuda: no NVIDIA driver here; install one, or load with device='cpu'")
@@ -70,6 +59,7 @@ class Cuda:
         about = self._check(runtime.cudaGetDeviceProperties(index), "ask about the GPU")
         name = about.name.decode() if isinstance(about.name, bytes) else str(about.name)
         self.device = Device(name, about.major * 10 + about.minor, version, about.totalGlobalMem)
+        self._cubins = cubins
         self._memory: set[int] = set()
         self._pinned: dict[int, int] = {}
         self._streams: list[Any] = []
@@ -165,12 +155,12 @@ class Cuda:
     # Kernels
 
     def kernels(self, source: str, names: Sequence[str]) -> dict[str, Any]:
-        """Compile CUDA C for this GPU.
+        """CUDA C for this GPU; compiled, if it is not in the folder of compiled kernels.
 
         Raises:
             EngineError: NVRTC refuses it, or is not installed.
         """
-        code = self._compile(source)
+        code = compiled(source, self.device.sm, self._cubins)
         module = self._check(self._driver.cuModuleLoadData(code), "load kernels")
         self._modules.append(module)
         return {
@@ -193,22 +183,6 @@ class Cuda:
         handle = self._driver.CUstream(int(stream))
         started = self._driver.cuLaunchKernel(kernel, *grid, 1, threads, 1, 1, 0, handle, (values, kinds), 0)
         self._check(started, "start a kernel")
-
-    def _compile(self, source: str) -> bytes:
-        nvrtc = self._nvrtc
-        try:
-            program = self._check(nvrtc.nvrtcCreateProgram(source.encode(), b"adaptc.cu", 0, [], []), "start NVRTC")
-        except RuntimeError as error:  # the library is found when it is first called
-            raise EngineError(f"nvrtc: not loadable ({error}); pip install nvidia-cuda-nvrtc") from error
-        options = [f"--gpu-architecture=sm_{self.device.sm}".encode(), b"--std=c++17"]
-        if int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]) != 0:
-            log = b" " * self._check(nvrtc.nvrtcGetProgramLogSize(program), "read NVRTC's log")
-            nvrtc.nvrtcGetProgramLog(program, log)
-            raise EngineError(f"nvrtc: {' '.join(log.decode(errors='replace').split())[:300]}")
-        code: bytes = b" " * self._check(nvrtc.nvrtcGetCUBINSize(program), "read compiled kernels")
-        self._check(nvrtc.nvrtcGetCUBIN(program, code), "read compiled kernels")
-        nvrtc.nvrtcDestroyProgram(program)
-        return code
 
     # Graphs
 

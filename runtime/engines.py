@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
-from adaptc.runtime.manifest import DecoderSpec, PlanStep
+from adaptc.runtime.manifest import DecoderSpec, GraphSpec, PlanStep
+from adaptc.runtime.products import LEAST_SM, ROWS
 from adaptc.runtime.regions import RegionGraph, Regions
+from adaptc.runtime.replace import write_whole
 from adaptc.runtime.strict_json import read_json
 from adaptc.runtime.trt import Profile
 
@@ -70,6 +70,20 @@ class EngineRecord:
     def fits(self, sm: int, device: str) -> bool:
         """Whether it runs on this GPU."""
         return sm in self.sm and self.device in ("", device)
+
+
+def content_of(bundle: Bundle, file: str) -> str:
+    """A hash of a graph and of the weights that it has beside it; a region's are inputs."""
+    files = bundle.manifest.files
+    data = next((graph.data for graph in bundle.manifest.graphs.values() if graph.file == file), ())
+    if not data:
+        return files[file].sha256
+    return hashlib.sha256(" ".join(files[name].sha256 for name in (file, *data)).encode()).hexdigest()
+
+
+def plain_graph(spec: GraphSpec) -> RegionGraph:
+    """A graph with its weights, in the form of a region."""
+    return RegionGraph(spec.file, spec.inputs, spec.outputs, weights=0)
 
 
 def buckets(max_tokens: int) -> tuple[int, ...]:
@@ -144,9 +158,9 @@ class EngineFolder:
     def write(self, record: EngineRecord, plan: bytes) -> None:
         """Put an engine there; the record comes last, so that one with a record is whole."""
         self.path.mkdir(parents=True, exist_ok=True)
-        _write(self.plan(record), plan)
+        write_whole(self.plan(record), plan)
         text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
-        _write(self.path / f"{record.key}.json", text.encode())
+        write_whole(self.path / f"{record.key}.json", text.encode())
 
     def find(
         self,
@@ -169,7 +183,7 @@ class EngineFolder:
             EngineError: none serves; what there is, and the command that builds it.
         """
         library, sm, device = here
-        sha256 = bundle.manifest.files[graph.file].sha256
+        sha256 = content_of(bundle, graph.file)
         mine = [record for record in records if record.graph == sha256]
         mend = f"run adaptc build {bundle.path} --target {self.flavour} on this machine"
         if not mine:
@@ -189,25 +203,6 @@ class EngineFolder:
 def _slack(record: EngineRecord) -> int:
     """How much more than one shape an engine serves."""
     return sum(most - least for least, _, most in record.sizes.values())
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write a file through to the disk under another name, then give it its own.
-
-    Raises:
-        EngineError: no space, no permission.
-    """
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except OSError as error:
-        raise EngineError(f"{file}: cannot write: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
@@ -244,16 +239,20 @@ def read_regions(bundle: Bundle, name: str) -> Regions:
 
 
 def wanted(
-    graph: RegionGraph, batches: Sequence[int], slots: Sequence[int], chunk: int
+    graph: RegionGraph, batches: Sequence[int], slots: Sequence[int], chunk: int, sm: Sequence[int] = (LEAST_SM,)
 ) -> list[dict[str, tuple[int, int, int]]]:
-    """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`."""
+    """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`.
+
+    A product of few rows needs none (runtime/products.py), if all the capabilities `sm` have the instructions for it.
+    """
     names = sizes_of(graph)
+    few = ROWS if graph.product and min(sm) >= LEAST_SM else 0
     found: list[dict[str, tuple[int, int, int]]] = []
     for batch in batches:
-        for size in slots:
+        for size in slots if batch > few else ():
             full = {"batch": (batch,) * 3, "tokens": (1, 1, 1), "slots": (size,) * 3}
             found.append({name: full[name] for name in sorted(names)})
-    if chunk > 1:
+    if chunk > max(1, few):
         best = min(chunk, 128)
         full = {"batch": (1, 1, 1), "tokens": (1, best, chunk), "slots": (slots[0], slots[0], slots[-1])}
         found.append({name: full[name] for name in sorted(names)})

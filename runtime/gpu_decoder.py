@@ -8,9 +8,7 @@ steps in flight and forgets the one that nobody asked for.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +20,14 @@ from adaptc.runtime.decoder import Ids, Logits
 from adaptc.runtime.errors import EngineError, RequestError
 from adaptc.runtime.gpu_cache import Cache
 from adaptc.runtime.gpu_control import Control
+from adaptc.runtime.gpu_flights import AHEAD, Flights
+from adaptc.runtime.gpu_graphs import Graphs, Key, Way
 from adaptc.runtime.gpu_memory import HEAD_ROWS, Memory
 from adaptc.runtime.gpu_step import Place, Stepper
-from adaptc.runtime.kernels import RING
 from adaptc.runtime.manifest import DecoderSpec, GateSpec
 from adaptc.runtime.pieces import Pieces
 from adaptc.runtime.regions import Regions
 from adaptc.runtime.sampling import Sampler
-
-AHEAD = 2
-"""Steps that may be in flight: the one whose token is wanted, and the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A step that was launched and not read.
-
-    Attributes:
-        slot: Its place in the ring.
-        rows: That it writes.
-        event: Happens when it is done.
-    """
-
-    slot: int
-    rows: int
-    event: Any
 
 
 class GpuDecoder:
@@ -101,19 +82,19 @@ class GpuDecoder:
         most = self._rows[-1]
         self.memory = Memory(cuda, regions, spec, most, max(most, chunk), data)
         self._stepper = Stepper(cuda, pieces, regions, self.memory)
-        self.conditional = self._stepper.conditional
         self._stream = cuda.stream()
         self._cache = Cache(cuda, self.memory, spec, most, pieces.slots() or (spec.max_tokens,))
         self._control = Control(cuda, self.memory, spec, most, chunk, len(regions.gates), self._cache.positions)
-        self._table = self._control.step_table(self._cache.layers(0))
-        self._graphs: dict[Any, Any] = {}
-        self._flights: deque[_Flight] = deque()
-        self._events = deque(cuda.event() for _ in range(AHEAD + 1))
+        self._graphs = Graphs(
+            cuda, self._stepper, self._control, self._cache, spec.vocab_size, len(regions.gates), self._stream
+        )
+        self._flights = Flights(cuda, self._graphs, self._stream)
+        self.conditional = self._stepper.on_device_only(self._graphs.place(most, self._cache.slots))
+        self._settled: tuple[Key, Any] | None = None  # the graph that goes on as long as nothing changes
+        self._room = 0  # steps that the cache has slots for
         self._length = np.zeros(batch, np.int64)  # tokens of each row whose step was read
         self._levels = np.full(batch, DENSE, np.float32)
-        self._expected: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # what goes on without a word
-        self._samplers: tuple[Sampler, ...] = ()
-        self._slot = 0
+        self._expected: tuple[list[int], list[int]] | None = None  # what goes on without a word
         self._warmup = 0 if gates is None else gates.warmup
         self._ran = np.ones(len(regions.gates), np.bool_)
         self.force: tuple[bool, ...] | None = None
@@ -184,17 +165,18 @@ class GpuDecoder:
         """See `rows.choose`; tokens are chosen on the GPU unless a sampler needs to see the logits."""
         if any(not sampler.free for sampler in samplers):
             return [sampler(row) for sampler, row in zip(samplers, self.decode(tokens), strict=True)]
-        if self._expected != (tuple(tokens), tuple(map(id, samplers))) or not self._flights:
+        names = [id(sampler) for sampler in samplers]
+        if self._expected != (list(tokens), names) or not self._flights:
             self._drain()
             self._start(tokens, samplers)
-        if self._has_room(len(tokens), len(self._flights)):
+        if len(self._flights) < AHEAD and self._room > 0:
             self._launch(len(tokens), samplers, ahead=len(self._flights))
-        chosen = self._take()[: len(tokens)]
+        chosen = self._take()
         for sampler, token in zip(samplers, chosen, strict=True):
             if token < 0:
                 raise EngineError("logits: the highest is nan; the graph computes no finite numbers")
             sampler.advance()
-        self._expected = tuple(chosen), tuple(map(id, samplers))
+        self._expected = chosen, names
         return chosen
 
     def ran(self, row: int) -> bytes | None:
@@ -218,8 +200,7 @@ class GpuDecoder:
 
     def close(self) -> None:
         """Free all that was taken of the GPU."""
-        self._flights.clear()
-        self._graphs.clear()
+        self._graphs.close()
         self._pieces.close()
         self._cuda.close()
 
@@ -245,48 +226,42 @@ class GpuDecoder:
         """Tell the GPU what the host knows, and launch a step."""
         rows = len(tokens)
         self._cache.fit(int(self._length[:rows].max()) + 1, keep=True, stream=self._stream)
+        self._room = self._cache.slots - int(self._length[:rows].max())
         off = self._gates is not None and self._gates.batch == "off"
-        self._control.set(tokens, self._length[:rows] - 1, self._levels[:rows], samplers, self._warmup, off, self._slot)
+        before, levels = self._length[:rows] - 1, self._levels[:rows]
+        self._control.set(tokens, before, levels, samplers, self._warmup, off, self._flights.slot)
         self._launch(rows, samplers, ahead=0)
 
     def _launch(self, rows: int, samplers: Sequence[Sampler], ahead: int) -> None:
-        self._slot = (self._slot + 1) % RING
         for row, sampler in enumerate(samplers):
             if not sampler.greedy:
-                self._control.points[self._slot, row] = sampler.point(ahead)
+                self._control.points[self._flights.next, row] = sampler.point(ahead)
+        key, graph = self._settled or self._step(rows, ahead)
+        self._flights.launch(key, graph, rows)
+        self._room -= 1
+
+    def _step(self, rows: int, ahead: int) -> tuple[Key, Any]:
+        """The graph of the next step; it stays as it is once all rows are warm."""
         key = next(size for size in self._rows if size >= rows), self._cache.slots, self._way(rows, ahead)
-        graph = self._graphs.get(key)
-        if graph is None:
-            graph = self._graphs[key] = self._captured(*key)
-        if graph == "host":
-            self._enqueue(*key)
-        else:
-            self._cuda.run(graph, self._stream)
-        event = self._events[0]
-        self._events.rotate(-1)
-        self._cuda.record(event, self._stream)
-        self._flights.append(_Flight(self._slot, rows, event))
+        found = key, self._graphs.get(key)
+        if int(self._length[:rows].min()) + ahead >= self._warmup:
+            self._settled = found
+        return found
 
     def _take(self) -> list[int]:
         """Wait for the oldest step in flight; the tokens it chose."""
-        flight = self._flights.popleft()
-        self._cuda.wait(flight.event)
+        flight = self._flights.take()
         self._length[: flight.rows] += 1
-        self._ran = self._control.ran[flight.slot].astype(np.bool_)
-        return [int(token) for token in self._control.told[flight.slot]]
+        self._ran[:] = self._control.ran[flight.slot]
+        chosen: list[int] = self._control.told[flight.slot, : flight.rows].tolist()
+        return chosen
 
     def _drain(self) -> None:
-        """Wait for all that was launched; steps that nobody asked for are forgotten."""
-        if self._flights:
-            self._cuda.sync(self._stream)
-            self._flights.clear()
-        self._expected = None
+        """Wait for all that was launched; what was expected to go on does not."""
+        self._flights.drain()
+        self._expected = self._settled = None
 
-    def _has_room(self, rows: int, ahead: int) -> bool:
-        """Whether one more step can be launched as things stand."""
-        return ahead < AHEAD and int(self._length[:rows].max()) + ahead + 1 <= self._cache.slots
-
-    def _way(self, rows: int, ahead: int) -> Any:
+    def _way(self, rows: int, ahead: int) -> Way:
         """How the next step runs: what the host knows for certain needs no conditional nodes."""
         if self.force is not None:
             return self.force
@@ -310,48 +285,3 @@ class GpuDecoder:
             self._cuda.get(self.memory.weights[gate.logit], value)
             found.append(float(value[0]))
         return found
-
-    def _captured(self, batch: int, slots: int, way: Any) -> Any:
-        """A step as a CUDA graph; "host" where the driver has no conditional nodes and this step needs them."""
-        place = self._place(batch, slots)
-        self._stepper.load(place)
-        # Engines settle their memory when they first run, which cannot be captured.
-        self._stepper.walk(place, self._stepper.all_run, self._stream)
-        self._stepper.walk(place, self._stepper.masked([False] * len(self._regions.gates)), self._stream)
-        self._stepper.head(place, self._stream)
-        self._cuda.sync(self._stream)
-        if way == "gated" and not self.conditional:
-            return "host"
-        self._mask(way)  # what it copies to the GPU cannot be captured
-        self._cuda.begin_capture(self._stream)
-        try:
-            self._enqueue(batch, slots, way)
-        except BaseException:
-            self._cuda.drop_capture(self._stream)
-            raise
-        return self._cuda.end_capture(self._stream)
-
-    def _enqueue(self, batch: int, slots: int, way: Any) -> None:
-        """A whole step in the stream's order."""
-        place, stepper, control = self._place(batch, slots), self._stepper, self._control
-        stepper.begin(control.state, place, control.levels, self._stream)
-        at = control.addresses(stepper.ran)
-        if way == "gated":
-            stepper.walk(place, stepper.on_device if self.conditional else stepper.by_host, self._stream)
-        else:
-            mask, at["ran"] = self._mask(way)
-            stepper.walk(place, stepper.masked(mask), self._stream)
-        stepper.head(place, self._stream)
-        stepper.choose(control.state, place, at, self.spec.vocab_size, self._stream)
-        stepper.write_kv(control.state, place, self._table, 1, self._stream)
-
-    def _mask(self, way: Any) -> tuple[tuple[bool, ...], int]:
-        """The mask of a step that is known beforehand, and where the GPU has it."""
-        if way == "gated":
-            return (), 0
-        mask = (True,) * len(self._regions.gates) if way == "dense" else way
-        return mask, self._control.mask(mask)
-
-    def _place(self, batch: int, slots: int) -> Place:
-        given = self._control.given() | self._cache.row(0)
-        return Place(batch, 1, slots, given, self._control.thresholds)

@@ -18,6 +18,9 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "boo
 """Size of an element."""
 
 
+LOGITS = "logits"
+"""What the head gives, by name."""
+
 HEAD_ROWS = 32
 """Tokens whose logits are computed at once when a text is scored."""
 
@@ -38,26 +41,30 @@ class Slot:
 def slots_of(regions: Regions) -> dict[str, Slot]:
     """A place for every value that one region writes and another reads.
 
-    A place is free again after the last step that reads it. What the whole gives (logits, the step's keys and values)
-    keeps its place to the end.
+    A place is free again after the last call that reads it. What the whole gives (logits, the step's keys and values)
+    keeps its place to the end. A gate's two sides are as one after the other: only one of them runs.
     """
     sizes = {
         name: row_bytes(spec)
         for call in regions.calls()
         for spec, name in zip(regions.graphs[call.graph].outputs, call.writes, strict=True)
     }
+    order = [(step, call) for step in regions.steps for call in step.calls()]
     last: dict[str, int] = {}
-    for index, step in enumerate(regions.steps):
-        for call in step.calls():
-            last |= dict.fromkeys(call.reads, index)
+    for index, (step, call) in enumerate(order):
+        last |= dict.fromkeys(call.reads, index)
         if step.when is not None:
-            last[step.when.logit] = index
+            last[step.when.logit] = max(index, last.get(step.when.logit, 0))
     rows: list[int] = []
     free: list[int] = []
     home: dict[str, int] = {}
-    for index, step in enumerate(regions.steps):
-        for name in dict.fromkeys(name for call in step.calls() for name in call.writes):
+    for index, (_, call) in enumerate(order):
+        for name in dict.fromkeys(call.writes):
+            if name in home:  # the other side of a gate wrote it
+                continue
             fitting = [place for place in free if rows[place] >= sizes[name]] or free
+            if name == LOGITS:  # of a few tokens only, so they have a place of their own
+                fitting = []
             place = min(fitting, key=lambda place: abs(rows[place] - sizes[name]), default=len(rows))
             if place == len(rows):
                 rows.append(0)
@@ -110,7 +117,7 @@ class Memory:
         self.row = {}
         for name, slot in slots_of(regions).items():
             if slot.index not in places:
-                count = max(batch, HEAD_ROWS) if name == "logits" else rows
+                count = max(batch, min(rows, HEAD_ROWS)) if name == LOGITS else rows
                 places[slot.index] = self._take("values", slot.row * count)
             self.values[name] = places[slot.index]
         for call in regions.calls():

@@ -8,6 +8,7 @@ from typing import cast
 from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import Bundle, open_bundle
 from adaptc.runtime.decoder import HIDDEN
+from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.grid_images import GridImages
 from adaptc.runtime.images import IMAGES, Images, read_image_spec
@@ -59,6 +60,10 @@ def load(
     if budget is not None:
         check_budget(budget)
     bundle = open_bundle(path, verify)
+    backend = bundle.manifest.target.backend
+    kind = "cpu" if backend == "onnxruntime" else "gpu"
+    if device not in ("auto", kind):
+        raise RequestError(f"device: {device!r}; {path} was compiled for {backend}: its device is {kind!r}")
     if is_modal(bundle.manifest):
         # Which of the two it is, only the bundle knows; callers that do call `load_modal`.
         return cast("Session", _modal_session(bundle, threads, cache_bytes=64 << 20))
@@ -67,10 +72,6 @@ def load(
     tokenizer = Tokenizer(folder) if folder.exists() else None
     batch = bundle.manifest.target.batch if batch is None else batch
     gates = bundle.manifest.gates.get(name)
-    backend = bundle.manifest.target.backend
-    kind = "cpu" if backend == "onnxruntime" else "gpu"
-    if device not in ("auto", kind):
-        raise RequestError(f"device: {device!r}; {path} was compiled for {backend}: its device is {kind!r}")
     if kind == "gpu":
         from adaptc.runtime.gpu import gpu_decoder
 
@@ -127,12 +128,21 @@ def is_modal(manifest: Manifest) -> bool:
 def _modal_session(bundle: Bundle, threads: int | None, cache_bytes: int) -> ModalSession:
     manifest = bundle.manifest
     [(_, modal)] = manifest.modal.items()
-    graphs = ModalGraphs(modal, lambda name: OrtEngine(bundle.path / manifest.graphs[name].file, threads), cache_bytes)
+    graphs = ModalGraphs(modal, lambda name: _engine(bundle, name, threads), cache_bytes)
     readers = [*(each.encoder for each in modal.modalities.values()), *(each.graph for each in modal.subsets)]
     inputs = {tensor.name: tensor for name in readers if name for tensor in manifest.graphs[name].inputs}
     folder = bundle.path / "tokenizer"
     tokenizer = Tokenizer(folder) if folder.exists() else None
     return ModalSession(modal, graphs, inputs, tokenizer, read_profile(bundle.path))
+
+
+def _engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
+    """What runs a graph that continues no sequence."""
+    if bundle.manifest.target.backend == "onnxruntime":
+        return OrtEngine(bundle.path / bundle.manifest.graphs[name].file, threads)
+    from adaptc.runtime.gpu import gpu_engine
+
+    return gpu_engine(bundle, name)
 
 
 def _decoder_graph(manifest: Manifest, where: str) -> tuple[str, GraphSpec, DecoderSpec]:

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.engines import EngineFolder, EngineRecord
-from adaptc.runtime.errors import EngineError
+from adaptc.runtime.engines import EngineFolder, content_of
 from adaptc.runtime.regions import Regions
 from adaptc.runtime.trt import Trt
+from adaptc.runtime.trt_context import Context
 
 Sizes = Mapping[str, int]
 """How large "batch", "tokens" and "slots" are."""
@@ -64,7 +64,7 @@ class TrtPieces:
         self._folder = EngineFolder(bundle.path, flavour)
         self._records = self._folder.records()
         self._here = self._trt.version, cuda.device.sm, cuda.device.name
-        wanted = {bundle.manifest.files[graph.file].sha256 for graph in regions.graphs.values()}
+        wanted = {content_of(bundle, graph.file) for graph in regions.graphs.values()}
         self._fitting = [
             record
             for record in self._records
@@ -74,8 +74,8 @@ class TrtPieces:
             first = next(iter(regions.graphs.values()))
             self._folder.find(self._records, bundle, first, {"batch": 1, "tokens": 1, "slots": 1}, self._here)
         self._runtime: Any = self._trt.runtime()
-        self._found: dict[tuple[str, tuple[tuple[str, int], ...]], _Engine] = {}
-        self._loaded: dict[str, _Engine] = {}
+        self._found: dict[tuple[str, tuple[tuple[str, int], ...]], Context] = {}
+        self._loaded: dict[str, Context] = {}
         self._scratch, self._size = 0, 0
 
     def load(self, graph: str, sizes: Sizes) -> None:
@@ -87,7 +87,7 @@ class TrtPieces:
         record = self._folder.find(self._records, self._bundle, spec, sizes, self._here)
         engine = self._loaded.get(record.key)
         if engine is None:
-            engine = _Engine(self._trt, self._runtime, self._folder, record)
+            engine = Context(self._trt, self._runtime, self._folder, record)
             self._loaded[record.key] = engine
             if engine.bytes > self._size:
                 self._grow(engine.bytes)
@@ -137,48 +137,3 @@ class TrtPieces:
         self._scratch, self._size = self._cuda.alloc(size), size
         for engine in self._loaded.values():
             engine.use(self._scratch, size)
-
-
-class _Engine:
-    """One engine and the context that runs it."""
-
-    def __init__(self, trt: Trt, runtime: Any, folder: EngineFolder, record: EngineRecord) -> None:
-        self._trt, self._where = trt, str(folder.plan(record))
-        self._engine: Any = runtime.deserialize_cuda_engine(folder.read(record))
-        if self._engine is None:
-            raise EngineError(f"{self._where}: {trt.flavour} cannot load it: {trt.last_error() or 'no reason given'}")
-        strategy = getattr(trt.module, "ExecutionContextAllocationStrategy", None)
-        if strategy is not None:
-            self._context: Any = self._engine.create_execution_context(strategy.USER_MANAGED)
-        else:
-            self._context = self._engine.create_execution_context_without_device_memory()
-        if self._context is None:
-            raise EngineError(f"{self._where}: no memory for its context; free some memory of the GPU")
-        size = getattr(self._engine, "device_memory_size_v2", None)
-        self.bytes = int(self._engine.device_memory_size if size is None else size)
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._moving = any(least != most for least, _, most in record.sizes.values())
-
-    def use(self, address: int, size: int) -> None:
-        """Put its activations there."""
-        if hasattr(self._context, "set_device_memory"):
-            self._context.set_device_memory(address, size)
-        else:
-            self._context.device_memory = address
-
-    def enqueue(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int], stream: Any) -> None:
-        """Run it over these addresses."""
-        context = self._context
-        if self._moving and shapes != self._shapes:
-            for name, shape in shapes.items():
-                context.set_input_shape(name, shape)
-            self._shapes = dict(shapes)
-        for name, address in addresses.items():
-            context.set_tensor_address(name, address)
-        if not context.execute_async_v3(int(stream)):
-            raise EngineError(f"{self._where}: {self._trt.flavour} failed: {self._trt.last_error()}")
-
-    def close(self) -> None:
-        """Free it, the context first."""
-        self._context = None
-        self._engine = None

@@ -1,7 +1,7 @@
 """How a decoder is cut into regions, each an engine: the dataclasses behind `regions/NAME.json` in a bundle.
 
-A step calls a region's graph with values by name, or chooses between two calls by a gate. Weights are inputs of the
-graphs like all else, so identical regions are one graph, one engine and one build, whatever their weights.
+A step calls regions' graphs with values by name, or chooses between two lists of calls by a gate. Weights are inputs of
+the graphs like all else, so identical regions are one graph, one engine and one build, whatever their weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adaptc.runtime.errors import BundleError
 from adaptc.runtime.manifest import JsonObject, TensorSpec
 from adaptc.runtime.strict_json import read_json
 
-VERSION = 1
+VERSION = 2
 """Of this file's form."""
 
 
@@ -28,12 +28,15 @@ class RegionGraph:
         inputs: In the graph's order; a string in a shape is "batch", "tokens" or "slots".
         outputs: In the graph's order.
         weights: Bytes of weights that a call reads.
+        product: Whether it is y = x·Wᵀ and no more: half[batch, tokens, columns] and half[results, columns] give
+            float32[batch, tokens, results]. Few rows need no engine for it (runtime/products.py).
     """
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     weights: int
+    product: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +62,31 @@ class When:
         logit: float32[batch, tokens], or float32[1] for one that is the same for every token; the block runs if it
             reaches the threshold for one of the step's tokens.
         then: The block.
-        otherwise: What stands in for it; None gives zeros.
-        result: What both write.
+        otherwise: What stands in for it; () gives zeros.
+        result: What both write, with their last call.
     """
 
     logit: str
-    then: Call
-    otherwise: Call | None
+    then: tuple[Call, ...]
+    otherwise: tuple[Call, ...]
     result: str
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One of the two."""
+    """Calls one after another, or a choice.
 
-    call: Call | None
-    when: When | None
+    Attributes:
+        then: What runs, if nothing is chosen.
+        when: The choice, or None.
+    """
+
+    then: tuple[Call, ...]
+    when: When | None = None
 
     def calls(self) -> tuple[Call, ...]:
         """What may run in it."""
-        if self.when is None:
-            return (self.call,) if self.call is not None else ()
-        return (self.when.then,) if self.when.otherwise is None else (self.when.then, self.when.otherwise)
+        return self.then if self.when is None else (*self.when.then, *self.when.otherwise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ class Regions:
     Attributes:
         version: Of this form.
         graphs: By name.
-        steps: In order.
+        steps: In order; the last is the head, from the last norm to the logits.
         whole: The dense model in one piece, to hold the pieces against.
         weights: By name, in the file `data`.
         data: Relative to the bundle.

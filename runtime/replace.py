@@ -1,4 +1,4 @@
-"""Put a new folder in the place of an old one."""
+"""Put a new folder in the place of an old one, and files where a reader finds them whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import contextlib
 import ctypes
 import errno
 import os
+import secrets
 import shutil
 import sys
 from pathlib import Path
+
+from adaptc.runtime.errors import EngineError
 
 _AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working folder
 _RENAME_EXCHANGE = 2  # linux/fs.h
@@ -37,6 +40,25 @@ def replace_folder(new: Path, place: Path) -> None:
     finally:
         for old in (new, aside):
             shutil.rmtree(old, ignore_errors=True)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file through to the disk under another name, then give it its own.
+
+    Raises:
+        EngineError: no space, no permission.
+    """
+    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        raise EngineError(f"{file}: cannot write: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _renamed(new: Path, place: Path) -> bool:

@@ -88,15 +88,16 @@ class Trt:
         return not hasattr(self.module.BuilderFlag, "FP16")
 
     def build(
-        self, content: bytes, profile: Profile, sm: Sequence[int] = (), cache: bytes = b""
+        self, content: bytes, profile: Profile, sm: Sequence[int] = (), cache: bytes = b"", path: str = ""
     ) -> tuple[Built, bytes]:
         """Build an engine.
 
         Args:
-            content: The graph, ONNX without external data.
+            content: The graph, ONNX.
             profile: Its inputs' shapes.
             sm: Compute capabilities, 86 for 8.6; RTX only, elsewhere it is this machine's.
             cache: What an earlier build returned: timings of kernels.
+            path: The graph's file, if its weights lie beside it.
 
         Returns:
             The engine, and timings for the next build.
@@ -105,7 +106,7 @@ class Trt:
             EngineError: the parser or the builder refuses the graph; with their first reason.
         """
         for strict in (False,) if self.typed else (True, False):
-            built = self._build(content, profile, sm, cache, strict)
+            built = self._build((content, path), profile, sm, cache, strict)
             if built is not None:
                 return built
         reason = _first(self._log.errors)
@@ -113,7 +114,7 @@ class Trt:
         raise EngineError(f"{self.flavour} {self.version}: cannot build the engine: {reason}{mend}")
 
     def _build(
-        self, content: bytes, profile: Profile, sm: Sequence[int], cache: bytes, strict: bool
+        self, graph: tuple[bytes, str], profile: Profile, sm: Sequence[int], cache: bytes, strict: bool
     ) -> tuple[Built, bytes] | None:
         """One attempt; None if the builder finds no way. `strict` allows no other types than the graph's."""
         trt = self.module
@@ -121,7 +122,8 @@ class Trt:
         builder = trt.Builder(self._logger)
         network = builder.create_network(self._network_flags())
         parser = trt.OnnxParser(network, self._logger)
-        if not parser.parse(content):
+        content, path = graph
+        if not (parser.parse(content, path) if path else parser.parse(content)):
             reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             raise EngineError(f"{self.flavour} {self.version}: cannot read the graph: {_first(reasons)}")
         config = builder.create_builder_config()
@@ -198,6 +200,8 @@ class Trt:
             # bound to that, 8.6 widened each weight at every step.
             if layer.type.name == "MATRIX_MULTIPLY":
                 layer.precision = trt.float16
+            elif layer.type.name == "GATHER" and layer.get_input(0).dtype == trt.float16:
+                layer.precision = trt.float16  # a table of embeddings: looked up as it lies, not widened first
             elif layer.type.name in WIDE:
                 layer.precision = trt.float32
             else:

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -183,8 +184,8 @@ def region_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
         shape = tuple(int(str(size)) for size in weight.shape)
         places[name] = WeightRecord(str(weight.dtype.numpy()), shape, offset, weight.nbytes)
         offset += weight.nbytes + -weight.nbytes % 4096
-    publish_regions._weights = lambda *_: places  # type: ignore[assignment]
-    files = publish_regions.region_files("lm", split, b"", fake, "graphs/lm.data")
+    with patch.object(publish_regions, "_weights", lambda *_: places):
+        files = publish_regions.region_files("lm", split, b"", fake, "graphs/lm.data")
     small = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": b""}
     return {**files, **small}
 

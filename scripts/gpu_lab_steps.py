@@ -92,6 +92,10 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     mask[np.linspace(0, layers - 1, skipped).round().astype(int)] = False
     set_mask(decoder, mask)
     decoder.force = tuple(map(bool, mask)) if how == "forced" else None
+    # "gated" is what a session does; "nodes" puts every block under a conditional node.
+    decoder._stepper.nodes = how == "nodes"
+    decoder._drain()
+    decoder._graphs.forget("gated")
     level = -np.inf if how == "dense" else GATED
     for row in range(rows):
         decoder._length[row] = 0
@@ -124,35 +128,34 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     return found
 
 
-def device_seconds(decoder: GpuDecoder, rows: int) -> float:
+def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
     """Median over rounds of the time of a graph launched many times in a row."""
     decoder._drain()
     cuda, stream = decoder._cuda, decoder._stream
     batch = next(size for size in decoder._rows if size >= rows)
-    key = batch, decoder._cache.slots, decoder._way(rows, 0)
-    graph = decoder._graphs.get(key) or decoder._captured(*key)
-    decoder._graphs[key] = graph
+    if graph is None:
+        graph = decoder._graphs.get((batch, decoder._cache.slots, decoder._way(rows, 0)))
     begin, end = cuda.event(timing=True), cuda.event(timing=True)
     found = []
     for _ in range(6):
         decoder._length[:rows] = 16
         off = decoder._levels[:rows]
         decoder._control.set([1] * rows, decoder._length[:rows] - 1, off, (), 0, False, 0)
-        decoder._slot = 0
+        decoder._flights.slot = 0
         cuda.record(begin, stream)
         for _ in range(STEPS):
             cuda.run(graph, stream)
         cuda.record(end, stream)
         cuda.wait(end)
         found.append(cuda.seconds(begin, end) / STEPS)
-    decoder._slot = STEPS % RING
+    decoder._flights.slot = STEPS % RING
     return median(found[1:])
 
 
 def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     """The dense model in one piece, with the same kernels of ours around it, captured."""
     cuda, stream, control = decoder._cuda, decoder._stream, decoder._control
-    place = decoder._place(rows, decoder._cache.slots)
+    place = decoder._graphs.place(rows, decoder._cache.slots)
     call = decoder._regions.whole
     decoder._pieces.load(call.graph, place.sizes)
     reads, writes = decoder.memory.reads(call, place.given), decoder.memory.writes(call, place.given)
@@ -160,20 +163,13 @@ def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     def step() -> None:
         decoder._stepper.begin(control.state, place, control.levels, stream)
         decoder._pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
-        at = control.addresses(decoder._stepper.ran)
-        decoder._stepper.choose(control.state, place, at, decoder.spec.vocab_size, stream)
-        decoder._stepper.write_kv(control.state, place, decoder._table, 1, stream)
+        decoder._graphs.finish(place, control.addresses(decoder._stepper.ran))
 
     step()
     cuda.sync(stream)
     cuda.begin_capture(stream)
     step()
-    decoder._graphs["whole"] = cuda.end_capture(stream)
-    way, decoder._way = decoder._way, lambda *_: "whole"  # type: ignore[method-assign,assignment]
-    decoder._graphs[rows, decoder._cache.slots, "whole"] = decoder._graphs["whole"]
-    seconds = device_seconds(decoder, rows)
-    decoder._way = way  # type: ignore[method-assign]
-    return seconds
+    return device_seconds(decoder, rows, cuda.end_capture(stream))
 
 
 def time_bundle(bundle: Bundle, batch: int, whole: bool) -> dict[str, Any]:
@@ -183,16 +179,19 @@ def time_bundle(bundle: Bundle, batch: int, whole: bool) -> dict[str, Any]:
     probe = Cuda()
     before = probe.free_bytes()
     decoder = gpu_decoder(bundle, batch, 1, gates)
-    blocks = [decoder._regions.graphs[gate.then.graph].weights for gate in decoder._regions.gates]
+    gate = decoder._regions.gates[0]
+    block = sum(decoder._regions.graphs[call.graph].weights for call in gate.then)
     found: dict[str, Any] = {
         "weights_read": sum(decoder._regions.graphs[call.graph].weights for call in decoder._regions.calls()),
-        "block_bytes": blocks[0],
+        "block_bytes": block,
         "taken": dict(decoder.memory.bytes),
     }
     found["dense"] = timed(decoder, batch, 0, "dense")
+    print("dense", found["dense"], flush=True)
     for share in (0, 0.25, 0.5, 1):
-        for how in ("gated", "forced"):
+        for how in ("gated", "nodes", "forced"):
             found[f"{how} {share:.0%}"] = timed(decoder, batch, share, how)
+            print(f"{how} {share:.0%}", found[f"{how} {share:.0%}"], flush=True)
     found["memory"] = before - probe.free_bytes()
     if whole:
         found["whole"] = whole_seconds(decoder, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from adaptc.cache import Cache
 from adaptc.compile import compile_spec
 from adaptc.errors import PassError, SpecError
 from adaptc.passes.split_regions import SplitRegions
-from adaptc.program import Program, Run
+from adaptc.program import Run
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.engines import decoder_graph, read_regions
 from adaptc.runtime.gpu_decoder import GpuDecoder
 from adaptc.spec import read_spec
-from tests import folder, gated_bundle
+from tests import folder, gated_bundle, trt_bundle
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_pieces import FakePieces
 
@@ -80,6 +81,7 @@ def test_weights_that_a_backend_does_not_run(tmp_path: Path, backend: str, weigh
 
 
 def test_routes_are_refused() -> None:
-    program = Program({}, (Run("a"), Run("b")))
+    made = trt_bundle.program("llama")
+    program = replace(made, plan=(Run("lm"), Run("lm")), regions={})
     with pytest.raises(PassError, match="this program has routes; TensorRT runs one decoder"):
         SplitRegions().apply(program)

@@ -25,7 +25,7 @@ def test_every_region_builds(tmp_path: Path) -> None:
     graph = gating.static(whole, {layer: float(layer) for layer in range(30)}, {})
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph))
     built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), slots=(64,), batches=(1,), chunk=1)
-    assert [record.name for record in built] == ["region", "block", "region_2", "region_3", "head"]
+    assert [record.name for record in built] == ["region", "region_2", "region_3", "block", "region_4", "head"]
     for record in built:
         assert record.layers
         assert not kinds(record.layers) & DATA_DEPENDENT

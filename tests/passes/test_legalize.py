@@ -12,7 +12,6 @@ from adaptc.graph import OnnxGraph
 from adaptc.passes import Pipeline
 from adaptc.passes.legality import check
 from adaptc.passes.legalize import Legalize
-from adaptc.program import Program
 from tests import tiny, trt_bundle
 from tests.close import HALF, assert_close
 
@@ -138,7 +137,11 @@ def test_refuses_a_later_opset() -> None:
         check(one_node(ir.node("Relu", [value()], name="n"), opset=18))
 
 
-def test_no_attention_returns_the_same_program() -> None:
-    lowered = tiny.lowered("llama")
-    assert Legalize().apply(lowered) is lowered
-    assert isinstance(lowered, Program)
+def test_a_second_time_changes_nothing() -> None:
+    made = trt_bundle.program("llama")
+    assert Legalize().apply(made) is made
+
+
+def test_a_decoder_without_a_cache_is_refused() -> None:
+    with pytest.raises(PassError, match="RotaryEmbedding; TensorRT has no such operator at opset 17"):
+        Legalize().apply(tiny.lowered("llama"))

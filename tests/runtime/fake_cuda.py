@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.cuda import Cuda, Device
+from adaptc.runtime.cuda import Cuda
+from adaptc.runtime.device import Device
 from adaptc.runtime.errors import EngineError
 from tests.runtime import cpu_kernels
 

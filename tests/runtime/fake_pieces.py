@@ -68,7 +68,10 @@ class FakePieces:
 
 
 def _array(address: int, shape: Sequence[int | str], dtype: str, sizes: Mapping[str, int]) -> Any:
-    known = [size if isinstance(size, int) else sizes[size] for size in shape]
-    count = int(np.prod(known)) * np.dtype(dtype).itemsize
-    raw = (ctypes.c_byte * count).from_address(address)
-    return np.frombuffer(memoryview(raw), np.dtype(dtype)).reshape(known)
+    return array_at(address, [size if isinstance(size, int) else sizes[size] for size in shape], np.dtype(dtype))
+
+
+def array_at(address: int, shape: Sequence[int], dtype: np.dtype[Any]) -> Any:
+    """The array that lies at an address."""
+    raw = (ctypes.c_byte * (int(np.prod(shape)) * dtype.itemsize)).from_address(address)
+    return np.frombuffer(memoryview(raw), dtype).reshape(shape)

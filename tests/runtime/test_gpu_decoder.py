@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adaptc.datafile import write_graphs
-from adaptc.passes import Pipeline
+from adaptc.passes import Pipeline, gating
 from adaptc.passes.branch import Branch
 from adaptc.passes.float_weights import FloatWeights
 from adaptc.runtime import RequestError, Sampling, Session
@@ -21,12 +21,19 @@ from adaptc.runtime.gpu_decoder import GpuDecoder
 from adaptc.runtime.manifest import GateSpec
 from adaptc.runtime.ort import OrtEngine
 from adaptc.runtime.regions import Regions
-from tests import skipping, trt_bundle
+from tests import skipping, tiny, trt_bundle
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_pieces import FakePieces
 
 IDS = [3, 17, 42, 9, 11, 5, 23, 1, 1, 44, 2]
 GATES = trt_bundle.GATES
+
+ATTENTION = ["product", "region_2", "product"]
+BLOCK = ["product", "region_4", "product"]
+FIRST = ["region", *ATTENTION, "region_3", *BLOCK]
+"""The first of three layers, which has no gate; the others have one before their block."""
+SECOND = THIRD = ["region_5", *ATTENTION, "region_6"]
+LAST = ["head", "product", "highest", "choose", "write_kv"]
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +114,8 @@ def test_scores_are_those_of_the_cpu(gpu: Gpu, cpu: Session, budget: float) -> N
 def test_a_step_is_captured_once_and_another_budget_needs_no_capture(bundle: Any) -> None:
     gpu = Gpu(bundle)
     gpu.session.generate(IDS[:3], max_new_tokens=8, budget=0.5)
-    assert gpu.captured()[-1] == [
-        *("begin_step", "region", "decide", "if[2]", "region_2", "decide", "if[2]", "region_3"),
-        *("head", "highest", "choose", "write_kv"),
-    ]
+    gate = ["decide", "if[2]"]
+    assert gpu.captured()[-1] == ["begin_step", *FIRST, *SECOND, *gate, *THIRD, *gate, "region_7", *LAST]
     count = len(gpu.cuda.graphs)
     gpu.session.generate(IDS[:3], max_new_tokens=8, budget=0.1)
     assert len(gpu.cuda.graphs) == count
@@ -119,8 +124,7 @@ def test_a_step_is_captured_once_and_another_budget_needs_no_capture(bundle: Any
 def test_a_dense_step_has_no_gates(bundle: Any) -> None:
     gpu = Gpu(bundle)
     gpu.session.generate(IDS[:3], max_new_tokens=4)
-    blocks = ["region", "block", "region_2", "block", "region_3"]
-    assert gpu.captured() == [["begin_step", *blocks, "head", "highest", "choose", "write_kv"]]
+    assert gpu.captured() == [["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, *BLOCK, "region_7", *LAST]]
 
 
 def test_the_next_step_is_launched_before_the_last_token_is_read(bundle: Any) -> None:
@@ -135,7 +139,7 @@ def test_a_static_policy_is_a_mask_without_conditions(bundle: Any) -> None:
     gpu.decoder._constants = [1.0, 0.0]  # as two gates that say the same for every token
     gpu.decoder.prefill(0, np.array(IDS), threshold=0.5)
     gpu.decoder.decode([1])
-    assert gpu.captured()[-1][1:6] == ["region", "block", "region_2", "cheap", "region_3"]
+    assert gpu.captured()[-1] == ["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, "cheap", "region_7", *LAST]
     assert gpu.decoder._ran.tolist() == [True, False]
 
 
@@ -147,6 +151,26 @@ def test_without_conditional_nodes_the_host_asks_each_gate(bundle: Any, cpu: Ses
     assert not any("if[2]" in graph for graph in gpu.captured())
 
 
+def test_blocks_that_nothing_stands_in_for_leave_their_products_out_by_themselves(tmp_path: Path) -> None:
+    graph = gating.static(tiny.fx("llama"), {1: 1.0, 2: -1.0}, {})
+    gpu = Gpu(trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph)), driver=12000)
+    assert gpu.decoder.conditional  # though this driver has no conditional nodes
+
+    def logits() -> np.ndarray:
+        gpu.decoder.prefill(0, np.array(IDS), threshold=0.0)
+        return np.stack([gpu.decoder.decode([token])[0].copy() for token in (1, 5, 9)])
+
+    found = logits()
+    assert gpu.decoder._ran.tolist() == [True, False]
+    step = gpu.captured()[-1]
+    assert step.count("decide") == 2
+    assert not any(name.startswith("if") for name in step)
+    gpu.decoder.force = (True, False)
+    np.testing.assert_array_equal(found, logits())
+    gpu.decoder.force = (True, True)
+    assert not np.array_equal(found, logits())
+
+
 def test_closing_frees_everything(bundle: Any) -> None:
     gpu = Gpu(bundle)
     gpu.session.generate(IDS[:3], max_new_tokens=4, budget=0.5)
@@ -154,6 +178,16 @@ def test_closing_frees_everything(bundle: Any) -> None:
     gpu.session.close()
     assert not gpu.cuda.live
     assert gpu.pieces.closed
+
+
+def test_a_long_part_of_a_prompt_is_multiplied_by_engines(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adaptc.runtime.products.ROWS", 4)
+    gpu = Gpu(bundle)
+    gpu.decoder.prefill(0, np.array(IDS))
+    assert "product_2" in gpu.cuda.log  # as the graph is called; the kernel is called "product"
+    gpu.cuda.log.clear()
+    gpu.decoder.decode([1])
+    assert "product_2" not in gpu.cuda.log
 
 
 def test_memory_is_taken_once(bundle: Any) -> None:

@@ -1,0 +1,58 @@
+"""The nodes of a region in the order their pieces run: what comes before a product, the product, what follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from adaptc.passes.emit import PRODUCT
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Nodes that become one piece.
+
+    Attributes:
+        nodes: In the graph's order.
+        product: Whether they are one product with a weight.
+    """
+
+    nodes: tuple[ir.Node, ...]
+    product: bool = False
+
+
+def in_stages(nodes: Sequence[ir.Node]) -> list[Part]:
+    """Parts in an order in which each finds what it reads.
+
+    A product is a part of its own, in an odd stage; all else that needs the same number of products before it is one
+    part, in an even stage.
+
+    Args:
+        nodes: Of one region, in an order in which they can run; marked with `PRODUCT` by `legalize`.
+    """
+    stages: dict[ir.Node, int] = {}
+    parts: dict[tuple[int, str], list[ir.Node]] = {}
+    for node in nodes:
+        product = _product(node)
+        stage = int(bool(product))
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer in stages:
+                stage = max(stage, stages[producer] + _cuts(_product(producer), product))
+        stages[node] = stage
+        parts.setdefault((stage, product), []).append(node)
+    return [Part(tuple(parts[key]), bool(key[1])) for key in sorted(parts, key=lambda key: key[0])]
+
+
+def _product(node: ir.Node) -> str:
+    """The product that a node belongs to; "" if to none."""
+    return node.metadata_props.get(PRODUCT, "")
+
+
+def _cuts(before: str, after: str) -> int:
+    """Stages from a node to one that reads it: a product's inputs and its result are each in another piece."""
+    if before == after:
+        return 0
+    return 2 if before and after else 1
