@@ -8,7 +8,8 @@ How many blocks are skipped needs no penalty: each step draws a share and takes 
 are trained for every budget at once, and the shares on a card are measured, not hoped for.
 
 Gates are fitted, never trained by gradients through a threshold: with the straight-through estimate 1900 steps on
-SmolLM2-135M left them worse than at the start (×1.27 of dense perplexity at 25 % skipped; `docs/results`).
+SmolLM2-135M left them worse than at the start, at ×1.27 of dense perplexity with 25 % skipped
+(docs/results/smollm2-skip.md).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
     golden("branch/llama", str(skipping.branched("llama")))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral-window", "gemma2", "gemma3"])
 def test_equals_eager(family: str) -> None:
     """A dense prompt, then tokens one by one under a threshold that some gates pass, against the FX graph."""
     low_rank = family in ("llama", "gemma2")

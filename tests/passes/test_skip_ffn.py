@@ -104,9 +104,11 @@ def test_learned_equals_eager(family: str, tmp_path: Path) -> None:
         stem = f"model.layers.{layer}.skip"
         if layer not in (1, 2):
             return full
-        w = {leaf: weights[f"{stem}.{leaf}"] for leaf in ("gate.weight", "gate.bias", "cheap.a", "cheap.b")}
-        cheap = torch.nn.functional.silu(x @ w["cheap.a"].T) @ w["cheap.b"].T + weights[f"{stem}.cheap.bias"]
-        runs = (state @ w["gate.weight"] + w["gate.bias"]) >= torch.from_numpy(threshold)[..., None]
+        gate, up, down, bias = (weights[f"{stem}.cheap.{leaf}"] for leaf in ("gate", "up", "down", "bias"))
+        cheap = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T + bias
+        runs = (state @ weights[f"{stem}.gate.weight"] + weights[f"{stem}.gate.bias"]) >= torch.from_numpy(threshold)[
+            ..., None
+        ]
         return torch.where(runs, full, cheap)
 
     graph = one(SkipFfn(gates=str(path)).apply(program(family)))
@@ -213,7 +215,7 @@ def test_lowered_it_computes_the_same(policy: Any, tmp_path: Path) -> None:
 
 def test_gptq_takes_gated_graphs(tmp_path: Path) -> None:
     result = Gptq(block_size=16).apply(SkipFfn(gates=str(gates_file(tmp_path))).apply(program()))
-    assert "model.layers.1.skip.cheap.a" in result.blocks
+    assert "model.layers.1.skip.cheap.gate" in result.blocks
     assert "model.layers.1.skip.gate.weight" not in result.blocks
 
 
@@ -303,7 +305,7 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
     [
         ({"blocks": 4}, "a model with 4 layers; this one has 3"),
         ({"layers": (0, 1)}, r"model\.layers\.0\.skip.*missing"),
-        ({"rank": 8}, r"cheap\.a: \[4, 32\]; shape \[8, 32\]"),
+        ({"rank": 8}, r"cheap\.gate: \[4, 32\]; shape \[8, 32\]"),
         ({"thresholds": ((0.1, 0.5), (0.6, -0.5))}, "rising"),
     ],
 )
