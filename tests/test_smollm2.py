@@ -50,6 +50,17 @@ def fp32(cache: Path) -> Path:
     return build(cache, "fp32")
 
 
+def score(bundle: Path) -> float:
+    """Mean log probability of the text's tokens."""
+    with runtime.load(bundle) as session:
+        return float(session.score(TEXT).mean())
+
+
+@pytest.fixture(scope="module")
+def in_full(fp32: Path) -> float:
+    return score(fp32)
+
+
 @pytest.fixture(scope="module")
 def int4(cache: Path) -> Path:
     return build(cache, "int4")
@@ -66,8 +77,8 @@ def test_fp32_is_the_source_model(fp32: Path) -> None:
 def test_fp32_writes_the_same_64_tokens(fp32: Path) -> None:
     bundle = runtime.open_bundle(fp32)
     model, reference = BundleModel(bundle), Reference(source_of(bundle, SPEC.parent))
-    for prompt in prompts_of(bundle)[:2]:
-        assert model.greedy(prompt, 64) == reference.greedy(prompt, 64)
+    prompt = prompts_of(bundle)[0]
+    assert model.greedy(prompt, 64) == reference.greedy(prompt, 64)
     model.close()
 
 
@@ -77,13 +88,9 @@ def test_int4_knows_the_capital_of_france(int4: Path) -> None:
 
 
 @pytest.mark.parametrize(("weights", "at_most"), [("int8", 1.01), ("int4", 1.12)])
-def test_fewer_bits_predict_nearly_as_well(weights: str, at_most: float, cache: Path, fp32: Path) -> None:
-    scores = []
-    for bundle in (fp32, build(cache, weights)):
-        with runtime.load(bundle) as session:
-            scores.append(float(session.score(TEXT).mean()))
+def test_fewer_bits_predict_nearly_as_well(weights: str, at_most: float, cache: Path, in_full: float) -> None:
     # Measured on this text: 1.006 and 1.085. docs/results has WikiText-2, where the targets are 1.005 and 1.05.
-    assert np.exp(scores[0] - scores[1]) < at_most
+    assert np.exp(in_full - score(build(cache, weights))) < at_most
 
 
 def test_the_second_compile_takes_seconds(int4: Path, cache: Path) -> None:

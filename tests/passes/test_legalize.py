@@ -17,7 +17,7 @@ from tests.close import HALF, assert_close
 
 Arrays = dict[str, npt.NDArray[Any]]
 SLOTS = 16
-FAMILIES = ("llama", "llama-yarn", "qwen2", "qwen3", "mistral-window", "gemma2", "gemma3")
+FAMILIES = ("llama", "llama-yarn", "qwen2", "qwen3", "mistral-window", "gemma3")
 
 
 def drive(graph: OnnxGraph, run: Any, ids: npt.NDArray[Any], threshold: float | None = None) -> npt.NDArray[Any]:
