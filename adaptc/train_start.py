@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
-from torch import fx
 
 from adaptc.graph import FxGraph
 from adaptc.passes.gating import FfnBlock, parameters
+from adaptc.passes.importance import ROWS, sensitivities
 
 Ids = npt.NDArray[np.int64]
-ROWS = 4
-
 BATCH = 4096
 """Tokens in a step of fitting a cheap path; it goes over all of them a hundred times at most."""
 
@@ -181,37 +178,15 @@ def _seen(
 
     Each is a list by block of float32 [tokens, width]; see `adaptc.passes.importance.ffn_importance`.
     """
-    wanted = {node for block in blocks for node in (block.state, block.normed)}
-    results = {block.result: place for place, block in enumerate(blocks)}
+    wanted = {node for block in blocks for node in (block.state, block.normed, block.result)}
     random = torch.Generator(device).manual_seed(seed)
-    module = graph.module.to(device)
-    found: tuple[list[Any], ...] = tuple([[] for _ in blocks] for _ in range(4))
-
-    class Walk(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in results:
-                probe = torch.zeros_like(value, requires_grad=True)
-                kept[n] = (value.detach(), probe)
-                return value + probe
-            if n in wanted:
-                kept[n] = value.detach()
-            return value
-
+    graph.module.to(device)
+    found: tuple[list[list[torch.Tensor]], ...] = tuple([[] for _ in blocks] for _ in range(4))
     for at in range(0, len(ids), ROWS):
         part = ids[at : at + ROWS]
-        kept: dict[fx.Node, Any] = {}
-        feeds = {
-            "input_ids": torch.from_numpy(part).to(device),
-            "position_ids": torch.arange(part.shape[1], device=device).expand(part.shape),
-        }
-        with torch.enable_grad():
-            [logits] = Walk(module).run(*(feeds[name] for name in graph.inputs))
-            logits = logits.float().flatten(0, 1)
-            drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=random).flatten()
-            torch.autograd.backward(F.cross_entropy(logits, drawn, reduction="sum"))
+        values, slopes = sensitivities(graph, part, {block.result for block in blocks}, wanted, random)
         for place, block in enumerate(blocks):
-            value, probe = kept[block.result]
-            for into, each in zip(found, (kept[block.state], kept[block.normed], value, probe.grad), strict=True):
+            kept = (values[block.state], values[block.normed], values[block.result], slopes[block.result])
+            for into, each in zip(found, kept, strict=True):
                 into[place].append(each[:, warmup:].flatten(0, 1).float())
     return tuple([torch.cat(parts) for parts in lists] for lists in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -47,32 +48,53 @@ def fisher(graph: FxGraph, ids: Ids, changes: Mapping[fx.Node, fx.Node | None], 
         changes: A node, and the earlier node whose value takes its place; None for zero.
         seed: Of the drawn text.
     """
-    places = {node: place for place, node in enumerate(changes)}
     wanted = {*changes, *(node for node in changes.values() if node is not None)}
     random = torch.Generator().manual_seed(seed)
     total = np.zeros(len(changes))
     for part in _parts(ids):
-        probes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        seen: dict[fx.Node, torch.Tensor] = {}
-
-        def probe(node: fx.Node, value: torch.Tensor, probes: Any = probes, seen: Any = seen) -> torch.Tensor:
-            if node in places:
-                instead = changes[node]
-                lost = value.detach() if instead is None else value.detach() - seen[instead]
-                nudge = torch.zeros_like(value, requires_grad=True)
-                probes[places[node]] = (nudge, lost)
-                value = value + nudge
-            seen[node] = value.detach()
-            return value
-
-        with torch.enable_grad():
-            logits = _walk(graph, part, wanted, probe).float()
-            drawn = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=random).flatten()
-            torch.autograd.backward(F.cross_entropy(logits.flatten(0, 1), drawn, reduction="sum"))
-        for place, (nudge, value) in probes.items():
-            assert nudge.grad is not None
-            total[place] += float((nudge.grad * value).sum(-1).square().sum()) / 2
+        values, slopes = sensitivities(graph, part, set(changes), wanted, random)
+        for place, (node, instead) in enumerate(changes.items()):
+            lost = values[node] if instead is None else values[node] - values[instead]
+            total[place] += float((slopes[node] * lost).sum(-1).square().sum()) / 2
     return [float(each) for each in total / ids.size]
+
+
+def sensitivities(
+    graph: FxGraph,
+    ids: Ids,
+    nodes: AbstractSet[fx.Node],
+    wanted: AbstractSet[fx.Node],
+    random: torch.Generator,
+    threshold: torch.Tensor | None = None,
+) -> tuple[dict[fx.Node, torch.Tensor], dict[fx.Node, torch.Tensor]]:
+    """Values, and how the negative log likelihood of a text drawn from the model's own predictions depends on some.
+
+    Args:
+        graph: A captured decoder.
+        ids: int64 [sequences, tokens], read at once.
+        nodes: Whose values the gradient is taken by.
+        wanted: Whose values are given, those of `nodes` among them.
+        random: Draws the text; on the device where the graph's weights are.
+        threshold: What gates are compared with, float32 [sequences, tokens]; for a graph with gates.
+
+    Returns:
+        Values of `wanted`, and gradients of the sum over tokens by `nodes`.
+    """
+    values: dict[fx.Node, torch.Tensor] = {}
+    nudges: dict[fx.Node, torch.Tensor] = {}
+
+    def note(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
+        values[node] = value.detach()
+        if node in nodes:
+            nudges[node] = torch.zeros_like(value, requires_grad=True)
+            value = value + nudges[node]
+        return value
+
+    with torch.enable_grad():
+        logits = _walk(graph, ids, wanted, note, threshold, random.device).float().flatten(0, 1)
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=random).flatten()
+        slopes = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), list(nudges.values()))
+    return values, dict(zip(nudges, slopes, strict=True))
 
 
 def ffn_cosines(graph: FxGraph, ids: Ids) -> list[float]:
@@ -91,10 +113,7 @@ def ffn_cosines(graph: FxGraph, ids: Ids) -> list[float]:
 def states(graph: FxGraph, ids: Ids, wanted: set[fx.Node]) -> Iterator[dict[fx.Node, torch.Tensor]]:
     """The values of some nodes, for some sequences at a time."""
     for part in _parts(ids):
-        seen: dict[fx.Node, torch.Tensor] = {}
-        with torch.no_grad():
-            _walk(graph, part, wanted, lambda node, value, seen=seen: seen.setdefault(node, value))  # type: ignore[misc]
-        yield seen
+        yield _values(graph, part, wanted)
 
 
 def decisions(graph: FxGraph, ids: Ids, threshold: float, warmup: int) -> npt.NDArray[np.bool_]:
@@ -107,18 +126,13 @@ def decisions(graph: FxGraph, ids: Ids, threshold: float, warmup: int) -> npt.ND
         warmup: Positions at the start of a sequence where every block runs.
     """
     gates = [node for node in graph.module.graph.nodes if node.target is torch.ops.adaptc.skip.default]
-    places = {gate: place for place, gate in enumerate(gates)}
+    logits = [gate.all_input_nodes[0] for gate in gates]
     found = []
     for part in _parts(ids):
-        ran: list[Any] = [None] * len(gates)
-
-        def note(node: fx.Node, value: torch.Tensor, ran: list[Any] = ran) -> torch.Tensor:
-            ran[places[node]] = value
-            return value
-
-        with torch.no_grad():
-            _walk(graph, part, set(gates), note, levels(part.shape, threshold, warmup))
-        found.append(np.stack(ran)[:, :, warmup:].reshape(len(gates), -1))
+        at = levels(part.shape, threshold, warmup)
+        seen = _values(graph, part, set(logits), at)
+        ran = np.stack([(seen[logit] >= at).expand(at.shape) for logit in logits])
+        found.append(ran[:, :, warmup:].reshape(len(gates), -1))
     return np.concatenate(found, 1)
 
 
@@ -133,27 +147,34 @@ def _parts(ids: Ids) -> Iterator[Ids]:
     yield from (ids[at : at + ROWS] for at in range(0, len(ids), ROWS))
 
 
-def _walk(graph: FxGraph, ids: Ids, wanted: set[fx.Node], seen: Seen, threshold: torch.Tensor | None = None) -> Any:
-    """Run a graph on token ids; `seen` sees the wanted nodes' values and may change them. Gives the logits.
+def _values(
+    graph: FxGraph, ids: Ids, wanted: AbstractSet[fx.Node], threshold: torch.Tensor | None = None
+) -> dict[fx.Node, torch.Tensor]:
+    values: dict[fx.Node, torch.Tensor] = {}
+    with torch.no_grad():
+        _walk(graph, ids, wanted, values.setdefault, threshold)
+    return values
 
-    Of a gate it sees whether the block runs, bool [batch, tokens].
-    """
+
+def _walk(
+    graph: FxGraph,
+    ids: Ids,
+    wanted: AbstractSet[fx.Node],
+    seen: Seen,
+    threshold: torch.Tensor | None = None,
+    device: torch.device | None = None,
+) -> Any:
+    """Run a graph on token ids; `seen` sees the wanted nodes' values and may change them. Gives the logits."""
 
     class Walk(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if n not in wanted:
-                return value
-            if n.target is torch.ops.adaptc.skip.default:
-                logit, level = (self.env[source] for source in n.all_input_nodes[:2])
-                seen(n, (logit >= level).expand(level.shape))
-                return value
-            return seen(n, value)
+            return seen(n, value) if n in wanted else value
 
     rows, tokens = ids.shape
     feeds = {
-        "input_ids": torch.from_numpy(ids),
-        "position_ids": torch.arange(tokens).expand(rows, tokens),
+        "input_ids": torch.from_numpy(ids).to(device),
+        "position_ids": torch.arange(tokens, device=device).expand(rows, tokens),
         THRESHOLD: threshold,
         **no_images(),
     }
