@@ -93,3 +93,32 @@ def check_array(specs: Mapping[str, TensorSpec], name: str, array: Array) -> Non
         raise EngineError(f"{name}: {array.dtype}{list(shape)}; {needed} is needed")
     if not array.flags.c_contiguous:
         raise EngineError(f"{name}: the array is not C-contiguous")
+
+
+class Bound:
+    """The arrays a step is bound to, checked: the base of engines' steps that keep arrays by name.
+
+    Attributes:
+        feeds: One for each input.
+        outputs: One for each output.
+    """
+
+    def __init__(self, engine: Engine, feeds: Arrays, outputs: Arrays) -> None:
+        """Take them.
+
+        Raises:
+            EngineError: as `Engine.bind`.
+        """
+        check_complete(engine.inputs, feeds)
+        check_complete(engine.outputs, outputs)
+        self._specs = {s.name: s for s in engine.inputs}, {s.name: s for s in engine.outputs}
+        self.feeds: dict[str, Array] = {}
+        self.outputs: dict[str, Array] = {}
+        self.rebind(feeds, outputs)
+
+    def rebind(self, feeds: Arrays, outputs: Arrays) -> None:
+        """See `Step.rebind`."""
+        for specs, arrays, bound in zip(self._specs, (feeds, outputs), (self.feeds, self.outputs), strict=True):
+            for name, array in arrays.items():
+                check_array(specs, name, array)
+                bound[name] = array

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from adaptc.runtime.engine import Array, Arrays, Step, check_array, check_complete
+from adaptc.runtime.engine import Arrays, Bound, Step
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.manifest import TensorSpec
 
@@ -21,32 +21,19 @@ class FakeEngine:
 
     def bind(self, feeds: Arrays, outputs: Arrays) -> Step:
         """See `Engine.bind`."""
-        check_complete(self.inputs, feeds)
-        check_complete(self.outputs, outputs)
-        step = _FakeStep(self)
-        step.rebind(feeds, outputs)
-        return step
+        return _FakeStep(self, feeds, outputs)
 
     def close(self) -> None:
         """See `Engine.close`."""
         self.function = None
 
 
-class _FakeStep:
-    def __init__(self, engine: FakeEngine) -> None:
+class _FakeStep(Bound):
+    def __init__(self, engine: FakeEngine, feeds: Arrays, outputs: Arrays) -> None:
+        super().__init__(engine, feeds, outputs)
         self._engine = engine
-        self._specs = {s.name: s for s in engine.inputs}, {s.name: s for s in engine.outputs}
-        self._feeds: dict[str, Array] = {}
-        self._outputs: dict[str, Array] = {}
 
     def __call__(self) -> None:
         if self._engine.function is None:
             raise EngineError("fake engine: closed")
-        self._engine.function(self._feeds, self._outputs)
-
-    def rebind(self, feeds: Arrays, outputs: Arrays) -> None:
-        both = ((self._specs[0], feeds, self._feeds), (self._specs[1], outputs, self._outputs))
-        for specs, arrays, bound in both:
-            for name, array in arrays.items():
-                check_array(specs, name, array)
-                bound[name] = array
+        self._engine.function(self.feeds, self.outputs)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.engine import Array, Arrays, Step, check_array, check_complete
+from adaptc.runtime.engine import Arrays, Bound, Step
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.manifest import TensorSpec
 
@@ -57,11 +57,7 @@ class GpuEngine:
 
     def bind(self, feeds: Arrays, outputs: Arrays) -> Step:
         """See `Engine.bind`."""
-        check_complete(self.inputs, feeds)
-        check_complete(self.outputs, outputs)
-        step = _GpuStep(self)
-        step.rebind(feeds, outputs)
-        return step
+        return _GpuStep(self, feeds, outputs)
 
     def run(self, feeds: Arrays, outputs: Arrays) -> None:
         """Run over arrays whose rows are at most `rows`.
@@ -88,25 +84,16 @@ class GpuEngine:
             self._cuda.close()
 
 
-class _GpuStep:
+class _GpuStep(Bound):
     """Arrays, and the engine that runs over them."""
 
-    def __init__(self, engine: GpuEngine) -> None:
+    def __init__(self, engine: GpuEngine, feeds: Arrays, outputs: Arrays) -> None:
+        super().__init__(engine, feeds, outputs)
         self._engine = engine
-        self._specs = {s.name: s for s in engine.inputs}, {s.name: s for s in engine.outputs}
-        self._feeds: dict[str, Array] = {}
-        self._outputs: dict[str, Array] = {}
 
     def __call__(self) -> None:
         most = self._engine.rows
-        for start in range(0, len(next(iter(self._feeds.values()))), most):
+        for start in range(0, len(next(iter(self.feeds.values()))), most):
             part = slice(start, start + most)
-            feeds = {name: array[part] for name, array in self._feeds.items()}
-            self._engine.run(feeds, {name: array[part] for name, array in self._outputs.items()})
-
-    def rebind(self, feeds: Arrays, outputs: Arrays) -> None:
-        both = ((self._specs[0], feeds, self._feeds), (self._specs[1], outputs, self._outputs))
-        for specs, arrays, bound in both:
-            for name, array in arrays.items():
-                check_array(specs, name, array)
-                bound[name] = array
+            feeds = {name: array[part] for name, array in self.feeds.items()}
+            self._engine.run(feeds, {name: array[part] for name, array in self.outputs.items()})
