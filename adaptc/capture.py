@@ -84,10 +84,7 @@ def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule,
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     attention.register()
-    small = copy.deepcopy(config)
-    small.num_hidden_layers = len(kinds)
-    if getattr(small, "layer_types", None):
-        small.layer_types = list(kinds)
+    small = shallow(config, kinds)
     # Parameters are allocated but never written, so their pages never exist; computed buffers are real.
     with initialization.no_init_weights():
         model = AutoModelForCausalLM.from_config(small, attn_implementation=attention.NAME, dtype=torch.float32).eval()
