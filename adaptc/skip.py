@@ -46,8 +46,10 @@ def _save(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> N
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     logit, threshold, full, cheap = ctx.saved_tensors
     runs = (logit >= threshold)[..., None]
-    soft = torch.sigmoid(logit - threshold)  # 1, with no slope, where the threshold is -inf
-    slope = soft * (1 - soft) * (gradient * (full - cheap)).sum(-1)
+    slope = None
+    if ctx.needs_input_grad[0]:  # trained gates are fitted, and need none
+        soft = torch.sigmoid(logit - threshold)  # 1, with no slope, where the threshold is -inf
+        slope = soft * (1 - soft) * (gradient * (full - cheap)).sum(-1)
     return slope, None, gradient * runs, gradient * ~runs
 
 
