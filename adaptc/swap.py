@@ -101,10 +101,9 @@ def _made(
     """Weights in the form the target has them, by the names of the graph's constants, fused or not."""
     import torch
 
+    stems = [name.removesuffix(".down") for name in weights if name.endswith(".cheap.down")]
     fused = {
-        f"{name[:-5]}.gate_up_proj.weight": torch.cat([weights[f"{name[:-5]}.gate"], weights[f"{name[:-5]}.up"]])
-        for name in weights
-        if name.endswith(".cheap.down")
+        f"{stem}.gate_up_proj.weight": torch.cat([weights[f"{stem}.gate"], weights[f"{stem}.up"]]) for stem in stems
     }
     found: dict[str, Array] = {}
     for name, weight in {**weights, **fused}.items():
