@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -23,7 +22,7 @@ from adaptc.replay import is_under
 from adaptc.runtime.profile import read_profile, wilson
 from adaptc.sources import find_source
 from adaptc.spec import ModelSpec, read_spec
-from tests import views
+from tests import touched, views
 from tests.close import ENGINE, assert_close
 
 WHOLE = tuple(views.MODALITIES)
@@ -66,13 +65,7 @@ def test_every_subset_of_the_bundle_equals_eager(compiled: Path) -> None:
 def test_weights_of_what_is_left_out_are_not_touched(compiled: Path, tmp_path: Path) -> None:
     """With every weight of the image's encoder broken, subsets without it say the same; with it, nonsense."""
     shutil.copytree(compiled / "bundle", tmp_path / "b")
-    model = onnx.load(tmp_path / "b/graphs/views.encode.image.onnx", load_external_data=False)
-    with (tmp_path / "b/graphs/views.data").open("r+b") as file:
-        for tensor in model.graph.initializer:
-            place = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
-            if place:
-                file.seek(place["offset"])
-                file.write(b"\xff" * place["length"])
+    touched.break_weights(tmp_path / "b/graphs/views.encode.image.onnx", tmp_path / "b/graphs/views.data")
     given = views.feeds(3)
     with runtime.load_modal(tmp_path / "b", verify=False) as session:
         for subset in (("text",), ("sound",), ("text", "sound")):
@@ -84,24 +77,18 @@ def test_weights_of_what_is_left_out_are_not_touched(compiled: Path, tmp_path: P
 
 def test_only_the_subsets_nodes_are_executed(compiled: Path, tmp_path: Path) -> None:
     """By ONNX Runtime's own profile of every graph that a subset loads."""
-    import onnxruntime as ort
-
-    executed: set[str] = set()
+    ran: set[str] = set()
     with runtime.load_modal(compiled / "bundle") as session:
         session.infer(views.feeds(2), modalities=("text",))
         loaded = session.graphs.loaded
     features = {"ids": views.feeds(2)["ids"], "mask": views.feeds(2)["mask"]}
     for graph in loaded:
-        options = ort.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(tmp_path / graph.replace("+", "-"))
-        engine = ort.InferenceSession(compiled / f"bundle/graphs/{graph}.onnx", options)
+        engine = touched.profiled(compiled / f"bundle/graphs/{graph}.onnx", tmp_path / graph.replace("+", "-"))
         names = [output.name for output in engine.get_outputs()]
         features = dict(zip(names, engine.run(names, features), strict=True))
-        events = json.loads(Path(engine.end_profiling()).read_text())
-        executed |= {event["name"] for event in events if event["cat"] == "Node"}
-    assert any(name.startswith("words") for name in executed)
-    assert not any(name.startswith(("image", "sound")) for name in executed)
+        ran |= touched.executed(engine)
+    assert any(name.startswith("words") for name in ran)
+    assert not any(name.startswith(("image", "sound")) for name in ran)
 
 
 def test_load_gives_a_modal_session_too(compiled: Path) -> None:

@@ -25,7 +25,7 @@ from adaptc.runtime.decoder import Decoder
 from adaptc.sources import SUPPORTED, find_source
 from adaptc.spec import ModelSpec, read_spec
 from adaptc.verify import parity_of
-from tests import vlm
+from tests import touched, vlm
 from tests.close import ENGINE, assert_close
 
 FAMILIES = ("llava", "smolvlm", "qwen2_vl")
@@ -187,13 +187,7 @@ def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made
     """With every weight of the encoder broken a request without its image says the same; with it, it fails."""
     model, _, bundle = made("llava")
     shutil.copytree(bundle, tmp_path / "b")
-    encoder = onnx.load(tmp_path / "b/graphs/lm.encode.image.onnx", load_external_data=False)
-    with (tmp_path / "b/graphs/lm.data").open("r+b") as file:
-        for tensor in encoder.graph.initializer:
-            place = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
-            if place:
-                file.seek(place["offset"])
-                file.write(b"\xff" * place["length"])
+    touched.break_weights(tmp_path / "b/graphs/lm.encode.image.onnx", tmp_path / "b/graphs/lm.data")
     with runtime.load(tmp_path / "b", threads=1, verify=False) as session:
         short, images = ids_of(session, vlm.pixels(1), wide=False), vlm.pixels(1)
         answer = session.generate(short, images=images, modalities=["text"], max_new_tokens=8)
@@ -206,13 +200,8 @@ def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made
 
 def test_no_node_of_the_tower_is_executed_without_images(made: Callable[[str], Made], tmp_path: Path) -> None:
     """By ONNX Runtime's own profile of the one graph that a text runs."""
-    import onnxruntime as ort
-
     _, _, bundle = made("llava")
-    options = ort.SessionOptions()
-    options.enable_profiling = True
-    options.profile_file_prefix = str(tmp_path / "p")
-    engine = ort.InferenceSession(bundle / "graphs/lm.onnx", options)
+    engine = touched.profiled(bundle / "graphs/lm.onnx", tmp_path / "p")
     sizes = {"batch": 1, "tokens": 4, "places": 0}
     kinds = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
     feeds = {
@@ -223,10 +212,9 @@ def test_no_node_of_the_tower_is_executed_without_images(made: Callable[[str], M
     }
     feeds |= {"seqlens_k": np.array([3], np.int32), "total_sequence_length": np.array(4, np.int32)}
     engine.run(None, feeds)
-    events = json.loads(Path(engine.end_profiling()).read_text())
-    executed = {event["name"] for event in events if event["cat"] == "Node"}
-    assert any("language_model" in name for name in executed)
-    assert not any("vision_tower" in name or "projector" in name for name in executed)
+    ran = touched.executed(engine)
+    assert any("language_model" in name for name in ran)
+    assert not any("vision_tower" in name or "projector" in name for name in ran)
 
 
 def test_weights_are_held_once(made: Callable[[str], Made]) -> None:

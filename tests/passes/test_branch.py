@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from adaptc.graph import OnnxGraph
@@ -18,7 +16,7 @@ from adaptc.passes.branch import Branch
 from adaptc.passes.float_weights import FloatWeights
 from adaptc.passes.quantize import Quantize
 from adaptc.program import Program
-from tests import skipping, tiny
+from tests import skipping, tiny, touched
 from tests.close import ENGINE, assert_close
 
 RUN, SKIP = np.float32(-np.inf), np.float32(np.inf)
@@ -105,14 +103,10 @@ def test_a_skipped_block_runs_nothing_of_it(low_rank: bool, tmp_path: Path) -> N
 
 def executed(graph: OnnxGraph, threshold: np.float32, folder: Path) -> set[str]:
     """Modules of the feed-forwards' MatMulNBits nodes that ran in one decode step."""
-    options = ort.SessionOptions()
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "profile")
     content = ir.to_proto(ir.external_data.load_to_model(graph.model.clone())).SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = touched.profiled(content, folder / "profile")
     session.run(None, feeds(graph, np.array([[5]]), np.array([[threshold]]), None, 0))
-    events = json.loads(Path(session.end_profiling()).read_text())
-    ran = {e["name"].removesuffix("_kernel_time") for e in events if e["name"].endswith("_kernel_time")}
+    ran = {name.removesuffix("_kernel_time") for name in touched.executed(session) if name.endswith("_kernel_time")}
     assert any("lm_head" in name for name in ran)
     return {name.rpartition("/")[0] for name in ran if ".mlp." in name and "MatMulNBits" in name}
 
