@@ -23,6 +23,11 @@ def pytest_configure() -> None:
     """A shell lets what it runs in the background ignore Ctrl-C, and so would all that tests start to interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        # A core each: engines and torch start as many threads as there are cores, and wait for each other by spinning.
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
 
 
 @pytest.hookimpl(tryfirst=True)
