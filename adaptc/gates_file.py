@@ -57,7 +57,7 @@ def save_gates(card: Card, weights: Mapping[str, torch.Tensor], path: Path) -> N
     whose thresholds are exact, in float32.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     half = path.with_name(f".{path.name}.part")
     stored: dict[str, torch.Tensor] = {}
@@ -68,7 +68,7 @@ def save_gates(card: Card, weights: Mapping[str, torch.Tensor], path: Path) -> N
             stored |= {name: (value / scale).round().to(torch.int8), f"{name}{SCALE}": scale}
         else:
             stored[name] = value
-    save_file(stored, half, metadata={CARD: json.dumps(asdict(card))})
+    half.write_bytes(save(stored, metadata={CARD: json.dumps(asdict(card))}))  # save_file lets its owner alone read it
     os.replace(half, path)
 
 

@@ -40,11 +40,11 @@ class StitchCard:
 def save_stitches(card: StitchCard, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write stitches in float16; the file that was there stays until the new one is whole."""
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     half = path.with_name(f".{path.name}.part")
     stored = {name: tensor.detach().cpu().contiguous().to(torch.float16) for name, tensor in weights.items()}
-    save_file(stored, half, metadata={CARD: json.dumps(asdict(card))})
+    half.write_bytes(save(stored, metadata={CARD: json.dumps(asdict(card))}))  # save_file lets its owner alone read it
     os.replace(half, path)
 
 

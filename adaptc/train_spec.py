@@ -77,9 +77,9 @@ def train_spec(spec: Spec, recipe: Recipe, sampled: int, place: Place, stage: St
     ids = program.samples[name]
     if sampled:
         ids = np.concatenate([ids, _drawn(spec, source, recipe, sampled, place, stage)])
-        # Both kinds of text shall be among what is held out.
-        rows = ids[: len(ids) // recipe.window * recipe.window].reshape(-1, recipe.window)
-        ids = np.random.default_rng(recipe.seed).permutation(rows).reshape(-1)
+    # Every kind of text shall be among what is held out, and among the tokens of the start.
+    rows = ids[: len(ids) // recipe.window * recipe.window].reshape(-1, recipe.window)
+    ids = np.random.default_rng(recipe.seed).permutation(rows).reshape(-1)
     trainer = Trainer(
         text_only(program.graph(name, FxGraph)),
         ids,
