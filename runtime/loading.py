@@ -16,6 +16,7 @@ from adaptc.runtime.infer import ModalSession
 from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest, PlanStep, SwitchStep
 from adaptc.runtime.modal_run import ModalGraphs
 from adaptc.runtime.ort import OrtEngine
+from adaptc.runtime.packed import check_packed
 from adaptc.runtime.profile import read_profile
 from adaptc.runtime.request import check_count
 from adaptc.runtime.routed import Routes, Top
@@ -79,6 +80,8 @@ def load(
         check_count("chunk", chunk)
         rows = gpu_decoder(bundle, batch, chunk, gates)
         return Session(rows, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
+    if verify:
+        check_packed(bundle.path / "graphs")
     engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
     modal, images = bundle.manifest.modal.get(name), _images(bundle, name, threads)
     return Session(
