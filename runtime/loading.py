@@ -7,7 +7,7 @@ from typing import cast
 
 from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import Bundle, open_bundle
-from adaptc.runtime.decoder import HIDDEN
+from adaptc.runtime.decoder import HIDDEN, Decoder
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.grid_images import GridImages
@@ -21,6 +21,7 @@ from adaptc.runtime.profile import read_profile
 from adaptc.runtime.request import check_count
 from adaptc.runtime.routed import Routes, Top
 from adaptc.runtime.router import Router, read_router
+from adaptc.runtime.rows import Rows
 from adaptc.runtime.session import Session
 from adaptc.runtime.tokenizer import Tokenizer
 
@@ -94,6 +95,26 @@ def load(
         modal=modal,
         images=images,
     )
+
+
+def load_rows(bundle: Bundle, threads: int | None = None, batch: int = 1, chunk: int = 512) -> Rows:
+    """The decoder of a bundle for ONNX Runtime by itself, its routes included: what a session writes with.
+
+    Args:
+        bundle: An opened bundle; its hashes are not looked at again.
+        threads: As for `load`.
+        batch: As for `load`.
+        chunk: As for `load`.
+
+    Raises:
+        BundleError: its plan is not one decoder.
+        EngineError: the engine is not installed or refuses a graph.
+        RequestError: the KV cache does not fit in memory.
+    """
+    name, graph, decoder = _decoder_graph(bundle.manifest, str(bundle.path))
+    engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
+    rows = Decoder(engine, decoder, batch, chunk, bundle.manifest.gates.get(name))
+    return rows if routes is None else routes.decoder(rows, chunk)
 
 
 def load_modal(
