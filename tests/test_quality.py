@@ -145,7 +145,7 @@ def test_the_command_fills_a_row_for_each_route(bundle: Bundle, tmp_path: Path) 
     assert shown.exit_code == 0, shown.stderr
     head, _, row = shown.stdout.splitlines()
     assert head == "| route | bytes a token | perplexity | letters | trivia |"
-    assert row.startswith("| short | 0 MB, 100.0% | ")
+    assert row.startswith("| short | 1 MB, 100.0% | ")
 
 
 def test_the_table_says_how_sure_it_is() -> None:
