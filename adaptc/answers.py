@@ -50,7 +50,7 @@ def read_prompts(path: Path) -> list[str]:
         RequestError: it cannot be read, or a line has neither.
     """
     prompts = []
-    for number, record in _lines(path):
+    for number, record in read_records(path):
         turns = record.get("turns")
         prompt = record.get("prompt", turns[0] if isinstance(turns, list) and turns else None)
         if not isinstance(prompt, str) or not prompt:
@@ -66,7 +66,7 @@ def read_questions(path: Path) -> list[Question]:
         RequestError: it cannot be read, is of another form, or has too few questions.
     """
     if path.suffix == ".jsonl":
-        found = [_question(f"{path}:{number}", r.get("question"), r.get("answers")) for number, r in _lines(path)]
+        found = [_question(f"{path}:{number}", r.get("question"), r.get("answers")) for number, r in read_records(path)]
     else:
         import yaml
 
@@ -89,7 +89,12 @@ def _question(where: str, text: Any, answers: Any) -> Question:
     return Question(text, tuple(map(str, answers)))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSONL file, each with the number of its line.
+
+    Raises:
+        RequestError: it cannot be read, or a line is no object.
+    """
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
             try:

@@ -59,10 +59,17 @@ class Runner:
     Attributes:
         peer: The engine.
         model: What it loads.
+        route: Of a stitched bundle; None for any other model.
     """
 
     peer: Peer
     model: Path
+    route: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What its figures are called."""
+        return self.peer.name if self.route is None else f"{self.peer.name} {self.route}"
 
 
 Turn = Mapping[str, Any]
@@ -129,7 +136,7 @@ def bench(
     """Measure engines in turn.
 
     Args:
-        runners: adaptc and its peers.
+        runners: adaptc, by one route or several, and its peers.
         ids: The two prompts; see `prompts`.
         settings: How to measure.
         progress: Told before every turn whose it is.
@@ -141,32 +148,32 @@ def bench(
     Raises:
         EngineError: adaptc itself failed.
     """
-    turns: dict[str, list[Turn]] = {runner.peer.name: [] for runner in runners}
+    turns: dict[str, list[Turn]] = {runner.name: [] for runner in runners}
     failed: dict[str, str] = {}
     # As many rounds again, at most, for engines that something else disturbed.
     for turn in range(2 * settings.rounds):
         for runner in runners:
-            name = runner.peer.name
+            name = runner.name
             if name in failed or (turn >= settings.rounds and is_settled(turns[name], settings)):
                 continue
             progress(f"round {turn + 1}: {name}")
-            job = Job(str(runner.model), *ids, settings.new_tokens, settings.threads, settings.samples)
+            job = Job(str(runner.model), *ids, settings.new_tokens, settings.threads, settings.samples, runner.route)
             try:
                 turns[name].append(start(runner, job))
             except EngineError as error:
                 if runner.peer is ADAPTC:
                     raise
                 failed[name] = str(error)
-    own = turns[ADAPTC.name][-1]["ids"]
+    own = turns[runners[0].name][-1]["ids"]
     results = {
-        runner.peer.name: summary(turns[runner.peer.name], settings)
+        runner.name: summary(turns[runner.name], settings)
         | {
-            "same_tokens": same_start(own, turns[runner.peer.name][-1]["ids"]),
+            "same_tokens": same_start(own, turns[runner.name][-1]["ids"]),
             "version": runner.peer.version,
             "computes": runner.peer.computes,
         }
         for runner in runners
-        if runner.peer.name not in failed
+        if runner.name not in failed
     }
     return results, failed
 
@@ -222,11 +229,14 @@ def long_key(settings: Settings) -> str:
 
 
 def ratios(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """How many times as fast adaptc is as each peer: `decode_vs_NAME`, `prefill_vs_NAME`, `prefill_512_vs_NAME`."""
-    own = results[ADAPTC.name]
+    """How many times as fast adaptc is as each peer: `decode_vs_NAME`, `prefill_vs_NAME`, `prefill_512_vs_NAME`.
+
+    Of several routes it is the first; the others are compared with it as peers are.
+    """
+    first, own = next(iter(results.items()))
     found = {}
     for name, other in results.items():
-        if name == ADAPTC.name:
+        if name == first:
             continue
         for key, value in own.items():
             if key.endswith("_tokens_per_second"):

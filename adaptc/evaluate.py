@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,14 @@ class Perplexity:
         tokens: Tokens that were predicted.
         ffn_skipped: Share of the feed-forward blocks that did not run, over the tokens after the warm-up; 0 to 1.
         bytes_not_read: Bytes of weights that were not read for it, a token after the warm-up, on average.
+        routes: Share of the windows that went each way, where a router picked it.
     """
 
     perplexity: float
     tokens: int
     ffn_skipped: float = 0.0
     bytes_not_read: float = 0.0
+    routes: Mapping[str, float] = field(default_factory=dict)
 
 
 def ignore(done: int) -> None:
@@ -138,6 +141,26 @@ def route_bytes(bundle: Bundle) -> dict[str, int]:
     return {name: route.bytes_per_token for name, route in routes.items()}
 
 
+def has_router(bundle: Bundle) -> bool:
+    """Whether something picks a route where a request names none."""
+    last = bundle.manifest.plan[-1]
+    return isinstance(last, SwitchStep) and last.router is not None
+
+
+def routes_of(bundle: Bundle, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """The routes that are meant: those that are named, or all; none for a bundle without routes.
+
+    Raises:
+        RequestError: one is named that is not there.
+    """
+    there = route_bytes(bundle)
+    for name in wanted:
+        if name not in there:
+            known = f"there are: {', '.join(there)}" if there else "this bundle has none"
+            raise RequestError(f"route: no route {name!r}; {known}")
+    return tuple(wanted or there)
+
+
 def bundle_perplexity(
     bundle: Bundle,
     ids: Ids,
@@ -173,14 +196,18 @@ def bundle_perplexity(
     skips: list[Skips] = []
     if decoder is not None and window > decoder.max_tokens:
         raise RequestError(f"window: {window} tokens; this bundle holds {decoder.max_tokens}: choose fewer")
+    taken: Counter[str] = Counter()
     with load(bundle.path, threads=threads, batch=1, verify=False) as session:
 
         def score(piece: Ids) -> npt.NDArray[np.float32]:
             scores = session.score(piece, step=step, budget=budget, route=route)
+            if route is None and has_router(bundle):
+                taken[session.choose(piece, budget=budget).route] += 1
             skips.extend([session.scored] if session.scored is not None else [])
             return scores
 
         found = perplexity(score, ids, window, progress)
+    found = replace(found, routes={name: count / taken.total() for name, count in taken.items()})
     if not sum(len(each.ran) for each in skips):
         return found
     whole = Skips(np.concatenate([each.ran for each in skips]), skips[0].blocks)

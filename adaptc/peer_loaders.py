@@ -25,6 +25,7 @@ class Job:
         new_tokens: Tokens to write after `prompt`, at least 2.
         threads: Threads to compute with.
         samples: How often each prompt is answered, the warm-up aside.
+        route: Of a stitched bundle.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Job:
     new_tokens: int
     threads: int
     samples: int
+    route: str | None = None
 
     @property
     def room(self) -> int:
@@ -64,16 +66,14 @@ Write = Callable[[Sequence[int], int], Sample]
 
 def load_adaptc(job: Job) -> Write:
     """A bundle, through the session that users have."""
-    from adaptc.runtime import OrtEngine, Session, open_bundle
+    from adaptc.runtime import Session, open_bundle
+    from adaptc.runtime.loading import load_rows
 
-    bundle = open_bundle(job.model, verify=False)
-    graph = bundle.manifest.graphs[bundle.manifest.reader]
-    assert graph.decoder is not None
-    endless = dataclasses.replace(graph.decoder, eos_token_ids=())
-    session = Session(OrtEngine(bundle.path / graph.file, job.threads), endless)
+    rows = load_rows(open_bundle(job.model, verify=False), job.threads)
+    session = Session(rows, dataclasses.replace(rows.spec, eos_token_ids=()))
 
     def write(prompt: Sequence[int], new_tokens: int) -> Sample:
-        answer = session.generate(prompt, max_new_tokens=new_tokens)
+        answer = session.generate(prompt, max_new_tokens=new_tokens, route=job.route)
         trace = answer.trace
         first = trace.time_to_first_token_seconds
         return Sample(trace.prefill_seconds, first, trace.decode_seconds, list(answer.ids))

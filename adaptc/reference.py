@@ -36,17 +36,31 @@ def source_of(bundle: Bundle, base: Path) -> Source:
     Raises:
         LoadError: it is not there, or not the one the bundle was compiled from.
     """
-    spec = read_spec(bundle.path / "spec.yaml")
-    if len(spec.models) != 1:
-        raise LoadError(f"{bundle.path}: made of {len(spec.models)} models; one is needed to compare with")
-    name, model = next(iter(spec.models.items()))
-    try:
-        source = find_source(model, base)
-    except LoadError as error:
-        raise LoadError(f"{error}; --base names the folder that paths in the spec start from") from error
-    if source.sha256() != bundle.manifest.models[name].sha256:
-        raise LoadError(f"{model.source}: changed since {bundle.path} was compiled from it; compile again")
-    return source
+    count = len(bundle.manifest.models)
+    if count != 1:
+        raise LoadError(f"{bundle.path}: made of {count} models; one is needed to compare with")
+    return next(iter(sources_of(bundle, base).values()))
+
+
+def sources_of(bundle: Bundle, base: Path) -> dict[str, Source]:
+    """Find all pretrained models of a bundle again, by their names in its spec.
+
+    Args:
+        bundle: Made of them.
+        base: The folder that paths in its spec start from.
+
+    Raises:
+        LoadError: one is not there, or not the one the bundle was compiled from.
+    """
+    sources = {}
+    for name, model in read_spec(bundle.path / "spec.yaml").models.items():
+        try:
+            source = sources[name] = find_source(model, base)
+        except LoadError as error:
+            raise LoadError(f"{error}; --base names the folder that paths in the spec start from") from error
+        if source.sha256() != bundle.manifest.models[name].sha256:
+            raise LoadError(f"{model.source}: changed since {bundle.path} was compiled from it; compile again")
+    return sources
 
 
 class Reference:
@@ -63,7 +77,7 @@ class Reference:
         Raises:
             LoadError: torch or transformers is missing, or the model cannot be read.
         """
-        self._torch = _torch()
+        self._torch = torch_of()
         if threads is not None:
             self._torch.set_num_threads(threads)
         self._model = load_eager(source, dtype)
@@ -122,11 +136,16 @@ def folder_of(source: Source, sha256: str, cache: Cache, stage: Callable[[str], 
         for name, content in source.tokenizer_files().items():
             (into / name).write_bytes(content)
 
-    _torch()
+    torch_of()
     return cache.get("dense", key_of("dense", sha256), make)
 
 
-def _torch() -> Any:
+def torch_of() -> Any:
+    """PyTorch, with transformers beside it.
+
+    Raises:
+        LoadError: one of them is not installed.
+    """
     try:
         import torch
         import transformers  # noqa: F401

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from adaptc.errors import BundleError
 from adaptc.runtime.bundle import Bundle
 
+Stage = Callable[[str], None]
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
 
@@ -87,34 +88,32 @@ class Model(Protocol):
 class BundleModel:
     """A bundle, seen as a `Model`: prompts go through the prefill path, `greedy` through the decode path."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, threads: int | None = None, route: str | None = None) -> None:
         """Load it; its hashes are not looked at.
 
         Args:
             bundle: An opened bundle.
             threads: Of the engine; None for the physical cores.
+            route: Of a stitched bundle.
 
         Raises:
             EngineError: the engine is not installed or refuses the graph.
         """
-        from adaptc.runtime.decoder import Decoder
-        from adaptc.runtime.ort import OrtEngine
+        from adaptc.runtime.budget import Wish
+        from adaptc.runtime.loading import load_rows
 
-        name = bundle.manifest.reader
-        graph = bundle.manifest.graphs[name]
-        if graph.decoder is None:
+        if bundle.manifest.graphs[bundle.manifest.reader].decoder is None:
             raise BundleError(f"{bundle.path}: not a decoder; there is nothing to compare")
-        self.max_tokens = graph.decoder.max_tokens
-        engine, gates = OrtEngine(bundle.path / graph.file, threads), bundle.manifest.gates.get(name)
-        self._decoder = Decoder(engine, graph.decoder, batch=1, chunk=512, gates=gates)
+        self._decoder, self._wish = load_rows(bundle, threads), Wish(route=route)
+        self.max_tokens = self._decoder.spec.max_tokens
 
     def logits(self, ids: Ids) -> Logits:
         """See `Model`."""
-        return np.concatenate(list(self._decoder.score(ids, len(ids))))
+        return np.concatenate([part.copy() for part in self._decoder.score(ids, len(ids), self._wish)])
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
         """See `Model`."""
-        logits = self._decoder.prefill(0, np.array(prompt, np.int64))
+        logits = self._decoder.start(0, np.array(prompt, np.int64), self._wish)
         ids = [int(logits.argmax())]
         while len(ids) < new_tokens:
             ids.append(int(self._decoder.decode(ids[-1:])[0].argmax()))
@@ -179,7 +178,7 @@ def parity_of(bundle: Bundle, base: Path, threads: int | None = None) -> Parity:
     """Compare a bundle with its source model, run by torch in float32.
 
     Args:
-        bundle: An opened bundle.
+        bundle: An opened bundle of one model.
         base: The folder that paths in its spec start from.
         threads: Of both.
 
@@ -190,8 +189,41 @@ def parity_of(bundle: Bundle, base: Path, threads: int | None = None) -> Parity:
     from adaptc.reference import Reference, source_of
 
     prompts = prompts_of(bundle)
-    reference = Reference(source_of(bundle, base), "float32", threads)
-    model = BundleModel(bundle, threads)
+    return _parity(bundle, None, Reference(source_of(bundle, base), "float32", threads), prompts, threads)
+
+
+def routes_parity(
+    bundle: Bundle, base: Path, routes: Sequence[str], threads: int | None = None, stage: Stage = lambda _: None
+) -> dict[str, Parity]:
+    """Compare routes of a stitched bundle with the layers and stitches they are made of, run by torch in float32.
+
+    Args:
+        bundle: An opened bundle.
+        base: As for `parity_of`.
+        routes: Which.
+        threads: Of both.
+        stage: Told what is done.
+
+    Raises:
+        LoadError: as `parity_of`.
+        EngineError: as `parity_of`.
+        RequestError: there is no such route.
+    """
+    from adaptc.route_reference import Stitched
+
+    prompts = prompts_of(bundle)
+    reference = Stitched.of(bundle, base, threads, stage)
+    found = {}
+    for route in routes:
+        stage(f"route {route}")
+        found[route] = _parity(bundle, route, reference.route(route), prompts, threads)
+    return found
+
+
+def _parity(
+    bundle: Bundle, route: str | None, reference: Model, prompts: Sequence[Sequence[int]], threads: int | None
+) -> Parity:
+    model = BundleModel(bundle, threads, route)
     try:
         room = model.max_tokens - NEW_TOKENS
         if room < 1:

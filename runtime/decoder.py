@@ -18,6 +18,7 @@ from adaptc.runtime.engine import Engine, Step
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.inserts import Beside, Feeds, Inserts
 from adaptc.runtime.manifest import DecoderSpec, GateSpec, TensorSpec
+from adaptc.runtime.memory import room
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -285,18 +286,15 @@ def _width(tensors: Sequence[TensorSpec]) -> int | None:
 
 
 def _cache(spec: DecoderSpec, batch: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Keys and values of all layers: float32 [batch, kv_heads, max_tokens, head_dim].
-
-    The pages of zeros are mapped when they are first written, so room that is never used costs nothing.
-    """
+    """Keys and values of all layers: float32 [batch, kv_heads, max_tokens, head_dim]."""
     size = 8 * batch * spec.max_tokens * sum(heads * width for heads, width in spec.kv)
     try:
         return {
-            f"{layer}.{what}": np.zeros((batch, heads, spec.max_tokens, width), np.float32)
+            f"{layer}.{what}": room((batch, heads, spec.max_tokens, width))
             for layer, (heads, width) in enumerate(spec.kv)
             for what in ("key", "value")
         }
-    except (MemoryError, ValueError) as error:  # ValueError: more than an address can count
+    except MemoryError as error:
         raise RequestError(
             f"batch: {batch} sequences of {spec.max_tokens} tokens need {size / 2**30:.1f} GiB of memory"
         ) from error

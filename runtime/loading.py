@@ -7,7 +7,7 @@ from typing import cast
 
 from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import Bundle, open_bundle
-from adaptc.runtime.decoder import HIDDEN
+from adaptc.runtime.decoder import HIDDEN, Decoder
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.grid_images import GridImages
@@ -16,10 +16,12 @@ from adaptc.runtime.infer import ModalSession
 from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest, PlanStep, SwitchStep
 from adaptc.runtime.modal_run import ModalGraphs
 from adaptc.runtime.ort import OrtEngine
+from adaptc.runtime.packed import check_packed
 from adaptc.runtime.profile import read_profile
 from adaptc.runtime.request import check_count
 from adaptc.runtime.routed import Routes, Top
 from adaptc.runtime.router import Router, read_router
+from adaptc.runtime.rows import Rows
 from adaptc.runtime.session import Session
 from adaptc.runtime.tokenizer import Tokenizer
 
@@ -79,6 +81,8 @@ def load(
         check_count("chunk", chunk)
         rows = gpu_decoder(bundle, batch, chunk, gates)
         return Session(rows, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
+    if verify:
+        check_packed(bundle.path / "graphs")
     engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
     modal, images = bundle.manifest.modal.get(name), _images(bundle, name, threads)
     return Session(
@@ -91,6 +95,26 @@ def load(
         modal=modal,
         images=images,
     )
+
+
+def load_rows(bundle: Bundle, threads: int | None = None, batch: int = 1, chunk: int = 512) -> Rows:
+    """The decoder of a bundle for ONNX Runtime by itself, its routes included: what a session writes with.
+
+    Args:
+        bundle: An opened bundle; its hashes are not looked at again.
+        threads: As for `load`.
+        batch: As for `load`.
+        chunk: As for `load`.
+
+    Raises:
+        BundleError: its plan is not one decoder.
+        EngineError: the engine is not installed or refuses a graph.
+        RequestError: the KV cache does not fit in memory.
+    """
+    name, graph, decoder = _decoder_graph(bundle.manifest, str(bundle.path))
+    engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
+    rows = Decoder(engine, decoder, batch, chunk, bundle.manifest.gates.get(name))
+    return rows if routes is None else routes.decoder(rows, chunk)
 
 
 def load_modal(

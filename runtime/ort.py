@@ -10,6 +10,8 @@ from adaptc.runtime.cores import physical_cores
 from adaptc.runtime.engine import Array, Arrays, Step, check_array, check_complete
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.manifest import TensorSpec
+from adaptc.runtime.memory import trim
+from adaptc.runtime.packed import OUTPUT, with_packed
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -28,7 +30,7 @@ class OrtEngine:
     """One ONNX file, loaded."""
 
     def __init__(self, file: Path, threads: int | None = None) -> None:
-        """Load a graph.
+        """Load a graph; weights that were packed for it are mapped from their file.
 
         Args:
             file: The ONNX file; its external data lies beside it.
@@ -36,21 +38,21 @@ class OrtEngine:
 
         Raises:
             EngineError: onnxruntime is not installed, or cannot load the file.
+            BundleError: weights packed for it are damaged.
         """
-        ort = _onnxruntime()
+        ort = onnxruntime()
         self._where = str(file)
         self._failures = _failures(ort)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = physical_cores() if threads is None else threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _QUIET
-        try:
-            session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except self._failures as error:
-            raise EngineError(f"{file}: onnxruntime cannot load it: {_one_line(error)}") from error
-        self._session: Any = session
-        self.inputs = tuple(_spec(tensor, file) for tensor in session.get_inputs())
-        self.outputs = tuple(_spec(tensor, file) for tensor in session.get_outputs())
+        options = _options(ort, threads)
+        graph = with_packed(file)
+        if graph is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+        self._session: Any = _session(ort, file, graph, options)
+        if graph is not None:
+            trim()
+        self.inputs = tuple(_spec(tensor, file) for tensor in self._session.get_inputs())
+        outputs = (tensor for tensor in self._session.get_outputs() if tensor.name != OUTPUT)
+        self.outputs = tuple(_spec(tensor, file) for tensor in outputs)
         self._inputs = {spec.name: spec for spec in self.inputs}
         self._outputs = {spec.name: spec for spec in self.outputs}
 
@@ -106,7 +108,51 @@ class _OrtStep:
                 self._keep[name] = array
 
 
-def _onnxruntime() -> ModuleType:
+def save_packed(file: Path, folder: Path) -> tuple[Path, Path]:
+    """Load a graph and write it as ONNX Runtime made it, with its weights as the kernels packed them.
+
+    Args:
+        file: The ONNX file.
+        folder: Where to write.
+
+    Returns:
+        The written graph and its data file, where each weight's external data say what was packed for it.
+
+    Raises:
+        EngineError: as `OrtEngine`.
+    """
+    ort = onnxruntime()
+    options = _options(ort, 1)
+    written, data = folder / file.name, folder / f"{file.stem}.data"
+    options.optimized_model_filepath = str(written)
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
+    _session(ort, file, None, options)
+    return written, data
+
+
+def _options(ort: ModuleType, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = physical_cores() if threads is None else threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _QUIET
+    return options
+
+
+def _session(ort: ModuleType, file: Path, graph: bytes | None, options: Any) -> Any:
+    """A session of a file, or of a graph that stands for it."""
+    try:
+        return ort.InferenceSession(graph or str(file), options, providers=["CPUExecutionProvider"])
+    except _failures(ort) as error:
+        raise EngineError(f"{file}: onnxruntime cannot load it: {_one_line(error)}") from error
+
+
+def onnxruntime() -> ModuleType:
+    """ONNX Runtime's Python package.
+
+    Raises:
+        EngineError: it is not there.
+    """
     try:
         import onnxruntime
     except ImportError as error:

@@ -21,6 +21,7 @@ from adaptc.runtime.decoder import Decoder, Ids, Logits, States
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.memory import room
 from adaptc.runtime.router import Choice, Router
 
 
@@ -82,9 +83,8 @@ class RoutedDecoder:
         self.routes = tuple(tops)
         self._bottom, self._tops, self._router = bottom, dict(tops), router
         try:
-            # Mapped when it is first written, as the KV cache is.
-            self._states: States = np.zeros((self.batch, self.spec.max_tokens, width), np.float32)
-        except (MemoryError, ValueError) as error:
+            self._states: States = room((self.batch, self.spec.max_tokens, width))
+        except MemoryError as error:
             raise RequestError(f"batch: {self.batch} rows of {self.spec.max_tokens} states do not fit") from error
         self._used = [0] * self.batch
         self._places: list[tuple[str, int] | None] = [None] * self.batch  # (route, row of its top)

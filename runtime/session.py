@@ -121,6 +121,8 @@ class Session:
             self._decoder = bottom if routes is None else routes.decoder(bottom, chunk)
         else:
             self._decoder = engine
+            if isinstance(engine, RoutedDecoder):
+                self.routes = engine.routes
         self._streamed: Answer | None = None
         self._modal = modal
         self.images = images

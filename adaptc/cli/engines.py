@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from adaptc.runtime.build import Progress
+    from adaptc.runtime.bundle import Bundle
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -44,7 +45,11 @@ def build_command(
     chunk: int,
     as_json: bool,
 ) -> None:
-    """Build a TensorRT bundle's engines on this machine."""
+    """Make a bundle ready for this machine.
+
+    Builds a TensorRT bundle's engines. For ONNX Runtime, packs weights as its kernels read them, so that graphs and
+    processes share them in memory.
+    """
     import dataclasses
     import json
 
@@ -53,12 +58,34 @@ def build_command(
 
     opened = open_bundle(bundle)
     flavour = target or opened.manifest.target.backend
+    if flavour == "onnxruntime":
+        if given := [name for name, value in (("--sm", sm), ("--batch", batch), ("--slots", slots)) if value]:
+            raise click.UsageError(f"{given[0]}: {bundle} is for onnxruntime, which packs for every size")
+        _pack(opened, as_json)
+        return
     built = build_engines(opened, flavour, sm=sm, batches=batch, slots=slots, chunk=chunk, observe=_tell)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(record) for record in built], indent=2))
     else:
         size, seconds = sum(record.bytes for record in built), sum(record.seconds for record in built)
         click.echo(f"{bundle}: {len(built)} engines for {flavour}; {size / 1e6:.1f} MB, {seconds:.0f} s of building")
+
+
+def _pack(bundle: Bundle, as_json: bool) -> None:
+    import dataclasses
+    import json
+
+    from adaptc.runtime.packed import pack
+
+    record = pack(bundle, lambda name: click.echo(f"{name}: pack", err=True))
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(record), indent=2))
+    else:
+        blocks = sum(map(len, record.graphs.values()))
+        click.echo(
+            f"{bundle.path}: weights of {len(bundle.manifest.graphs)} graphs packed; {record.bytes / 1e6:.1f} MB, "
+            f"read in {blocks} places"
+        )
 
 
 def _tell(progress: Progress) -> None:

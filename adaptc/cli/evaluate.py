@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from adaptc.cli.measure import BASE, BUNDLE, CACHE, JSON, THREADS, _bar, _cache, _print, status
+from adaptc.cli.measure import BASE, BUNDLE, CACHE, JSON, ROUTES, THREADS, _bar, _cache, _print, status
 
 if TYPE_CHECKING:
+    from adaptc.cache import Cache
     from adaptc.evaluate import Ids
     from adaptc.runtime import Bundle
     from adaptc.sweep import Subject
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--tokens", type=click.IntRange(2), help="Use only so many tokens of it.")
 @click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Tokens seen at once.")
 @click.option("--budget", type=click.FloatRange(0, 1), help="0 cheapest, 1 dense; for bundles with gates or a router.")
-@click.option("--route", help="The route to measure, of a stitched bundle; by default its router picks.")
+@ROUTES
 @click.option("--step", is_flag=True, help="Go token by token, as when text is written; slow.")
 @click.option(
     "--dense/--no-dense", default=True, show_default=True, help="Also measure the source model, run by torch."
@@ -42,7 +43,7 @@ def eval_command(
     tokens: int | None,
     window: int,
     budget: float | None,
-    route: str | None,
+    routes: tuple[str, ...],
     step: bool,
     sweep: bool,
     device: str,
@@ -54,7 +55,10 @@ def eval_command(
     cache_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure a bundle's perplexity on a text."""
+    """Measure a bundle's perplexity on a text.
+
+    Of a stitched bundle that of its routes, of the router's choice for each window, and of the models it is made of.
+    """
     from adaptc import evaluate
     from adaptc.runtime import open_bundle
 
@@ -65,39 +69,63 @@ def eval_command(
         _print_sweep(found, as_json)
         return
     opened = open_bundle(bundle)
-    routes = evaluate.route_bytes(opened)
-    if budget is not None and budget < 1 and not opened.manifest.gates and not routes:
+    wanted = evaluate.routes_of(opened, routes)
+    if budget is not None and budget < 1 and not opened.manifest.gates and not wanted:
         click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
     ids = evaluate.text_ids(opened, text, tokens)
-    with _bar(len(ids), "bundle") as progress:
-        own = evaluate.bundle_perplexity(
-            opened, ids, window, step=step, budget=budget, route=route, threads=threads, progress=progress
-        )
-    reference = None
-    if dense:
-        from adaptc.reference import source_of
 
-        source, sha256 = source_of(opened, base), next(iter(opened.manifest.models.values())).sha256
-        with _bar(len(ids), "source model") as progress:
-            reference = evaluate.dense_perplexity(
-                *(source, sha256, ids, window, _cache(cache_dir)),
-                dtype=dense_dtype,
-                threads=threads,
-                progress=progress,
-            ).perplexity
-    result = {
-        "perplexity": own.perplexity,
-        "dense_perplexity": reference,
-        "ratio": None if reference is None else own.perplexity / reference,
-        "tokens": own.tokens,
-        "ffn_skipped": own.ffn_skipped,
-        "bytes_not_read": own.bytes_not_read,
-        "bytes_per_token": routes.get(route or "", opened.manifest.report.get("bytes_per_token")),
+    how = {"step": step, "budget": budget, "threads": threads}
+    references = _models(opened, ids, window, dense_dtype, threads, base, _cache(cache_dir)) if dense else {}
+    about = {
         "window": window,
         "step": step or (budget is not None and budget < 1 and bool(opened.manifest.gates)),
         "dense_dtype": dense_dtype if dense else None,
     }
-    _print(result, as_json)
+    if wanted:
+        ways = (*wanted, *((None,) if evaluate.has_router(opened) and not routes else ()))
+        ran = {way or "router": _perplexity(opened, ids, window, way, how) for way in ways}
+        _print({"routes": ran, "models": references} | about, as_json)
+        return
+    own = _perplexity(opened, ids, window, None, how)
+    reference = references[next(iter(references))] if references else None
+    ratio = None if reference is None else own["perplexity"] / reference
+    _print({"perplexity": own.pop("perplexity"), "dense_perplexity": reference, "ratio": ratio} | own | about, as_json)
+
+
+def _perplexity(bundle: Bundle, ids: Ids, window: int, route: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of a bundle, of one of its routes, or of the routes that its router picks."""
+    from adaptc import evaluate
+
+    with _bar(len(ids), route or "bundle") as progress:
+        found = evaluate.bundle_perplexity(bundle, ids, window, route=route, progress=progress, **options)
+    costs = evaluate.route_bytes(bundle)
+    taken = found.routes if route is None else {route: 1.0}
+    read = sum(costs[name] * share for name, share in taken.items()) or bundle.manifest.report.get("bytes_per_token")
+    result = {
+        "perplexity": found.perplexity,
+        "tokens": found.tokens,
+        "ffn_skipped": found.ffn_skipped,
+        "bytes_not_read": found.bytes_not_read,
+        "bytes_per_token": read,
+    }
+    return result | ({"shares": dict(found.routes)} if found.routes else {})
+
+
+def _models(
+    bundle: Bundle, ids: Ids, window: int, dtype: str, threads: int | None, base: Path, cache: Cache
+) -> dict[str, float]:
+    """Perplexities of the models a bundle was made of, by name."""
+    from adaptc.evaluate import dense_perplexity
+    from adaptc.reference import sources_of
+
+    found = {}
+    for name, source in sources_of(bundle, base).items():
+        sha256 = bundle.manifest.models[name].sha256
+        with _bar(len(ids), f"source model {name}") as progress:
+            found[name] = dense_perplexity(
+                source, sha256, ids, window, cache, dtype=dtype, threads=threads, progress=progress
+            ).perplexity
+    return found
 
 
 @click.command("answers")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ BASE = click.option(
     default=Path(),
     help="Folder that paths in the bundle's spec start from; by default the current one.",
 )
+ROUTES = click.option("--route", "routes", multiple=True, help="Of a stitched bundle; by default all. May be repeated.")
 CACHE = click.option(
     "--cache-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -36,14 +37,20 @@ CACHE = click.option(
 @click.command("verify")
 @BUNDLE
 @click.option("--numbers/--no-numbers", default=True, show_default=True, help="Compare with the source model.")
+@ROUTES
 @THREADS
 @BASE
 @JSON
-def verify_command(bundle: Path, numbers: bool, threads: int | None, base: Path, as_json: bool) -> None:
-    """Check a bundle: hashes, then numbers against the source model."""
+def verify_command(
+    bundle: Path, numbers: bool, routes: tuple[str, ...], threads: int | None, base: Path, as_json: bool
+) -> None:
+    """Check a bundle: hashes, then numbers against the source model.
+
+    Routes of a stitched bundle are compared with the layers and stitches that they are made of.
+    """
     import importlib.util
 
-    from adaptc import verify
+    from adaptc import evaluate, verify
     from adaptc.errors import BundleError
     from adaptc.runtime import open_bundle
 
@@ -56,9 +63,17 @@ def verify_command(bundle: Path, numbers: bool, threads: int | None, base: Path,
         click.echo(f"hashes only: {absent[0]} is not installed; pip install 'adaptc[compile]'", err=True)
     elif numbers:
         limits = verify.LIMITS[weights]
-        parity = verify.parity_of(opened, base, threads)
-        found = verify.faults(parity, limits)
-        result |= dataclasses.asdict(parity) | {"limits": dataclasses.asdict(limits)}
+        wanted = evaluate.routes_of(opened, routes)
+        if wanted:
+            with status() as stage:
+                parities = verify.routes_parity(opened, base, wanted, threads, stage)
+            found = [f"{route}: {said}" for route, each in parities.items() for said in verify.faults(each, limits)]
+            result["routes"] = {route: dataclasses.asdict(each) for route, each in parities.items()}
+        else:
+            parity = verify.parity_of(opened, base, threads)
+            found = verify.faults(parity, limits)
+            result |= dataclasses.asdict(parity)
+        result["limits"] = dataclasses.asdict(limits)
     _print(result | {"passed": not found}, as_json)
     if found:
         raise BundleError(f"{bundle}: not its source model in {weights}: {'; '.join(found)}")
@@ -72,6 +87,7 @@ def verify_command(bundle: Path, numbers: bool, threads: int | None, base: Path,
 @click.option(
     "--long-tokens", type=click.IntRange(0), default=512, show_default=True, help="A second prompt, only read."
 )
+@ROUTES
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns of each engine.")
 @click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Answers in a turn.")
 @click.option("--jobs", type=click.IntRange(2), help="Replay so many jobs instead, on a bundle with modalities.")
@@ -88,6 +104,7 @@ def bench_command(
     prompt_tokens: int,
     new_tokens: int,
     long_tokens: int,
+    routes: tuple[str, ...],
     repeats: int,
     samples: int,
     jobs: int | None,
@@ -101,8 +118,9 @@ def bench_command(
 ) -> None:
     """Measure a bundle's speed, and other engines' beside it.
 
-    Each engine runs in a process of its own; they take turns. Figures are medians. With --jobs, jobs with floors and
-    deadlines are replayed under three policies (docs/modalities.md).
+    Each engine runs in a process of its own; they take turns. Figures are medians. Routes of a stitched bundle are
+    measured as if they were engines. With --jobs, jobs with floors and deadlines are replayed under three policies
+    (docs/modalities.md).
     """
     if (jobs is None) != (data is None):
         raise click.UsageError("--jobs and --data go together")
@@ -116,15 +134,17 @@ def bench_command(
             print_jobs(found)
         return
     from adaptc import bench
+    from adaptc.evaluate import routes_of
     from adaptc.runtime import open_bundle
     from adaptc.runtime.cores import physical_cores
 
     names = _names(against)
     opened = open_bundle(bundle)
+    wanted = routes_of(opened, routes)
     settings = bench.Settings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
     ids = bench.prompts(opened, settings)
     with status() as stage:
-        runners, missing = _runners(opened, names, base, _cache(cache_dir), stage)
+        runners, missing = _runners(opened, names, wanted, base, _cache(cache_dir), stage)
         results, failed = bench.bench(runners, ids, settings, stage)
     report = bench.report(results, settings, missing, failed)
     if as_json:
@@ -153,15 +173,15 @@ def _names(against: str) -> list[str]:
 
 
 def _runners(
-    bundle: Bundle, names: list[str], base: Path, cache: Cache, stage: Callable[[str], None]
+    bundle: Bundle, names: list[str], routes: Sequence[str], base: Path, cache: Cache, stage: Callable[[str], None]
 ) -> tuple[list[Runner], dict[str, str]]:
-    """The engines that can be measured, adaptc first; for the others, what would help."""
+    """The engines that can be measured, adaptc first, by each route; for the others, what would help."""
     from adaptc.bench import Runner
     from adaptc.errors import LoadError
     from adaptc.peer_models import model_of
     from adaptc.peers import ADAPTC, PEERS
 
-    runners, missing = [Runner(ADAPTC, bundle.path)], {}
+    runners, missing = [Runner(ADAPTC, bundle.path, route) for route in routes or (None,)], {}
     installed = []
     for peer in (PEERS[name] for name in names):
         if peer.installed:
@@ -194,7 +214,8 @@ def _print_bench(report: Mapping[str, Any]) -> None:
         columns.popitem()
     table = Table(caption=f"{machine['cpu']}, {settings['threads']} threads; medians, best in brackets")
     table.add_column("engine", no_wrap=True)
-    for title in (*columns, "first\ntoken", "memory", "adaptc\ndecodes"):
+    own = next(iter(report["results"]))
+    for title in (*columns, "first\ntoken", "memory", f"{own}\ndecodes"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, result in report["results"].items():
         speeds = [f"{result[key]:.1f} ({result['best'][key]:.1f})" for key in columns.values()]
@@ -207,14 +228,16 @@ def _print_bench(report: Mapping[str, Any]) -> None:
     (console if console.is_terminal else Console(width=120)).print(table)
 
 
-def _print(result: Mapping[str, Any], as_json: bool) -> None:
-    """One result: JSON, or a line for each value."""
+def _print(result: Mapping[str, Any], as_json: bool, under: str = "") -> None:
+    """One result: JSON, or a line for each value, those of a value within others under its name."""
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
     for name, value in result.items():
-        if value is not None:
-            click.echo(f"{name:18} {f'{value:.4g}' if isinstance(value, float) else value}")
+        if isinstance(value, Mapping):
+            _print(value, False, f"{under}{name} ")
+        elif value is not None:
+            click.echo(f"{under + name:18} {f'{value:.4g}' if isinstance(value, float) else value}")
 
 
 def _cache(folder: Path | None) -> Cache:

@@ -1,0 +1,63 @@
+"""The command that fills a table of quality: quality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptc.cli.measure import JSON, ROUTES, THREADS, status
+
+
+@click.command("quality")
+@click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--text", type=click.Path(path_type=Path), help="A UTF-8 text to predict.")
+@click.option("--tokens", type=click.IntRange(2), help="Use only so many tokens of it.")
+@click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Tokens of it seen at once.")
+@click.option("--letters", type=click.Path(path_type=Path), help="JSONL, or lm-eval's MMLU examples: which letter?")
+@click.option(
+    "--questions", type=click.Path(path_type=Path), help="YAML or JSONL: are answers right, after 4 examples?"
+)
+@click.option("--instructions/--no-instructions", default=True, show_default=True, help="Are instructions kept?")
+@click.option("--first", type=click.IntRange(1), help="Use only so many of each.")
+@ROUTES
+@THREADS
+@JSON
+def quality_command(
+    bundles: tuple[Path, ...],
+    text: Path | None,
+    tokens: int | None,
+    window: int,
+    letters: Path | None,
+    questions: Path | None,
+    instructions: bool,
+    first: int | None,
+    routes: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure what bundles can do, route by route: a table.
+
+    Perplexity on a text, questions with lettered choices (MMLU), questions with known answers, and instructions that a
+    program can check. Prints Markdown.
+    """
+    from adaptc import answers, evaluate
+    from adaptc.instructions import INSTRUCTIONS
+    from adaptc.letters import read_lettered
+    from adaptc.quality import Tasks, quality, table
+    from adaptc.runtime import open_bundle
+
+    asked = answers.read_questions(questions)[: first and first + answers.SHOTS] if questions is not None else []
+    lettered = read_lettered(letters)[:first] if letters is not None else []
+    kept = INSTRUCTIONS[:first] if instructions else ()
+    found: dict[str, dict[str, Any]] = {}
+    with status() as stage:
+        for bundle in (open_bundle(path) for path in bundles):
+            ids = evaluate.text_ids(bundle, text, tokens) if text is not None else None
+            name = bundle.path.name
+            rows = quality(bundle, Tasks(ids, window, lettered, asked, kept), routes, threads, stage)
+            for route, row in rows.items():
+                found[" ".join(filter(None, (name if len(bundles) > 1 or not route else "", route)))] = row
+    click.echo(json.dumps(found, indent=2) if as_json else table(found))
