@@ -15,6 +15,7 @@ from adaptc.runtime.engines import (
     buckets,
     content_of,
     decoder_graph,
+    decoder_graphs,
     plain_graph,
     profile,
     read_regions,
@@ -139,19 +140,24 @@ def _graphs(bundle: Bundle) -> Iterator[_Work]:
 def _regions(
     bundle: Bundle, sm: Sequence[int], *, batches: Sequence[int], slots: Sequence[int], chunk: int, whole: bool
 ) -> Iterator[_Work]:
-    """The regions of a bundle's decoder, for steps and prompts."""
-    name, decoder = decoder_graph(bundle)
-    regions, most = read_regions(bundle, name), decoder.max_tokens
+    """The regions of a bundle's decoder, or of all parts of a stitched one, for steps and prompts; equal ones once."""
+    specs = decoder_graphs(bundle)
+    most = min(spec.max_tokens for spec in specs.values())
     batches = tuple(batches) or tuple(sorted({1, bundle.manifest.target.batch}))
     slots = tuple(sorted(slots)) or buckets(most)
     if min(batches) < 1 or chunk < 1 or not 1 <= slots[0] <= slots[-1] <= most:
         raise RequestError(f"build: batches and chunk are from 1, slots from 1 to this bundle's max_tokens, {most}")
-    used = {call.graph for call in regions.calls()} | ({regions.whole.graph} if whole else set())
-    for label, graph in regions.graphs.items():
-        if label in used:
+    seen: list[tuple[str, dict[str, tuple[int, int, int]]]] = []
+    for name in specs:
+        regions = read_regions(bundle, name)
+        used = {call.graph for call in regions.calls()} | ({regions.whole.graph} if whole else set())
+        for label, graph in regions.graphs.items():
             prompt = 1 if label == regions.whole.graph else min(chunk, most)
-            for sizes in wanted(graph, batches, slots, prompt, sm):
-                yield _Work(label, graph, sizes)
+            for sizes in wanted(graph, batches, slots, prompt, sm) if label in used else ():
+                this = content_of(bundle, graph.file), sizes
+                if this not in seen:
+                    seen.append(this)
+                    yield _Work(label if len(specs) == 1 else f"{name}/{label}", graph, sizes)
 
 
 def _keep_kernels(bundle: Bundle, sm: Sequence[int], folder: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
-from adaptc.runtime.manifest import DecoderSpec, GraphSpec, PlanStep
+from adaptc.runtime.manifest import DecoderSpec, GraphSpec, PlanStep, SwitchStep
 from adaptc.runtime.products import LEAST_SM, ROWS
 from adaptc.runtime.regions import RegionGraph, Regions
 from adaptc.runtime.replace import write_whole
@@ -205,17 +205,28 @@ def _slack(record: EngineRecord) -> int:
     return sum(most - least for least, _, most in record.sizes.values())
 
 
-def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
-    """The one decoder of a bundle: its name, and how to generate with it.
+def decoder_graphs(bundle: Bundle) -> dict[str, DecoderSpec]:
+    """The decoder of a bundle, or the parts of a stitched one, the bottom first: how to generate with each, by name.
 
     Raises:
         BundleError: the plan is another one.
     """
-    [first, *rest] = bundle.manifest.plan
-    spec = bundle.manifest.graphs[first.graphs[0]].decoder
-    if rest or not isinstance(first, PlanStep) or spec is None:
-        raise BundleError(f"{bundle.path}: its plan is not one decoder; TensorRT runs no routes yet (docs/limits.md)")
-    return first.run, spec
+    first, *rest = bundle.manifest.plan
+    known = isinstance(first, PlanStep) and all(isinstance(step, SwitchStep) for step in rest) and len(rest) < 2
+    specs = {name: bundle.manifest.graphs[name].decoder for step in bundle.manifest.plan for name in step.graphs}
+    found = {name: spec for name, spec in specs.items() if spec is not None}
+    if not known or len(found) < len(specs):
+        raise BundleError(f"{bundle.path}: its plan is not one decoder, with or without routes; TensorRT runs no other")
+    return found
+
+
+def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
+    """The graph of a bundle that reads token ids: its name, and how to generate with it.
+
+    Raises:
+        BundleError: the plan is not one decoder, with or without routes.
+    """
+    return next(iter(decoder_graphs(bundle).items()))
 
 
 def read_regions(bundle: Bundle, name: str) -> Regions:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from adaptc.runtime.cuda import Cuda
+from adaptc.runtime.decoder import HIDDEN
 from adaptc.runtime.gpu_memory import Memory
 from adaptc.runtime.kernels import NAMES, PARTS, RING, SOURCE, THREADS
 from adaptc.runtime.pieces import Pieces
@@ -54,6 +55,27 @@ class Place:
     def sizes(self) -> dict[str, int]:
         """As engines name them."""
         return {"batch": self.batch, "tokens": self.tokens, "slots": self.slots}
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where the parts of a stitched model meet.
+
+    Attributes:
+        states: Address of what the bottom gave, float32[rows, tokens, width].
+        width: Of a state.
+        tokens: Positions of a row.
+        ids: Address of the tokens that the bottom reads next, where tops write; 0 in the bottom itself.
+    """
+
+    states: int
+    width: int
+    tokens: int
+    ids: int = 0
+
+    def at(self, row: int, token: int) -> int:
+        """Address of a state."""
+        return self.states + 4 * self.width * (row * self.tokens + token)
 
 
 Chooser = Callable[[int, When, Place, Any], None]
@@ -124,6 +146,15 @@ class Stepper:
 
         return choose
 
+    def foreseen(self, mask: Sequence[bool]) -> Chooser:
+        """Chooser: blocks run as the mask says, and `ran` tells what the gates would have had run."""
+
+        def choose(gate: int, when: When, place: Place, stream: Any) -> None:
+            self._decide(gate, when, place, 0, stream, zeros=False)
+            self._side(when, mask[gate], place, stream)
+
+        return choose
+
     def on_device(self, gate: int, when: When, place: Place, stream: Any) -> None:
         """Chooser, while capturing: products that look at their gate, or a conditional node whose condition is set."""
         if self._by_products(when, place):
@@ -163,18 +194,32 @@ class Stepper:
         Args:
             state: Address of the step's state.
             place: Where the step works.
-            at: Addresses of `values`, `places` (scratch), `choices`, `points`, `told`, `ran` and `ran_told`; and
-                `stride`, rows of the ring.
+            at: Addresses of `values`, `places` (scratch), `choices`, `points`, `ids`, `told`, `ran`, `ran_told` and
+                `rows`; and `stride`, rows of the ring.
             vocab: Width of the logits.
             stream: In whose order.
         """
         logits = self._memory.values["logits"]
         found = [(at["values"], POINTER), (at["places"], POINTER)]
         self._start("highest", (PARTS, place.batch), 256, [(logits, POINTER), (vocab, INT), *found], stream)
-        pointers = (at["choices"], at["points"], state, place.given["input_ids"], at["told"], at["ran"], at["ran_told"])
+        names = ("ids", "told", "ran", "ran_told", "rows")
+        pointers = (at["choices"], at["points"], state, *(at[name] for name in names))
         args = [(logits, POINTER), (vocab, INT), *found, (PARTS, INT), *((each, POINTER) for each in pointers)]
         ends = [(len(self._gates), INT), (at["stride"], INT)]
         self._start("choose", (place.batch, 1), THREADS, [*args, *ends], stream)
+
+    def keep(self, state: int, place: Place, at: Mapping[str, int], link: Link, stream: Any) -> None:
+        """In the bottom of a stitched model: keep a step's states, and tell which blocks ran; `at` as in `choose`."""
+        pointers = (link.states, self._memory.values[HIDDEN], place.given["positions"], state)
+        ends = [(at["ran"], POINTER), (at["ran_told"], POINTER), (len(self._gates), INT)]
+        args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT), *ends]
+        self._start("keep_states", (place.batch, 1), 256, args, stream)
+
+    def take(self, state: int, place: Place, at: Mapping[str, int], link: Link, stream: Any) -> None:
+        """In a top: read what the bottom kept for each row's position; `at` as in `choose`."""
+        pointers = (place.given[HIDDEN], link.states, at["rows"], place.given["positions"], state)
+        args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT)]
+        self._start("take_states", (place.batch, 1), 256, args, stream)
 
     def write_kv(self, state: int, place: Place, layers: tuple[int, int], valid: int, stream: Any) -> None:
         """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cuda import Cuda
 from adaptc.runtime.engines import EngineFolder, content_of
-from adaptc.runtime.regions import Regions
+from adaptc.runtime.regions import RegionGraph
 from adaptc.runtime.trt import Trt
 from adaptc.runtime.trt_context import Context
 
@@ -53,25 +53,31 @@ class Pieces(Protocol):
 class TrtPieces:
     """Engines of TensorRT. Their activations share one piece of memory: they run one after another."""
 
-    def __init__(self, bundle: Bundle, regions: Regions, flavour: str, cuda: Cuda) -> None:
+    def __init__(self, bundle: Bundle, graphs: Mapping[str, RegionGraph], flavour: str, cuda: Cuda) -> None:
         """Look for engines that fit this machine; none is loaded yet.
+
+        Args:
+            bundle: Whose engines.
+            graphs: What will be asked for, by name; equal ones are one engine.
+            flavour: "tensorrt", "tensorrt-rtx".
+            cuda: The GPU.
 
         Raises:
             EngineError: the library is not there, or there are no engines for this machine.
         """
-        self._bundle, self._regions, self._cuda = bundle, regions, cuda
+        self._bundle, self._graphs, self._cuda = bundle, graphs, cuda
         self._trt = Trt(flavour)
         self._folder = EngineFolder(bundle.path, flavour)
         self._records = self._folder.records()
         self._here = self._trt.version, cuda.device.sm, cuda.device.name
-        wanted = {content_of(bundle, graph.file) for graph in regions.graphs.values()}
+        wanted = {content_of(bundle, graph.file) for graph in graphs.values()}
         self._fitting = [
             record
             for record in self._records
             if record.graph in wanted and record.library == self._here[0] and record.fits(*self._here[1:])
         ]
         if not self._fitting:
-            first = next(iter(regions.graphs.values()))
+            first = next(iter(graphs.values()))
             self._folder.find(self._records, bundle, first, {"batch": 1, "tokens": 1, "slots": 1}, self._here)
         self._runtime: Any = self._trt.runtime()
         self._found: dict[tuple[str, tuple[tuple[str, int], ...]], Context] = {}
@@ -83,7 +89,7 @@ class TrtPieces:
         key = graph, tuple(sorted(sizes.items()))
         if key in self._found:
             return
-        spec = self._regions.graphs[graph]
+        spec = self._graphs[graph]
         record = self._folder.find(self._records, self._bundle, spec, sizes, self._here)
         engine = self._loaded.get(record.key)
         if engine is None:
@@ -97,7 +103,7 @@ class TrtPieces:
     def enqueue(self, graph: str, sizes: Sizes, reads: Sequence[int], writes: Sequence[int], stream: Any) -> None:
         """See `Pieces.enqueue`."""
         engine = self._found[graph, tuple(sorted(sizes.items()))]
-        spec = self._regions.graphs[graph]
+        spec = self._graphs[graph]
         shapes = {
             each.name: tuple(size if isinstance(size, int) else sizes[size] for size in each.shape)
             for each in spec.inputs

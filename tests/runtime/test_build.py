@@ -169,15 +169,15 @@ def test_why_no_engine_serves_is_one_line(bundle: Any) -> None:
 def test_loading_says_why_no_engine_fits(tmp_path: Path, bundle: Any) -> None:
     regions = read_regions(bundle, "lm")
     with pytest.raises(EngineError, match=r"its engines are for compute capability 86, 89, 120, here is Fake \(90\)"):
-        TrtPieces(bundle, regions, "tensorrt-rtx", FakeCuda())
+        TrtPieces(bundle, regions.graphs, "tensorrt-rtx", FakeCuda())
     bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"))
     with pytest.raises(EngineError, match=r"no tensorrt-rtx engines; run adaptc build .*bare --target tensorrt-rtx"):
-        TrtPieces(bare, read_regions(bare, "lm"), "tensorrt-rtx", FakeCuda())
+        TrtPieces(bare, read_regions(bare, "lm").graphs, "tensorrt-rtx", FakeCuda())
 
 
 def test_loading_finds_the_sizes_that_were_built(bundle: Any) -> None:
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
-    pieces = TrtPieces(bundle, read_regions(bundle, "lm"), "tensorrt-rtx", cuda)
+    pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
     assert (pieces.rows(), pieces.slots(), pieces.tokens()) == ((1,), (16,), CHUNK)
     # There is no GPU, so the library itself refuses; its reason is passed on in one line.
     with pytest.raises(EngineError, match=r"\.plan: tensorrt-rtx cannot load it: [^\n]+$"):

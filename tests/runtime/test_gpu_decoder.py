@@ -17,10 +17,10 @@ from adaptc.passes.float_weights import FloatWeights
 from adaptc.runtime import RequestError, Sampling, Session
 from adaptc.runtime.engines import decoder_graph, read_regions
 from adaptc.runtime.errors import EngineError
+from adaptc.runtime.gpu import graphs_of, regions_of, rows_on
 from adaptc.runtime.gpu_decoder import GpuDecoder
-from adaptc.runtime.manifest import GateSpec
+from adaptc.runtime.gpu_memory import Weights
 from adaptc.runtime.ort import OrtEngine
-from adaptc.runtime.regions import Regions
 from tests import skipping, tiny, trt_bundle
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_pieces import FakePieces
@@ -55,14 +55,14 @@ def cpu(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessi
 class Gpu:
     """A session on the fake, with what it was made of."""
 
-    def __init__(self, bundle: Any, driver: int = 13000, gates: GateSpec | None = GATES, batch: int = 2) -> None:
+    def __init__(self, bundle: Any, driver: int = 13000, batch: int = 2, mode: str = "regions") -> None:
         self.cuda = FakeCuda(replace(FakeCuda().device, driver=driver))
-        self.regions: Regions = read_regions(bundle, "lm")
-        self.pieces = FakePieces(self.cuda, bundle.path, self.regions, (1, 2), (16, 32, 64))
-        spec = decoder_graph(bundle)[1]
-        data = bundle.path / self.regions.data
-        self.decoder = GpuDecoder(self.cuda, self.pieces, self.regions, data, spec, batch, 8, gates)
-        self.session = Session(self.decoder, spec, batch=batch, chunk=8, gates=gates)
+        parts = regions_of(bundle)
+        self.pieces = FakePieces(self.cuda, bundle.path, graphs_of(parts), (1, 2), (16, 32, 64))
+        decoder = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8, mode)
+        assert isinstance(decoder, GpuDecoder)
+        self.decoder, self.part = decoder, decoder.part
+        self.session = Session(decoder, decoder.spec, batch=batch, chunk=8, gates=bundle.manifest.gates.get("lm"))
 
     def captured(self) -> list[list[str]]:
         """The operations of each captured graph."""
@@ -136,11 +136,11 @@ def test_the_next_step_is_launched_before_the_last_token_is_read(bundle: Any) ->
 
 def test_a_static_policy_is_a_mask_without_conditions(bundle: Any) -> None:
     gpu = Gpu(bundle)
-    gpu.decoder._constants = [1.0, 0.0]  # as two gates that say the same for every token
+    gpu.part._constants = [1.0, 0.0]  # as two gates that say the same for every token
     gpu.decoder.prefill(0, np.array(IDS), threshold=0.5)
     gpu.decoder.decode([1])
     assert gpu.captured()[-1] == ["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, "cheap", "region_7", *LAST]
-    assert gpu.decoder._ran.tolist() == [True, False]
+    assert gpu.part._ran.tolist() == [True, False]
 
 
 def test_without_conditional_nodes_the_host_asks_each_gate(bundle: Any, cpu: Session) -> None:
@@ -153,7 +153,7 @@ def test_without_conditional_nodes_the_host_asks_each_gate(bundle: Any, cpu: Ses
 
 def test_blocks_that_nothing_stands_in_for_leave_their_products_out_by_themselves(tmp_path: Path) -> None:
     graph = gating.static(tiny.fx("llama"), {1: 1.0, 2: -1.0}, {})
-    gpu = Gpu(trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph)), driver=12000)
+    gpu = Gpu(trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph), GATES), driver=12000)
     assert gpu.decoder.conditional  # though this driver has no conditional nodes
 
     def logits() -> np.ndarray:
@@ -161,13 +161,13 @@ def test_blocks_that_nothing_stands_in_for_leave_their_products_out_by_themselve
         return np.stack([gpu.decoder.decode([token])[0].copy() for token in (1, 5, 9)])
 
     found = logits()
-    assert gpu.decoder._ran.tolist() == [True, False]
+    assert gpu.part._ran.tolist() == [True, False]
     step = gpu.captured()[-1]
     assert step.count("decide") == 2
     assert not any(name.startswith("if") for name in step)
-    gpu.decoder.force = (True, False)
+    gpu.part.force = (True, False)
     np.testing.assert_array_equal(found, logits())
-    gpu.decoder.force = (True, True)
+    gpu.part.force = (True, True)
     assert not np.array_equal(found, logits())
 
 
@@ -205,9 +205,8 @@ def test_too_little_memory_is_one_line(bundle: Any) -> None:
 
 def small(bundle: Any, limit: int) -> None:
     cuda = FakeCuda(limit=limit)
-    regions = read_regions(bundle, "lm")
-    pieces = FakePieces(cuda, bundle.path, regions, (1,), (16,))
-    GpuDecoder(cuda, pieces, regions, bundle.path / regions.data, decoder_graph(bundle)[1], 1, 8, GATES)
+    parts = regions_of(bundle)
+    rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1,), (16,)), bundle, parts, 1, 8)
 
 
 def test_more_rows_than_engines_serve(bundle: Any) -> None:
@@ -217,8 +216,8 @@ def test_more_rows_than_engines_serve(bundle: Any) -> None:
 
 def test_not_a_number_is_an_error_and_the_session_goes_on(bundle: Any, cpu: Session) -> None:
     gpu = Gpu(bundle)
-    name = next(name for name in gpu.decoder.memory.weights if name.startswith("model.norm"))
-    address = gpu.decoder.memory.weights[name]
+    name = next(name for name in gpu.part.memory.weights if name.startswith("model.norm"))
+    address = gpu.part.memory.weights[name]
     good = np.zeros(32, np.float32)
     gpu.cuda.get(address, good)
     gpu.decoder.prefill(0, np.array(IDS))
@@ -238,9 +237,7 @@ def _greedy() -> Any:
 def test_a_data_file_that_is_too_short_is_named(bundle: Any, tmp_path: Path) -> None:
     from adaptc.runtime import BundleError
 
-    cuda, regions = FakeCuda(), read_regions(bundle, "lm")
     short = tmp_path / "lm.data"
     short.write_bytes(b"\0" * 100)
-    pieces = FakePieces(cuda, bundle.path, regions, (1,), (16,))
     with pytest.raises(BundleError, match=r"lm\.data: too short for .*; compile again"):
-        GpuDecoder(cuda, pieces, regions, short, decoder_graph(bundle)[1], 1, 8, GATES)
+        Weights(FakeCuda(), short).upload(read_regions(bundle, "lm"))
