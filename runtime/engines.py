@@ -23,6 +23,9 @@ from adaptc.runtime.replace import write_whole
 from adaptc.runtime.strict_json import read_json
 from adaptc.runtime.trt import Profile
 
+MODES = ("regions", "static")
+"""How gates are followed: on the GPU, in the step that they are of; or by the host, in the step after it."""
+
 FIRST_BUCKET = 256
 """Fewest slots of the cache that engines are built for: smaller caches cost no less."""
 
@@ -43,6 +46,7 @@ class EngineRecord:
         bytes: Its size.
         seconds: What building took.
         layers: What was compiled, a line a step.
+        mode: How a session follows gates with it: see `MODES`.
     """
 
     graph: str
@@ -56,11 +60,13 @@ class EngineRecord:
     bytes: int
     seconds: float
     layers: tuple[str, ...]
+    mode: str = "regions"
 
     @property
     def key(self) -> str:
         """Its file's name: what it was built from, by what, and for what."""
-        given = (self.graph, self.flavour, self.library, self.device, self.sm, sorted(self.sizes.items()))
+        built = self.graph, self.flavour, self.library, self.device, self.sm
+        given = (*built, self.mode, sorted(self.sizes.items()))
         return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
 
     def serves(self, sizes: Mapping[str, int]) -> bool:
@@ -113,12 +119,26 @@ def profile(graph: RegionGraph, sizes: Mapping[str, tuple[int, int, int]]) -> Pr
     return Profile(shapes(0), shapes(1), shapes(2))
 
 
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What the newest build of a flavour decided; the JSON beside its folder.
+
+    Attributes:
+        mode: See `MODES`; a session runs in it.
+        why: In a few words.
+    """
+
+    mode: str
+    why: str
+
+
 class EngineFolder:
     """The engines of one flavour in a bundle."""
 
     def __init__(self, bundle: Path, flavour: str) -> None:
         self.path = bundle / "engines" / flavour
         self.flavour = flavour
+        self._report = bundle / "engines" / f"{flavour}.json"
 
     def records(self) -> list[EngineRecord]:
         """All engines that are there whole.
@@ -135,6 +155,27 @@ class EngineFolder:
             if self.plan(record).exists():
                 found.append(record)
         return found
+
+    def report(self) -> BuildReport:
+        """What the newest build decided; "regions" if there was none.
+
+        Raises:
+            EngineError: it cannot be read.
+        """
+        try:
+            found: BuildReport = read_json(BuildReport, json.loads(self._report.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return BuildReport(MODES[0], "nothing was built")
+        except (OSError, ValueError, BundleError) as error:
+            raise EngineError(f"{self._report}: damaged ({error}); run adaptc build again") from error
+        if found.mode not in MODES:
+            raise EngineError(f"{self._report}: damaged (mode {found.mode!r}); run adaptc build again")
+        return found
+
+    def decide(self, report: BuildReport) -> None:
+        """Have sessions run so from now on."""
+        self._report.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._report, (json.dumps(dataclasses.asdict(report)) + "\n").encode())
 
     def plan(self, record: EngineRecord) -> Path:
         """Where an engine lies."""

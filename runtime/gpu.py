@@ -64,14 +64,14 @@ def gpu_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoute
     cuda = Cuda(cubins=EngineFolder(bundle.path, flavour).path)
     try:
         pieces = TrtPieces(bundle, graphs_of(parts), flavour, cuda)
-        decoder = rows_on(cuda, pieces, bundle, parts, batch, chunk)
+        decoder = rows_on(cuda, pieces, bundle, parts, batch, chunk, pieces.mode)
     except BaseException:
         cuda.close()
         raise
-    if any(regions.gates for regions in parts.values()) and not decoder.conditional:
+    if any(regions.gates for regions in parts.values()) and not decoder.conditional and pieces.mode == "regions":
         warnings.warn(
             f"{bundle.path}: driver {cuda.device.driver} has no conditional nodes, so the host waits for every gate; "
-            "a driver of CUDA 12.8 is right",
+            "a driver of CUDA 12.8 is right, or adaptc build --mode static",
             stacklevel=2,
         )
     return decoder

@@ -16,10 +16,11 @@ import numpy as np
 
 from adaptc.runtime.cuda import Cuda
 from adaptc.runtime.decoder import HIDDEN
+from adaptc.runtime.device import Device
 from adaptc.runtime.gpu_memory import Memory
 from adaptc.runtime.kernels import NAMES, PARTS, RING, SOURCE, THREADS
 from adaptc.runtime.pieces import Pieces
-from adaptc.runtime.products import NO_GATE, Gate, Products
+from adaptc.runtime.products import NO_GATE, Gate, Products, look_at_gate
 from adaptc.runtime.regions import Call, Regions, When
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
@@ -82,6 +83,17 @@ Chooser = Callable[[int, When, Place, Any], None]
 """Called at each gate with its number; runs one of its two sides, or both into their bodies."""
 
 
+def has_nodes(regions: Regions, driver: int) -> bool:
+    """Whether a driver has the conditional nodes that these gates would need."""
+    return driver >= (ELSE_DRIVER if any(gate.otherwise for gate in regions.gates) else CONDITIONAL_DRIVER)
+
+
+def decides_itself(regions: Regions, rows: int, device: Device) -> bool:
+    """Whether a GPU reads all gates of a step of so many rows by itself."""
+    by_products = (look_at_gate(regions, when, rows, device.sm) for when in regions.gates)
+    return has_nodes(regions, device.driver) or all(by_products)
+
+
 class Stepper:
     """Runs regions and our own kernels between them.
 
@@ -99,10 +111,7 @@ class Stepper:
         self.ran = cuda.alloc(len(self._gates))
         self.nodes = False
         self._answer = np.zeros(1, np.uint8)
-        self.conditional = cuda.device.driver >= CONDITIONAL_DRIVER
-        two = any(gate.otherwise for gate in self._gates)
-        if two and cuda.device.driver < ELSE_DRIVER:
-            self.conditional = False
+        self.conditional = has_nodes(regions, cuda.device.driver)
 
     def load(self, place: Place) -> None:
         """Make every engine that a step needs ready."""
@@ -228,15 +237,8 @@ class Stepper:
         self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
 
     def _by_products(self, when: When, place: Place) -> bool:
-        """Whether leaving out a block's products leaves out all that costs: zeros stand for it, and it ends in one.
-
-        What lies between its products then runs over whatever is there, and nobody reads what it gives. That should
-        cost less than a conditional node, 5 to 11 µs (docs/results/tensorrt-h200.md).
-        """
-        graphs = [self._regions.graphs[call.graph] for call in when.then]
-        others = [graph for graph in graphs if not self._products.serves(graph, place.rows)]
-        small = all(graph.weights == 0 and all("slots" not in spec.shape for spec in graph.inputs) for graph in others)
-        return not self.nodes and not when.otherwise and small and graphs[-1] not in others
+        """Whether a block's products look at their gate themselves, so that it needs no conditional node."""
+        return not self.nodes and look_at_gate(self._regions, when, place.rows, self._cuda.device.sm)
 
     def _side(self, when: When, runs: bool, place: Place, stream: Any) -> None:
         calls = when.then if runs else when.otherwise

@@ -51,7 +51,11 @@ class Pieces(Protocol):
 
 
 class TrtPieces:
-    """Engines of TensorRT. Their activations share one piece of memory: they run one after another."""
+    """Engines of TensorRT. Their activations share one piece of memory: they run one after another.
+
+    Attributes:
+        mode: That they were built for.
+    """
 
     def __init__(self, bundle: Bundle, graphs: Mapping[str, RegionGraph], flavour: str, cuda: Cuda) -> None:
         """Look for engines that fit this machine; none is loaded yet.
@@ -68,7 +72,8 @@ class TrtPieces:
         self._bundle, self._graphs, self._cuda = bundle, graphs, cuda
         self._trt = Trt(flavour)
         self._folder = EngineFolder(bundle.path, flavour)
-        self._records = self._folder.records()
+        self.mode = self._folder.report().mode
+        self._records = [record for record in self._folder.records() if record.mode == self.mode]
         self._here = self._trt.version, cuda.device.sm, cuda.device.name
         wanted = {content_of(bundle, graph.file) for graph in graphs.values()}
         self._fitting = [

@@ -29,6 +29,7 @@ from adaptc.runtime.engines import content_of, read_regions
 from adaptc.runtime.gpu import graphs_of, regions_of, rows_on
 from adaptc.runtime.gpu_routes import GpuRoutes
 from adaptc.runtime.session import Session
+from adaptc.runtime.tokenizer import Tokenizer
 from adaptc.spec import read_spec
 from tests import stitched
 from tests.passes.test_stitch import gated_tower
@@ -74,7 +75,7 @@ class Gpu:
         rows = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8)
         assert isinstance(rows, GpuRoutes)
         self.rows = rows
-        self.session = Session(rows, rows.spec, batch=batch, chunk=8)
+        self.session = Session(rows, rows.spec, Tokenizer(bundle.path / "tokenizer"), batch=batch, chunk=8)
 
 
 @pytest.fixture(scope="module")

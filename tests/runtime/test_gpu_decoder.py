@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adaptc import regions
 from adaptc.datafile import write_graphs
 from adaptc.passes import Pipeline, gating
 from adaptc.passes.branch import Branch
 from adaptc.passes.float_weights import FloatWeights
 from adaptc.runtime import RequestError, Sampling, Session
+from adaptc.runtime.budget import threshold_at
 from adaptc.runtime.engines import decoder_graph, read_regions
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.gpu import graphs_of, regions_of, rows_on
@@ -149,6 +151,70 @@ def test_without_conditional_nodes_the_host_asks_each_gate(bundle: Any, cpu: Ses
     mine = gpu.session.generate(IDS, max_new_tokens=12, budget=0.5)
     assert mine.ids == cpu.generate(IDS, max_new_tokens=12, budget=0.5).ids
     assert not any("if[2]" in graph for graph in gpu.captured())
+
+
+def late(bundle: Any, ids: list[int], count: int, threshold: float) -> tuple[list[int], list[list[bool]]]:
+    """Tokens, and which blocks ran for each, if a step runs what the gates said in the step before it."""
+    split = trt_bundle.split_of(trt_bundle.program("llama", gated=True))
+    spec = decoder_graph(bundle)[1]
+    cache = {f"past.{i}.key": np.zeros((1, heads, width, 64), np.float16) for i, (heads, width) in enumerate(spec.kv)}
+    cache |= {name.replace("key", "value"): np.swapaxes(array, 2, 3).copy() for name, array in cache.items()}
+    mask, masks, written, begin, part = [True, True], [], list(ids), 0, list(ids)
+    for step in range(count):
+        here = np.arange(begin, begin + len(part), dtype=np.int32)[None]
+        feeds = {"input_ids": np.array([part], np.int32), "positions": here, "slots": np.arange(64, dtype=np.int32)}
+        values = {name: tensor.numpy() for name, tensor in split.weights.items()} | feeds | cache
+        wanted: list[bool] = []
+        for each in split.steps:
+            calls = each.then
+            if each.when is not None:
+                runs = step == 0 or mask[len(wanted)]
+                warm = here[0, -1] < GATES.warmup
+                wanted.append(step == 0 or warm or bool((values[each.when.logit] >= threshold).any()))
+                calls = each.when.then if runs else each.when.otherwise
+            for call in calls:
+                regions._call(split, call, values)
+        for name, past in cache.items():
+            new = values[name.replace("past", "new")]
+            if name.endswith("key"):
+                past[..., here[0]] = new.swapaxes(2, 3)
+            else:
+                past[:, :, here[0]] = new
+        if step > 0:
+            masks.append(mask)
+        begin, part, mask = begin + len(part), [int(values["logits"][0, -1].argmax())], wanted
+        written += part
+    return written[len(ids) :], masks
+
+
+@pytest.mark.parametrize("driver", [13000, 12000])
+def test_static_mode_runs_what_the_gates_said_a_step_before(bundle: Any, driver: int) -> None:
+    gpu, level = Gpu(bundle, driver, mode="static"), threshold_at(GATES.thresholds, 0.4)
+    result = gpu.session.generate(IDS, max_new_tokens=24, budget=0.4)
+    tokens, masks = late(bundle, IDS, len(result.ids), level)
+    assert list(result.ids) == tokens
+    assert result.trace.skips is not None
+    assert result.trace.skips.ran.tolist() == masks
+    assert len({tuple(mask) for mask in masks}) > 1, "or one step before and one after would be the same"
+    assert not any(name.startswith("if") for graph in gpu.captured() for name in graph)
+
+
+def test_static_mode_captures_a_mask_that_comes_again_and_keeps_few(bundle: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("adaptc.runtime.gpu_graphs.MASKS", 1)
+    gpu = Gpu(bundle, mode="static")
+    gpu.session.generate(IDS, max_new_tokens=40, budget=0.4)
+    assert len(gpu.part.graphs._foreseen) == 1
+    gated = [graph for graph in gpu.captured() if graph.count("decide") == 2]
+    assert len(gated) <= 1  # the others were dropped
+    order = [entry.partition(" ")[0] for entry in gpu.cuda.log if entry.startswith(("launch", "wait"))]
+    assert "launch" in order  # a mask that comes again is a graph
+
+
+def test_static_mode_launches_no_step_before_it_knows_the_mask(bundle: Any) -> None:
+    gpu = Gpu(bundle, mode="static")
+    gpu.session.generate(IDS, max_new_tokens=12, budget=0.4)
+    steps = [entry for entry in gpu.cuda.log if entry in ("begin_step", "wait")]
+    assert steps[-10:] == ["begin_step", "wait"] * 5
 
 
 def test_blocks_that_nothing_stands_in_for_leave_their_products_out_by_themselves(tmp_path: Path) -> None:
