@@ -256,6 +256,14 @@ def test_a_damaged_engine_is_named(tmp_path: Path, bundle: Any) -> None:
         folder.plan(record).write_bytes(content)
 
 
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    folder = EngineFolder(tmp_path, "tensorrt")
+    folder.path.mkdir(parents=True)
+    (folder.path / "0.json").write_text('{"graph": "x"}')
+    with pytest.raises(EngineError, match=r"0\.json: damaged \(name: missing\); remove it and run adaptc build again"):
+        folder.records()
+
+
 def test_sizes_of_the_cache_are_doubled_up_to_all_of_it() -> None:
     assert buckets(64) == (64,)
     assert buckets(2048) == (256, 512, 1024, 2048)
