@@ -99,10 +99,11 @@ class TrtPieces:
         engine = self._loaded.get(record.key)
         if engine is None:
             engine = Context(self._trt, self._runtime, self._folder, record)
-            self._loaded[record.key] = engine
             if engine.bytes > self._size:
-                self._grow(engine.bytes)
+                # Engines loaded before keep the smaller piece: graphs that were captured with it go on using it.
+                self._scratch, self._size = self._cuda.alloc(engine.bytes), engine.bytes
             engine.use(self._scratch, self._size)
+            self._loaded[record.key] = engine
         self._found[key] = engine
 
     def enqueue(self, graph: str, sizes: Sizes, reads: Sequence[int], writes: Sequence[int], stream: Any) -> None:
@@ -140,11 +141,3 @@ class TrtPieces:
         """The sizes for which there are engines of steps."""
         steps = [r.sizes for r in self._fitting if r.sizes.get("tokens", (1, 1, 1))[2] == 1]
         return tuple(sorted({sizes[name][0] for sizes in steps if name in sizes}))
-
-    def _grow(self, size: int) -> None:
-        """More memory for activations; engines that are loaded already use it too."""
-        if self._scratch:
-            self._cuda.free(self._scratch)
-        self._scratch, self._size = self._cuda.alloc(size), size
-        for engine in self._loaded.values():
-            engine.use(self._scratch, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner
@@ -242,6 +242,42 @@ def test_loading_finds_the_sizes_that_were_built(bundle: Any) -> None:
     with pytest.raises(EngineError, match=r"\.plan: tensorrt-rtx cannot load it: [^\n]+$"):
         pieces.load("region_4", {"batch": 1, "tokens": 1, "slots": 16})
     pieces.close()
+
+
+class Loaded:
+    """An engine that needs as much memory as its graph's name says."""
+
+    sizes: ClassVar[dict[str, int]] = {"region_4": 1000, "region_2": 5000, "head": 100}
+
+    def __init__(self, *given: Any) -> None:
+        self.bytes = self.sizes[given[3].name]
+
+    def use(self, address: int, size: int) -> None:
+        self.place, self.size = address, size
+
+    def close(self) -> None:
+        pass
+
+
+def test_memory_of_a_loaded_engine_stays_where_captured_graphs_have_it(bundle: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("adaptc.runtime.pieces.Context", Loaded)
+    cuda = FakeCuda(replace(FakeCuda().device, sm=89), limit=3000)
+    pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    sizes = {"batch": 1, "tokens": 1, "slots": 16}
+    pieces.load("region_4", sizes)
+    loaded: dict[str, Any] = pieces._loaded
+    [first] = loaded.values()
+    place = first.place
+    with pytest.raises(EngineError, match="out of GPU memory"):
+        pieces.load("region_2", sizes)
+    cuda.limit = 30_000  # somebody else went: the session is as it was, and goes on
+    pieces.load("region_2", sizes)
+    pieces.load("head", sizes)
+    _, second, third = loaded.values()
+    assert first.place == place
+    assert place in cuda.live
+    assert second.place == third.place != place
+    assert second.size == 5000
 
 
 def test_a_damaged_engine_is_named(tmp_path: Path, bundle: Any) -> None:
