@@ -37,9 +37,6 @@ class KeptStates:
     def __len__(self) -> int:
         return self.tokens
 
-    def __getitem__(self, part: slice) -> Ids:
-        raise AssertionError("states lie on the GPU, where a top reads them")
-
 
 Prompt = Ids | KeptStates
 """Token ids, or what the bottom made of them."""
@@ -141,7 +138,8 @@ class Control:
         """Put part of a prompt there; addresses of a graph's inputs."""
         self._cuda.put(self._prompt[1], np.arange(part.start, part.stop, dtype=np.int32))
         own = {"positions": self._prompt[1], "threshold": self.whole}
-        if self.link is not None and isinstance(prompt, KeptStates):
+        if isinstance(prompt, KeptStates):
+            assert self.link is not None
             own[HIDDEN] = self.link.at(prompt.row, part.start)
         else:
             self._cuda.put(self._prompt[0], np.asarray(prompt[part.start : part.stop], np.int32))
