@@ -153,9 +153,7 @@ class Refusing(Trt):
 
 def test_out_of_memory_while_building() -> None:
     with pytest.raises(EngineError) as error:
-        Refusing("Requested amount of GPU memory\n(1073741824 bytes) could not be allocated.").build(
-            b"", Profile.fixed({})
-        )
+        Refusing("Requested amount of GPU memory\n(1024 bytes) could not be allocated.").build(b"", Profile.fixed({}))
     assert str(error.value) == (
         "tensorrt 8.6.0: cannot build the engine: Requested amount of GPU memory (1024 bytes) could not be allocated.; "
         "free some memory of the GPU"
