@@ -122,7 +122,7 @@ def _make(
     from adaptc.publish import publish
 
     program, records = lowered(spec, base, sources, versions(), cache, stage)
-    for pass_ in (*target_passes(spec), *gate_passes(program)):
+    for pass_ in (*target_passes(spec), *gate_passes(spec, program)):
         stage(pass_.name)
         program = Pipeline((pass_,)).run(program, lambda step: records.append(record(step)))
     verdicts: dict[str, Verdict] = {}
@@ -173,8 +173,8 @@ def _tensorrt_passes(spec: Spec) -> tuple[Pass, ...]:
     return KvCache(max_tokens=spec.target.max_tokens), FuseProjections(), Legalize(half), SplitRegions()
 
 
-def gate_passes(program: Program) -> tuple[Pass, ...]:
-    """What follows the target's passes in a program with gates."""
+def gate_passes(spec: Spec, program: Program) -> tuple[Pass, ...]:
+    """What follows the target's passes in a program with gates; where regions are cut at gates, nothing."""
     from adaptc.passes.branch import Branch
 
-    return (Branch(),) if program.gates and not program.regions else ()
+    return (Branch(),) if program.gates and spec.target.backend == "onnxruntime" else ()

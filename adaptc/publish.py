@@ -65,9 +65,10 @@ def publish(
     """
     graphs = program.at_level(OnnxGraph)
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
-        data, towers = f"{'-'.join(sources)}.data", tuple(sources) if len(sources) > 1 else ()
         # Regions read all their weights from one file.
         swappable = not program.regions
+        data = f"{'-'.join(sources)}.data"
+        towers = tuple(sources) if len(sources) > 1 and not program.regions else ()
         written = write_graphs(graphs, Path(scratch), data, towers, swappable=swappable)
         files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
         for name, split in program.regions.items():

@@ -41,7 +41,8 @@ class Legalize(Pass):
 
     Needs: ONNX level, after kv_cache, before split_regions. Gates as `Where`, or as the Ifs of `branch`. Graphs that
            continue no sequence (encoders) stay as they are but for their operators and products.
-    Shapes: input_ids int32[batch, tokens]; positions int32[batch, tokens]; slots int32[slots], 0, 1, 2, …;
+    Shapes: input_ids int32[batch, tokens], or in a top hidden float32[batch, tokens, width], which a bottom gives;
+            positions int32[batch, tokens]; slots int32[slots], 0, 1, 2, …;
             past.i.key half[batch, kv_heads, head_dim, slots], past.i.value half[batch, kv_heads, slots, head_dim];
             new.i.key, new.i.value half[batch, kv_heads, tokens, head_dim]; logits float32[batch, tokens, vocab].
     Cost: none measured; the builder fuses what is written out here. Keys lie turned in the cache: a builder that is
@@ -151,7 +152,9 @@ def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
     emit = Emitter(body, old)
     out, columns = fixed(projection.weight)
     weight = halved(graph, projection.weight, half)
-    x = emit.cast(projection.x, HALVES[half])
+    given = old.inputs[0]  # not projection.x: a product right before this one has been written anew since
+    assert given is not None
+    x = emit.cast(given, HALVES[half])
     if out >= LANES and columns % LANES == 0:
         emit.mark(PRODUCT, old.name or "")
     rows = emit.reshape(x, [-1, columns], ["rows", columns])
@@ -185,9 +188,10 @@ def _narrow_ids(graph: ir.Graph) -> None:
 def _measure_positions(graph: ir.Graph) -> None:
     """A step's sizes are asked of its positions, which every piece may read: no shape goes from engine to engine."""
     given = {value.name: value for value in graph.inputs}
-    for use in given["input_ids"].uses():
-        if use.node.op_type == "Shape":
-            use.node.replace_input_with(0, given["positions"])
+    for name in given.keys() & {"input_ids", "hidden"}:
+        for use in given[name].uses():
+            if use.node.op_type == "Shape":
+                use.node.replace_input_with(0, given["positions"])
 
 
 def _norm(graph: ir.Graph, node: ir.Node) -> None:

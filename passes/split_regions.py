@@ -17,7 +17,7 @@ from adaptc.passes.emit import PRODUCT, REGION
 from adaptc.passes.match import path
 from adaptc.passes.piece import FREE, Shared
 from adaptc.passes.stages import Part, in_stages
-from adaptc.program import Program
+from adaptc.program import Program, Run, Switch
 from adaptc.regions import Split
 from adaptc.runtime.regions import Call, Step, When
 
@@ -32,7 +32,8 @@ class SplitRegions(Pass):
 
     A region is all that lies between two gates or products. Weights become inputs, so that regions that differ in
     nothing but their weights are one graph: of an 8-layer model with gates everywhere, ten graphs instead of 68 pieces.
-    The last norm and the product with the vocabulary are a step of their own: a prompt needs them for one token only.
+    The last norm and the product with the vocabulary are a step of their own: a prompt needs them for one token only;
+    the bottom of a stitched program has none, so its last step is empty.
     A product is a piece because a step multiplies few rows, for which 8.6 has no kernels that read the weights as
     quickly as memory gives them; the runtime has (runtime/products.py).
 
@@ -44,7 +45,7 @@ class SplitRegions(Pass):
         products: Whether products are pieces; if not, they stay in the engines.
 
     Raises:
-        PassError: a block that may be skipped gives more than one value, or the program has routes.
+        PassError: a block that may be skipped gives more than one value, or the plan is not one decoder.
     """
 
     name: ClassVar[str] = "split_regions"
@@ -56,8 +57,9 @@ class SplitRegions(Pass):
             for name, graph in program.at_level(OnnxGraph).items()
             if name not in program.regions and any(value.name == "slots" for value in graph.model.graph.inputs)
         }
-        if decoders and len(program.plan) > 1:
-            raise PassError("this program has routes; TensorRT runs one decoder, backend: onnxruntime runs routes")
+        if decoders and not (isinstance(program.plan[0], Run) and all(isinstance(s, Switch) for s in program.plan[1:])):
+            plan = "; ".join(map(str, program.plan))
+            raise PassError(f"plan: {plan}; TensorRT runs one decoder, with or without routes after its first part")
         found = {name: split(graph, products=self.products) for name, graph in decoders.items()}
         return replace(program, regions={**program.regions, **found}) if found else program
 
@@ -83,7 +85,7 @@ def split(graph: OnnxGraph, *, products: bool = True) -> Split:
                 for kind in ("then", "else")
             ]
             steps.append(Step((), _when(shared, gates[index], sides, needed)))
-    steps += _plain(_calls(shared, "head", pieces.get(("head", 0), []), needed))
+    steps.append(Step(_calls(shared, "head", pieces.get(("head", 0), []), needed)))
     whole = shared.call("whole", _dense(main, gates), {v.name or "" for v in main.outputs}, _stand_ins(gates))
     assert whole is not None
     weights = {name: value.const_value for name, value in main.initializers.items() if value.const_value is not None}

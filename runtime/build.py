@@ -9,18 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.device import Device
 from adaptc.runtime.engines import (
+    MODES,
+    BuildReport,
     EngineFolder,
     EngineRecord,
     buckets,
     content_of,
     decoder_graph,
+    decoder_graphs,
     plain_graph,
     profile,
     read_regions,
     wanted,
 )
 from adaptc.runtime.errors import EngineError, RequestError
+from adaptc.runtime.gpu_step import decides_itself
 from adaptc.runtime.kernels import SOURCE
 from adaptc.runtime.layers import steps_of
 from adaptc.runtime.nvrtc import keep
@@ -58,6 +63,7 @@ def build_engines(
     slots: Sequence[int] = (),
     chunk: int = CHUNK,
     whole: bool = False,
+    mode: str = "auto",
     observe: Callable[[Progress], None] = lambda _: None,
 ) -> list[EngineRecord]:
     """Build every engine a bundle needs; those that are there are kept.
@@ -70,14 +76,20 @@ def build_engines(
         slots: Sizes of the cache; by default doubled from 256 up to the bundle's max_tokens.
         chunk: Most tokens of a prompt at once; 1 builds no engine for prompts.
         whole: Also build the dense model in one piece, to compare with.
+        mode: How a session will follow gates: "regions", "static", or "auto" for what fits this machine; see
+            docs/tensorrt.md.
         observe: Told of each engine.
 
     Raises:
         BundleError: the bundle is not for TensorRT.
         EngineError: the library is not there, or refuses a graph; engines that are built stay.
-        RequestError: a size is out of range.
+        RequestError: a size is out of range, or there is no such mode here.
     """
-    trt, device, folder = Trt(flavour), _device(flavour, sm), EngineFolder(bundle.path, flavour)
+    check_mode(mode)
+    trt, folder = Trt(flavour), EngineFolder(bundle.path, flavour)
+    gpu = None if sm else _gpu(flavour)
+    device = ("", tuple(sm)) if gpu is None else (gpu.name, (gpu.sm,))
+    decided = decide(bundle, mode, gpu)
     work = list(_graphs(bundle)) or list(
         _regions(bundle, device[1], batches=batches, slots=slots, chunk=chunk, whole=whole)
     )
@@ -88,15 +100,22 @@ def build_engines(
     timings = b""
     for each in work:
         about = (content_of(bundle, each.graph.file), each.label, flavour, trt.version, *device, each.sizes)
-        record = EngineRecord(*about, "", 0, 0.0, ())
-        cached = record.key in known
-        if cached:
-            record = known[record.key]
+        record = EngineRecord(*about, "", 0, 0.0, (), decided.mode)
+        # The engines of both modes are the same: one that was built for the other is taken over.
+        other = next(
+            (key for key in (replace(record, mode=m).key for m in (decided.mode, *MODES)) if key in known), None
+        )
+        cached = other is not None
+        if other is not None:
+            record = replace(known[other], mode=decided.mode)
+            if other != record.key:
+                folder.write(record, folder.read(known[other]))
         else:
             record, plan, timings = _built(trt, bundle.path / each.graph.file, each, record, sm, timings)
             folder.write(record, plan)
         made.append(record)
         observe(Progress(len(made), len(work), record, cached))
+    folder.decide(decided)
     return made
 
 
@@ -139,19 +158,24 @@ def _graphs(bundle: Bundle) -> Iterator[_Work]:
 def _regions(
     bundle: Bundle, sm: Sequence[int], *, batches: Sequence[int], slots: Sequence[int], chunk: int, whole: bool
 ) -> Iterator[_Work]:
-    """The regions of a bundle's decoder, for steps and prompts."""
-    name, decoder = decoder_graph(bundle)
-    regions, most = read_regions(bundle, name), decoder.max_tokens
+    """The regions of a bundle's decoder, or of all parts of a stitched one, for steps and prompts; equal ones once."""
+    specs = decoder_graphs(bundle)
+    most = min(spec.max_tokens for spec in specs.values())
     batches = tuple(batches) or tuple(sorted({1, bundle.manifest.target.batch}))
     slots = tuple(sorted(slots)) or buckets(most)
     if min(batches) < 1 or chunk < 1 or not 1 <= slots[0] <= slots[-1] <= most:
         raise RequestError(f"build: batches and chunk are from 1, slots from 1 to this bundle's max_tokens, {most}")
-    used = {call.graph for call in regions.calls()} | ({regions.whole.graph} if whole else set())
-    for label, graph in regions.graphs.items():
-        if label in used:
+    seen: list[tuple[str, dict[str, tuple[int, int, int]]]] = []
+    for name in specs:
+        regions = read_regions(bundle, name)
+        used = {call.graph for call in regions.calls()} | ({regions.whole.graph} if whole else set())
+        for label, graph in regions.graphs.items():
             prompt = 1 if label == regions.whole.graph else min(chunk, most)
-            for sizes in wanted(graph, batches, slots, prompt, sm):
-                yield _Work(label, graph, sizes)
+            for sizes in wanted(graph, batches, slots, prompt, sm) if label in used else ():
+                this = content_of(bundle, graph.file), sizes
+                if this not in seen:
+                    seen.append(this)
+                    yield _Work(label if len(specs) == 1 else f"{name}/{label}", graph, sizes)
 
 
 def _keep_kernels(bundle: Bundle, sm: Sequence[int], folder: Path) -> None:
@@ -163,10 +187,49 @@ def _keep_kernels(bundle: Bundle, sm: Sequence[int], folder: Path) -> None:
             keep(source_of(half), each, folder)
 
 
-def _device(flavour: str, sm: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    """The GPU that engines are for: its name ("" for any of these capabilities), and the capabilities."""
-    if sm:
-        return "", tuple(sm)
+def check_mode(mode: str) -> None:
+    """Refuse a mode that there is not.
+
+    Raises:
+        RequestError: with what there is.
+    """
+    if mode == "in_engine":
+        raise RequestError(
+            "mode: 'in_engine'; an engine with If inside cannot be captured, and took longer than the dense one where "
+            "it was measured (docs/tensorrt.md): regions, static or auto is right"
+        )
+    if mode not in (*MODES, "auto"):
+        raise RequestError(f"mode: {mode!r}; there are: {', '.join((*MODES, 'auto'))}")
+
+
+def decide(bundle: Bundle, mode: str, gpu: Device | None) -> BuildReport:
+    """How a session follows the gates of a bundle.
+
+    Args:
+        bundle: Compiled for TensorRT.
+        mode: "regions", "static" or "auto".
+        gpu: That will run it; None if it is not known.
+
+    Raises:
+        RequestError: "static" for a bundle without gates that decide at each token.
+    """
+    gated = [name for name, gates in bundle.manifest.gates.items() if gates.policy != "static"]
+    if mode == "static" and not gated:
+        raise RequestError("mode: 'static'; no gate of this bundle decides at each token: regions or auto is right")
+    if mode != "auto":
+        return BuildReport(mode, "asked for")
+    if not gated:
+        return BuildReport("regions", "no gate decides at each token")
+    if gpu is None:
+        return BuildReport("regions", "the GPU is not known")
+    rows = bundle.manifest.target.batch
+    if all(decides_itself(read_regions(bundle, name), rows, gpu) for name in gated):
+        return BuildReport("regions", "the GPU reads the gates itself")
+    return BuildReport("static", f"driver {gpu.driver} has no conditional nodes")
+
+
+def _gpu(flavour: str) -> Device:
+    """This machine's GPU."""
     from adaptc.runtime.cuda import Cuda
 
     try:
@@ -176,4 +239,4 @@ def _device(flavour: str, sm: Sequence[int]) -> tuple[str, tuple[int, ...]]:
         raise EngineError(f"{error}{mend}") from error
     device = cuda.device
     cuda.close()
-    return device.name, (device.sm,)
+    return device

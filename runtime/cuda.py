@@ -65,7 +65,7 @@ class Cuda:
         self._streams: list[Any] = []
         self._events: list[Any] = []
         self._graphs: list[tuple[Any, Any]] = []
-        self._modules: list[Any] = []
+        self._modules: dict[str, Any] = {}
 
     # Memory
 
@@ -160,9 +160,10 @@ class Cuda:
         Raises:
             EngineError: NVRTC refuses it, or is not installed.
         """
-        code = compiled(source, self.device.sm, self._cubins)
-        module = self._check(self._driver.cuModuleLoadData(code), "load kernels")
-        self._modules.append(module)
+        module = self._modules.get(source)
+        if module is None:
+            code = compiled(source, self.device.sm, self._cubins)
+            module = self._modules[source] = self._check(self._driver.cuModuleLoadData(code), "load kernels")
         return {
             name: self._check(self._driver.cuModuleGetFunction(module, name.encode()), f"find {name}") for name in names
         }
@@ -269,7 +270,7 @@ class Cuda:
             rt.cudaFree(address)
         for address in self._pinned:
             rt.cudaFreeHost(address)
-        for module in self._modules:
+        for module in self._modules.values():
             self._driver.cuModuleUnload(module)
         for kept in (self._graphs, self._events, self._streams, self._memory, self._pinned, self._modules):
             kept.clear()

@@ -19,6 +19,7 @@ from adaptc.runtime.errors import RequestError
 from adaptc.runtime.inserts import Beside, Feeds, Inserts
 from adaptc.runtime.manifest import DecoderSpec, GateSpec, TensorSpec
 from adaptc.runtime.memory import room
+from adaptc.runtime.router import Choice
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -36,8 +37,11 @@ class Decoder:
     Attributes:
         spec: What the graph expects.
         batch: Rows.
+        routes: None: there is one way through.
         gates: What decides which of its blocks run; None if it has no gates.
     """
+
+    routes: tuple[str, ...] = ()
 
     def __init__(
         self, engine: Engine, spec: DecoderSpec, batch: int, chunk: int, gates: GateSpec | None = None
@@ -182,6 +186,10 @@ class Decoder:
     def reroute(self, row: int, route: str) -> None:
         """Never asked for."""
         raise RequestError(f"route: {route!r} for row {row}; this bundle has no routes")
+
+    def explain(self, ids: Ids, budget: float | None) -> Choice:
+        """See `Rows.explain`: there are no routes."""
+        raise RequestError("route: this bundle has no routes")
 
     def skips(self, steps: Sequence[bytes], route: str | None = None) -> Skips | None:
         """What `ran` gave for some steps, together; None without gates."""

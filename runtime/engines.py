@@ -16,12 +16,15 @@ from pathlib import Path
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
-from adaptc.runtime.manifest import DecoderSpec, GraphSpec, PlanStep
+from adaptc.runtime.manifest import DecoderSpec, GraphSpec, PlanStep, SwitchStep
 from adaptc.runtime.products import LEAST_SM, ROWS
 from adaptc.runtime.regions import RegionGraph, Regions
 from adaptc.runtime.replace import write_whole
 from adaptc.runtime.strict_json import read_json
 from adaptc.runtime.trt import Profile
+
+MODES = ("regions", "static")
+"""How gates are followed: on the GPU, in the step that they are of; or by the host, in the step after it."""
 
 FIRST_BUCKET = 256
 """Fewest slots of the cache that engines are built for: smaller caches cost no less."""
@@ -43,6 +46,7 @@ class EngineRecord:
         bytes: Its size.
         seconds: What building took.
         layers: What was compiled, a line a step.
+        mode: How a session follows gates with it: see `MODES`.
     """
 
     graph: str
@@ -56,11 +60,13 @@ class EngineRecord:
     bytes: int
     seconds: float
     layers: tuple[str, ...]
+    mode: str = "regions"
 
     @property
     def key(self) -> str:
         """Its file's name: what it was built from, by what, and for what."""
-        given = (self.graph, self.flavour, self.library, self.device, self.sm, sorted(self.sizes.items()))
+        built = self.graph, self.flavour, self.library, self.device, self.sm
+        given = (*built, self.mode, sorted(self.sizes.items()))
         return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
 
     def serves(self, sizes: Mapping[str, int]) -> bool:
@@ -113,12 +119,26 @@ def profile(graph: RegionGraph, sizes: Mapping[str, tuple[int, int, int]]) -> Pr
     return Profile(shapes(0), shapes(1), shapes(2))
 
 
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """What the newest build of a flavour decided; the JSON beside its folder.
+
+    Attributes:
+        mode: See `MODES`; a session runs in it.
+        why: In a few words.
+    """
+
+    mode: str
+    why: str
+
+
 class EngineFolder:
     """The engines of one flavour in a bundle."""
 
     def __init__(self, bundle: Path, flavour: str) -> None:
         self.path = bundle / "engines" / flavour
         self.flavour = flavour
+        self._report = bundle / "engines" / f"{flavour}.json"
 
     def records(self) -> list[EngineRecord]:
         """All engines that are there whole.
@@ -135,6 +155,27 @@ class EngineFolder:
             if self.plan(record).exists():
                 found.append(record)
         return found
+
+    def report(self) -> BuildReport:
+        """What the newest build decided; "regions" if there was none.
+
+        Raises:
+            EngineError: it cannot be read.
+        """
+        try:
+            found: BuildReport = read_json(BuildReport, json.loads(self._report.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return BuildReport(MODES[0], "nothing was built")
+        except (OSError, ValueError, BundleError) as error:
+            raise EngineError(f"{self._report}: damaged ({error}); run adaptc build again") from error
+        if found.mode not in MODES:
+            raise EngineError(f"{self._report}: damaged (mode {found.mode!r}); run adaptc build again")
+        return found
+
+    def decide(self, report: BuildReport) -> None:
+        """Have sessions run so from now on."""
+        self._report.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._report, (json.dumps(dataclasses.asdict(report)) + "\n").encode())
 
     def plan(self, record: EngineRecord) -> Path:
         """Where an engine lies."""
@@ -205,17 +246,28 @@ def _slack(record: EngineRecord) -> int:
     return sum(most - least for least, _, most in record.sizes.values())
 
 
-def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
-    """The one decoder of a bundle: its name, and how to generate with it.
+def decoder_graphs(bundle: Bundle) -> dict[str, DecoderSpec]:
+    """The decoder of a bundle, or the parts of a stitched one, the bottom first: how to generate with each, by name.
 
     Raises:
         BundleError: the plan is another one.
     """
-    [first, *rest] = bundle.manifest.plan
-    spec = bundle.manifest.graphs[first.graphs[0]].decoder
-    if rest or not isinstance(first, PlanStep) or spec is None:
-        raise BundleError(f"{bundle.path}: its plan is not one decoder; TensorRT runs no routes yet (docs/limits.md)")
-    return first.run, spec
+    first, *rest = bundle.manifest.plan
+    known = isinstance(first, PlanStep) and all(isinstance(step, SwitchStep) for step in rest) and len(rest) < 2
+    specs = {name: bundle.manifest.graphs[name].decoder for step in bundle.manifest.plan for name in step.graphs}
+    found = {name: spec for name, spec in specs.items() if spec is not None}
+    if not known or len(found) < len(specs):
+        raise BundleError(f"{bundle.path}: its plan is not one decoder, with or without routes; TensorRT runs no other")
+    return found
+
+
+def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
+    """The graph of a bundle that reads token ids: its name, and how to generate with it.
+
+    Raises:
+        BundleError: the plan is not one decoder, with or without routes.
+    """
+    return next(iter(decoder_graphs(bundle).items()))
 
 
 def read_regions(bundle: Bundle, name: str) -> Regions:

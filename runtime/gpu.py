@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.engines import EngineFolder, decoder_graph, plain_graph, read_regions
+from adaptc.runtime.decoder import HIDDEN
+from adaptc.runtime.engines import EngineFolder, decoder_graphs, plain_graph, read_regions
 from adaptc.runtime.gpu_decoder import GpuDecoder
 from adaptc.runtime.gpu_engine import GpuEngine
-from adaptc.runtime.manifest import GateSpec
-from adaptc.runtime.pieces import TrtPieces
+from adaptc.runtime.gpu_memory import Values, Weights
+from adaptc.runtime.gpu_part import Gpu, row_sizes
+from adaptc.runtime.gpu_routes import GpuRoutes
+from adaptc.runtime.manifest import SwitchStep
+from adaptc.runtime.pieces import Pieces, TrtPieces
+from adaptc.runtime.regions import RegionGraph, Regions
+from adaptc.runtime.router import router_of
 from adaptc.runtime.trt import Trt
 from adaptc.runtime.trt_context import Context
 
@@ -39,34 +46,85 @@ def gpu_engine(bundle: Bundle, name: str) -> GpuEngine:
         raise
 
 
-def gpu_decoder(bundle: Bundle, batch: int, chunk: int, gates: GateSpec | None) -> GpuDecoder:
+def gpu_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoutes:
     """Load a bundle's engines onto the GPU; on an error nothing stays there.
 
     Args:
         bundle: Compiled for TensorRT, and built on this machine.
         batch: Most sequences written at the same time.
         chunk: Most tokens of a prompt read at once.
-        gates: What decides which blocks run, if the bundle has gates.
 
     Raises:
         BundleError: the bundle is not for TensorRT.
         EngineError: no GPU, no engines that fit it, or too little memory.
         RequestError: no engine serves so many rows.
     """
-    name, spec = decoder_graph(bundle)
-    regions = read_regions(bundle, name)
+    parts = regions_of(bundle)
     flavour = bundle.manifest.target.backend
     cuda = Cuda(cubins=EngineFolder(bundle.path, flavour).path)
     try:
-        pieces = TrtPieces(bundle, regions, flavour, cuda)
-        decoder = GpuDecoder(cuda, pieces, regions, bundle.path / regions.data, spec, batch, chunk, gates)
+        pieces = TrtPieces(bundle, graphs_of(parts), flavour, cuda)
+        decoder = rows_on(cuda, pieces, bundle, parts, batch, chunk, pieces.mode)
     except BaseException:
         cuda.close()
         raise
-    if regions.gates and not decoder.conditional:
+    if any(regions.gates for regions in parts.values()) and not decoder.conditional and pieces.mode == "regions":
         warnings.warn(
             f"{bundle.path}: driver {cuda.device.driver} has no conditional nodes, so the host waits for every gate; "
-            "a driver of CUDA 12.8 is right",
+            "a driver of CUDA 12.8 is right, or adaptc build --mode static",
             stacklevel=2,
         )
     return decoder
+
+
+def regions_of(bundle: Bundle) -> dict[str, Regions]:
+    """The regions of a bundle's decoder, or of each part of a stitched one, whose graphs' names then say of which.
+
+    Raises:
+        BundleError: the bundle is not for TensorRT.
+    """
+    names = list(decoder_graphs(bundle))
+    found = {name: read_regions(bundle, name) for name in names}
+    return {name: regions.called(f"{name}/") for name, regions in found.items()} if len(names) > 1 else found
+
+
+def graphs_of(parts: Mapping[str, Regions]) -> dict[str, RegionGraph]:
+    """All graphs of several regions, by name."""
+    return {name: graph for regions in parts.values() for name, graph in regions.graphs.items()}
+
+
+def rows_on(
+    cuda: Cuda,
+    pieces: Pieces,
+    bundle: Bundle,
+    parts: Mapping[str, Regions],
+    batch: int,
+    chunk: int,
+    mode: str = "regions",
+) -> GpuDecoder | GpuRoutes:
+    """Put a bundle's decoder, or its bottom and tops, onto a GPU.
+
+    Args:
+        cuda: The GPU.
+        pieces: What runs the regions.
+        bundle: Has weights, gates and the router.
+        parts: As `regions_of` gives them.
+        batch: See `gpu_decoder`.
+        chunk: See `gpu_decoder`.
+        mode: How gates are followed: "regions", "static".
+    """
+    sizes, chunk = row_sizes(pieces, batch), min(chunk, pieces.tokens())
+    [data] = {regions.data for regions in parts.values()}
+    weights = Weights(cuda, bundle.path / data)
+    values = Values(cuda, parts.values(), max(sizes[-1], chunk))
+    gpu = Gpu(cuda, cuda.stream(), pieces, weights, values, sizes, chunk, mode)
+    specs, gates = decoder_graphs(bundle), bundle.manifest.gates
+    given = {name: (regions, specs[name], gates.get(name)) for name, regions in parts.items()}
+    first, *_ = given
+    switch = next((step for step in bundle.manifest.plan if isinstance(step, SwitchStep)), None)
+    if switch is None:
+        regions, spec, gate = given[first]
+        return GpuDecoder(gpu, regions, spec, batch, gate)
+    state = next(tensor for tensor in bundle.manifest.graphs[first].outputs if tensor.name == HIDDEN)
+    tops = {route: given[record.graph] for route, record in switch.routes.items()}
+    return GpuRoutes(gpu, given[first], tops, int(state.shape[-1]), batch, router_of(bundle, switch))

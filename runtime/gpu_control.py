@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import numpy.typing as npt
 
 from adaptc.runtime.budget import DENSE
 from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.decoder import Ids
+from adaptc.runtime.decoder import HIDDEN, Ids
 from adaptc.runtime.gpu_cache import LAYER
-from adaptc.runtime.gpu_memory import Memory
+from adaptc.runtime.gpu_step import Link
 from adaptc.runtime.kernels import PARTS, RING
 from adaptc.runtime.manifest import DecoderSpec
 from adaptc.runtime.sampling import Sampler
@@ -21,34 +22,67 @@ CHOICE = np.dtype([("temperature", np.float32), ("top_k", np.int32), ("top_p", n
 """`Choice` of the kernels."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptStates:
+    """A prompt that the bottom of a stitched model has read: its states in one row.
+
+    Attributes:
+        row: Of the bottom.
+        tokens: How many.
+    """
+
+    row: int
+    tokens: int
+
+    def __len__(self) -> int:
+        return self.tokens
+
+
+Prompt = Ids | KeptStates
+"""Token ids, or what the bottom made of them."""
+
+
 class Control:
     """The state of a session's steps.
 
     Attributes:
         state: Address of `State` for steps.
         one: Address of `State` for prompts, which are one row.
+        ids: Address of each row's token.
         levels: Address of each row's threshold.
         thresholds: Address of what the gates of a step are compared with.
         whole: Address of thresholds under which every block runs, for prompts.
+        link: Where this part of a stitched model meets the others; None for a whole model.
         points: float32[ring, rows]: where each token is drawn; the GPU reads it there.
         told: int32[ring, rows]: the tokens that were chosen; the GPU writes it there.
         ran: uint8[ring, gates]: which blocks ran.
     """
 
     def __init__(
-        self, cuda: Cuda, memory: Memory, spec: DecoderSpec, batch: int, chunk: int, gates: int, slots: int
+        self,
+        cuda: Cuda,
+        spec: DecoderSpec,
+        batch: int,
+        chunk: int,
+        gates: int,
+        slots: int,
+        link: Link | None = None,
     ) -> None:
-        self._cuda, self._batch, self._gates = cuda, batch, gates
-        # One block, so that one copy sets it: state, ids, positions, levels, choices.
+        self._cuda, self._batch, self._gates, self.link = cuda, batch, gates, link
+        # One block, so that one copy sets it: state, ids, positions, levels, choices, rows.
         parts: list[tuple[str, Any, int]] = [("state", np.int32, 4), ("ids", np.int32, batch)]
         parts += [("positions", np.int32, batch), ("levels", np.float32, batch), ("choices", CHOICE, batch)]
+        parts.append(("rows", np.int32, batch))
         self._block = np.zeros(1, np.dtype([(name, kind, (count,)) for name, kind, count in parts]))
         self._address = cuda.alloc(self._block.nbytes)
         places = {name: self._address + int(field[1]) for name, field in (self._block.dtype.fields or {}).items()}
-        self.state, self.levels, self._choices = places["state"], places["levels"], places["choices"]
+        self.state, self.levels, self.ids = places["state"], places["levels"], places["ids"]
+        self._choices, self._rows = places["choices"], places["rows"]
         self.thresholds = cuda.alloc(4 * batch)
         self._given = {"input_ids": places["ids"], "positions": places["positions"], "slots": slots}
         self._given["threshold"] = self.thresholds
+        if link is not None and link.ids:
+            self._given[HIDDEN] = cuda.alloc(4 * batch * link.width)
         self.one = cuda.alloc(16)
         cuda.put(self.one, np.array([1, 0, 0, 0], np.int32))
         self.whole = cuda.alloc(4 * chunk)
@@ -75,6 +109,7 @@ class Control:
         warmup: int,
         off: bool,
         slot: int,
+        order: Sequence[int] = (),
     ) -> None:
         """Set the state from which the next step goes on.
 
@@ -86,21 +121,29 @@ class Control:
             warmup: Positions at which every block runs.
             off: Whether several rows run every block.
             slot: Place in the ring of the step before.
+            order: In a top, which row of the bottom each row is.
         """
         rows, block = len(tokens), self._block[0]
         block["state"] = (rows, warmup, int(off), slot)
         block["ids"][:rows], block["positions"][:rows], block["levels"][:rows] = tokens, before, levels
         block["choices"][:] = np.array((0, 0, 1, 0), CHOICE)
+        block["rows"] = np.arange(self._batch)
+        block["rows"][: len(order)] = order
         for row, sampler in enumerate(samplers):
             how = sampler.sampling
             block["choices"][row] = (0.0 if sampler.greedy else how.temperature, how.top_k, how.top_p, how.min_p)
         self._cuda.put(self._address, self._block)
 
-    def prompt(self, ids: Ids, start: int) -> dict[str, int]:
+    def prompt(self, prompt: Prompt, part: range) -> dict[str, int]:
         """Put part of a prompt there; addresses of a graph's inputs."""
-        self._cuda.put(self._prompt[0], ids.astype(np.int32))
-        self._cuda.put(self._prompt[1], np.arange(start, start + len(ids), dtype=np.int32))
-        own = {"input_ids": self._prompt[0], "positions": self._prompt[1], "threshold": self.whole}
+        self._cuda.put(self._prompt[1], np.arange(part.start, part.stop, dtype=np.int32))
+        own = {"positions": self._prompt[1], "threshold": self.whole}
+        if isinstance(prompt, KeptStates):
+            assert self.link is not None
+            own[HIDDEN] = self.link.at(prompt.row, part.start)
+        else:
+            self._cuda.put(self._prompt[0], np.asarray(prompt[part.start : part.stop], np.int32))
+            own["input_ids"] = self._prompt[0]
         return {**self._given, **own}
 
     def table(self, layers: npt.NDArray[Any], stream: Any) -> tuple[int, int]:
@@ -127,8 +170,10 @@ class Control:
             "places": self._parts[1],
             "choices": self._choices,
             "points": self._points,
+            "ids": self.link.ids if self.link is not None and self.link.ids else self.ids,
             "told": self._told,
             "ran": ran,
             "ran_told": self._ran,
+            "rows": self._rows,
             "stride": self._batch,
         }

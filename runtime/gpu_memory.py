@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -81,16 +81,76 @@ def row_bytes(spec: TensorSpec) -> int:
     return prod(size for size in spec.shape if isinstance(size, int)) * BYTES[spec.dtype]
 
 
+class Weights:
+    """A bundle's weights on the GPU: each once, however many graphs read it.
+
+    Attributes:
+        bytes: All that was taken.
+    """
+
+    def __init__(self, cuda: Cuda, data: Path) -> None:
+        self.bytes = 0
+        self._cuda, self._data = cuda, data
+        self._content = np.memmap(data, np.uint8, "r")
+        self._places: dict[tuple[int, int], int] = {}
+
+    def upload(self, regions: Regions) -> dict[str, int]:
+        """Put what these regions read there; addresses by name.
+
+        Raises:
+            EngineError: the GPU has too little memory.
+            BundleError: the file is too short.
+        """
+        read = {name for call in regions.calls() for name in call.reads}
+        read |= {gate.logit for gate in regions.gates}
+        found = {}
+        for name, weight in regions.weights.items():
+            if name not in read:
+                continue
+            place = weight.offset, weight.bytes
+            if weight.offset + weight.bytes > len(self._content):
+                raise BundleError(f"{self._data}: too short for {name}; compile again")
+            if place not in self._places:
+                self.bytes += weight.bytes
+                self._places[place] = self._cuda.alloc(weight.bytes)
+                self._cuda.put(self._places[place], self._content[weight.offset : weight.offset + weight.bytes])
+            found[name] = self._places[place]
+        return found
+
+
+class Values:
+    """Memory for the values between regions. Graphs run one after another, so all of a bundle's use the same.
+
+    Attributes:
+        bytes: All that was taken.
+        places: Addresses by the index of a `Slot`.
+        rows: Most tokens of all rows in one step.
+    """
+
+    def __init__(self, cuda: Cuda, several: Iterable[Regions], rows: int) -> None:
+        sizes: dict[int, int] = {}
+        for regions in several:
+            for name, slot in slots_of(regions).items():
+                if name != LOGITS:
+                    sizes[slot.index] = max(slot.row, sizes.get(slot.index, 0))
+        self.rows = rows
+        self.bytes = rows * sum(sizes.values())
+        self.places = {index: cuda.alloc(size * rows) for index, size in sizes.items()}
+
+
 class Memory:
-    """Where everything lies.
+    """Where everything of one graph lies.
 
     Attributes:
         weights: Addresses by name.
         past: Addresses of each layer's keys and values, by name.
-        bytes: All that was taken, by what for: "weights", "cache", "values".
+        bytes: What was taken for this graph, by what for: "weights" (those no graph before it reads), "cache",
+            "values" (its logits).
     """
 
-    def __init__(self, cuda: Cuda, regions: Regions, spec: DecoderSpec, batch: int, rows: int, data: Path) -> None:
+    def __init__(
+        self, cuda: Cuda, regions: Regions, spec: DecoderSpec, batch: int, weights: Weights, values: Values
+    ) -> None:
         """Take memory and fill in the weights.
 
         Args:
@@ -98,28 +158,28 @@ class Memory:
             regions: What will run.
             spec: Sizes of the cache.
             batch: Rows of the cache.
-            rows: Most tokens of all rows in one step.
-            data: The file of weights.
+            weights: Has the weights.
+            values: Has the values between regions.
 
         Raises:
             EngineError: the GPU has too little memory.
-            BundleError: the file is too short.
+            BundleError: the file of weights is too short.
         """
-        self.bytes = {"weights": 0, "cache": 0, "values": 0}
+        self.bytes = {"weights": -weights.bytes, "cache": 0, "values": 0}
         self._cuda = cuda
-        self.weights = dict(self._upload(regions, data))
+        self.weights = weights.upload(regions)
+        self.bytes["weights"] += weights.bytes
         self.past: dict[str, int] = {}
         for layer, (heads, width) in enumerate(spec.kv):
             for kind in ("key", "value"):
                 self.past[f"past.{layer}.{kind}"] = self._take("cache", batch * heads * width * spec.max_tokens * 2)
-        places: dict[int, int] = {}
         self.values: dict[str, int] = {}
         self.row = {}
         for name, slot in slots_of(regions).items():
-            if slot.index not in places:
-                count = max(batch, min(rows, HEAD_ROWS)) if name == LOGITS else rows
-                places[slot.index] = self._take("values", slot.row * count)
-            self.values[name] = places[slot.index]
+            if name == LOGITS:  # read by the host when other graphs may have run, so no place that others use
+                self.values[name] = self._take("values", slot.row * max(batch, min(values.rows, HEAD_ROWS)))
+            else:
+                self.values[name] = values.places[slot.index]
         for call in regions.calls():
             for spec_, name in zip(regions.graphs[call.graph].outputs, call.writes, strict=True):
                 self.row[name] = row_bytes(spec_)
@@ -138,22 +198,6 @@ class Memory:
     def writes(self, call: Call, given: Mapping[str, int]) -> list[int]:
         """The addresses of a call's outputs."""
         return [self.address(name, given) for name in call.writes]
-
-    def _upload(self, regions: Regions, data: Path) -> Iterator[tuple[str, int]]:
-        read = {name for call in regions.calls() for name in call.reads}
-        read |= {gate.logit for gate in regions.gates}
-        content = np.memmap(data, np.uint8, "r")
-        places: dict[tuple[int, int], int] = {}
-        for name, weight in regions.weights.items():
-            if name not in read:
-                continue
-            place = weight.offset, weight.bytes
-            if weight.offset + weight.bytes > len(content):
-                raise BundleError(f"{data}: too short for {name}; compile again")
-            if place not in places:
-                places[place] = self._take("weights", weight.bytes)
-                self._cuda.put(places[place], content[weight.offset : weight.offset + weight.bytes])
-            yield name, places[place]
 
     def _take(self, what: str, size: int) -> int:
         self.bytes[what] += size

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from adaptc.runtime.cuda import Cuda
+from adaptc.runtime.decoder import HIDDEN
+from adaptc.runtime.device import Device
 from adaptc.runtime.gpu_memory import Memory
 from adaptc.runtime.kernels import NAMES, PARTS, RING, SOURCE, THREADS
 from adaptc.runtime.pieces import Pieces
-from adaptc.runtime.products import NO_GATE, Gate, Products
+from adaptc.runtime.products import NO_GATE, Gate, Products, look_at_gate
 from adaptc.runtime.regions import Call, Regions, When
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
@@ -56,8 +58,40 @@ class Place:
         return {"batch": self.batch, "tokens": self.tokens, "slots": self.slots}
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where the parts of a stitched model meet.
+
+    Attributes:
+        states: Address of what the bottom gave, float32[rows, tokens, width].
+        width: Of a state.
+        tokens: Positions of a row.
+        ids: Address of the tokens that the bottom reads next, where tops write; 0 in the bottom itself.
+    """
+
+    states: int
+    width: int
+    tokens: int
+    ids: int = 0
+
+    def at(self, row: int, token: int) -> int:
+        """Address of a state."""
+        return self.states + 4 * self.width * (row * self.tokens + token)
+
+
 Chooser = Callable[[int, When, Place, Any], None]
 """Called at each gate with its number; runs one of its two sides, or both into their bodies."""
+
+
+def has_nodes(regions: Regions, driver: int) -> bool:
+    """Whether a driver has the conditional nodes that these gates would need."""
+    return driver >= (ELSE_DRIVER if any(gate.otherwise for gate in regions.gates) else CONDITIONAL_DRIVER)
+
+
+def decides_itself(regions: Regions, rows: int, device: Device) -> bool:
+    """Whether a GPU reads all gates of a step of so many rows by itself."""
+    by_products = (look_at_gate(regions, when, rows, device.sm) for when in regions.gates)
+    return has_nodes(regions, device.driver) or all(by_products)
 
 
 class Stepper:
@@ -77,10 +111,7 @@ class Stepper:
         self.ran = cuda.alloc(len(self._gates))
         self.nodes = False
         self._answer = np.zeros(1, np.uint8)
-        self.conditional = cuda.device.driver >= CONDITIONAL_DRIVER
-        two = any(gate.otherwise for gate in self._gates)
-        if two and cuda.device.driver < ELSE_DRIVER:
-            self.conditional = False
+        self.conditional = has_nodes(regions, cuda.device.driver)
 
     def load(self, place: Place) -> None:
         """Make every engine that a step needs ready."""
@@ -124,6 +155,15 @@ class Stepper:
 
         return choose
 
+    def foreseen(self, mask: Sequence[bool]) -> Chooser:
+        """Chooser: blocks run as the mask says, and `ran` tells what the gates would have had run."""
+
+        def choose(gate: int, when: When, place: Place, stream: Any) -> None:
+            self._decide(gate, when, place, 0, stream, zeros=False)
+            self._side(when, mask[gate], place, stream)
+
+        return choose
+
     def on_device(self, gate: int, when: When, place: Place, stream: Any) -> None:
         """Chooser, while capturing: products that look at their gate, or a conditional node whose condition is set."""
         if self._by_products(when, place):
@@ -163,18 +203,32 @@ class Stepper:
         Args:
             state: Address of the step's state.
             place: Where the step works.
-            at: Addresses of `values`, `places` (scratch), `choices`, `points`, `told`, `ran` and `ran_told`; and
-                `stride`, rows of the ring.
+            at: Addresses of `values`, `places` (scratch), `choices`, `points`, `ids`, `told`, `ran`, `ran_told` and
+                `rows`; and `stride`, rows of the ring.
             vocab: Width of the logits.
             stream: In whose order.
         """
         logits = self._memory.values["logits"]
         found = [(at["values"], POINTER), (at["places"], POINTER)]
         self._start("highest", (PARTS, place.batch), 256, [(logits, POINTER), (vocab, INT), *found], stream)
-        pointers = (at["choices"], at["points"], state, place.given["input_ids"], at["told"], at["ran"], at["ran_told"])
+        names = ("ids", "told", "ran", "ran_told", "rows")
+        pointers = (at["choices"], at["points"], state, *(at[name] for name in names))
         args = [(logits, POINTER), (vocab, INT), *found, (PARTS, INT), *((each, POINTER) for each in pointers)]
         ends = [(len(self._gates), INT), (at["stride"], INT)]
         self._start("choose", (place.batch, 1), THREADS, [*args, *ends], stream)
+
+    def keep(self, state: int, place: Place, at: Mapping[str, int], link: Link, stream: Any) -> None:
+        """In the bottom of a stitched model: keep a step's states, and tell which blocks ran; `at` as in `choose`."""
+        pointers = (link.states, self._memory.values[HIDDEN], place.given["positions"], state)
+        ends = [(at["ran"], POINTER), (at["ran_told"], POINTER), (len(self._gates), INT)]
+        args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT), *ends]
+        self._start("keep_states", (place.batch, 1), 256, args, stream)
+
+    def take(self, state: int, place: Place, at: Mapping[str, int], link: Link, stream: Any) -> None:
+        """In a top: read what the bottom kept for each row's position; `at` as in `choose`."""
+        pointers = (place.given[HIDDEN], link.states, at["rows"], place.given["positions"], state)
+        args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT)]
+        self._start("take_states", (place.batch, 1), 256, args, stream)
 
     def write_kv(self, state: int, place: Place, layers: tuple[int, int], valid: int, stream: Any) -> None:
         """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""
@@ -183,15 +237,8 @@ class Stepper:
         self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
 
     def _by_products(self, when: When, place: Place) -> bool:
-        """Whether leaving out a block's products leaves out all that costs: zeros stand for it, and it ends in one.
-
-        What lies between its products then runs over whatever is there, and nobody reads what it gives. That should
-        cost less than a conditional node, 5 to 11 µs (docs/results/tensorrt-h200.md).
-        """
-        graphs = [self._regions.graphs[call.graph] for call in when.then]
-        others = [graph for graph in graphs if not self._products.serves(graph, place.rows)]
-        small = all(graph.weights == 0 and all("slots" not in spec.shape for spec in graph.inputs) for graph in others)
-        return not self.nodes and not when.otherwise and small and graphs[-1] not in others
+        """Whether a block's products look at their gate themselves, so that it needs no conditional node."""
+        return not self.nodes and look_at_gate(self._regions, when, place.rows, self._cuda.device.sm)
 
     def _side(self, when: When, runs: bool, place: Place, stream: Any) -> None:
         calls = when.then if runs else when.otherwise

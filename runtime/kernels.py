@@ -15,7 +15,7 @@ PARTS = 64
 RING = 64
 """Steps whose tokens the host may not have read yet."""
 
-NAMES = ("begin_step", "decide", "highest", "choose", "write_kv")
+NAMES = ("begin_step", "decide", "highest", "choose", "write_kv", "keep_states", "take_states")
 
 SOURCE = r"""
 typedef unsigned long long u64;
@@ -146,10 +146,11 @@ static __device__ unsigned int reach(const float* row, int vocab, float top, flo
     return found;
 }
 
-// Choose each row's next token, one block a row, and tell the host.
+// Choose each row's next token, one block a row, and tell the host. `rows` says which row of `ids` each one is.
 extern "C" __global__ void choose(const float* logits, int vocab, const float* values, const int* places, int parts,
                                   const Choice* choices, const float* points, State* state, int* ids, int* told,
-                                  const unsigned char* ran, unsigned char* ran_told, int gates, int stride) {
+                                  const unsigned char* ran, unsigned char* ran_told, const int* rows, int gates,
+                                  int stride) {
     __shared__ float top;
     __shared__ int token;
     __shared__ double sums[1024];
@@ -206,11 +207,32 @@ extern "C" __global__ void choose(const float* logits, int vocab, const float* v
         __syncthreads();
     }
     if (me == 0) {
-        ids[row] = token < 0 ? 0 : token;
+        if (row < state->count) ids[rows[row]] = token < 0 ? 0 : token;
         told[state->step * stride + row] = token;
     }
     if (row == 0)
         for (int i = me; i < gates; i += n) ran_told[state->step * gates + i] = ran[i];
+}
+
+// What the bottom of a stitched model gave, float [rows, width], is kept: [rows, slots, width]; a block is a row.
+extern "C" __global__ void keep_states(float* states, const float* hidden, const int* positions, const State* state,
+                                       int width, int slots, const unsigned char* ran, unsigned char* ran_told,
+                                       int gates) {
+    int row = blockIdx.x, slot = positions[row];
+    if (row < state->count && slot < slots)
+        for (int i = threadIdx.x; i < width; i += blockDim.x)
+            states[((long long)row * slots + slot) * width + i] = hidden[(long long)row * width + i];
+    if (row == 0)
+        for (int i = threadIdx.x; i < gates; i += blockDim.x) ran_told[state->step * gates + i] = ran[i];
+}
+
+// What a top reads in this step: each of its rows is a row of the bottom, at the same position.
+extern "C" __global__ void take_states(float* hidden, const float* states, const int* rows, const int* positions,
+                                       const State* state, int width, int slots) {
+    int row = blockIdx.x;
+    if (row >= state->count) return;
+    const float* from = states + ((long long)rows[row] * slots + positions[row]) * width;
+    for (int i = threadIdx.x; i < width; i += blockDim.x) hidden[(long long)row * width + i] = from[i];
 }
 
 // Put a step's keys and values, half [rows, heads, tokens, width], into the cache; keys lie turned there.

@@ -20,7 +20,7 @@ from adaptc.runtime.packed import check_packed
 from adaptc.runtime.profile import read_profile
 from adaptc.runtime.request import check_count
 from adaptc.runtime.routed import Routes, Top
-from adaptc.runtime.router import Router, read_router
+from adaptc.runtime.router import router_of
 from adaptc.runtime.rows import Rows
 from adaptc.runtime.session import Session
 from adaptc.runtime.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ def load(
 
         check_count("batch", batch)
         check_count("chunk", chunk)
-        rows = gpu_decoder(bundle, batch, chunk, gates)
+        rows = gpu_decoder(bundle, batch, chunk)
         return Session(rows, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
     if verify:
         check_packed(bundle.path / "graphs")
@@ -210,13 +210,4 @@ def _routes(bundle: Bundle, threads: int | None) -> Routes | None:
         tops[route] = Top(engine, graph.decoder, bundle.manifest.gates.get(record.graph))
     [bottom] = bundle.manifest.plan[0].graphs
     state = next(tensor for tensor in bundle.manifest.graphs[bottom].outputs if tensor.name == HIDDEN)
-    return Routes(tops, int(state.shape[-1]), _router(bundle, switch))
-
-
-def _router(bundle: Bundle, switch: SwitchStep) -> Router | None:
-    if switch.router is None:
-        return None
-    file = bundle.path / switch.router.file
-    costs = {route: record.bytes_per_token for route, record in switch.routes.items()}
-    weights = read_router(file.read_bytes(), tuple(costs), str(file))
-    return Router(weights, costs, switch.router.threshold, switch.router.levels)
+    return Routes(tops, int(state.shape[-1]), router_of(bundle, switch))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cuda import Cuda
 from adaptc.runtime.engines import EngineFolder, content_of
-from adaptc.runtime.regions import Regions
+from adaptc.runtime.regions import RegionGraph
 from adaptc.runtime.trt import Trt
 from adaptc.runtime.trt_context import Context
 
@@ -51,27 +51,38 @@ class Pieces(Protocol):
 
 
 class TrtPieces:
-    """Engines of TensorRT. Their activations share one piece of memory: they run one after another."""
+    """Engines of TensorRT. Their activations share one piece of memory: they run one after another.
 
-    def __init__(self, bundle: Bundle, regions: Regions, flavour: str, cuda: Cuda) -> None:
+    Attributes:
+        mode: That they were built for.
+    """
+
+    def __init__(self, bundle: Bundle, graphs: Mapping[str, RegionGraph], flavour: str, cuda: Cuda) -> None:
         """Look for engines that fit this machine; none is loaded yet.
+
+        Args:
+            bundle: Whose engines.
+            graphs: What will be asked for, by name; equal ones are one engine.
+            flavour: "tensorrt", "tensorrt-rtx".
+            cuda: The GPU.
 
         Raises:
             EngineError: the library is not there, or there are no engines for this machine.
         """
-        self._bundle, self._regions, self._cuda = bundle, regions, cuda
+        self._bundle, self._graphs, self._cuda = bundle, graphs, cuda
         self._trt = Trt(flavour)
         self._folder = EngineFolder(bundle.path, flavour)
-        self._records = self._folder.records()
+        self.mode = self._folder.report().mode
+        self._records = [record for record in self._folder.records() if record.mode == self.mode]
         self._here = self._trt.version, cuda.device.sm, cuda.device.name
-        wanted = {content_of(bundle, graph.file) for graph in regions.graphs.values()}
+        wanted = {content_of(bundle, graph.file) for graph in graphs.values()}
         self._fitting = [
             record
             for record in self._records
             if record.graph in wanted and record.library == self._here[0] and record.fits(*self._here[1:])
         ]
         if not self._fitting:
-            first = next(iter(regions.graphs.values()))
+            first = next(iter(graphs.values()))
             self._folder.find(self._records, bundle, first, {"batch": 1, "tokens": 1, "slots": 1}, self._here)
         self._runtime: Any = self._trt.runtime()
         self._found: dict[tuple[str, tuple[tuple[str, int], ...]], Context] = {}
@@ -83,21 +94,22 @@ class TrtPieces:
         key = graph, tuple(sorted(sizes.items()))
         if key in self._found:
             return
-        spec = self._regions.graphs[graph]
+        spec = self._graphs[graph]
         record = self._folder.find(self._records, self._bundle, spec, sizes, self._here)
         engine = self._loaded.get(record.key)
         if engine is None:
             engine = Context(self._trt, self._runtime, self._folder, record)
-            self._loaded[record.key] = engine
             if engine.bytes > self._size:
-                self._grow(engine.bytes)
+                # Engines loaded before keep the smaller piece: graphs that were captured with it go on using it.
+                self._scratch, self._size = self._cuda.alloc(engine.bytes), engine.bytes
             engine.use(self._scratch, self._size)
+            self._loaded[record.key] = engine
         self._found[key] = engine
 
     def enqueue(self, graph: str, sizes: Sizes, reads: Sequence[int], writes: Sequence[int], stream: Any) -> None:
         """See `Pieces.enqueue`."""
         engine = self._found[graph, tuple(sorted(sizes.items()))]
-        spec = self._regions.graphs[graph]
+        spec = self._graphs[graph]
         shapes = {
             each.name: tuple(size if isinstance(size, int) else sizes[size] for size in each.shape)
             for each in spec.inputs
@@ -129,11 +141,3 @@ class TrtPieces:
         """The sizes for which there are engines of steps."""
         steps = [r.sizes for r in self._fitting if r.sizes.get("tokens", (1, 1, 1))[2] == 1]
         return tuple(sorted({sizes[name][0] for sizes in steps if name in sizes}))
-
-    def _grow(self, size: int) -> None:
-        """More memory for activations; engines that are loaded already use it too."""
-        if self._scratch:
-            self._cuda.free(self._scratch)
-        self._scratch, self._size = self._cuda.alloc(size), size
-        for engine in self._loaded.values():
-            engine.use(self._scratch, size)

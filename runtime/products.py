@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.regions import RegionGraph
+from adaptc.runtime.regions import RegionGraph, Regions, When
 
 ROWS = 32
 """Most rows that are multiplied here; more are an engine's."""
@@ -155,6 +155,23 @@ def source_of(half: str) -> str:
     return "#define BFLOAT\n" + SOURCE if half == "bfloat16" else SOURCE
 
 
+def multiplies(graph: RegionGraph, rows: int, sm: int) -> bool:
+    """Whether the kernel computes this graph for so many rows on a GPU of this capability."""
+    return sm >= LEAST_SM and graph.product and rows <= ROWS
+
+
+def look_at_gate(regions: Regions, when: When, rows: int, sm: int) -> bool:
+    """Whether leaving out a block's products leaves out all that costs: zeros stand for it, and it ends in one.
+
+    What lies between its products then runs over whatever is there, and nobody reads what it gives. That should
+    cost less than a conditional node, 5 to 11 µs (docs/results/tensorrt-h200.md).
+    """
+    graphs = [regions.graphs[call.graph] for call in when.then]
+    others = [graph for graph in graphs if not multiplies(graph, rows, sm)]
+    small = all(graph.weights == 0 and all("slots" not in spec.shape for spec in graph.inputs) for graph in others)
+    return not when.otherwise and small and graphs[-1] not in others
+
+
 class Products:
     """The kernel, compiled for one type of weights."""
 
@@ -169,13 +186,13 @@ class Products:
             EngineError: NVRTC is not installed.
         """
         self._cuda = cuda
-        self._there = cuda.device.sm >= LEAST_SM
-        if self._there:
+        self._sm = cuda.device.sm
+        if self._sm >= LEAST_SM:
             self._kernel: Any = cuda.kernels(source_of(half), ("product",))["product"]
 
     def serves(self, graph: RegionGraph, rows: int) -> bool:
         """Whether it computes this graph for so many rows."""
-        return self._there and graph.product and rows <= ROWS
+        return multiplies(graph, rows, self._sm)
 
     def enqueue(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaptc.runtime.errors import BundleError
 from adaptc.runtime.manifest import JsonObject, TensorSpec
@@ -130,6 +130,27 @@ class Regions:
         """Every call that may run, in order."""
         for step in self.steps:
             yield from step.calls()
+
+    def called(self, prefix: str) -> Regions:
+        """The same with longer names for its graphs, where those of several decoders are told apart."""
+
+        def renamed(call: Call) -> Call:
+            return replace(call, graph=prefix + call.graph)
+
+        def all_of(calls: tuple[Call, ...]) -> tuple[Call, ...]:
+            return tuple(map(renamed, calls))
+
+        steps = tuple(
+            Step(
+                all_of(step.then),
+                None
+                if step.when is None
+                else replace(step.when, then=all_of(step.when.then), otherwise=all_of(step.when.otherwise)),
+            )
+            for step in self.steps
+        )
+        graphs = {prefix + name: graph for name, graph in self.graphs.items()}
+        return replace(self, graphs=graphs, steps=steps, whole=renamed(self.whole))
 
     def to_json(self) -> str:
         """The text of the file."""

@@ -11,8 +11,10 @@ its route; so a step runs the bottom once for all rows, and each top once for it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -60,8 +62,31 @@ class Routes:
         return RoutedDecoder(bottom, tops, self.width, self.router)
 
 
-class RoutedDecoder:
-    """Rows over a bottom and several tops; see `rows.Rows`.
+class Part(Protocol):
+    """A bottom or a top, on whatever it runs: its rows, its cache and its gates."""
+
+    spec: DecoderSpec
+    batch: int
+    gates: GateSpec | None
+
+    def threshold(self, wish: Wish) -> float:
+        """What the gates are compared with as a request wants it."""
+
+    def ran(self, row: int) -> bytes | None:
+        """Which gated blocks the newest step ran; None while the row warms up."""
+
+    def move(self, row: int, to: int) -> None:
+        """Put the sequence of one row in the place of another."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+P = TypeVar("P", bound=Part)
+
+
+class Routed(ABC, Generic[P]):
+    """Rows over a bottom and several tops: which row is on which route, and at which place there; see `rows.Rows`.
 
     Attributes:
         spec: What the bundle expects.
@@ -69,64 +94,34 @@ class RoutedDecoder:
         routes: Names of the routes, the default first.
     """
 
-    def __init__(self, bottom: Decoder, tops: Mapping[str, Decoder], width: int, router: Router | None = None) -> None:
+    def __init__(self, bottom: P, tops: Mapping[str, P], router: Router | None = None) -> None:
         """Put the parts together.
 
         Args:
             bottom: Reads ids and gives states.
             tops: Read states and give logits, by route; as many rows as the bottom.
-            width: Of a state.
             router: Picks a route where a request names none; without one it is the first.
         """
         self.spec: DecoderSpec = next(iter(tops.values())).spec
         self.batch = bottom.batch
         self.routes = tuple(tops)
         self._bottom, self._tops, self._router = bottom, dict(tops), router
-        try:
-            self._states: States = room((self.batch, self.spec.max_tokens, width))
-        except MemoryError as error:
-            raise RequestError(f"batch: {self.batch} rows of {self.spec.max_tokens} states do not fit") from error
-        self._used = [0] * self.batch
         self._places: list[tuple[str, int] | None] = [None] * self.batch  # (route, row of its top)
         self._wishes = [Wish()] * self.batch
-        self._logits = np.empty((self.batch, self.spec.vocab_size), np.float32)
+
+    @abstractmethod
+    def _read_top(self, route: str, place: int, row: int) -> Logits:
+        """Have a route's top read a row's states at a place of its own; logits of the token that follows."""
+
+    @abstractmethod
+    def _read_bottom(self, row: int, ids: Ids, threshold: float) -> Callable[[], States]:
+        """Have the bottom read a prompt and keep its states; they are given when they are asked for."""
 
     def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
         """See `Rows`; the router reads the prompt's states."""
-        states = self._states[row, : len(ids)]
-        self._bottom.states(row, ids, self._bottom.threshold(wish), states)
-        self._used[row], self._wishes[row] = len(ids), wish
+        states = self._read_bottom(row, ids, self._bottom.threshold(wish))
+        self._wishes[row] = wish
         return self._enter(row, self._picked(states, wish))
-
-    def decode(self, tokens: Sequence[int]) -> Logits:
-        """See `Rows`."""
-        rows = len(tokens)
-        for row in range(rows, self.batch):
-            self._leave(row)
-        states = self._bottom.decode(tokens)
-        for row in range(rows):
-            self._states[row, self._used[row]] = states[row]
-            self._used[row] += 1
-        groups: dict[str, dict[int, int]] = {}
-        for row in range(rows):
-            route, place = self._place(row)
-            groups.setdefault(route, {})[place] = row
-        for route, members in groups.items():
-            order = [members[place] for place in range(len(members))]
-            logits = self._tops[route].decode(states[order] if rows > 1 else states)
-            if len(groups) == 1 and order == sorted(order):
-                return logits
-            self._logits[order] = logits
-        return self._logits[:rows]
-
-    def move(self, row: int, to: int) -> None:
-        """See `Rows`."""
-        self._leave(to)
-        used = self._used[row]
-        self._bottom.move(row, to)
-        self._states[to, :used] = self._states[row, :used]
-        self._used[to], self._wishes[to] = used, self._wishes[row]
-        self._places[to], self._places[row] = self._places[row], None
 
     def route(self, row: int) -> str | None:
         """See `Rows`."""
@@ -159,19 +154,6 @@ class RoutedDecoder:
         tops = [self._tops[wish.route]] if wish.route is not None else list(self._tops.values())
         return all(part.threshold(wish) == DENSE for part in (self._bottom, *tops))
 
-    def score(self, ids: Ids, most: int, wish: Wish) -> Iterator[Logits]:
-        """See `Rows`."""
-        states = self._states[0, : len(ids)]
-        self._leave(0)
-        self._bottom.states(0, ids, DENSE, states)
-        self._used[0], self._wishes[0] = len(ids), wish
-        route = self._picked(states, wish)
-        # Whatever row of the top this is, `score` uses its first: nothing else may be there.
-        for row in range(self.batch):
-            self._leave(row)
-        self._places[0] = route, 0
-        yield from self._tops[route].score(states, most)
-
     def explain(self, ids: Ids, budget: float | None) -> Choice:
         """What the router makes of a prompt; the first row is lost.
 
@@ -180,32 +162,50 @@ class RoutedDecoder:
         """
         if self._router is None:
             raise RequestError(f"route: this bundle has no router; requests name a route, or take {self.routes[0]!r}")
-        states = self._states[0, : len(ids)]
         self._leave(0)
-        self._bottom.states(0, ids, DENSE, states)
-        return self._router.choose(states, budget)
+        return self._router.choose(self._read_bottom(0, ids, DENSE)(), budget)
 
     def close(self) -> None:
         """See `Rows`."""
         for part in (self._bottom, *self._tops.values()):
             part.close()
 
-    def _picked(self, states: States, wish: Wish) -> str:
+    def _only(self, ids: Ids, wish: Wish) -> str:
+        """Read a text in the first row, and leave all places of its route's top free; the route."""
+        self._leave(0)
+        states = self._read_bottom(0, ids, DENSE)
+        self._wishes[0] = wish
+        route = self._picked(states, wish)
+        for row in range(self.batch):
+            self._leave(row)
+        self._places[0] = route, 0
+        return route
+
+    def _picked(self, states: Callable[[], States], wish: Wish) -> str:
         if wish.route is not None:
             return wish.route
-        return self.routes[0] if self._router is None else self._router.choose(states, wish.budget).route
+        return self.routes[0] if self._router is None else self._router.choose(states(), wish.budget).route
 
     def _place(self, row: int) -> tuple[str, int]:
         place = self._places[row]
         assert place is not None, "a row that nothing was started in"
         return place
 
+    def _groups(self, rows: int) -> dict[str, list[int]]:
+        """The first rows by route, in the order of their places there; what is behind them leaves its place."""
+        for row in range(rows, self.batch):
+            self._leave(row)
+        groups: dict[str, dict[int, int]] = {}
+        for row in range(rows):
+            route, place = self._place(row)
+            groups.setdefault(route, {})[place] = row
+        return {route: [members[place] for place in range(len(members))] for route, members in groups.items()}
+
     def _enter(self, row: int, route: str) -> Logits:
         """Have a route's top read a row's states."""
         self._leave(row)
         place = sum(each is not None and each[0] == route for each in self._places)
-        top = self._tops[route]
-        logits = top.prefill(place, self._states[row, : self._used[row]], top.threshold(self._wishes[row]))
+        logits = self._read_top(route, place, row)
         self._places[row] = route, place
         return logits
 
@@ -226,3 +226,61 @@ class RoutedDecoder:
         for part, ran in zip((self._bottom, self._tops[route]), parts, strict=True):
             if part.gates is not None:
                 yield ran is not None
+
+
+class RoutedDecoder(Routed[Decoder]):
+    """Rows over a bottom and several tops, whose states lie in the host's memory."""
+
+    def __init__(self, bottom: Decoder, tops: Mapping[str, Decoder], width: int, router: Router | None = None) -> None:
+        """Put the parts together; `width` is that of a state.
+
+        Raises:
+            RequestError: the states do not fit in memory.
+        """
+        super().__init__(bottom, tops, router)
+        try:
+            # Mapped when it is first written, as the KV cache is.
+            self._states: States = room((self.batch, self.spec.max_tokens, width))
+        except (MemoryError, ValueError) as error:
+            raise RequestError(f"batch: {self.batch} rows of {self.spec.max_tokens} states do not fit") from error
+        self._used = [0] * self.batch
+        self._logits = np.empty((self.batch, self.spec.vocab_size), np.float32)
+
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """See `Rows`."""
+        rows = len(tokens)
+        groups = self._groups(rows)
+        states = self._bottom.decode(tokens)
+        for row in range(rows):
+            self._states[row, self._used[row]] = states[row]
+            self._used[row] += 1
+        for route, order in groups.items():
+            logits = self._tops[route].decode(states[order] if rows > 1 else states)
+            if len(groups) == 1 and order == sorted(order):
+                return logits
+            self._logits[order] = logits
+        return self._logits[:rows]
+
+    def move(self, row: int, to: int) -> None:
+        """See `Rows`."""
+        self._leave(to)
+        used = self._used[row]
+        self._bottom.move(row, to)
+        self._states[to, :used] = self._states[row, :used]
+        self._used[to], self._wishes[to] = used, self._wishes[row]
+        self._places[to], self._places[row] = self._places[row], None
+
+    def score(self, ids: Ids, most: int, wish: Wish) -> Iterator[Logits]:
+        """See `Rows`."""
+        route = self._only(ids, wish)
+        yield from self._tops[route].score(self._states[0, : len(ids)], most)
+
+    def _read_bottom(self, row: int, ids: Ids, threshold: float) -> Callable[[], States]:
+        states = self._states[row, : len(ids)]
+        self._bottom.states(row, ids, threshold, states)
+        self._used[row] = len(ids)
+        return lambda: states
+
+    def _read_top(self, route: str, place: int, row: int) -> Logits:
+        top = self._tops[route]
+        return top.prefill(place, self._states[row, : self._used[row]], top.threshold(self._wishes[row]))

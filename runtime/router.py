@@ -16,7 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError
+from adaptc.runtime.manifest import SwitchStep
 
 Array = npt.NDArray[np.float32]
 CARD = "adaptc.router"
@@ -99,6 +101,20 @@ def features(states: Array) -> Array:
     z = states / np.sqrt(np.mean(np.square(states), axis=-1, keepdims=True) + 1e-6)
     found: Array = np.concatenate([z.mean(0), z[-1]]).astype(np.float32)
     return found
+
+
+def router_of(bundle: Bundle, switch: SwitchStep) -> Router | None:
+    """The router of a bundle; None if its requests name their routes.
+
+    Raises:
+        BundleError: its file is damaged.
+    """
+    if switch.router is None:
+        return None
+    file = bundle.path / switch.router.file
+    costs = {route: record.bytes_per_token for route, record in switch.routes.items()}
+    weights = read_router(file.read_bytes(), tuple(costs), str(file))
+    return Router(weights, costs, switch.router.threshold, switch.router.levels)
 
 
 def read_router(content: bytes, routes: Sequence[str], where: str) -> dict[str, Array]:

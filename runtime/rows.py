@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from adaptc.runtime.budget import Skips, Wish
 from adaptc.runtime.decoder import Ids, Logits
 from adaptc.runtime.manifest import DecoderSpec
+from adaptc.runtime.router import Choice
 from adaptc.runtime.sampling import Sampler
 
 
@@ -21,6 +22,10 @@ class Rows(Protocol):
     @property
     def batch(self) -> int:
         """Rows."""
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Names of the ways through, the default first; none where there is one."""
 
     def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
         """Start a row with a prompt, int64 [tokens]; float32 [vocab], logits of the token that follows."""
@@ -48,6 +53,13 @@ class Rows(Protocol):
 
     def score(self, ids: Ids, most: int, wish: Wish) -> Iterator[Logits]:
         """Read a text in the first row; logits at every position, float32 [some, vocab], at most `most` at a time."""
+
+    def explain(self, ids: Ids, budget: float | None) -> Choice:
+        """Which route the router picks for a prompt, and why; the first row is lost.
+
+        Raises:
+            RequestError: there are no routes, or no router.
+        """
 
     def close(self) -> None:
         """Free engines and caches."""

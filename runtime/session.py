@@ -29,7 +29,7 @@ from adaptc.runtime.request import (
     read_prompt,
     read_request,
 )
-from adaptc.runtime.routed import RoutedDecoder, Routes
+from adaptc.runtime.routed import Routes
 from adaptc.runtime.router import Choice
 from adaptc.runtime.rows import Rows
 from adaptc.runtime.sampling import Sampling
@@ -114,15 +114,13 @@ class Session:
         self.gates = gates
         self._spec = spec
         self._tokenizer = tokenizer
-        self.routes = () if routes is None else tuple(routes.tops)
         self._decoder: Rows
         if isinstance(engine, Engine):
             bottom = Decoder(engine, spec, batch, chunk, gates)
             self._decoder = bottom if routes is None else routes.decoder(bottom, chunk)
         else:
             self._decoder = engine
-            if isinstance(engine, RoutedDecoder):
-                self.routes = engine.routes
+        self.routes = self._decoder.routes
         self._streamed: Answer | None = None
         self._modal = modal
         self.images = images
@@ -318,8 +316,6 @@ class Session:
         """
         ids = read_prompt(prompt, self._spec, self._tokenizer)
         wish = self._wish(budget, None)
-        if not isinstance(self._decoder, RoutedDecoder):
-            raise RequestError("route: this bundle has no routes")
         with self._turns.turn():
             return self._decoder.explain(ids, wish.budget)
 

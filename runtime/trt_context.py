@@ -19,7 +19,9 @@ class Context:
         self._trt, self._where = trt, str(folder.plan(record))
         self._engine: Any = runtime.deserialize_cuda_engine(folder.read(record))
         if self._engine is None:
-            raise EngineError(f"{self._where}: {trt.flavour} cannot load it: {trt.last_error() or 'no reason given'}")
+            reason = trt.last_error() or "no reason given"
+            mend = "; free some memory of the GPU" if "memory" in reason.lower() else ""
+            raise EngineError(f"{self._where}: {trt.flavour} cannot load it: {reason}{mend}")
         strategy = getattr(trt.module, "ExecutionContextAllocationStrategy", None)
         if strategy is not None:
             self._context: Any = self._engine.create_execution_context(strategy.USER_MANAGED)

@@ -8,9 +8,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from gpu_lab_steps import whole_decoder
 
 from adaptc.runtime.bundle import Bundle
-from adaptc.runtime.gpu import gpu_decoder
 from adaptc.runtime.gpu_decoder import GpuDecoder
 
 LAUNCHES = 200
@@ -19,7 +19,7 @@ LAUNCHES = 200
 
 def captured_seconds(decoder: GpuDecoder, work: Callable[[], None], times: int) -> float:
     """Seconds of `work`, which does something `times` times, for each of them; captured into a graph."""
-    cuda, stream = decoder._cuda, decoder._stream
+    cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     work()
     cuda.sync(stream)
     cuda.begin_capture(stream)
@@ -39,16 +39,20 @@ def captured_seconds(decoder: GpuDecoder, work: Callable[[], None], times: int) 
 
 def reset(decoder: GpuDecoder, rows: int) -> None:
     """Back to position 16: every launch goes on by one, and there are tables for so many."""
-    decoder._drain()
-    decoder._control.set([1] * rows, np.full(rows, 15), decoder._levels[:rows], (), 0, False, 0)
+    decoder.flights.drain()
+    decoder.part.control.set([1] * rows, np.full(rows, 15), decoder.part.levels[:rows], (), 0, False, 0)
 
 
 def regions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
     """Time of each graph, over all layers that call it, so that weights are not in the GPU's cache."""
-    place, stepper, stream = decoder._graphs.place(rows, decoder._cache.slots), decoder._stepper, decoder._stream
+    place, stepper, stream = (
+        decoder.part.graphs.place(rows, decoder.part.cache.slots),
+        decoder.part.stepper,
+        decoder._gpu.stream,
+    )
     stepper.load(place)
     calls: dict[str, list[Any]] = {}
-    for call in decoder._regions.calls():
+    for call in decoder.part.regions.calls():
         calls.setdefault(call.graph, []).append(call)
     found: dict[str, Any] = {}
     for name, each in calls.items():
@@ -59,7 +63,7 @@ def regions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
                 stepper._calls((call,), place, stream)
 
         seconds = captured_seconds(decoder, work, len(each) * repeat)
-        weights = decoder._regions.graphs[name].weights
+        weights = decoder.part.regions.graphs[name].weights
         found[name] = {
             "ms": seconds * 1e3,
             "calls": len(each),
@@ -72,16 +76,16 @@ def regions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
 def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     """Milliseconds of our own kernels in a step."""
     place, stepper, control, stream = (
-        decoder._graphs.place(rows, decoder._cache.slots),
-        decoder._stepper,
-        decoder._control,
-        decoder._stream,
+        decoder.part.graphs.place(rows, decoder.part.cache.slots),
+        decoder.part.stepper,
+        decoder.part.control,
+        decoder._gpu.stream,
     )
     at = control.addresses(stepper.ran)
     ways: dict[str, Callable[[], None]] = {
         "begin": lambda: stepper.begin(control.state, place, control.levels, stream),
         "choose": lambda: stepper.choose(control.state, place, at, decoder.spec.vocab_size, stream),
-        "write_kv": lambda: stepper.write_kv(control.state, place, decoder._graphs._table, 1, stream),
+        "write_kv": lambda: stepper.write_kv(control.state, place, decoder.part.graphs._table, 1, stream),
     }
     found = {}
     for name, way in ways.items():
@@ -97,7 +101,7 @@ def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
 
 def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
     """Milliseconds of each layer of each loaded engine, by its own profiler; not captured, so with gaps."""
-    trt = decoder._pieces._trt.module  # type: ignore[attr-defined]
+    trt = decoder._gpu.pieces._trt.module  # type: ignore[attr-defined]
 
     class Times(trt.IProfiler):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -109,12 +113,12 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
 
     found = {}
     seen: set[str] = set()
-    place = decoder._graphs.place(1, decoder._cache.slots)
-    for call in decoder._regions.calls():
+    place = decoder.part.graphs.place(1, decoder.part.cache.slots)
+    for call in decoder.part.regions.calls():
         if call.graph in seen:
             continue
         seen.add(call.graph)
-        engine = decoder._pieces._found.get((call.graph, tuple(sorted(place.sizes.items()))))  # type: ignore[attr-defined]
+        engine = decoder._gpu.pieces._found.get((call.graph, tuple(sorted(place.sizes.items()))))  # type: ignore[attr-defined]
         if engine is None:  # a product of few rows, which is our own kernel's
             continue
         times = Times()
@@ -122,8 +126,8 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
         engine._context.enqueue_emits_profile = True
         for _ in range(3):
             times.rows = []
-            decoder._stepper._calls((call,), place, decoder._stream)
-            decoder._cuda.sync(decoder._stream)
+            decoder.part.stepper._calls((call,), place, decoder._gpu.stream)
+            decoder._gpu.cuda.sync(decoder._gpu.stream)
         engine._context.enqueue_emits_profile = False
         found[call.graph] = times.rows
     return found
@@ -131,12 +135,12 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
 
 def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     """Microseconds that the launch of a step's graph takes, while the GPU is idle and while it is busy."""
-    cuda, stream = decoder._cuda, decoder._stream
+    cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     found = {}
     for way in ("dense", "gated"):
-        key = decoder._rows[0] if rows == 1 else decoder._rows[-1], decoder._cache.slots, way
+        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.part.cache.slots, way
         for copies in (1, 2):
-            graphs = [decoder._graphs.capture(key) for _ in range(copies)]
+            graphs = [decoder.part.graphs.capture(key) for _ in range(copies)]
             for busy in (False, True):
                 reset(decoder, rows)
                 spent = []
@@ -159,11 +163,11 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
 
 def regions_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
     """All of it for one number of rows."""
-    decoder = gpu_decoder(bundle, batch, 1, next(iter(bundle.manifest.gates.values())))
-    decoder._length[:batch] = 16
-    decoder._levels[:batch] = 0
+    decoder = whole_decoder(bundle, batch, 1)
+    decoder.part.length[:batch] = 16
+    decoder.part.levels[:batch] = 0
     reset(decoder, batch)
-    found: dict[str, Any] = {"slots": decoder._cache.slots}
+    found: dict[str, Any] = {"slots": decoder.part.cache.slots}
     parts: tuple[tuple[str, Callable[[], Any]], ...] = (
         ("regions", lambda: regions_of(decoder, batch)),
         ("kernels_ms", lambda: kernels_of(decoder, batch)),

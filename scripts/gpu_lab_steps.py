@@ -21,10 +21,19 @@ GATED = 0.0
 """A threshold between the gates' logits, which are set to 1 and -1."""
 
 
+def whole_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder:
+    """The decoder of a bundle without routes."""
+    decoder = gpu_decoder(bundle, batch, chunk)
+    if not isinstance(decoder, GpuDecoder):
+        decoder.close()
+        raise SystemExit(f"{bundle.path}: has routes; gpu_lab routes is right")
+    return decoder
+
+
 def set_mask(decoder: GpuDecoder, mask: np.ndarray) -> None:
     """Make the gates want what a mask says: their logits are weights on the device, so nothing is captured anew."""
-    for gate, runs in zip(decoder._regions.gates, mask, strict=True):
-        decoder._cuda.put(decoder.memory.weights[gate.logit], np.array([1.0 if runs else -1.0], np.float32))
+    for gate, runs in zip(decoder.part.regions.gates, mask, strict=True):
+        decoder._gpu.cuda.put(decoder.part.memory.weights[gate.logit], np.array([1.0 if runs else -1.0], np.float32))
 
 
 def kl(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -39,8 +48,7 @@ def kl(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def check_bundle(bundle: Bundle, expected: dict[str, np.ndarray]) -> dict[str, Any]:
-    gates = next(iter(bundle.manifest.gates.values()))
-    decoder = gpu_decoder(bundle, 1, 64, gates)
+    decoder = whole_decoder(bundle, 1, 64)
     prompt, ids = expected["prompt"], expected["ids"].tolist()
     found: dict[str, Any] = {"conditional": decoder.conditional}
     logits = [decoder.prefill(0, prompt)]
@@ -73,97 +81,101 @@ def check_mask(
     found: dict[str, float] = {"share_run": float(mask.mean())}
     set_mask(decoder, mask)
     for name, force in (("conditional", None), ("forced", tuple(map(bool, mask)))):
-        decoder.force = force
+        decoder.part.force = force
         decoder.prefill(0, prompt, GATED)
         logits = np.stack([decoder.decode([token])[0].copy() for token in ids[: len(expected)]])
-        right = decoder._ran.tolist() == list(map(bool, mask))
+        right = decoder.part._ran.tolist() == list(map(bool, mask))
         found[f"{name}_kl"] = float(kl(expected, logits).mean())
         found[f"{name}_same"] = float((logits.argmax(-1) == expected.argmax(-1)).mean())
         found[f"{name}_ran_right"] = float(right)
-    decoder.force = None
+    decoder.part.force = None
     return found
 
 
 def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, float]:
     """Seconds of a step on the device, and of the host's own work in it."""
-    layers = len(decoder._regions.gates)
+    layers = len(decoder.part.regions.gates)
     skipped = round(share * layers)
     mask = np.ones(layers, np.bool_)
     mask[np.linspace(0, layers - 1, skipped).round().astype(int)] = False
     set_mask(decoder, mask)
-    decoder.force = tuple(map(bool, mask)) if how == "forced" else None
-    # "gated" is what a session does; "nodes" puts every block under a conditional node.
-    decoder._stepper.nodes = how == "nodes"
-    decoder._drain()
-    decoder._graphs.forget("gated")
+    decoder.part.force = tuple(map(bool, mask)) if how == "forced" else None
+    # "gated" is what a session does; "nodes" puts every block under a conditional node; "static" has the host follow.
+    decoder.part.mode = "static" if how == "static" else "regions"
+    decoder.part.stepper.nodes = how == "nodes"
+    decoder.flights.drain()
+    decoder.part.graphs.forget("gated")
     level = -np.inf if how == "dense" else GATED
     for row in range(rows):
-        decoder._length[row] = 0
-        decoder._levels[row] = level
-    decoder._length[:rows] = 16
-    decoder._levels[:rows] = level
-    decoder._drain()
+        decoder.part.length[row] = 0
+        decoder.part.levels[row] = level
+    decoder.part.length[:rows] = 16
+    decoder.part.levels[:rows] = level
+    decoder.flights.drain()
     samplers = [Sampler(Sampling(), [], np.random.default_rng(0)) for _ in range(rows)]
-    tokens = decoder.choose([1] * rows, samplers)
+    tokens = [1] * rows
+    for _ in range(4 if how == "static" else 1):  # until the mask of the step before is this one, and is captured
+        tokens = decoder.choose(tokens, samplers)
     found = {"device": device_seconds(decoder, rows), "skipped": float(1 - mask.mean())}
-    decoder._length[:rows] = 16
+    decoder.part.length[:rows] = 16
     waited: list[float] = []
-    wait = decoder._cuda.wait
+    wait = decoder._gpu.cuda.wait
 
     def waiting(event: Any) -> None:
         began = perf_counter()
         wait(event)
         waited.append(perf_counter() - began)
 
-    decoder._cuda.wait = waiting  # type: ignore[method-assign]
+    decoder._gpu.cuda.wait = waiting  # type: ignore[method-assign]
     steps = []
     for _ in range(STEPS * 2):
         began = perf_counter()
         tokens = decoder.choose(tokens, samplers)
         steps.append(perf_counter() - began)
-    decoder._cuda.wait = wait  # type: ignore[method-assign]
+    decoder._gpu.cuda.wait = wait  # type: ignore[method-assign]
     found["step"] = median(steps)
     found["host"] = median(step - wait_ for step, wait_ in zip(steps, waited, strict=True))
-    decoder.force = None
+    decoder.part.force = None
     return found
 
 
 def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
     """Median over rounds of the time of a graph launched many times in a row."""
-    decoder._drain()
-    cuda, stream = decoder._cuda, decoder._stream
-    batch = next(size for size in decoder._rows if size >= rows)
+    decoder.flights.drain()
+    cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
+    batch = next(size for size in decoder._gpu.sizes if size >= rows)
     if graph is None:
-        graph = decoder._graphs.get((batch, decoder._cache.slots, decoder._way(rows, 0)))
+        key = batch, decoder.part.cache.slots, decoder.part.way(rows, 0)
+        graph = decoder.part.graphs.get(key) or decoder.part.graphs.get(key)  # a mask is captured when it comes again
     begin, end = cuda.event(timing=True), cuda.event(timing=True)
     found = []
     for _ in range(6):
-        decoder._length[:rows] = 16
-        off = decoder._levels[:rows]
-        decoder._control.set([1] * rows, decoder._length[:rows] - 1, off, (), 0, False, 0)
-        decoder._flights.slot = 0
+        decoder.part.length[:rows] = 16
+        off = decoder.part.levels[:rows]
+        decoder.part.control.set([1] * rows, decoder.part.length[:rows] - 1, off, (), 0, False, 0)
+        decoder.part.slot = 0
         cuda.record(begin, stream)
         for _ in range(STEPS):
             cuda.run(graph, stream)
         cuda.record(end, stream)
         cuda.wait(end)
         found.append(cuda.seconds(begin, end) / STEPS)
-    decoder._flights.slot = STEPS % RING
+    decoder.part.slot = STEPS % RING
     return median(found[1:])
 
 
 def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     """The dense model in one piece, with the same kernels of ours around it, captured."""
-    cuda, stream, control = decoder._cuda, decoder._stream, decoder._control
-    place = decoder._graphs.place(rows, decoder._cache.slots)
-    call = decoder._regions.whole
-    decoder._pieces.load(call.graph, place.sizes)
-    reads, writes = decoder.memory.reads(call, place.given), decoder.memory.writes(call, place.given)
+    cuda, stream, control = decoder._gpu.cuda, decoder._gpu.stream, decoder.part.control
+    place = decoder.part.graphs.place(rows, decoder.part.cache.slots)
+    call = decoder.part.regions.whole
+    decoder._gpu.pieces.load(call.graph, place.sizes)
+    reads, writes = decoder.part.memory.reads(call, place.given), decoder.part.memory.writes(call, place.given)
 
     def step() -> None:
-        decoder._stepper.begin(control.state, place, control.levels, stream)
-        decoder._pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
-        decoder._graphs.finish(place, control.addresses(decoder._stepper.ran))
+        decoder.part.stepper.begin(control.state, place, control.levels, stream)
+        decoder._gpu.pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
+        decoder.part.graphs.finish(place, control.addresses(decoder.part.stepper.ran))
 
     step()
     cuda.sync(stream)
@@ -172,24 +184,23 @@ def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     return device_seconds(decoder, rows, cuda.end_capture(stream))
 
 
-def time_bundle(bundle: Bundle, batch: int, whole: bool) -> dict[str, Any]:
+def time_bundle(bundle: Bundle, batch: int, whole: bool, mode: str) -> dict[str, Any]:
     from adaptc.runtime.cuda import Cuda
 
-    gates = next(iter(bundle.manifest.gates.values()))
     probe = Cuda()
     before = probe.free_bytes()
-    decoder = gpu_decoder(bundle, batch, 1, gates)
-    gate = decoder._regions.gates[0]
-    block = sum(decoder._regions.graphs[call.graph].weights for call in gate.then)
+    decoder = whole_decoder(bundle, batch, 1)
+    gate = decoder.part.regions.gates[0]
+    block = sum(decoder.part.regions.graphs[call.graph].weights for call in gate.then)
     found: dict[str, Any] = {
-        "weights_read": sum(decoder._regions.graphs[call.graph].weights for call in decoder._regions.calls()),
+        "weights_read": sum(decoder.part.regions.graphs[call.graph].weights for call in decoder.part.regions.calls()),
         "block_bytes": block,
-        "taken": dict(decoder.memory.bytes),
+        "taken": dict(decoder.taken),
     }
     found["dense"] = timed(decoder, batch, 0, "dense")
     print("dense", found["dense"], flush=True)
     for share in (0, 0.25, 0.5, 1):
-        for how in ("gated", "nodes", "forced"):
+        for how in ("static", "forced") if mode == "static" else ("gated", "nodes", "forced"):
             found[f"{how} {share:.0%}"] = timed(decoder, batch, share, how)
             print(f"{how} {share:.0%}", found[f"{how} {share:.0%}"], flush=True)
     found["memory"] = before - probe.free_bytes()

@@ -15,8 +15,7 @@ from adaptc.errors import PassError, SpecError
 from adaptc.passes.split_regions import SplitRegions
 from adaptc.program import Run
 from adaptc.runtime.bundle import Bundle
-from adaptc.runtime.engines import decoder_graph, read_regions
-from adaptc.runtime.gpu_decoder import GpuDecoder
+from adaptc.runtime.gpu import graphs_of, regions_of, rows_on
 from adaptc.spec import read_spec
 from tests import folder, gated_bundle, trt_bundle
 from tests.runtime.fake_cuda import FakeCuda
@@ -36,10 +35,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Any]:
 
 def test_it_generates_what_the_model_does(compiled: tuple[Bundle, Any]) -> None:
     bundle, model = compiled
-    spec, regions, cuda = decoder_graph(bundle)[1], read_regions(bundle, "lm"), FakeCuda()
-    pieces = FakePieces(cuda, bundle.path, regions, (1, 2), (64,))
-    rows = GpuDecoder(cuda, pieces, regions, bundle.path / regions.data, spec, 2, 8)
-    with runtime.Session(rows, spec, batch=2, chunk=8) as session:
+    parts, cuda = regions_of(bundle), FakeCuda()
+    rows = rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
+    with runtime.Session(rows, rows.spec, batch=2, chunk=8) as session:
         result = session.generate(IDS, max_new_tokens=10)
     expected = folder.greedy(model, IDS, 10)
     assert list(result.ids) == expected[: expected.index(1) + 1 if 1 in expected else len(expected)]
@@ -83,5 +81,5 @@ def test_weights_that_a_backend_does_not_run(tmp_path: Path, backend: str, weigh
 def test_routes_are_refused() -> None:
     made = trt_bundle.program("llama")
     program = replace(made, plan=(Run("lm"), Run("lm")), regions={})
-    with pytest.raises(PassError, match="this program has routes; TensorRT runs one decoder"):
+    with pytest.raises(PassError, match="plan: run lm; run lm; TensorRT runs one decoder, with or without routes"):
         SplitRegions().apply(program)

@@ -170,7 +170,7 @@ def _print_plan(spec: Spec, output: Path) -> None:
         click.echo(f"model   {name}: {model.source}")
     click.echo(f"capture {', '.join(spec.models)}")
     own = [p.name for p in build_passes(spec)]
-    gated = ["branch"] if "skip_ffn" in own else []
+    gated = ["branch"] if "skip_ffn" in own and spec.target.backend == "onnxruntime" else []
     names = [*own, "lower", *(p.name for p in target_passes(spec)), *gated]
     for name in names:
         click.echo(f"pass    {name}")

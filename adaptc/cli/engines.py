@@ -35,6 +35,13 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--batch", type=_Numbers(), default=(), help="Rows of a step; by default 1 and the bundle's batch.")
 @click.option("--slots", type=_Numbers(), default=(), help="Sizes of the cache; by default doubled from 256 up.")
 @click.option("--chunk", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a prompt at once.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "regions", "static", "in_engine"]),
+    default="auto",
+    show_default=True,
+    help="How gates are followed: on the GPU, or by the host a step later.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
 def build_command(
     bundle: Path,
@@ -43,6 +50,7 @@ def build_command(
     batch: tuple[int, ...],
     slots: tuple[int, ...],
     chunk: int,
+    mode: str,
     as_json: bool,
 ) -> None:
     """Make a bundle ready for this machine.
@@ -55,6 +63,7 @@ def build_command(
 
     from adaptc.runtime.build import build_engines
     from adaptc.runtime.bundle import open_bundle
+    from adaptc.runtime.engines import EngineFolder
 
     opened = open_bundle(bundle)
     flavour = target or opened.manifest.target.backend
@@ -63,12 +72,14 @@ def build_command(
             raise click.UsageError(f"{given[0]}: {bundle} is for onnxruntime, which packs for every size")
         _pack(opened, as_json)
         return
-    built = build_engines(opened, flavour, sm=sm, batches=batch, slots=slots, chunk=chunk, observe=_tell)
+    built = build_engines(opened, flavour, sm=sm, batches=batch, slots=slots, chunk=chunk, mode=mode, observe=_tell)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(record) for record in built], indent=2))
     else:
+        report = EngineFolder(bundle, flavour).report()
         size, seconds = sum(record.bytes for record in built), sum(record.seconds for record in built)
         click.echo(f"{bundle}: {len(built)} engines for {flavour}; {size / 1e6:.1f} MB, {seconds:.0f} s of building")
+        click.echo(f"mode {report.mode}: {report.why}")
 
 
 def _pack(bundle: Bundle, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from adaptc.runtime.regions import Regions
+from adaptc.runtime.regions import RegionGraph
 from tests.runtime.fake_cuda import FakeCuda, FakeStream
 
 
@@ -21,16 +21,16 @@ class FakePieces:
         self,
         cuda: FakeCuda,
         bundle: Path,
-        regions: Regions,
+        graphs: Mapping[str, RegionGraph],
         rows: tuple[int, ...],
         slots: tuple[int, ...],
         tokens: int = 8,
     ) -> None:
-        self._cuda, self._regions = cuda, regions
+        self._cuda, self._graphs = cuda, graphs
         self._rows, self._slots, self._tokens = rows, slots, tokens
         self._sessions = {
             name: ort.InferenceSession(str(bundle / graph.file), providers=["CPUExecutionProvider"])
-            for name, graph in regions.graphs.items()
+            for name, graph in graphs.items()
         }
         self.loaded: set[tuple[str, tuple[tuple[str, int], ...]]] = set()
         self.closed = False
@@ -42,7 +42,7 @@ class FakePieces:
         self, graph: str, sizes: Mapping[str, int], reads: Sequence[int], writes: Sequence[int], stream: FakeStream
     ) -> None:
         assert (graph, tuple(sorted(sizes.items()))) in self.loaded
-        spec, session, sizes = self._regions.graphs[graph], self._sessions[graph], dict(sizes)
+        spec, session, sizes = self._graphs[graph], self._sessions[graph], dict(sizes)
 
         def work() -> None:
             feeds = {

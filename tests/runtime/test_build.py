@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from click.testing import CliRunner
 
 from adaptc.cli import main
-from adaptc.runtime.build import Progress, build_engines
-from adaptc.runtime.engines import EngineFolder, buckets, decoder_graph, read_regions, wanted
+from adaptc.passes import gating
+from adaptc.runtime.build import Progress, build_engines, decide
+from adaptc.runtime.device import Device
+from adaptc.runtime.engines import BuildReport, EngineFolder, buckets, decoder_graph, read_regions, wanted
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
 from adaptc.runtime.layers import DATA_DEPENDENT, kinds
 from adaptc.runtime.pieces import TrtPieces
-from tests import gated_bundle, trt_bundle
+from tests import gated_bundle, tiny, trt_bundle
 from tests.runtime.fake_cuda import FakeCuda
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'adaptc[rtx]'")
@@ -113,9 +115,66 @@ def test_the_command(bundle: Any) -> None:
     assert {record["name"] for record in json.loads(done.stdout)} == {*read_regions(bundle, "lm").graphs} - {"whole"}
     assert "] head batch 1 tokens 1: there" in done.stderr
     assert CliRunner().invoke(main, command).stdout.startswith(f"{bundle.path}: 21 engines for tensorrt-rtx; ")
+    assert CliRunner().invoke(main, command).stdout.endswith("mode regions: the GPU is not known\n")
+    refused = CliRunner().invoke(main, [*command, "--mode", "in_engine"])
+    assert (refused.exit_code, refused.stderr.partition(";")[0]) == (1, "Error: mode: 'in_engine'")
     wrong = CliRunner().invoke(main, ["build", str(bundle.path), "--sm", "8.6"])
     assert wrong.exit_code == 2
     assert "whole numbers with commas are right" in wrong.stderr
+
+
+def gpu(driver: int, sm: int = 90) -> Device:
+    return Device("NVIDIA H200", sm, driver, 1 << 37)
+
+
+def test_auto_takes_static_only_where_a_driver_lacks_the_nodes_that_gates_need(bundle: Any, tmp_path: Path) -> None:
+    regions = BuildReport("regions", "the GPU reads the gates itself")
+    assert decide(bundle, "auto", gpu(12080)) == regions
+    # These gates have cheap paths, so a node has two bodies.
+    assert decide(bundle, "auto", gpu(12040)) == BuildReport("static", "driver 12040 has no conditional nodes")
+    assert decide(bundle, "auto", None) == BuildReport("regions", "the GPU is not known")
+    assert decide(bundle, "regions", gpu(12000)) == BuildReport("regions", "asked for")
+    assert decide(bundle, "static", gpu(13000)) == BuildReport("static", "asked for")
+    made = trt_bundle.program_of(gating.static(tiny.fx("llama"), {1: 1.0}, {}))
+    zeros = trt_bundle.write(tmp_path / "zeros", made, trt_bundle.GATES)  # products look at their gate themselves
+    assert decide(zeros, "auto", gpu(12000)) == regions
+    assert decide(zeros, "auto", gpu(12000, sm=75)) == BuildReport("static", "driver 12000 has no conditional nodes")
+
+
+def test_modes_that_there_are_not(tmp_path: Path, bundle: Any) -> None:
+    with pytest.raises(
+        RequestError, match=r"mode: 'in_engine'; an engine with If .*: regions, static or auto is right"
+    ):
+        build_engines(bundle, "tensorrt-rtx", sm=(86,), mode="in_engine")
+    with pytest.raises(RequestError, match="mode: 'fast'; there are: regions, static, auto"):
+        build_engines(bundle, "tensorrt-rtx", sm=(86,), mode="fast")
+    bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"))
+    with pytest.raises(RequestError, match="mode: 'static'; no gate of this bundle decides at each token: regions or"):
+        build_engines(bare, "tensorrt-rtx", sm=(86,), mode="static")
+    assert decide(bare, "auto", gpu(12000)).mode == "regions"
+
+
+def test_the_mode_is_in_the_key_and_the_engines_of_another_are_taken_over(tmp_path: Path) -> None:
+    bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("llama", gated=True), trt_bundle.GATES)
+    folder = EngineFolder(bundle.path, "tensorrt-rtx")
+    assert folder.report().mode == "regions"
+    sizes: dict[str, Any] = {"sm": (89,), "slots": (16,), "batches": (1,), "chunk": 1}
+    first = build_engines(bundle, "tensorrt-rtx", **sizes)
+    seen: list[Progress] = []
+    second = build_engines(bundle, "tensorrt-rtx", **sizes, mode="static", observe=seen.append)
+    assert all(progress.cached for progress in seen)
+    assert not {record.key for record in first} & {record.key for record in second}
+    assert [folder.read(record) for record in first] == [folder.read(record) for record in second]
+    assert folder.report() == BuildReport("static", "asked for")
+    cuda = FakeCuda(replace(FakeCuda().device, sm=89))
+    pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    assert pieces.mode == "static"
+    assert {record.mode for record in pieces._records} == {"static"}
+    report = bundle.path / "engines" / "tensorrt-rtx.json"
+    for damaged in ("{", '{"mode": "fast", "why": ""}'):
+        report.write_text(damaged)
+        with pytest.raises(EngineError, match=r"tensorrt-rtx\.json: damaged \(.*\); run adaptc build again"):
+            folder.report()
 
 
 def test_a_capability_it_does_not_know(bundle: Any) -> None:
@@ -169,20 +228,56 @@ def test_why_no_engine_serves_is_one_line(bundle: Any) -> None:
 def test_loading_says_why_no_engine_fits(tmp_path: Path, bundle: Any) -> None:
     regions = read_regions(bundle, "lm")
     with pytest.raises(EngineError, match=r"its engines are for compute capability 86, 89, 120, here is Fake \(90\)"):
-        TrtPieces(bundle, regions, "tensorrt-rtx", FakeCuda())
+        TrtPieces(bundle, regions.graphs, "tensorrt-rtx", FakeCuda())
     bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"))
     with pytest.raises(EngineError, match=r"no tensorrt-rtx engines; run adaptc build .*bare --target tensorrt-rtx"):
-        TrtPieces(bare, read_regions(bare, "lm"), "tensorrt-rtx", FakeCuda())
+        TrtPieces(bare, read_regions(bare, "lm").graphs, "tensorrt-rtx", FakeCuda())
 
 
 def test_loading_finds_the_sizes_that_were_built(bundle: Any) -> None:
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
-    pieces = TrtPieces(bundle, read_regions(bundle, "lm"), "tensorrt-rtx", cuda)
+    pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
     assert (pieces.rows(), pieces.slots(), pieces.tokens()) == ((1,), (16,), CHUNK)
     # There is no GPU, so the library itself refuses; its reason is passed on in one line.
     with pytest.raises(EngineError, match=r"\.plan: tensorrt-rtx cannot load it: [^\n]+$"):
         pieces.load("region_4", {"batch": 1, "tokens": 1, "slots": 16})
     pieces.close()
+
+
+class Loaded:
+    """An engine that needs as much memory as its graph's name says."""
+
+    sizes: ClassVar[dict[str, int]] = {"region_4": 1000, "region_2": 5000, "head": 100}
+
+    def __init__(self, *given: Any) -> None:
+        self.bytes = self.sizes[given[3].name]
+
+    def use(self, address: int, size: int) -> None:
+        self.place, self.size = address, size
+
+    def close(self) -> None:
+        pass
+
+
+def test_memory_of_a_loaded_engine_stays_where_captured_graphs_have_it(bundle: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("adaptc.runtime.pieces.Context", Loaded)
+    cuda = FakeCuda(replace(FakeCuda().device, sm=89), limit=3000)
+    pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    sizes = {"batch": 1, "tokens": 1, "slots": 16}
+    pieces.load("region_4", sizes)
+    loaded: dict[str, Any] = pieces._loaded
+    [first] = loaded.values()
+    place = first.place
+    with pytest.raises(EngineError, match="out of GPU memory"):
+        pieces.load("region_2", sizes)
+    cuda.limit = 30_000  # somebody else went: the session is as it was, and goes on
+    pieces.load("region_2", sizes)
+    pieces.load("head", sizes)
+    _, second, third = loaded.values()
+    assert first.place == place
+    assert place in cuda.live
+    assert second.place == third.place != place
+    assert second.size == 5000
 
 
 def test_a_damaged_engine_is_named(tmp_path: Path, bundle: Any) -> None:
@@ -195,6 +290,14 @@ def test_a_damaged_engine_is_named(tmp_path: Path, bundle: Any) -> None:
             folder.read(record)
     finally:
         folder.plan(record).write_bytes(content)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    folder = EngineFolder(tmp_path, "tensorrt")
+    folder.path.mkdir(parents=True)
+    (folder.path / "0.json").write_text('{"graph": "x"}')
+    with pytest.raises(EngineError, match=r"0\.json: damaged \(name: missing\); remove it and run adaptc build again"):
+        folder.records()
 
 
 def test_sizes_of_the_cache_are_doubled_up_to_all_of_it() -> None:

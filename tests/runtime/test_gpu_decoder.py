@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adaptc import regions
 from adaptc.datafile import write_graphs
 from adaptc.passes import Pipeline, gating
 from adaptc.passes.branch import Branch
 from adaptc.passes.float_weights import FloatWeights
 from adaptc.runtime import RequestError, Sampling, Session
+from adaptc.runtime.budget import threshold_at
 from adaptc.runtime.engines import decoder_graph, read_regions
 from adaptc.runtime.errors import EngineError
+from adaptc.runtime.gpu import graphs_of, regions_of, rows_on
 from adaptc.runtime.gpu_decoder import GpuDecoder
-from adaptc.runtime.manifest import GateSpec
+from adaptc.runtime.gpu_memory import Weights
 from adaptc.runtime.ort import OrtEngine
-from adaptc.runtime.regions import Regions
 from tests import skipping, tiny, trt_bundle
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_pieces import FakePieces
@@ -55,14 +57,14 @@ def cpu(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessi
 class Gpu:
     """A session on the fake, with what it was made of."""
 
-    def __init__(self, bundle: Any, driver: int = 13000, gates: GateSpec | None = GATES, batch: int = 2) -> None:
+    def __init__(self, bundle: Any, driver: int = 13000, batch: int = 2, mode: str = "regions") -> None:
         self.cuda = FakeCuda(replace(FakeCuda().device, driver=driver))
-        self.regions: Regions = read_regions(bundle, "lm")
-        self.pieces = FakePieces(self.cuda, bundle.path, self.regions, (1, 2), (16, 32, 64))
-        spec = decoder_graph(bundle)[1]
-        data = bundle.path / self.regions.data
-        self.decoder = GpuDecoder(self.cuda, self.pieces, self.regions, data, spec, batch, 8, gates)
-        self.session = Session(self.decoder, spec, batch=batch, chunk=8, gates=gates)
+        parts = regions_of(bundle)
+        self.pieces = FakePieces(self.cuda, bundle.path, graphs_of(parts), (1, 2), (16, 32, 64))
+        decoder = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8, mode)
+        assert isinstance(decoder, GpuDecoder)
+        self.decoder, self.part = decoder, decoder.part
+        self.session = Session(decoder, decoder.spec, batch=batch, chunk=8, gates=bundle.manifest.gates.get("lm"))
 
     def captured(self) -> list[list[str]]:
         """The operations of each captured graph."""
@@ -136,11 +138,11 @@ def test_the_next_step_is_launched_before_the_last_token_is_read(bundle: Any) ->
 
 def test_a_static_policy_is_a_mask_without_conditions(bundle: Any) -> None:
     gpu = Gpu(bundle)
-    gpu.decoder._constants = [1.0, 0.0]  # as two gates that say the same for every token
+    gpu.part._constants = [1.0, 0.0]  # as two gates that say the same for every token
     gpu.decoder.prefill(0, np.array(IDS), threshold=0.5)
     gpu.decoder.decode([1])
     assert gpu.captured()[-1] == ["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, "cheap", "region_7", *LAST]
-    assert gpu.decoder._ran.tolist() == [True, False]
+    assert gpu.part._ran.tolist() == [True, False]
 
 
 def test_without_conditional_nodes_the_host_asks_each_gate(bundle: Any, cpu: Session) -> None:
@@ -151,9 +153,73 @@ def test_without_conditional_nodes_the_host_asks_each_gate(bundle: Any, cpu: Ses
     assert not any("if[2]" in graph for graph in gpu.captured())
 
 
+def late(bundle: Any, ids: list[int], count: int, threshold: float) -> tuple[list[int], list[list[bool]]]:
+    """Tokens, and which blocks ran for each, if a step runs what the gates said in the step before it."""
+    split = trt_bundle.split_of(trt_bundle.program("llama", gated=True))
+    spec = decoder_graph(bundle)[1]
+    cache = {f"past.{i}.key": np.zeros((1, heads, width, 64), np.float16) for i, (heads, width) in enumerate(spec.kv)}
+    cache |= {name.replace("key", "value"): np.swapaxes(array, 2, 3).copy() for name, array in cache.items()}
+    mask, masks, written, begin, part = [True, True], [], list(ids), 0, list(ids)
+    for step in range(count):
+        here = np.arange(begin, begin + len(part), dtype=np.int32)[None]
+        feeds = {"input_ids": np.array([part], np.int32), "positions": here, "slots": np.arange(64, dtype=np.int32)}
+        values = {name: tensor.numpy() for name, tensor in split.weights.items()} | feeds | cache
+        wanted: list[bool] = []
+        for each in split.steps:
+            calls = each.then
+            if each.when is not None:
+                runs = step == 0 or mask[len(wanted)]
+                warm = here[0, -1] < GATES.warmup
+                wanted.append(step == 0 or warm or bool((values[each.when.logit] >= threshold).any()))
+                calls = each.when.then if runs else each.when.otherwise
+            for call in calls:
+                regions._call(split, call, values)
+        for name, past in cache.items():
+            new = values[name.replace("past", "new")]
+            if name.endswith("key"):
+                past[..., here[0]] = new.swapaxes(2, 3)
+            else:
+                past[:, :, here[0]] = new
+        if step > 0:
+            masks.append(mask)
+        begin, part, mask = begin + len(part), [int(values["logits"][0, -1].argmax())], wanted
+        written += part
+    return written[len(ids) :], masks
+
+
+@pytest.mark.parametrize("driver", [13000, 12000])
+def test_static_mode_runs_what_the_gates_said_a_step_before(bundle: Any, driver: int) -> None:
+    gpu, level = Gpu(bundle, driver, mode="static"), threshold_at(GATES.thresholds, 0.4)
+    result = gpu.session.generate(IDS, max_new_tokens=24, budget=0.4)
+    tokens, masks = late(bundle, IDS, len(result.ids), level)
+    assert list(result.ids) == tokens
+    assert result.trace.skips is not None
+    assert result.trace.skips.ran.tolist() == masks
+    assert len({tuple(mask) for mask in masks}) > 1, "or one step before and one after would be the same"
+    assert not any(name.startswith("if") for graph in gpu.captured() for name in graph)
+
+
+def test_static_mode_captures_a_mask_that_comes_again_and_keeps_few(bundle: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("adaptc.runtime.gpu_graphs.MASKS", 1)
+    gpu = Gpu(bundle, mode="static")
+    gpu.session.generate(IDS, max_new_tokens=40, budget=0.4)
+    assert len(gpu.part.graphs._foreseen) == 1
+    gated = [graph for graph in gpu.captured() if graph.count("decide") == 2]
+    assert len(gated) <= 1  # the others were dropped
+    order = [entry.partition(" ")[0] for entry in gpu.cuda.log if entry.startswith(("launch", "wait"))]
+    assert "launch" in order  # a mask that comes again is a graph
+
+
+def test_static_mode_launches_no_step_before_it_knows_the_mask(bundle: Any) -> None:
+    gpu = Gpu(bundle, mode="static")
+    gpu.session.generate(IDS, max_new_tokens=12, budget=0.4)
+    steps = [entry for entry in gpu.cuda.log if entry in ("begin_step", "wait")]
+    assert steps[-10:] == ["begin_step", "wait"] * 5
+
+
 def test_blocks_that_nothing_stands_in_for_leave_their_products_out_by_themselves(tmp_path: Path) -> None:
     graph = gating.static(tiny.fx("llama"), {1: 1.0, 2: -1.0}, {})
-    gpu = Gpu(trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph)), driver=12000)
+    gpu = Gpu(trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph), GATES), driver=12000)
     assert gpu.decoder.conditional  # though this driver has no conditional nodes
 
     def logits() -> np.ndarray:
@@ -161,13 +227,13 @@ def test_blocks_that_nothing_stands_in_for_leave_their_products_out_by_themselve
         return np.stack([gpu.decoder.decode([token])[0].copy() for token in (1, 5, 9)])
 
     found = logits()
-    assert gpu.decoder._ran.tolist() == [True, False]
+    assert gpu.part._ran.tolist() == [True, False]
     step = gpu.captured()[-1]
     assert step.count("decide") == 2
     assert not any(name.startswith("if") for name in step)
-    gpu.decoder.force = (True, False)
+    gpu.part.force = (True, False)
     np.testing.assert_array_equal(found, logits())
-    gpu.decoder.force = (True, True)
+    gpu.part.force = (True, True)
     assert not np.array_equal(found, logits())
 
 
@@ -205,9 +271,8 @@ def test_too_little_memory_is_one_line(bundle: Any) -> None:
 
 def small(bundle: Any, limit: int) -> None:
     cuda = FakeCuda(limit=limit)
-    regions = read_regions(bundle, "lm")
-    pieces = FakePieces(cuda, bundle.path, regions, (1,), (16,))
-    GpuDecoder(cuda, pieces, regions, bundle.path / regions.data, decoder_graph(bundle)[1], 1, 8, GATES)
+    parts = regions_of(bundle)
+    rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1,), (16,)), bundle, parts, 1, 8)
 
 
 def test_more_rows_than_engines_serve(bundle: Any) -> None:
@@ -217,8 +282,8 @@ def test_more_rows_than_engines_serve(bundle: Any) -> None:
 
 def test_not_a_number_is_an_error_and_the_session_goes_on(bundle: Any, cpu: Session) -> None:
     gpu = Gpu(bundle)
-    name = next(name for name in gpu.decoder.memory.weights if name.startswith("model.norm"))
-    address = gpu.decoder.memory.weights[name]
+    name = next(name for name in gpu.part.memory.weights if name.startswith("model.norm"))
+    address = gpu.part.memory.weights[name]
     good = np.zeros(32, np.float32)
     gpu.cuda.get(address, good)
     gpu.decoder.prefill(0, np.array(IDS))
@@ -238,9 +303,7 @@ def _greedy() -> Any:
 def test_a_data_file_that_is_too_short_is_named(bundle: Any, tmp_path: Path) -> None:
     from adaptc.runtime import BundleError
 
-    cuda, regions = FakeCuda(), read_regions(bundle, "lm")
     short = tmp_path / "lm.data"
     short.write_bytes(b"\0" * 100)
-    pieces = FakePieces(cuda, bundle.path, regions, (1,), (16,))
     with pytest.raises(BundleError, match=r"lm\.data: too short for .*; compile again"):
-        GpuDecoder(cuda, pieces, regions, short, decoder_graph(bundle)[1], 1, 8, GATES)
+        Weights(FakeCuda(), short).upload(read_regions(bundle, "lm"))

@@ -50,7 +50,8 @@ def choose(logits: npt.NDArray[np.float32], how: Sampling, point: float) -> int:
 
     scratch = [at(values), at(places)]
     cpu_kernels.run("highest", (PARTS, 1), 4, [at(logits), (VOCAB, INT), *scratch])
-    given = [at(choices), at(points), at(state), at(ids), at(told), at(ran), at(ran_told)]
+    rows = np.zeros(1, np.int32)
+    given = [at(choices), at(points), at(state), at(ids), at(told), at(ran), at(ran_told), at(rows)]
     args = [at(logits), (VOCAB, INT), *scratch, (PARTS, INT), *given, (0, INT), (1, INT)]
     cpu_kernels.run("choose", (1, 1), 4, args)
     assert ids[0] == max(told[0], 0)
@@ -101,3 +102,29 @@ def test_a_gate_decides_for_all_rows() -> None:
         cpu_kernels.run("decide", (1, 1), 4, args)
         assert ran[0] == expected
         assert result.tolist() == [float(expected)] * 6
+
+
+def test_states_are_kept_at_their_positions_and_taken_by_the_rows_of_a_top() -> None:
+    """Two of three rows are written; a top has them in another order."""
+    width, slots = 5, 4
+    hidden, states = np.arange(15, dtype=np.float32).reshape(3, width), np.zeros((3, slots, width), np.float32)
+    positions, state = np.array([2, 0, 1], np.int32), np.array([2, 0, 0, 1], np.int32)
+    ran, told = np.array([1, 0], np.uint8), np.full((2, 2), 7, np.uint8)
+
+    def at(array: npt.NDArray[Any]) -> tuple[int, Any]:
+        return array.ctypes.data, POINTER
+
+    sizes = [(width, INT), (slots, INT)]
+    ends = [at(ran), at(told), (2, INT)]
+    cpu_kernels.run("keep_states", (3, 1), 4, [at(states), at(hidden), at(positions), at(state), *sizes, *ends])
+    expected = np.zeros_like(states)
+    expected[0, 2], expected[1, 0] = hidden[0], hidden[1]
+    np.testing.assert_array_equal(states, expected)
+    assert told.tolist() == [[7, 7], [1, 0]]
+    order, above, found = (
+        np.array([1, 0, 0], np.int32),
+        np.array([0, 2, 3], np.int32),
+        np.full((3, width), -1, np.float32),
+    )
+    cpu_kernels.run("take_states", (3, 1), 4, [at(found), at(states), at(order), at(above), at(state), *sizes])
+    np.testing.assert_array_equal(found, [hidden[1], hidden[0], np.full(width, -1)])
