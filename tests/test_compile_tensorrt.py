@@ -15,6 +15,7 @@ from adaptc.errors import PassError, SpecError
 from adaptc.passes.split_regions import SplitRegions
 from adaptc.program import Run
 from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.engines import read_regions
 from adaptc.runtime.gpu import graphs_of, regions_of, rows_on
 from adaptc.spec import read_spec
 from tests import folder, gated_bundle, trt_bundle
@@ -52,6 +53,23 @@ def test_the_manifest_says_what_it_is(compiled: tuple[Bundle, Any]) -> None:
     assert {"regions/lm.json", "regions/lm-region.onnx", "regions/lm-head.onnx"} <= set(manifest.files)
     assert manifest.graphs["lm"].decoder is not None
     assert manifest.graphs["lm"].decoder.max_tokens == 64
+
+
+def test_gates_of_a_spec_are_cut_at_and_not_branched(tmp_path: Path) -> None:
+    spec, _ = folder.write(tmp_path)
+    gated = "passes:\n  - skip_ffn: {policy: cosine, layers: [1, 2], k: 1, warmup: 2, budget: 0}\n"
+    spec.write_text(spec.read_text().replace("target:", gated + "target:"))
+    bundle = compile_spec(read_spec(spec, SETTINGS), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache")).bundle
+    names = [record.name for record in bundle.manifest.passes]
+    assert names[-1] == "split_regions"
+    assert "branch" not in names
+    assert len(read_regions(bundle, "lm").gates) == len(bundle.manifest.gates["lm"].layers) > 0
+    parts, cuda = regions_of(bundle), FakeCuda()
+    rows = rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
+    with runtime.Session(rows, rows.spec, batch=2, chunk=8) as session:
+        skips = session.generate(IDS, max_new_tokens=6).trace.skips
+    assert skips is not None
+    assert skips.ran.shape[1] == len(bundle.manifest.gates["lm"].layers)
 
 
 def test_without_a_gpu_loading_is_one_line(compiled: tuple[Bundle, Any]) -> None:
