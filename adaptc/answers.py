@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from adaptc.errors import RequestError
-from adaptc.evaluate import read_text
+from adaptc.evaluate import read_text, route_bytes
 from adaptc.runtime.budget import threshold_of
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.chat import Message
@@ -199,6 +199,8 @@ def factoids(
     folder = bundle.path / "tokenizer"
     if graph.decoder is None or not folder.exists():
         raise RequestError(f"{bundle.path}: no tokenizer or no decoder; questions cannot be asked")
+    if route_bytes(bundle):
+        raise RequestError(f"{bundle.path}: has routes; adaptc quality asks questions by each of them")
     tokenizer = Tokenizer(folder)
     level = threshold_of(gates, budget)
     decoder = Decoder(OrtEngine(bundle.path / graph.file, threads), graph.decoder, 1, 512, gates)

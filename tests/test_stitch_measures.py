@@ -121,3 +121,11 @@ def test_bench_measures_routes_side_by_side(bundle: Bundle) -> None:
     shown = run("bench", bundle, *sizes, "--route", "large")
     assert shown.exit_code == 0, shown.stderr
     assert "adaptc large" in shown.stdout
+
+
+def test_answers_leaves_routes_to_quality(bundle: Bundle, tmp_path: Path) -> None:
+    asked = tmp_path / "q.jsonl"
+    asked.write_text("\n".join(json.dumps({"question": f"{n}?", "answers": ["x"]}) for n in range(6)))
+    shown = run("answers", bundle, "--questions", asked)
+    assert shown.exit_code == 1
+    assert shown.stderr.endswith(f"Error: {bundle.path}: has routes; adaptc quality asks questions by each of them\n")
