@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import functools
+import gc
+import importlib
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """A shell lets what it runs in the background ignore Ctrl-C, and so would all that tests start to interrupt."""
+    """Set up a process that tests run in."""
+    # A shell lets what it runs in the background ignore Ctrl-C, and so would all that tests start to interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -28,6 +33,18 @@ def pytest_configure() -> None:
         # A core each: engines and torch start as many threads as there are cores, and wait for each other by spinning.
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+    # Exporting makes millions of objects, hardly any in a cycle, and looking for some took a fifth of its time.
+    gc.set_threshold(50_000, 20, 100)
+    _parse_translations_once()
+
+
+def _parse_translations_once() -> None:
+    """Keep the list of onnxscript's translations, which torch's exporter has it parse anew for every graph.
+
+    That takes most of a second, and tests export some hundred graphs.
+    """
+    apis: Any = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
+    apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 
 
 @pytest.hookimpl(tryfirst=True)
