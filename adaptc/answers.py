@@ -204,12 +204,11 @@ def factoids(
     tokenizer = Tokenizer(folder)
     level = threshold_of(gates, budget)
     decoder = Decoder(OrtEngine(bundle.path / graph.file, threads), graph.decoder, 1, 512, gates)
-    examples = "".join(f"Question: {q.text}\nAnswer: {q.answers[0]}\n\n" for q in questions[:SHOTS])
     right = {"dense": 0, "budget": 0, "dense_prompt": 0}
     ran: list[bytes] = []
-    asked = questions[SHOTS:]
-    for done, question in enumerate(asked, 1):
-        ids = np.array(tokenizer.encode(f"{examples}Question: {question.text}\nAnswer:"), np.int64)
+    asked = asked_after_examples(questions)
+    for done, (prompt, question) in enumerate(asked, 1):
+        ids = np.array(tokenizer.encode(prompt), np.int64)
         for kind, threshold, stepwise in (
             ("dense", threshold_of(gates, 1.0), False),
             ("budget", level, True),
@@ -223,6 +222,12 @@ def factoids(
     share = 0.0 if skips is None or gates is None else skips.share
     ratio = right["budget"] / right["dense"] if right["dense"] else None
     return {**right, "asked": len(asked), "ratio": ratio, "ffn_skipped": share}
+
+
+def asked_after_examples(questions: Sequence[Question]) -> list[tuple[str, Question]]:
+    """The questions after the first four, each with its prompt: those four with their answers, then itself."""
+    examples = "".join(f"Question: {q.text}\nAnswer: {q.answers[0]}\n\n" for q in questions[:SHOTS])
+    return [(f"{examples}Question: {q.text}\nAnswer:", q) for q in questions[SHOTS:]]
 
 
 def _greedy(decoder: Decoder, ids: Any, threshold: float, stepwise: bool, ran: list[bytes]) -> list[int]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from adaptc.cache import Cache, key_of
 from adaptc.errors import AdaptcError, RequestError
 from adaptc.runtime.budget import Skips
-from adaptc.runtime.bundle import Bundle, SwitchStep
+from adaptc.runtime.bundle import Bundle
 from adaptc.sources import Source
 
 Ids = npt.NDArray[np.int64]
@@ -136,15 +136,15 @@ def text_ids(bundle: Bundle, path: Path, tokens: int | None = None) -> Ids:
 
 def route_bytes(bundle: Bundle) -> dict[str, int]:
     """Bytes of weights that a decoded token reads on each route; empty for a bundle without routes."""
-    last = bundle.manifest.plan[-1]
-    routes = last.routes if isinstance(last, SwitchStep) else {}
+    switch = bundle.manifest.switch
+    routes = {} if switch is None else switch.routes
     return {name: route.bytes_per_token for name, route in routes.items()}
 
 
 def has_router(bundle: Bundle) -> bool:
     """Whether something picks a route where a request names none."""
-    last = bundle.manifest.plan[-1]
-    return isinstance(last, SwitchStep) and last.router is not None
+    switch = bundle.manifest.switch
+    return switch is not None and switch.router is not None
 
 
 def routes_of(bundle: Bundle, wanted: Sequence[str] = ()) -> tuple[str, ...]:
@@ -201,8 +201,8 @@ def bundle_perplexity(
 
         def score(piece: Ids) -> npt.NDArray[np.float32]:
             scores = session.score(piece, step=step, budget=budget, route=route)
-            if route is None and has_router(bundle):
-                taken[session.choose(piece, budget=budget).route] += 1
+            if route is None and has_router(bundle) and session.scored_route is not None:
+                taken[session.scored_route] += 1
             skips.extend([session.scored] if session.scored is not None else [])
             return scores
 

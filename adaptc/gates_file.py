@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from adaptc.errors import LoadError
+from adaptc.runtime.replace import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,6 @@ def save_gates(card: Card, weights: Mapping[str, torch.Tensor], path: Path) -> N
     import torch
     from safetensors.torch import save
 
-    half = path.with_name(f".{path.name}.part")
     stored: dict[str, torch.Tensor] = {}
     for name, weight in weights.items():
         value = weight.detach().cpu().float().contiguous()
@@ -68,8 +67,7 @@ def save_gates(card: Card, weights: Mapping[str, torch.Tensor], path: Path) -> N
             stored |= {name: (value / scale).round().to(torch.int8), f"{name}{SCALE}": scale}
         else:
             stored[name] = value
-    half.write_bytes(save(stored, metadata={CARD: json.dumps(asdict(card))}))  # save_file lets its owner alone read it
-    os.replace(half, path)
+    write_whole(path, save(stored, metadata={CARD: json.dumps(asdict(card))}))
 
 
 def load_card(path: Path) -> Card:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc import evaluate
-from adaptc.answers import ANSWER_TOKENS, SHOTS, Question, has_chat, is_right
+from adaptc.answers import ANSWER_TOKENS, Question, asked_after_examples, has_chat, is_right
 from adaptc.errors import RequestError
 from adaptc.evaluate import Ids
 from adaptc.instructions import INSTRUCTIONS, Instruction
@@ -100,10 +100,8 @@ def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | No
         right["letters"] = [
             likeliest(rows, tokenizer, each, Wish(route=route)) == each.answer for each in tasks.lettered
         ]
-        examples = "".join(f"Question: {q.text}\nAnswer: {q.answers[0]}\n\n" for q in tasks.questions[:SHOTS])
         right["trivia"] = []
-        for question in tasks.questions[SHOTS:]:
-            prompt = f"{examples}Question: {question.text}\nAnswer:"
+        for prompt, question in asked_after_examples(tasks.questions):
             said = session.generate(prompt, max_new_tokens=ANSWER_TOKENS, route=route).text
             right["trivia"].append(is_right(said, question.answers))
         right["instructions"] = []

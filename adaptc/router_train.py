@@ -7,7 +7,6 @@ what follows the prompt. A prompt on which two routes are nearly alike then hard
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from adaptc.errors import PassError
 from adaptc.graph import FxGraph
 from adaptc.passes.least_squares import feeds
 from adaptc.passes.routing import CARD, LOST, PREDICTED
+from adaptc.runtime.replace import write_whole
 from adaptc.runtime.router import features
 
 Array = npt.NDArray[np.float32]
@@ -186,6 +186,4 @@ def save_router(
     tensors[PREDICTED] = np.ascontiguousarray(predicted(weights, held_out.features), np.float32)
     tensors[LOST] = np.ascontiguousarray(held_out.lost, np.float32)
     card = json.dumps({"routes": list(routes), "training": dict(training)})
-    half = path.with_name(f".{path.name}.part")
-    half.write_bytes(save(tensors, metadata={CARD: card}))
-    os.replace(half, path)
+    write_whole(path, save(tensors, metadata={CARD: card}))

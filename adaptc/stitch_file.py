@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from adaptc.errors import LoadError
+from adaptc.runtime.replace import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +42,8 @@ def save_stitches(card: StitchCard, weights: Mapping[str, torch.Tensor], path: P
     import torch
     from safetensors.torch import save
 
-    half = path.with_name(f".{path.name}.part")
     stored = {name: tensor.detach().cpu().contiguous().to(torch.float16) for name, tensor in weights.items()}
-    half.write_bytes(save(stored, metadata={CARD: json.dumps(asdict(card))}))  # save_file lets its owner alone read it
-    os.replace(half, path)
+    write_whole(path, save(stored, metadata={CARD: json.dumps(asdict(card))}))
 
 
 def load_stitches(path: Path) -> tuple[StitchCard, dict[str, torch.Tensor]]:

@@ -56,6 +56,21 @@ class Skips:
         return float((~self.ran).sum()) / (len(self.ran) * self.blocks) if len(self.ran) else 0.0
 
 
+def together(steps: Sequence[bytes], gates: Sequence[GateSpec]) -> Skips | None:
+    """What `Rows.ran` gave for some steps, of all gates that a request meets; None if it meets none.
+
+    Args:
+        steps: A byte for each gate; steps of another route, which meets more gates or fewer, are left out.
+        gates: Of each graph, in the order they run.
+    """
+    if not gates:
+        return None
+    width = sum(len(each.layers) for each in gates)
+    steps = [step for step in steps if len(step) == width]
+    ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), width)
+    return Skips(ran, sum(each.blocks for each in gates))
+
+
 def check_budget(value: object) -> float:
     """A budget, from 0 to 1.
 

@@ -231,7 +231,7 @@ def _check_file(root: Path, name: str, record: FileRecord, verify: bool) -> None
             size = os.fstat(stream.fileno()).st_size
             if size != record.bytes:
                 raise BundleError(f"{path}: damaged: {size} bytes, not {record.bytes}; compile again")
-            if verify and _copy(stream, None).sha256 != record.sha256:
+            if verify and read_through(stream, None).sha256 != record.sha256:
                 raise BundleError(f"{path}: damaged: its sha256 is not the manifest's; compile again")
     except OSError as error:
         raise BundleError(f"{path}: cannot read: {error.strerror or error}") from error
@@ -245,13 +245,13 @@ def _write_file(root: Path, name: str, content: Path | bytes) -> FileRecord:
     path.parent.mkdir(parents=True, exist_ok=True)
     source: BinaryIO = content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
     with source, path.open("xb") as stream:
-        record = _copy(source, stream)
+        record = read_through(source, stream)
         stream.flush()
         os.fsync(stream.fileno())
     return record
 
 
-def _copy(source: BinaryIO, into: BinaryIO | None) -> FileRecord:
+def read_through(source: BinaryIO, into: BinaryIO | None) -> FileRecord:
     """Read `source` to its end, into a file if there is one, and say what was read."""
     digest, size = hashlib.sha256(), 0
     while block := source.read(_BLOCK):

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.budget import ANY, DENSE, Skips, Wish, threshold_of
+from adaptc.runtime.budget import ANY, DENSE, Wish, threshold_of
 from adaptc.runtime.engine import Engine, Step
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.inserts import Beside, Feeds, Inserts
 from adaptc.runtime.manifest import DecoderSpec, GateSpec, TensorSpec
 from adaptc.runtime.memory import room
-from adaptc.runtime.router import Choice
+from adaptc.runtime.one_way import OneWay
 
 Ids = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -28,7 +28,7 @@ HIDDEN = "hidden"
 """What a graph reads in the place of token ids, or gives in the place of logits, if it is one part of a decoder."""
 
 
-class Decoder:
+class Decoder(OneWay):
     """Sequences in rows, each a prefix of the positions of the KV cache.
 
     A graph that is the lower part of a decoder gives states (float32 [..., width]) where another gives logits, and one
@@ -37,11 +37,8 @@ class Decoder:
     Attributes:
         spec: What the graph expects.
         batch: Rows.
-        routes: None: there is one way through.
         gates: What decides which of its blocks run; None if it has no gates.
     """
-
-    routes: tuple[str, ...] = ()
 
     def __init__(
         self, engine: Engine, spec: DecoderSpec, batch: int, chunk: int, gates: GateSpec | None = None
@@ -64,11 +61,11 @@ class Decoder:
         self._engine = engine
         self._chunk = chunk
         self._cache = _cache(spec, batch)
-        self._source, width = "input_ids", _width(engine.inputs)
+        self._source, width = "input_ids", state_width(engine.inputs)
         self._ids: npt.NDArray[Any] = np.zeros((batch, 1), np.int64)
         if width is not None:
             self._source, self._ids = HIDDEN, np.zeros((batch, 1, width), np.float32)
-        gives = _width(engine.outputs)
+        gives = state_width(engine.outputs)
         self._beside = Beside(engine.inputs, batch)
         self._result, self._gives = ("logits", spec.vocab_size) if gives is None else (HIDDEN, gives)
         self._last = np.zeros(batch, np.int32)  # position of each row's newest token
@@ -179,25 +176,6 @@ class Decoder:
             return None
         return self._ran.tobytes()
 
-    def route(self, row: int) -> str | None:
-        """None: there is one way through."""
-        return None
-
-    def reroute(self, row: int, route: str) -> None:
-        """Never asked for."""
-        raise RequestError(f"route: {route!r} for row {row}; this bundle has no routes")
-
-    def explain(self, ids: Ids, budget: float | None) -> Choice:
-        """See `Rows.explain`: there are no routes."""
-        raise RequestError("route: this bundle has no routes")
-
-    def skips(self, steps: Sequence[bytes], route: str | None = None) -> Skips | None:
-        """What `ran` gave for some steps, together; None without gates."""
-        if self.gates is None:
-            return None
-        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), len(self.gates.layers))
-        return Skips(ran, self.gates.blocks)
-
     def move(self, row: int, to: int) -> None:
         """Put the sequence of one row in the place of another."""
         used = int(self._last[row]) + 1
@@ -287,7 +265,7 @@ class Decoder:
         return self._engine.bind(feeds, outputs)
 
 
-def _width(tensors: Sequence[TensorSpec]) -> int | None:
+def state_width(tensors: Sequence[TensorSpec]) -> int | None:
     """Width of the states among a graph's inputs or outputs, if it has any."""
     found = next((tensor.shape[-1] for tensor in tensors if tensor.name == HIDDEN), None)
     return found if isinstance(found, int) else None

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.decoder import HIDDEN
+from adaptc.runtime.decoder import state_width
 from adaptc.runtime.engines import EngineFolder, decoder_graphs, plain_graph, read_regions
 from adaptc.runtime.gpu_decoder import GpuDecoder
 from adaptc.runtime.gpu_engine import GpuEngine
 from adaptc.runtime.gpu_memory import Values, Weights
 from adaptc.runtime.gpu_part import Gpu, row_sizes
 from adaptc.runtime.gpu_routes import GpuRoutes
-from adaptc.runtime.manifest import SwitchStep
 from adaptc.runtime.pieces import Pieces, TrtPieces
 from adaptc.runtime.regions import RegionGraph, Regions
 from adaptc.runtime.router import router_of
@@ -121,10 +120,11 @@ def rows_on(
     specs, gates = decoder_graphs(bundle), bundle.manifest.gates
     given = {name: (regions, specs[name], gates.get(name)) for name, regions in parts.items()}
     first, *_ = given
-    switch = next((step for step in bundle.manifest.plan if isinstance(step, SwitchStep)), None)
+    switch = bundle.manifest.switch
     if switch is None:
         regions, spec, gate = given[first]
         return GpuDecoder(gpu, regions, spec, batch, gate)
-    state = next(tensor for tensor in bundle.manifest.graphs[first].outputs if tensor.name == HIDDEN)
+    width = state_width(bundle.manifest.graphs[first].outputs)
+    assert width is not None
     tops = {route: given[record.graph] for route, record in switch.routes.items()}
-    return GpuRoutes(gpu, given[first], tops, int(state.shape[-1]), batch, router_of(bundle, switch))
+    return GpuRoutes(gpu, given[first], tops, width, batch, router_of(bundle, switch))

@@ -8,31 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
-from adaptc.runtime.budget import ANY, DENSE, Skips, Wish
+from adaptc.runtime.budget import ANY, DENSE, Wish
 from adaptc.runtime.decoder import Ids, Logits
-from adaptc.runtime.errors import RequestError
 from adaptc.runtime.gpu_flights import Flights, Read
 from adaptc.runtime.gpu_part import Gpu, GpuPart
 from adaptc.runtime.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.one_way import OneWay
 from adaptc.runtime.regions import Regions
-from adaptc.runtime.router import Choice
 from adaptc.runtime.sampling import Sampler
 
 
-class GpuDecoder:
+class GpuDecoder(OneWay):
     """Sequences in rows, each a prefix of the positions of the KV cache on a GPU; see `rows.Rows`.
 
     Attributes:
         spec: What the graph expects.
         batch: Rows.
-        routes: None: there is one way through.
         part: The graph.
         conditional: Whether gates are read by the GPU itself; if not, the host asks for each, which is slow.
     """
-
-    routes: tuple[str, ...] = ()
 
     def __init__(
         self, gpu: Gpu, regions: Regions, spec: DecoderSpec, batch: int, gates: GateSpec | None = None
@@ -49,7 +43,7 @@ class GpuDecoder:
         Raises:
             EngineError: the GPU has too little memory, or engines are missing.
         """
-        self.spec, self.batch, self._gpu = spec, batch, gpu
+        self.spec, self.batch, self.gates, self._gpu = spec, batch, gates, gpu
         self.part = GpuPart(gpu, regions, spec, batch, gates)
         self.conditional = self.part.conditional
         self.flights = Flights(gpu.cuda, gpu.stream, self)
@@ -74,26 +68,6 @@ class GpuDecoder:
         """See `Rows.dense`."""
         return self.part.threshold(wish) == DENSE
 
-    def route(self, row: int) -> str | None:
-        """See `Rows.route`: there are none."""
-        return None
-
-    def reroute(self, row: int, route: str) -> None:
-        """See `Rows.reroute`.
-
-        Raises:
-            RequestError: there are no routes.
-        """
-        raise RequestError(f"route: {route!r}; this bundle has no routes")
-
-    def explain(self, ids: Ids, budget: float | None) -> Choice:
-        """See `Rows.explain`.
-
-        Raises:
-            RequestError: there are no routes.
-        """
-        raise RequestError("route: this bundle has no routes")
-
     def score(self, ids: Ids, most: int, wish: Wish = ANY) -> Iterator[Logits]:
         """See `Rows.score`."""
         self.flights.drain()
@@ -105,22 +79,12 @@ class GpuDecoder:
         return self.part.logits(len(tokens))
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
-        """See `rows.choose`; tokens are chosen on the GPU unless a sampler needs to see the logits."""
-        if any(not sampler.free for sampler in samplers):
-            return [sampler(row) for sampler, row in zip(samplers, self.decode(tokens), strict=True)]
+        """See `rows.Chooser`."""
         return self.flights.choose(tokens, samplers)
 
     def ran(self, row: int) -> bytes | None:
         """See `Rows.ran`."""
         return self.part.ran(row)
-
-    def skips(self, steps: Sequence[bytes], route: str | None = None) -> Skips | None:
-        """See `Rows.skips`."""
-        gates = self.part.gates
-        if gates is None:
-            return None
-        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), len(gates.layers))
-        return Skips(ran, gates.blocks)
 
     def move(self, row: int, to: int) -> None:
         """See `Rows.move`."""

@@ -103,9 +103,7 @@ class GpuRoutes(Routed[GpuPart]):
         return self._logits[: len(tokens)]
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
-        """See `rows.choose`; tokens are chosen on the GPU unless a sampler needs to see the logits."""
-        if any(not sampler.free for sampler in samplers):
-            return [sampler(row) for sampler, row in zip(samplers, self.decode(tokens), strict=True)]
+        """See `rows.Chooser`."""
         return self.flights.choose(tokens, samplers)
 
     def move(self, row: int, to: int) -> None:

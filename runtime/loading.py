@@ -7,7 +7,7 @@ from typing import cast
 
 from adaptc.runtime.budget import check_budget
 from adaptc.runtime.bundle import Bundle, open_bundle
-from adaptc.runtime.decoder import HIDDEN, Decoder
+from adaptc.runtime.decoder import Decoder, state_width
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.grid_images import GridImages
@@ -198,7 +198,7 @@ def _images(bundle: Bundle, model: str, threads: int | None) -> Images | None:
 
 def _routes(bundle: Bundle, threads: int | None) -> Routes | None:
     """What follows the first graph of a stitched bundle."""
-    switch = next((step for step in bundle.manifest.plan if isinstance(step, SwitchStep)), None)
+    switch = bundle.manifest.switch
     if switch is None:
         return None
     tops: dict[str, Top] = {}
@@ -209,5 +209,6 @@ def _routes(bundle: Bundle, threads: int | None) -> Routes | None:
         engine = OrtEngine(bundle.path / graph.file, threads)
         tops[route] = Top(engine, graph.decoder, bundle.manifest.gates.get(record.graph))
     [bottom] = bundle.manifest.plan[0].graphs
-    state = next(tensor for tensor in bundle.manifest.graphs[bottom].outputs if tensor.name == HIDDEN)
-    return Routes(tops, int(state.shape[-1]), router_of(bundle, switch))
+    width = state_width(bundle.manifest.graphs[bottom].outputs)
+    assert width is not None
+    return Routes(tops, width, router_of(bundle, switch))

@@ -283,6 +283,11 @@ class Manifest:
         names = [name for step in self.plan for name in step.graphs]
         return next((name for name in names if self.graphs[name].decoder is not None), names[0])
 
+    @property
+    def switch(self) -> SwitchStep | None:
+        """Where the plan divides into routes; None if it does not."""
+        return next((step for step in self.plan if isinstance(step, SwitchStep)), None)
+
     def to_json(self) -> str:
         """The text of `manifest.json`, sealed with a hash of its own content.
 

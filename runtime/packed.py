@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from adaptc.runtime.bundle import Bundle
+from adaptc.runtime.bundle import Bundle, read_through
 from adaptc.runtime.errors import BundleError, EngineError
 from adaptc.runtime.replace import write_whole
 from adaptc.runtime.strict_json import read_json
@@ -91,7 +91,8 @@ def pack(bundle: Bundle, told: Callable[[str], None] = lambda _: None) -> Packed
                 data.unlink(missing_ok=True)  # graphs of small weights alone have none
             into.flush()
             os.fsync(into.fileno())
-            sha256, size = _sha256(into), into.tell()
+            into.seek(0)
+            whole = read_through(into, None)
         # In this order: a record never names more than the file has.
         (folder / RECORD).unlink(missing_ok=True)
         partial.replace(folder / PACKED)
@@ -99,7 +100,7 @@ def pack(bundle: Bundle, told: Callable[[str], None] = lambda _: None) -> Packed
         raise EngineError(f"{folder / PACKED}: cannot write: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
-    record = PackedRecord(onnxruntime().__version__, sha256, size, graphs)
+    record = PackedRecord(onnxruntime().__version__, whole.sha256, whole.bytes, graphs)
     write_whole(folder / RECORD, json.dumps(dataclasses.asdict(record), indent=1).encode())
     return record
 
@@ -133,7 +134,7 @@ def check_packed(folder: Path) -> None:
     if record is None:
         return
     with (folder / PACKED).open("rb") as stream:
-        if _sha256(stream) != record.sha256:
+        if read_through(stream, None).sha256 != record.sha256:
             raise BundleError(f"{folder / PACKED}: changed since it was written; adaptc build packs again")
 
 
@@ -163,15 +164,6 @@ def with_packed(file: Path) -> bytes | None:
     output = _text(1, OUTPUT) + _field(2, _field(1, _number(1, 2) + _field(2, _field(1, _number(1, 1)))))
     # Two messages one after the other are one message with the fields of both.
     return content + _field(7, _field(5, tensor) + _field(12, output))
-
-
-def _sha256(stream: IO[bytes]) -> str:
-    """Of a file from its start, which is read to its end."""
-    stream.seek(0)
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _copied(entry: str, data: Path, into: IO[bytes]) -> str:

@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from adaptc.runtime.budget import DENSE, Skips, Wish
+from adaptc.runtime.budget import DENSE, Skips, Wish, together
 from adaptc.runtime.decoder import Decoder, Ids, Logits, States
 from adaptc.runtime.engine import Engine
 from adaptc.runtime.errors import RequestError
@@ -142,12 +142,7 @@ class Routed(ABC, Generic[P]):
     def skips(self, steps: Sequence[bytes], route: str | None) -> Skips | None:
         """See `Rows`; of a request that changed its route, the tokens of its last one."""
         gates = [part.gates for part in (self._bottom, self._tops[route or self.routes[0]]) if part.gates is not None]
-        if not gates:
-            return None
-        width = sum(len(each.layers) for each in gates)
-        steps = [step for step in steps if len(step) == width]
-        ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), width)
-        return Skips(ran, sum(each.blocks for each in gates))
+        return together(steps, gates)
 
     def dense(self, wish: Wish) -> bool:
         """See `Rows`."""
@@ -239,9 +234,8 @@ class RoutedDecoder(Routed[Decoder]):
         """
         super().__init__(bottom, tops, router)
         try:
-            # Mapped when it is first written, as the KV cache is.
             self._states: States = room((self.batch, self.spec.max_tokens, width))
-        except (MemoryError, ValueError) as error:
+        except MemoryError as error:
             raise RequestError(f"batch: {self.batch} rows of {self.spec.max_tokens} states do not fit") from error
         self._used = [0] * self.batch
         self._logits = np.empty((self.batch, self.spec.vocab_size), np.float32)

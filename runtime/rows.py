@@ -70,7 +70,7 @@ class Chooser(Protocol):
     """A decoder that chooses tokens where it computes, so that logits stay there."""
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
-        """Add one token to each of the first rows, and choose the one that follows in each."""
+        """Add one token to each of the first rows, and choose the one that follows in each; samplers must be free."""
 
 
 def choose(decoder: Rows, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
@@ -84,6 +84,6 @@ def choose(decoder: Rows, tokens: Sequence[int], samplers: Sequence[Sampler]) ->
     Raises:
         EngineError: the engine failed, or computed no finite numbers.
     """
-    if isinstance(decoder, Chooser):
+    if isinstance(decoder, Chooser) and all(sampler.free for sampler in samplers):
         return decoder.choose(tokens, samplers)
     return [sampler(row) for sampler, row in zip(samplers, decoder.decode(tokens), strict=True)]

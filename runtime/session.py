@@ -69,6 +69,7 @@ class Session:
         last: The newest answer of any request, with its trace; None before the first.
         gates: What decides which blocks run under a budget; None for a model that always runs whole.
         scored: Which gated blocks ran in the newest `score` that went token by token; None if all ran.
+        scored_route: The way that the newest `score` went; None for a bundle without routes.
         routes: Names of the ways through a stitched bundle, the default first; empty for any other.
         images: What puts images into prompts; None for a bundle that reads text only.
     """
@@ -111,6 +112,7 @@ class Session:
         self._budget = None if budget is None else check_budget(budget)
         self.last: Result | None = None
         self.scored: Skips | None = None
+        self.scored_route: str | None = None
         self.gates = gates
         self._spec = spec
         self._tokenizer = tokenizer
@@ -302,6 +304,7 @@ class Session:
         wish = self._wish(budget, route)
         with self._turns.turn():
             scores, self.scored = log_probabilities(self._decoder, tokens, step, wish)
+            self.scored_route = self._decoder.route(0)
             return scores
 
     def choose(self, prompt: Prompt, *, budget: float | None = None) -> Choice:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,17 +19,16 @@ from adaptc.cli import main
 from adaptc.compile import compile_spec
 from adaptc.datafile import INLINE_BYTES
 from adaptc.graph import FxGraph
-from adaptc.passes import Pass, Pipeline
+from adaptc.passes import Pipeline
 from adaptc.passes.paths import layout
 from adaptc.pays import Payoff
-from adaptc.program import Program
 from adaptc.runtime.budget import Wish
 from adaptc.runtime.bundle import Bundle, write_bundle
 from adaptc.runtime.manifest import SwitchStep
 from adaptc.spec import read_spec
 from tests import stitched
 from tests.close import ENGINE, assert_close
-from tests.passes.test_stitch import gated_tower
+from tests.passes.test_stitch import Gating
 from tests.runtime.test_routed import mixed
 
 TOLERANCE = 1e-3
@@ -89,6 +87,8 @@ def test_the_router_picks_by_the_prompts_states(bundle: Bundle) -> None:
             np.testing.assert_allclose(list(choice.losses.values()), said, atol=1e-4)
             assert choice.route == picked(choice.losses, choice.costs, switch.router.threshold)
             assert session.generate(prompt, max_new_tokens=2).trace.route == choice.route
+            session.score(prompt)
+            assert session.scored_route == choice.route
             assert session.generate(prompt, max_new_tokens=2, budget=1).trace.route == "large"
             picks.add(choice.route)
     assert len(picks) > 1, "or the router would not matter"
@@ -233,16 +233,6 @@ def test_int4_keeps_its_routes_close(folder: Path) -> None:
             other = "short" if route == "small" else "small"
             wrong = log_softmax(stitched.eager(other, ids[None], given())[0])[np.arange(39), ids[1:]]
             assert np.abs(found - chosen).mean() < 0.6 * np.abs(found - wrong).mean(), route
-
-
-@dataclass(frozen=True, slots=True)
-class Gating(Pass):
-    """Stands for `skip_ffn` on the large model."""
-
-    name: ClassVar[str] = "gating"
-
-    def apply(self, program: Program) -> Program:
-        return gated_tower(program, (1, 2, 4))
 
 
 def test_skipping_in_a_tower_composes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

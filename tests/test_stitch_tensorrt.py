@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +14,13 @@ from adaptc import lowering, pays, runtime
 from adaptc.cache import Cache
 from adaptc.compile import compile_spec
 from adaptc.graph import OnnxGraph
-from adaptc.passes import Pass, Pipeline
+from adaptc.passes import Pipeline
 from adaptc.passes.fuse_projections import FuseProjections
 from adaptc.passes.kv_cache import KvCache
 from adaptc.passes.legalize import Legalize
 from adaptc.passes.lower import Lower
 from adaptc.passes.split_regions import SplitRegions
 from adaptc.pays import Payoff
-from adaptc.program import Program
 from adaptc.regions import run_split
 from adaptc.runtime.budget import Wish
 from adaptc.runtime.bundle import Bundle
@@ -32,7 +31,7 @@ from adaptc.runtime.session import Session
 from adaptc.runtime.tokenizer import Tokenizer
 from adaptc.spec import read_spec
 from tests import stitched
-from tests.passes.test_stitch import gated_tower
+from tests.passes.test_stitch import Gating
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_pieces import FakePieces
 from tests.runtime.test_routed import mixed
@@ -203,16 +202,6 @@ def test_closing_frees_everything(bundle: Bundle) -> None:
     gpu.session.close()
     assert not gpu.cuda.live
     assert gpu.pieces.closed
-
-
-@dataclass(frozen=True, slots=True)
-class Gating(Pass):
-    """Stands for `skip_ffn` on the large model, whose layers are in the bottom and in two tops."""
-
-    name: ClassVar[str] = "gating"
-
-    def apply(self, program: Program) -> Program:
-        return gated_tower(program, (1, 2, 4))
 
 
 def test_gates_of_the_bottom_and_of_tops_decide_as_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,7 @@ def eval_command(
         _print({"routes": ran, "models": references} | about, as_json)
         return
     own = _perplexity(opened, ids, window, None, how)
-    reference = references[next(iter(references))] if references else None
+    reference = next(iter(references.values()), None)
     ratio = None if reference is None else own["perplexity"] / reference
     _print({"perplexity": own.pop("perplexity"), "dense_perplexity": reference, "ratio": ratio} | own | about, as_json)
 

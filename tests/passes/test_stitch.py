@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from adaptc.errors import PassError, SpecError
 from adaptc.gates import Gates
 from adaptc.graph import FxGraph
-from adaptc.passes import Pipeline, gating
+from adaptc.passes import Pass, Pipeline, gating
 from adaptc.passes.gptq import Gptq
 from adaptc.passes.least_squares import feeds, fitted, normed
 from adaptc.passes.paths import graphs_of, layout
@@ -153,6 +154,16 @@ def test_skipping_inside_a_tower_goes_with_it(tmp_path: Path) -> None:
         whole = tower.run({"input_ids": ids, "position_ids": positions, "threshold": threshold})["logits"]
         assert_close(run(fx(result), "large", ids, level), whole.astype(np.float32))
     assert np.abs(run(fx(result), "large", ids, math.inf) - run(fx(result), "large", ids)).max() > 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Gating(Pass):
+    """Stands for `skip_ffn` on the large model, whose layers are in the bottom and in two tops."""
+
+    name: ClassVar[str] = "gating"
+
+    def apply(self, program: Program) -> Program:
+        return gated_tower(program, (1, 2, 4))
 
 
 def gated_tower(program: Program, layers: tuple[int, ...]) -> Program:
