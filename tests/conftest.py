@@ -10,9 +10,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from adaptc.graph import FxGraph
 
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2" / "model.yaml"
@@ -36,6 +39,24 @@ def pytest_configure() -> None:
     # Exporting makes millions of objects, hardly any in a cycle, and looking for some took a fifth of its time.
     gc.set_threshold(50_000, 20, 100)
     _parse_translations_once()
+    _translate_once()
+
+
+def _translate_once() -> None:
+    """Keep what `lower` made of a region, as it does itself within a program: tests lower the same tiny models."""
+    import onnx_ir as ir
+
+    from adaptc.passes import lower
+
+    translate, known = lower._translate, dict[str, ir.Function]()
+
+    def remembered(region: lower._Region, graph: FxGraph, name: str) -> ir.Function:
+        text = region.text(graph)
+        if text not in known:
+            known[text] = translate(region, graph, name)
+        return ir.Function("adaptc", name, graph=known[text].graph, attributes=[])
+
+    lower._translate = remembered
 
 
 def _parse_translations_once() -> None:
