@@ -110,11 +110,10 @@ class Trainer:
         ids = self.train[: max(1, self.recipe.start // self.recipe.window)]
         layers = tuple(range(len(self.blocks))) if self._layers is None else self._layers
         places = [self.blocks[layer] for layer in layers]
-        starts = started(self.dense, ids, places, self.rank, self.warmup, self.recipe.seed, self.device, stage)
-        order = sorted(range(len(layers)), key=lambda place: starts[place].loss)
-        kept = order if self._layers is not None else order[: max(1, len(order) // 2)]
-        self.layers = tuple(sorted(layers[place] for place in kept))
-        self._take({name: weight for place in kept for name, weight in starts[place].weights.items()})
+        keep = len(layers) if self._layers is not None else max(1, len(layers) // 2)
+        starts = started(self.dense, ids, places, keep, self.rank, self.warmup, self.recipe.seed, self.device, stage)
+        self.layers = tuple(self.blocks.index(start.block) for start in starts)
+        self._take({name: weight for start in starts for name, weight in start.weights.items()})
 
     def run(self, told: Told = lambda _: None, checkpoint: Path | None = None, every: int = 25) -> None:
         """Train end to end, from where it is.

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from adaptc import cheap_paths
 from adaptc.cli import main
 from adaptc.errors import LoadError, PassError
 from adaptc.gates_file import load_gates
@@ -20,7 +21,7 @@ from adaptc.passes.skip_ffn import SkipFfn
 from adaptc.recipe import Progress, Recipe
 from adaptc.runtime.bundle import open_bundle
 from adaptc.train import Trainer
-from adaptc.train_start import cheap_path, gate
+from adaptc.train_start import gate
 from tests import folder, tiny
 
 RECIPE = Recipe(steps=6, rows=4, window=32, learning_rate=3e-3, least=0.2, most=0.5, start=512, bfloat16=False)
@@ -40,16 +41,53 @@ def trainer(recipe: Recipe = RECIPE, tokens: int = 4096, **changed: Any) -> Trai
     return Trainer(tiny.fx("llama"), text(tokens), recipe, **(options | changed))
 
 
-def test_a_cheap_path_is_found_where_there_is_one() -> None:
-    random = torch.Generator().manual_seed(1)
+def block(random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Inputs and results of a block, [1, 2000, 24], and its weights; four of 64 neurons do nearly everything."""
     n = torch.randn(2000, 24, generator=random)
     own = [torch.randn(shape, generator=random) / 5 for shape in ((64, 24), (64, 24), (24, 64))]
-    own[2][:, 4:] *= 0.02  # four neurons do nearly everything
+    own[2][:, 4:] *= 0.02
     y = (torch.nn.functional.silu(n @ own[0].T) * (n @ own[1].T)) @ own[2].T + 3.0
-    found = cheap_path(n, y, torch.ones(24), own, 4, random)
-    inner = torch.nn.functional.silu(n @ found["gate"].T) * (n @ found["up"].T)
-    error = inner @ found["down"].T + found["bias"] - y
-    assert float(error.square().mean()) < 0.05 * float(y.var())
+    return n[None], y[None], own
+
+
+def test_a_cheap_path_is_found_where_there_is_one() -> None:
+    random = torch.Generator().manual_seed(1)
+    n, y, own = block(random)
+    costs = cheap_paths.metric(torch.randn(1, 500, 24, generator=random))
+    begun = cheap_paths.begun(n, y, costs, [own], 4)
+    assert {float(row[0]) for row in begun.gate[0]} == {float(row[0]) for row in own[0][:4]}
+    found = cheap_paths.fitted(begun, n, y, costs, random)
+    assert float((found.given(0, n[0]) - y[0]).square().mean()) < 0.05 * float(y.var())
+
+
+def test_a_cheap_path_is_right_where_it_counts() -> None:
+    """A neuron that must give one thing for some tokens and its opposite for the others goes with those that count."""
+    random = torch.Generator().manual_seed(3)
+    n, _, [gate, up, down] = block(random)
+    counts = n[0, :, 0] > 0.5
+    given = (torch.nn.functional.silu(n @ gate[:1].T) * (n @ up[:1].T)) @ down[:, :1].T
+    y = torch.where(counts[:, None], given, -given)
+    costs = torch.eye(24)[None]
+    even = cheap_paths.fitted(cheap_paths.begun(n, y, costs, [(gate, up, down)], 1), n, y, costs, random)
+    there = cheap_paths.fitted(even, n, y, costs, random, counts[None].float() + 0.01)
+
+    def error(paths: cheap_paths.CheapPaths, rows: torch.Tensor) -> float:
+        return float((paths.given(0, n[0][rows]) - y[0][rows]).square().mean())
+
+    assert error(there, counts) < 0.2 * error(even, counts)
+    assert error(there, ~counts) > error(even, ~counts)
+
+
+def test_an_error_in_a_direction_that_matters_costs_more() -> None:
+    slopes = torch.zeros(1, 100, 3)
+    slopes[0, :, 0], slopes[0, :, 1] = 2.0, 2.0
+    [costs] = cheap_paths.metric(slopes)
+    along, across, nowhere = (torch.tensor(e) for e in ([1.0, 1.0, 0.0], [1.0, -1.0, 0.0], [0.0, 0.0, 1.0]))
+    cost = [float(e @ costs @ e) for e in (along, across, nowhere)]
+    assert cost[0] > 10 * cost[1]
+    assert cost[1] == pytest.approx(2 * cheap_paths.EVEN)
+    assert cost[2] == pytest.approx(cheap_paths.EVEN)
+    assert float(costs.diagonal().mean()) == pytest.approx(1.0)
 
 
 def test_a_gate_predicts_the_loss() -> None:
