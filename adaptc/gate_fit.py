@@ -17,6 +17,9 @@ FOLDS = 5
 LEVELS = 8
 """Settings that are kept, at most."""
 
+NEAR = 0.005
+"""A gate is judged by what it costs where it is expected to be this close to the whole's accuracy."""
+
 SURENESS = 4
 """The last so many numbers that a gate reads say how sure the answer is; they are penalized least."""
 
@@ -51,7 +54,7 @@ def fit_gate(session: ModalSession, profile: Profile, rows: Rows, right: Mapping
         begin with.
     """
     whole = profile.subsets[-1]
-    target = whole.accuracy - 0.005
+    target = whole.accuracy - NEAR
     found: list[tuple[float, GateProfile]] = []
     for first in profile.subsets[:-1]:
         if first.seconds[-1] > 0.6 * whole.seconds[-1]:
