@@ -27,8 +27,11 @@ from adaptc.runtime.modal_inputs import Rows
 from adaptc.runtime.profile import PROFILE, Profile, SubsetProfile, wilson
 
 LABELS = "labels"
-ROUNDS = 7
+ROUNDS = 5
 """Turns of every subset and batch size; a time is their median."""
+
+KEPT = 256 << 20
+"""Bytes of features that are kept while nothing is timed: the gate reads what accuracies were measured with."""
 
 Bools = npt.NDArray[np.bool_]
 Subset = tuple[str, ...]
@@ -61,8 +64,10 @@ def profile_bundle(
     with load_modal(path, threads=threads, cache_bytes=0) as session:
         rows, labels = read_labelled(data, session)
         stage("accuracy")
+        session.graphs.cache.limit = KEPT
         right = _right(session, rows, labels)
         stage("seconds")
+        session.graphs.cache.limit = 0
         batches = tuple(1 << power for power in range(largest_batch.bit_length()))
         seconds, encoders = _seconds(session, rows, batches)
         subsets = []
@@ -84,6 +89,7 @@ def profile_bundle(
         )
         if gate and len(subsets) > 1:
             stage("gate")
+            session.graphs.cache.limit = KEPT
             profile = dataclasses.replace(profile, gate=fit_gate(session, profile, rows, right))
     add_file(open_bundle(path), PROFILE, profile.to_json().encode())
     return profile
