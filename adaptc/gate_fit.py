@@ -17,6 +17,9 @@ FOLDS = 5
 LEVELS = 8
 """Settings that are kept, at most."""
 
+NEAR = 0.005
+"""A gate is judged by what it costs where it is expected to be this close to the whole's accuracy."""
+
 SURENESS = 4
 """The last so many numbers that a gate reads say how sure the answer is; they are penalized least."""
 
@@ -51,7 +54,7 @@ def fit_gate(session: ModalSession, profile: Profile, rows: Rows, right: Mapping
         begin with.
     """
     whole = profile.subsets[-1]
-    target = whole.accuracy - 0.005
+    target = whole.accuracy - NEAR
     found: list[tuple[float, GateProfile]] = []
     for first in profile.subsets[:-1]:
         if first.seconds[-1] > 0.6 * whole.seconds[-1]:
@@ -141,21 +144,37 @@ def logistic(x: Floats, y: Bools, penalty: float) -> tuple[Floats, float]:
         y: bool[rows].
         penalty: Half the weight of the other columns' squares.
     """
-    ridge = np.full(x.shape[1] + 1, penalty)
-    ridge[-1 - SURENESS :] = 1.0
-    ridge[-1] = 0.0
+    spread = np.full(x.shape[1], penalty**-0.5)
+    spread[-SURENESS:] = 1.0
+    # There may be more columns than rows; the optimum lies in the span of the rows, so no more directions are needed.
+    left, sizes, right = np.linalg.svd(x * spread, full_matrices=False)
+    weights, bias = _newton(left * sizes, y)
+    return spread * (weights @ right), bias
+
+
+def _newton(x: Floats, y: Bools) -> tuple[Floats, float]:
+    """Weights, penalized by half their squares, and a bias that is free."""
     whole = np.concatenate([x, np.ones((len(x), 1))], 1)
-    weights = np.zeros(x.shape[1] + 1)
+    ridge = np.append(np.ones(x.shape[1]), 0.0)
     share = (y.sum() + 0.5) / (len(y) + 1)
-    weights[-1] = np.log(share / (1 - share))
-    for _ in range(30):
+    weights = np.append(np.zeros(x.shape[1]), np.log(share / (1 - share)))
+
+    def loss(at: Floats) -> float:
+        z = whole @ at
+        return float((np.logaddexp(0, z) - y * z).sum() + (ridge * at**2).sum() / 2)
+
+    for _ in range(100):
         p = _sigmoid(whole @ weights)
         gradient = whole.T @ (p - y) + ridge * weights
         curve = (whole * (p * (1 - p))[:, None]).T @ whole + np.diag(ridge + 1e-6)
         step = np.linalg.solve(curve, gradient)
-        weights -= step * min(1.0, 5.0 / (np.abs(step).max() + 1e-12))
         if np.abs(step).max() < 1e-8:
             break
+        # A whole step overshoots where few rows are wrong, and then swings for ever.
+        size, now = 1.0, loss(weights)
+        while loss(weights - size * step) > now - 1e-4 * size * float(gradient @ step) and size > 1e-6:
+            size /= 2
+        weights = weights - size * step
     return weights[:-1], float(weights[-1])
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from adaptc.bench import machine
 from adaptc.errors import RequestError
-from adaptc.gate_fit import calibration_error
+from adaptc.gate_fit import NEAR, calibration_error
 from adaptc.profiling import outputs_of, read_labelled, take
 from adaptc.replay import Load, arrivals, policies, replay, summary
 from adaptc.runtime.infer import ModalSession
@@ -98,19 +98,20 @@ def gate_worth(session: ModalSession, gate: GateProfile, rows: Rows, labels: npt
     """The gate against the table of subsets, on rows that it was neither fitted nor calibrated on.
 
     Costs are the profile's seconds a row in large batches. The table's accuracy at a cost is the best mix of two
-    subsets.
+    subsets, chosen on these rows, which the gate's settings are not.
 
     Returns:
         `calibration_error`; for each level its cost, accuracy, the table's accuracy at that cost and the table's cost
-        at that accuracy; `cost_ratio` of the best level that is within a point of the whole model.
+        at that accuracy; `cost_ratio` of the cheapest level that is within half a point of the whole by the profile.
     """
     assert session.profile is not None
     largest = session.profile.batches[-1]
-    right = {s.modalities: outputs_of(session, s.modalities, rows).argmax(1) == labels for s in session.modal.subsets}
+    logits = outputs_of(session, rows)
+    right = {subset: each.argmax(1) == labels for subset, each in logits.items()}
     costs = {s.modalities: s.seconds[-1] / largest for s in session.profile.subsets}
     table = hull([(costs[each], float(found.mean())) for each, found in right.items()])
     feeds = {e: a for name in gate.subsets[0] for e, a in session.graphs.features(name, rows[name]).items()}
-    reads = gate_reads(feeds, outputs_of(session, gate.subsets[0], rows))
+    reads = gate_reads(feeds, logits[gate.subsets[0]])
     p = probabilities(gate, reads)
     truth = np.stack([right[each] for each in gate.subsets], 1)
     levels: list[dict[str, Any]] = []
@@ -128,8 +129,8 @@ def gate_worth(session: ModalSession, gate: GateProfile, rows: Rows, labels: npt
                 "table_seconds_at_same_accuracy": same if math.isfinite(same) else None,
             }
         )
-    whole = float(truth[:, gate.subsets.index(session.modal.subsets[-1].modalities)].mean())
-    near = [each for each in levels if each["accuracy"] >= whole - 0.01]
+    floor = session.profile.subsets[-1].accuracy - NEAR
+    near = [each for each in levels if each["expected_accuracy"] >= floor]
     best = min(near, key=lambda each: each["seconds"]) if near else None
     return {
         "calibration_error": calibration_error(p, truth),

@@ -19,6 +19,7 @@ from adaptc.compile import compile_spec
 from adaptc.errors import LoadError
 from adaptc.gate_fit import calibration_error, logistic
 from adaptc.replay import is_under
+from adaptc.runtime.modal_gate import gate_reads
 from adaptc.runtime.profile import read_profile, wilson
 from adaptc.sources import find_source
 from adaptc.spec import ModelSpec, read_spec
@@ -224,6 +225,21 @@ def test_a_gates_probabilities_are_calibrated_where_the_truth_is_logistic() -> N
     p = 1 / (1 + np.exp(-(x[2000:] @ weights + bias)))
     assert calibration_error(p[:, None], truth[2000:, None]) < 0.03
     assert calibration_error(np.sqrt(p)[:, None], truth[2000:, None]) > 0.06  # a negative control
+
+
+def test_a_gate_is_fitted_to_the_end_where_few_rows_are_wrong() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 10, 500)
+    logits = random.normal(size=(500, 10))
+    logits[np.arange(500), labels] += random.uniform(1.5, 8, 500)
+    reads = gate_reads({"code": random.normal(size=(500, 2))}, logits * 8 / 3)
+    x = (reads - reads.mean(0)) / (reads.std(0) + 1e-6)
+    truth = logits.argmax(1) == labels
+    weights, bias = logistic(x, truth, 300.0)
+    p = 1 / (1 + np.exp(-np.clip(x @ weights + bias, -30, 30)))
+    # The bias is free, so at the optimum the mean P is the share that is right; whole Newton steps gave 0.908.
+    assert truth.mean() == pytest.approx(0.934)
+    assert p.mean() == pytest.approx(truth.mean(), abs=1e-5)
 
 
 def test_intervals_and_floors() -> None:

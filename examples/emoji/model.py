@@ -2,6 +2,9 @@
 
 Frozen encoders (EfficientNet-Lite0, MiniLM, Whisper base) and a small transformer over one token of each. Pixels, token
 ids and a waveform go in; resizing and the log-mel spectrogram are parts of the model.
+
+What lies in the middle of an encoder costs nothing more than its last layer, and says other things: MiniLM's embeddings
+which words there are, a block of EfficientNet what shapes. So features are of several layers.
 """
 
 from __future__ import annotations
@@ -22,7 +25,13 @@ TOKENS = 16
 SAMPLES = 32_000
 """Two seconds at 16 kHz."""
 FRAMES = SAMPLES // 160
-WIDTHS = {"image": 1280, "text": 384, "speech": 1024}
+BLOCK = 10
+"""The block of EfficientNet that is read beside its last layer."""
+LAYERS = (0, 3, 6)
+"""What is read of MiniLM: its embeddings (0) and the states after two of its layers."""
+PARTS = {"image": (1280, 112), "text": (384,) * len(LAYERS), "speech": (1024,)}
+"""Features of each modality, by the layer that they come from."""
+WIDTHS = {name: sum(parts) for name, parts in PARTS.items()}
 WIDTH = 128
 
 
@@ -33,9 +42,15 @@ class ImageEncoder(nn.Module):
         del self.net._fc
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8[batch, 3, 64, 64] -> float32[batch, 1280]."""
+        """uint8[batch, 3, 64, 64] -> float32[batch, 1280 + 112]."""
+        net = self.net
         x = F.interpolate(pixels.float(), scale_factor=2.0, mode="bilinear", align_corners=False)
-        return self.net.extract_features((x - 127) / 128).mean((2, 3))
+        x = net._swish(net._bn0(net._conv_stem((x - 127) / 128)))
+        for index, block in enumerate(net._blocks):
+            x = block(x)
+            if index == BLOCK:
+                middle = x.mean((2, 3))
+        return torch.cat([net._swish(net._bn1(net._conv_head(x))).mean((2, 3)), middle], 1)
 
 
 class TextEncoder(nn.Module):
@@ -45,8 +60,9 @@ class TextEncoder(nn.Module):
         self.net = BertModel(config, add_pooling_layer=False)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """int64[batch, 16] twice -> float32[batch, 384]: the mean over the tokens that are there."""
-        states = self.net(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        """int64[batch, 16] twice -> float32[batch, 3 * 384]: the means over the tokens that are there."""
+        found = self.net(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        states = torch.cat([found.hidden_states[layer] for layer in LAYERS], -1)
         there = attention_mask[..., None].float()
         return (states * there).sum(1) / there.sum(1)
 

@@ -4,7 +4,8 @@
     make emoji
 
 which fetches the encoders and the pictures and runs this file. Settings are chosen by cross-validation on the training
-rows; the others are looked at once, at the end. Writes `emoji.safetensors`, `profile.npz` and `test.npz` beside itself.
+rows, and so were the layers that features come from and `TRUST`; the other rows are looked at when all is fixed. Writes
+`emoji.safetensors`, `profile.npz` and `test.npz` beside itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import data
 import numpy as np
 import torch
 from data import HERE
-from model import CLASSES, WIDTHS, Emoji
+from model import CLASSES, PARTS, WIDTHS, Emoji
 from safetensors.torch import save_file
 from weights import load_encoders
 
@@ -33,6 +34,8 @@ SHARES = {
     ("speech",): 0.02,
 }
 """How much each subset counts in the votes."""
+TRUST = {"image": 1.0, "text": 1.0, "speech": 0.3}
+"""Variance that a modality's features are brought to: the votes of what has less of it are held smaller."""
 INPUTS = {"image": ("pixels",), "text": ("input_ids", "attention_mask"), "speech": ("wave",)}
 
 
@@ -54,9 +57,9 @@ STRENGTHS, EPOCHS = (3.0, 10.0, 30.0, 100.0), (0, 4, 12)
 
 
 def features(model: Emoji, arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """What the frozen encoders say; kept in features.npz."""
+    """What the frozen encoders say; kept in features.npz until the model changes."""
     kept = HERE / "features.npz"
-    if not kept.exists():
+    if not kept.exists() or kept.stat().st_mtime < (HERE / "model.py").stat().st_mtime:
         found = {}
         for name, inputs in INPUTS.items():
             began = time.perf_counter()
@@ -106,7 +109,9 @@ def start(
     """Fit the votes, with a transformer that adds nothing; the scaled features."""
     for name, x in seen.items():
         model.mean[name].data = x.mean(0)
-        model.scale[name].data = 1 / (x.std(0) + 1e-3) / WIDTHS[name] ** 0.5
+        # Each layer that features come from weighs the same, however wide it is.
+        parts = torch.cat([torch.full((width,), len(PARTS[name]) * width) for width in PARTS[name]])
+        model.scale[name].data = (TRUST[name] / parts) ** 0.5 / (x.std(0) + 1e-3)
     scaled = {name: model.scaled(name, each).detach() for name, each in seen.items()}
     fit_votes(model, scaled, labels, strength)
     torch.nn.init.zeros_(model.fusion.head.weight)
