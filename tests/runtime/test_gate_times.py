@@ -22,7 +22,7 @@ from adaptc.runtime.build_report import BuildReport, StepTimes, judged
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.engines import EngineFolder
 from adaptc.runtime.errors import EngineError
-from adaptc.runtime.gate_times import RUN, measure
+from adaptc.runtime.gate_times import RUN, measure, measured
 from adaptc.runtime.gpu import graphs_of, regions_of, rows_on
 from adaptc.runtime.gpu_decoder import GpuDecoder
 from adaptc.runtime.sampling import Sampler, Sampling
@@ -246,6 +246,12 @@ def test_what_cannot_be_measured_is_said_and_engines_stay(copy: Bundle, monkeypa
         "regions",
         "the GPU reads the gates itself; nothing was measured: cuda: cannot allocate: out of GPU memory",
     )
+
+
+def test_steps_of_routes_are_not_timed() -> None:
+    stitched: Any = SimpleNamespace(manifest=SimpleNamespace(switch=object()))
+    found = measured(stitched, BuildReport("regions", "because"), 1, 64)
+    assert found == BuildReport("regions", "because; nothing was measured: steps of several routes are not timed")
 
 
 def test_nothing_is_measured_where_no_gate_decides_or_a_mode_is_given(
