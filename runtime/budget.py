@@ -107,6 +107,12 @@ def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float
     return float(np.interp(share, np.array(shares, np.float64), np.array(levels, np.float64)))
 
 
+def share_of(gates: GateSpec, budget: float) -> float:
+    """The share of all blocks that gates skip at a budget, as their table says."""
+    finite = [share for share, level in gates.thresholds if level is not None and math.isfinite(level)]
+    return (1 - budget) * finite[-1] if finite else 0.0
+
+
 def threshold_of(gates: GateSpec | None, budget: float | None) -> float:
     """The threshold of a budget for a graph's gates, by default of the gates' own; -inf without gates."""
     return DENSE if gates is None else threshold_at(gates.thresholds, gates.budget if budget is None else budget)

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adaptc.runtime.build_report import MODES, BuildReport
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.device import Device
 from adaptc.runtime.engines import (
-    MODES,
-    BuildReport,
     EngineFolder,
     EngineRecord,
     buckets,
@@ -25,6 +24,7 @@ from adaptc.runtime.engines import (
     wanted,
 )
 from adaptc.runtime.errors import EngineError, RequestError
+from adaptc.runtime.gate_times import measured
 from adaptc.runtime.gpu_step import decides_itself
 from adaptc.runtime.kernels import SOURCE
 from adaptc.runtime.layers import steps_of
@@ -76,8 +76,8 @@ def build_engines(
         slots: Sizes of the cache; by default doubled from 256 up to the bundle's max_tokens.
         chunk: Most tokens of a prompt at once; 1 builds no engine for prompts.
         whole: Also build the dense model in one piece, to compare with.
-        mode: How a session will follow gates: "regions", "static", or "auto" for what fits this machine; see
-            docs/tensorrt.md.
+        mode: How a session will follow gates: "regions", "static", or "auto" for what is quickest on this machine,
+            where that can be timed; see docs/tensorrt.md.
         observe: Told of each engine.
 
     Raises:
@@ -100,22 +100,19 @@ def build_engines(
     timings = b""
     for each in work:
         about = (content_of(bundle, each.graph.file), each.label, flavour, trt.version, *device, each.sizes)
-        record = EngineRecord(*about, "", 0, 0.0, (), decided.mode)
-        # The engines of both modes are the same: one that was built for the other is taken over.
-        other = next(
-            (key for key in (replace(record, mode=m).key for m in (decided.mode, *MODES)) if key in known), None
-        )
-        cached = other is not None
-        if other is not None:
-            record = replace(known[other], mode=decided.mode)
-            if other != record.key:
-                folder.write(record, folder.read(known[other]))
+        record = EngineRecord(*about, "", 0, 0.0, ())
+        cached = record.key in known
+        if cached:
+            record = known[record.key]
         else:
             record, plan, timings = _built(trt, bundle.path / each.graph.file, each, record, sm, timings)
             folder.write(record, plan)
         made.append(record)
         observe(Progress(len(made), len(work), record, cached))
     folder.decide(decided)
+    if mode == "auto" and gpu is not None and flavour == bundle.manifest.target.backend and _deciding(bundle):
+        sizes = _step_sizes(bundle, batches, slots)
+        folder.decide(measured(bundle, decided, sizes[0][0], sizes[1][-1]))
     return made
 
 
@@ -161,8 +158,7 @@ def _regions(
     """The regions of a bundle's decoder, or of all parts of a stitched one, for steps and prompts; equal ones once."""
     specs = decoder_graphs(bundle)
     most = min(spec.max_tokens for spec in specs.values())
-    batches = tuple(batches) or tuple(sorted({1, bundle.manifest.target.batch}))
-    slots = tuple(sorted(slots)) or buckets(most)
+    batches, slots = _step_sizes(bundle, batches, slots)
     if min(batches) < 1 or chunk < 1 or not 1 <= slots[0] <= slots[-1] <= most:
         raise RequestError(f"build: batches and chunk are from 1, slots from 1 to this bundle's max_tokens, {most}")
     seen: list[tuple[str, dict[str, tuple[int, int, int]]]] = []
@@ -176,6 +172,14 @@ def _regions(
                 if this not in seen:
                     seen.append(this)
                     yield _Work(label if len(specs) == 1 else f"{name}/{label}", graph, sizes)
+
+
+def _step_sizes(
+    bundle: Bundle, batches: Sequence[int], slots: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Rows of a step and sizes of the cache, both rising: those given, or what a bundle gets by default."""
+    most = min(spec.max_tokens for spec in decoder_graphs(bundle).values())
+    return tuple(sorted(batches or {1, bundle.manifest.target.batch})), tuple(sorted(slots)) or buckets(most)
 
 
 def _keep_kernels(bundle: Bundle, sm: Sequence[int], folder: Path) -> None:
@@ -202,8 +206,13 @@ def check_mode(mode: str) -> None:
         raise RequestError(f"mode: {mode!r}; there are: {', '.join((*MODES, 'auto'))}")
 
 
+def _deciding(bundle: Bundle) -> list[str]:
+    """Graphs with gates that decide at each token."""
+    return [name for name, gates in bundle.manifest.gates.items() if gates.policy != "static"]
+
+
 def decide(bundle: Bundle, mode: str, gpu: Device | None) -> BuildReport:
-    """How a session follows the gates of a bundle.
+    """How a session follows the gates of a bundle, as far as that is known without timing anything.
 
     Args:
         bundle: Compiled for TensorRT.
@@ -213,7 +222,7 @@ def decide(bundle: Bundle, mode: str, gpu: Device | None) -> BuildReport:
     Raises:
         RequestError: "static" for a bundle without gates that decide at each token.
     """
-    gated = [name for name, gates in bundle.manifest.gates.items() if gates.policy != "static"]
+    gated = _deciding(bundle)
     if mode == "static" and not gated:
         raise RequestError("mode: 'static'; no gate of this bundle decides at each token: regions or auto is right")
     if mode != "auto":
@@ -221,7 +230,7 @@ def decide(bundle: Bundle, mode: str, gpu: Device | None) -> BuildReport:
     if not gated:
         return BuildReport("regions", "no gate decides at each token")
     if gpu is None:
-        return BuildReport("regions", "the GPU is not known")
+        return BuildReport("regions", "the GPU is not known, so nothing was measured")
     rows = bundle.manifest.target.batch
     if all(decides_itself(read_regions(bundle, name), rows, gpu) for name in gated):
         return BuildReport("regions", "the GPU reads the gates itself")

@@ -195,7 +195,11 @@ class Cuda:
     def end_capture(self, stream: Any) -> Any:
         """The captured graph, ready to be launched."""
         graph = self._check(self._rt.cudaStreamEndCapture(stream), "capture")
-        run = self._check(self._rt.cudaGraphInstantiate(graph, 0), "make a graph ready")
+        try:
+            run = self._check(self._rt.cudaGraphInstantiate(graph, 0), "make a graph ready")
+        except EngineError:  # of memory, say: nobody else knows the graph
+            self._rt.cudaGraphDestroy(graph)
+            raise
         self._graphs.append((graph, run))
         return run
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptc.runtime.build_report import MODES, BuildReport
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
 from adaptc.runtime.manifest import DecoderSpec, GraphSpec, PlanStep, SwitchStep
@@ -22,9 +23,6 @@ from adaptc.runtime.regions import RegionGraph, Regions
 from adaptc.runtime.replace import write_whole
 from adaptc.runtime.strict_json import read_json
 from adaptc.runtime.trt import Profile
-
-MODES = ("regions", "static")
-"""How gates are followed: on the GPU, in the step that they are of; or by the host, in the step after it."""
 
 FIRST_BUCKET = 256
 """Fewest slots of the cache that engines are built for: smaller caches cost no less."""
@@ -46,7 +44,6 @@ class EngineRecord:
         bytes: Its size.
         seconds: What building took.
         layers: What was compiled, a line a step.
-        mode: How a session follows gates with it: see `MODES`.
     """
 
     graph: str
@@ -60,13 +57,13 @@ class EngineRecord:
     bytes: int
     seconds: float
     layers: tuple[str, ...]
-    mode: str = "regions"
 
     @property
     def key(self) -> str:
         """Its file's name: what it was built from, by what, and for what."""
         built = self.graph, self.flavour, self.library, self.device, self.sm
-        given = (*built, self.mode, sorted(self.sizes.items()))
+        # "regions" was the mode when each had engines of its own; it stays, so that those are found.
+        given = (*built, "regions", sorted(self.sizes.items()))
         return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:24]
 
     def serves(self, sizes: Mapping[str, int]) -> bool:
@@ -119,19 +116,6 @@ def profile(graph: RegionGraph, sizes: Mapping[str, tuple[int, int, int]]) -> Pr
     return Profile(shapes(0), shapes(1), shapes(2))
 
 
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What the newest build of a flavour decided; the JSON beside its folder.
-
-    Attributes:
-        mode: See `MODES`; a session runs in it.
-        why: In a few words.
-    """
-
-    mode: str
-    why: str
-
-
 class EngineFolder:
     """The engines of one flavour in a bundle."""
 
@@ -144,16 +128,22 @@ class EngineFolder:
         """All engines that are there whole.
 
         Raises:
-            EngineError: a record cannot be read.
+            EngineError: a record cannot be read, or is of an older adaptc and of no use to this one.
         """
         found = []
         for file in sorted(self.path.glob("*.json")):
             try:
-                record: EngineRecord = read_json(EngineRecord, json.loads(file.read_text(encoding="utf-8")))
+                content = json.loads(file.read_text(encoding="utf-8"))
+                if isinstance(content, dict):
+                    content.pop("mode", None)  # of an older adaptc, where each mode had engines of its own
+                record: EngineRecord = read_json(EngineRecord, content)
             except (OSError, ValueError, BundleError) as error:
                 raise EngineError(f"{file}: damaged ({error}); remove it and run adaptc build again") from error
-            if self.plan(record).exists():
+            there = self.plan(record).exists()
+            if there and file.stem == record.key:
                 found.append(record)
+            elif not there and file.with_suffix(".plan").exists():
+                raise EngineError(f"{file}: of an older adaptc; remove {self.path} and run adaptc build again")
         return found
 
     def report(self) -> BuildReport:
@@ -163,7 +153,9 @@ class EngineFolder:
             EngineError: it cannot be read.
         """
         try:
-            found: BuildReport = read_json(BuildReport, json.loads(self._report.read_text(encoding="utf-8")))
+            content = json.loads(self._report.read_text(encoding="utf-8"))
+            known = {"dense": False, "times": None}  # an older adaptc wrote neither
+            found: BuildReport = read_json(BuildReport, known | content if isinstance(content, dict) else content)
         except FileNotFoundError:
             return BuildReport(MODES[0], "nothing was built")
         except (OSError, ValueError, BundleError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.cuda import Cuda
@@ -60,14 +61,16 @@ def gpu_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoute
     """
     parts = regions_of(bundle)
     flavour = bundle.manifest.target.backend
-    cuda = Cuda(cubins=EngineFolder(bundle.path, flavour).path)
+    folder = EngineFolder(bundle.path, flavour)
+    report = folder.report()
+    cuda = Cuda(cubins=folder.path)
     try:
         pieces = TrtPieces(bundle, graphs_of(parts), flavour, cuda)
-        decoder = rows_on(cuda, pieces, bundle, parts, batch, chunk, pieces.mode)
+        decoder = rows_on(cuda, pieces, bundle, parts, batch, chunk, report.mode, dense=report.dense)
     except BaseException:
         cuda.close()
         raise
-    if any(regions.gates for regions in parts.values()) and not decoder.conditional and pieces.mode == "regions":
+    if any(regions.gates for regions in parts.values()) and not decoder.conditional and report.mode == "regions":
         warnings.warn(
             f"{bundle.path}: driver {cuda.device.driver} has no conditional nodes, so the host waits for every gate; "
             "a driver of CUDA 12.8 is right, or adaptc build --mode static",
@@ -100,6 +103,8 @@ def rows_on(
     batch: int,
     chunk: int,
     mode: str = "regions",
+    *,
+    dense: bool = False,
 ) -> GpuDecoder | GpuRoutes:
     """Put a bundle's decoder, or its bottom and tops, onto a GPU.
 
@@ -111,6 +116,7 @@ def rows_on(
         batch: See `gpu_decoder`.
         chunk: See `gpu_decoder`.
         mode: How gates are followed: "regions", "static".
+        dense: Whether requests that name no budget run every block, whatever the bundle's gates say.
     """
     sizes, chunk = row_sizes(pieces, batch), min(chunk, pieces.tokens())
     [data] = {regions.data for regions in parts.values()}
@@ -118,6 +124,8 @@ def rows_on(
     values = Values(cuda, parts.values(), max(sizes[-1], chunk))
     gpu = Gpu(cuda, cuda.stream(), pieces, weights, values, sizes, chunk, mode)
     specs, gates = decoder_graphs(bundle), bundle.manifest.gates
+    if dense:
+        gates = {name: replace(each, budget=1.0) for name, each in gates.items()}
     given = {name: (regions, specs[name], gates.get(name)) for name, regions in parts.items()}
     first, *_ = given
     switch = bundle.manifest.switch

@@ -141,8 +141,11 @@ class Graphs:
 
     def forget(self, way: Way) -> None:
         """Capture the steps of one way anew when they are next needed."""
-        for key in [key for key in self._known if key[2] == way]:
-            self._cuda.drop(self._known.pop(key))
+        for kept in (self._known, self._foreseen):
+            for key in [key for key in kept if key[2] == way]:
+                graph = kept.pop(key)
+                if graph is not None:
+                    self._cuda.drop(graph)
 
     def close(self) -> None:
         """Forget them; the GPU's own are freed with it."""

@@ -51,11 +51,7 @@ class Pieces(Protocol):
 
 
 class TrtPieces:
-    """Engines of TensorRT. Their activations share one piece of memory: they run one after another.
-
-    Attributes:
-        mode: That they were built for.
-    """
+    """Engines of TensorRT. Their activations share one piece of memory: they run one after another."""
 
     def __init__(self, bundle: Bundle, graphs: Mapping[str, RegionGraph], flavour: str, cuda: Cuda) -> None:
         """Look for engines that fit this machine; none is loaded yet.
@@ -72,8 +68,7 @@ class TrtPieces:
         self._bundle, self._graphs, self._cuda = bundle, graphs, cuda
         self._trt = Trt(flavour)
         self._folder = EngineFolder(bundle.path, flavour)
-        self.mode = self._folder.report().mode
-        self._records = [record for record in self._folder.records() if record.mode == self.mode]
+        self._records = self._folder.records()
         self._here = self._trt.version, cuda.device.sm, cuda.device.name
         wanted = {content_of(bundle, graph.file) for graph in graphs.values()}
         self._fitting = [

@@ -15,8 +15,8 @@ from adaptc.runtime.gpu import gpu_decoder
 from adaptc.runtime.gpu_routes import GpuRoutes
 from adaptc.runtime.sampling import Sampler, Sampling
 
-STEPS = 200
-"""Steps timed of each kind."""
+STEPS, WARM = 200, 10
+"""Most steps timed of each kind, and steps before them."""
 
 PROMPT = np.arange(1, 17)
 
@@ -28,11 +28,11 @@ def timed(rows: GpuRoutes, routes: Sequence[str]) -> dict[str, float]:
     prompt = (perf_counter() - began) / len(routes)
     samplers = [Sampler(Sampling(), [], np.random.default_rng(0)) for _ in routes]
     steps = []
-    for _ in range(STEPS + 10):
+    for _ in range(min(STEPS + WARM, rows.spec.max_tokens - len(PROMPT) - 2)):
         began = perf_counter()
         tokens = rows.choose([max(token, 0) for token in tokens], samplers)
         steps.append(perf_counter() - began)
-    return {"prompt": prompt, "step": median(steps[10:])}
+    return {"prompt": prompt, "step": median(steps[WARM:])}
 
 
 def routes_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
     type=click.Choice(["auto", "regions", "static", "in_engine"]),
     default="auto",
     show_default=True,
-    help="How gates are followed: on the GPU, or by the host a step later.",
+    help="How gates are followed: on the GPU, by the host a step later, or as is quickest here.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
 def build_command(
@@ -76,10 +76,9 @@ def build_command(
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(record) for record in built], indent=2))
     else:
-        report = EngineFolder(bundle, flavour).report()
         size, seconds = sum(record.bytes for record in built), sum(record.seconds for record in built)
         click.echo(f"{bundle}: {len(built)} engines for {flavour}; {size / 1e6:.1f} MB, {seconds:.0f} s of building")
-        click.echo(f"mode {report.mode}: {report.why}")
+    click.echo(EngineFolder(bundle, flavour).report().line, err=as_json)
 
 
 def _pack(bundle: Bundle, as_json: bool) -> None:

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from adaptc.cli import main
 from adaptc.passes import gating
 from adaptc.runtime.build import Progress, build_engines, decide
+from adaptc.runtime.build_report import BuildReport
 from adaptc.runtime.device import Device
-from adaptc.runtime.engines import BuildReport, EngineFolder, buckets, decoder_graph, read_regions, wanted
+from adaptc.runtime.engines import EngineFolder, buckets, decoder_graph, read_regions, wanted
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
 from adaptc.runtime.layers import DATA_DEPENDENT, kinds
 from adaptc.runtime.pieces import TrtPieces
@@ -115,7 +116,8 @@ def test_the_command(bundle: Any) -> None:
     assert {record["name"] for record in json.loads(done.stdout)} == {*read_regions(bundle, "lm").graphs} - {"whole"}
     assert "] head batch 1 tokens 1: there" in done.stderr
     assert CliRunner().invoke(main, command).stdout.startswith(f"{bundle.path}: 21 engines for tensorrt-rtx; ")
-    assert CliRunner().invoke(main, command).stdout.endswith("mode regions: the GPU is not known\n")
+    last = CliRunner().invoke(main, command).stdout.splitlines()[-1]
+    assert last == "mode regions: the GPU is not known, so nothing was measured"
     refused = CliRunner().invoke(main, [*command, "--mode", "in_engine"])
     assert (refused.exit_code, refused.stderr.partition(";")[0]) == (1, "Error: mode: 'in_engine'")
     wrong = CliRunner().invoke(main, ["build", str(bundle.path), "--sm", "8.6"])
@@ -132,7 +134,7 @@ def test_auto_takes_static_only_where_a_driver_lacks_the_nodes_that_gates_need(b
     assert decide(bundle, "auto", gpu(12080)) == regions
     # These gates have cheap paths, so a node has two bodies.
     assert decide(bundle, "auto", gpu(12040)) == BuildReport("static", "driver 12040 has no conditional nodes")
-    assert decide(bundle, "auto", None) == BuildReport("regions", "the GPU is not known")
+    assert decide(bundle, "auto", None) == BuildReport("regions", "the GPU is not known, so nothing was measured")
     assert decide(bundle, "regions", gpu(12000)) == BuildReport("regions", "asked for")
     assert decide(bundle, "static", gpu(13000)) == BuildReport("static", "asked for")
     made = trt_bundle.program_of(gating.static(tiny.fx("llama"), {1: 1.0}, {}))
@@ -154,24 +156,22 @@ def test_modes_that_there_are_not(tmp_path: Path, bundle: Any) -> None:
     assert decide(bare, "auto", gpu(12000)).mode == "regions"
 
 
-def test_the_mode_is_in_the_key_and_the_engines_of_another_are_taken_over(tmp_path: Path) -> None:
+def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_path: Path) -> None:
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("llama", gated=True), trt_bundle.GATES)
     folder = EngineFolder(bundle.path, "tensorrt-rtx")
     assert folder.report().mode == "regions"
     sizes: dict[str, Any] = {"sm": (89,), "slots": (16,), "batches": (1,), "chunk": 1}
     first = build_engines(bundle, "tensorrt-rtx", **sizes)
     seen: list[Progress] = []
-    second = build_engines(bundle, "tensorrt-rtx", **sizes, mode="static", observe=seen.append)
+    assert build_engines(bundle, "tensorrt-rtx", **sizes, mode="static", observe=seen.append) == first
     assert all(progress.cached for progress in seen)
-    assert not {record.key for record in first} & {record.key for record in second}
-    assert [folder.read(record) for record in first] == [folder.read(record) for record in second]
+    assert len(folder.records()) == len(list(folder.path.glob("*.plan"))) == len(first)
     assert folder.report() == BuildReport("static", "asked for")
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
     pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
-    assert pieces.mode == "static"
-    assert {record.mode for record in pieces._records} == {"static"}
+    assert (pieces.rows(), pieces.slots()) == ((1,), (16,))
     report = bundle.path / "engines" / "tensorrt-rtx.json"
-    for damaged in ("{", '{"mode": "fast", "why": ""}'):
+    for damaged in ("{", "[]", '{"mode": "fast", "why": ""}'):
         report.write_text(damaged)
         with pytest.raises(EngineError, match=r"tensorrt-rtx\.json: damaged \(.*\); run adaptc build again"):
             folder.report()

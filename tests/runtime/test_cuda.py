@@ -126,9 +126,10 @@ def test_out_of_memory_says_so_and_what_was_taken_is_freed(install: Install) -> 
 
 
 def test_a_graph_that_has_no_memory(install: Install) -> None:
-    install(cudaGraphInstantiate=(Code.cudaErrorMemoryAllocation, 0))
+    library = install(cudaGraphInstantiate=(Code.cudaErrorMemoryAllocation, 0))
     with pytest.raises(EngineError, match=r"^cuda: cannot make a graph ready: out of GPU memory; a smaller batch"):
         Cuda().end_capture(object())
+    assert library.called.count("cudaGraphDestroy") == 1, "what was captured is lost, and freed"
 
 
 def test_a_fault_while_a_step_runs(install: Install) -> None:

@@ -1,0 +1,151 @@
+"""Small bundles for `gpu_lab`, of the tests' models, with what a CPU session says of each.
+
+They are: routes with gates, gates with cheap paths, subsets of modalities, and one with little to load.
+
+usage: gpu_lab_small.py OUT [LEFT_OUT …]      (with adaptc[compile] and the tests; two minutes)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from gpu_lab_answers import ask
+
+from adaptc import lowering, pays, runtime
+from adaptc.cache import Cache
+from adaptc.compile import compile_spec
+from adaptc.datafile import write_graphs
+from adaptc.passes import Pipeline, gating
+from adaptc.passes.branch import Branch
+from adaptc.passes.float_weights import FloatWeights
+from adaptc.passes.stitch import Routing
+from adaptc.pays import Payoff
+from adaptc.runtime.engines import decoder_graph
+from adaptc.runtime.ort import OrtEngine
+from adaptc.runtime.session import Session
+from adaptc.spec import read_spec
+from tests import skipping, stitched, tiny, trt_bundle, views
+from tests.passes.test_stitch import Gating
+
+PROMPTS = [np.random.default_rng(n).integers(2, 60, n).tolist() for n in (5, 3, 9, 1, 7, 12, 4, 6)]
+ROUTES = list(stitched.ROUTES)
+COUNT = 12
+GPU = ("target.backend=tensorrt", "target.weights=fp16", "target.batch=4")
+LONGER = "target.max_tokens=128"
+
+
+def say(session: Session, batch: int, chunk: int, requests: list[dict[str, Any]], into: Path) -> None:
+    """Write requests with the answers of a session on this CPU."""
+    answers = [ask(session, request) for request in requests]
+    said = {"batch": batch, "chunk": chunk, "requests": requests, "answers": answers}
+    into.write_text(json.dumps(said, default=int))
+
+
+def write_routes(out: Path) -> None:
+    """A bottom and four tops, gates in the bottom and in two tops, a router."""
+    scratch = out / "scratch"
+    scratch.mkdir()
+    spec = stitched.write(scratch)
+    router = Routing(str(scratch / "router.safetensors"), target_share=0.25)
+    passes = (Gating(), stitched.stitch(weights=str(scratch / "stitch.safetensors"), router=router))
+    made = {}
+    with (
+        patch.object(lowering, "build_passes", lambda _: passes),
+        patch.object(pays, "payoff", lambda *_: Payoff(1e-3, 1.01e-3, 0.8e-3, 3)),
+    ):
+        for name, settings in (("routes", (*GPU, LONGER)), ("cpu", (LONGER,))):
+            read = read_spec(spec, settings)
+            made[name] = compile_spec(read, scratch, scratch / name, Cache(scratch / "cache")).bundle
+    requests: list[dict[str, Any]] = []
+    for budget in (1.0, 0.5, 0.0):
+        for index, route in enumerate(ROUTES):
+            given = {"budget": budget, "route": route}
+            requests.append({"kind": "generate", "prompt": PROMPTS[index], "count": COUNT, "options": given})
+    several = {"prompt": PROMPTS, "routes": [ROUTES[index % 4] for index in range(8)], "count": COUNT}
+    requests += [{"kind": "mixed", **several, "options": {"budget": budget}} for budget in (1.0, 0.0)]
+    for prompt in PROMPTS[:3]:
+        turns = ["large", "small", "small", "large", "sandwich", "short", "large"]
+        for budget in (1.0, 0.0):
+            requests.append({"kind": "reroute", "prompt": prompt, "routes": turns, "options": {"budget": budget}})
+    requests += [{"kind": "choose", "prompt": prompt} for prompt in PROMPTS]
+    requests += [{"kind": "generate", "prompt": prompt, "count": 4} for prompt in PROMPTS]
+    requests += [{"kind": "score", "prompt": (PROMPTS[2] * 4), "options": {"route": route}} for route in ROUTES]
+    with runtime.load(made["cpu"].path, threads=1, batch=4) as session:
+        say(session, 4, 8, requests, out / "routes.json")
+    keep(made["routes"].path, out / "routes")
+    shutil.rmtree(scratch)
+
+
+def write_gated(out: Path) -> None:
+    """Gates that read the state, before blocks that have a cheap path: conditional nodes with two bodies."""
+    made = trt_bundle.program("llama", gated=True)
+    bundle = trt_bundle.write(out / "gated", made, trt_bundle.GATES, batch=2, backend="tensorrt")
+    shutil.rmtree(out / "gated.weights")
+    scratch = out / "scratch"
+    scratch.mkdir()
+    program = Pipeline((FloatWeights(), Branch())).run(skipping.lowered("llama", low_rank=True))
+    (scratch / "lm.onnx").write_bytes(write_graphs({"lm": skipping.onnx(program)}, scratch, "lm.data")["lm"])
+    ways: list[dict[str, Any]] = [{"budget": budget} for budget in (1.0, 0.5, 0.3, 0.0)]
+    ways += [{"budget": 0.5, "sampling": {"temperature": 1.0}, "seed": 3}]
+    ways += [{"budget": 0.0, "sampling": {"temperature": 0.8, "top_k": 20, "top_p": 0.9}, "seed": 4}]
+    requests: list[dict[str, Any]] = [
+        {"kind": "generate", "prompt": prompt, "count": COUNT, "options": way} for way in ways for prompt in PROMPTS[:4]
+    ]
+    requests.append({"kind": "score", "prompt": PROMPTS[2] * 3, "options": {"budget": 0.3, "step": True}})
+    spec = decoder_graph(bundle)[1]
+    with Session(OrtEngine(scratch / "lm.onnx"), spec, batch=2, chunk=8, gates=trt_bundle.GATES) as session:
+        say(session, 2, 8, requests, out / "gated.json")
+    shutil.rmtree(scratch)
+
+
+def write_tiny(out: Path) -> None:
+    """Three layers whose gates say what `gpu_lab` sets: little to build and to load."""
+    made = trt_bundle.program_of(gating.static(tiny.fx("llama"), {0: 1.0, 1: 2.0, 2: 3.0}, {}))
+    gates = replace(trt_bundle.GATES, layers=(0, 1, 2), warmup=0)
+    trt_bundle.write(out / "tiny", made, gates, batch=1, backend="tensorrt")
+    shutil.rmtree(out / "tiny.weights")
+
+
+def write_views(out: Path) -> None:
+    """A classifier of a picture, words and a sound, for three of its subsets."""
+    scratch = out / "scratch"
+    spec = views.write(scratch / "spec")
+    subsets = "sound: [wave]}\n      keep: [[text], [image, text], [image, text, sound]]"
+    spec.write_text(spec.read_text().replace("sound: [wave]}", subsets))
+    bundle = compile_spec(read_spec(spec, GPU), spec.parent, scratch / "bundle", Cache(scratch / "cache")).bundle
+    feeds = views.feeds(6)  # more rows than an engine takes at once
+    said = {f"feed.{name}": array for name, array in feeds.items()}
+    for subset in bundle.manifest.modal["views"].subsets:
+        said[f"said.{'+'.join(subset.modalities)}"] = views.eager(feeds, subset.modalities)
+    np.savez_compressed(out / "views-expected.npz", **said)  # type: ignore[arg-type]
+    keep(bundle.path, out / "views")
+    shutil.rmtree(scratch)
+
+
+def keep(made: Path, into: Path) -> None:
+    """Put a bundle there."""
+    shutil.copytree(made, into)
+
+
+if __name__ == "__main__":
+    given = Path(sys.argv[1])
+    given.mkdir(parents=True, exist_ok=True)
+    for called in (write_routes, write_gated, write_tiny, write_views):
+        name = called.__name__.removeprefix("write_")
+        if name in sys.argv[2:]:
+            continue
+        for old in (given / name, given / "scratch", given / f"{name}.weights"):
+            shutil.rmtree(old, ignore_errors=True)
+        called(given)
+        print(name, "written", flush=True)
