@@ -49,7 +49,7 @@ def fisher(graph: FxGraph, ids: Ids, changes: Mapping[fx.Node, fx.Node | None], 
         seed: Of the drawn text.
     """
     wanted = {*changes, *(node for node in changes.values() if node is not None)}
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator(_device(graph)).manual_seed(seed)
     total = np.zeros(len(changes))
     for part in _parts(ids):
         values, slopes = sensitivities(graph, part, set(changes), wanted, random)
@@ -91,7 +91,7 @@ def sensitivities(
         return value
 
     with torch.enable_grad():
-        logits = _walk(graph, ids, wanted, note, threshold, random.device).float().flatten(0, 1)
+        logits = _walk(graph, ids, wanted, note, threshold).float().flatten(0, 1)
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=random).flatten()
         slopes = torch.autograd.grad(F.cross_entropy(logits, drawn, reduction="sum"), list(nudges.values()))
     return values, dict(zip(nudges, slopes, strict=True))
@@ -162,7 +162,6 @@ def _walk(
     wanted: AbstractSet[fx.Node],
     seen: Seen,
     threshold: torch.Tensor | None = None,
-    device: torch.device | None = None,
 ) -> Any:
     """Run a graph on token ids; `seen` sees the wanted nodes' values and may change them. Gives the logits."""
 
@@ -172,11 +171,17 @@ def _walk(
             return seen(n, value) if n in wanted else value
 
     rows, tokens = ids.shape
+    device = _device(graph)
     feeds = {
         "input_ids": torch.from_numpy(ids).to(device),
         "position_ids": torch.arange(tokens, device=device).expand(rows, tokens),
-        THRESHOLD: threshold,
+        THRESHOLD: None if threshold is None else threshold.to(device),
         **no_images(),
     }
     [logits] = Walk(graph.module).run(*(feeds[name] for name in graph.inputs))
     return logits
+
+
+def _device(graph: FxGraph) -> torch.device:
+    """Where a graph's weights are, and so everything it is given."""
+    return next(graph.module.parameters()).device
