@@ -64,7 +64,7 @@ def metric(slopes: torch.Tensor) -> torch.Tensor:
     """
     width = slopes.shape[-1]
     found = torch.zeros(len(slopes), width, width, device=slopes.device)
-    for part in _chunks(slopes.shape[1]):
+    for part in chunks(slopes.shape[1]):
         some = slopes[:, part].float()
         found += some.transpose(1, 2) @ some
     found /= found.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-30
@@ -89,7 +89,7 @@ def begun(
     gates, ups = [], []
     for layer, (gate, up, down) in enumerate(own):
         used = torch.stack(
-            [_inner(inputs[layer, part].float(), gate, up).square().sum(0) for part in _chunks(inputs.shape[1])]
+            [_inner(inputs[layer, part].float(), gate, up).square().sum(0) for part in chunks(inputs.shape[1])]
         ).sum(0)
         best = (used * (down.square() * costs[layer].diagonal()[:, None]).sum(0)).topk(rank).indices
         gates.append(gate[best])
@@ -155,7 +155,7 @@ def _solved(
         rank = gate.shape[1]
         gram = torch.zeros(rank + 1, rank + 1, device=gate.device)
         right = torch.zeros(rank + 1, results.shape[-1], device=gate.device)
-        for part in _chunks(inputs.shape[1]):
+        for part in chunks(inputs.shape[1]):
             inner = _inner(inputs[layer, part].float(), gate[layer], up[layer])
             inner = torch.cat([inner, torch.ones(len(inner), 1, device=gate.device)], 1)
             counted = inner if weights is None else inner * weights[layer, part, None]
@@ -168,5 +168,6 @@ def _solved(
     return CheapPaths(gate, up, whole[:, :-1].transpose(1, 2).contiguous(), whole[:, -1].contiguous())
 
 
-def _chunks(tokens: int) -> Iterator[slice]:
+def chunks(tokens: int) -> Iterator[slice]:
+    """So many tokens, in parts of `CHUNK`."""
     yield from (slice(at, at + CHUNK) for at in range(0, tokens, CHUNK))

@@ -42,12 +42,10 @@ class Start:
     Attributes:
         block: Which.
         weights: By name, see `adaptc.passes.gating.parameters`.
-        loss: What skipping the block costs a token on average, in nats, to second order.
     """
 
     block: FfnBlock
     weights: dict[str, torch.Tensor]
-    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +124,7 @@ def started(
         fitted = {} if paths is None else {f"{stem}.cheap.{leaf}": w for leaf, w in paths.weights(at).items()}
         fitted |= {f"{stem}.gate.weight": gates[at][0], f"{stem}.gate.bias": gates[at][1]}
         assert {name: tuple(each.shape) for name, each in fitted.items()} == parameters(blocks[place], rank)
-        found.append(Start(blocks[place], fitted, float(losses[at].mean())))
+        found.append(Start(blocks[place], fitted))
     return found
 
 
@@ -135,10 +133,9 @@ def _losses(seen: Seen, paths: CheapPaths | None) -> torch.Tensor:
     found = []
     for block, (n, y, slopes) in enumerate(zip(seen.inputs, seen.results, seen.slopes, strict=True)):
         parts = []
-        for part in range(0, len(n), cheap_paths.CHUNK):
-            some = slice(part, part + cheap_paths.CHUNK)
-            instead = 0.0 if paths is None else paths.given(block, n[some].float())
-            parts.append((slopes[some].float() * (instead - y[some].float())).sum(-1).square() / 2)
+        for part in cheap_paths.chunks(len(n)):
+            instead = 0.0 if paths is None else paths.given(block, n[part].float())
+            parts.append((slopes[part].float() * (instead - y[part].float())).sum(-1).square() / 2)
         found.append(torch.cat(parts))
     return torch.stack(found)
 

@@ -96,10 +96,10 @@ def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float
         Between the table's thresholds, in a line; -inf at budget 1. Below the first finite one, on the line through
         the first two.
     """
-    points = [(share, level) for share, level in thresholds if level is not None and math.isfinite(level)]
+    points = _finite(thresholds)
     if budget >= 1 or not points:
         return DENSE
-    share = (1 - budget) * points[-1][0]
+    share = _share(points, budget)
     if len(points) > 1 and share < points[0][0]:
         (x0, y0), (x1, y1) = points[:2]
         return y0 - (y1 - y0) * (x0 - share) / (x1 - x0) if x1 > x0 else y0
@@ -109,8 +109,16 @@ def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float
 
 def share_of(gates: GateSpec, budget: float) -> float:
     """The share of all blocks that gates skip at a budget, as their table says."""
-    finite = [share for share, level in gates.thresholds if level is not None and math.isfinite(level)]
-    return (1 - budget) * finite[-1] if finite else 0.0
+    points = _finite(gates.thresholds)
+    return _share(points, budget) if points else 0.0
+
+
+def _finite(thresholds: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    return [(share, level) for share, level in thresholds if level is not None and math.isfinite(level)]
+
+
+def _share(points: Sequence[tuple[float, float]], budget: float) -> float:
+    return (1 - budget) * points[-1][0]
 
 
 def threshold_of(gates: GateSpec | None, budget: float | None) -> float:

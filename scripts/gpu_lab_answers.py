@@ -4,6 +4,7 @@ modalities. `gpu_lab_small.py` writes what a CPU said; `gpu_lab answers` and `gp
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -11,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from adaptc.runtime.budget import Wish
 from adaptc.runtime.bundle import Bundle
 from adaptc.runtime.generation import write
 from adaptc.runtime.infer import ModalSession
 from adaptc.runtime.loading import load_modal
 from adaptc.runtime.request import read_request
-from adaptc.runtime.rows import Wish
 from adaptc.runtime.sampling import Sampling
 from adaptc.runtime.session import Session
 
@@ -33,7 +34,8 @@ def ask(session: Session, request: dict[str, Any]) -> dict[str, Any]:
     if kind == "score":
         return {"losses": [float(loss) for loss in session.score(prompt, **options)]}
     if kind == "mixed":
-        return {"ids": mixed(session, prompt, request["routes"], request["count"], options.get("budget"))}
+        requests = list(zip(prompt, request["routes"], strict=True))
+        return {"ids": mixed(session, requests, request["count"], options.get("budget"))}
     if kind == "reroute":
         return {"ids": rerouted(session, prompt, request["routes"], options.get("budget"))}
     options["sampling"] = Sampling(**options.get("sampling", {}))
@@ -44,7 +46,7 @@ def ask(session: Session, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def mixed(
-    session: Session, prompts: list[list[int]], routes: list[str], count: int, budget: float | None
+    session: Session, requests: Sequence[tuple[Sequence[int], str]], count: int, budget: float | None = None
 ) -> list[list[int]]:
     """One batch in which each prompt has a route of its own, as a router would send them."""
     answers = [
@@ -58,7 +60,7 @@ def mixed(
             seed=0,
             wish=Wish(budget, route),
         )
-        for prompt, route in zip(prompts, routes, strict=True)
+        for prompt, route in requests
     ]
     for _ in write(session._decoder, answers):
         pass

@@ -83,7 +83,7 @@ def write_routes(out: Path) -> None:
     requests += [{"kind": "score", "prompt": (PROMPTS[2] * 4), "options": {"route": route}} for route in ROUTES]
     with runtime.load(made["cpu"].path, threads=1, batch=4) as session:
         say(session, 4, 8, requests, out / "routes.json")
-    keep(made["routes"].path, out / "routes")
+    shutil.copytree(made["routes"].path, out / "routes")
     shutil.rmtree(scratch)
 
 
@@ -129,13 +129,8 @@ def write_views(out: Path) -> None:
     for subset in bundle.manifest.modal["views"].subsets:
         said[f"said.{'+'.join(subset.modalities)}"] = views.eager(feeds, subset.modalities)
     np.savez_compressed(out / "views-expected.npz", **said)  # type: ignore[arg-type]
-    keep(bundle.path, out / "views")
+    shutil.copytree(bundle.path, out / "views")
     shutil.rmtree(scratch)
-
-
-def keep(made: Path, into: Path) -> None:
-    """Put a bundle there."""
-    shutil.copytree(made, into)
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from adaptc.runtime.budget import Wish
 from adaptc.runtime.bundle import Bundle, write_bundle
 from adaptc.runtime.manifest import SwitchStep
 from adaptc.spec import read_spec
+from scripts.gpu_lab_answers import mixed
 from tests import stitched
 from tests.close import ENGINE, assert_close
 from tests.passes.test_stitch import Gating
-from tests.runtime.test_routed import mixed
 
 TOLERANCE = 1e-3
 """What a logit may be off by; logits here are about 1."""

@@ -18,8 +18,8 @@ from adaptc.runtime.budget import Wish
 from adaptc.runtime.bundle import Bundle
 from adaptc.sources import find_source
 from adaptc.spec import ModelSpec, read_spec
+from scripts.gpu_lab_answers import mixed
 from tests import shallow
-from tests.runtime.test_routed import mixed
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("stitch-smollm2")]
 

@@ -30,11 +30,11 @@ from adaptc.runtime.gpu_routes import GpuRoutes
 from adaptc.runtime.session import Session
 from adaptc.runtime.tokenizer import Tokenizer
 from adaptc.spec import read_spec
+from scripts.gpu_lab_answers import mixed
 from tests import stitched
 from tests.passes.test_stitch import Gating
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_pieces import FakePieces
-from tests.runtime.test_routed import mixed
 
 ROUTES = list(stitched.ROUTES)
 PROMPTS = [np.random.default_rng(n).integers(2, 300, n).tolist() for n in (5, 3, 9, 1, 7, 12, 4, 6)]

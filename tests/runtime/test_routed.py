@@ -17,6 +17,7 @@ from adaptc.runtime import Session
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.router import NAMES, Router, features, picked, read_router
 from adaptc.runtime.tokenizer import Tokenizer
+from scripts.gpu_lab_answers import mixed
 from tests.runtime.history_lm import HistoryLm, decoder_spec
 from tests.runtime.routed_lm import SHIFTS, WIDTH, RoutedLm
 from tests.runtime.tiny_tokenizer import byte_level, save
@@ -74,31 +75,6 @@ def test_mixed_routes_in_a_batch_write_what_each_writes_alone(
             expected = model.greedy(prompt, [route] * (len(expected) + 1))
         assert ids == expected
     assert all(batch_ <= batch for lm in model.top_lms.values() for batch_, _ in lm.calls)
-
-
-def mixed(session: Any, requests: list[tuple[list[int], str]], count: int) -> list[list[int]]:
-    """One batch in which each prompt has a route of its own, as a router would send them."""
-    from adaptc.runtime.budget import Wish
-    from adaptc.runtime.generation import write
-    from adaptc.runtime.request import read_request
-    from adaptc.runtime.sampling import Sampling
-
-    answers = [
-        read_request(
-            np.array(prompt),
-            session._spec,
-            None,
-            max_new_tokens=count,
-            sampling=Sampling(),
-            stop=(),
-            seed=0,
-            wish=Wish(None, route),
-        )
-        for prompt, route in requests
-    ]
-    for _ in write(session._decoder, answers):
-        pass
-    return [list(answer.ids) for answer in answers]
 
 
 def test_a_step_runs_the_bottom_once_for_all_rows() -> None:
