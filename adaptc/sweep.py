@@ -139,8 +139,8 @@ def quality(given: Subject, ids: Ids, settings: Settings, stage: Stage = lambda 
         )
     warmup = max(1, given.warmup)  # a window's first token is read like a prompt
     stage("importance of blocks and layers")
-    ways = policies(given.dense, given.sample, given.warmup, given.learned, settings.seed)
     given.dense.module.to(settings.device)
+    ways = policies(given.dense, given.sample, given.warmup, given.learned, settings.seed)
 
     def run(rule: Rule) -> Scored:
         rule.graph.module.to(settings.device)

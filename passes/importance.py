@@ -111,7 +111,7 @@ def ffn_cosines(graph: FxGraph, ids: Ids) -> list[float]:
 
 
 def states(graph: FxGraph, ids: Ids, wanted: set[fx.Node]) -> Iterator[dict[fx.Node, torch.Tensor]]:
-    """The values of some nodes, for some sequences at a time."""
+    """The values of some nodes, for some sequences at a time; on the CPU, wherever the graph runs."""
     for part in _parts(ids):
         yield _values(graph, part, wanted)
 
@@ -153,7 +153,7 @@ def _values(
     values: dict[fx.Node, torch.Tensor] = {}
     with torch.no_grad():
         _walk(graph, ids, wanted, values.setdefault, threshold)
-    return values
+    return {node: value.cpu() for node, value in values.items()}
 
 
 def _walk(

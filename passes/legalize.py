@@ -25,7 +25,7 @@ from adaptc.program import Program
 OPSET = 17
 """What TensorRT 8.6 reads; later versions read it too."""
 
-LANES = 32
+RESULTS, COLUMNS = 32, 8
 """Products of fewer results, or of columns that are no multiple of this, stay with the nodes around them."""
 
 
@@ -155,7 +155,7 @@ def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
     given = old.inputs[0]  # not projection.x: a product right before this one has been written anew since
     assert given is not None
     x = emit.cast(given, HALVES[half])
-    if out >= LANES and columns % LANES == 0:
+    if out >= RESULTS and columns % COLUMNS == 0:
         emit.mark(PRODUCT, old.name or "")
     rows = emit.reshape(x, [-1, columns], ["rows", columns])
     product = emit.call("Gemm", rows, weight, shape=["rows", out], transB=1)

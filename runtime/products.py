@@ -78,7 +78,8 @@ static __device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32
 
 // A block gives 16 results of 8 rows; each warp sums a share of the columns, 32 at a time, through a ring of copies
 // that are under way. Each lane reads back only what it copied itself. The order of columns inside a product does not
-// matter as long as both factors have the same, so a lane takes 8 neighbours, one copy, for two products of 16.
+// matter as long as both factors have the same, so a lane takes 8 neighbours, one copy, for two products of 16. Columns
+// are a multiple of 8; past the last of them a lane takes zeros.
 extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
                                    const unsigned char* runs, int zeros) {
     if (left_out(y, results, rows, runs, zeros)) return;
@@ -86,30 +87,31 @@ extern "C" __global__ void product(const u16* weight, const u16* x, float* y, in
     __shared__ float sums[WARPS][16][9];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
     int first = blockIdx.x * 16, start = blockIdx.y * 8, count = rows - start < 8 ? rows - start : 8;
-    int chunks = columns / 32, share = (chunks + WARPS - 1) / WARPS;
+    int chunks = (columns + 31) / 32, share = (chunks + WARPS - 1) / WARPS;
     int from = warp * share, to = from + share < chunks ? from + share : chunks, last = results - 1;
     int low = first + group < last ? first + group : last, high = first + group + 8 < last ? first + group + 8 : last;
     const uint4* upper = (const uint4*)(weight + (long long)low * columns) + place;
     const uint4* lower = (const uint4*)(weight + (long long)high * columns) + place;
     bool mine = group < count;
+    int whole = (columns / 8 - place + 3) / 4;  // 32 columns at a time of which this lane has its 8
     const uint4* given = (const uint4*)(x + (long long)(start + (mine ? group : 0)) * columns) + place;
     float c[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) {
         if (from + i < to) {
-            fetch(&ring[warp][i][0][lane], upper + (from + i) * 4, true);
-            fetch(&ring[warp][i][1][lane], lower + (from + i) * 4, true);
+            fetch(&ring[warp][i][0][lane], upper + (from + i) * 4, from + i < whole);
+            fetch(&ring[warp][i][1][lane], lower + (from + i) * 4, from + i < whole);
         }
         fetched();
     }
     for (int i = 0; from + i < to; ++i) {
         uint4 b = {0, 0, 0, 0};
-        if (mine) b = given[(from + i) * 4];
+        if (mine && from + i < whole) b = given[(from + i) * 4];
         wait();
         int next = i + STAGES - 1;
         if (from + next < to) {
-            fetch(&ring[warp][next % STAGES][0][lane], upper + (from + next) * 4, true);
-            fetch(&ring[warp][next % STAGES][1][lane], lower + (from + next) * 4, true);
+            fetch(&ring[warp][next % STAGES][0][lane], upper + (from + next) * 4, from + next < whole);
+            fetch(&ring[warp][next % STAGES][1][lane], lower + (from + next) * 4, from + next < whole);
         }
         fetched();
         uint4 p = ring[warp][i % STAGES][0][lane], q = ring[warp][i % STAGES][1][lane];

@@ -24,7 +24,7 @@ PRELUDE = """
 struct Axes { int x, y, z; };
 static thread_local Axes threadIdx, blockIdx;
 static Axes blockDim, gridDim;
-static std::unique_ptr<std::barrier<>> barrier;
+static std::unique_ptr<std::barrier<>> barrier, warps[32];
 #define __global__
 #define __device__
 #define __shared__ static
@@ -39,6 +39,7 @@ template <class F> static void on_grid(int gx, int gy, int n, F body) {
     for (int y = 0; y < gy; ++y)
         for (int x = 0; x < gx; ++x) {
             barrier = std::make_unique<std::barrier<>>(n);
+            for (int i = 0; i < n; i += 32) warps[i / 32] = std::make_unique<std::barrier<>>(n - i < 32 ? n - i : 32);
             std::vector<std::thread> threads;
             for (int i = 0; i < n; ++i)
                 threads.emplace_back([=] { threadIdx = {i, 0, 0}; blockIdx = {x, y, 0}; body(); });
@@ -63,14 +64,14 @@ static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
             a[warp][group + 8 * (i % 2)][place * 2 + 8 * (i / 2) + half] = given[i] >> 16 * half;
         for (int i = 0; i < 2; ++i) b[warp][place * 2 + 8 * i + half][group] = other[i] >> 16 * half;
     }
-    __syncthreads();
+    warps[warp]->arrive_and_wait();
     for (int i = 0; i < 4; ++i)
         for (int k = 0; k < 16; ++k)
             c[i] += from_half(a[warp][group + 8 * (i / 2)][k]) * from_half(b[warp][k][place * 2 + i % 2]);
-    __syncthreads();
+    warps[warp]->arrive_and_wait();
 }
 """
-"""A warp's instructions for `product`, in step because every warp of a block has the same number of them."""
+"""A warp's instructions for `product`; its lanes wait for each other."""
 
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 

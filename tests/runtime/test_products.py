@@ -38,7 +38,10 @@ def test_nvrtc_compiles_it(sm: int, half: str) -> None:
     assert int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]) == 0
 
 
-@pytest.mark.parametrize(("rows", "results", "columns"), [(1, 32, 256), (3, 40, 512), (11, 33, 256)])
+@pytest.mark.parametrize(
+    ("rows", "results", "columns"),
+    [(1, 32, 256), (3, 40, 512), (11, 33, 256), (2, 40, 8), (1, 32, 48), (5, 33, 296), (3, 32, 2080)],
+)
 def test_warps_give_the_product(rows: int, results: int, columns: int) -> None:
     x, weight, y = drawn(rows, columns), drawn(results, columns), np.full((rows, results), np.nan, np.float32)
     args = [(weight.ctypes.data, POINTER), (x.ctypes.data, POINTER), (y.ctypes.data, POINTER)]
