@@ -80,7 +80,8 @@ class Trainer:
             device: "cpu" or "cuda".
 
         Raises:
-            PassError: the text is too short, or the graph has no blocks that can be skipped.
+            PassError: the text is too short, the graph has no blocks that can be skipped, or a cheap path would be
+                larger than a block.
         """
         if warmup >= recipe.window:
             raise PassError(f"warmup: {warmup}; less than a training sequence ({recipe.window} tokens) is right")
@@ -96,7 +97,7 @@ class Trainer:
         self.blocks = gating.ffn_blocks(graph)
         inner = min(graph.module.get_parameter(block.weights[0]).shape[0] for block in self.blocks)
         if rank > inner:
-            raise PassError(f"rank: {rank}; less than a block's own inner width, {inner}, is right")
+            raise PassError(f"cheap: low_rank({rank}); at most a block's own inner width, low_rank({inner}), is right")
         self._layers, self.layers = layers, layers or ()
         self.dense = graph
         self.weights: dict[str, torch.nn.Parameter] = {}

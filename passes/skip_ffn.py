@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from adaptc.passes.calibrate import Ids
 
     Levels = tuple[tuple[float, float], ...]
+
+LOW_RANK = re.compile(r"low_rank\( *([0-9]{1,4}) *\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class SkipFfn(Pass):
         policy: How gates decide.
         gates: The file of trained gates; for `learned`, and only there.
         layers: Which layers get a gate; `auto` is those of the gates file, else those that matter least.
-        rank: Inner neurons of the cheap path that `adaptc train` makes; 0 for none: a skipped block then gives zero.
+        cheap: What `adaptc train` makes to stand in for a skipped block: `low_rank(N)` is a block of N inner neurons,
+            `identity` nothing: the block gives zero, and the state passes unchanged.
         warmup: Positions at the start of a sequence where every block runs.
         batch: With several rows in a step: `any` runs a block if one row wants it, `group` if they want it on average
             (a row may then lose a block that it wanted), `off` runs all. How many rows still gain is measured when
@@ -61,7 +65,7 @@ class SkipFfn(Pass):
     policy: Literal["learned", "static", "cosine", "off"] = "learned"
     gates: str | None = None
     layers: Literal["auto"] | tuple[int, ...] = "auto"
-    rank: int = 64
+    cheap: str = "low_rank(64)"
     warmup: int = 28
     batch: Literal["any", "group", "off"] = "any"
     budget: float = 1.0
@@ -72,8 +76,8 @@ class SkipFfn(Pass):
     def __post_init__(self) -> None:
         if self.gates is not None and self.policy != "learned":
             raise PassError(f"gates: policy '{self.policy}' has none; policy: learned takes a file")
-        if not 0 <= self.rank <= 4096:
-            raise PassError(f"rank: {self.rank}; 0 to 4096 is right, 64 for a small model")
+        if self.cheap != "identity" and not 1 <= self.rank <= 4096:
+            raise PassError(f"cheap: {self.cheap!r}; identity, or low_rank(N) with N from 1 to 4096, is right")
         if self.warmup < 0:
             raise PassError(f"warmup: {self.warmup}; a number of tokens from 0 is right")
         if not 0 <= self.budget <= 1:
@@ -84,6 +88,12 @@ class SkipFfn(Pass):
             raise PassError(f"k: {self.k}; a number of blocks from 1 is right")
         if self.layers != "auto" and (not self.layers or list(self.layers) != sorted(set(self.layers))):
             raise PassError(f"layers: {list(self.layers)}; 'auto' or a rising list of layer indices is right")
+
+    @property
+    def rank(self) -> int:
+        """Inner neurons of a cheap path; 0 for `identity`."""
+        form = LOW_RANK.fullmatch(self.cheap)
+        return int(form[1]) if form else 0
 
     def files(self) -> dict[str, str]:
         return {"gates": self.gates} if self.gates is not None else {}

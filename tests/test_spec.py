@@ -33,8 +33,8 @@ HEAD = "version: 1\nmodels:\n  lm:\n    source: x\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Cheap:
-    low_rank: int = 3
+class Curve:
+    power: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Skip:
     model: str
     layers: tuple[int, ...] | Literal["auto"] = "auto"
     budget: float = 0.5
-    cheap: Cheap | None = None
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
         if self.budget > 1:
@@ -86,15 +86,15 @@ def test_everything_can_be_given() -> None:
 version: 1
 name: demo
 models: {lm: {source: org/name, revision: main, dtype: bfloat16, trust_remote_code: false}}
-passes: [skip_ffn: {model: lm, layers: [1, 2], cheap: {low_rank: 8}}]
+passes: [skip_ffn: {model: lm, layers: [1, 2], curve: {power: 8}}]
 target: {backend: onnxruntime, weights: fp16, block_size: 64, max_tokens: 64, batch: 4}
 calibration: {text: a.txt, tokens: 10}
 """
     )
     assert spec.name == "demo"
     assert spec.models["lm"] == ModelSpec(source="org/name", revision="main", dtype="bfloat16")
-    assert spec.passes == (PassEntry("skip_ffn", {"model": "lm", "layers": [1, 2], "cheap": {"low_rank": 8}}),)
-    assert built(spec) == (Skip("lm", (1, 2), 0.5, Cheap(8)),)
+    assert spec.passes == (PassEntry("skip_ffn", {"model": "lm", "layers": [1, 2], "curve": {"power": 8}}),)
+    assert built(spec) == (Skip("lm", (1, 2), 0.5, Curve(8)),)
     assert spec.calibration == CalibrationSpec(text="a.txt", tokens=10)
 
 
@@ -194,8 +194,8 @@ def test_aliases_of_aliases_do_not_explode() -> None:
         ("xyz", "passes.0: no pass 'xyz'; there are: skip_ffn"),
         ("skip_ffn: {modle: lm}", "passes.0.skip_ffn.modle: unknown key; did you mean 'model'?"),
         (
-            "skip_ffn: {model: lm, cheap: {rank: 1}}",
-            "passes.0.skip_ffn.cheap.rank: unknown key; did you mean 'low_rank'?",
+            "skip_ffn: {model: lm, curve: {powers: 1}}",
+            "passes.0.skip_ffn.curve.powers: unknown key; did you mean 'power'?",
         ),
         ("skip_ffn: {model: lm, layers: 1}", "passes.0.skip_ffn.layers: expected a list or auto, got 1"),
         (

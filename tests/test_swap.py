@@ -52,7 +52,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp(request.param)
     spec, _ = folder.write(root, weights=request.param)
     gates_file(spec, root / "gates.safetensors", 1)
-    spec.write_text(spec.read_text() + "passes: [{skip_ffn: {gates: gates.safetensors, rank: 4, warmup: 2}}]\n")
+    spec.write_text(
+        spec.read_text() + "passes: [{skip_ffn: {gates: gates.safetensors, cheap: low_rank(4), warmup: 2}}]\n"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pays, "payoff", lambda *_: pays.Payoff(1e-3, 1e-3, 0.5e-3, 2))
         patch.setattr(pays, "TOKENS", 0)

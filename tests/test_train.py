@@ -173,7 +173,11 @@ def test_the_card_says_what_the_gates_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "match"),
-    [({"warmup": 32}, "warmup: 32; less than"), ({"ids": text(200)}, "200 tokens; at least 256")],
+    [
+        ({"warmup": 32}, "warmup: 32; less than"),
+        ({"ids": text(200)}, "200 tokens; at least 256"),
+        ({"rank": 65}, r"^cheap: low_rank\(65\); at most a block's own inner width, low_rank\(64\), is right$"),
+    ],
 )
 def test_what_cannot_be_trained_on_is_refused(changed: dict[str, Any], match: str) -> None:
     options: dict[str, Any] = {"ids": text(), "layers": (1, 2), "rank": 8, "warmup": 4}
@@ -187,7 +191,9 @@ def run(*arguments: str | Path) -> Result:
 
 def test_from_a_spec_to_a_bundle(tmp_path: Path) -> None:
     spec, _ = folder.write(tmp_path)
-    spec.write_text(spec.read_text() + "passes:\n  - skip_ffn: {gates: g/gates.safetensors, rank: 4, warmup: 4}\n")
+    spec.write_text(
+        spec.read_text() + "passes:\n  - skip_ffn: {gates: g/gates.safetensors, cheap: low_rank(4), warmup: 4}\n"
+    )
     missing = run("compile", spec, "-o", tmp_path / "b", "--cache-dir", tmp_path / "cache")
     assert missing.exit_code == 1
     assert "no such file; `adaptc train` makes one" in missing.stderr
@@ -195,7 +201,7 @@ def test_from_a_spec_to_a_bundle(tmp_path: Path) -> None:
     done = run("train", spec, *options, "--sample", "600", "--json")
     assert done.exit_code == 0, done.stderr
     card = json.loads(done.stdout)
-    assert card["blocks"] == 3
+    assert (card["blocks"], card["rank"]) == (3, 4)
     assert card["training"]["sampled_tokens"] == 600
     assert "step 10/12  KL " in done.stderr
     assert not list(tmp_path.glob("g/*.checkpoint"))
@@ -209,6 +215,17 @@ def test_from_a_spec_to_a_bundle(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.stderr
     assert again.stdout.startswith("blocks skipped  threshold  perplexity / dense")
     assert json.loads(run("compile", spec, "-o", tmp_path / "b", "--json").stdout) is not None
+
+
+def test_gates_without_cheap_paths_are_fitted_alone(tmp_path: Path) -> None:
+    spec, _ = folder.write(tmp_path)
+    spec.write_text(spec.read_text() + "passes: [skip_ffn: {gates: gates.safetensors, cheap: identity, warmup: 4}]\n")
+    done = run("train", spec, "--steps", "12", "--window", "32", "--start", "1024", "--json")
+    assert done.exit_code == 0, done.stderr
+    card, weights = load_gates(tmp_path / "gates.safetensors")
+    assert card.rank == json.loads(done.stdout)["rank"] == 0
+    assert card.thresholds
+    assert {name.partition(".skip.")[2] for name in weights} == {"gate.weight", "gate.bias"}
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptc.errors import PassError
+from adaptc.cli import main
+from adaptc.errors import PassError, SpecError
 from adaptc.gates_file import Card, load_card, load_gates, save_gates
 from adaptc.graph import FxGraph
 from adaptc.passes import Pipeline, gating
@@ -27,11 +29,14 @@ from adaptc.passes.logits_from import LogitsFrom
 from adaptc.passes.lower import Lower
 from adaptc.passes.skip_ffn import SkipFfn
 from adaptc.program import Program
+from adaptc.schema import json_schema
+from adaptc.spec import build_passes, effective, parse_spec, read_spec
 from tests import skipping, tiny
 from tests.close import ENGINE, FLOAT32, assert_close
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+HEAD = "version: 1\nmodels: {lm: {source: x}}\n"
 SAMPLE = np.random.default_rng(7).integers(0, tiny.VOCAB, 512)
 
 
@@ -90,12 +95,13 @@ class Hooked:
 def test_golden(golden: Callable[[str, str], None], tmp_path: Path) -> None:
     result = SkipFfn(gates=str(gates_file(tmp_path))).apply(program())
     golden("skip_ffn/learned", str(result))
+    golden("skip_ffn/identity", str(SkipFfn(gates=str(gates_file(tmp_path, rank=0))).apply(program())))
     golden("skip_ffn/cosine", str(SkipFfn("cosine", layers=(0, 1, 2), k=1).apply(program())))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_learned_equals_eager(family: str, tmp_path: Path) -> None:
-    path = gates_file(tmp_path, family, blocks=len(gating.ffn_blocks(tiny.fx(family))))
+@pytest.mark.parametrize(("family", "rank"), [*((family, 4) for family in tiny.FAMILIES), ("llama", 0), ("gemma2", 0)])
+def test_learned_equals_eager(family: str, rank: int, tmp_path: Path) -> None:
+    path = gates_file(tmp_path, family, rank, blocks=len(gating.ffn_blocks(tiny.fx(family))))
     _, weights = load_gates(path)
     ids = tiny.feeds(2, 9)["input_ids"]
     threshold = np.random.default_rng(1).normal(size=ids.shape).astype(np.float32)
@@ -104,8 +110,10 @@ def test_learned_equals_eager(family: str, tmp_path: Path) -> None:
         stem = f"model.layers.{layer}.skip"
         if layer not in (1, 2):
             return full
-        gate, up, down, bias = (weights[f"{stem}.cheap.{leaf}"] for leaf in ("gate", "up", "down", "bias"))
-        cheap = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T + bias
+        cheap = torch.zeros_like(full)
+        if rank:
+            gate, up, down, bias = (weights[f"{stem}.cheap.{leaf}"] for leaf in ("gate", "up", "down", "bias"))
+            cheap = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T + bias
         runs = (state @ weights[f"{stem}.gate.weight"] + weights[f"{stem}.gate.bias"]) >= torch.from_numpy(threshold)[
             ..., None
         ]
@@ -271,7 +279,6 @@ def test_cosines_are_those_of_the_whole_state() -> None:
     ("options", "text"),
     [
         ({"policy": "static", "gates": "x"}, "gates: policy 'static' has none"),
-        ({"rank": -1}, "rank: -1"),
         ({"warmup": -1}, "warmup: -1"),
         ({"budget": 1.5}, r"budget: 1\.5; a number from 0"),
         ({"budget": float("nan")}, "budget: nan"),
@@ -284,6 +291,67 @@ def test_cosines_are_those_of_the_whole_state() -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(PassError, match=text):
         SkipFfn(**options)
+
+
+@pytest.mark.parametrize(
+    "cheap", ["", "none", "low_rank", "low_rank()", "low_rank(0)", "low_rank(-1)", "low_rank(4097)", "low_rank(1e9)"]
+)
+def test_other_cheap_paths_are_refused(cheap: str) -> None:
+    with pytest.raises(PassError) as caught:
+        SkipFfn(cheap=cheap)
+    assert str(caught.value) == f"cheap: {cheap!r}; identity, or low_rank(N) with N from 1 to 4096, is right"
+
+
+@pytest.mark.parametrize(
+    ("options", "rank"),
+    [
+        ("{}", 64),
+        ("{cheap: identity}", 0),
+        ("{cheap: low_rank(384)}", 384),
+        ("{cheap: low_rank( 1 )}", 1),
+        ("{cheap: 'low_rank(4096)'}", 4096),
+    ],
+)
+def test_the_cheap_path_is_said_in_yaml(options: str, rank: int) -> None:
+    spec = parse_spec(HEAD + f"passes: [skip_ffn: {options}]")
+    [pass_] = build_passes(spec)
+    assert isinstance(pass_, SkipFfn)
+    assert pass_.rank == rank
+    assert parse_spec(effective(spec)) == spec
+    set_ = f"passes.0.skip_ffn.cheap={pass_.cheap}"
+    assert build_passes(parse_spec(HEAD + "passes: [skip_ffn]", overrides=[set_])) == (pass_,)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ("{cheap: low_rank(0)}", ": cheap: 'low_rank(0)'; identity, or low_rank(N) with N from 1 to 4096, is right"),
+        ("{cheap: {low_rank: 8}}", ".cheap: expected text, got a mapping"),
+        ("{cheap: 8}", ".cheap: expected text, got 8"),
+        ("{chaep: identity}", ".chaep: unknown key; did you mean 'cheap'?"),
+    ],
+)
+def test_a_wrong_cheap_path_is_one_line(options: str, fault: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(HEAD + f"passes: [skip_ffn: {options}]")
+    assert str(caught.value) == f"model.yaml:3: passes.0.skip_ffn{fault}"
+
+
+def test_schema_and_help_know_the_cheap_path() -> None:
+    options = json_schema()["$defs"]["skip_ffn"]["properties"]
+    assert options["cheap"] == {"default": "low_rank(64)", "title": "Cheap", "type": "string"}
+    assert "rank" not in options
+    told = CliRunner().invoke(main, ["passes", "skip_ffn"]).stdout
+    assert "cheap: str  (default 'low_rank(64)')" in told
+
+
+@pytest.mark.parametrize("name", ["smollm2_skip/model.yaml", "qwen_skip/0.5b.yaml", "qwen_skip/1.5b.yaml"])
+def test_examples_say_what_their_gates_are(name: str) -> None:
+    path = Path(__file__).parents[2] / "examples" / name
+    [pass_] = build_passes(read_spec(path))
+    assert isinstance(pass_, SkipFfn)
+    assert pass_.gates is not None
+    assert load_card(path.parent / pass_.gates).rank == pass_.rank
 
 
 def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
