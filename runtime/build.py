@@ -36,6 +36,9 @@ from adaptc.runtime.trt import Trt
 CHUNK = 512
 """Most tokens of a prompt that go through the engines at once."""
 
+NEARLY_FULL = 1 << 30
+"""Bytes of a GPU: with fewer free, that may be why an engine cannot be built."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -124,7 +127,7 @@ def _built(
     try:
         made, timings = trt.build(file.read_bytes(), profile(work.graph, work.sizes), sm, timings, str(file))
     except EngineError as error:
-        raise EngineError(f"{file}: {error}") from error
+        raise EngineError(f"{file}: {error}{_lack(sm) if 'memory' not in str(error) else ''}") from error
     record = replace(
         about,
         sha256=hashlib.sha256(made.plan).hexdigest(),
@@ -133,6 +136,21 @@ def _built(
         layers=steps_of(made.listing) or trt.layers(made.plan),
     )
     return record, made.plan, timings
+
+
+def _lack(sm: Sequence[int]) -> str:
+    """What to add to a builder's reasons where the GPU is nearly full, as it does not say so itself."""
+    if sm:
+        return ""
+    from adaptc.runtime.cuda import Cuda
+
+    try:
+        cuda = Cuda()
+    except EngineError as error:
+        return f"; {error}"
+    free = cuda.free_bytes()
+    cuda.close()
+    return f"; {free / 1e6:.0f} MB of the GPU's memory are free: free some more" if free < NEARLY_FULL else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,9 @@ ROWS = 32
 TILE, ROW_TILE, WARPS = 16, 8, 8
 """Results and rows of a block, and the warps that share their columns."""
 
+WHOLE = 32
+"""Columns that a warp sums at a time; of others there must be a multiple of 8, for copies of 16 bytes."""
+
 LEAST_SM = 80
 """Compute capability from which there are the instructions."""
 
@@ -41,8 +44,9 @@ static __device__ bool left_out(float* y, int results, int rows, const unsigned 
 
 #if defined(ON_CPU) && !defined(ON_WARPS)
 // The same sums, by any number of threads.
-extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
-                                   const unsigned char* runs, int zeros) {
+template <bool ragged>
+static __device__ void multiply(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
+                                const unsigned char* runs, int zeros) {
     if (left_out(y, results, rows, runs, zeros)) return;
     for (int i = threadIdx.x; i < 128; i += blockDim.x) {
         int result = blockIdx.x * 16 + i % 16, row = blockIdx.y * 8 + i / 16;
@@ -78,10 +82,12 @@ static __device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32
 
 // A block gives 16 results of 8 rows; each warp sums a share of the columns, 32 at a time, through a ring of copies
 // that are under way. Each lane reads back only what it copied itself. The order of columns inside a product does not
-// matter as long as both factors have the same, so a lane takes 8 neighbours, one copy, for two products of 16. Columns
-// are a multiple of 8; past the last of them a lane takes zeros.
-extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
-                                   const unsigned char* runs, int zeros) {
+// matter as long as both factors have the same, so a lane takes 8 neighbours, one copy, for two products of 16. Ragged
+// columns are a multiple of 8; past the last of them a lane takes zeros. Asking for that takes registers, and with more
+// than 64 of them a multiprocessor holds three blocks in the place of four, so columns of whole 32s do not ask.
+template <bool ragged>
+static __device__ __forceinline__ void multiply(const u16* weight, const u16* x, float* y, int results, int columns,
+                                                int rows, const unsigned char* runs, int zeros) {
     if (left_out(y, results, rows, runs, zeros)) return;
     __shared__ uint4 ring[WARPS][STAGES][2][32];
     __shared__ float sums[WARPS][16][9];
@@ -99,19 +105,19 @@ extern "C" __global__ void product(const u16* weight, const u16* x, float* y, in
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) {
         if (from + i < to) {
-            fetch(&ring[warp][i][0][lane], upper + (from + i) * 4, from + i < whole);
-            fetch(&ring[warp][i][1][lane], lower + (from + i) * 4, from + i < whole);
+            fetch(&ring[warp][i][0][lane], upper + (from + i) * 4, (!ragged || from + i < whole));
+            fetch(&ring[warp][i][1][lane], lower + (from + i) * 4, (!ragged || from + i < whole));
         }
         fetched();
     }
     for (int i = 0; from + i < to; ++i) {
         uint4 b = {0, 0, 0, 0};
-        if (mine && from + i < whole) b = given[(from + i) * 4];
+        if (mine && (!ragged || from + i < whole)) b = given[(from + i) * 4];
         wait();
         int next = i + STAGES - 1;
         if (from + next < to) {
-            fetch(&ring[warp][next % STAGES][0][lane], upper + (from + next) * 4, from + next < whole);
-            fetch(&ring[warp][next % STAGES][1][lane], lower + (from + next) * 4, from + next < whole);
+            fetch(&ring[warp][next % STAGES][0][lane], upper + (from + next) * 4, (!ragged || from + next < whole));
+            fetch(&ring[warp][next % STAGES][1][lane], lower + (from + next) * 4, (!ragged || from + next < whole));
         }
         fetched();
         uint4 p = ring[warp][i % STAGES][0][lane], q = ring[warp][i % STAGES][1][lane];
@@ -133,6 +139,14 @@ extern "C" __global__ void product(const u16* weight, const u16* x, float* y, in
     }
 }
 #endif
+extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
+                                   const unsigned char* runs, int zeros) {
+    multiply<false>(weight, x, y, results, columns, rows, runs, zeros);
+}
+extern "C" __global__ void product_ragged(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
+                                          const unsigned char* runs, int zeros) {
+    multiply<true>(weight, x, y, results, columns, rows, runs, zeros);
+}
 """
 
 
@@ -190,7 +204,7 @@ class Products:
         self._cuda = cuda
         self._sm = cuda.device.sm
         if self._sm >= LEAST_SM:
-            self._kernel: Any = cuda.kernels(source_of(half), ("product",))["product"]
+            self._kernels = cuda.kernels(source_of(half), ("product", "product_ragged"))
 
     def serves(self, graph: RegionGraph, rows: int) -> bool:
         """Whether it computes this graph for so many rows."""
@@ -221,4 +235,5 @@ class Products:
         sizes = [(size, whole) for size in (results, columns, rows)]
         asked = [(gate.runs, pointer), (int(gate.zeros), whole)]
         grid = -(-results // TILE), -(-rows // ROW_TILE)
-        self._cuda.launch(self._kernel, grid, 32 * WARPS, [*places, *sizes, *asked], stream)
+        kernel = self._kernels["product_ragged" if columns % WHOLE else "product"]
+        self._cuda.launch(kernel, grid, 32 * WARPS, [*places, *sizes, *asked], stream)

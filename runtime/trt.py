@@ -245,5 +245,6 @@ def _logger(trt: ModuleType, log: _Log) -> Any:
 
 
 def _first(reasons: Sequence[str]) -> str:
-    """The first reason, on one line."""
-    return " ".join(reasons[0].split()) if reasons else "it gives no reason"
+    """The first reason that has words, on one line; 8.6 gives nothing but "1: " where it lacks memory."""
+    lines = (" ".join(reason.split()) for reason in reasons)
+    return next((line for line in lines if any(map(str.isalpha, line))), "it gives no reason")

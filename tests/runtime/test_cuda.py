@@ -161,6 +161,13 @@ def test_out_of_memory_while_building() -> None:
     )
 
 
+@pytest.mark.parametrize(("reason", "line"), [("1: ", "it gives no reason"), ("1: \n2: a shape", "1: 2: a shape")])
+def test_a_builder_that_says_little(reason: str, line: str) -> None:
+    with pytest.raises(EngineError) as error:
+        Refusing(reason).build(b"", Profile.fixed({}))
+    assert str(error.value) == f"tensorrt 8.6.0: cannot build the engine: {line}"
+
+
 @pytest.mark.parametrize(
     ("reason", "line"),
     [

@@ -10,7 +10,7 @@ import pytest
 
 from adaptc.runtime.engines import wanted
 from adaptc.runtime.manifest import TensorSpec
-from adaptc.runtime.products import ROWS, SOURCE, WARPS, Products
+from adaptc.runtime.products import ROWS, SOURCE, WARPS, WHOLE, Products
 from adaptc.runtime.regions import RegionGraph
 from tests.runtime import cpu_kernels
 from tests.runtime.fake_cuda import FakeCuda
@@ -47,16 +47,18 @@ def test_warps_give_the_product(rows: int, results: int, columns: int) -> None:
     args = [(weight.ctypes.data, POINTER), (x.ctypes.data, POINTER), (y.ctypes.data, POINTER)]
     sizes = [(results, INT), (columns, INT), (rows, INT), (0, POINTER), (0, INT)]
     grid = -(-results // 16), -(-rows // 8)
-    cpu_kernels.run("product", grid, 32 * WARPS, [*args, *sizes], cpu_kernels.WARPS)
+    name = "product_ragged" if columns % WHOLE else "product"
+    cpu_kernels.run(name, grid, 32 * WARPS, [*args, *sizes], cpu_kernels.WARPS)
     np.testing.assert_allclose(y, x.astype(np.float32) @ weight.astype(np.float32).T, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_launched_over_the_addresses_of_a_call() -> None:
+@pytest.mark.parametrize(("columns", "kernel"), [(64, "product"), (48, "product_ragged")])
+def test_it_is_launched_over_the_addresses_of_a_call(columns: int, kernel: str) -> None:
     cuda = FakeCuda()
     products = Products(cuda, "float16")
-    x, weight, y = drawn(9, 64), drawn(50, 64), np.zeros((9, 50), np.float32)
+    x, weight, y = drawn(9, columns), drawn(50, columns), np.zeros((9, 50), np.float32)
     given = [x.ctypes.data, weight.ctypes.data]
-    products.enqueue(graph(50, 64), 9, given, [y.ctypes.data], cuda.stream())
+    products.enqueue(graph(50, columns), 9, given, [y.ctypes.data], cuda.stream())
     np.testing.assert_allclose(y, x.astype(np.float32) @ weight.astype(np.float32).T, rtol=1e-4, atol=1e-4)
 
 
@@ -66,8 +68,9 @@ def test_a_product_that_is_left_out_reads_nothing_and_gives_zeros_or_nothing(mor
     given = [(0, POINTER), (0, POINTER), (y.ctypes.data, POINTER), (20, INT), (64, INT), (2, INT)]
     for zeros, expected in ((0, 1), (1, 0)):
         args = [*given, (runs.ctypes.data, POINTER), (zeros, INT)]
-        cpu_kernels.run("product", (2, 1), 32, args, more)
-        assert (y == expected).all()
+        for name in ("product", "product_ragged"):
+            cpu_kernels.run(name, (2, 1), 32, args, more)
+            assert (y == expected).all()
 
 
 def test_many_rows_other_graphs_and_older_gpus_are_left_to_engines() -> None:
