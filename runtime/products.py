@@ -105,8 +105,8 @@ static __device__ __forceinline__ void multiply(const u16* weight, const u16* x,
 #pragma unroll
     for (int i = 0; i < STAGES - 1; ++i) {
         if (from + i < to) {
-            fetch(&ring[warp][i][0][lane], upper + (from + i) * 4, (!ragged || from + i < whole));
-            fetch(&ring[warp][i][1][lane], lower + (from + i) * 4, (!ragged || from + i < whole));
+            fetch(&ring[warp][i][0][lane], upper + (from + i) * 4, !ragged || from + i < whole);
+            fetch(&ring[warp][i][1][lane], lower + (from + i) * 4, !ragged || from + i < whole);
         }
         fetched();
     }
@@ -116,8 +116,8 @@ static __device__ __forceinline__ void multiply(const u16* weight, const u16* x,
         wait();
         int next = i + STAGES - 1;
         if (from + next < to) {
-            fetch(&ring[warp][next % STAGES][0][lane], upper + (from + next) * 4, (!ragged || from + next < whole));
-            fetch(&ring[warp][next % STAGES][1][lane], lower + (from + next) * 4, (!ragged || from + next < whole));
+            fetch(&ring[warp][next % STAGES][0][lane], upper + (from + next) * 4, !ragged || from + next < whole);
+            fetch(&ring[warp][next % STAGES][1][lane], lower + (from + next) * 4, !ragged || from + next < whole);
         }
         fetched();
         uint4 p = ring[warp][i % STAGES][0][lane], q = ring[warp][i % STAGES][1][lane];

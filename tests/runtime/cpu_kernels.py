@@ -27,6 +27,7 @@ static Axes blockDim, gridDim;
 static std::unique_ptr<std::barrier<>> barrier, warps[32];
 #define __global__
 #define __device__
+#define __forceinline__ inline
 #define __shared__ static
 static void __syncthreads() { barrier->arrive_and_wait(); }
 static float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; }
