@@ -71,6 +71,11 @@ def together(steps: Sequence[bytes], gates: Sequence[GateSpec]) -> Skips | None:
     return Skips(ran, sum(each.blocks for each in gates))
 
 
+def batched_dense(gates: GateSpec | None, rows: int) -> bool:
+    """Whether the batch policy has every block run in a step of so many rows."""
+    return gates is not None and rows > 1 and (rows > gates.rows or gates.batch == "off")
+
+
 def check_budget(value: object) -> float:
     """A budget, from 0 to 1.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.budget import ANY, DENSE, Wish, threshold_of
+from adaptc.runtime.budget import ANY, DENSE, Wish, batched_dense, threshold_of
 from adaptc.runtime.engine import Engine, Step
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.inserts import Beside, Feeds, Inserts
@@ -194,9 +194,8 @@ class Decoder(OneWay):
 
     def _choose(self, rows: int) -> None:
         """Set the threshold of each row for the next step."""
-        assert self.gates is not None
         threshold = self._threshold[:rows, 0]
-        if rows > 1 and (rows > self.gates.rows or self.gates.batch == "off"):
+        if batched_dense(self.gates, rows):
             threshold[:] = DENSE
         else:
             threshold[:] = self._levels[:rows]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.budget import ANY, DENSE, Wish, threshold_of
+from adaptc.runtime.budget import ANY, DENSE, Wish, batched_dense, threshold_of
 from adaptc.runtime.cuda import Cuda
 from adaptc.runtime.decoder import HIDDEN, Logits
 from adaptc.runtime.errors import RequestError
@@ -243,8 +243,7 @@ class GpuPart:
             return self.force
         levels = self.levels[:rows]
         warm = self.length[:rows] + ahead < self._warmup
-        off = self.gates is not None and self.gates.batch == "off" and rows > 1
-        if off or bool((warm | (levels == DENSE)).all()):
+        if batched_dense(self.gates, rows) or bool((warm | (levels == DENSE)).all()):
             return "dense"
         if self._constants is not None:
             lowest = np.where(warm, DENSE, levels).min()

@@ -129,6 +129,18 @@ def test_a_dense_step_has_no_gates(bundle: Any) -> None:
     assert gpu.captured() == [["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, *BLOCK, "region_7", *LAST]]
 
 
+@pytest.mark.parametrize("policy", [{"rows": 1}, {"batch": "off"}])
+def test_a_step_of_more_rows_than_may_skip_has_no_gates(bundle: Any, policy: dict[str, Any]) -> None:
+    gpu = Gpu(bundle)
+    assert gpu.part.gates is not None
+    gpu.part.gates = replace(gpu.part.gates, **policy)
+    gpu.session.generate([IDS[:3], IDS[:3]], max_new_tokens=4, budget=0.0)
+    assert gpu.captured()
+    assert not any("decide" in graph for graph in gpu.captured())
+    gpu.session.generate(IDS[:3], max_new_tokens=4, budget=0.0)
+    assert "decide" in gpu.captured()[-1]
+
+
 def test_the_next_step_is_launched_before_the_last_token_is_read(bundle: Any) -> None:
     gpu = Gpu(bundle)
     gpu.session.generate(IDS[:3], max_new_tokens=5)
