@@ -59,13 +59,10 @@ def row_sizes(pieces: Pieces, batch: int) -> tuple[int, ...]:
     Raises:
         RequestError: no engine serves so many rows.
     """
-    sizes = [rows for rows in pieces.rows() if rows <= batch] or [1]
-    if sizes[-1] < batch:
-        bigger = [rows for rows in pieces.rows() if rows > batch]
-        if not bigger:
-            raise RequestError(f"batch: {batch}; the engines serve up to {sizes[-1]}, adaptc build --batch {batch}")
-        sizes.append(bigger[0])
-    return tuple(sizes)
+    there = pieces.rows() or (1,)
+    if there[-1] < batch:
+        raise RequestError(f"batch: {batch}; the engines serve up to {there[-1]}, adaptc build --batch {batch}")
+    return (*(rows for rows in there if rows < batch), min(rows for rows in there if rows >= batch))
 
 
 class GpuPart:

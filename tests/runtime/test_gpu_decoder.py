@@ -57,10 +57,17 @@ def cpu(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessi
 class Gpu:
     """A session on the fake, with what it was made of."""
 
-    def __init__(self, bundle: Any, driver: int = 13000, batch: int = 2, mode: str = "regions") -> None:
+    def __init__(
+        self,
+        bundle: Any,
+        driver: int = 13000,
+        batch: int = 2,
+        mode: str = "regions",
+        built: tuple[int, ...] = (1, 2),
+    ) -> None:
         self.cuda = FakeCuda(replace(FakeCuda().device, driver=driver))
         parts = regions_of(bundle)
-        self.pieces = FakePieces(self.cuda, bundle.path, graphs_of(parts), (1, 2), (16, 32, 64))
+        self.pieces = FakePieces(self.cuda, bundle.path, graphs_of(parts), built, (16, 32, 64))
         decoder = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8, mode)
         assert isinstance(decoder, GpuDecoder)
         self.decoder, self.part = decoder, decoder.part
@@ -285,6 +292,15 @@ def small(bundle: Any, limit: int) -> None:
     cuda = FakeCuda(limit=limit)
     parts = regions_of(bundle)
     rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1,), (16,)), bundle, parts, 1, 8)
+
+
+def test_one_row_runs_in_engines_for_more(bundle: Any, cpu: Session) -> None:
+    gpu = Gpu(bundle, batch=1, built=(2, 4))
+    assert (
+        gpu.session.generate(IDS, max_new_tokens=8, budget=0.3).ids
+        == cpu.generate(IDS, max_new_tokens=8, budget=0.3).ids
+    )
+    assert {key[0] for key in gpu.part.graphs._known} == {2}
 
 
 def test_more_rows_than_engines_serve(bundle: Any) -> None:
