@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from adaptc import __version__
 from adaptc.datafile import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.graph import OnnxGraph, sizes
 from adaptc.image_spec import image_spec
+from adaptc.passes.conditionals import conditionals, run_always
 from adaptc.pays import Verdict, decoder_spec, gate_spec
 from adaptc.program import EMPTY, Program, Run, Switch
 from adaptc.publish_regions import decoder_of, region_files
@@ -63,7 +65,9 @@ def publish(
     Raises:
         BundleError: it cannot be written.
     """
-    graphs = program.at_level(OnnxGraph)
+    own = program.at_level(OnnxGraph)
+    twins = _without_gates(program)
+    graphs = own | {_dense(name): graph for name, graph in twins.items()}
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
         # Regions read all their weights from one file.
         swappable = not program.regions
@@ -92,16 +96,33 @@ def publish(
             passes=tuple(records),
             plan=plan_steps(program),
             graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
-            gates={name: gate_spec(gates) for name, gates in program.gates.items()},
+            gates={
+                name: replace(gate_spec(gates), dense=_dense(name) if name in twins else "")
+                for name, gates in program.gates.items()
+            },
             modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
-            report=_measured(graphs, plan_steps(program), program)
+            report=_measured(own, plan_steps(program), program)
+            | {"nodes": {name: sum(1 for _ in graph.model.graph.all_nodes()) for name, graph in graphs.items()}}
             | ({"gates": {n: v.record() for n, v in verdicts.items()}} if verdicts else {}),
         )
         files["report.json"] = report_json(manifest).encode()
         files["report.html"] = report_html(spec.name or "-".join(spec.models), manifest).encode()
         return write_bundle(into, files, manifest)
+
+
+def _without_gates(program: Program) -> dict[str, OnnxGraph]:
+    """By name, a decoder's graph as it is without its gates; of a stitched program none, as its parts are many."""
+    if program.regions or any(isinstance(step, Switch) for step in program.plan):
+        return {}
+    gated = {name: program.graph(name, OnnxGraph) for name in program.gates}
+    return {name: run_always(graph, range(len(conditionals(graph)))) for name, graph in gated.items()}
+
+
+def _dense(name: str) -> str:
+    """What a graph is called without its gates."""
+    return f"{name}.dense"
 
 
 def _model(source: Source, sha256: str) -> ModelRecord:
@@ -132,7 +153,8 @@ def _router(step: Switch) -> RouterRecord | None:
 
 
 def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
-    main, tower, split = graph.model.graph, program.tower(name), program.regions.get(name)
+    main, split = graph.model.graph, program.regions.get(name)
+    tower = program.tower(name.removesuffix(_dense("")))
     return GraphSpec(
         file=f"graphs/{name}.onnx",
         inputs=tuple(map(_tensor, main.inputs)),
@@ -159,5 +181,4 @@ def _measured(
         # Of a stitched bundle, by its dearest route.
         "bytes_per_token": max(costs) if costs else sum(map(read_bytes_per_token, writers.values())),
         "skippable_bytes": {name: skippable_bytes(graph) for name, graph in graphs.items()},
-        "nodes": {name: sum(1 for _ in graph.model.graph.all_nodes()) for name, graph in graphs.items()},
     }

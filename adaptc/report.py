@@ -33,8 +33,9 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield "weights read per token", f"{manifest.report['bytes_per_token'] / 1e6:.1f} MB"
     for name, modal in manifest.modal.items():
         yield f"subsets of {name}", ", ".join("+".join(subset.modalities) for subset in modal.subsets)
+    twins = {gates.dense for gates in manifest.gates.values()}  # they share their graphs' caches
     for name, graph in manifest.graphs.items():
-        if graph.decoder is not None:
+        if graph.decoder is not None and name not in twins:
             cache = sum(2 * heads * width for heads, width in graph.decoder.kv) * graph.decoder.max_tokens * 4
             yield f"KV cache of {name}", f"{cache / 1e6:.1f} MB a row"
         yield f"graph {name}", f"{manifest.report['nodes'][name]} nodes"

@@ -196,9 +196,10 @@ def _check_references(manifest: Manifest) -> None:
         for name in (spec.file, *spec.data):
             if name not in manifest.files:
                 raise BundleError(f"graphs.{graph}: {name!r} is not among the bundle's files")
-    for name in manifest.gates:
-        if name not in manifest.graphs:
-            raise BundleError(f"gates.{name}: no such graph; there are: {', '.join(manifest.graphs)}")
+    for name, gates in manifest.gates.items():
+        for each in (name, gates.dense or name):
+            if each not in manifest.graphs:
+                raise BundleError(f"gates.{name}: no graph {each!r}; there are: {', '.join(manifest.graphs)}")
     for model, modal in manifest.modal.items():
         encoders = [each.encoder for each in modal.modalities.values() if each.encoder is not None]
         for name in (*encoders, *(subset.graph for subset in modal.subsets)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from adaptc.runtime.budget import check_budget
+from adaptc.runtime.budget import batched_dense, check_budget
 from adaptc.runtime.bundle import Bundle, open_bundle
 from adaptc.runtime.decoder import Decoder, state_width
 from adaptc.runtime.engine import Engine
@@ -13,7 +13,7 @@ from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.grid_images import GridImages
 from adaptc.runtime.images import IMAGES, Images, read_image_spec
 from adaptc.runtime.infer import ModalSession
-from adaptc.runtime.manifest import DecoderSpec, GraphSpec, Manifest, PlanStep, SwitchStep
+from adaptc.runtime.manifest import DecoderSpec, Manifest, PlanStep, SwitchStep
 from adaptc.runtime.modal_run import ModalGraphs
 from adaptc.runtime.ort import OrtEngine
 from adaptc.runtime.packed import check_packed
@@ -24,6 +24,7 @@ from adaptc.runtime.router import router_of
 from adaptc.runtime.rows import Rows
 from adaptc.runtime.session import Session
 from adaptc.runtime.tokenizer import Tokenizer
+from adaptc.runtime.twins import Kind, Twins
 
 _MOST_THREADS = 1024  # more is a slip of the keyboard, and starting them would exhaust the machine
 
@@ -69,7 +70,7 @@ def load(
     if is_modal(bundle.manifest):
         # Which of the two it is, only the bundle knows; callers that do call `load_modal`.
         return cast("Session", _modal_session(bundle, threads, cache_bytes=64 << 20))
-    name, graph, decoder = _decoder_graph(bundle.manifest, str(path))
+    name, decoder = _decoder_graph(bundle.manifest, str(path))
     folder = bundle.path / "tokenizer"
     tokenizer = Tokenizer(folder) if folder.exists() else None
     batch = bundle.manifest.target.batch if batch is None else batch
@@ -83,7 +84,8 @@ def load(
         return Session(rows, decoder, tokenizer, batch=batch, chunk=chunk, gates=gates, budget=budget)
     if verify:
         check_packed(bundle.path / "graphs")
-    engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
+    engine = _decoder_engine(bundle, name, threads, budget, batch)
+    routes = _routes(bundle, threads)
     modal, images = bundle.manifest.modal.get(name), _images(bundle, name, threads)
     return Session(
         *(engine, decoder, tokenizer),
@@ -111,8 +113,8 @@ def load_rows(bundle: Bundle, threads: int | None = None, batch: int = 1, chunk:
         EngineError: the engine is not installed or refuses a graph.
         RequestError: the KV cache does not fit in memory.
     """
-    name, graph, decoder = _decoder_graph(bundle.manifest, str(bundle.path))
-    engine, routes = OrtEngine(bundle.path / graph.file, threads), _routes(bundle, threads)
+    name, decoder = _decoder_graph(bundle.manifest, str(bundle.path))
+    engine, routes = _decoder_engine(bundle, name, threads, None, batch), _routes(bundle, threads)
     rows = Decoder(engine, decoder, batch, chunk, bundle.manifest.gates.get(name))
     return rows if routes is None else routes.decoder(rows, chunk)
 
@@ -169,15 +171,29 @@ def _engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     return gpu_engine(bundle, name)
 
 
-def _decoder_graph(manifest: Manifest, where: str) -> tuple[str, GraphSpec, DecoderSpec]:
-    """The graph that reads token ids, which is the plan's first but for encoders."""
+def _decoder_engine(bundle: Bundle, name: str, threads: int | None, budget: float | None, batch: int) -> Engine:
+    """What runs the first graph of a decoder; of two, with gates and without, what the session is likely to use."""
+    graphs, gates = bundle.manifest.graphs, bundle.manifest.gates.get(name)
+    graph = graphs[name]
+    if gates is None or not gates.dense:
+        return OrtEngine(bundle.path / graph.file, threads)
+    files: dict[Kind, str] = {"gated": graph.file, "dense": graphs[gates.dense].file}
+    skips = (gates.budget if budget is None else budget) < 1
+    wanted: tuple[Kind, ...] = (
+        ("dense",) if not skips else ("gated", "dense") if batched_dense(gates, batch) else ("gated",)
+    )
+    return Twins(graph.inputs, graph.outputs, lambda kind: OrtEngine(bundle.path / files[kind], threads), wanted)
+
+
+def _decoder_graph(manifest: Manifest, where: str) -> tuple[str, DecoderSpec]:
+    """Name of the graph that reads token ids, which is the plan's first but for encoders."""
     encoders = {each.encoder for modal in manifest.modal.values() for each in modal.modalities.values()}
     first, *rest = (step for step in manifest.plan if step.graphs[0] not in encoders)
     graph = manifest.graphs[first.graphs[0]]
     whole = not rest or (len(rest) == 1 and isinstance(rest[0], SwitchStep))
     if not whole or not isinstance(first, PlanStep) or graph.decoder is None:
         raise BundleError(f"{where}: its plan is not one decoder, with or without routes; a newer adaptc may run it")
-    return first.run, graph, graph.decoder
+    return first.run, graph.decoder
 
 
 def _images(bundle: Bundle, model: str, threads: int | None) -> Images | None:

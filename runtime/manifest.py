@@ -14,7 +14,7 @@ from typing import Any
 from adaptc.runtime.errors import BundleError
 from adaptc.runtime.strict_json import read_json
 
-SCHEMA = 1
+SCHEMA = 2
 """The version of `manifest.json` this adaptc writes, and the only one it reads."""
 
 JsonObject = dict[str, Any]
@@ -90,6 +90,7 @@ class GateSpec:
         thresholds: (share of all blocks skipped, threshold), both rising, from (0, null): null is -inf.
         rows: Most rows of a step in which blocks are skipped, as measured; with more every block runs.
         budget: Of requests that name none, 0 to 1.
+        dense: Name of the same graph without gates, for steps that skip nothing; "" if there is none.
     """
 
     policy: str
@@ -100,6 +101,7 @@ class GateSpec:
     thresholds: tuple[tuple[float, float | None], ...]
     rows: int = 1024
     budget: float = 1.0
+    dense: str = ""
 
 
 @dataclass(frozen=True, slots=True)

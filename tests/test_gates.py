@@ -19,6 +19,7 @@ from adaptc.passes import Pass
 from adaptc.pays import Payoff
 from adaptc.program import Program
 from adaptc.runtime import GateSpec
+from adaptc.runtime.ort import OrtEngine
 from adaptc.spec import read_spec
 from tests import folder, skipping
 
@@ -63,7 +64,9 @@ def test_gates_that_pay_are_in_the_bundle(
             Cache(root).drop("bundle", entry.name)
         manifest = made.bundle.manifest
         table = ((0.0, None), (0.1, -0.5), (0.5, 0.5))
-        assert manifest.gates == {"lm": GateSpec("learned", skipping.GATED, 3, 4, "any", table)}
+        assert manifest.gates == {"lm": GateSpec("learned", skipping.GATED, 3, 4, "any", table, dense="lm.dense")}
+        assert [t.name for t in manifest.graphs["lm.dense"].inputs if t.name == "threshold"] == []
+        assert manifest.graphs["lm.dense"].data == manifest.graphs["lm"].data[:1]
         assert manifest.passes[-1].name == "branch"
         assert manifest.report["gates"]["lm"]["kept"] is True
         assert len(manifest.report["skippable_bytes"]["lm"]) == 2
@@ -75,6 +78,28 @@ def test_gates_that_pay_are_in_the_bundle(
     report = json.loads((made.bundle.path / "report.json").read_text())["report"]["gates"]["lm"]
     assert report["why"].startswith("a gate costs 5.0 µs a token, a skipped block saves 105.0 µs: it pays above 5%")
     assert "a gate costs" in (made.bundle.path / "report.html").read_text()
+
+
+def test_a_session_loads_the_graph_that_its_budget_asks_for(
+    tiny: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(tiny[0], tmp_path / "b", tmp_path / "cache", monkeypatch, Payoff(1e-3, 1.01e-3, 0.8e-3, 2))
+    loaded: list[str] = []
+
+    class Named(OrtEngine):
+        def __init__(self, file: Path, threads: int | None = None) -> None:
+            loaded.append(file.name)
+            super().__init__(file, threads)
+
+    monkeypatch.setattr("adaptc.runtime.loading.OrtEngine", Named)
+    answers = {}
+    for budget, first, later in ((None, ["lm.dense.onnx"], ["lm.onnx"]), (0.5, ["lm.onnx"], [])):
+        with runtime.load(made.bundle.path, budget=budget) as session:
+            assert loaded == first
+            answers[budget] = [session.generate(IDS, max_new_tokens=9, budget=each).ids for each in (1, 0.5)]
+            assert loaded == first + later
+        loaded.clear()
+    assert answers[None] == answers[0.5]
 
 
 def test_gates_that_do_not_pay_are_removed_and_the_report_says_so(
