@@ -56,7 +56,7 @@ def curves(sweep: Mapping[str, Any], title: str) -> Figure:
     left.set_ylabel("perplexity ÷ dense")
     left.set_ylim(0.97, WORST)
     left.set_xlim(0, 52)
-    left.legend(frameon=False, fontsize=8.5, loc="upper right")
+    left.legend(frameon=False, fontsize=8.5, loc="best")
     left.set_title("quality by policy", loc="left", fontsize=10.5, color=INK)
     if speed:
         _speeds(right[0], sweep)
