@@ -88,13 +88,16 @@ class Model(Protocol):
 class BundleModel:
     """A bundle, seen as a `Model`: prompts go through the prefill path, `greedy` through the decode path."""
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, route: str | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, route: str | None = None, *, gated: bool = False
+    ) -> None:
         """Load it; its hashes are not looked at.
 
         Args:
             bundle: An opened bundle.
             threads: Of the engine; None for the physical cores.
             route: Of a stitched bundle.
+            gated: Of a graph with gates and its twin without them, whether the one with gates runs every block.
 
         Raises:
             EngineError: the engine is not installed or refuses the graph.
@@ -104,7 +107,8 @@ class BundleModel:
 
         if bundle.manifest.graphs[bundle.manifest.reader].decoder is None:
             raise BundleError(f"{bundle.path}: not a decoder; there is nothing to compare")
-        self._decoder, self._wish = load_rows(bundle, threads), Wish(route=route)
+        self._decoder = load_rows(bundle, threads, budget=0.0 if gated else None)
+        self._wish = Wish(budget=1.0 if gated else None, route=route)
         self.max_tokens = self._decoder.spec.max_tokens
 
     def logits(self, ids: Ids) -> Logits:
@@ -223,14 +227,18 @@ def routes_parity(
 def _parity(
     bundle: Bundle, route: str | None, reference: Model, prompts: Sequence[Sequence[int]], threads: int | None
 ) -> Parity:
-    model = BundleModel(bundle, threads, route)
-    try:
-        room = model.max_tokens - NEW_TOKENS
-        if room < 1:
-            raise BundleError(f"{bundle.path}: holds {model.max_tokens} tokens; too few to compare")
-        return compare(model, reference, [prompt[:room] for prompt in prompts])
-    finally:
-        model.close()
+    twins = any(gates.dense for gates in bundle.manifest.gates.values())
+    found = []
+    for gated in (False, True) if twins else (False,):
+        model = BundleModel(bundle, threads, route, gated=gated)
+        try:
+            room = model.max_tokens - NEW_TOKENS
+            if room < 1:
+                raise BundleError(f"{bundle.path}: holds {model.max_tokens} tokens; too few to compare")
+            found.append(compare(model, reference, [prompt[:room] for prompt in prompts]))
+        finally:
+            model.close()
+    return max(found, key=lambda parity: (-parity.same_tokens, parity.mean_kl))
 
 
 def _kl(p: Logits, q: Logits) -> npt.NDArray[np.float64]:

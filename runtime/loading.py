@@ -99,7 +99,9 @@ def load(
     )
 
 
-def load_rows(bundle: Bundle, threads: int | None = None, batch: int = 1, chunk: int = 512) -> Rows:
+def load_rows(
+    bundle: Bundle, threads: int | None = None, batch: int = 1, chunk: int = 512, budget: float | None = None
+) -> Rows:
     """The decoder of a bundle for ONNX Runtime by itself, its routes included: what a session writes with.
 
     Args:
@@ -107,6 +109,7 @@ def load_rows(bundle: Bundle, threads: int | None = None, batch: int = 1, chunk:
         threads: As for `load`.
         batch: As for `load`.
         chunk: As for `load`.
+        budget: That is likely to be asked for; below 1 a graph with gates runs all that its twin without could.
 
     Raises:
         BundleError: its plan is not one decoder.
@@ -114,7 +117,7 @@ def load_rows(bundle: Bundle, threads: int | None = None, batch: int = 1, chunk:
         RequestError: the KV cache does not fit in memory.
     """
     name, decoder = _decoder_graph(bundle.manifest, str(bundle.path))
-    engine, routes = _decoder_engine(bundle, name, threads, None, batch), _routes(bundle, threads)
+    engine, routes = _decoder_engine(bundle, name, threads, budget, batch), _routes(bundle, threads)
     rows = Decoder(engine, decoder, batch, chunk, bundle.manifest.gates.get(name))
     return rows if routes is None else routes.decoder(rows, chunk)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from adaptc import lowering, pays, runtime
@@ -21,6 +22,7 @@ from adaptc.program import Program
 from adaptc.runtime import GateSpec
 from adaptc.runtime.ort import OrtEngine
 from adaptc.spec import read_spec
+from adaptc.verify import BundleModel
 from tests import folder, skipping
 
 GATES = Gates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))
@@ -100,6 +102,18 @@ def test_a_session_loads_the_graph_that_its_budget_asks_for(
             assert loaded == first + later
         loaded.clear()
     assert answers[None] == answers[0.5]
+
+
+def test_both_graphs_give_the_same_logits_bit_for_bit(
+    tiny: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(tiny[0], tmp_path / "b", tmp_path / "cache", monkeypatch, Payoff(1e-3, 1.01e-3, 0.8e-3, 2))
+    dense, gated = (BundleModel(made.bundle, gated=gated) for gated in (False, True))
+    ids = np.array(IDS * 3)
+    np.testing.assert_array_equal(dense.logits(ids), gated.logits(ids))
+    assert dense.greedy(IDS, 12) == gated.greedy(IDS, 12)
+    dense.close()
+    gated.close()
 
 
 def test_gates_that_do_not_pay_are_removed_and_the_report_says_so(
