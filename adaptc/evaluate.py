@@ -197,7 +197,7 @@ def bundle_perplexity(
     if decoder is not None and window > decoder.max_tokens:
         raise RequestError(f"window: {window} tokens; this bundle holds {decoder.max_tokens}: choose fewer")
     taken: Counter[str] = Counter()
-    with load(bundle.path, threads=threads, batch=1, verify=False) as session:
+    with load(bundle.path, threads=threads, batch=1, verify=False, budget=budget) as session:
 
         def score(piece: Ids) -> npt.NDArray[np.float32]:
             scores = session.score(piece, step=step, budget=budget, route=route)

@@ -77,7 +77,7 @@ def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: i
     from adaptc.runtime import load
     from adaptc.runtime.tokenizer import Tokenizer
 
-    with load(bundle.path, threads=threads, batch=1, verify=False) as session:
+    with load(bundle.path, threads=threads, batch=1, verify=False, budget=budget) as session:
         if has_chat(bundle):
             result = session.chat([{"role": "user", "content": prompt}], max_new_tokens=new_tokens, budget=budget)
         else:

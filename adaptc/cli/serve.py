@@ -72,7 +72,7 @@ def generate_command(
     if not texts:
         raise click.UsageError("give a --prompt or a --prompt-file")
     request = _request(options)
-    with runtime.load(bundle, threads=threads, verify=verify) as session:
+    with runtime.load(bundle, threads=threads, verify=verify, budget=request["budget"]) as session:
         _note_budget(session, request["budget"])
         if stream and not as_json and len(texts) == 1:
             _print_pieces(session.generate(texts[0], stream=True, **request))
@@ -100,7 +100,7 @@ def chat_command(bundle: Path, system: str | None, threads: int | None, verify: 
 
     request = _request(options)
     beginning = [{"role": "system", "content": system}] if system else []
-    with runtime.load(bundle, threads=threads, verify=verify) as session:
+    with runtime.load(bundle, threads=threads, verify=verify, budget=request["budget"]) as session:
         _note_budget(session, request["budget"])
         messages = list(beginning)
         _hint("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer.")
