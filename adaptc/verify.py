@@ -97,7 +97,7 @@ class BundleModel:
             bundle: An opened bundle.
             threads: Of the engine; None for the physical cores.
             route: Of a stitched bundle.
-            gated: Of a graph with gates and its twin without them, whether the one with gates runs every block.
+            gated: Whether every block is run by the graph with gates, where there is one without them too.
 
         Raises:
             EngineError: the engine is not installed or refuses the graph.
@@ -107,8 +107,8 @@ class BundleModel:
 
         if bundle.manifest.graphs[bundle.manifest.reader].decoder is None:
             raise BundleError(f"{bundle.path}: not a decoder; there is nothing to compare")
-        self._decoder = load_rows(bundle, threads, budget=0.0 if gated else None)
-        self._wish = Wish(budget=1.0 if gated else None, route=route)
+        self._decoder = load_rows(bundle, threads, budget=0.0 if gated else 1.0)
+        self._wish = Wish(budget=1.0, route=route)
         self.max_tokens = self._decoder.spec.max_tokens
 
     def logits(self, ids: Ids) -> Logits:
@@ -148,6 +148,18 @@ def compare(model: Model, reference: Model, prompts: Iterable[Sequence[int]], ne
         agreed += int((ours.argmax(1) == theirs.argmax(1)).sum())
         positions += len(ids)
     return Parity(same, new_tokens, worst, kl / positions, agreed / positions, positions)
+
+
+def worst(found: Sequence[Parity]) -> Parity:
+    """Of several comparisons of the same prompts, the worst of each figure; a NaN stays one."""
+    return Parity(
+        min(each.same_tokens for each in found),
+        found[0].new_tokens,
+        float(np.max([each.max_logit_error for each in found])),
+        float(np.max([each.mean_kl for each in found])),
+        float(np.min([each.top1_agreement for each in found])),
+        found[0].positions,
+    )
 
 
 def faults(parity: Parity, limits: Limits) -> list[str]:
@@ -238,7 +250,7 @@ def _parity(
             found.append(compare(model, reference, [prompt[:room] for prompt in prompts]))
         finally:
             model.close()
-    return max(found, key=lambda parity: (-parity.same_tokens, parity.mean_kl))
+    return worst(found)
 
 
 def _kl(p: Logits, q: Logits) -> npt.NDArray[np.float64]:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from adaptc import verify
 from adaptc.cli import main
 from adaptc.runtime import Bundle, BundleError, open_bundle
-from adaptc.verify import LIMITS, NEW_TOKENS, BundleModel, Ids, Limits, Logits, Parity, compare, faults
+from adaptc.verify import LIMITS, NEW_TOKENS, BundleModel, Ids, Limits, Logits, Parity, compare, faults, worst
 from tests import attention_bundle
 
 LM = attention_bundle.LM
@@ -153,3 +153,12 @@ def test_a_bundle_without_a_tokenizer_cannot_be_compared(tmp_path: Path) -> None
     attention_bundle.write(tmp_path / "bundle", tokenizer=False)
     with pytest.raises(BundleError, match="no tokenizer"):
         verify.prompts_of(open_bundle(tmp_path / "bundle"))
+
+
+def test_of_two_graphs_the_worst_of_each_figure_counts() -> None:
+    one, other = Parity(3, 20, 0.5, 0.1, 0.9, 10), Parity(5, 20, 0.25, float("nan"), 0.75, 10)
+    for found in ((one, other), (other, one)):
+        parity = worst(found)
+        assert (parity.same_tokens, parity.max_logit_error, parity.top1_agreement) == (3, 0.5, 0.75)
+        assert faults(parity, LIMITS["int4"])
+    assert worst([one]) == one
