@@ -153,8 +153,7 @@ def _router(step: Switch) -> RouterRecord | None:
 
 
 def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
-    main, split = graph.model.graph, program.regions.get(name)
-    tower = program.tower(name.removesuffix(_dense("")))
+    main, tower, split = graph.model.graph, program.tower(name), program.regions.get(name)
     return GraphSpec(
         file=f"graphs/{name}.onnx",
         inputs=tuple(map(_tensor, main.inputs)),

@@ -176,7 +176,7 @@ class GpuPart:
         longest = int(self.length[:rows].max())
         self.cache.fit(longest + 1, keep=True, stream=self._gpu.stream)
         self._room = self.cache.slots - longest
-        off = self.gates is not None and self.gates.batch == "off"
+        off = batched_dense(self.gates, rows)
         before, levels = self.length[:rows] - 1, self.levels[:rows]
         self.control.set(tokens, before, levels, samplers, self._warmup, off, self.slot, order)
 

@@ -109,7 +109,7 @@ def load_rows(
         threads: As for `load`.
         batch: As for `load`.
         chunk: As for `load`.
-        budget: That is likely to be asked for; below 1 a graph with gates runs all that its twin without could.
+        budget: As for `load`, which of two graphs is loaded goes by it; what is asked of the decoder says its own.
 
     Raises:
         BundleError: its plan is not one decoder.
@@ -182,9 +182,8 @@ def _decoder_engine(bundle: Bundle, name: str, threads: int | None, budget: floa
         return OrtEngine(bundle.path / graph.file, threads)
     files: dict[Kind, str] = {"gated": graph.file, "dense": graphs[gates.dense].file}
     skips = (gates.budget if budget is None else budget) < 1
-    wanted: tuple[Kind, ...] = (
-        ("dense",) if not skips else ("gated", "dense") if batched_dense(gates, batch) else ("gated",)
-    )
+    asked: dict[Kind, bool] = {"gated": skips, "dense": not skips or batched_dense(gates, batch)}
+    wanted = tuple(kind for kind in files if asked[kind])
     return Twins(graph.inputs, graph.outputs, lambda kind: OrtEngine(bundle.path / files[kind], threads), wanted)
 
 

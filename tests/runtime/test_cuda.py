@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from adaptc.runtime.build import _lack
 from adaptc.runtime.cuda import Cuda
 from adaptc.runtime.engines import EngineRecord
 from adaptc.runtime.errors import EngineError
@@ -159,6 +160,18 @@ def test_out_of_memory_while_building() -> None:
         "tensorrt 8.6.0: cannot build the engine: Requested amount of GPU memory (1024 bytes) could not be allocated.; "
         "free some memory of the GPU"
     )
+
+
+@pytest.mark.parametrize(
+    ("free", "sm", "said"),
+    [(4 << 20, (), "; 4 MB of the GPU's memory are free: free some more"), (2 << 30, (), ""), (4 << 20, (86,), "")],
+)
+def test_a_builder_that_failed_on_a_full_gpu(
+    free: int, sm: tuple[int, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SimpleNamespace(free_bytes=lambda: free, close=lambda: None)
+    monkeypatch.setattr("adaptc.runtime.cuda.Cuda", lambda: full)
+    assert _lack(sm) == said
 
 
 @pytest.mark.parametrize(("reason", "line"), [("1: ", "it gives no reason"), ("1: \n2: a shape", "1: 2: a shape")])

@@ -60,6 +60,11 @@ def test_it_is_launched_over_the_addresses_of_a_call(columns: int, kernel: str) 
     given = [x.ctypes.data, weight.ctypes.data]
     products.enqueue(graph(50, columns), 9, given, [y.ctypes.data], cuda.stream())
     np.testing.assert_allclose(y, x.astype(np.float32) @ weight.astype(np.float32).T, rtol=1e-4, atol=1e-4)
+    stream = cuda.stream()
+    cuda.begin_capture(stream)
+    products.enqueue(graph(50, columns), 9, given, [y.ctypes.data], stream)
+    cuda.end_capture(stream)
+    assert [name for name, _ in cuda.graphs[-1]] == [kernel]
 
 
 @pytest.mark.parametrize("more", ["", cpu_kernels.WARPS])
