@@ -6,20 +6,20 @@ if __name__ != "adaptc.passes":
     raise ImportError("import adaptc.passes, not passes")
 
 from adaptc.passes.base import Pass, Pipeline, Step
-from adaptc.passes.branch import Branch
-from adaptc.passes.drop_modality import DropModality
-from adaptc.passes.float_weights import FloatWeights
-from adaptc.passes.fuse_norms import FuseNorms
-from adaptc.passes.fuse_projections import FuseProjections
-from adaptc.passes.gptq import Gptq
-from adaptc.passes.kv_cache import KvCache
-from adaptc.passes.legalize import Legalize
-from adaptc.passes.logits_from import LogitsFrom
-from adaptc.passes.lower import Lower
-from adaptc.passes.quantize import Quantize
-from adaptc.passes.skip_ffn import SkipFfn
-from adaptc.passes.split_regions import SplitRegions
-from adaptc.passes.stitch import Stitch
+from adaptc.passes.decoder.fuse_norms import FuseNorms
+from adaptc.passes.decoder.fuse_projections import FuseProjections
+from adaptc.passes.decoder.kv_cache import KvCache
+from adaptc.passes.decoder.logits_from import LogitsFrom
+from adaptc.passes.drop_modality.drop_modality import DropModality
+from adaptc.passes.lower.lower import Lower
+from adaptc.passes.quantize.float_weights import FloatWeights
+from adaptc.passes.quantize.gptq import Gptq
+from adaptc.passes.quantize.quantize import Quantize
+from adaptc.passes.skip_ffn.branch import Branch
+from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
+from adaptc.passes.stitch.stitch import Stitch
+from adaptc.passes.targets.legalize import Legalize
+from adaptc.passes.targets.split_regions import SplitRegions
 
 __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from adaptc.errors import PassError
-from adaptc.program import Program
+from adaptc.ir.program import Program
 
 
 @dataclass(frozen=True, slots=True)

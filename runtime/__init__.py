@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING
 from adaptc.runtime.errors import AdaptcError, BundleError, EngineError, RequestError
 
 if TYPE_CHECKING:
-    from adaptc.runtime.budget import Skips
-    from adaptc.runtime.bundle import Bundle, open_bundle
-    from adaptc.runtime.engine import Engine
-    from adaptc.runtime.fake import FakeEngine
-    from adaptc.runtime.generation import Result, Trace
-    from adaptc.runtime.infer import Inference, ModalSession
-    from adaptc.runtime.jobs import JobQueue, Ticket
+    from adaptc.runtime.backends.engine import Engine
+    from adaptc.runtime.backends.fake import FakeEngine
+    from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+    from adaptc.runtime.bundle.folder import Bundle, open_bundle
+    from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec, Manifest, TensorSpec
+    from adaptc.runtime.generation.session import Session
+    from adaptc.runtime.generation.writing import Result, Trace
     from adaptc.runtime.loading import load, load_modal
-    from adaptc.runtime.manifest import DecoderSpec, GateSpec, Manifest, TensorSpec
-    from adaptc.runtime.ort import OrtEngine
-    from adaptc.runtime.router import Choice
-    from adaptc.runtime.sampling import Sampling
-    from adaptc.runtime.session import Session
+    from adaptc.runtime.model.budget import Skips
+    from adaptc.runtime.model.router import Choice
+    from adaptc.runtime.multimodal.jobs import JobQueue, Ticket
+    from adaptc.runtime.multimodal.session import Inference, ModalSession
+    from adaptc.runtime.text.sampling import Sampling
 
 __all__ = [
     "AdaptcError",
@@ -60,27 +60,27 @@ __all__ = [
 
 # Where each name is, so that importing this package costs nothing until one is used.
 _HOMES = {
-    "Bundle": "bundle",
-    "Choice": "router",
-    "DecoderSpec": "manifest",
-    "Engine": "engine",
-    "FakeEngine": "fake",
-    "GateSpec": "manifest",
-    "Inference": "infer",
-    "JobQueue": "jobs",
-    "Manifest": "manifest",
-    "ModalSession": "infer",
-    "OrtEngine": "ort",
-    "Result": "generation",
-    "Sampling": "sampling",
-    "Session": "session",
-    "Skips": "budget",
-    "TensorSpec": "manifest",
-    "Ticket": "jobs",
-    "Trace": "generation",
+    "Bundle": "bundle.folder",
+    "Choice": "model.router",
+    "DecoderSpec": "bundle.manifest",
+    "Engine": "backends.engine",
+    "FakeEngine": "backends.fake",
+    "GateSpec": "bundle.manifest",
+    "Inference": "multimodal.session",
+    "JobQueue": "multimodal.jobs",
+    "Manifest": "bundle.manifest",
+    "ModalSession": "multimodal.session",
+    "OrtEngine": "backends.onnxruntime_cpu.engine",
+    "Result": "generation.writing",
+    "Sampling": "text.sampling",
+    "Session": "generation.session",
+    "Skips": "model.budget",
+    "TensorSpec": "bundle.manifest",
+    "Ticket": "multimodal.jobs",
+    "Trace": "generation.writing",
     "load": "loading",
     "load_modal": "loading",
-    "open_bundle": "bundle",
+    "open_bundle": "bundle.folder",
 }
 
 

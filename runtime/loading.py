@@ -5,26 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from adaptc.runtime.budget import batched_dense, check_budget
-from adaptc.runtime.bundle import Bundle, open_bundle
-from adaptc.runtime.decoder import Decoder, state_width
-from adaptc.runtime.engine import Engine
+from adaptc.runtime.backends.engine import Engine
+from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder, state_width
+from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+from adaptc.runtime.backends.onnxruntime_cpu.packed import check_packed
+from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes, Top
+from adaptc.runtime.backends.onnxruntime_cpu.twins import Kind, Twins
+from adaptc.runtime.bundle.folder import Bundle, open_bundle
+from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, PlanStep, SwitchStep
 from adaptc.runtime.errors import BundleError, RequestError
-from adaptc.runtime.grid_images import GridImages
-from adaptc.runtime.images import IMAGES, Images, read_image_spec
-from adaptc.runtime.infer import ModalSession
-from adaptc.runtime.manifest import DecoderSpec, Manifest, PlanStep, SwitchStep
-from adaptc.runtime.modal_run import ModalGraphs
-from adaptc.runtime.ort import OrtEngine
-from adaptc.runtime.packed import check_packed
-from adaptc.runtime.profile import read_profile
-from adaptc.runtime.request import check_count
-from adaptc.runtime.routed import Routes, Top
-from adaptc.runtime.router import router_of
-from adaptc.runtime.rows import Rows
-from adaptc.runtime.session import Session
-from adaptc.runtime.tokenizer import Tokenizer
-from adaptc.runtime.twins import Kind, Twins
+from adaptc.runtime.generation.request import check_count
+from adaptc.runtime.generation.session import Session
+from adaptc.runtime.model.budget import batched_dense, check_budget
+from adaptc.runtime.model.router import router_of
+from adaptc.runtime.model.rows import Rows
+from adaptc.runtime.multimodal.grid_images import GridImages
+from adaptc.runtime.multimodal.images import IMAGES, Images, read_image_spec
+from adaptc.runtime.multimodal.profile import read_profile
+from adaptc.runtime.multimodal.session import ModalSession
+from adaptc.runtime.multimodal.subsets import ModalGraphs
+from adaptc.runtime.text.tokenizer import Tokenizer
 
 _MOST_THREADS = 1024  # more is a slip of the keyboard, and starting them would exhaust the machine
 
@@ -76,7 +76,7 @@ def load(
     batch = bundle.manifest.target.batch if batch is None else batch
     gates = bundle.manifest.gates.get(name)
     if kind == "gpu":
-        from adaptc.runtime.gpu import gpu_decoder
+        from adaptc.runtime.backends.cuda.loading import gpu_decoder
 
         check_count("batch", batch)
         check_count("chunk", chunk)
@@ -169,7 +169,7 @@ def _engine(bundle: Bundle, name: str, threads: int | None) -> Engine:
     """What runs a graph that continues no sequence."""
     if bundle.manifest.target.backend == "onnxruntime":
         return OrtEngine(bundle.path / bundle.manifest.graphs[name].file, threads)
-    from adaptc.runtime.gpu import gpu_engine
+    from adaptc.runtime.backends.cuda.loading import gpu_engine
 
     return gpu_engine(bundle, name)
 

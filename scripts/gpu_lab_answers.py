@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.budget import Wish
-from adaptc.runtime.bundle import Bundle
-from adaptc.runtime.generation import write
-from adaptc.runtime.infer import ModalSession
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.generation.request import read_request
+from adaptc.runtime.generation.session import Session
+from adaptc.runtime.generation.writing import write
 from adaptc.runtime.loading import load_modal
-from adaptc.runtime.request import read_request
-from adaptc.runtime.sampling import Sampling
-from adaptc.runtime.session import Session
+from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.multimodal.session import ModalSession
+from adaptc.runtime.text.sampling import Sampling
 
 RUNS = 100
 """Times that a subset is timed."""
@@ -95,8 +95,8 @@ def compare(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def check_answers(bundle: Bundle, expected: Path) -> dict[str, Any]:
     """A GPU's answers beside a CPU's, request by request, and all of them together."""
-    from adaptc.runtime.engines import decoder_graph
-    from adaptc.runtime.gpu import gpu_decoder
+    from adaptc.runtime.backends.cuda.loading import gpu_decoder
+    from adaptc.runtime.backends.tensorrt.engines import decoder_graph
 
     said = json.loads(expected.read_text())
     name, spec = decoder_graph(bundle)

@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.build import build_engines
-from adaptc.runtime.bundle import Bundle, open_bundle
-from adaptc.runtime.cuda import Cuda
-from adaptc.runtime.engines import EngineFolder
+from adaptc.runtime.backends.cuda.decoder import GpuDecoder
+from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.loading import gpu_decoder, gpu_engine
+from adaptc.runtime.backends.tensorrt.build import build_engines
+from adaptc.runtime.backends.tensorrt.engines import EngineFolder
+from adaptc.runtime.bundle.folder import Bundle, open_bundle
 from adaptc.runtime.errors import AdaptcError, EngineError
-from adaptc.runtime.gpu import gpu_decoder, gpu_engine
-from adaptc.runtime.gpu_decoder import GpuDecoder
-from adaptc.runtime.sampling import Sampler, Sampling
+from adaptc.runtime.text.sampling import Sampler, Sampling
 
 PROMPT = np.arange(1, 9)
 MIB = 1 << 20

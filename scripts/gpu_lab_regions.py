@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from gpu_lab_steps import whole_decoder
 
-from adaptc.runtime.bundle import Bundle
-from adaptc.runtime.gpu_decoder import GpuDecoder
+from adaptc.runtime.backends.cuda.decoder import GpuDecoder
+from adaptc.runtime.bundle.folder import Bundle
 
 LAUNCHES = 200
 """Launches of a graph that the host's part is the median of."""

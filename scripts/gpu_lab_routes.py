@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.budget import Wish
-from adaptc.runtime.bundle import Bundle
-from adaptc.runtime.gpu import gpu_decoder
-from adaptc.runtime.gpu_routes import GpuRoutes
-from adaptc.runtime.sampling import Sampler, Sampling
+from adaptc.runtime.backends.cuda.loading import gpu_decoder
+from adaptc.runtime.backends.cuda.routes import GpuRoutes
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.text.sampling import Sampler, Sampling
 
 STEPS, WARM = 200, 10
 """Most steps timed of each kind, and steps before them."""

@@ -22,21 +22,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from gpu_lab_answers import ask
 
-from adaptc import lowering, pays, runtime
-from adaptc.cache import Cache
-from adaptc.compile import compile_spec
-from adaptc.datafile import write_graphs
-from adaptc.passes import Pipeline, gating
-from adaptc.passes.branch import Branch
-from adaptc.passes.float_weights import FloatWeights
-from adaptc.passes.stitch import Routing
-from adaptc.pays import Payoff
-from adaptc.runtime.engines import decoder_graph
-from adaptc.runtime.ort import OrtEngine
-from adaptc.runtime.session import Session
-from adaptc.spec import read_spec
-from tests import skipping, stitched, tiny, trt_bundle, views
-from tests.passes.test_stitch import Gating
+from adaptc import runtime
+from adaptc.compiler import stages as lowering
+from adaptc.compiler import tuning as pays
+from adaptc.compiler.cache import Cache
+from adaptc.compiler.driver import compile_spec
+from adaptc.compiler.tuning import Payoff
+from adaptc.compiler.weights_file import write_graphs
+from adaptc.passes import Pipeline
+from adaptc.passes.quantize.float_weights import FloatWeights
+from adaptc.passes.skip_ffn import gating
+from adaptc.passes.skip_ffn.branch import Branch
+from adaptc.passes.stitch.stitch import Routing
+from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+from adaptc.runtime.backends.tensorrt.engines import decoder_graph
+from adaptc.runtime.generation.session import Session
+from adaptc.spec.schema import read_spec
+from tests.models import skipping, stitched, tiny, trt_bundle, views
+from tests.passes.stitch.test_stitch import Gating
 
 PROMPTS = [np.random.default_rng(n).integers(2, 60, n).tolist() for n in (5, 3, 9, 1, 7, 12, 4, 6)]
 ROUTES = list(stitched.ROUTES)

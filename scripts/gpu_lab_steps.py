@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.bundle import Bundle
-from adaptc.runtime.gpu import gpu_decoder
-from adaptc.runtime.gpu_decoder import GpuDecoder
-from adaptc.runtime.kernels import RING
-from adaptc.runtime.sampling import Sampler, Sampling
+from adaptc.runtime.backends.cuda.decoder import GpuDecoder
+from adaptc.runtime.backends.cuda.kernels import RING
+from adaptc.runtime.backends.cuda.loading import gpu_decoder
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.text.sampling import Sampler, Sampling
 
 STEPS = 100
 """Steps timed of each kind, five times."""
@@ -185,7 +185,7 @@ def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
 
 
 def time_bundle(bundle: Bundle, batch: int, whole: bool, mode: str) -> dict[str, Any]:
-    from adaptc.runtime.cuda import Cuda
+    from adaptc.runtime.backends.cuda.driver import Cuda
 
     probe = Cuda()
     before = probe.free_bytes()

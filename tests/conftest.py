@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from adaptc.graph import FxGraph
+    from adaptc.ir.graph import FxGraph
 
+PASSES = Path(__file__).parent / "passes"
 GOLDEN = Path(__file__).parent / "golden"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2" / "model.yaml"
 
@@ -46,7 +47,7 @@ def _translate_once() -> None:
     """Keep what `lower` made of a region, as it does itself within a program: tests lower the same tiny models."""
     import onnx_ir as ir
 
-    from adaptc.passes import lower
+    from adaptc.passes.lower import lower
 
     translate, known = lower._translate, dict[str, ir.Function]()
 
@@ -72,14 +73,15 @@ def _parse_translations_once() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share something dear stay in one worker, and the longest come first.
 
-    Dear are the compiled SmolLM2, tiny models after `lower` (tests/tiny.py keeps them), and fixtures of a module.
+    Dear are the compiled SmolLM2, tiny models after `lower` (models/tiny.py keeps them), and fixtures of a module.
     """
 
     def group(item: pytest.Item) -> str:
         marker = item.get_closest_marker("xdist_group")
         if marker is not None:
             return str(marker.args[0])
-        return "programs" if item.path.parent.name == "passes" else item.path.name
+        apart = item.path.name in ("test_calibrate.py", "test_blockwise.py")  # they lower nothing that others do
+        return "programs" if PASSES in item.path.parents and not apart else item.path.name
 
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
@@ -93,9 +95,9 @@ def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
     Its test carries the mark `model`, and `xdist_group("smollm2")` so that one worker runs them all.
     """
-    from adaptc.cache import Cache
-    from adaptc.compile import compile_spec
-    from adaptc.spec import read_spec
+    from adaptc.compiler.cache import Cache
+    from adaptc.compiler.driver import compile_spec
+    from adaptc.spec.schema import read_spec
 
     given: Path | None = request.config.getoption("--smollm2")
     if given is not None:

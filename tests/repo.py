@@ -9,13 +9,25 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-PACKAGES = {
-    "adaptc": ROOT / "adaptc",
-    "adaptc.cli": ROOT / "adaptc" / "cli",
-    "adaptc.passes": ROOT / "passes",
-    "adaptc.runtime": ROOT / "runtime",
-}
-"""Every package and the real folder it comes from."""
+TOP = {"adaptc": ROOT / "adaptc", "adaptc.passes": ROOT / "passes", "adaptc.runtime": ROOT / "runtime"}
+"""The packages at the top level and the real folders they come from."""
+
+
+def _packages(name: str, folder: Path) -> Iterator[tuple[str, Path]]:
+    yield name, folder
+    for each in sorted(folder.iterdir()):
+        if each.is_dir() and not each.is_symlink() and (each / "__init__.py").exists():
+            yield from _packages(f"{name}.{each.name}", each)
+
+
+PACKAGES = {name: folder for top in TOP.items() for name, folder in _packages(*top)}
+"""Every package, rooms included, and its folder."""
+
+
+def below(package: str) -> list[str]:
+    """A package and all packages in it; the links in adaptc/ are not followed."""
+    folder = PACKAGES[package]
+    return [name for name, each in PACKAGES.items() if each == folder or folder in each.parents]
 
 
 def modules(package: str) -> dict[str, Path]:

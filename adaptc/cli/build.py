@@ -13,8 +13,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from adaptc.cache import Cache
-    from adaptc.spec import Spec
+    from adaptc.compiler.cache import Cache
+    from adaptc.spec.schema import Spec
 
 SETTING = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one key of the spec.")
 CACHE = click.option(
@@ -45,10 +45,10 @@ def compile_command(
     """Compile SPEC into a bundle."""
     import tempfile
 
-    from adaptc.cache import Cache
-    from adaptc.compile import compile_spec
-    from adaptc.report import report_json
-    from adaptc.spec import read_spec
+    from adaptc.compiler.cache import Cache
+    from adaptc.compiler.driver import compile_spec
+    from adaptc.compiler.report import report_json
+    from adaptc.spec.schema import read_spec
 
     spec = read_spec(spec_file, settings)
     if dry_run:
@@ -74,8 +74,8 @@ def show_command(
     subject: Path, after: str | None, diff: bool, html_file: Path | None, settings: tuple[str, ...]
 ) -> None:
     """Print a program, one operation a line."""
-    from adaptc import show
-    from adaptc.spec import read_spec
+    from adaptc.compiler import show
+    from adaptc.spec.schema import read_spec
 
     if subject.is_dir():
         if after or diff or html_file or settings:
@@ -126,7 +126,7 @@ def cache_clear(cache_dir: Path | None, kind: str | None) -> None:
 
 
 def _cache(folder: Path | None) -> Cache:
-    from adaptc.cache import Cache
+    from adaptc.compiler.cache import Cache
 
     return Cache(folder) if folder is not None else Cache.default()
 
@@ -163,8 +163,8 @@ def _stages(total: int | None) -> Iterator[Callable[[str], None]]:
 
 
 def _print_plan(spec: Spec, output: Path) -> None:
-    from adaptc.compile import target_passes
-    from adaptc.spec import build_passes
+    from adaptc.compiler.driver import target_passes
+    from adaptc.spec.schema import build_passes
 
     for name, model in spec.models.items():
         click.echo(f"model   {name}: {model.source}")
@@ -182,8 +182,8 @@ def _print_report(path: Path, manifest: object, cached: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from adaptc.report import facts
-    from adaptc.runtime.manifest import Manifest
+    from adaptc.compiler.report import facts
+    from adaptc.runtime.bundle.manifest import Manifest
 
     assert isinstance(manifest, Manifest)
     table = Table.grid(padding=(0, 2))

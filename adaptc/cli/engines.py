@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from adaptc.runtime.build import Progress
-    from adaptc.runtime.bundle import Bundle
+    from adaptc.runtime.backends.tensorrt.build import Progress
+    from adaptc.runtime.bundle.folder import Bundle
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -61,9 +61,9 @@ def build_command(
     import dataclasses
     import json
 
-    from adaptc.runtime.build import build_engines
-    from adaptc.runtime.bundle import open_bundle
-    from adaptc.runtime.engines import EngineFolder
+    from adaptc.runtime.backends.tensorrt.build import build_engines
+    from adaptc.runtime.backends.tensorrt.engines import EngineFolder
+    from adaptc.runtime.bundle.folder import open_bundle
 
     opened = open_bundle(bundle)
     flavour = target or opened.manifest.target.backend
@@ -85,7 +85,7 @@ def _pack(bundle: Bundle, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from adaptc.runtime.packed import pack
+    from adaptc.runtime.backends.onnxruntime_cpu.packed import pack
 
     record = pack(bundle, lambda name: click.echo(f"{name}: pack", err=True))
     if as_json:

@@ -12,10 +12,10 @@ import click
 from adaptc.cli.measure import BASE, BUNDLE, CACHE, JSON, ROUTES, THREADS, _bar, _cache, _print, status
 
 if TYPE_CHECKING:
-    from adaptc.cache import Cache
-    from adaptc.evaluate import Ids
+    from adaptc.compiler.cache import Cache
+    from adaptc.evaluation.perplexity import Ids
+    from adaptc.evaluation.sweep import Subject
     from adaptc.runtime import Bundle
-    from adaptc.sweep import Subject
 
 
 @click.command("eval")
@@ -59,7 +59,7 @@ def eval_command(
 
     Of a stitched bundle that of its routes, of the router's choice for each window, and of the models it is made of.
     """
-    from adaptc import evaluate
+    from adaptc.evaluation import perplexity as evaluate
     from adaptc.runtime import open_bundle
 
     if sweep:
@@ -94,7 +94,7 @@ def eval_command(
 
 def _perplexity(bundle: Bundle, ids: Ids, window: int, route: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured of a bundle, of one of its routes, or of the routes that its router picks."""
-    from adaptc import evaluate
+    from adaptc.evaluation import perplexity as evaluate
 
     with _bar(len(ids), route or "bundle") as progress:
         found = evaluate.bundle_perplexity(bundle, ids, window, route=route, progress=progress, **options)
@@ -115,8 +115,8 @@ def _models(
     bundle: Bundle, ids: Ids, window: int, dtype: str, threads: int | None, base: Path, cache: Cache
 ) -> dict[str, float]:
     """Perplexities of the models a bundle was made of, by name."""
-    from adaptc.evaluate import dense_perplexity
-    from adaptc.reference import sources_of
+    from adaptc.evaluation.perplexity import dense_perplexity
+    from adaptc.evaluation.reference import sources_of
 
     found = {}
     for name, source in sources_of(bundle, base).items():
@@ -150,7 +150,7 @@ def answers_command(
     as_json: bool,
 ) -> None:
     """Compare a bundle's answers under a budget with dense ones."""
-    from adaptc import answers
+    from adaptc.evaluation import answers
     from adaptc.runtime import load, open_bundle
 
     if (prompts is None) == (questions is None):
@@ -186,9 +186,9 @@ def sweep_result(
     subject: Path, text: Path, tokens: int | None, options: SweepOptions, stage: Callable[[str], None]
 ) -> dict[str, Any]:
     """Measure every policy at every share, of a bundle or of a spec."""
-    from adaptc import sweep
-    from adaptc.sweep_speed import Timing, speeds
-    from adaptc.train_spec import device_of
+    from adaptc.evaluation import sweep
+    from adaptc.evaluation.sweep_speed import Timing, speeds
+    from adaptc.training.gates.spec import device_of
 
     settings = sweep.Settings(options.window, device=device_of(options.device))
     given, ids, bundle = _subject(subject, text, tokens, options.base, stage)
@@ -202,10 +202,11 @@ def _subject(
     path: Path, text: Path, tokens: int | None, base: Path, stage: Callable[[str], None]
 ) -> tuple[Subject, Ids, Bundle | None]:
     """What is swept, and the text's ids."""
-    from adaptc import evaluate, sweep
-    from adaptc.calibration_text import CalibrationText
+    from adaptc.evaluation import perplexity as evaluate
+    from adaptc.evaluation import sweep
     from adaptc.runtime import open_bundle
-    from adaptc.spec import read_spec
+    from adaptc.sources.calibration_text import CalibrationText
+    from adaptc.spec.schema import read_spec
 
     if path.suffix not in (".yaml", ".yml"):
         bundle = open_bundle(path)
@@ -224,7 +225,7 @@ def _print_sweep(result: Mapping[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from adaptc.sweep import table
+    from adaptc.evaluation.sweep import table
 
     heads, rows = table(result)
     caption = f"perplexity / dense ({result['dense_perplexity']:.2f}) on {result['tokens']} tokens of {result['text']}"

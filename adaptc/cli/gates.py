@@ -14,8 +14,8 @@ from adaptc.cli.measure import BUNDLE
 @click.argument("file", type=click.Path(path_type=Path))
 def gates_command(bundle: Path, file: Path) -> None:
     """Put other trained gates into a bundle."""
+    from adaptc.compiler.swap import swap_gates
     from adaptc.runtime import open_bundle
-    from adaptc.swap import swap_gates
 
     swapped = swap_gates(open_bundle(bundle), file)
     for gates in swapped.manifest.gates.values():

@@ -30,8 +30,8 @@ def check_command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...]
     """
     from dataclasses import asdict
 
-    from adaptc.check import check
-    from adaptc.spec import read_spec
+    from adaptc.checks.check import check
+    from adaptc.spec.schema import read_spec
 
     _quiet()
     report = check(read_spec(spec_file, settings), spec_file.parent)
@@ -50,7 +50,7 @@ def passes_command(name: str | None) -> None:
     import inspect
 
     from adaptc.errors import SpecError
-    from adaptc.spec import known_passes, outside_passes, pass_class
+    from adaptc.spec.schema import known_passes, outside_passes, pass_class
 
     if name is not None:
         found = pass_class(name)
@@ -83,7 +83,7 @@ def _options(kind: type[Pass]) -> Iterator[str]:
 @AS_JSON
 def doctor_command(as_json: bool) -> None:
     """Say what this machine has, and what it lacks."""
-    from adaptc.doctor import diagnose
+    from adaptc.checks.doctor import diagnose
 
     found = diagnose()
     if as_json:
@@ -119,7 +119,7 @@ def _machine(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 @click.option("--markdown", is_flag=True, help="Print docs/spec.md instead.")
 def schema_command(markdown: bool) -> None:
     """Print the JSON Schema of model.yaml."""
-    from adaptc.schema import json_schema, spec_markdown
+    from adaptc.spec.json_schema import json_schema, spec_markdown
 
     click.echo(spec_markdown() if markdown else json.dumps(json_schema(), indent=2), nl=not markdown)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from adaptc.bench import Runner
-    from adaptc.cache import Cache
+    from adaptc.bench.comparison import Runner
+    from adaptc.compiler.cache import Cache
     from adaptc.runtime import Bundle
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
@@ -50,8 +50,9 @@ def verify_command(
     """
     import importlib.util
 
-    from adaptc import evaluate, verify
     from adaptc.errors import BundleError
+    from adaptc.evaluation import perplexity as evaluate
+    from adaptc.evaluation import verify
     from adaptc.runtime import open_bundle
 
     opened = open_bundle(bundle)
@@ -133,10 +134,10 @@ def bench_command(
         else:
             print_jobs(found)
         return
-    from adaptc import bench
-    from adaptc.evaluate import routes_of
+    from adaptc.bench import comparison as bench
+    from adaptc.evaluation.perplexity import routes_of
     from adaptc.runtime import open_bundle
-    from adaptc.runtime.cores import physical_cores
+    from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 
     names = _names(against)
     opened = open_bundle(bundle)
@@ -161,7 +162,7 @@ def bench_command(
 
 
 def _names(against: str) -> list[str]:
-    from adaptc.peers import PEERS
+    from adaptc.bench.peers import PEERS
 
     names = list(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
     if names == ["all"]:
@@ -176,10 +177,10 @@ def _runners(
     bundle: Bundle, names: list[str], routes: Sequence[str], base: Path, cache: Cache, stage: Callable[[str], None]
 ) -> tuple[list[Runner], dict[str, str]]:
     """The engines that can be measured, adaptc first, by each route; for the others, what would help."""
-    from adaptc.bench import Runner
+    from adaptc.bench.comparison import Runner
+    from adaptc.bench.peer_models import model_of
+    from adaptc.bench.peers import ADAPTC, PEERS
     from adaptc.errors import LoadError
-    from adaptc.peer_models import model_of
-    from adaptc.peers import ADAPTC, PEERS
 
     runners, missing = [Runner(ADAPTC, bundle.path, route) for route in routes or (None,)], {}
     installed = []
@@ -189,7 +190,7 @@ def _runners(
         else:
             missing[peer.name] = f"not installed; {peer.install}"
     if installed:
-        from adaptc.reference import source_of
+        from adaptc.evaluation.reference import source_of
 
         source, sha256 = source_of(bundle, base), next(iter(bundle.manifest.models.values())).sha256
         for peer in installed:
@@ -241,7 +242,7 @@ def _print(result: Mapping[str, Any], as_json: bool, under: str = "") -> None:
 
 
 def _cache(folder: Path | None) -> Cache:
-    from adaptc.cache import Cache
+    from adaptc.compiler.cache import Cache
 
     return Cache(folder) if folder is not None else Cache.default()
 

@@ -13,7 +13,7 @@ from adaptc.cli.measure import BUNDLE, JSON, THREADS, status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from adaptc.runtime.profile import Profile
+    from adaptc.runtime.multimodal.profile import Profile
 
 DATA = click.option(
     "--data",
@@ -37,7 +37,7 @@ def profile_command(
 
     Accuracy on labelled rows that training did not see, seconds on this machine; run it again where the bundle is used.
     """
-    from adaptc.profiling import profile_bundle
+    from adaptc.bench.profiling import profile_bundle
 
     with status() as stage:
         profile = profile_bundle(bundle, data, threads=threads, largest_batch=largest_batch, gate=gate, stage=stage)
@@ -84,9 +84,9 @@ def strategy_command(bundle: Path, size: int, accuracy: float | None, plot: Path
     optimum of the integer program, by dynamic programming over the profile.
     """
     from adaptc.errors import RequestError
-    from adaptc.runtime.modal_gate import options
-    from adaptc.runtime.profile import read_profile
-    from adaptc.runtime.strategy import Strategies
+    from adaptc.runtime.multimodal.gate import options
+    from adaptc.runtime.multimodal.profile import read_profile
+    from adaptc.runtime.multimodal.strategy import Strategies
 
     profile = read_profile(bundle)
     if profile is None:
@@ -103,7 +103,7 @@ def strategy_command(bundle: Path, size: int, accuracy: float | None, plot: Path
         for point in front
     ]
     if plot is not None:
-        from adaptc.plots import plot_strategies
+        from adaptc.plots.strategies import plot_strategies
 
         plot_strategies(profile, strategies, plot)
         click.echo(f"wrote {plot}", err=True)
@@ -119,13 +119,13 @@ def bench_jobs(
     bundle: Path, data: Path, jobs: int, seed: int, threads: int | None, plot: Path | None
 ) -> dict[str, Any]:
     """What `adaptc bench --jobs` does; returns the figures."""
-    from adaptc.jobs_bench import bench_jobs as measure
-    from adaptc.replay import Load
+    from adaptc.bench.jobs import bench_jobs as measure
+    from adaptc.bench.replay import Load
 
     with status() as stage:
         found = measure(bundle, data, Load(jobs=jobs, seed=seed), threads=threads, stage=stage)
     if plot is not None:
-        from adaptc.plots import plot_replay
+        from adaptc.plots.strategies import plot_replay
 
         plot_replay(found, plot)
         click.echo(f"wrote {plot}", err=True)

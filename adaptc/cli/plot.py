@@ -42,8 +42,8 @@ def plot_command(
     base: Path,
 ) -> None:
     """Draw quality against speed, and which blocks a prompt skips."""
-    from adaptc import plot
     from adaptc.errors import RequestError
+    from adaptc.plots import budgets as plot
     from adaptc.runtime import open_bundle
 
     opened = open_bundle(bundle)
@@ -72,10 +72,10 @@ def _made(bundle: Bundle, text: Path | None, tokens: int, threads: int | None, b
 
 def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: int | None) -> Any:
     """The skip map of one answer."""
-    from adaptc import plot
-    from adaptc.answers import has_chat
+    from adaptc.evaluation.answers import has_chat
+    from adaptc.plots import budgets as plot
     from adaptc.runtime import load
-    from adaptc.runtime.tokenizer import Tokenizer
+    from adaptc.runtime.text.tokenizer import Tokenizer
 
     with load(bundle.path, threads=threads, batch=1, verify=False, budget=budget) as session:
         if has_chat(bundle):
@@ -96,7 +96,7 @@ def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: i
 def _read(path: Path) -> dict[str, Any]:
     """A sweep from its JSON."""
     from adaptc.errors import RequestError
-    from adaptc.evaluate import read_text
+    from adaptc.evaluation.perplexity import read_text
 
     try:
         found = json.loads(read_text(path))

@@ -43,10 +43,11 @@ def quality_command(
     Perplexity on a text, questions with lettered choices (MMLU), questions with known answers, and instructions that a
     program can check. Prints Markdown.
     """
-    from adaptc import answers, evaluate
-    from adaptc.instructions import INSTRUCTIONS
-    from adaptc.letters import read_lettered
-    from adaptc.quality import Tasks, quality, table
+    from adaptc.evaluation import answers
+    from adaptc.evaluation import perplexity as evaluate
+    from adaptc.evaluation.instructions import INSTRUCTIONS
+    from adaptc.evaluation.letters import read_lettered
+    from adaptc.evaluation.quality import Tasks, quality, table
     from adaptc.runtime import open_bundle
 
     asked = answers.read_questions(questions)[: first and first + answers.SHOTS] if questions is not None else []

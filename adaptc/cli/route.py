@@ -12,7 +12,7 @@ from adaptc.cli.build import CACHE, SETTING, _cache, _stages
 
 if TYPE_CHECKING:
     from adaptc.runtime import Choice
-    from adaptc.stitch_search import Found
+    from adaptc.training.stitches.search import Found
 
 
 @click.command("route")
@@ -31,7 +31,7 @@ def route_command(
     from dataclasses import asdict
 
     from adaptc import runtime
-    from adaptc.evaluate import read_text
+    from adaptc.evaluation.perplexity import read_text
 
     prompts = [line for line in read_text(file).splitlines() if line.strip()]
     taken: list[Choice] = []
@@ -92,11 +92,11 @@ def search_command(
 
     Writes search.json and search.png into the output folder.
     """
-    from adaptc.recipe import Recipe
-    from adaptc.spec import read_spec
-    from adaptc.stitch_plot import draw
-    from adaptc.stitch_search import Limits, search
-    from adaptc.train_spec import device_of
+    from adaptc.plots.stitches import draw
+    from adaptc.spec.schema import read_spec
+    from adaptc.training.gates.spec import device_of
+    from adaptc.training.recipe import Recipe
+    from adaptc.training.stitches.search import Limits, search
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window)

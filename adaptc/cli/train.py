@@ -11,9 +11,9 @@ import click
 from adaptc.cli.build import CACHE, SETTING, _cache, _stages
 
 if TYPE_CHECKING:
-    from adaptc.recipe import Progress, Recipe
-    from adaptc.spec import Spec
-    from adaptc.train_spec import Place
+    from adaptc.spec.schema import Spec
+    from adaptc.training.gates.spec import Place
+    from adaptc.training.recipe import Progress, Recipe
 
 EVERY = 10
 """Steps between two lines of progress."""
@@ -64,10 +64,10 @@ def train_command(
     import json
     from dataclasses import asdict
 
-    from adaptc.recipe import Recipe
-    from adaptc.spec import read_spec
-    from adaptc.stitch_spec import stitch_of
-    from adaptc.train_spec import Place, device_of, train_spec
+    from adaptc.spec.schema import read_spec
+    from adaptc.training.gates.spec import Place, device_of, train_spec
+    from adaptc.training.recipe import Recipe
+    from adaptc.training.stitches.spec import stitch_of
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, start=start, seed=seed)
@@ -94,7 +94,7 @@ def _train_stitch(spec: Spec, recipe: Recipe, place: Place, parts: list[str], as
     from dataclasses import asdict
 
     from adaptc.errors import SpecError
-    from adaptc.stitch_spec import train_router, train_stitches
+    from adaptc.training.stitches.spec import train_router, train_stitches
 
     if not parts:
         raise SpecError("passes: nothing to train; stitch: 'weights' or 'router' names a file")

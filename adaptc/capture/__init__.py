@@ -1,0 +1,1 @@
+"""From a pretrained model to an FX graph, by `torch.export`."""

@@ -1,0 +1,1 @@
+"""What can be told before compiling: whether a spec fits its models, and what this machine has."""

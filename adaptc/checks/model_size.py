@@ -1,0 +1,92 @@
+"""What a model takes on disk and in memory, worked out from its config or its weights' shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from adaptc.families.multimodal import decoder_path, model_of, text_of
+from adaptc.spec.schema import TargetSpec
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def head_dim_of(config: PretrainedConfig) -> int:
+    """Return the width of one attention head."""
+    given = getattr(config, "head_dim", None)
+    return int(given or config.hidden_size // max(1, config.num_attention_heads))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a model takes, in bytes, worked out from its config.
+
+    Attributes:
+        parameters: How many weights, a tied head counted once.
+        read: Of the weights as they are read.
+        bundle: Of the weights in the bundle.
+        cache: Of the KV cache of all rows.
+    """
+
+    parameters: int
+    read: int
+    bundle: int
+    cache: int
+
+
+def size_of(config: PretrainedConfig, target: TargetSpec, dtype: str, *, images: bool = True) -> Size:
+    """Work out a model's size.
+
+    Args:
+        config: The model's.
+        target: What it is compiled for.
+        dtype: What its weights are read as.
+        images: Whether a multimodal model keeps what it sees images with.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = model_of(config)
+    stems = () if images else (f"{decoder_path(config)}.", "lm_head.")
+    # A tied head comes once, as the table.
+    shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if name.startswith(stems or "")}
+    text = text_of(config)
+    row = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim_of(text) * target.max_tokens * 4
+    return replace(size_of_shapes(shapes, target, dtype), cache=row * target.batch)
+
+
+def size_of_shapes(shapes: Mapping[str, Sequence[int]], target: TargetSpec, dtype: str) -> Size:
+    """Work out the size of these weights, stored as passes/quantize/quantize.py does; without any cache."""
+    matrices = vectors = table = head = 0
+    for name, shape in shapes.items():
+        count = math.prod(shape)
+        if len(shape) != 2:
+            vectors += count
+        elif "embed_tokens" in name:
+            table += count
+        elif "lm_head" in name:
+            head += count
+        else:
+            matrices += count
+    each, whole = (_weight_bytes(kind, target.block_size) for kind in (target.weights, "int8"))
+    stored = matrices * each + vectors * 4
+    if target.weights == "int4":
+        # The table is in 8 bits, and the head, an eighth of it in 8 bits, is not the table even where they are tied.
+        stored += table * whole + (head or table) * (each * 7 / 8 + whole / 8)
+    else:
+        stored += (table + head) * each
+    count = matrices + vectors + table + head
+    return Size(
+        parameters=count,
+        read=count * (4 if dtype == "float32" else 2),
+        bundle=int(stored),
+        cache=0,
+    )
+
+
+def _weight_bytes(weights: str, block: int) -> float:
+    # Codes, one float32 scale a block, and for int4 a zero point of 4 bits (passes/quantize/quantize.py).
+    return {"fp32": 4, "fp16": 2, "int8": 1 + 4 / block, "int4": 0.5 + 4.5 / block}[weights]

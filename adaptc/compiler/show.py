@@ -1,0 +1,142 @@
+"""Programs as text, as differences between passes, and as a page."""
+
+from __future__ import annotations
+
+import difflib
+import html
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptc.compiler.driver import target_passes
+from adaptc.compiler.report import STYLE
+from adaptc.compiler.stages import program_from_sources
+from adaptc.errors import RequestError
+from adaptc.ir.program import Program
+from adaptc.passes.base import Pipeline
+from adaptc.passes.lower.lower import Lower
+from adaptc.sources.base import find_source
+from adaptc.sources.calibration_text import calibration_text
+from adaptc.spec.schema import Spec, build_passes
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A program's text after a pass.
+
+    Attributes:
+        after: The pass; `capture` before any.
+        text: The program, one operation a line.
+        changed: Whether the pass rewrote anything.
+        seconds: How long it took.
+    """
+
+    after: str
+    text: str
+    changed: bool
+    seconds: float
+
+    @property
+    def operations(self) -> int:
+        """How many operations it has."""
+        return sum(" = " in line and not line.endswith("= input") for line in self.text.splitlines())
+
+
+def snapshots(spec: Spec, base: Path, until: str | None, stage: Callable[[str], None]) -> list[Snapshot]:
+    """Run the compiler's passes and keep the program's text after each.
+
+    Args:
+        spec: What to compile.
+        base: The folder that relative paths in the spec start from.
+        until: Stop after this pass, or `capture`; None runs all.
+        stage: Told of each stage as it begins.
+
+    Raises:
+        RequestError: no such pass in this spec's pipeline.
+        AdaptcError: a model or a pass fails.
+    """
+    passes = (*build_passes(spec), Lower(), *target_passes(spec))
+    names = ["capture", *(pass_.name for pass_ in passes)]
+    if until is not None and until not in names:
+        raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
+    sources = {name: find_source(model, base) for name, model in spec.models.items()}
+    program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)
+    taken = [Snapshot("capture", str(program), True, 0.0)]
+    for pass_ in passes:
+        if taken[-1].after == until:
+            break
+        stage(pass_.name)
+        program = Pipeline((pass_,)).run(
+            program,
+            lambda step: taken.append(Snapshot(step.pass_.name, str(step.after), step.changed, step.seconds)),
+        )
+    return taken
+
+
+def difference(taken: Sequence[Snapshot]) -> str:
+    """The last pass's rewrite as a unified diff; empty if it changed nothing."""
+    before, after = taken[-2] if len(taken) > 1 else Snapshot("nothing", "", False, 0.0), taken[-1]
+    lines = difflib.unified_diff(
+        before.text.splitlines(),
+        after.text.splitlines(),
+        f"after {before.after}",
+        f"after {after.after}",
+        lineterm="",
+        n=1,
+    )
+    return "\n".join(lines)
+
+
+def bundle_text(path: Path) -> str:
+    """The graphs of a bundle, one operation a line.
+
+    Raises:
+        BundleError: it cannot be opened.
+    """
+    import onnx_ir as ir
+
+    from adaptc.ir.graph import OnnxGraph
+    from adaptc.ir.program import Run, Switch
+    from adaptc.runtime.bundle.folder import PlanStep, open_bundle
+
+    manifest = open_bundle(path).manifest
+    graphs = {name: OnnxGraph(ir.load(path / spec.file)) for name, spec in manifest.graphs.items()}
+    plan = (
+        Run(step.run)
+        if isinstance(step, PlanStep)
+        else Switch(step.switch, {name: route.graph for name, route in step.routes.items()})
+        for step in manifest.plan
+    )
+    return str(Program(graphs, tuple(plan)))
+
+
+def page(title: str, taken: Sequence[Snapshot]) -> str:
+    """A page that shows what each pass did: operations gained and lost, and the program after it."""
+    sections = []
+    for before, after in zip([None, *taken], taken, strict=False):
+        gained = _operators(after.text)
+        if before is not None:
+            gained.subtract(_operators(before.text))
+        rows = "".join(
+            f"<tr><td><code>{html.escape(name)}</code></td><td class=number>{count:+d}</td></tr>"
+            for name, count in sorted(gained.items(), key=lambda item: item[1])
+            if count
+        )
+        sections.append(
+            f"<h2>{html.escape(after.after)} <span class=none>{after.operations} operations, {after.seconds:.2f} s"
+            f"</span></h2><table>{rows}</table>"
+            f"<details><summary>the program</summary><pre>{html.escape(after.text)}</pre></details>"
+        )
+    style = STYLE + "pre { font-size: 12px; overflow-x: auto; background: #f6f8fb; padding: 1rem }"
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"
+        f"<h1>{html.escape(title)}</h1><p class=lead>What each pass gained and lost, by operator.</p>"
+        + "".join(sections)
+        + "</html>\n"
+    )
+
+
+def _operators(text: str) -> Counter[str]:
+    calls = (line.split(" = ", 1)[1] for line in text.splitlines() if " = " in line)
+    return Counter(call.split("(", 1)[0] for call in calls if "(" in call)

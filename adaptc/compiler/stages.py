@@ -1,0 +1,252 @@
+"""From pretrained models to a program at ONNX level, kept in the cache without its weights.
+
+Capturing and translating take most of a compile and need no weight. So what they give is kept by what it depends on
+(configurations, passes, versions), and the weights are attached when they are wanted, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from adaptc.capture.module import capture_module
+from adaptc.capture.multimodal import capture_multimodal
+from adaptc.capture.text import capture
+from adaptc.checks.multimodal import multimodal_faults
+from adaptc.compiler.cache import Cache, key_of
+from adaptc.errors import SpecError
+from adaptc.families.multimodal import family_of, text_of
+from adaptc.ir.blocks_file import load_blocks, save_blocks
+from adaptc.ir.gates import Gates
+from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.modal import modal_from_json
+from adaptc.ir.program import Program, Run, Switch, Tower
+from adaptc.ir.router import Router
+from adaptc.passes.base import Pass, Pipeline, Step
+from adaptc.passes.lower.lower import Lower
+from adaptc.passes.quantize.gptq import Gptq
+from adaptc.runtime.bundle.manifest import PassRecord
+from adaptc.sources.base import Source
+from adaptc.sources.calibration_text import CalibrationText, calibration_text
+from adaptc.sources.module import ModuleSource
+from adaptc.sources.vocabulary import vocabulary
+from adaptc.spec.schema import Spec, build_passes
+
+BLOCKS = "blocks.safetensors"
+
+
+def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, stage: Callable[[str], None]) -> Program:
+    """Capture every model of the spec.
+
+    Raises:
+        LoadError: a model cannot be read or captured.
+    """
+    graphs, towers, samples = {}, {}, {}
+    for name, source in sources.items():
+        stage(f"read {name}")
+        towers[name] = tower(source, shared=len(sources) > 1)
+        if isinstance(source, ModuleSource):
+            stage(f"capture {name}")
+            graphs[name] = capture_module(*source.build())
+            continue
+        config, weights = source.config(), source.tensors()
+        stage(f"capture {name}")
+        graphs[name] = (capture if family_of(config) is None else capture_multimodal)(config, weights)
+        samples[name] = text.ids(source)
+    return Program(graphs, tuple(Run(name) for name in graphs), towers, samples)
+
+
+def tower(source: Source, *, shared: bool = False) -> Tower:
+    """What later stages need to know of a model; `shared` if its vocabulary must be another's too."""
+    config, ids = source.config(), source.token_ids()
+    if isinstance(source, ModuleSource):
+        return Tower(source.origin, config.model_type, 0, None, (), None, 0, source.sha256())
+    return Tower(
+        origin=source.origin,
+        architecture=config.model_type,
+        vocab_size=text_of(config).vocab_size,
+        bos_token_id=ids.bos,
+        eos_token_ids=ids.eos,
+        pad_token_id=ids.pad,
+        max_positions=text_of(config).max_position_embeddings,
+        sha256=source.sha256(),
+        vocabulary=vocabulary(source) if shared else "",
+    )
+
+
+def lowered(
+    spec: Spec,
+    base: Path,
+    sources: Mapping[str, Source],
+    versions: Mapping[str, str],
+    cache: Cache,
+    stage: Callable[[str], None],
+) -> tuple[Program, list[PassRecord]]:
+    """The spec's program after its own passes and `lower`; from the cache if it was made before.
+
+    Raises:
+        SpecError: more models than the passes bring together.
+        AdaptcError: a model or a pass fails.
+    """
+    own = tuple(pass_.at(base) for pass_ in build_passes(spec))
+    if len(sources) > 1 and not own:
+        raise SpecError(f"models: {', '.join(sources)}, and no pass that joins them; one model is right without passes")
+    for name, fault in multimodal_faults(spec, {name: source.config() for name, source in sources.items()}):
+        raise SpecError(f"models.{name}: {fault}")
+    passes = (*own, *_rounding(spec, sources), Lower())
+    text = calibration_text(spec.calibration, base)
+    key = key_of(
+        {name: source.config().to_dict() for name, source in sources.items()},
+        [(p.name, p.options() | file_hashes(p)) for p in passes],
+        dict(versions),
+        # Passes that look at weights or text give what these give.
+        [{name: source.sha256() for name, source in sources.items()}, text.sha256] if len(passes) > 1 else [],
+    )
+    records: list[PassRecord] = []
+    if cache.find("lowered", key) is None:
+        program = program_from_sources(sources, text, stage)
+        for pass_ in passes:
+            stage(pass_.name)
+            program = Pipeline((pass_,)).run(program, lambda step: records.append(record(step)))
+        cache.get("lowered", key, lambda path: _save(program, records, sources, path))
+    stage("attach weights")
+    return _load(cache.root / "lowered" / key, sources)
+
+
+def file_hashes(pass_: Pass) -> dict[str, str]:
+    """sha256 of the files a pass reads, by option; "" for one that is not there, which the pass will tell."""
+    paths = {name: Path(value) for name, value in pass_.files().items()}
+    return {name: hashlib.sha256(p.read_bytes()).hexdigest() if p.is_file() else "" for name, p in paths.items()}
+
+
+def record(step: Step) -> PassRecord:
+    """A step as the manifest keeps it: files by their names, as where they stood says nothing to others."""
+    names = {option: Path(file).name for option, file in step.pass_.files().items()}
+    return PassRecord(step.pass_.name, step.pass_.options() | names, step.changed, round(step.seconds, 3))
+
+
+def _rounding(spec: Spec, sources: Mapping[str, Source]) -> tuple[Pass, ...]:
+    """Choosing codes by what layers see needs a model that reads text."""
+    reads = any(not isinstance(source, ModuleSource) for source in sources.values())
+    return (Gptq(block_size=spec.target.block_size),) if reads and spec.target.weights == "int4" else ()
+
+
+def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Source], path: Path) -> None:
+    """Write graphs without the sources' weights: those become inputs, to be attached again."""
+    path.mkdir()
+    for name, graph in program.at_level(OnnxGraph).items():
+        model = graph.fork().model
+        for weight in set(_weights_of(name, sources)) & set(model.graph.initializers):
+            value = model.graph.initializers.pop(weight)
+            value.const_value = None
+            model.graph.inputs.append(value)
+        ir.save(model, path / f"{name}.onnx")
+    if program.blocks:
+        save_blocks(program.blocks, path / BLOCKS)
+    origins = {name: tower(source, shared=len(sources) > 1) for name, source in sources.items()}
+    about = {
+        "plan": [_step_json(step, path) for step in program.plan],
+        "towers": {name: next(n for n, t in origins.items() if t == each) for name, each in program.towers.items()},
+        "modal": {name: asdict(modal) for name, modal in program.modal.items()},
+        "history": program.history,
+        "gates": {name: asdict(gates) for name, gates in program.gates.items()},
+        "records": [[r.name, r.options, r.changed, r.seconds] for r in records],
+    }
+    (path / "program.json").write_text(json.dumps(about))
+
+
+def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[PassRecord]]:
+    about = json.loads((path / "program.json").read_text())
+    plan = tuple(_step(step, path) for step in about["plan"])
+    graphs = {}
+    for name in (name for step in plan for name in step.graphs):
+        model = ir.load(path / f"{name}.onnx")
+        _attach(model, _weights_of(name, sources))
+        graphs[name] = OnnxGraph(model)
+    towers = {name: tower(sources[source]) for name, source in about["towers"].items()}
+    records = [PassRecord(*fields) for fields in about["records"]]
+    blocks = load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {}
+    gates = {name: _gates(**fields) for name, fields in about["gates"].items()}
+    modal = {name: modal_from_json(fields) for name, fields in about["modal"].items()}
+    program = Program(graphs, plan, towers, blocks=blocks, gates=gates, history=tuple(about["history"]), modal=modal)
+    return program, records
+
+
+def _step_json(step: Run | Switch, path: Path) -> dict[str, Any]:
+    if isinstance(step, Run):
+        return {"run": step.graph}
+    router = None
+    if step.router is not None:
+        (path / f"{step.gate}.safetensors").write_bytes(step.router.content)
+        router = {"threshold": step.router.threshold, "levels": step.router.levels, "bound": dict(step.router.bound)}
+    return {"switch": step.gate, "routes": dict(step.routes), "router": router}
+
+
+def _step(step: Mapping[str, Any], path: Path) -> Run | Switch:
+    if "run" in step:
+        return Run(step["run"])
+    router = None
+    if step["router"] is not None:
+        content = (path / f"{step['switch']}.safetensors").read_bytes()
+        levels = tuple((cost, level) for cost, level in step["router"]["levels"])
+        router = Router(content, step["router"]["threshold"], levels, step["router"]["bound"])
+    return Switch(step["switch"], step["routes"], router)
+
+
+def _gates(layers: list[int], thresholds: list[tuple[float, float]], **fields: Any) -> Gates:
+    """Gates from their JSON, where -inf is Python's -Infinity."""
+    return Gates(layers=tuple(layers), thresholds=tuple((share, level) for share, level in thresholds), **fields)
+
+
+def _weights_of(graph: str, sources: Mapping[str, Source]) -> Mapping[str, torch.Tensor]:
+    """The pretrained weights a graph may have, by their names in it; each is read when it is asked for."""
+    model = graph.partition(".")[0]  # `emoji.encode.image` is of `emoji`
+    if model in sources:
+        return sources[model].tensors()
+    # A graph of several towers calls each weight after its tower.
+    return Prefixed({name: source.tensors() for name, source in sources.items()})
+
+
+class Prefixed(Mapping[str, torch.Tensor]):
+    """Several models' weights, each under its model's name: `large.model.norm.weight`."""
+
+    def __init__(self, models: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        self._models = models
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        model, _, weight = name.partition(".")
+        return self._models[model][weight]
+
+    def __contains__(self, name: object) -> bool:
+        model, _, weight = str(name).partition(".")
+        return model in self._models and weight in self._models[model]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{model}.{weight}" for model, weights in self._models.items() for weight in weights)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._models.values()))
+
+
+def _attach(model: ir.Model, tensors: Mapping[str, torch.Tensor]) -> None:
+    for value in [v for v in model.graph.inputs if v.name in tensors]:
+        model.graph.inputs.remove(value)
+        value.const_value = _lazy(value, tensors)
+        model.graph.register_initializer(value)
+
+
+def _lazy(value: ir.Value, tensors: Mapping[str, torch.Tensor]) -> ir.LazyTensor:
+    """A weight that is read from its file when it is asked for, and not kept."""
+    name = value.name or ""
+
+    def read() -> Any:
+        return ir.tensor(tensors[name].float().numpy(), name=name)
+
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=value.shape or ir.Shape([]), name=name)

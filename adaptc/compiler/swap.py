@@ -1,0 +1,119 @@
+"""Put other gates into a bundle: their weights lie in a file of their own, so nothing is compiled again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from adaptc.compiler.report import report_html, report_json
+from adaptc.compiler.weights_file import GATES, is_trained
+from adaptc.errors import BundleError
+from adaptc.ir.gates_file import Card, load_card, load_gates
+from adaptc.passes.quantize.blockwise import Bits, quantize_blocks
+from adaptc.runtime.bundle.folder import Bundle, write_bundle
+from adaptc.spec.schema import read_spec
+
+if TYPE_CHECKING:
+    import torch
+
+Array = npt.NDArray[np.generic]
+
+
+def swap_gates(bundle: Bundle, path: Path) -> Bundle:
+    """Replace the trained gates of a bundle: gates, cheap paths and thresholds.
+
+    A quantized cheap path gets codes of the least squared error, without calibration: compiling again may choose them a
+    little better.
+
+    Args:
+        bundle: With learned gates.
+        path: A file of `adaptc train` for the same model, layers and rank.
+
+    Returns:
+        The bundle, written anew in its place.
+
+    Raises:
+        BundleError: the bundle has no learned gates, or the file's are of another model, other layers or another rank.
+        LoadError: the file cannot be read, or has NaN.
+    """
+    names = [name for name, gates in bundle.manifest.gates.items() if gates.policy == "learned"]
+    kept = {name: bundle.path / "gates" / f"{name}.safetensors" for name in names}
+    if len(names) != 1 or not kept[names[0]].exists():
+        raise BundleError(
+            f"{bundle.path}: no learned gates; `adaptc compile` with skip_ffn, policy learned, puts some in"
+        )
+    [name] = names
+    card, weights = load_gates(path)
+    _check(path, card, load_card(kept[name]), bundle)
+    graph = ir.load(bundle.path / bundle.manifest.graphs[name].file).graph
+    places = {v.name or "": v.const_value for v in graph.initializers.values() if is_trained(v)}
+    made = _made(places, weights, 4 if bundle.manifest.target.weights == "int4" else 8)
+    data = bytearray((bundle.path / "graphs" / GATES).read_bytes())
+    for constant, place in places.items():
+        assert isinstance(place, ir.ExternalTensor)
+        assert place.offset is not None
+        content = np.ascontiguousarray(made[constant]).tobytes()
+        assert len(content) == place.nbytes, f"{constant}: {len(content)} bytes, not {place.nbytes}"
+        data[place.offset : place.offset + place.nbytes] = content
+    gates = bundle.manifest.gates[name]
+    if gates.layers == card.layers:
+        table = ((0.0, None), *card.thresholds)
+    else:  # some gates were taken out: each threshold still has its meaning, and the shares shrink alike
+        part = len(gates.layers) / len(card.layers)
+        table = ((0.0, None), *((share * part, level) for share, level in card.thresholds))
+    gates = replace(gates, warmup=max(gates.warmup, card.warmup), thresholds=table)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest = replace(
+        bundle.manifest,
+        gates=bundle.manifest.gates | {name: gates},
+        report=bundle.manifest.report | {"gates_replaced": {name: {"file": path.name, "sha256": digest}}},
+    )
+    spec = read_spec(bundle.path / "spec.yaml")
+    files: dict[str, Path | bytes] = {file: bundle.path / file for file in bundle.manifest.files}
+    files |= {f"graphs/{GATES}": bytes(data), f"gates/{name}.safetensors": path.read_bytes()}
+    files["report.json"] = report_json(manifest).encode()
+    files["report.html"] = report_html(spec.name or "-".join(spec.models), manifest).encode()
+    return write_bundle(bundle.path, files, manifest)
+
+
+def _check(path: Path, card: Card, old: Card, bundle: Bundle) -> None:
+    """Refuse gates of another model or form."""
+    models = bundle.manifest.models.values()
+    if card.sha256 not in [model.sha256 for model in models]:
+        origin = ", ".join(model.source for model in models)
+        raise BundleError(f"{path}: gates of {card.model}, other weights than {origin}; train for this model")
+    for what, new, right in (("layers", card.layers, old.layers), ("rank", card.rank, old.rank)):
+        if new != right:
+            shown = [list(each) if isinstance(each, tuple) else each for each in (new, right)]
+            raise BundleError(f"{path}: {what} {shown[0]}; this bundle's are {shown[1]}: compile again for others")
+
+
+def _made(
+    places: Mapping[str, ir.TensorProtocol | None], weights: Mapping[str, torch.Tensor], bits: Bits
+) -> dict[str, Array]:
+    """Weights in the form the target has them, by the names of the graph's constants, fused or not."""
+    import torch
+
+    stems = [name.removesuffix(".down") for name in weights if name.endswith(".cheap.down")]
+    fused = {
+        f"{stem}.gate_up_proj.weight": torch.cat([weights[f"{stem}.gate"], weights[f"{stem}.up"]]) for stem in stems
+    }
+    found: dict[str, Array] = {}
+    for name, weight in {**weights, **fused}.items():
+        array: npt.NDArray[np.float32] = weight.numpy().astype(np.float32)
+        codes = places.get(f"{name}.codes")
+        if codes is not None:
+            size = int(codes.numpy().shape[2]) * 8 // bits
+            blocks = quantize_blocks(array, bits, size, symmetric=f"{name}.zeros" not in places)
+            found |= {f"{name}.codes": blocks.packed, f"{name}.scales": blocks.scales}
+            found |= {f"{name}.zeros": blocks.zero_points} if blocks.zero_points is not None else {}
+        else:
+            found |= {name: array, f"{name}.fp16": array.astype(np.float16)}
+    return found

@@ -1,0 +1,115 @@
+"""Does it pay, gate by gate? Those that do not are grouped with their neighbours, or removed.
+
+A gate pays if it skips its block often enough: rate · gain > cost. Neighbours that do not pay one by one may pay under
+one decision, the first one's: then only its gate is computed, and the others cost no more than a conditional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
+from adaptc.runtime.model.budget import DENSE
+
+Ids = npt.NDArray[np.int64]
+Ran = npt.NDArray[np.bool_]
+
+AGREE = 0.8
+"""Neighbours are grouped only if their gates say the same for at least so many tokens: else quality would suffer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of one gate.
+
+    Attributes:
+        layer: Its layer.
+        rate: Share of tokens that it skipped at the smallest budget, on calibration text.
+        leader: The layer whose gate decides; its own if it was kept, None if it was removed.
+        why: A sentence.
+    """
+
+    layer: int
+    rate: float
+    leader: int | None
+    why: str
+
+    def record(self) -> dict[str, Any]:
+        """For the report."""
+        return {"layer": self.layer, "rate": round(self.rate, 4), "leader": self.leader, "why": self.why}
+
+
+def decide(layers: Sequence[int], ran: Ran, cost: float, branch: float, gain: float) -> list[Decided]:
+    """Keep, group or remove each gate.
+
+    Args:
+        layers: With a gate, rising.
+        ran: bool [tokens, gates], at the smallest budget.
+        cost: Seconds of a gate with its conditional.
+        branch: Seconds of a conditional alone.
+        gain: Seconds that a skipped block saves.
+    """
+    rates = (~ran).mean(0) if len(ran) else np.zeros(len(layers))
+    found: list[Decided | None] = [None] * len(layers)
+
+    def said(place: int, leader: int | None, verdict: str) -> Decided:
+        micro = f"skips {rates[place]:.0%} of tokens, which saves {rates[place] * gain * 1e6:.1f} µs a token"
+        return Decided(layers[place], float(rates[place]), leader, f"{verdict}: {micro} and costs {cost * 1e6:.1f} µs")
+
+    at = 0
+    while at < len(layers):
+        if rates[at] * gain > cost:
+            found[at] = said(at, layers[at], "kept")
+            at += 1
+            continue
+        end = at + 1
+        while end < len(layers) and rates[end] * gain <= cost and (ran[:, at] == ran[:, end]).mean() >= AGREE:
+            end += 1
+        count = end - at
+        if count > 1 and count * rates[at] * gain > cost + (count - 1) * branch:
+            for place in range(at, end):
+                verdict = f"grouped, decided by the gate of layer {layers[at]}" if place > at else "kept for its group"
+                found[place] = said(place, layers[at], verdict)
+        else:
+            for place in range(at, end):
+                found[place] = said(place, None, "removed")
+        at = end
+    return [each for each in found if each is not None]
+
+
+def stepwise(decoder: Decoder, ids: Ids, threshold: float) -> Ran:
+    """Which gated blocks ran, token by token: bool [tokens after the warm-up, gates].
+
+    Args:
+        decoder: With gates.
+        ids: int64 [tokens]; the first is read dense.
+        threshold: What gates are compared with.
+    """
+    decoder.prefill(0, ids[:1], threshold)
+    ran = []
+    for token in ids[1:].tolist():
+        decoder.decode([token])
+        if (now := decoder.ran(0)) is not None:
+            ran.append(now)
+    found = decoder.skips(ran)
+    assert found is not None
+    return found.ran
+
+
+def remeasured(
+    decoder: Decoder, ids: Ids, blocks: int, table: Sequence[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """A table of thresholds with the shares of all blocks that they skip now; those that skip no more are left out."""
+    found: list[tuple[float, float]] = [(0.0, DENSE)]
+    for _, level in table:
+        if level > DENSE:
+            ran = stepwise(decoder, ids, level)
+            share = float((~ran).sum()) / (max(1, len(ran)) * blocks)
+            if share > found[-1][0]:
+                found.append((round(share, 5), level))
+    return found

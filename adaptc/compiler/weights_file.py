@@ -1,0 +1,170 @@
+"""Weights on disk: one file for a tower, shared by every graph that reads them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import onnx_ir as ir
+
+from adaptc.ir.graph import OnnxGraph, fixed
+from adaptc.passes.skip_ffn.conditionals import conditionals
+
+INLINE_BYTES = 1024
+"""Smaller tensors stay in the graph: a page for each would waste more than it shares."""
+
+GATES = "gates.data"
+"""File of everything trained for gates, whatever its size, so that it can be replaced: see `adaptc.compiler.swap`."""
+
+TRAINED = re.compile(r"\.skip\.(gate|cheap)\.[^/]+$")
+"""Names of weights that are trained for gates, and of what they become in a target."""
+
+PAGE = 4096
+"""ONNX Runtime maps a tensor from the file, rather than reading it, where it starts on a page."""
+
+
+@dataclass(slots=True)
+class DataFile:
+    """A file of tensors, each content held once.
+
+    Two graphs that use one weight, or an embedding and a head that are one matrix, point at the same bytes.
+
+    Attributes:
+        name: The file's name as graphs refer to it.
+        stream: Where it is written.
+        places: (offset, length) by content hash.
+    """
+
+    name: str
+    stream: IO[bytes]
+    places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, content: bytes, *, shared: bool = True) -> tuple[int, int]:
+        """Write a tensor's bytes, unless they are there and may be shared; returns (offset, length)."""
+        if not shared:
+            offset = self.stream.seek(0, 2)
+            offset += -offset % 64
+            self.stream.seek(offset)
+            self.stream.write(content)
+            return offset, len(content)
+        digest = hashlib.blake2b(content, digest_size=20).digest()
+        if digest not in self.places:
+            offset = self.stream.seek(0, 2)
+            offset += -offset % PAGE
+            self.stream.seek(offset)
+            self.stream.write(content)
+            self.places[digest] = (offset, len(content))
+        return self.places[digest]
+
+
+def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
+    """The graph as ONNX, its weights moved to the file of their tower; "" is for all others."""
+    clone = graph.fork().model
+    for value in clone.graph.initializers.values():
+        tensor = value.const_value
+        own = GATES in files and is_trained(value)
+        if tensor is None or (tensor.nbytes <= INLINE_BYTES and not own):
+            continue
+        data = files[GATES if own else _tower(value.name or "", files)]
+        offset, length = data.add(tensor.tobytes(), shared=not own)
+        value.const_value = ir.ExternalTensor(
+            data.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=value.shape or ir.Shape([]),
+            name=value.name or "",
+            base_dir="",
+        )
+    content: bytes = ir.to_proto(clone).SerializeToString(deterministic=True)
+    return content
+
+
+def is_trained(value: ir.Value) -> bool:
+    """Whether a constant was trained for gates."""
+    return TRAINED.search(value.name or "") is not None
+
+
+def read_bytes_per_token(graph: OnnxGraph) -> int:
+    """Weight bytes a decode step of one row reads: every constant, but one row of a table that is looked up.
+
+    Where a block may be skipped, the step is one that runs it.
+    """
+    total = 0
+    instead = {id(node.attributes["else_branch"].as_graph()) for node in conditionals(graph)}
+    for value in graph.model.graph.initializers.values():
+        if value.const_value is None:
+            continue
+        size = value.const_value.nbytes
+        users = {use.node.op_type for use in value.uses() if id(use.node.graph) not in instead}
+        rows = (fixed(value) or (1,))[0]
+        if users & {"Gather", "GatherBlockQuantized"} or (value.name or "").startswith("rope."):
+            total += size // rows
+        if users - {"Gather", "GatherBlockQuantized"} and not (value.name or "").startswith("rope."):
+            total += size
+    return total
+
+
+def skippable_bytes(graph: OnnxGraph) -> list[int]:
+    """For each gate, in order, the weight bytes that a step reads less if it skips the block."""
+    return [_weights(node, "then_branch", graph) - _weights(node, "else_branch", graph) for node in conditionals(graph)]
+
+
+def _weights(node: ir.Node, branch: str, graph: OnnxGraph) -> int:
+    """Bytes of the weights that one side of an If reads."""
+    inner = node.attributes[branch].as_graph()
+    read = {value for each in inner for value in each.inputs if value is not None}
+    constants = [v.const_value for v in graph.model.graph.initializers.values() if v in read]
+    return sum(tensor.nbytes for tensor in constants if tensor is not None)
+
+
+def write_graphs(
+    graphs: Mapping[str, OnnxGraph],
+    folder: Path,
+    data_name: str,
+    towers: Collection[str] = (),
+    *,
+    swappable: bool = True,
+) -> dict[str, bytes]:
+    """All graphs over one data file in `folder` for each tower; returns the graphs' bytes by name.
+
+    Args:
+        graphs: By name.
+        folder: Where data files are written.
+        data_name: File of weights that are no tower's, or of all if there is one tower.
+        towers: Weights whose names begin with one of these have a file of their own, `TOWER.data`.
+        swappable: Whether what was trained for gates has a file of its own too, so that it can be replaced.
+    """
+    with ExitStack() as stack:
+        files = {
+            tower: DataFile(name, stack.enter_context((folder / name).open("wb")))
+            for tower, name in {"": data_name, **{tower: f"{tower}.data" for tower in towers}}.items()
+        }
+        weights = [value for graph in graphs.values() for value in graph.model.graph.initializers.values()]
+        if swappable and any(map(is_trained, weights)):
+            files[GATES] = DataFile(GATES, stack.enter_context((folder / GATES).open("wb")))
+        return {name: write_graph(graph, files) for name, graph in graphs.items()}
+
+
+def data_files(
+    graph: OnnxGraph, data_name: str, towers: Collection[str] = (), *, swappable: bool = True
+) -> tuple[str, ...]:
+    """Names of the data files that a graph reads, as `write_graphs` writes them."""
+    weights = graph.model.graph.initializers.values()
+    own = [value for value in weights if swappable and is_trained(value)]
+    stored = [value for value in weights if value.const_value is not None and value not in own]
+    large = [value for value in stored if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES]
+    found = {_tower(value.name or "", towers) for value in large}
+    gates = (GATES,) if own else ()
+    return (*(f"{tower}.data" if tower else data_name for tower in sorted(found)), *gates)
+
+
+def _tower(weight: str, towers: Collection[str]) -> str:
+    """The tower a weight is called after; "" for none."""
+    first = weight.partition(".")[0]
+    return first if first in towers else ""

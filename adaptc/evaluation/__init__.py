@@ -1,0 +1,1 @@
+"""How good a bundle is: perplexity, parity with its source, answers, and sweeps over budgets."""

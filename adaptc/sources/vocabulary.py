@@ -1,0 +1,38 @@
+"""Whether models call the same tokens by the same ids."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+from adaptc.errors import LoadError
+
+if TYPE_CHECKING:
+    from adaptc.sources.base import Source
+
+
+def vocabulary(source: Source) -> str:
+    """A hash of a model's tokens and their ids, as 64 hex digits.
+
+    Raises:
+        LoadError: it has no tokenizer, or a damaged one.
+    """
+    tokens = tokens_of(source)
+    return hashlib.sha256(json.dumps(sorted(tokens.items())).encode()).hexdigest()
+
+
+def tokens_of(source: Source) -> dict[str, int]:
+    """A model's tokens and their ids.
+
+    Raises:
+        LoadError: it has no tokenizer, or a damaged one.
+    """
+    from tokenizers import Tokenizer
+
+    content = source.tokenizer_files()["tokenizer.json"].decode()
+    try:
+        found: dict[str, int] = Tokenizer.from_str(content).get_vocab()
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise LoadError(f"{source.origin}: tokenizer.json cannot be read: {error}") from error
+    return found

@@ -1,0 +1,1 @@
+"""What is trained: gates and cheap paths, stitches, routers, modality gates."""

@@ -1,0 +1,1 @@
+"""Training of FFN skip gates and their cheap paths."""

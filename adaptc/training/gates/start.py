@@ -1,0 +1,202 @@
+"""Where training starts: cheap paths and gates fitted to what the dense model does, all layers by themselves.
+
+    dense activations ──> cheap paths, all tokens alike ──> gates ──> cheap paths, for the tokens that
+                                                                      gates let through ──> gates
+
+A cheap path needs to be right only where its block is skipped. Fitting it anew for the tokens that a gate would skip
+leaves a fifth less of what skipping costs: ×1.084 instead of ×1.100 of dense perplexity at 25 % (SmolLM2-135M, 224
+neurons, 20 gates, held-out text; one H200, docs/results/smollm2-skip.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from adaptc.ir.graph import FxGraph
+from adaptc.passes.skip_ffn.gating import FfnBlock, ffn_blocks, parameters
+from adaptc.passes.skip_ffn.importance import ROWS, sensitivities
+from adaptc.training.gates import cheap_paths
+from adaptc.training.gates.cheap_paths import CheapPaths
+
+Ids = npt.NDArray[np.int64]
+
+SKIPPED = 0.3
+"""Share of all blocks that cheap paths are fitted for a second time as if it were skipped."""
+
+SOFT = 0.35
+"""Nats over which a token's weight falls from counting to not counting, around the gates' threshold."""
+
+LEAST = 0.02
+"""What the tokens count that no gate lets through: other budgets skip some of them too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A fitted gate and cheap path of one block.
+
+    Attributes:
+        block: Which.
+        weights: By name, see `adaptc.passes.skip_ffn.gating.parameters`.
+    """
+
+    block: FfnBlock
+    weights: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the dense model computes, by block: bfloat16 [blocks, tokens, width].
+
+    Attributes:
+        states: Normed states before attention.
+        inputs: What the blocks read.
+        results: What they give.
+        slopes: Gradients of a drawn text's log likelihood by results; see `importance.ffn_importance`.
+    """
+
+    states: torch.Tensor
+    inputs: torch.Tensor
+    results: torch.Tensor
+    slopes: torch.Tensor
+
+    def only(self, places: Sequence[int]) -> Seen:
+        """That of some blocks; of all, itself."""
+        where = list(places)
+        if where == list(range(len(self.states))):
+            return self
+        return Seen(self.states[where], self.inputs[where], self.results[where], self.slopes[where])
+
+
+def started(
+    graph: FxGraph,
+    ids: Ids,
+    blocks: Sequence[FfnBlock],
+    keep: int,
+    rank: int,
+    warmup: int,
+    seed: int,
+    device: str,
+    stage: Callable[[str], None],
+) -> list[Start]:
+    """Fitted parameters of gates and cheap paths, for the blocks whose cheap paths lose least, in order.
+
+    Args:
+        graph: A captured decoder.
+        ids: int64 [sequences, tokens].
+        blocks: Those that may get a gate.
+        keep: How many of them shall.
+        rank: Inner neurons of the cheap paths; 0 for none.
+        warmup: Positions at the start of each sequence that are left out: the first carry huge activations.
+        seed: Of what is drawn.
+        device: What it is computed on; the graph's weights stay there.
+        stage: Told what is being done.
+    """
+    stage("run the dense model")
+    seen = _seen(graph, ids, blocks, warmup, seed, device)
+    random = torch.Generator().manual_seed(seed)
+    paths: CheapPaths | None = None
+    if rank:
+        stage("fit cheap paths")
+        own = [[graph.module.get_parameter(name).detach().float() for name in block.weights] for block in blocks]
+        costs = cheap_paths.metric(seen.slopes)
+        paths = cheap_paths.begun(seen.inputs, seen.results, costs, own, rank)
+        paths = cheap_paths.fitted(paths, seen.inputs, seen.results, costs, random)
+    losses = _losses(seen, paths)
+    best = sorted(losses.mean(1).argsort(stable=True)[:keep].tolist())
+    seen, losses = seen.only(best), losses[best]
+    stage("fit gates")
+    gates = _gates(seen, losses)
+    if paths is not None:
+        stage("fit cheap paths to what is skipped")
+        weights = _counted(seen, gates, SKIPPED * len(ffn_blocks(graph)) / len(best))
+        paths = cheap_paths.fitted(paths.only(best), seen.inputs, seen.results, costs[best], random, weights)
+        losses = _losses(seen, paths)
+        stage("fit gates to that")
+        gates = _gates(seen, losses)
+    found = []
+    for at, place in enumerate(best):
+        stem = f"{blocks[place].layer}.skip"
+        fitted = {} if paths is None else {f"{stem}.cheap.{leaf}": w for leaf, w in paths.weights(at).items()}
+        fitted |= {f"{stem}.gate.weight": gates[at][0], f"{stem}.gate.bias": gates[at][1]}
+        assert {name: tuple(each.shape) for name, each in fitted.items()} == parameters(blocks[place], rank)
+        found.append(Start(blocks[place], fitted))
+    return found
+
+
+def _losses(seen: Seen, paths: CheapPaths | None) -> torch.Tensor:
+    """What skipping costs, to second order: float32 [blocks, tokens], nats."""
+    found = []
+    for block, (n, y, slopes) in enumerate(zip(seen.inputs, seen.results, seen.slopes, strict=True)):
+        parts = []
+        for part in cheap_paths.chunks(len(n)):
+            instead = 0.0 if paths is None else paths.given(block, n[part].float())
+            parts.append((slopes[part].float() * (instead - y[part].float())).sum(-1).square() / 2)
+        found.append(torch.cat(parts))
+    return torch.stack(found)
+
+
+def _gates(seen: Seen, losses: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [gate(states.float(), loss) for states, loss in zip(seen.states, losses, strict=True)]
+
+
+def _counted(seen: Seen, gates: Sequence[tuple[torch.Tensor, torch.Tensor]], share: float) -> torch.Tensor:
+    """How much each token counts when this share of what gates decide is skipped: float32 [blocks, tokens]."""
+    said = torch.stack([(x.float() @ w)[:, 0] + b for x, (w, b) in zip(seen.states, gates, strict=True)])
+    # torch.quantile takes 16 million values at most; a smaller part of them is as good.
+    some = said.flatten()[:: max(1, said.numel() // (1 << 20))]
+    return torch.sigmoid((some.quantile(min(0.95, share)) - said) / SOFT) + LEAST
+
+
+def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [width, 1] and bias [1] of a gate that says the logarithm of the loss to expect.
+
+    Losses of single tokens are noisy and never negative, as those of an exponential distribution; its likelihood is
+    what is maximized, which is a convex problem. Logits are in one unit, log nats, for all layers, so one threshold
+    serves them all.
+
+    Args:
+        x: float32 [tokens, width], the state before attention.
+        loss: float32 [tokens], what skipping costs each.
+    """
+    mean, spread = x.mean(0), x.std(0) + 1e-6
+    known = (x - mean) / spread
+    level = (loss.mean() + 1e-12).log()
+    target = loss / level.exp()
+    weight, bias = (torch.zeros(size, device=x.device, requires_grad=True) for size in (x.shape[1], 1))
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def deviance() -> torch.Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            z = known @ weight + bias
+            # As if it were known that logits vary by about 1 from token to token.
+            prior = weight.square().sum() * x.shape[1] / (2 * len(x))
+            value = (target * torch.exp(-z.clamp(min=-20)) + z).mean() + prior
+            torch.autograd.backward(value)
+        return value
+
+    optimizer.step(deviance)  # type: ignore[no-untyped-call]
+    slope = weight.detach() / spread
+    return slope[:, None].contiguous(), level + bias.detach() - mean @ slope
+
+
+def _seen(graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, seed: int, device: str) -> Seen:
+    wanted = {node for block in blocks for node in (block.state, block.normed, block.result)}
+    random = torch.Generator(device).manual_seed(seed)
+    graph.module.to(device)
+    rows, tokens = ids.shape
+    shape = (len(blocks), rows, tokens - warmup, int(blocks[0].result.meta["val"].shape[-1]))
+    # In place and in half the bits: 131 k tokens of 23 layers of SmolLM2 are 13 GB so, and twice 27 GB otherwise.
+    states, inputs, results, slopes = (torch.empty(shape, dtype=torch.bfloat16, device=device) for _ in range(4))
+    for at in range(0, rows, ROWS):
+        values, found = sensitivities(graph, ids[at : at + ROWS], {block.result for block in blocks}, wanted, random)
+        for place, block in enumerate(blocks):
+            kept = (values[block.state], values[block.normed], values[block.result], found[block.result])
+            for into, each in zip((states, inputs, results, slopes), kept, strict=True):
+                into[place, at : at + ROWS] = each[:, warmup:]
+    return Seen(*(each.flatten(1, 2) for each in (states, inputs, results, slopes)))

@@ -1,0 +1,1 @@
+"""Training of stitches between models, and the search for where to stitch."""

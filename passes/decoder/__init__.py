@@ -1,0 +1,1 @@
+"""Rewrites of decoder graphs at ONNX level: KV cache, last-position logits, fusions."""

@@ -1,0 +1,256 @@
+"""kv_cache: attention over the whole sequence becomes attention over a cache that is updated in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from adaptc.errors import PassError
+from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.program import Program
+from adaptc.passes.base import Pass
+from adaptc.passes.lower.lower import WINDOW
+from adaptc.passes.match import initializer, path
+
+POSITIONS = "position_ids"
+SEQLENS = "seqlens_k"
+
+
+@dataclass(frozen=True, slots=True)
+class KvCache(Pass):
+    """Give each attention a KV cache; positions and RoPE move into the attention kernel.
+
+    Before:  o = Attention(RoPE(q), RoPE(k), v), over all tokens at once
+    After:   o, present = GroupQueryAttention(q, k, v, past, seqlens_k, total_sequence_length, cos, sin)
+
+    The runtime binds one buffer as `past.i.key` and `present.i.key`, so a step writes its tokens' keys and values and
+    copies nothing. RoPE tables are computed once, by running the model's own subgraph over every position, so each
+    static kind of RoPE (default, linear, Llama 3, YaRN) is served by the same code. Where a token has three positions,
+    as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
+
+    Needs: ONNX level, after lower.
+    Shapes: input_ids int64[batch, tokens]; seqlens_k int32[batch], valid positions after this step, minus 1;
+            total_sequence_length int32[]; past.i.key, past.i.value float32[batch, kv_heads, max_tokens, head_dim].
+    Cost: 2 · layers · batch · kv_heads · max_tokens · head_dim · 4 bytes of cache.
+
+    Attributes:
+        max_tokens: Positions the cache and the RoPE tables hold.
+
+    Raises:
+        PassError: an attention whose RoPE is not of the rotate-half form, or that shares no RoPE between q and k.
+
+    Reference: GroupQueryAttention, onnxruntime contrib operators, com.microsoft version 1.
+    """
+
+    name: ClassVar[str] = "kv_cache"
+    max_tokens: int = 2048
+
+    def apply(self, program: Program) -> Program:
+        for name, graph in program.at_level(OnnxGraph).items():
+            if any(map(_is_causal, graph.model.graph)):
+                fork = graph.fork()
+                _cache(fork, self.max_tokens)
+                program = program.with_graph(name, fork)
+        return program
+
+
+def _is_causal(node: ir.Node) -> bool:
+    """Whether it is a decoder's attention; an encoder's sees all its tokens at once and keeps none."""
+    return node.op_type == "Attention" and bool(node.attributes.get_int("is_causal", 0))
+
+
+def _cache(graph: OnnxGraph, max_tokens: int) -> None:
+    model = graph.model
+    main = model.graph
+    model.opset_imports["com.microsoft"] = 1
+    seqlens = ir.Value(name=SEQLENS, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
+    total = ir.Value(name="total_sequence_length", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([]))
+    main.inputs.extend([seqlens, total])
+    tables: dict[tuple[str, str], tuple[ir.Value, ir.Value]] = {}
+    spatial = any(value.name == POSITIONS and len(value.shape or ()) == 3 for value in main.inputs)
+    attentions = [node for node in main if _is_causal(node)]
+    for layer, node in enumerate(attentions):
+        query, key, value = (_unrotated(v, node) for v in node.inputs[:3])
+        if query.tables != key.tables or query.tables is None or value.tables is not None:
+            raise PassError(f"{path(node)}: query and key must share one rotary embedding, and value have none")
+        if query.tables not in tables and not spatial:
+            tables[query.tables] = _tables(graph, query.tables, max_tokens, len(tables))
+        turns = () if spatial else tables[query.tables]
+        kv_heads, head_dim = key.heads, key.width
+        past = [_cache_value(f"past.{layer}.{kind}", kv_heads, max_tokens, head_dim) for kind in ("key", "value")]
+        present = [_cache_value(f"present.{layer}.{kind}", kv_heads, max_tokens, head_dim) for kind in ("key", "value")]
+        window = int(node.metadata_props.get(WINDOW, "0"))
+        turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
+        flat = [*turned, *(_flat(main, node, part) for part in (query, key, value)[len(turned) :])]
+        out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=ir.Shape(["batch", "tokens", query.size]))
+        fused = ir.node(
+            "GroupQueryAttention",
+            [*flat, *past, seqlens, total, *turns],
+            {
+                "num_heads": query.heads,
+                "kv_num_heads": kv_heads,
+                "scale": node.attributes.get_float("scale", head_dim**-0.5),
+                "softcap": node.attributes.get_float("softcap", 0.0),
+                "local_window_size": window or -1,
+                "do_rotary": int(not spatial),
+            },
+            domain="com.microsoft",
+            outputs=[out, *present],
+            name=f"{path(node)}/GroupQueryAttention",
+            metadata_props=dict(node.metadata_props),
+        )
+        main.insert_before(node, fused)
+        _after(node).replace_all_uses_with(out)
+        main.inputs.extend(past)
+        main.outputs.extend(present)
+    RemoveUnusedNodesPass()(model)
+    for unused in [v for v in main.inputs if v.name == POSITIONS and not v.uses()]:
+        main.inputs.remove(unused)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Query, key or value before its rotary embedding.
+
+    Attributes:
+        source: float[batch, tokens, heads, width], or already flat [batch, tokens, heads · width].
+        heads: Number of heads.
+        width: Size of a head.
+        tables: Names of the cos and sin values it is rotated by, if it is.
+    """
+
+    source: ir.Value
+    heads: int
+    width: int
+    tables: tuple[str, str] | None
+
+    @property
+    def size(self) -> int:
+        """Width of all heads together."""
+        return self.heads * self.width
+
+
+def _unrotated(value: ir.Value | None, attention: ir.Node) -> _Part:
+    """Follow query, key or value back through RotaryEmbedding and the head transpose."""
+    tables = None
+    producer = value.producer() if value is not None else None
+    if producer is not None and producer.op_type == "RotaryEmbedding":
+        value, cos, sin = producer.inputs[:3]
+        tables = (cos.name or "", sin.name or "")  # type: ignore[union-attr]
+        producer = value.producer() if value is not None else None
+    if value is not None and producer is not None and producer.op_type == "RMSNormalization":
+        value = _norm_before_transpose(producer)
+        producer = value.producer()
+    if value is None or producer is None or producer.op_type != "Transpose" or value.shape is None:
+        found = producer.op_type if producer is not None else "an input"
+        raise PassError(
+            f"{path(attention)}: expects its heads transposed from [batch, tokens, heads, width], rotated by halves; "
+            f"found {found}"
+        )
+    source = producer.inputs[0]
+    assert source is not None
+    return _Part(source, _static(value.shape[1], attention), _static(value.shape[3], attention), tables)
+
+
+def _norm_before_transpose(norm: ir.Node) -> ir.Value:
+    """Gemma 3 norms heads after transposing them; over the last axis the order is all the same."""
+    transpose = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+    result = norm.outputs[0]
+    if transpose is None or transpose.op_type != "Transpose" or transpose.inputs[0] is None:
+        return result
+    before = ir.node(
+        "RMSNormalization",
+        [transpose.inputs[0], norm.inputs[1]],
+        dict(norm.attributes),
+        name=f"{norm.name}/swapped",
+        metadata_props=dict(norm.metadata_props),
+    )
+    after = ir.node("Transpose", [before.outputs[0]], dict(transpose.attributes), name=f"{before.name}/Transpose")
+    after.metadata_props.update(norm.metadata_props)
+    before.outputs[0].name, before.outputs[0].type = before.name, result.type
+    before.outputs[0].shape = transpose.inputs[0].shape
+    after.outputs[0].name, after.outputs[0].type, after.outputs[0].shape = after.name, result.type, result.shape
+    assert norm.graph is not None
+    norm.graph.insert_before(norm, [before, after])
+    return after.outputs[0]
+
+
+def _flat(main: ir.Graph, before: ir.Node, part: _Part) -> ir.Value:
+    """The part as [batch, tokens, heads · width]: usually what a projection gave before it was split into heads."""
+    producer = part.source.producer()
+    if producer is not None and producer.op_type == "Reshape":
+        whole = producer.inputs[0]
+        if whole is not None and whole.shape is not None and whole.shape[-1] == part.size and len(whole.shape) == 3:
+            return whole
+    shape = ir.node("Constant", [], {"value_ints": [0, 0, part.size]})
+    reshape = ir.node("Reshape", [part.source, shape.outputs[0]], metadata_props=dict(before.metadata_props))
+    for node in (shape, reshape):
+        node.outputs[0].name = f"{before.name}/{node.op_type}_{part.source.name}"
+        node.name = node.outputs[0].name
+    reshape.outputs[0].type, reshape.outputs[0].shape = (
+        part.source.type,
+        ir.Shape(["batch", "tokens", part.size]),
+    )
+    main.insert_before(before, [shape, reshape])
+    return reshape.outputs[0]
+
+
+def _joined(main: ir.Graph, attention: ir.Node, place: int, part: _Part) -> ir.Value:
+    """Query or key after its rotary embedding, as [batch, tokens, heads · width]."""
+    back = ir.node("Transpose", [attention.inputs[place]], {"perm": [0, 2, 1, 3]})
+    shape = ir.node("Constant", [], {"value_ints": [0, 0, part.size]})
+    flat = ir.node("Reshape", [back.outputs[0], shape.outputs[0]])
+    for node in (back, shape, flat):
+        node.metadata_props.update(attention.metadata_props)
+        node.name = node.outputs[0].name = f"{attention.name}/{node.op_type}_{place}"
+    back.outputs[0].type = flat.outputs[0].type = part.source.type
+    back.outputs[0].shape = ir.Shape(["batch", "tokens", part.heads, part.width])
+    flat.outputs[0].shape = ir.Shape(["batch", "tokens", part.size])
+    main.insert_before(attention, [back, shape, flat])
+    return flat.outputs[0]
+
+
+def _after(attention: ir.Node) -> ir.Value:
+    """The attention's result with heads joined: [batch, tokens, heads · width]."""
+    value = attention.outputs[0]
+    for op_type in ("Transpose", "Reshape"):
+        users = [use.node for use in value.uses()]
+        if len(users) != 1 or users[0].op_type != op_type:
+            raise PassError(f"{path(attention)}: its heads must be joined by {op_type}; found {users or 'nothing'}")
+        value = users[0].outputs[0]
+    return value
+
+
+def _tables(graph: OnnxGraph, names: tuple[str, str], positions: int, number: int) -> tuple[ir.Value, ir.Value]:
+    """Run the model's own rotary subgraph over positions 0 … positions - 1; cos, sin: float32[positions, width / 2]."""
+    probe = graph.fork().model
+    for name in [name for name, value in probe.graph.initializers.items() if not value.uses()]:
+        probe.graph.initializers.pop(name)
+    values = {value.name: value for node in probe.graph for value in node.outputs}
+    probe.graph.outputs.clear()
+    probe.graph.outputs.extend(values[name] for name in names)
+    RemoveUnusedNodesPass()(probe)
+    for value in [v for v in probe.graph.inputs if not v.uses()]:
+        probe.graph.inputs.remove(value)
+    for name in [n for n, v in probe.graph.initializers.items() if not v.uses()]:
+        probe.graph.initializers.pop(name)
+    arrays = OnnxGraph(probe).run({POSITIONS: np.arange(positions, dtype=np.int64)[None]})
+    return tuple(  # type: ignore[return-value]
+        initializer(graph.model.graph, ir.tensor(arrays[name][0].astype(np.float32), name=f"rope.{number}.{kind}"))
+        for kind, name in zip(("cos", "sin"), names, strict=True)
+    )
+
+
+def _cache_value(name: str, heads: int, positions: int, width: int) -> ir.Value:
+    shape = ir.Shape(["batch", heads, positions, width])
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
+
+
+def _static(size: object, node: ir.Node) -> int:
+    if not isinstance(size, int):
+        raise PassError(f"{path(node)}: heads and head size must be fixed; found {size}")
+    return size

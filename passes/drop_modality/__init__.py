@@ -1,0 +1,1 @@
+"""MOSEL: a graph for each useful subset of a model's modalities."""

@@ -1,0 +1,1 @@
+"""Weights in fewer bits: blockwise codes, GPTQ, half precision."""

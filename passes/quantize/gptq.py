@@ -1,0 +1,61 @@
+"""gptq: choose 4-bit codes by what the layers really see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from adaptc.ir.graph import FxGraph
+from adaptc.ir.program import Program
+from adaptc.passes.base import Pass
+
+if TYPE_CHECKING:
+    from adaptc.passes.quantize.blockwise import Bits
+
+
+@dataclass(frozen=True, slots=True)
+class Gptq(Pass):
+    """Choose the codes of every projection so that its outputs, not its weights, change least.
+
+    Before:  weights that `quantize` will round one by one
+    After:   the same graph; the program also holds codes, scales and zero points, which `quantize` will store
+
+    Rounding SmolLM2-135M's weights to the nearest code costs 11 % of its perplexity, this 3 % (docs/quantization.md).
+
+    Projections that share their input with no other (attention's output, the second half of a feed-forward block, the
+    head) do without zero points: their kernel is quicker, and nothing is lost (docs/quantization.md).
+
+    Needs: FX level, after every pass that changes weights or adds towers, before lower; calibration text.
+    Shapes: unchanged.
+    Cost: one forward pass over the calibration text, and rounding: about a minute for 135 M parameters on two cores.
+
+    Attributes:
+        block_size: Neighbouring inputs that share a scale; as in `quantize`.
+
+    Raises:
+        PassError: the calibration text is too short, or activations are not finite.
+
+    Reference: Frantar et al., "GPTQ", arXiv:2210.17323.
+    """
+
+    name: ClassVar[str] = "gptq"
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+
+    def apply(self, program: Program) -> Program:
+        # Imported here: calibration needs this package's blockwise, and may be what is imported first.
+        from adaptc.passes.quantize.calibrate import alone, linear_weights, quantize_linears, sample_of
+        from adaptc.passes.quantize.quantize import head_block
+
+        blocks = dict(program.blocks)
+        for name, graph in program.at_level(FxGraph).items():
+            # Weights that another graph has too were chosen there: they are stored once.
+            weights = [weight for weight in linear_weights(graph) if weight not in blocks]
+            sample = sample_of(program, name) if weights else None
+            if sample is None:
+                continue
+            sizes: dict[str, int] = dict.fromkeys(weights, self.block_size)
+            if graph.module.meta["outputs"] == ("logits",) and list(linear_weights(graph))[-1] == weights[-1]:
+                sizes[weights[-1]] = head_block(self.block_size)
+            bits: dict[str, Bits] = dict.fromkeys(weights, 4)
+            blocks |= quantize_linears(graph, sample, bits, block_size=sizes, symmetric=alone(graph))
+        return replace(program, blocks=blocks) if len(blocks) > len(program.blocks) else program

@@ -1,0 +1,1 @@
+"""FFN-SkipLLM: feed-forward blocks behind gates, and the conditionals they become."""

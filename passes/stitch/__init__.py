@@ -1,0 +1,1 @@
+"""StitchLLM: routes through the layers of several models, joined by trained stitches."""

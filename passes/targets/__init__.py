@@ -1,0 +1,1 @@
+"""What an engine needs of a graph: legal operators, and partitions that it can run."""

@@ -1,0 +1,233 @@
+"""split_regions: a decoder is cut at its gates and products into regions, each of which becomes an engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from adaptc.errors import PassError
+from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.partitions import Split
+from adaptc.ir.program import Program, Run, Switch
+from adaptc.passes.base import Pass
+from adaptc.passes.emit import PRODUCT, REGION
+from adaptc.passes.match import path
+from adaptc.passes.skip_ffn.branch import choices, serving_only
+from adaptc.passes.targets.piece import FREE, Shared
+from adaptc.passes.targets.stages import Part, in_stages
+from adaptc.runtime.bundle.partitions import Call, Step, When
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRegions(Pass):
+    """Cut a decoder at its gates, and around its products with weights.
+
+    Before:  one graph; y = Where(logit ≥ threshold, block(x), cheap(x)), both computed
+    After:   the graph stays, and beside it: region, product, region, when(logit) {product, block, product} else
+             {cheap}, region, …, head, product
+
+    A region is all that lies between two gates or products. Weights become inputs, so that regions that differ in
+    nothing but their weights are one graph: of an 8-layer model with gates everywhere, ten graphs instead of 68 pieces.
+    The last norm and the product with the vocabulary are a step of their own: a prompt needs them for one token only;
+    the bottom of a stitched program has none, so its last step is empty.
+    A product is a piece because a step multiplies few rows, for which 8.6 has no kernels that read the weights as
+    quickly as memory gives them; the runtime has (runtime/backends/cuda/products.py).
+
+    Needs: ONNX level, after legalize; gates as `Where`, not yet branched.
+    Shapes: unchanged.
+    Cost: a kernel that could be fused over a cut is not, about 2 µs for a cut on a GPU.
+
+    Attributes:
+        products: Whether products are pieces; if not, they stay in the engines.
+
+    Raises:
+        PassError: a block that may be skipped gives more than one value, or the plan is not one decoder.
+    """
+
+    name: ClassVar[str] = "split_regions"
+    products: bool = True
+
+    def apply(self, program: Program) -> Program:
+        decoders = {
+            name: graph
+            for name, graph in program.at_level(OnnxGraph).items()
+            if name not in program.regions and any(value.name == "slots" for value in graph.model.graph.inputs)
+        }
+        if decoders and not (isinstance(program.plan[0], Run) and all(isinstance(s, Switch) for s in program.plan[1:])):
+            plan = "; ".join(map(str, program.plan))
+            raise PassError(f"plan: {plan}; TensorRT runs one decoder, with or without routes after its first part")
+        found = {name: split(graph, products=self.products) for name, graph in decoders.items()}
+        return replace(program, regions={**program.regions, **found}) if found else program
+
+
+def split(graph: OnnxGraph, *, products: bool = True) -> Split:
+    """The pieces of a graph and the order in which they run."""
+    main = graph.model.graph
+    gates = [_Gate.of(choice.where) for choice in choices(main)]
+    pieces = {
+        place: in_stages(nodes) if products else [Part(tuple(nodes))] for place, nodes in _assign(main, gates).items()
+    }
+    zeros = {index for index in range(len(gates)) if _is_zero(pieces.get(("else", index), []))}
+    for index in zeros:
+        del pieces["else", index]
+    shared = Shared({}, Counter())
+    steps: list[Step] = []
+    needed = _crossing(main, gates, pieces)
+    for index in range(len(gates) + 1):
+        steps += _plain(_calls(shared, "region", pieces.get(("main", index), []), needed))
+        if index < len(gates):
+            sides = [
+                None if index in zeros and kind == "else" else pieces.get((kind, index), [])
+                for kind in ("then", "else")
+            ]
+            steps.append(Step((), _when(shared, gates[index], sides, needed)))
+    steps.append(Step(_calls(shared, "head", pieces.get(("head", 0), []), needed)))
+    whole = shared.call("whole", _dense(main, gates), {v.name or "" for v in main.outputs}, _stand_ins(gates))
+    assert whole is not None
+    weights = {name: value.const_value for name, value in main.initializers.items() if value.const_value is not None}
+    graphs = {name: OnnxGraph(model) for name, model in shared.models.items()}
+    return Split(graphs, tuple(steps), whole, weights, frozenset(_named(graphs, "product")))
+
+
+def _named(graphs: Collection[str], label: str) -> Iterator[str]:
+    """The graphs that were called so: the label, or the label and a number."""
+    return (name for name in graphs if name.partition("_")[0] == label)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """A choice between a block's result and what stands in for it.
+
+    Attributes:
+        where: Its node; the second input is the block's result, the third what stands in for it.
+        logit: What is compared with the threshold.
+        nodes: The choice and the comparison, which the device does.
+    """
+
+    where: ir.Node
+    logit: ir.Value
+    nodes: tuple[ir.Node, ...]
+
+    @classmethod
+    def of(cls, where: ir.Node) -> _Gate:
+        """Where(Unsqueeze(GreaterOrEqual(logit, threshold)), full, cheap)."""
+        unsqueeze = where.inputs[0].producer() if where.inputs[0] is not None else None
+        compare = unsqueeze.inputs[0].producer() if unsqueeze is not None and unsqueeze.inputs[0] is not None else None
+        assert unsqueeze is not None
+        assert compare is not None
+        assert compare.inputs[0] is not None
+        return cls(where, compare.inputs[0], (compare, unsqueeze, where))
+
+
+Place = tuple[str, int]
+"""A piece: "main", "then", "else" or "head", and after how many gates, or of which."""
+
+
+def _assign(main: ir.Graph, gates: Sequence[_Gate]) -> dict[Place, list[ir.Node]]:
+    """Which nodes belong to which piece, in order; nodes that only need where a step stands are in none."""
+    level = {gate.where.outputs[0]: index + 1 for index, gate in enumerate(gates)}
+    taken: dict[ir.Node, Place | None] = {node: None for gate in gates for node in gate.nodes}
+    for index, gate in enumerate(gates):
+        for at, kind in ((1, "then"), (2, "else")):
+            taken |= dict.fromkeys(serving_only(main, gate.where, at), (kind, index))
+    home: dict[ir.Node, Place] = {}
+    first = {gate.logit.producer(): ("main", index) for index, gate in enumerate(gates)}
+    for node in main:
+        after = [_level(value, level) for value in node.inputs if value is not None]
+        for value in node.outputs:
+            level.setdefault(value, max(after, default=-1))
+        if node in taken and taken[node] is None:
+            continue
+        if max(after, default=-1) < 0:
+            if node in first:  # a gate that looks at no state still needs a region that tells its logit
+                home[node] = first[node]
+            continue
+        mark = ("head", 0) if REGION in node.metadata_props else ("main", max(after))
+        home[node] = _of_its_value(node, home) or taken.get(node) or mark
+    pieces: dict[Place, list[ir.Node]] = {}
+    for node, place in home.items():
+        pieces.setdefault(place, []).append(node)
+    return pieces
+
+
+def _of_its_value(node: ir.Node, home: Mapping[ir.Node, Place]) -> Place | None:
+    """A cast belongs to what makes the value it casts: in a gated block it would be a piece of its own."""
+    source = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
+    if source is None or PRODUCT in node.metadata_props:
+        return None
+    place = home.get(source)
+    return place if place is not None and place[0] == "main" else None
+
+
+def _level(value: ir.Value, level: Mapping[ir.Value, int]) -> int:
+    """Number of gates that a value comes after; -1 for constants and for what is known at the start of a step."""
+    if value in level:
+        return level[value]
+    return 0 if value.is_graph_input() and value.name not in FREE else -1
+
+
+def _crossing(main: ir.Graph, gates: Sequence[_Gate], pieces: Mapping[Place, Sequence[Part]]) -> set[str]:
+    """Names of the values that one piece makes and another reads, or that the whole gives."""
+    home = {node: part for parts in pieces.values() for part in parts for node in part.nodes}
+    names = {value.name or "" for value in main.outputs}
+    names |= {gate.logit.name or "" for gate in gates}
+    for node, part in home.items():
+        for value in node.outputs:
+            if any(use.node in home and home[use.node] is not part for use in value.uses()):
+                names.add(value.name or "")
+    for gate in gates:
+        names |= {value.name or "" for value in gate.where.inputs[1:] if value is not None}
+    return names
+
+
+def _calls(shared: Shared, label: str, parts: Sequence[Part], needed: Collection[str]) -> tuple[Call, ...]:
+    """The calls of a region's parts, in order."""
+    calls = [shared.call("product" if part.product else label, part.nodes, needed) for part in parts]
+    return tuple(call for call in calls if call is not None)
+
+
+def _plain(calls: tuple[Call, ...]) -> list[Step]:
+    return [Step(calls)] if calls else []
+
+
+def _when(shared: Shared, gate: _Gate, sides: Sequence[Sequence[Part] | None], needed: Collection[str]) -> When:
+    """The two sides of a gate, which write one value with their last call; None for zeros."""
+    result = gate.where.outputs[0].name or ""
+    found: list[tuple[Call, ...]] = []
+    for value, label, parts in zip(gate.where.inputs[1:], ("block", "cheap"), sides, strict=True):
+        calls = () if parts is None else _calls(shared, label, parts, needed)
+        if parts is None:
+            found.append(())
+        elif not calls or calls[-1].writes != ((value.name if value is not None else ""),):
+            raise PassError(
+                f"{path(gate.where)}: its {label} gives {calls[-1].writes if calls else 'nothing'}; one value is right"
+            )
+        else:
+            found.append((*calls[:-1], replace(calls[-1], writes=(result,))))
+    return When(gate.logit.name or "", found[0], found[1], result)
+
+
+def _is_zero(parts: Sequence[Part]) -> bool:
+    """Whether what stands in for a block is nothing: x · 0."""
+    nodes = [node for part in parts for node in part.nodes]
+    if [node.op_type for node in nodes if node.op_type != "Constant"] != ["Mul"]:
+        return False
+    constants = [ir.convenience.get_const_tensor(value) for value in nodes[-1].inputs if value is not None]
+    return any(tensor is not None and not tensor.numpy().any() for tensor in constants)
+
+
+def _dense(main: ir.Graph, gates: Sequence[_Gate]) -> list[ir.Node]:
+    """All nodes of the model that runs every block."""
+    left = {node for gate in gates for node in gate.nodes}
+    for gate in gates:
+        left |= set(serving_only(main, gate.where, 2))
+    return [node for node in main if node not in left and node.op_type != "Constant"]
+
+
+def _stand_ins(gates: Sequence[_Gate]) -> dict[ir.Value, ir.Value]:
+    """In the dense model a block's result stands for the choice."""
+    return {gate.where.outputs[0]: gate.where.inputs[1] for gate in gates if gate.where.inputs[1] is not None}

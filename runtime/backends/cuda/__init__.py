@@ -1,0 +1,1 @@
+"""Decoders on a CUDA device: captured steps, kernels, memory."""

@@ -1,0 +1,164 @@
+"""A decoder's steps as CUDA graphs: each is captured when it is first needed, and then launched whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from adaptc.runtime.backends.cuda.cache import Cache
+from adaptc.runtime.backends.cuda.control import Control
+from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.step import Place, Stepper
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """A way to run: with what the gates said a step before, and asking them for the step after."""
+
+    mask: tuple[bool, ...]
+
+
+Way = str | tuple[bool, ...] | Foreseen
+"""How a step runs: "dense", "gated" by what the device reads itself, with a mask that is known beforehand, or with one
+that the step before gave."""
+
+MASKS = 64
+"""Most graphs kept of `Foreseen` masks; the one that was not used for longest goes first."""
+
+Key = tuple[int, int, Way]
+"""Rows, slots of the cache, and the way."""
+
+
+class Graphs:
+    """The graphs of one session."""
+
+    def __init__(
+        self, cuda: Cuda, stepper: Stepper, control: Control, cache: Cache, vocab: int, gates: int, stream: Any
+    ) -> None:
+        """Capture nothing yet.
+
+        Args:
+            cuda: The GPU.
+            stepper: Runs the parts of a step.
+            control: What the host tells the GPU.
+            cache: Keys and values.
+            vocab: Width of the logits.
+            gates: How many there are.
+            stream: In whose order steps run.
+        """
+        self._cuda, self._stepper, self._control, self._cache = cuda, stepper, control, cache
+        self._vocab, self._gates, self._stream = vocab, gates, stream
+        self._table = control.step_table(cache.layers(0))
+        self._known: dict[Key, Any] = {}
+        self._warm: set[tuple[int, int]] = set()
+        self._foreseen: dict[Key, Any] = {}  # None for a mask that was seen once
+
+    def get(self, key: Key) -> Any:
+        """A step's graph; None if its parts are to go to the stream one by one.
+
+        So they do where the driver has no conditional nodes and this step needs them, and where a mask comes for the
+        first time: most come never again, and capturing takes as long as many steps.
+        """
+        if isinstance(key[2], Foreseen):
+            return self._get_foreseen(key)
+        if key not in self._known:
+            self._known[key] = self.capture(key)
+        return self._known[key]
+
+    def _get_foreseen(self, key: Key) -> Any:
+        seen = key in self._foreseen
+        graph = self._foreseen.pop(key, None)
+        if graph is None and seen:
+            graph = self.capture(key)
+        elif not seen:
+            self._make_ready(self.place(*key[:2]))
+        self._foreseen[key] = graph
+        if len(self._foreseen) > MASKS:
+            oldest = self._foreseen.pop(next(iter(self._foreseen)))
+            if oldest is not None:
+                self._cuda.drop(oldest)
+        return graph
+
+    def _make_ready(self, place: Place) -> None:
+        """Load engines, and run each once: they settle their memory then, which cannot be captured."""
+        if (place.batch, place.slots) in self._warm:
+            return
+        self._stepper.load(place)
+        self._stepper.walk(place, self._stepper.all_run, self._stream)
+        self._stepper.walk(place, self._stepper.masked([False] * self._gates), self._stream)
+        self._stepper.head(place, self._stream)
+        self._cuda.sync(self._stream)
+        self._warm.add((place.batch, place.slots))
+
+    def capture(self, key: Key) -> Any:
+        """Capture a step anew."""
+        batch, slots, way = key
+        place = self.place(batch, slots)
+        self._make_ready(place)
+        if way == "gated" and not self._stepper.on_device_only(place):
+            return None
+        self._mask(way)  # what it copies to the GPU cannot be captured
+        self._cuda.begin_capture(self._stream)
+        try:
+            self.enqueue(key)
+        except BaseException:
+            self._cuda.drop_capture(self._stream)
+            raise
+        return self._cuda.end_capture(self._stream)
+
+    def enqueue(self, key: Key) -> None:
+        """A whole step in the stream's order."""
+        batch, slots, way = key
+        place, stepper, control = self.place(batch, slots), self._stepper, self._control
+        stepper.begin(control.state, place, control.levels, self._stream)
+        at, link = control.addresses(stepper.ran), control.link
+        if link is not None and link.ids:
+            stepper.take(control.state, place, at, link, self._stream)
+        if isinstance(way, Foreseen):
+            stepper.walk(place, stepper.foreseen(way.mask), self._stream)
+        elif way == "gated":
+            itself = stepper.on_device_only(place)
+            stepper.walk(place, stepper.on_device if itself else stepper.by_host, self._stream)
+        else:
+            mask, at["ran"] = self._mask(way)
+            stepper.walk(place, stepper.masked(mask), self._stream)
+        stepper.head(place, self._stream)
+        self.finish(place, at)
+
+    def finish(self, place: Place, at: dict[str, int]) -> None:
+        """What follows the logits: each row's token, or the states that are kept; and the cache."""
+        state, link = self._control.state, self._control.link
+        if link is not None and not link.ids:
+            self._stepper.keep(state, place, at, link, self._stream)
+        else:
+            self._stepper.choose(state, place, at, self._vocab, self._stream)
+        self._stepper.write_kv(self._control.state, place, self._table, 1, self._stream)
+
+    def place(self, batch: int, slots: int) -> Place:
+        """Where a step works."""
+        given = self._control.given() | self._cache.row(0)
+        return Place(batch, 1, slots, given, self._control.thresholds)
+
+    def forget(self, way: Way) -> None:
+        """Capture the steps of one way anew when they are next needed."""
+        for kept in (self._known, self._foreseen):
+            for key in [key for key in kept if key[2] == way]:
+                graph = kept.pop(key)
+                if graph is not None:
+                    self._cuda.drop(graph)
+
+    def close(self) -> None:
+        """Forget them; the GPU's own are freed with it."""
+        self._known.clear()
+        self._foreseen.clear()
+
+    def _mask(self, way: Way) -> tuple[tuple[bool, ...], int]:
+        """The mask of a step that is known beforehand, and where the GPU has it."""
+        if isinstance(way, tuple):
+            return way, self._control.mask(way)
+        if isinstance(way, Foreseen):
+            return way.mask, self._stepper.ran
+        if way == "gated":
+            return (), 0
+        mask = (True,) * self._gates
+        return mask, self._control.mask(mask)

@@ -1,0 +1,117 @@
+"""A decoder on a GPU: what `Decoder` is on a CPU, with the same members.
+
+Whatever the host changes (a prompt in a row, another budget, a row that moves) first waits for the steps in flight and
+forgets the one that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from adaptc.runtime.backends.cuda.in_flight import Flights, Read
+from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
+from adaptc.runtime.backends.onnxruntime_cpu.decoder import Ids, Logits
+from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.model.budget import ANY, DENSE, Wish
+from adaptc.runtime.model.one_way import OneWay
+from adaptc.runtime.text.sampling import Sampler
+
+
+class GpuDecoder(OneWay):
+    """Sequences in rows, each a prefix of the positions of the KV cache on a GPU; see `rows.Rows`.
+
+    Attributes:
+        spec: What the graph expects.
+        batch: Rows.
+        part: The graph.
+        conditional: Whether gates are read by the GPU itself; if not, the host asks for each, which is slow.
+    """
+
+    def __init__(
+        self, gpu: Gpu, regions: Regions, spec: DecoderSpec, batch: int, gates: GateSpec | None = None
+    ) -> None:
+        """Take the GPU's memory.
+
+        Args:
+            gpu: The GPU and what runs on it; closed with this.
+            regions: The decoder.
+            spec: What the graph expects.
+            batch: Rows of the cache.
+            gates: What decides which blocks run, if there are gates.
+
+        Raises:
+            EngineError: the GPU has too little memory, or engines are missing.
+        """
+        self.spec, self.batch, self.gates, self._gpu = spec, batch, gates, gpu
+        self.part = GpuPart(gpu, regions, spec, batch, gates)
+        self.conditional = self.part.conditional
+        self.flights = Flights(gpu.cuda, gpu.stream, self)
+        self._rows = 0  # of the newest step
+
+    @property
+    def taken(self) -> dict[str, int]:
+        """What was taken of the GPU's memory, by what for: "weights", "cache", "values"."""
+        found = self.part.memory.bytes
+        return found | {"values": found["values"] + self._gpu.values.bytes}
+
+    def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
+        """See `Rows.start`."""
+        return self.prefill(row, ids, self.part.threshold(wish))
+
+    def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
+        """See `Decoder.prefill`."""
+        self.flights.drain()
+        return self.part.first(self.part.read(row, ids, threshold))
+
+    def dense(self, wish: Wish) -> bool:
+        """See `Rows.dense`."""
+        return self.part.threshold(wish) == DENSE
+
+    def score(self, ids: Ids, most: int, wish: Wish = ANY) -> Iterator[Logits]:
+        """See `Rows.score`."""
+        self.flights.drain()
+        yield from self.part.score(ids, most, wish)
+
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """See `Rows.decode`."""
+        self.flights.decode(tokens)
+        return self.part.logits(len(tokens))
+
+    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+        """See `rows.Chooser`."""
+        return self.flights.choose(tokens, samplers)
+
+    def ran(self, row: int) -> bytes | None:
+        """See `Rows.ran`."""
+        return self.part.ran(row)
+
+    def move(self, row: int, to: int) -> None:
+        """See `Rows.move`."""
+        self.flights.drain()
+        self.part.move(row, to)
+
+    def close(self) -> None:
+        """Free all that was taken of the GPU."""
+        self.part.close()
+        self._gpu.pieces.close()
+        self._gpu.cuda.close()
+
+    def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
+        """See `Steps.begin`."""
+        self._rows = len(tokens)
+        self.part.begin(tokens, samplers)
+
+    def launch(self, samplers: Sequence[Sampler], ahead: int) -> Read:
+        """See `Steps.launch`."""
+        rows = self._rows
+        slot, way = self.part.launch(rows, samplers, ahead)
+        return lambda: self.part.take(slot, rows, way)
+
+    def room(self) -> int:
+        """See `Steps.room`."""
+        return self.part.room(self._rows)
+
+    def settle(self) -> None:
+        """See `Steps.settle`."""
+        self.part.settle()

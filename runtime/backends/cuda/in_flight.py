@@ -1,0 +1,92 @@
+"""Steps that were launched and not read yet: the next one is on its way before the host reads the last one's tokens."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.errors import EngineError
+from adaptc.runtime.text.sampling import Sampler
+
+AHEAD = 2
+"""Steps that may be in flight: the one whose token is wanted, and the next."""
+
+Read = Callable[[], list[int]]
+"""Takes note of a step that is done; the token it chose in each row."""
+
+
+class Steps(Protocol):
+    """What launches the steps of a session."""
+
+    def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
+        """Tell the GPU what the host knows: each row's newest token, and how the next ones are chosen."""
+
+    def launch(self, samplers: Sequence[Sampler], ahead: int) -> Read:
+        """Launch the next step; `ahead` is how many are in flight."""
+
+    def room(self) -> int:
+        """How many more steps can be launched without a word from the host."""
+
+    def settle(self) -> None:
+        """What goes on by itself does not go on any more."""
+
+
+class Flights:
+    """The steps of one session, in the order they were launched."""
+
+    def __init__(self, cuda: Cuda, stream: Any, steps: Steps) -> None:
+        self._cuda, self._stream, self._steps = cuda, stream, steps
+        self._events = deque(cuda.event() for _ in range(AHEAD + 1))
+        self._left: deque[tuple[Any, Read]] = deque()
+        self._expected: tuple[list[int], list[int]] | None = None  # what goes on without a word
+
+    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+        """Add one token to each of the first rows, and choose the one that follows on the GPU.
+
+        Raises:
+            EngineError: the graph computes no finite numbers.
+        """
+        names = [id(sampler) for sampler in samplers]
+        if self._expected != (list(tokens), names) or not self._left:
+            self.drain()
+            self._steps.begin(tokens, samplers)
+            self._launch(samplers)
+        if len(self._left) < AHEAD and self._steps.room() > 0:
+            self._launch(samplers)
+        chosen = self._take()
+        for sampler, token in zip(samplers, chosen, strict=True):
+            if token < 0:
+                raise EngineError("logits: the highest is nan; the graph computes no finite numbers")
+            sampler.advance()
+        self._expected = chosen, names
+        return chosen
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """One step alone, whose logits the host wants."""
+        self.drain()
+        self._steps.begin(tokens, ())
+        self._launch(())
+        self._take()
+
+    def drain(self) -> None:
+        """Wait for all that was launched; steps that nobody asked for are forgotten."""
+        if self._left:
+            self._cuda.sync(self._stream)
+            self._left.clear()
+        self._expected = None
+        self._steps.settle()
+
+    def _launch(self, samplers: Sequence[Sampler]) -> None:
+        read = self._steps.launch(samplers, len(self._left))
+        event = self._events[0]
+        self._events.rotate(-1)
+        self._cuda.record(event, self._stream)
+        self._left.append((event, read))
+
+    def _take(self) -> list[int]:
+        """Wait for the oldest step; the tokens it chose."""
+        event, read = self._left.popleft()
+        self._cuda.wait(event)
+        return read()

@@ -1,0 +1,283 @@
+"""One graph on a GPU, with its cache and the steps captured of it: a decoder, or one part of a stitched one.
+
+Steps are captured once for each number of rows, size of the cache and way to run, and then launched whole. A step finds
+what it goes on from where the step before it left that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptc.runtime.backends.cuda.cache import Cache
+from adaptc.runtime.backends.cuda.captured_steps import Foreseen, Graphs, Key, Way
+from adaptc.runtime.backends.cuda.control import Control, Prompt
+from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.kernels import RING
+from adaptc.runtime.backends.cuda.memory import HEAD_ROWS, Memory, Values, Weights
+from adaptc.runtime.backends.cuda.step import Link, Place, Stepper
+from adaptc.runtime.backends.onnxruntime_cpu.decoder import HIDDEN, Logits
+from adaptc.runtime.backends.tensorrt.pieces import Pieces
+from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.model.budget import ANY, DENSE, Wish, batched_dense, threshold_of
+from adaptc.runtime.text.sampling import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What the graphs of one bundle share on a GPU.
+
+    Attributes:
+        cuda: The GPU.
+        stream: In whose order all of them run.
+        pieces: What runs their regions.
+        weights: All weights, each once.
+        values: Memory for the values between regions.
+        sizes: Numbers of rows that there are engines for, up to the session's.
+        chunk: Most tokens of a prompt at once.
+        mode: "regions" or "static"; see docs/tensorrt.md.
+    """
+
+    cuda: Cuda
+    stream: Any
+    pieces: Pieces
+    weights: Weights
+    values: Values
+    sizes: tuple[int, ...]
+    chunk: int
+    mode: str = "regions"
+
+
+def row_sizes(pieces: Pieces, batch: int) -> tuple[int, ...]:
+    """Numbers of rows that there are engines for, the last at least `batch`.
+
+    Raises:
+        RequestError: no engine serves so many rows.
+    """
+    there = pieces.rows() or (1,)
+    if there[-1] < batch:
+        raise RequestError(f"batch: {batch}; the engines serve up to {there[-1]}, adaptc build --batch {batch}")
+    return (*(rows for rows in there if rows < batch), min(rows for rows in there if rows >= batch))
+
+
+class GpuPart:
+    """Sequences in rows, each a prefix of the positions of the KV cache.
+
+    Attributes:
+        spec: What the graph expects.
+        batch: Rows.
+        gates: What decides which of its blocks run; None if it has no gates.
+        memory: What was taken of the GPU's for this graph alone.
+        conditional: Whether gates are read by the GPU itself; if not, the host asks for each, which is slow.
+        mode: "regions", or "static" for masks that the step before gave.
+        force: A mask that all steps run with, whatever their gates say, for measurements; None for the gates.
+        length: Tokens of each row whose step was read.
+        levels: What each row's gates are compared with.
+        slot: Place in the ring of the step launched last.
+    """
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        regions: Regions,
+        spec: DecoderSpec,
+        batch: int,
+        gates: GateSpec | None,
+        link: Link | None = None,
+    ) -> None:
+        """Take the GPU's memory.
+
+        Args:
+            gpu: What it shares with the bundle's other graphs.
+            regions: The graph.
+            spec: What it expects.
+            batch: Rows of the cache.
+            gates: What decides which blocks run, if there are gates.
+            link: Where it meets the other parts of a stitched model; None for a whole one.
+
+        Raises:
+            EngineError: the GPU has too little memory, or engines are missing.
+        """
+        self.spec, self.batch, self.gates, self.mode = spec, batch, gates, gpu.mode
+        self.regions, self.link = regions, link
+        self._gpu, cuda, most = gpu, gpu.cuda, gpu.sizes[-1]
+        self.memory = Memory(cuda, regions, spec, most, gpu.weights, gpu.values)
+        self.stepper = Stepper(cuda, gpu.pieces, regions, self.memory)
+        self.cache = Cache(cuda, self.memory, spec, most, gpu.pieces.slots() or (spec.max_tokens,))
+        count = len(regions.gates)
+        self.control = Control(cuda, spec, most, gpu.chunk, count, self.cache.positions, link)
+        self.graphs = Graphs(cuda, self.stepper, self.control, self.cache, spec.vocab_size, count, gpu.stream)
+        self.conditional = self.stepper.on_device_only(self.graphs.place(most, self.cache.slots))
+        self.length = np.zeros(batch, np.int64)
+        self.levels = np.full(batch, DENSE, np.float32)
+        self.slot = 0
+        self.force: tuple[bool, ...] | None = None
+        self._settled: tuple[Key, Any] | None = None  # the graph that goes on as long as nothing changes
+        self._room = 0  # steps that the cache has slots for
+        self._warmup = 0 if gates is None else gates.warmup
+        self._ran = np.ones(count, np.bool_)
+        self._next = (True,) * count  # what the gates said in the newest step, for the one after
+        self._constants = self._static_logits()
+
+    def threshold(self, wish: Wish) -> float:
+        """What the gates are compared with as a request wants it."""
+        return threshold_of(self.gates, wish.budget)
+
+    def read(self, row: int, prompt: Prompt, threshold: float) -> Place:
+        """Start a row with a prompt: all but the head runs over it. Nothing may be in flight.
+
+        Returns:
+            Where its last part was read, for `first`.
+        """
+        if row == 0:
+            self.length[:] = 0
+        self.length[row] = 0
+        longest = int(max(self.length.max(), len(prompt)))
+        self.cache.fit(longest + 1, keep=row > 0, stream=self._gpu.stream)
+        place = None
+        for start in range(0, len(prompt), self._gpu.chunk):
+            place = self._read(row, prompt, range(start, min(start + self._gpu.chunk, len(prompt))))
+        assert place is not None
+        self.length[row], self.levels[row] = len(prompt), threshold
+        self._next = (True,) * len(self._next)
+        return place
+
+    def first(self, place: Place) -> Logits:
+        """Logits of the token that follows a prompt: float32[vocab]."""
+        self.stepper.head(place, self._gpu.stream, range(place.tokens - 1, place.tokens))
+        logits: Logits = self.logits(1)[0]
+        return logits
+
+    def score(self, prompt: Prompt, most: int, wish: Wish = ANY) -> Iterator[Logits]:
+        """Read a text in the first row; logits at every position, float32[some, vocab]."""
+        self.length[:] = 0
+        self.cache.fit(len(prompt) + 1, keep=False, stream=self._gpu.stream)
+        size = min(most, self._gpu.chunk)
+        for start in range(0, len(prompt), size):
+            part = range(start, min(start + size, len(prompt)))
+            place = self._read(0, prompt, part)
+            for first in range(0, len(part), HEAD_ROWS):
+                tokens = range(first, min(len(part), first + HEAD_ROWS))
+                self.stepper.head(place, self._gpu.stream, tokens)
+                yield self.logits(len(tokens))
+        self.length[0] = len(prompt)
+
+    def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler], order: Sequence[int] = ()) -> None:
+        """Tell the GPU what the host knows before a step; `order` says of a top's rows which of the bottom's they are.
+
+        A top reads states, so what `tokens` says there does not matter, only how many.
+        """
+        rows = len(tokens)
+        longest = int(self.length[:rows].max())
+        self.cache.fit(longest + 1, keep=True, stream=self._gpu.stream)
+        self._room = self.cache.slots - longest
+        off = batched_dense(self.gates, rows)
+        before, levels = self.length[:rows] - 1, self.levels[:rows]
+        self.control.set(tokens, before, levels, samplers, self._warmup, off, self.slot, order)
+
+    def launch(self, rows: int, samplers: Sequence[Sampler], ahead: int) -> tuple[int, Way]:
+        """Launch a step; its place in the ring, and how it runs."""
+        self.slot = (self.slot + 1) % RING
+        for row, sampler in enumerate(samplers):
+            if not sampler.greedy:
+                self.control.points[self.slot, row] = sampler.point(ahead)
+        key, graph = self._settled or self._step(rows, ahead)
+        if graph is None:
+            self.graphs.enqueue(key)
+        else:
+            self._gpu.cuda.run(graph, self._gpu.stream)
+        self._room -= 1
+        return self.slot, key[2]
+
+    def take(self, slot: int, rows: int, way: Way) -> list[int]:
+        """Take note of a step that is done; the tokens it chose."""
+        self.length[:rows] += 1
+        self._ran[:] = self.control.ran[slot]
+        self._next = tuple(self._ran.tolist())
+        if isinstance(way, Foreseen):
+            self._ran[:] = way.mask
+        chosen: list[int] = self.control.told[slot, :rows].tolist()
+        return chosen
+
+    def room(self, rows: int) -> int:
+        """Steps that may be launched before the newest is read: none if its gates decide how the next one runs."""
+        return 0 if isinstance(self.way(rows, 1), Foreseen) else self._room
+
+    def settle(self) -> None:
+        """Look anew, before the next step, for how it runs."""
+        self._settled = None
+
+    def ran(self, row: int) -> bytes | None:
+        """Which gated blocks the newest step ran: a byte for each; None while the row warms up."""
+        if self.gates is None or self.length[row] - 1 < self._warmup:
+            return None
+        return self._ran.tobytes()
+
+    def move(self, row: int, to: int) -> None:
+        """Put the sequence of one row in the place of another."""
+        self.cache.move(row, to, self._gpu.stream)
+        self.length[to], self.levels[to] = self.length[row], self.levels[row]
+
+    def logits(self, rows: int) -> Logits:
+        """What the head gave: float32[rows, vocab]."""
+        self._gpu.cuda.sync(self._gpu.stream)
+        logits = np.empty((rows, self.spec.vocab_size), np.float32)
+        self._gpu.cuda.get(self.memory.values["logits"], logits)
+        return logits
+
+    def close(self) -> None:
+        """Forget captured steps; the memory is the GPU's to free."""
+        self.graphs.close()
+
+    def way(self, rows: int, ahead: int) -> Way:
+        """How a step runs: what the host knows for certain needs no conditional nodes."""
+        if self.force is not None:
+            return self.force
+        levels = self.levels[:rows]
+        warm = self.length[:rows] + ahead < self._warmup
+        if batched_dense(self.gates, rows) or bool((warm | (levels == DENSE)).all()):
+            return "dense"
+        if self._constants is not None:
+            lowest = np.where(warm, DENSE, levels).min()
+            return tuple(bool(logit >= lowest) for logit in self._constants)
+        return "gated" if self.mode == "regions" else Foreseen(self._next)
+
+    def _step(self, rows: int, ahead: int) -> tuple[Key, Any]:
+        """The graph of the next step; it stays as it is once all rows are warm."""
+        key = next(size for size in self._gpu.sizes if size >= rows), self.cache.slots, self.way(rows, ahead)
+        found = key, self.graphs.get(key)
+        warm = int(self.length[:rows].min()) + ahead >= self._warmup
+        if warm and not isinstance(key[2], Foreseen):
+            self._settled = found
+        return found
+
+    def _read(self, row: int, prompt: Prompt, part: range) -> Place:
+        """Run part of a prompt through every region but the head, and put it into the cache."""
+        cuda, stream, link = self._gpu.cuda, self._gpu.stream, self.link
+        given = self.control.prompt(prompt, part) | self.cache.row(row)
+        place = Place(1, len(part), self.cache.slots, given, self.control.whole)
+        self.stepper.load(place)
+        self.stepper.walk(place, self.stepper.all_run, stream)
+        table = self.control.table(self.cache.layers(row), stream)
+        self.stepper.write_kv(self.control.one, place, table, len(part), stream)
+        if link is not None and not link.ids:
+            size = 4 * link.width * len(part)
+            cuda.copy_rows((link.at(row, part.start), size), (self.memory.values[HIDDEN], size), size, 1, stream)
+        cuda.sync(stream)
+        return place
+
+    def _static_logits(self) -> list[float] | None:
+        """The gates' logits if they are the same for every token; then a mask follows from the thresholds."""
+        if self.gates is None or self.gates.policy != "static":
+            return None
+        found = []
+        for gate in self.regions.gates:
+            value = np.zeros(1, np.float32)
+            self._gpu.cuda.get(self.memory.weights[gate.logit], value)
+            found.append(float(value[0]))
+        return found

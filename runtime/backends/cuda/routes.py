@@ -1,0 +1,185 @@
+"""A stitched bundle on a GPU: a bottom for all rows, and after it, in the same stream, each route's top for its own.
+
+The states stay on the GPU, where tops read them and where they are kept for requests that change their route. A
+request's route is known before its first token, so the host launches the graphs that a step needs, one after another,
+and nothing is decided on the GPU but what gates decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from adaptc.runtime.backends.cuda.control import KeptStates
+from adaptc.runtime.backends.cuda.in_flight import Flights, Read
+from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
+from adaptc.runtime.backends.cuda.step import Link
+from adaptc.runtime.backends.onnxruntime_cpu.decoder import Ids, Logits, States
+from adaptc.runtime.backends.onnxruntime_cpu.routed import Routed
+from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.model.router import Choice, Router
+from adaptc.runtime.text.sampling import Sampler
+
+Given = tuple[Regions, DecoderSpec, GateSpec | None]
+"""A part: its graph, what that expects, and its gates."""
+
+
+class GpuRoutes(Routed[GpuPart]):
+    """Rows over a bottom and several tops on a GPU.
+
+    Attributes:
+        conditional: Whether all gates are read by the GPU itself.
+    """
+
+    def __init__(
+        self, gpu: Gpu, bottom: Given, tops: Mapping[str, Given], width: int, batch: int, router: Router | None = None
+    ) -> None:
+        """Take the GPU's memory.
+
+        Args:
+            gpu: The GPU and what runs on it; closed with this.
+            bottom: What all requests run.
+            tops: By route, the default first.
+            width: Of a state.
+            batch: Rows.
+            router: Picks a route where a request names none.
+
+        Raises:
+            EngineError: the GPU has too little memory, or engines are missing.
+        """
+        self._gpu, tokens = gpu, bottom[1].max_tokens
+        states = gpu.cuda.alloc(4 * gpu.sizes[-1] * tokens * width)
+        self._link = Link(states, width, tokens)
+        regions, spec, gates = bottom
+        first = GpuPart(gpu, regions, spec, batch, gates, self._link)
+        link = Link(states, width, tokens, first.control.ids)
+        parts = {
+            route: GpuPart(gpu, regions, spec, batch, gates, link) for route, (regions, spec, gates) in tops.items()
+        }
+        super().__init__(first, parts, router)
+        self.conditional = all(part.conditional for part in self.parts)
+        self.flights = Flights(gpu.cuda, gpu.stream, self)
+        self._now: dict[str, list[int]] = {}  # rows of the newest step, by route
+        self._logits = np.empty((batch, self.spec.vocab_size), np.float32)
+
+    @property
+    def parts(self) -> tuple[GpuPart, ...]:
+        """The bottom, and the tops in the order of the routes."""
+        return (self._bottom, *self._tops.values())
+
+    @property
+    def taken(self) -> dict[str, int]:
+        """What was taken of the GPU's memory, by what for: "weights", "cache", "values", "states"."""
+        found = {kind: sum(part.memory.bytes[kind] for part in self.parts) for kind in ("weights", "cache", "values")}
+        states = 4 * self._gpu.sizes[-1] * self._link.tokens * self._link.width
+        return found | {"values": found["values"] + self._gpu.values.bytes, "states": states}
+
+    def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
+        """See `Rows`."""
+        self.flights.drain()
+        for other in range(self.batch if row == 0 else 0):
+            self._leave(other)  # of requests that are done: they would only make caches larger
+        return super().start(row, ids, wish)
+
+    def reroute(self, row: int, route: str) -> None:
+        """See `Rows`."""
+        if route != self.route(row):
+            self.flights.drain()
+            super().reroute(row, route)
+
+    def explain(self, ids: Ids, budget: float | None) -> Choice:
+        """See `Rows`."""
+        self.flights.drain()
+        return super().explain(ids, budget)
+
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """See `Rows`."""
+        self.flights.decode(tokens)
+        for route, order in self._now.items():
+            self._logits[order] = self._tops[route].logits(len(order))
+        return self._logits[: len(tokens)]
+
+    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+        """See `rows.Chooser`."""
+        return self.flights.choose(tokens, samplers)
+
+    def move(self, row: int, to: int) -> None:
+        """See `Rows`."""
+        self.flights.drain()
+        self._leave(to)
+        self._bottom.move(row, to)
+        size = 4 * self._link.width * int(self._bottom.length[row])
+        self._gpu.cuda.copy_rows((self._link.at(to, 0), size), (self._link.at(row, 0), size), size, 1, self._gpu.stream)
+        self._wishes[to] = self._wishes[row]
+        self._places[to], self._places[row] = self._places[row], None
+
+    def score(self, ids: Ids, most: int, wish: Wish) -> Iterator[Logits]:
+        """See `Rows`."""
+        self.flights.drain()
+        route = self._only(ids, wish)
+        yield from self._tops[route].score(KeptStates(0, len(ids)), most)
+
+    def close(self) -> None:
+        """See `Rows`: free all that was taken of the GPU."""
+        super().close()
+        self._gpu.pieces.close()
+        self._gpu.cuda.close()
+
+    def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
+        """See `Steps.begin`."""
+        self._now = self._groups(len(tokens))
+        self._bottom.begin(tokens, ())
+        for route, order in self._now.items():
+            self._tops[route].begin([0] * len(order), _of(samplers, order), order)
+
+    def launch(self, samplers: Sequence[Sampler], ahead: int) -> Read:
+        """See `Steps.launch`."""
+        now, rows = self._now, sum(map(len, self._now.values()))
+        below = self._bottom.launch(rows, (), ahead)
+        above = {
+            route: self._tops[route].launch(len(order), _of(samplers, order), ahead) for route, order in now.items()
+        }
+
+        def read() -> list[int]:
+            self._bottom.take(below[0], rows, below[1])
+            chosen = [0] * rows
+            for route, order in now.items():
+                slot, way = above[route]
+                for row, token in zip(order, self._tops[route].take(slot, len(order), way), strict=True):
+                    chosen[row] = token
+            return chosen
+
+        return read
+
+    def room(self) -> int:
+        """See `Steps.room`."""
+        rows = sum(map(len, self._now.values()))
+        return min(self._bottom.room(rows), *(self._tops[route].room(len(order)) for route, order in self._now.items()))
+
+    def settle(self) -> None:
+        """See `Steps.settle`."""
+        for part in self.parts:
+            part.settle()
+
+    def _read_bottom(self, row: int, ids: Ids, threshold: float) -> Callable[[], States]:
+        self._bottom.read(row, ids, threshold)
+
+        def states() -> States:
+            found = np.empty((len(ids), self._link.width), np.float32)
+            self._gpu.cuda.get(self._link.at(row, 0), found)
+            return found
+
+        return states
+
+    def _read_top(self, route: str, place: int, row: int) -> Logits:
+        top = self._tops[route]
+        kept = KeptStates(row, int(self._bottom.length[row]))
+        return top.first(top.read(place, kept, top.threshold(self._wishes[row])))
+
+
+def _of(samplers: Sequence[Sampler], order: Sequence[int]) -> list[Sampler]:
+    """The samplers of a top's rows; none if there are none."""
+    return [samplers[row] for row in order] if samplers else []

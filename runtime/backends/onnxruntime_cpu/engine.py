@@ -1,0 +1,186 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from adaptc.runtime.backends.engine import Array, Arrays, Step, check_array, check_complete
+from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
+from adaptc.runtime.backends.onnxruntime_cpu.memory import trim
+from adaptc.runtime.backends.onnxruntime_cpu.packed import OUTPUT, with_packed
+from adaptc.runtime.bundle.manifest import TensorSpec
+from adaptc.runtime.errors import EngineError
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+}
+_QUIET = 4  # fatal only: what fails is raised, and warnings are the compiler's business
+
+
+class OrtEngine:
+    """One ONNX file, loaded."""
+
+    def __init__(self, file: Path, threads: int | None = None) -> None:
+        """Load a graph; weights that were packed for it are mapped from their file.
+
+        Args:
+            file: The ONNX file; its external data lies beside it.
+            threads: Threads that work on one step; by default the physical cores.
+
+        Raises:
+            EngineError: onnxruntime is not installed, or cannot load the file.
+            BundleError: weights packed for it are damaged.
+        """
+        ort = onnxruntime()
+        self._where = str(file)
+        self._failures = _failures(ort)
+        options = _options(ort, threads)
+        graph = with_packed(file)
+        if graph is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+        self._session: Any = _session(ort, file, graph, options)
+        if graph is not None:
+            trim()
+        self.inputs = tuple(_spec(tensor, file) for tensor in self._session.get_inputs())
+        outputs = (tensor for tensor in self._session.get_outputs() if tensor.name != OUTPUT)
+        self.outputs = tuple(_spec(tensor, file) for tensor in outputs)
+        self._inputs = {spec.name: spec for spec in self.inputs}
+        self._outputs = {spec.name: spec for spec in self.outputs}
+
+    def bind(self, feeds: Arrays, outputs: Arrays) -> Step:
+        """See `Engine.bind`."""
+        if self._session is None:
+            raise EngineError(f"{self._where}: closed")
+        check_complete(self.inputs, feeds)
+        check_complete(self.outputs, outputs)
+        step = _OrtStep(self._session, self._inputs, self._outputs, self._where, self._failures)
+        step.rebind(feeds, outputs)
+        return step
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._session = None
+
+
+class _OrtStep:
+    """Bare pointers in an IOBinding, and the arrays they point to."""
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: dict[str, TensorSpec],
+        outputs: dict[str, TensorSpec],
+        where: str,
+        failures: tuple[type[Exception], ...],
+    ) -> None:
+        self._run = session.run_with_iobinding
+        self._binding = session.io_binding()
+        self._inputs = inputs
+        self._outputs = outputs
+        self._where = where
+        self._failures = failures
+        self._keep: dict[str, Array] = {}
+
+    def __call__(self) -> None:
+        try:
+            self._run(self._binding)
+        except self._failures as error:
+            raise EngineError(f"{self._where}: onnxruntime failed: {_one_line(error)}") from error
+
+    def rebind(self, feeds: Arrays, outputs: Arrays) -> None:
+        binding = self._binding
+        for specs, arrays, bind in (
+            (self._inputs, feeds, binding.bind_input),
+            (self._outputs, outputs, binding.bind_output),
+        ):
+            for name, array in arrays.items():
+                check_array(specs, name, array)
+                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+                self._keep[name] = array
+
+
+def save_packed(file: Path, folder: Path) -> tuple[Path, Path]:
+    """Load a graph and write it as ONNX Runtime made it, with its weights as the kernels packed them.
+
+    Args:
+        file: The ONNX file.
+        folder: Where to write.
+
+    Returns:
+        The written graph and its data file, where each weight's external data say what was packed for it.
+
+    Raises:
+        EngineError: as `OrtEngine`.
+    """
+    ort = onnxruntime()
+    options = _options(ort, 1)
+    written, data = folder / file.name, folder / f"{file.stem}.data"
+    options.optimized_model_filepath = str(written)
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
+    _session(ort, file, None, options)
+    return written, data
+
+
+def _options(ort: ModuleType, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = physical_cores() if threads is None else threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _QUIET
+    return options
+
+
+def _session(ort: ModuleType, file: Path, graph: bytes | None, options: Any) -> Any:
+    """A session of a file, or of a graph that stands for it."""
+    try:
+        return ort.InferenceSession(graph or str(file), options, providers=["CPUExecutionProvider"])
+    except _failures(ort) as error:
+        raise EngineError(f"{file}: onnxruntime cannot load it: {_one_line(error)}") from error
+
+
+def onnxruntime() -> ModuleType:
+    """ONNX Runtime's Python package.
+
+    Raises:
+        EngineError: it is not there.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(
+            "onnxruntime: not installed or not loadable; pip install 'adaptc[cpu]' installs it"
+        ) from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: a dozen exceptions that share no base of their own."""
+    own = vars(ort.capi.onnxruntime_pybind11_state).values()
+    return (
+        RuntimeError,
+        ValueError,
+        *(kind for kind in own if isinstance(kind, type) and issubclass(kind, Exception)),
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """The message without its "[ONNXRuntimeError] : 7 : INVALID_PROTOBUF : " and its later lines."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rpartition(" : ")[2].strip().rstrip(".")
+
+
+def _spec(tensor: Any, file: Path) -> TensorSpec:
+    if tensor.type not in _DTYPES:
+        raise EngineError(f"{file}: {tensor.name} is {tensor.type}; known are: {', '.join(_DTYPES)}")
+    shape = tuple(size if isinstance(size, int) else str(size) for size in tensor.shape)
+    return TensorSpec(tensor.name, _DTYPES[tensor.type], shape)

@@ -1,0 +1,339 @@
+"""What a bundle says about itself: the dataclasses behind `manifest.json`, in a strict JSON form (`strict_json.py`).
+
+Every key is required and every type is checked, so a manifest that reads is a manifest that can be used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from adaptc.runtime.bundle.strict_json import read_json
+from adaptc.runtime.errors import BundleError
+
+SCHEMA = 2
+"""The version of `manifest.json` this adaptc writes, and the only one it reads."""
+
+JsonObject = dict[str, Any]
+"""A JSON object the runtime carries but does not interpret."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes:
+        name: Its name in the graph.
+        dtype: As numpy spells it: "float32", "int64".
+        shape: Sizes; a string names a size that is only known at run time, such as "batch".
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """What the runtime must know to generate text with a graph.
+
+    Attributes:
+        vocab_size: Width of the logits.
+        max_tokens: Positions in the KV cache: prompt and answer together.
+        kv: (kv_heads, head_dim) of each layer.
+        bos_token_id: Stands for an empty prompt; None if the model has none.
+        eos_token_ids: Generating any of these ends the answer.
+        pad_token_id: None if the model has none.
+    """
+
+    vocab_size: int
+    max_tokens: int
+    kv: tuple[tuple[int, int], ...]
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One graph of a bundle.
+
+    Attributes:
+        file: The ONNX file, relative to the bundle.
+        inputs: In the graph's order.
+        outputs: In the graph's order.
+        data: External data files the graph reads, relative to the bundle; graphs may share them.
+        decoder: Set if the graph follows the decoder form of docs/bundle.md.
+    """
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    data: tuple[str, ...]
+    decoder: DecoderSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpec:
+    """The gates of a graph: which feed-forward blocks may be skipped, and how a budget decides it.
+
+    Attributes:
+        policy: How the gates decide: "learned", "static", "cosine".
+        layers: Indices of the layers with a gate, in order.
+        blocks: Feed-forward blocks of the model, with a gate or without.
+        warmup: Positions at the start of a sequence where every block runs.
+        batch: With several rows in a step: "any" runs a block if one of them wants it, "group" if they want it on
+            average, "off" always.
+        thresholds: (share of all blocks skipped, threshold), both rising, from (0, null): null is -inf.
+        rows: Most rows of a step in which blocks are skipped, as measured; with more every block runs.
+        budget: Of requests that name none, 0 to 1.
+        dense: Name of the same graph without gates, for steps that skip nothing; "" if there is none.
+    """
+
+    policy: str
+    layers: tuple[int, ...]
+    blocks: int
+    warmup: int
+    batch: str
+    thresholds: tuple[tuple[float, float | None], ...]
+    rows: int = 1024
+    budget: float = 1.0
+    dense: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModalitySpec:
+    """One modality of a model.
+
+    Attributes:
+        inputs: The model's inputs that belong to it.
+        encoder: Name of the graph from these to `features`; None where subsets read the inputs as they are.
+        features: What subsets read of it.
+    """
+
+    inputs: tuple[str, ...]
+    encoder: str | None
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SubsetSpec:
+    """Some modalities of a model, and the graph that does with these.
+
+    Attributes:
+        modalities: Their names, in the model's order.
+        graph: Name of the graph from their features to the model's outputs.
+    """
+
+    modalities: tuple[str, ...]
+    graph: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModalSpec:
+    """How a model runs on subsets of its modalities.
+
+    Attributes:
+        modalities: By name, in the model's order.
+        subsets: From small to large.
+    """
+
+    modalities: dict[str, ModalitySpec]
+    subsets: tuple[SubsetSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """Where a pretrained model came from."""
+
+    source: str
+    revision: str | None
+    licence: str | None
+    architecture: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassRecord:
+    """One pass as it ran."""
+
+    name: str
+    options: JsonObject
+    changed: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep:
+    """One step of the plan: run the graph of this name."""
+
+    run: str
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that may run."""
+        return (self.run,)
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRecord:
+    """One route of a switch.
+
+    Attributes:
+        graph: What it runs.
+        bytes_per_token: Weight bytes a decode step of one row reads, the step before the switch included.
+    """
+
+    graph: str
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRecord:
+    """What picks a route.
+
+    Attributes:
+        file: Its weights, as safetensors.
+        threshold: A request takes the cheapest route whose predicted loss is at most this, in nats a token.
+        levels: (mean cost as a share of the dearest route's, threshold), the cost falling; a null threshold is -inf at
+            cost 1 and inf below. A budget moves along it.
+        bound: What the threshold was calibrated to, and how it was shown.
+    """
+
+    file: str
+    threshold: float
+    levels: tuple[tuple[float, float | None], ...]
+    bound: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchStep:
+    """One step of the plan: run one of several graphs, the same one for a whole request.
+
+    Attributes:
+        switch: Name of the gate that picks.
+        routes: By name; the first is taken where nothing picks.
+        router: What picks; null if nothing does.
+    """
+
+    switch: str
+    routes: dict[str, RouteRecord]
+    router: RouterRecord | None
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the graphs that may run."""
+        return tuple(route.graph for route in self.routes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecord:
+    """What the bundle was compiled for."""
+
+    backend: str
+    weights: str
+    max_tokens: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """How a file of the bundle must look: its hash (hex) and its size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything a bundle says about itself.
+
+    Attributes:
+        schema: Version of this format.
+        adaptc: Version of the adaptc that wrote the bundle.
+        models: Pretrained models by their name in the spec.
+        passes: The passes in the order they ran.
+        plan: How the graphs are run.
+        graphs: By name.
+        gates: By the name of the graph that has them.
+        modal: By the name of the model that runs on subsets of its modalities.
+        target: What the bundle was compiled for.
+        versions: Versions of the libraries that took part.
+        report: What was measured while compiling.
+        files: Every other file of the bundle; filled in by `write_bundle`.
+    """
+
+    schema: int = SCHEMA
+    adaptc: str
+    models: dict[str, ModelRecord]
+    passes: tuple[PassRecord, ...]
+    plan: tuple[PlanStep | SwitchStep, ...]
+    graphs: dict[str, GraphSpec]
+    gates: dict[str, GateSpec]
+    target: TargetRecord
+    versions: dict[str, str]
+    report: JsonObject
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    modal: dict[str, ModalSpec] = field(default_factory=dict)
+
+    @property
+    def reader(self) -> str:
+        """Name of the graph that reads token ids: the plan's first decoder, or its first graph if there is none."""
+        names = [name for step in self.plan for name in step.graphs]
+        return next((name for name in names if self.graphs[name].decoder is not None), names[0])
+
+    @property
+    def switch(self) -> SwitchStep | None:
+        """Where the plan divides into routes; None if it does not."""
+        return next((step for step in self.plan if isinstance(step, SwitchStep)), None)
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`, sealed with a hash of its own content.
+
+        Raises:
+            BundleError: `report`, `gates` or a pass's options hold something JSON cannot.
+        """
+        content = dataclasses.asdict(self)
+        try:
+            sealed = content | {"sha256": _seal(content)}
+            return json.dumps(sealed, indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"manifest: {error}; plain, finite JSON values are needed") from error
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Manifest:
+        """Read `manifest.json`.
+
+        Raises:
+            BundleError: not JSON, another schema version, changed since it was written, or a key that
+                is missing, unknown or of the wrong type.
+        """
+        try:
+            content = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"not JSON: {error}") from error
+        if not isinstance(content, dict) or "schema" not in content:
+            raise BundleError("not a manifest: no key 'schema'")
+        if content["schema"] != SCHEMA:
+            raise BundleError(
+                f"schema: {content['schema']!r}; this adaptc reads {SCHEMA}: compile again, or install the "
+                "adaptc that wrote it"
+            )
+        seal = content.pop("sha256", None)
+        manifest: Manifest = read_json(Manifest, content)
+        if seal != _seal(content):
+            raise BundleError("changed since it was written; compile again")
+        return manifest
+
+
+def _seal(content: JsonObject) -> str:
+    """A hash of what the manifest says, whatever its spacing and order of keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")

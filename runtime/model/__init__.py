@@ -1,0 +1,1 @@
+"""What is common to decoders on every device: budgets, routes, the router, image inserts."""

@@ -1,0 +1,131 @@
+"""How much of a model runs: from a budget to the threshold its gates are compared with, and what they then skipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.bundle.manifest import GateSpec
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.model.inserts import Inserts
+
+DENSE = -math.inf
+"""The threshold under which every block runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a request wants of a bundle that can run in more than one way.
+
+    Attributes:
+        budget: How much of the model runs, from 0 (cheapest) to 1 (dense); None for every block, and for what the
+            bundle's router was calibrated to.
+        route: The route to take, for a stitched bundle; None lets its router pick.
+        inserts: Encodes the prompt's images, when it is read; None for a text alone.
+    """
+
+    budget: float | None = None
+    route: str | None = None
+    inserts: Callable[[], Inserts] | None = field(default=None, compare=False)
+
+
+ANY = Wish()
+"""Every block, by whatever route."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Skips:
+    """Which blocks ran, token by token, after the warm-up.
+
+    Attributes:
+        ran: bool [tokens, gates], in the order of the gated layers; tokens that are written or scored one by one, but
+            for the first `warmup` positions.
+        blocks: All feed-forward blocks of the model, those without a gate included.
+    """
+
+    ran: npt.NDArray[np.bool_]
+    blocks: int
+
+    @property
+    def share(self) -> float:
+        """Share of all feed-forward blocks that did not run, 0 to 1; 0 if there was no token."""
+        return float((~self.ran).sum()) / (len(self.ran) * self.blocks) if len(self.ran) else 0.0
+
+
+def together(steps: Sequence[bytes], gates: Sequence[GateSpec]) -> Skips | None:
+    """What `Rows.ran` gave for some steps, of all gates that a request meets; None if it meets none.
+
+    Args:
+        steps: A byte for each gate; steps of another route, which meets more gates or fewer, are left out.
+        gates: Of each graph, in the order they run.
+    """
+    if not gates:
+        return None
+    width = sum(len(each.layers) for each in gates)
+    steps = [step for step in steps if len(step) == width]
+    ran = np.frombuffer(b"".join(steps), np.bool_).reshape(len(steps), width)
+    return Skips(ran, sum(each.blocks for each in gates))
+
+
+def batched_dense(gates: GateSpec | None, rows: int) -> bool:
+    """Whether the batch policy has every block run in a step of so many rows."""
+    return gates is not None and rows > 1 and (rows > gates.rows or gates.batch == "off")
+
+
+def check_budget(value: object) -> float:
+    """A budget, from 0 to 1.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) <= 1:  # type: ignore[arg-type]
+        raise RequestError(f"budget: {value!r}; a number from 0 (cheapest) to 1 (dense) is needed")
+    return float(value)  # type: ignore[arg-type]
+
+
+def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float) -> float:
+    """The threshold of a budget.
+
+    The share of blocks that are to be skipped falls in a line from the largest of the table, at budget 0, to none at 1.
+
+    Args:
+        thresholds: (share of all blocks skipped, threshold), both rising, the first share 0; None is -inf.
+        budget: From 0 to 1.
+
+    Returns:
+        Between the table's thresholds, in a line; -inf at budget 1. Below the first finite one, on the line through
+        the first two.
+    """
+    points = _finite(thresholds)
+    if budget >= 1 or not points:
+        return DENSE
+    share = _share(points, budget)
+    if len(points) > 1 and share < points[0][0]:
+        (x0, y0), (x1, y1) = points[:2]
+        return y0 - (y1 - y0) * (x0 - share) / (x1 - x0) if x1 > x0 else y0
+    shares, levels = zip(*points, strict=True)
+    return float(np.interp(share, np.array(shares, np.float64), np.array(levels, np.float64)))
+
+
+def share_of(gates: GateSpec, budget: float) -> float:
+    """The share of all blocks that gates skip at a budget, as their table says."""
+    points = _finite(gates.thresholds)
+    return _share(points, budget) if points else 0.0
+
+
+def _finite(thresholds: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
+    return [(share, level) for share, level in thresholds if level is not None and math.isfinite(level)]
+
+
+def _share(points: Sequence[tuple[float, float]], budget: float) -> float:
+    return (1 - budget) * points[-1][0]
+
+
+def threshold_of(gates: GateSpec | None, budget: float | None) -> float:
+    """The threshold of a budget for a graph's gates, by default of the gates' own; -inf without gates."""
+    return DENSE if gates is None else threshold_at(gates.thresholds, gates.budget if budget is None else budget)

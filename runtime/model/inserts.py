@@ -1,0 +1,93 @@
+"""What a decoder is fed beside its tokens: images' features in the place of some, and positions that follow images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.bundle.manifest import TensorSpec
+
+PLACES = "image_places"
+"""A decoder's input: int64 [places], which of a step's tokens are images'."""
+
+FEATURES = "image_features"
+"""A decoder's input: float32 [places, width], what stands there."""
+
+POSITIONS = "position_ids"
+"""A decoder's input where images have rows and columns: int64 [3, batch, tokens] (M-RoPE, arXiv:2409.12191)."""
+
+Ids = npt.NDArray[np.int64]
+Feeds = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inserts:
+    """Values for some tokens of a prompt.
+
+    Attributes:
+        places: int64 [places], rising.
+        values: float32 [places, width].
+        positions: int64 [3, tokens]; None where a token's position is how many stand before it.
+    """
+
+    places: Ids
+    values: npt.NDArray[np.float32]
+    positions: Ids | None = None
+
+    @property
+    def shift(self) -> int:
+        """What is added to how many tokens stand before one that follows the prompt, to get its position."""
+        return 0 if self.positions is None else int(self.positions.max()) + 1 - self.positions.shape[1]
+
+
+class Beside:
+    """Fills the inputs that a decoder has beside tokens and cache; without any it does nothing."""
+
+    def __init__(self, inputs: Sequence[TensorSpec], batch: int) -> None:
+        """Look at what the graph takes.
+
+        Args:
+            inputs: The graph's.
+            batch: Rows of the cache.
+        """
+        width = next((tensor.shape[-1] for tensor in inputs if tensor.name == FEATURES), None)
+        self._nothing: Feeds = {}
+        if isinstance(width, int):
+            self._nothing = {FEATURES: np.zeros((0, width), np.float32), PLACES: np.zeros(0, np.int64)}
+        self._spatial = any(tensor.name == POSITIONS and len(tensor.shape) == 3 for tensor in inputs)
+        self._shifts = np.zeros(batch, np.int64)
+        self._positions: dict[int, Ids] = {}
+
+    def read(self, row: int, start: int, tokens: int, inserts: Inserts | None) -> Feeds:
+        """Feeds for some tokens of a prompt, of which `start` stand before them."""
+        feeds = dict(self._nothing)
+        if inserts is not None and feeds:
+            first, last = np.searchsorted(inserts.places, (start, start + tokens))
+            feeds = {FEATURES: inserts.values[first:last], PLACES: inserts.places[first:last] - start}
+        if self._spatial:
+            given = None if inserts is None else inserts.positions
+            self._shifts[row] = 0 if inserts is None else inserts.shift
+            plain = np.broadcast_to(np.arange(start, start + tokens), (3, tokens))
+            part = plain if given is None else given[:, start : start + tokens]
+            feeds[POSITIONS] = np.ascontiguousarray(part[:, None])
+        return feeds
+
+    def step(self, rows: int) -> Feeds:
+        """Feeds for a token of each of the first rows; `advance` changes what they hold."""
+        if not self._spatial:
+            return dict(self._nothing)
+        self._positions[rows] = np.zeros((3, rows, 1), np.int64)
+        return {**self._nothing, POSITIONS: self._positions[rows]}
+
+    def advance(self, last: npt.NDArray[np.int32]) -> None:
+        """Set the positions of the first rows' newest tokens, of which `last` stand before them."""
+        if self._spatial and len(last) in self._positions:
+            self._positions[len(last)][:, :, 0] = last + self._shifts[: len(last)]
+
+    def move(self, row: int, to: int) -> None:
+        """Put one row in the place of another."""
+        self._shifts[to] = self._shifts[row]

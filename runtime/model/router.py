@@ -1,0 +1,149 @@
+"""The router of a stitched bundle: predicts from the prompt's states what each route would lose, and picks one.
+
+    x = [mean of z, last z]          z: the states, RMS 1
+    loss = W2 tanh(W1 x + b1) + b2   nats a token that each route loses against the dearest
+
+A request takes the cheapest route whose predicted loss is at most the threshold, else the dearest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.manifest import SwitchStep
+from adaptc.runtime.errors import BundleError
+
+Array = npt.NDArray[np.float32]
+CARD = "adaptc.router"
+NAMES = ("w1", "b1", "w2", "b2")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Router:
+    """A loaded router.
+
+    Attributes:
+        weights: w1 [hidden, 2 · width], b1 [hidden], w2 [routes, hidden], b2 [routes]; float32.
+        costs: Bytes read for a token, by route, in the order of w2's rows.
+        threshold: Nats a token.
+        levels: (share of the dearest route's cost, threshold), the cost falling.
+    """
+
+    weights: Mapping[str, Array]
+    costs: Mapping[str, int]
+    threshold: float
+    levels: tuple[tuple[float, float | None], ...]
+
+    def choose(self, states: Array, budget: float | None = None) -> Choice:
+        """The route for a prompt, and why.
+
+        Args:
+            states: float32 [tokens, width], as the bottom gives them.
+            budget: From 0 (cheapest) to 1 (dearest); None for the calibrated threshold.
+        """
+        threshold = self.threshold if budget is None else self.threshold_at(budget)
+        losses = dict(zip(self.costs, self.losses(features(states)).tolist(), strict=True))
+        return Choice(picked(losses, self.costs, threshold), losses, threshold, dict(self.costs))
+
+    def losses(self, x: Array) -> Array:
+        """Predicted losses: float32 [..., 2 · width] -> [..., routes]."""
+        w = self.weights
+        found: Array = np.tanh(x @ w["w1"].T + w["b1"]) @ w["w2"].T + w["b2"]
+        return found
+
+    def threshold_at(self, budget: float) -> float:
+        """The threshold of a budget: the mean cost goes in a line from the cheapest route's to the dearest's."""
+        if budget >= 1:
+            return -math.inf
+        if budget <= 0:
+            return math.inf
+        least = min(self.costs.values()) / max(self.costs.values())
+        cost = least + budget * (1 - least)
+        points = [(share, level) for share, level in self.levels if level is not None]
+        if not points:
+            return self.threshold
+        shares, levels = zip(*reversed(points), strict=True)
+        return float(np.interp(cost, np.array(shares, np.float64), np.array(levels, np.float64)))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Why a prompt goes where it goes.
+
+    Attributes:
+        route: What was picked.
+        losses: Predicted nats a token that each route loses against the dearest.
+        threshold: What they were compared with.
+        costs: Bytes read for a token, by route.
+    """
+
+    route: str
+    losses: dict[str, float]
+    threshold: float
+    costs: dict[str, int]
+
+
+def picked(losses: Mapping[str, float], costs: Mapping[str, int], threshold: float) -> str:
+    """The cheapest route whose loss is at most the threshold, else the dearest."""
+    cheapest_first = sorted(costs, key=lambda route: costs[route])
+    return next((route for route in cheapest_first if losses[route] <= threshold), cheapest_first[-1])
+
+
+def features(states: Array) -> Array:
+    """What the router reads of a prompt: float32 [tokens, width] -> [2 · width]."""
+    z = states / np.sqrt(np.mean(np.square(states), axis=-1, keepdims=True) + 1e-6)
+    found: Array = np.concatenate([z.mean(0), z[-1]]).astype(np.float32)
+    return found
+
+
+def router_of(bundle: Bundle, switch: SwitchStep) -> Router | None:
+    """The router of a bundle; None if its requests name their routes.
+
+    Raises:
+        BundleError: its file is damaged.
+    """
+    if switch.router is None:
+        return None
+    file = bundle.path / switch.router.file
+    costs = {route: record.bytes_per_token for route, record in switch.routes.items()}
+    weights = read_router(file.read_bytes(), tuple(costs), str(file))
+    return Router(weights, costs, switch.router.threshold, switch.router.levels)
+
+
+def read_router(content: bytes, routes: Sequence[str], where: str) -> dict[str, Array]:
+    """The weights in a router's file.
+
+    Args:
+        content: A safetensors file.
+        routes: The routes it must be of, in its order.
+        where: What messages call it.
+
+    Raises:
+        BundleError: it is damaged, or of other routes.
+    """
+    try:
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        card = json.loads(header["__metadata__"][CARD])
+        weights = {name: _tensor(header[name], content[8 + size :]) for name in NAMES}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{where}: no router: {error}; `adaptc train` makes one") from error
+    if tuple(card["routes"]) != tuple(routes):
+        raise BundleError(f"{where}: a router of {', '.join(card['routes'])}; of {', '.join(routes)} is right")
+    return weights
+
+
+def _tensor(about: Mapping[str, object], data: bytes) -> Array:
+    """One tensor of a safetensors file."""
+    if about["dtype"] != "F32":
+        raise ValueError(f"dtype {about['dtype']}, not F32")
+    start, end = about["data_offsets"]  # type: ignore[misc]
+    found: Array = np.frombuffer(data[start:end], "<f4").reshape(about["shape"])  # type: ignore[call-overload, has-type]
+    return found

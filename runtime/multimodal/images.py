@@ -1,0 +1,270 @@
+"""Images of a request: read, encoded by their own graph, and put where the prompt says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.bundle.manifest import GraphSpec, ModalSpec
+from adaptc.runtime.bundle.strict_json import read_json
+from adaptc.runtime.errors import BundleError, RequestError
+from adaptc.runtime.model.inserts import FEATURES, Inserts
+from adaptc.runtime.multimodal.subsets import ModalGraphs
+
+IMAGES = "images.json"
+"""File of a bundle that takes images: an `ImageSpec`."""
+
+Ids = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.float32]
+Encode = Callable[[], Inserts]
+
+
+@dataclass(frozen=True, slots=True)
+class GridSpec:
+    """How a model that takes images of any size cuts them up.
+
+    Attributes:
+        patch: Pixels of a patch's side.
+        frames: How many frames a patch spans; an image is repeated so often.
+        merge: Patches of the side of what takes one place in a prompt.
+    """
+
+    patch: int
+    frames: int
+    merge: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """How a language model takes images.
+
+    Attributes:
+        token: The token id that stands in a prompt for an image, and for each place an image takes.
+        before: Tokens that stand before an image's places.
+        after: Tokens that stand after them.
+        scale: What bytes are multiplied with.
+        mean: Of each channel, taken off after scaling; empty if the model does not say how bytes become numbers.
+        std: Of each channel; what is left is divided by it.
+        grid: How images of any size are cut up; None where they are of one size.
+    """
+
+    token: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    grid: GridSpec | None
+
+    def to_json(self) -> bytes:
+        """The content of `images.json`."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False).encode() + b"\n"
+
+
+def read_image_spec(content: bytes, where: str) -> ImageSpec:
+    """Read `images.json`.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    try:
+        found: ImageSpec = read_json(ImageSpec, json.loads(content))
+    except (ValueError, BundleError) as error:
+        raise BundleError(f"{where}: {error}; compile again") from error
+    return found
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An image as its encoder takes it.
+
+    Attributes:
+        pixels: float32 [channels, height, width], or patches [places, patches of a place, numbers of a patch].
+        places: How many tokens it takes.
+        rows: Rows of its places, where they have rows and columns; else 0.
+    """
+
+    pixels: Pixels
+    places: int
+    rows: int = 0
+
+
+class Images:
+    """Puts images into prompts.
+
+    Attributes:
+        spec: How the model takes them.
+        graphs: What encodes them; `graphs.ran` counts the runs, `graphs.loaded` names what was read from disk.
+        modality: What the bundle calls them.
+    """
+
+    def __init__(self, spec: ImageSpec, modality: str, graphs: ModalGraphs, encoder: GraphSpec) -> None:
+        """Load nothing yet.
+
+        Args:
+            spec: How the model takes images.
+            modality: What the bundle calls them.
+            graphs: Closed with the session.
+            encoder: The encoder's graph.
+        """
+        self.spec = spec
+        self.graphs = graphs
+        self.modality = modality
+        self._encoder = encoder
+
+    @property
+    def places(self) -> int:
+        """Tokens an image of the one size takes."""
+        return int(self._encoder.outputs[0].shape[1])
+
+    def put(self, ids: Ids, images: Any) -> tuple[Ids, Encode | None]:
+        """Make room for a prompt's images.
+
+        Args:
+            ids: int64 [tokens], with an image token for each image, or for each place as a processor writes them.
+            images: One or several, as the model's processor gives them: float32 [channels, height, width]; or uint8
+                [height, width, channels] of the encoder's size. Or all that a processor gives, by name.
+
+        Returns:
+            The prompt, int64 [tokens], and what encodes the images when it is read; None if there is no image.
+
+        Raises:
+            RequestError: an image is of another kind or shape, or there are more or fewer of them than the prompt has
+                room for.
+        """
+        pictures = self.read(images)
+        count, total = len(pictures), sum(each.places for each in pictures)
+        found = int((ids == self.spec.token).sum())
+        if found == count != total:
+            ids = self._widened(ids, pictures)
+        elif found != total:
+            raise RequestError(
+                f"prompt: {found} image tokens (id {self.spec.token}) and {count} images; "
+                f"one for each image is needed, or {total}"
+            )
+        return ids, partial(self.encode, ids, pictures) if count else None
+
+    def close(self) -> None:
+        """Free the encoder."""
+        self.graphs.close()
+
+    def encode(self, ids: Ids, pictures: Sequence[Picture]) -> Inserts:
+        """Run the encoder on a prompt's images, those apart that it has seen lately.
+
+        Raises:
+            EngineError: it fails.
+        """
+        name = self._encoder.inputs[0].name
+        given = {name: np.stack([each.pixels for each in pictures])}
+        features = self.graphs.features(self.modality, given)[FEATURES]
+        places = np.flatnonzero(ids == self.spec.token)
+        return Inserts(places, np.ascontiguousarray(features.reshape(len(places), -1)))
+
+    def read(self, images: Any) -> list[Picture]:
+        """Check images and bring them into the encoder's form.
+
+        Raises:
+            RequestError: see `put`.
+        """
+        if isinstance(images, Mapping):
+            if not np.asarray(images.get("pixel_attention_mask", True)).all():
+                raise RequestError("images: pixel_attention_mask leaves parts out; images without padding are needed")
+            images = images.get("pixel_values", ())
+        shape = tuple(int(size) for size in self._encoder.inputs[0].shape[1:])
+        array = None if isinstance(images, (list, tuple)) else np.asarray(images)
+        if array is not None:
+            # A processor's own [texts, images, channels, height, width] of one text, several images, or one of them.
+            images = array[0] if array.ndim == 5 and len(array) == 1 else array if array.ndim == 4 else [array]
+        return [
+            Picture(self.pixels(index, np.asarray(image), shape), self.places) for index, image in enumerate(images)
+        ]
+
+    def pixels(self, index: int, image: npt.NDArray[Any], shape: tuple[int, ...]) -> Pixels:
+        """One image as float32 of a shape, [channels, height, width].
+
+        Raises:
+            RequestError: it is of another kind or shape, or has values that are not finite.
+        """
+        channels, height, width = shape
+        if image.dtype == np.uint8 and image.shape == (height, width, channels) and self.spec.mean:
+            scaled = image.astype(np.float32) * np.float32(self.spec.scale)
+            normal = (scaled - np.array(self.spec.mean, np.float32)) / np.array(self.spec.std, np.float32)
+            return np.ascontiguousarray(normal.transpose(2, 0, 1), np.float32)
+        if image.dtype.kind != "f" or image.shape != shape:
+            bytes_ = f"uint8[{height}, {width}, {channels}]"
+            form = f"float32[{channels}, {height}, {width}] as its processor gives it"
+            wanted = f"{bytes_}, or {form}" if self.spec.mean else form
+            raise RequestError(f"images[{index}]: {image.dtype}{list(image.shape)}; {wanted}, is needed")
+        return finite(index, image)
+
+    def _widened(self, ids: Ids, pictures: Sequence[Picture]) -> Ids:
+        """A place for each of an image's features where there was one for the image."""
+        left = iter(pictures)
+        widened: list[int] = []
+        for each in ids.tolist():
+            if each == self.spec.token:
+                places = next(left).places
+                widened += [*self.spec.before, *[self.spec.token] * places, *self.spec.after]
+            else:
+                widened.append(each)
+        return np.array(widened, np.int64)
+
+
+def finite(index: int, image: npt.NDArray[Any]) -> Pixels:
+    """An image's numbers as float32.
+
+    Raises:
+        RequestError: one is not finite.
+    """
+    if not np.isfinite(image).all():
+        raise RequestError(f"images[{index}]: has values that are not finite; is its file damaged?")
+    return np.ascontiguousarray(image, np.float32)
+
+
+def chosen(modal: ModalSpec | None, images: Images | None, given: bool, modalities: Sequence[str] | None) -> bool:
+    """Whether a request's images are used.
+
+    Args:
+        modal: The model's modalities; None for a model that never had any but text.
+        images: What puts images into prompts, if the bundle has it.
+        given: Whether the request has images.
+        modalities: What it wants to be used; None for all that is given.
+
+    Raises:
+        RequestError: the bundle cannot do it.
+    """
+    if images is None and given and modalities is None:
+        raise RequestError("images: this bundle reads text only")
+    known = ["text"] if modal is None else list(modal.modalities)
+    seen = images.modality if images is not None else None
+    wanted = [name for name in known if name != seen or given] if modalities is None else list(modalities)
+    for name in wanted:
+        if name not in known:
+            raise RequestError(f"modalities: no {name!r}; there are: {', '.join(known)}")
+    if seen in wanted and not given:
+        raise RequestError(f"modalities: {seen}: the request has no images")
+    subsets = [("text",)] if modal is None else [each.modalities for each in modal.subsets]
+    if tuple(name for name in known if name in wanted) not in subsets:
+        there = ", ".join("+".join(subset) for subset in subsets)
+        raise RequestError(f"modalities: {'+'.join(wanted)} was not compiled; there are: {there}")
+    return seen in wanted
+
+
+def per_prompt(images: Any, prompts: int) -> list[Any]:
+    """The images of each prompt of a batch.
+
+    Raises:
+        RequestError: they are not given so.
+    """
+    if images is None:
+        return [None] * prompts
+    if not isinstance(images, (list, tuple)) or len(images) != prompts:
+        raise RequestError(f"images: a list for each of the {prompts} prompts is needed, [] or None for one without")
+    return list(images)

@@ -1,0 +1,280 @@
+"""A running multimodal bundle: inputs in, outputs out, from the modalities that are worth their time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adaptc.runtime.backends.engine import Array
+from adaptc.runtime.bundle.manifest import ModalSpec, TensorSpec
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.multimodal.gate import choose, gate_reads, options, probabilities
+from adaptc.runtime.multimodal.inputs import Inputs, Rows, read_inputs
+from adaptc.runtime.multimodal.profile import Profile
+from adaptc.runtime.multimodal.strategy import Option
+from adaptc.runtime.multimodal.subsets import ModalGraphs
+from adaptc.runtime.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+    from adaptc.runtime.multimodal.jobs import JobQueue
+
+
+@dataclass(frozen=True, slots=True)
+class ModalTrace:
+    """What was decided for a request.
+
+    Attributes:
+        option: What was chosen: a subset, `image+text`, or a gate at a level, `gate@3`.
+        modalities: For each row, the modalities it was answered from.
+        accuracy: Expected share of right answers; None if the bundle was never profiled.
+        confidence: For each row P(correct), if a gate decided.
+        predicted_ms: How long it was to take; None if the bundle was never profiled.
+        ms: How long it took.
+    """
+
+    option: str
+    modalities: tuple[tuple[str, ...], ...]
+    accuracy: float | None
+    confidence: tuple[float, ...] | None
+    predicted_ms: float | None
+    ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Inference:
+    """An answer.
+
+    Attributes:
+        outputs: The model's outputs by name, [rows, ...] each.
+        trace: What was decided.
+    """
+
+    outputs: dict[str, Array]
+    trace: ModalTrace
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """Outputs of a batch, and from which modalities each row's came."""
+
+    outputs: dict[str, Array]
+    modalities: tuple[tuple[str, ...], ...]
+    confidence: tuple[float, ...] | None
+
+
+class ModalSession:
+    """A loaded multimodal model; threads may share it, and their runs take turns.
+
+    Attributes:
+        modal: Its modalities and subsets.
+        graphs: What runs them; `graphs.ran` counts the runs of each graph.
+        profile: What was measured; None if `adaptc profile` never ran on the bundle.
+    """
+
+    def __init__(
+        self,
+        modal: ModalSpec,
+        graphs: ModalGraphs,
+        inputs: dict[str, TensorSpec],
+        tokenizer: Tokenizer | None = None,
+        profile: Profile | None = None,
+    ) -> None:
+        """Bring the parts together; most callers want `load`.
+
+        Args:
+            modal: The model's modalities and subsets.
+            graphs: Closed with the session.
+            inputs: Of all modalities, by name.
+            tokenizer: Without one, texts must come as token ids.
+            profile: Without one, no accuracy or deadline can be asked for.
+        """
+        self.modal = modal
+        self.graphs = graphs
+        self.profile = profile
+        self._inputs = inputs
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """What a request can be given; empty without a profile."""
+        return () if self.profile is None else options(self.profile)
+
+    def read(self, inputs: Inputs) -> Rows:
+        """Check inputs and bring them into the graphs' form.
+
+        Raises:
+            RequestError: see `read_inputs`.
+        """
+        return read_inputs(inputs, self.modal, self._inputs, self._tokenizer)
+
+    def infer(
+        self,
+        inputs: Inputs,
+        accuracy: float | None = None,
+        deadline_ms: float | None = None,
+        modalities: Sequence[str] | None = None,
+    ) -> Inference:
+        """Answer one request, of one row or several.
+
+        Args:
+            inputs: By the name of an input, or of a modality that has one input or reads text; with or without a batch
+                axis. A modality may be missing.
+            accuracy: Least expected share of right answers, 0 to 1; the quickest option that has it is taken.
+            deadline_ms: Most milliseconds; of the options that keep it (and `accuracy`), the most accurate is taken.
+            modalities: Use just these.
+
+        Raises:
+            RequestError: the inputs are wrong, or no option does what is asked.
+            EngineError: a graph fails.
+        """
+        rows = self.read(inputs)
+        count = len(next(iter(next(iter(rows.values())).values())))
+        if modalities is not None:
+            if accuracy is not None or deadline_ms is not None:
+                raise RequestError("modalities: together with accuracy or deadline_ms; one or the other is needed")
+            option, subset = None, self._asked(modalities, rows)
+        elif self.profile is None:
+            if accuracy is not None or deadline_ms is not None:
+                raise RequestError("accuracy, deadline_ms: this bundle was never profiled; adaptc profile BUNDLE does")
+            option, subset = None, self._largest(rows)
+        else:
+            option = self._chosen(rows, count, accuracy, deadline_ms)
+            subset = option.subset
+        began = perf_counter()
+        done = self.execute(option, rows) if option is not None else self._run(subset, rows, count)
+        ms = (perf_counter() - began) * 1e3
+        predicted = None if option is None else seconds_of(option, count) * 1e3
+        known = None if option is None else option.accuracy
+        name = "+".join(subset) if option is None else option.name
+        return Inference(done.outputs, ModalTrace(name, done.modalities, known, done.confidence, predicted, ms))
+
+    def execute(self, option: Option, rows: Rows) -> Executed:
+        """Run an option on rows that bring all of its modalities.
+
+        Raises:
+            EngineError: a graph fails.
+        """
+        count = len(next(iter(next(iter(rows.values())).values())))
+        if option.level is None:
+            return self._run(option.subset, rows, count)
+        return self._gated(option.level, rows, count)
+
+    def jobs(self) -> JobQueue:
+        """A queue of jobs on this session; close it before the session.
+
+        Raises:
+            RequestError: the bundle was never profiled.
+        """
+        from adaptc.runtime.multimodal.jobs import JobQueue
+
+        return JobQueue(self)
+
+    def close(self) -> None:
+        """Free every graph."""
+        self.graphs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self, subset: tuple[str, ...], rows: Rows, count: int) -> Executed:
+        return Executed(self.graphs.run(subset, rows), (subset,) * count, None)
+
+    def _gated(self, level: int, rows: Rows, count: int) -> Executed:
+        """Run the gate's first subset, and for the rows where it pays a larger one."""
+        assert self.profile is not None
+        gate = self.profile.gate
+        assert gate is not None
+        first = gate.subsets[0]
+        features = {name: self.graphs.features(name, rows[name]) for name in first}
+        feeds = {each: array for found in features.values() for each, array in found.items()}
+        outputs = self.graphs.engine_run(self.graphs.head(first), feeds)
+        reads = gate_reads(feeds, next(iter(outputs.values())))
+        chosen = choose(gate, reads, gate.levels[level].price)
+        sure = probabilities(gate, reads)[np.arange(count), chosen]
+        for index in set(chosen.tolist()) - {0}:
+            picked = np.flatnonzero(chosen == index)
+            larger = self._larger(gate.subsets[index], rows, features, picked)
+            for name, array in larger.items():
+                outputs[name][picked] = array
+        modalities = tuple(gate.subsets[index] for index in chosen)
+        return Executed(outputs, modalities, tuple(map(float, sure)))
+
+    def _larger(
+        self, subset: tuple[str, ...], rows: Rows, known: dict[str, dict[str, Array]], picked: Array
+    ) -> dict[str, Array]:
+        """Run a subset for some rows; what is encoded already is not encoded again."""
+        feeds: dict[str, Array] = {}
+        for name in subset:
+            if name in known:
+                feeds |= {each: array[picked] for each, array in known[name].items()}
+            else:
+                feeds |= self.graphs.features(name, {each: a[picked] for each, a in rows[name].items()})
+        return self.graphs.engine_run(self.graphs.head(subset), feeds)
+
+    def _asked(self, modalities: Sequence[str], rows: Rows) -> tuple[str, ...]:
+        for name in modalities:
+            if name not in self.modal.modalities:
+                raise RequestError(f"modalities: no {name!r}; there are: {', '.join(self.modal.modalities)}")
+            if name not in rows:
+                raise RequestError(f"modalities: {name}: not among the inputs; there are: {', '.join(rows)}")
+        subset = tuple(name for name in self.modal.modalities if name in modalities)
+        if subset not in {each.modalities for each in self.modal.subsets}:
+            raise RequestError(f"modalities: {'+'.join(subset)} was not compiled; there are: {self._names()}")
+        return subset
+
+    def _largest(self, rows: Rows) -> tuple[str, ...]:
+        fitting = [each.modalities for each in self.modal.subsets if set(each.modalities) <= set(rows)]
+        if not fitting:
+            raise RequestError(f"inputs: {'+'.join(rows)} alone was not compiled; there are: {self._names()}")
+        return max(fitting, key=len)
+
+    def _names(self) -> str:
+        return ", ".join("+".join(each.modalities) for each in self.modal.subsets)
+
+    def _chosen(self, rows: Rows, count: int, accuracy: float | None, deadline_ms: float | None) -> Option:
+        floor = 0.0 if accuracy is None else check_share("accuracy", accuracy)
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise RequestError(f"deadline_ms: {deadline_ms!r}; more than 0 is needed")
+        fitting = [each for each in self.options if set(each.subset) <= set(rows)]
+        if not fitting:
+            self._largest(rows)  # says which subsets there are
+        enough = [each for each in fitting if each.accuracy >= floor - 1e-9]
+        if not enough:
+            most = max(each.accuracy for each in fitting)
+            raise RequestError(f"accuracy: {floor:.3f} cannot be reached with these inputs; at most {most:.3f} can")
+        quickest = min(enough, key=lambda each: seconds_of(each, count))
+        if deadline_ms is None:
+            return quickest if accuracy is not None else max(enough, key=lambda each: each.accuracy)
+        intime = [each for each in enough if seconds_of(each, count) * 1e3 <= deadline_ms]
+        if not intime:
+            least = seconds_of(quickest, count) * 1e3
+            raise RequestError(f"deadline_ms: {deadline_ms:g} cannot be kept; {quickest.name} takes {least:.1f}")
+        return max(intime, key=lambda each: each.accuracy)
+
+
+def seconds_of(option: Option, rows: int) -> float:
+    """How long an option takes for so many rows, in one batch or in full batches and a rest."""
+    full, rest = divmod(rows, len(option.seconds))
+    return full * option.seconds[-1] + (option.seconds[rest - 1] if rest else 0.0)
+
+
+def check_share(name: str, value: float) -> float:
+    """Refuse what is not a share.
+
+    Raises:
+        RequestError: naming it.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise RequestError(f"{name}: {value!r}; a share from 0 to 1 is needed")
+    return float(value)

@@ -1,0 +1,145 @@
+"""The tokenizer of a bundle: text to ids, ids to text, and a conversation to text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptc.runtime.errors import BundleError, EngineError, RequestError
+from adaptc.runtime.text.detokenize import ByteDecoding, Decoding, WindowDecoding
+from adaptc.runtime.text.templates import ChatTemplate, Message
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class Tokenizer:
+    """A tokenizer with its chat template, if it has one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read a tokenizer.
+
+        Args:
+            folder: Holds tokenizer.json and, if the model has them, tokenizer_config.json and
+                chat_template.jinja.
+
+        Raises:
+            BundleError: a file is missing or cannot be read.
+        """
+        self._folder = folder
+        self._tokenizer = _load(folder / "tokenizer.json")
+        self._bytes: dict[int, bytes] = {}
+        self._special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        self._byte_level = type(self._tokenizer.decoder).__name__ == "ByteLevel"
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: Names of special tokens in it count as these tokens.
+            special: Add the tokens the model expects around a text, such as BOS.
+
+        Raises:
+            RequestError: the text is not valid Unicode.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                f"prompt: not valid Unicode: character {error.start} is a lone surrogate; decode from UTF-8"
+            ) from error
+        return self._tokenizer.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def decoding(self) -> Decoding:
+        """A fresh decoding of one answer, token by token."""
+        return ByteDecoding(self._bytes_of) if self._byte_level else WindowDecoding(self.decode)
+
+    def render(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+        """A conversation as a prompt; encode it with `special=False`.
+
+        Raises:
+            RequestError: the model has no chat template, or it refuses the messages.
+            BundleError: the template is broken.
+        """
+        if self._template is None:
+            raise RequestError("chat: this model has no chat template; use generate with a prompt")
+        return self._template.render(messages, options)
+
+    @cached_property
+    def _template(self) -> ChatTemplate | None:
+        config = _config(self._folder / "tokenizer_config.json")
+        path = self._folder / "chat_template.jinja"
+        if path.exists():
+            source = path.read_text(encoding="utf-8")
+        elif isinstance(config.get("chat_template"), str):
+            source = config["chat_template"]
+        else:
+            return None
+        named = {role: config[role] for role in _ROLES if config.get(role) is not None}
+        tokens = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
+        return ChatTemplate(source, tokens, str(path))
+
+    def _bytes_of(self, token: int) -> bytes:
+        known = self._bytes.get(token)
+        if known is None:
+            name = None if token in self._special else self._tokenizer.id_to_token(token)
+            known = self._bytes[token] = b"" if name is None else _bytes(name)
+        return known
+
+
+def _load(file: Path) -> tokenizers.Tokenizer:
+    try:
+        from tokenizers import Tokenizer as Library
+    except ImportError as error:
+        raise EngineError("tokenizers: not installed; pip install tokenizers installs it") from error
+    try:
+        tokenizer = Library.from_str(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file}: cannot read: {error}") from error
+    except Exception as error:
+        if type(error) is not Exception:  # the library raises bare Exception, and only that
+            raise
+        raise BundleError(f"{file}: not a tokenizer: {error}") from error
+    # Settings of the training run, if any are left, would cut or pad prompts.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _config(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file}: cannot read: {error}") from error
+    if not isinstance(config, dict):
+        raise BundleError(f"{file}: an object is needed")
+    return config
+
+
+def _bytes_by_letter() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable ones as themselves, the others as letters from U+0100 on."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTES = _bytes_by_letter()
+
+
+def _bytes(name: str) -> bytes:
+    """The bytes a byte-level token stands for; an added token stands for its own text."""
+    try:
+        return bytes(map(_BYTES.__getitem__, name))
+    except KeyError:
+        return name.encode()

@@ -1,0 +1,124 @@
+"""Gates in a bundle are replaced by others, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from adaptc.cli import main
+from adaptc.compiler import tuning as pays
+from adaptc.compiler.cache import Cache
+from adaptc.compiler.driver import compile_spec
+from adaptc.compiler.stages import program_from_sources
+from adaptc.compiler.swap import swap_gates
+from adaptc.compiler.weights_file import GATES
+from adaptc.errors import AdaptcError
+from adaptc.ir.gates_file import Card, load_gates, save_gates
+from adaptc.ir.graph import FxGraph
+from adaptc.passes.skip_ffn import gating
+from adaptc.runtime import Bundle, load, open_bundle
+from adaptc.sources.base import find_source
+from adaptc.sources.calibration_text import calibration_text
+from adaptc.spec.schema import read_spec
+from tests.models import folder
+
+IDS = [5, 9, 40, 7, 101, 33, 8, 21, 60, 61, 62, 63]
+
+
+def gates_file(spec: Path, path: Path, seed: int, **changed: Any) -> Path:
+    """Random gates for a spec's tiny model."""
+    given = read_spec(spec)
+    source = find_source(given.models["lm"], spec.parent)
+    program = program_from_sources({"lm": source}, calibration_text(None, spec.parent), lambda _: None)
+    places = gating.ffn_blocks(program.graph("lm", FxGraph))
+    random = torch.Generator().manual_seed(seed)
+    card = Card("tiny", source.sha256(), (1, 2), 3, 4, 2, ((0.1, -0.4), (0.5, 0.6 + seed)))
+    card = dataclasses.replace(card, **changed)
+    shapes = {n: s for layer in card.layers for n, s in gating.parameters(places[layer], card.rank).items()}
+    save_gates(card, {n: torch.randn(s, generator=random) * 0.3 for n, s in shapes.items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["int4", "fp32"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
+    """A tiny bundle with gates: the spec and the bundle."""
+    root = tmp_path_factory.mktemp(request.param)
+    spec, _ = folder.write(root, weights=request.param)
+    gates_file(spec, root / "gates.safetensors", 1)
+    spec.write_text(
+        spec.read_text() + "passes: [{skip_ffn: {gates: gates.safetensors, cheap: low_rank(4), warmup: 2}}]\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pays, "payoff", lambda *_: pays.Payoff(1e-3, 1e-3, 0.5e-3, 2))
+        patch.setattr(pays, "TOKENS", 0)
+        made = compile_spec(read_spec(spec), root, root / "bundle", Cache(root / "cache"))
+    return spec, made.bundle
+
+
+def scores(bundle: Bundle, budget: float) -> Any:
+    with load(bundle.path, threads=1) as session:
+        return session.score(IDS, step=True, budget=budget)
+
+
+def test_gates_lie_in_files_of_their_own(built: tuple[Path, Bundle]) -> None:
+    spec, bundle = built
+    assert {f"graphs/{GATES}", "gates/lm.safetensors"} <= set(bundle.manifest.files)
+    assert f"graphs/{GATES}" in bundle.manifest.graphs["lm"].data
+    assert (bundle.path / "gates/lm.safetensors").read_bytes() == (spec.parent / "gates.safetensors").read_bytes()
+
+
+def test_swapped_gates_are_those_of_a_new_compile(built: tuple[Path, Bundle], tmp_path: Path) -> None:
+    spec, bundle = built
+    old = [scores(bundle, budget) for budget in (1, 0)]
+    file = gates_file(spec, tmp_path / "other.safetensors", 2)
+    untouched = {name: (bundle.path / name).read_bytes() for name in ("graphs/lm.onnx", "graphs/lm.data")}
+    result = CliRunner().invoke(main, ["gates", str(bundle.path), str(file)])
+    assert result.exit_code == 0, result.output
+    swapped = open_bundle(bundle.path)
+    assert {name: (swapped.path / name).read_bytes() for name in untouched} == untouched
+    assert swapped.manifest.gates["lm"].thresholds == ((0.0, None), (0.1, -0.4), (0.5, 2.6))
+    assert "other.safetensors" in (swapped.path / "report.html").read_text()
+    new = [scores(swapped, budget) for budget in (1, 0)]
+    assert (new[0] == old[0]).all(), "dense is dense"
+    assert np.abs(new[1] - old[1]).max() > 1e-3
+    if bundle.manifest.target.weights == "fp32":
+        spec.with_name("again.yaml").write_text(spec.read_text().replace("gates.safetensors", str(file)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pays, "payoff", lambda *_: pays.Payoff(1e-3, 1e-3, 0.5e-3, 2))
+            patch.setattr(pays, "TOKENS", 0)
+            again = spec.with_name("again.yaml")
+            made = compile_spec(read_spec(again), spec.parent, tmp_path / "new", Cache(tmp_path / "cache"))
+        assert (scores(made.bundle, 0) == new[1]).all()
+    swap_gates(swapped, spec.parent / "gates.safetensors")
+    back = scores(open_bundle(bundle.path), 0)
+    assert np.abs(back - old[1]).max() < (1e-6 if bundle.manifest.target.weights == "fp32" else 2.0)
+
+
+def test_what_does_not_fit_is_refused_in_one_line(built: tuple[Path, Bundle], tmp_path: Path) -> None:
+    spec, bundle = built
+    before = json.loads((bundle.path / "manifest.json").read_text())["sha256"]
+    file = tmp_path / "wrong.safetensors"
+    for changed, text in (
+        ({"sha256": "0" * 64}, r"gates of tiny, other weights than"),
+        ({"layers": (1,)}, r"layers \[1\]; this bundle's are \[1, 2\]"),
+        ({"rank": 8}, r"rank 8; this bundle's are 4"),
+    ):
+        gates_file(spec, file, 3, **changed)
+        with pytest.raises(AdaptcError, match=text) as caught:
+            swap_gates(bundle, file)
+        assert "\n" not in str(caught.value)
+    card, weights = load_gates(gates_file(spec, file, 3))
+    weights["model.layers.1.skip.gate.weight"][0] = float("nan")
+    save_gates(card, weights, file)
+    with pytest.raises(AdaptcError, match="has NaN"):
+        swap_gates(bundle, file)
+    with pytest.raises(AdaptcError, match="no such file"):
+        swap_gates(bundle, tmp_path / "none.safetensors")
+    assert json.loads((bundle.path / "manifest.json").read_text())["sha256"] == before

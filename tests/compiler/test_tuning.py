@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from adaptc.compiler.tuning import Payoff, payoff
+from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
+from tests.close import ENGINE, assert_close
+from tests.models import gated_bundle, skipping, tiny
+from tests.models.gated_bundle import GATES
+
+
+def test_times_of_a_tiny_model_are_finite() -> None:
+    found = payoff(skipping.onnx(gated_bundle.program(gated=True)), gated_bundle.DECODER, threads=1)
+    assert found.gates == 2
+    assert 0 < found.dense < 1
+    assert 0 < found.run < 1
+    assert 0 < found.skipped < 1
+
+
+def test_gates_pay_when_they_skip_more_than_they_cost() -> None:
+    cheap = Payoff(dense=1e-3, run=1.01e-3, skipped=0.81e-3, gates=2)
+    assert cheap.cost == pytest.approx(5e-6)
+    assert cheap.gain == pytest.approx(100e-6)
+    assert cheap.break_even == pytest.approx(0.05)
+    pays, why = cheap.verdict(GATES)
+    assert pays
+    assert why == (
+        "a gate costs 5.0 µs a token, a skipped block saves 100.0 µs: it pays above 5% skipped, and up to 75% are"
+    )
+    dear = Payoff(dense=1e-3, run=1.2e-3, skipped=0.98e-3, gates=2)
+    pays, why = dear.verdict(GATES)
+    assert not pays
+    assert why.endswith("it pays above 91% skipped, and at most 75% are")
+
+
+def test_a_conditional_that_saves_nothing_never_pays() -> None:
+    found = Payoff(dense=1e-3, run=1.1e-3, skipped=1.1e-3, gates=2)
+    assert found.break_even == math.inf
+    assert found.verdict(GATES)[0] is False
+    assert found.verdict(GATES)[1].endswith("it pays never, and at most 75% are")
+
+
+def test_noise_is_no_negative_cost() -> None:
+    assert Payoff(dense=1e-3, run=0.9e-3, skipped=0.5e-3, gates=2).cost == 0
+
+
+def test_without_gates_the_graph_is_the_dense_twin() -> None:
+    gated, dense = (skipping.onnx(gated_bundle.program(gated=given)) for given in (True, False))
+    before = gated.text()
+    twin = run_always(gated, (0, 1))
+    assert gated.text() == before
+    twin.verify()
+    assert [v.name for v in twin.model.graph.inputs] == [v.name for v in dense.model.graph.inputs]
+    assert set(twin.model.graph.initializers) == set(dense.model.graph.initializers)
+    ids = tiny.feeds(2, 9)["input_ids"]
+    assert (tiny.step(twin, ids)[0] == tiny.step(dense, ids)[0]).all()
+
+
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_a_gate_that_is_dropped_runs_always(dropped: int) -> None:
+    graph = run_always(skipping.onnx(skipping.branched("llama")), [dropped])
+    graph.verify()
+    [left] = conditionals(graph)
+    assert f"layers.{skipping.GATED[1 - dropped]}." in (left.name or "")
+    from tests.passes.skip_ffn.test_branch import SKIP, step
+
+    ids = tiny.feeds(1, 1)["input_ids"]
+    logits, ran, _ = step(graph, ids, np.array([[SKIP]]))
+    assert ran.tolist() == [False]
+    whole = skipping.onnx(skipping.branched("llama"))
+    assert np.abs(step(whole, ids, np.array([[SKIP]]))[0] - logits).max() > 0.01
+    assert_close(step(graph, ids, np.array([[-SKIP]]))[0], tiny.eager("llama", tiny.feeds(1, 1)), **ENGINE)

@@ -1,0 +1,132 @@
+"""From a program with gates to a bundle: through the cache, the measurement and the manifest."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from adaptc import runtime
+from adaptc.compiler import stages as lowering
+from adaptc.compiler import tuning as pays
+from adaptc.compiler.cache import Cache
+from adaptc.compiler.driver import Compiled, compile_spec
+from adaptc.compiler.tuning import Payoff
+from adaptc.evaluation.verify import BundleModel
+from adaptc.ir.gates import Gates
+from adaptc.ir.graph import FxGraph
+from adaptc.ir.program import Program
+from adaptc.passes import Pass
+from adaptc.runtime import GateSpec
+from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+from adaptc.spec.schema import read_spec
+from tests.models import folder, skipping
+
+GATES = Gates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))
+IDS = [5, 9, 40, 7, 101, 33, 8, 21]
+
+
+@dataclass(frozen=True, slots=True)
+class Gating(Pass):
+    """Stands for `skip_ffn`."""
+
+    name: ClassVar[str] = "gating"
+
+    def apply(self, program: Program) -> Program:
+        gated = skipping.with_gates(program.graph("lm", FxGraph), low_rank=True)
+        return replace(program.with_graph("lm", gated), gates={"lm": GATES})
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    return folder.write(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def build(spec: Path, into: Path, root: Path, monkeypatch: pytest.MonkeyPatch, times: Payoff) -> Compiled:
+    monkeypatch.setattr(lowering, "build_passes", lambda _: (Gating(),))
+    monkeypatch.setattr(pays, "payoff", lambda *_: times)
+    cache = Cache(root)
+    return compile_spec(read_spec(spec), spec.parent, into, cache)
+
+
+def test_gates_that_pay_are_in_the_bundle(
+    tiny: tuple[Path, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for turn in range(2):  # the second time from the cache of lowered programs
+        made = build(tiny[0], tmp_path / f"b{turn}", root, monkeypatch, Payoff(1e-3, 1.01e-3, 0.8e-3, 2))
+        for entry in (root / "bundle").iterdir():
+            Cache(root).drop("bundle", entry.name)
+        manifest = made.bundle.manifest
+        table = ((0.0, None), (0.1, -0.5), (0.5, 0.5))
+        assert manifest.gates == {"lm": GateSpec("learned", skipping.GATED, 3, 4, "any", table, dense="lm.dense")}
+        assert [t.name for t in manifest.graphs["lm.dense"].inputs if t.name == "threshold"] == []
+        assert manifest.graphs["lm.dense"].data == manifest.graphs["lm"].data[:1]
+        assert manifest.passes[-1].name == "branch"
+        assert manifest.report["gates"]["lm"]["kept"] is True
+        assert len(manifest.report["skippable_bytes"]["lm"]) == 2
+    with runtime.load(made.bundle.path) as session:
+        dense, cheap = session.score(IDS, step=True, budget=1), session.score(IDS, budget=0)
+        assert session.scored is not None
+        assert session.scored.ran.shape == (len(IDS) - 2 - 4 + 1, 2)
+    assert (dense[:4] == cheap[:4]).all()
+    report = json.loads((made.bundle.path / "report.json").read_text())["report"]["gates"]["lm"]
+    assert report["why"].startswith("a gate costs 5.0 µs a token, a skipped block saves 105.0 µs: it pays above 5%")
+    assert "a gate costs" in (made.bundle.path / "report.html").read_text()
+
+
+def test_a_session_loads_the_graph_that_its_budget_asks_for(
+    tiny: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(tiny[0], tmp_path / "b", tmp_path / "cache", monkeypatch, Payoff(1e-3, 1.01e-3, 0.8e-3, 2))
+    loaded: list[str] = []
+
+    class Named(OrtEngine):
+        def __init__(self, file: Path, threads: int | None = None) -> None:
+            loaded.append(file.name)
+            super().__init__(file, threads)
+
+    monkeypatch.setattr("adaptc.runtime.loading.OrtEngine", Named)
+    answers = {}
+    for budget, first, later in ((None, ["lm.dense.onnx"], ["lm.onnx"]), (0.5, ["lm.onnx"], [])):
+        with runtime.load(made.bundle.path, budget=budget) as session:
+            assert loaded == first
+            answers[budget] = [session.generate(IDS, max_new_tokens=9, budget=each).ids for each in (1, 0.5)]
+            assert loaded == first + later
+        loaded.clear()
+    assert answers[None] == answers[0.5]
+
+
+def test_both_graphs_give_the_same_logits_bit_for_bit(
+    tiny: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(tiny[0], tmp_path / "b", tmp_path / "cache", monkeypatch, Payoff(1e-3, 1.01e-3, 0.8e-3, 2))
+    dense, gated = (BundleModel(made.bundle, gated=gated) for gated in (False, True))
+    ids = np.array(IDS * 3)
+    np.testing.assert_array_equal(dense.logits(ids), gated.logits(ids))
+    assert dense.greedy(IDS, 12) == gated.greedy(IDS, 12)
+    dense.close()
+    gated.close()
+
+
+def test_gates_that_do_not_pay_are_removed_and_the_report_says_so(
+    tiny: tuple[Path, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build(tiny[0], tmp_path / "b", root, monkeypatch, Payoff(1e-3, 1.2e-3, 1.2e-3, 2))
+    manifest = made.bundle.manifest
+    assert manifest.gates == {}
+    assert [t.name for t in manifest.graphs["lm"].inputs if t.name == "threshold"] == []
+    assert manifest.report["gates"]["lm"]["kept"] is False
+    assert manifest.report["gates"]["lm"]["break_even"] is None
+    assert "removed gates of lm" in (made.bundle.path / "report.html").read_text()
+    with runtime.load(made.bundle.path, budget=0) as session:
+        assert len(session.generate(IDS, max_new_tokens=3).ids) >= 1

@@ -1,0 +1,336 @@
+"""From a folder of a multimodal language model to a bundle that writes with images and without."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from adaptc import runtime
+from adaptc.cli import main
+from adaptc.compiler.cache import Cache
+from adaptc.compiler.driver import compile_spec
+from adaptc.errors import LoadError, RequestError, SpecError
+from adaptc.evaluation.verify import parity_of
+from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
+from adaptc.sources.base import SUPPORTED, find_source
+from adaptc.spec.schema import ModelSpec, read_spec
+from tests import touched
+from tests.close import ENGINE, assert_close
+from tests.models import vlm
+
+FAMILIES = ("llava", "smolvlm", "qwen2_vl")
+TEXT = "the cat sat on"
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+
+
+class Made(NamedTuple):
+    """A family's model, and the bundle it was compiled into."""
+
+    model: Any
+    folder: Path
+    bundle: Path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    known: dict[str, Made] = {}
+
+    def make(family: str) -> Made:
+        if family not in known:
+            folder = tmp_path_factory.mktemp(family)
+            model = vlm.write(folder, family)
+            compiled(folder)
+            known[family] = Made(model, folder, folder / "bundle")
+        return known[family]
+
+    return make
+
+
+def compiled(folder: Path) -> Path:
+    compile_spec(read_spec(folder / "model.yaml"), folder, folder / "bundle", Cache(folder / "cache"))
+    return folder / "bundle"
+
+
+def ids_of(session: runtime.Session, images: Any, *, wide: bool = True) -> list[int]:
+    """A prompt with images, with a token for each place as a processor writes it, or with one for each image."""
+    assert session.images is not None
+    spec, pictures = session.images.spec, session.images.read(images)
+    parts = [[*spec.before, *[spec.token] * each.places, *spec.after] if wide else [spec.token] for each in pictures]
+    return [5, 6, *(token for place, part in enumerate(parts) for token in (*part, 40 + place)), 33]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_alone_equals_eager_and_runs_no_tower(family: str, made: Callable[[str], Made]) -> None:
+    model, _, bundle = made(family)
+    words = vlm.tokenizer().encode(TEXT).ids
+    with runtime.load(bundle, threads=1) as session:
+        assert list(session.generate(TEXT, max_new_tokens=12).ids) == vlm.greedy(model, words, 12)
+        found = session.score(words)
+        assert session.images is not None
+        assert not session.images.graphs.loaded
+        assert not session.images.graphs.ran
+    logits = vlm.logits(model, words)[:-1].astype(np.float64)
+    expected = logits[range(len(words) - 1), words[1:]] - np.log(np.exp(logits).sum(1))
+    assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_equal_eager(family: str, made: Callable[[str], Made]) -> None:
+    model, _, bundle = made(family)
+    images = vlm.two_images(family)
+    with runtime.load(bundle, threads=1) as session:
+        wide, short = ids_of(session, images), ids_of(session, images, wide=False)
+        expected = vlm.greedy(model, wide, 10, images)
+        assert list(session.generate(wide, images=images, max_new_tokens=10).ids) == expected
+        assert session.images is not None
+        ran = dict(session.images.graphs.ran)
+        assert ran == {"lm.encode.image": 2 if family == "qwen2_vl" else 1}
+        assert list(session.generate(short, images=images, max_new_tokens=10).ids) == expected
+        assert session.images.graphs.ran == ran  # the second time they come from the cache
+        values = list(images["pixel_values"].reshape(2, 3, vlm.SIDE, vlm.SIDE)) if family != "qwen2_vl" else None
+        if values is not None:
+            assert list(session.generate(short, images=values, max_new_tokens=10).ids) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("chunk", [512, 5])
+def test_every_logit_equals_eager(family: str, chunk: int, made: Callable[[str], Made]) -> None:
+    """Of a prompt with images, read at once or in pieces that cut images apart, beside a row of text alone."""
+    model, _, bundle = made(family)
+    images, words, more = vlm.two_images(family), [7, 8, 9], [50, 61, 72, 83]
+    with runtime.load(bundle, threads=1) as session:
+        wide = ids_of(session, images)
+        assert session.images is not None
+        encoded = [session.images.put(np.array(wide), each)[1] for each in (images, vlm.two_images(family, 1))]
+        graph = runtime.open_bundle(bundle).manifest.graphs["lm"]
+        assert graph.decoder is not None
+        decoder = Decoder(runtime.OrtEngine(bundle / graph.file, 1), graph.decoder, 2, chunk)
+        first, other = (decoder.prefill(1, np.array(wide), inserts=encode()) for encode in encoded if encode)
+        assert np.abs(first - other).max() > 0.01  # a negative control
+        decoder.prefill(0, np.array(words))
+        found = [decoder.prefill(1, np.array(wide), inserts=encoded[0]() if encoded[0] else None)]
+        for token in more[:2]:
+            both = decoder.decode([token, token]).copy()
+            found.append(both[1])
+        assert_close(both[0], vlm.logits(model, [*words, *more[:2]])[-1], **ENGINE)
+        decoder.move(1, 0)
+        found += [decoder.decode([token])[0].copy() for token in more[2:]]
+    assert_close(np.stack(found), vlm.logits(model, [*wide, *more], images)[-5:], **ENGINE)
+
+
+def test_a_batch_has_images_of_its_own(made: Callable[[str], Made]) -> None:
+    model, _, bundle = made("llava")
+    images = vlm.pixels(3)
+    given: list[Any] = [images[:1], None, images[1:], []]
+    with runtime.load(bundle, threads=1) as session:
+        prompts = [ids_of(session, [] if each is None else each) for each in given]
+        found = session.generate(prompts, images=given, max_new_tokens=6)
+        for answer, prompt, each in zip(found, prompts, given, strict=True):
+            values = None if each is None or not len(each) else {"pixel_values": each}
+            assert list(answer.ids) == vlm.greedy(model, prompt, 6, values)
+        with pytest.raises(RequestError, match=r"^images: a list for each of the 4 prompts is needed"):
+            session.generate(prompts, images=images)
+
+
+def test_texts_streams_and_chats_take_images(made: Callable[[str], Made]) -> None:
+    _, _, bundle = made("smolvlm")
+    images = vlm.pixels(1)
+    with runtime.load(bundle, threads=1) as session:
+        whole = session.generate("the <image> cat", images=images, max_new_tokens=6)
+        assert "".join(session.generate("the <image> cat", images=images, max_new_tokens=6, stream=True)) == whole.text
+        message = {"role": "user", "content": "the <image> cat"}
+        assert session.chat([message], images=images, max_new_tokens=2).prompt_tokens > whole.prompt_tokens
+
+        async def pieces() -> list[str]:
+            return [each async for each in session.generate_async("the <image> cat", images=images, max_new_tokens=6)]
+
+        assert "".join(asyncio.run(pieces())) == whole.text
+
+
+def test_bytes_are_normalized_as_the_folder_says(made: Callable[[str], Made]) -> None:
+    _, _, bundle = made("llava")
+    raw = np.random.default_rng(1).integers(0, 256, (vlm.SIDE, vlm.SIDE, 3), np.uint8)
+    pixels = ((raw / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]).transpose(2, 0, 1).astype(np.float32)
+    with runtime.load(bundle, threads=1) as session:
+        assert session.images is not None
+        [found], [expected] = session.images.read([raw]), session.images.read(pixels)
+    assert_close(found.pixels, expected.pixels, **ENGINE)
+    assert np.ptp(found.pixels) > 1
+
+
+def test_images_of_any_size_are_cut_as_the_processor_does(made: Callable[[str], Made]) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    random = np.random.default_rng(0)
+    raw = [random.integers(0, 256, (*size, 3), np.uint8) for size in ((8, 12), (16, 4))]
+    settings = {"patch_size": 2, "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 1, "max_pixels": 10_000}
+    processor = Qwen2VLImageProcessorPil(**settings, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4])
+    given = processor(images=[Image.fromarray(each) for each in raw], return_tensors="np")
+    with runtime.load(made("qwen2_vl").bundle, threads=1) as session:
+        assert session.images is not None
+        for found, expected in zip(session.images.read(raw), session.images.read(dict(given)), strict=True):
+            assert (found.places, found.rows) == (expected.places, expected.rows)
+            assert_close(found.pixels, expected.pixels, **ENGINE)
+
+
+def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made], tmp_path: Path) -> None:
+    """With every weight of the encoder broken a request without its image says the same; with it, it fails."""
+    model, _, bundle = made("llava")
+    shutil.copytree(bundle, tmp_path / "b")
+    touched.break_weights(tmp_path / "b/graphs/lm.encode.image.onnx", tmp_path / "b/graphs/lm.data")
+    with runtime.load(tmp_path / "b", threads=1, verify=False) as session:
+        short, images = ids_of(session, vlm.pixels(1), wide=False), vlm.pixels(1)
+        answer = session.generate(short, images=images, modalities=["text"], max_new_tokens=8)
+        assert list(answer.ids) == vlm.greedy(model, short, 8)
+        assert session.images is not None
+        assert not session.images.graphs.loaded
+        with pytest.raises(runtime.EngineError):
+            session.generate(short, images=images, max_new_tokens=8)
+
+
+def test_no_node_of_the_tower_is_executed_without_images(made: Callable[[str], Made], tmp_path: Path) -> None:
+    """By ONNX Runtime's own profile of the one graph that a text runs."""
+    _, _, bundle = made("llava")
+    engine = touched.profiled(bundle / "graphs/lm.onnx", tmp_path / "p")
+    sizes = {"batch": 1, "tokens": 4, "places": 0}
+    kinds = {"tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(float)": np.float32}
+    feeds = {
+        given.name: np.zeros(
+            [size if isinstance(size, int) else sizes[size] for size in given.shape], kinds[given.type]
+        )
+        for given in engine.get_inputs()
+    }
+    feeds |= {"seqlens_k": np.array([3], np.int32), "total_sequence_length": np.array(4, np.int32)}
+    engine.run(None, feeds)
+    ran = touched.executed(engine)
+    assert any("language_model" in name for name in ran)
+    assert not any("vision_tower" in name or "projector" in name for name in ran)
+
+
+def test_weights_are_held_once(made: Callable[[str], Made]) -> None:
+    model, _, bundle = made("llava")
+    held: dict[str, set[int]] = {}
+    for graph in ("lm", "lm.encode.image"):
+        loaded = onnx.load(bundle / f"graphs/{graph}.onnx", load_external_data=False)
+        for tensor in loaded.graph.initializer:
+            places = [int(entry.value) for entry in tensor.external_data if entry.key == "offset"]
+            held.setdefault(graph, set()).update(places)
+    assert held["lm"]
+    assert held["lm.encode.image"]
+    assert not held["lm"] & held["lm.encode.image"]
+    # vision_feature_layer is -2: the last layer and the norm after it are read by nothing.
+    unused = sum(
+        p.numel() for n, p in model.named_parameters() if re.search(r"vision.*(layers\.2\.|post_layernorm)", n)
+    )
+    weights = sum(p.numel() for p in model.parameters()) - unused
+    size = (bundle / "graphs/lm.data").stat().st_size
+    assert size < 1.3 * 4 * weights  # each starts on a page
+    manifest = runtime.open_bundle(bundle).manifest
+    assert [step.graphs for step in manifest.plan] == [("lm.encode.image",), ("lm",)]
+    assert manifest.report["bytes_per_token"] < 4 * sum(
+        p.numel() for n, p in model.named_parameters() if "language_model" in n or "lm_head" in n
+    )
+
+
+def test_what_cannot_be_is_a_sentence(made: Callable[[str], Made]) -> None:
+    _, _, bundle = made("llava")
+    images = vlm.pixels(2)
+    with runtime.load(bundle, threads=1) as session:
+        assert session.images is not None
+        token, places = session.images.spec.token, session.images.places
+        wide = ids_of(session, vlm.pixels(1))
+        each = "one for each image is needed"
+        room = "this bundle holds 96: shorten it, or compile with a larger target.max_tokens"
+        for prompt, options, message in (
+            (
+                wide,
+                {"images": images},
+                f"prompt: {places} image tokens (id {token}) and 2 images; {each}, or {2 * places}",
+            ),
+            (
+                wide,
+                {"images": np.zeros((3, 9, 8), np.float32)},
+                "images[0]: float32[3, 9, 8]; uint8[8, 8, 3], or float32[3, 8, 8] as its processor gives it, is needed",
+            ),
+            (
+                wide,
+                {"images": np.full((3, 8, 8), np.nan, np.float32)},
+                "images[0]: has values that are not finite; is its file damaged?",
+            ),
+            (wide, {"modalities": ["image", "text"]}, "modalities: image: the request has no images"),
+            (wide, {"modalities": ["sound"]}, "modalities: no 'sound'; there are: image, text"),
+            (
+                wide,
+                {"images": images[:1], "modalities": ["image"]},
+                "modalities: image was not compiled; there are: text, image+text",
+            ),
+            (
+                [*[5] * 93, token],
+                {"images": images[:1]},
+                f"prompt: {93 + places} tokens; {room}",
+            ),
+        ):
+            with pytest.raises(RequestError) as caught:
+                session.generate(prompt, **options)
+            assert str(caught.value) == message
+
+
+def test_commands_for_classifiers_say_so(made: Callable[[str], Made]) -> None:
+    with pytest.raises(runtime.BundleError, match="a language model: load, and generate with images= or without"):
+        runtime.load_modal(made("llava").bundle)
+
+
+def test_verify_compares_with_the_source(made: Callable[[str], Made]) -> None:
+    _, folder, bundle = made("llava")
+    parity = parity_of(runtime.open_bundle(bundle), folder, threads=1)
+    assert parity.same_tokens == 20
+    assert parity.max_logit_error < 1e-3
+
+
+def test_a_spec_must_say_what_becomes_of_images(made: Callable[[str], Made], tmp_path: Path) -> None:
+    shutil.copytree(made("llava").folder / "model", tmp_path / "model")
+    (tmp_path / "model.yaml").write_text("version: 1\nmodels:\n  lm: {source: model}\ntarget: {max_tokens: 96}\n")
+    needed = (
+        "llava takes images, and no pass says what becomes of them; drop_modality: {modalities: {image: "
+        "[pixel_values], text: [input_ids]}, stand_in: empty} is right"
+    )
+    with pytest.raises(SpecError) as caught:
+        compiled(tmp_path)
+    assert str(caught.value) == f"models.lm: {needed}"
+    done = CliRunner().invoke(main, ["check", str(tmp_path / "model.yaml")])
+    assert done.exit_code == 1
+    assert needed in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "message"),
+    [
+        (
+            "text_config",
+            {"model_type": "gpt2"},
+            f"llava with a language model of kind 'gpt2' is not supported; supported: {', '.join(SUPPORTED)}",
+        ),
+        (
+            "vision_config",
+            {"model_type": "vit"},
+            f"llava with an image tower of kind 'vit' is not supported; supported: {', '.join(TOWERS)}",
+        ),
+    ],
+)
+def test_parts_that_are_not_captured_are_named(part: str, values: dict[str, str], message: str, tmp_path: Path) -> None:
+    config = vlm.config("llava").to_dict() | {part: values}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError) as caught:
+        find_source(ModelSpec(source="."), tmp_path).config()
+    assert str(caught.value) == f".: {message}"

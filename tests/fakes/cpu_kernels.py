@@ -1,0 +1,102 @@
+"""Our kernels on a CPU: the text of cuda/kernels.py and products.py through a C++ compiler, threads as threads."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from adaptc.runtime.backends.cuda import kernels, products
+
+PRELUDE = """
+#define ON_CPU
+#include <atomic>
+#include <barrier>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+struct Axes { int x, y, z; };
+static thread_local Axes threadIdx, blockIdx;
+static Axes blockDim, gridDim;
+static std::unique_ptr<std::barrier<>> barrier, warps[32];
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static
+static void __syncthreads() { barrier->arrive_and_wait(); }
+static float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; }
+static unsigned int __float_as_uint(float x) { unsigned int y; std::memcpy(&y, &x, 4); return y; }
+static float from_half(unsigned short x) { _Float16 y; std::memcpy(&y, &x, 2); return (float)y; }
+static void atomicAdd(float* to, float x) { std::atomic_ref<float>(*to).fetch_add(x); }
+template <class F> static void on_grid(int gx, int gy, int n, F body) {
+    gridDim = {gx, gy, 1};
+    blockDim = {n, 1, 1};
+    for (int y = 0; y < gy; ++y)
+        for (int x = 0; x < gx; ++x) {
+            barrier = std::make_unique<std::barrier<>>(n);
+            for (int i = 0; i < n; i += 32) warps[i / 32] = std::make_unique<std::barrier<>>(n - i < 32 ? n - i : 32);
+            std::vector<std::thread> threads;
+            for (int i = 0; i < n; ++i)
+                threads.emplace_back([=] { threadIdx = {i, 0, 0}; blockIdx = {x, y, 0}; body(); });
+            for (auto& thread : threads) thread.join();
+        }
+}
+"""
+WARPS = """
+#define ON_WARPS
+struct uint4 { unsigned int x, y, z, w; };
+static void fetch(uint4* to, const uint4* from, bool there) { *to = there ? *from : uint4{0, 0, 0, 0}; }
+static void fetched() {}
+static void wait() {}
+static void wait_all() {}
+// The instruction as NVIDIA documents it: which lane holds which elements of a, b and c.
+static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    static unsigned short a[8][16][16], b[8][16][8];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
+    unsigned given[4] = {a0, a1, a2, a3}, other[2] = {b0, b1};
+    for (int half = 0; half < 2; ++half) {
+        for (int i = 0; i < 4; ++i)
+            a[warp][group + 8 * (i % 2)][place * 2 + 8 * (i / 2) + half] = given[i] >> 16 * half;
+        for (int i = 0; i < 2; ++i) b[warp][place * 2 + 8 * i + half][group] = other[i] >> 16 * half;
+    }
+    warps[warp]->arrive_and_wait();
+    for (int i = 0; i < 4; ++i)
+        for (int k = 0; k < 16; ++k)
+            c[i] += from_half(a[warp][group + 8 * (i / 2)][k]) * from_half(b[warp][k][place * 2 + i % 2]);
+    warps[warp]->arrive_and_wait();
+}
+"""
+"""A warp's instructions for `product`; its lanes wait for each other."""
+
+KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
+
+
+@cache
+def library(more: str = "") -> ctypes.CDLL:
+    """The kernels, each as `run_NAME(grid x, grid y, threads, …)`; `more` comes before them."""
+    wrappers = []
+    source = kernels.SOURCE + products.SOURCE
+    for name, parameters in dict(KERNEL.findall(source)).items():
+        names = ", ".join(re.split(r"[\s*]+", each.strip())[-1] for each in parameters.split(","))
+        wrappers.append(
+            f'extern "C" void run_{name}(int gx, int gy, int n, {parameters}) '
+            f"{{ on_grid(gx, gy, n, [=] {{ {name}({names}); }}); }}"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="adaptc-kernels-"))
+    (folder / "kernels.cpp").write_text(PRELUDE + more + source + "\n".join(wrappers))
+    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-w"]
+    subprocess.run([*command, "-o", str(folder / "kernels.so"), str(folder / "kernels.cpp")], check=True)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+def run(name: str, grid: tuple[int, int], threads: int, args: list[tuple[Any, Any]], more: str = "") -> None:
+    """One launch."""
+    function = getattr(library(more), f"run_{name}")
+    function.argtypes = [ctypes.c_int] * 3 + [kind for _, kind in args]
+    function(*grid, threads, *(value for value, _ in args))

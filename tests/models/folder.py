@@ -1,0 +1,39 @@
+"""A tiny random model as a Hugging Face folder with its spec: what a user points adaptc at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tests.models.tiny import COMMON
+from tests.models.tiny_tokenizer import byte_level, save
+
+
+def write(folder: Path, model_type: str = "llama", weights: str = "fp32", **options: Any) -> tuple[Path, Any]:
+    """Write folder/model and folder/model.yaml; returns the spec's path and the model."""
+    tokenizer = byte_level()
+    config = transformers.CONFIG_MAPPING[model_type](
+        **{**COMMON, "vocab_size": tokenizer.get_vocab_size(), "bos_token_id": 0, "eos_token_id": 1, **options}
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.3)
+    model.save_pretrained(folder / "model")
+    save(tokenizer, folder / "model")
+    spec = folder / "model.yaml"
+    spec.write_text(f"version: 1\nmodels:\n  lm: {{source: model}}\ntarget: {{weights: {weights}, max_tokens: 64}}\n")
+    return spec, model
+
+
+def greedy(model: Any, ids: list[int], count: int) -> list[int]:
+    """What transformers generates: greedily, with everything recomputed at each token."""
+    given = list(ids)
+    with torch.no_grad():
+        for _ in range(count):
+            given.append(int(model(torch.tensor([given]), use_cache=False).logits[0, -1].argmax()))
+    return given[len(ids) :]

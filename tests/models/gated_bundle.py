@@ -1,0 +1,79 @@
+"""A bundle of a tiny model with gates, and its dense twin: the same weights in the same blocks, without gates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import tokenizers
+from tokenizers.models import WordLevel
+
+from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
+from adaptc.ir.program import Program, Tower
+from adaptc.passes import Pipeline
+from adaptc.passes.decoder.fuse_norms import FuseNorms
+from adaptc.passes.decoder.fuse_projections import FuseProjections
+from adaptc.passes.quantize.quantize import Quantize
+from adaptc.passes.skip_ffn.branch import Branch
+from adaptc.runtime.bundle.folder import (
+    Bundle,
+    GateSpec,
+    GraphSpec,
+    Manifest,
+    ModelRecord,
+    PlanStep,
+    TargetRecord,
+    write_bundle,
+)
+from adaptc.runtime.bundle.manifest import DecoderSpec
+from tests.models import skipping, tiny, tiny_tokenizer
+
+GATES = GateSpec("learned", skipping.GATED, 3, 4, "any", ((0.0, None), (0.1, -0.4), (0.5, 0.6)))
+TOWER = Tower("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
+DECODER = DecoderSpec(tiny.VOCAB, 64, ((2, 16),) * 3, 0, (), None)
+
+
+def program(*, gated: bool) -> Program:
+    """All passes of an int4 target, with gates or without."""
+    if gated:
+        gates = Pipeline((Quantize(block_size=16), Branch())).run(skipping.lowered("llama", low_rank=True))
+        return replace(gates, towers={"lm": TOWER})
+    return Pipeline((FuseNorms(), FuseProjections(), Quantize(block_size=16))).run(tiny.cached("llama"))
+
+
+def words() -> dict[str, bytes]:
+    """The files of a tokenizer whose tokens are words, as many as the tiny models have."""
+    known = ["<unk>", "Question", "Answer", ":", "?", *(f"w{number}" for number in range(tiny.VOCAB - 5))]
+    made = tokenizers.Tokenizer(WordLevel({word: place for place, word in enumerate(known)}, "<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return tiny_tokenizer.files(made, None)
+
+
+def write(into: Path, *, gated: bool = True, tokenizer: bool = False) -> Bundle:
+    """Write it; `into`'s folder must be there."""
+    graph = skipping.onnx(program(gated=gated))
+    scratch = into.parent / f"{into.name}.weights"
+    scratch.mkdir()
+    content = write_graphs({"lm": graph}, scratch, "lm.data")["lm"]
+    manifest = Manifest(
+        adaptc="0",
+        models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
+        passes=(),
+        plan=(PlanStep("lm"),),
+        graphs={
+            "lm": GraphSpec(
+                "graphs/lm.onnx", (), (), tuple(f"graphs/{file}" for file in data_files(graph, "lm.data")), DECODER
+            )
+        },
+        gates={"lm": GATES} if gated else {},
+        target=TargetRecord("onnxruntime", "int4", 64, 2),
+        versions={},
+        report={
+            "bytes_per_token": read_bytes_per_token(graph),
+            "skippable_bytes": {"lm": skippable_bytes(graph)},
+        },
+    )
+    files: dict[str, Path | bytes] = {"graphs/lm.onnx": content}
+    files |= {f"graphs/{file}": scratch / file for file in data_files(graph, "lm.data")}
+    files |= {f"tokenizer/{name}": text for name, text in (words() if tokenizer else {}).items()}
+    return write_bundle(into, files, manifest)

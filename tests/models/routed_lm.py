@@ -1,0 +1,81 @@
+"""A model in two parts that can be computed by hand: `HistoryLm` split in the middle, each route with its own shift.
+
+The bottom's state of a token holds its id and nothing else, so a top that did not see all states in their order writes
+something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adaptc.runtime import Session
+from adaptc.runtime.backends.engine import Arrays
+from adaptc.runtime.backends.fake import FakeEngine
+from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes, Top
+from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
+from adaptc.runtime.model.router import Router
+from adaptc.runtime.text.tokenizer import Tokenizer
+from tests.models.history_lm import HistoryLm, decoder_spec, logits_after
+
+WIDTH = 3
+SHIFTS = {"dear": 0, "middle": 7, "cheap": 19}
+"""By route: how far its choices are from the checksum."""
+
+
+class RoutedLm:
+    """A bottom and three tops.
+
+    Attributes:
+        spec: What they expect.
+        bottom: The bottom's engine; `bottom_lm.calls` says how it was run.
+        tops: Engines by route, and the models in them.
+    """
+
+    def __init__(self, spec: DecoderSpec | None = None) -> None:
+        self.spec = spec or decoder_spec()
+        self.bottom_lm = HistoryLm(self.spec)
+        self.top_lms = {route: HistoryLm(self.spec) for route in SHIFTS}
+        self.bottom = _bottom(self.bottom_lm)
+        self.tops = {route: _top(lm, SHIFTS[route]) for route, lm in self.top_lms.items()}
+
+    def session(
+        self, batch: int = 1, chunk: int = 3, router: Router | None = None, tokenizer: Tokenizer | None = None
+    ) -> Session:
+        tops = {route: Top(engine, self.spec) for route, engine in self.tops.items()}
+        return Session(self.bottom, self.spec, tokenizer, batch=batch, chunk=chunk, routes=Routes(tops, WIDTH, router))
+
+    def greedy(self, prompt: Sequence[int], routes: Sequence[str]) -> list[int]:
+        """What is written by these routes, one a token."""
+        ids = list(prompt)
+        for route in routes:
+            ids.append((int(logits_after(ids, self.spec.vocab_size).argmax()) + SHIFTS[route]) % self.spec.vocab_size)
+        return ids[len(prompt) :]
+
+
+def _bottom(lm: HistoryLm) -> FakeEngine:
+    run = lm.engine.function
+    assert run is not None
+
+    def states(feeds: Arrays, outputs: Arrays) -> None:
+        ids = feeds["input_ids"]
+        logits = np.zeros((*ids.shape, lm.spec.vocab_size), np.float32)
+        run({**feeds, "logits_from": np.zeros(1, np.int64)}, {**outputs, "logits": logits})
+        outputs["hidden"][:] = ids[..., None] * np.array([1.0, -0.5, 2.0], np.float32)
+
+    hidden = TensorSpec("hidden", "float32", ("batch", "tokens", WIDTH))
+    inputs = tuple(each for each in lm.engine.inputs if each.name != "logits_from")
+    return FakeEngine(inputs, (hidden, *lm.engine.outputs[1:]), states)
+
+
+def _top(lm: HistoryLm, shift: int) -> FakeEngine:
+    run = lm.engine.function
+    assert run is not None
+
+    def logits(feeds: Arrays, outputs: Arrays) -> None:
+        run({**feeds, "input_ids": feeds["hidden"][..., 0].astype(np.int64)}, outputs)
+        outputs["logits"][:] = np.roll(outputs["logits"], shift, axis=-1)
+
+    hidden = TensorSpec("hidden", "float32", ("batch", "tokens", WIDTH))
+    return FakeEngine((hidden, *lm.engine.inputs[1:]), lm.engine.outputs, logits)

@@ -1,0 +1,158 @@
+"""Tiny random models of every supported family: real architectures, milliseconds to run, nothing to download."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from adaptc.capture.text import capture
+from adaptc.ir.graph import FxGraph, OnnxGraph, sizes
+from adaptc.ir.program import Program, Run
+
+VOCAB = 61
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama-rope3": (
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "llama-yarn": (
+        "LlamaConfig",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
+    "llama-mha": ("LlamaConfig", {"num_key_value_heads": 4}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {}),
+    "mistral": ("MistralConfig", {"sliding_window": None}),
+    "mistral-window": ("MistralConfig", {"sliding_window": 5}),
+    "gemma": ("GemmaConfig", {"tie_word_embeddings": True}),
+    "gemma2": ("Gemma2Config", {"tie_word_embeddings": True, "sliding_window": 5, "query_pre_attn_scalar": 16}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {"tie_word_embeddings": True, "sliding_window": 5, "num_hidden_layers": 7, "query_pre_attn_scalar": 16},
+    ),
+}
+
+
+@cache
+def model(family: str) -> Any:
+    """The family's model with random weights, as transformers runs it."""
+    name, options = FAMILIES[family]
+    config = getattr(transformers, name)(**{**COMMON, **options})
+    torch.manual_seed(0)
+    built = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            # Larger than the usual start: differences show, and norms' weights are not all one.
+            parameter.normal_(0.0, 0.3)
+    return built
+
+
+@cache
+def fx(family: str) -> FxGraph:
+    """The family's model as adaptc captures it."""
+    built = model(family)
+    return capture(built.config, dict(built.named_parameters(remove_duplicate=False)))
+
+
+def program(family: str) -> Program:
+    """A program of this one model."""
+    return Program({"lm": fx(family)}, (Run("lm"),))
+
+
+def feeds(batch: int = 2, tokens: int = 11, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Random token ids and their positions."""
+    ids = np.random.default_rng(seed).integers(0, VOCAB, (batch, tokens))
+    return {"input_ids": ids, "position_ids": np.tile(np.arange(tokens), (batch, 1))}
+
+
+def eager(family: str, given: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+    """transformers' own logits, float32[batch, tokens, vocab]."""
+    with torch.no_grad():
+        logits = model(family)(torch.from_numpy(given["input_ids"]), use_cache=False).logits
+    result: npt.NDArray[np.float32] = logits.float().numpy()
+    return result
+
+
+@cache
+def lowered(family: str) -> Program:
+    """The family's program after `lower`; passes fork it, so tests may share it."""
+    from adaptc.passes import Pipeline
+    from adaptc.passes.lower.lower import Lower
+
+    return Pipeline((Lower(),)).run(program(family))
+
+
+@cache
+def cached(family: str, max_tokens: int = 64) -> Program:
+    """The family's program after `lower`, `kv_cache` and `logits_from`."""
+    from adaptc.passes import Pipeline
+    from adaptc.passes.decoder.kv_cache import KvCache
+    from adaptc.passes.decoder.logits_from import LogitsFrom
+
+    return Pipeline((KvCache(max_tokens=max_tokens), LogitsFrom())).run(lowered(family))
+
+
+def onnx(program: Program) -> OnnxGraph:
+    """The one graph of a lowered program."""
+    return program.graph("lm", OnnxGraph)
+
+
+def empty_cache(graph: OnnxGraph, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Zeros for the cache that a decoder graph reads."""
+    return {
+        str(value.name): np.zeros([batch, *(size for size in sizes(value)[1:] if isinstance(size, int))], np.float32)
+        for value in graph.model.graph.inputs
+        if str(value.name).startswith("past.")
+    }
+
+
+def step(
+    graph: OnnxGraph, ids: npt.NDArray[Any], past: dict[str, npt.NDArray[Any]] | None = None, before: int = 0
+) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
+    """Run one step of a decoder graph: logits for its tokens, and the cache after it."""
+    batch, tokens = ids.shape
+    past = empty_cache(graph, batch) if past is None else past
+    outputs = graph.run(
+        {
+            "input_ids": ids,
+            "seqlens_k": np.full(batch, before + tokens - 1, np.int32),
+            "total_sequence_length": np.array(before + tokens, np.int32),
+            "logits_from": np.array([0]),
+            **past,
+        }
+    )
+    return outputs["logits"].astype(np.float32), {name: outputs[name.replace("past", "present")] for name in past}

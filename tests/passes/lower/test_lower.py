@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptc.errors import PassError
+from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.program import Program, Run
+from adaptc.passes import Pipeline
+from adaptc.passes.lower.lower import Lower
+from tests.close import ENGINE, assert_close
+from tests.models import tiny
+
+
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    golden("lower/llama", str(tiny.lowered("llama")))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_equals_eager(family: str) -> None:
+    @settings(max_examples=6, deadline=None)
+    @given(batch=st.integers(1, 3), tokens=st.integers(1, 24), seed=st.integers(0, 2**20))
+    def check(batch: int, tokens: int, seed: int) -> None:
+        feeds = tiny.feeds(batch, tokens, seed)
+        assert_close(
+            tiny.onnx(tiny.lowered(family)).run(feeds)["logits"].astype("float32"), tiny.eager(family, feeds), **ENGINE
+        )
+
+    check()
+
+
+def test_input_is_untouched_and_weights_are_shared() -> None:
+    program = tiny.program("llama")
+    before = str(program)
+    after = Lower().apply(program)
+    assert str(program) == before
+    weights = dict(program.graph("lm", FxGraph).module.named_parameters())
+    values = after.graph("lm", OnnxGraph).model.graph.initializers
+    for name, parameter in weights.items():
+        assert values[name].const_value.numpy().ctypes.data == parameter.data_ptr()  # type: ignore[union-attr]
+
+
+def test_no_match_returns_the_same_program() -> None:
+    program = tiny.lowered("llama")
+    assert Lower().apply(program) is program
+
+
+def test_refuses_an_operator_without_an_onnx_form() -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    x.meta = {"val": torch.zeros(3, 3), "path": ""}
+    y = graph.call_function(torch.ops.aten.linalg_eigvals.default, (x,))
+    y.meta = {"val": torch.zeros(3, dtype=torch.complex64), "path": "model.odd"}
+    graph.output((y,))
+    module = torch.fx.GraphModule(torch.nn.Module(), graph)
+    module.meta["outputs"] = ("y",)
+    program = Program({"odd": FxGraph(module)}, (Run("odd"),))
+    with pytest.raises(PassError, match=r"^pass 'lower': outside the layers: no ONNX form: .*linalg_eig"):
+        Pipeline((Lower(),)).run(program)
+
+
+def test_each_distinct_layer_is_translated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adaptc.passes.lower import lower
+
+    translated = []
+    original = lower._translate
+
+    def spy(region: Any, *rest: Any) -> Any:
+        translated.append(region.place)
+        return original(region, *rest)
+
+    monkeypatch.setattr(lower, "_translate", spy)
+    Lower().apply(tiny.program("gemma3"))
+    # Before the layers, one layer with a window, one without, after the layers.
+    assert translated == ["", "model.layers.0", "model.layers.5", ""]
+
+
+def test_nodes_know_their_module() -> None:
+    paths = {node.metadata_props["adaptc.path"] for node in tiny.onnx(tiny.lowered("llama")).model.graph}
+    assert {"model.layers.2.mlp.down_proj", "model.layers.0.self_attn", "model.norm", "lm_head"} <= paths

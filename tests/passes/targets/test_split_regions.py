@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.partitions import Split, run_split
+from adaptc.passes import Pipeline
+from adaptc.passes.skip_ffn import gating
+from adaptc.passes.targets.split_regions import SplitRegions, split
+from tests.models import tiny, trt_bundle
+from tests.passes.targets.test_legalize import drive
+
+HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
+
+
+@pytest.mark.parametrize(("family", "low_rank"), [("llama", True), ("qwen2", False), ("gemma2", True)])
+@pytest.mark.parametrize("threshold", [-np.inf, 0.0, np.inf])
+def test_pieces_in_a_row_are_the_whole(family: str, low_rank: bool, threshold: float) -> None:
+    made = trt_bundle.program(family, gated=True, low_rank=low_rank)
+    graph, found = made.graph("lm", OnnxGraph), trt_bundle.split_of(made)
+    ids = tiny.feeds(batch=1, tokens=11)["input_ids"]
+    ran: list[bool] = []
+
+    def pieces(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        values = run_split(found, feeds)
+        ran.extend(bool(values[f"ran.{gate}"]) for gate in range(2))
+        return values
+
+    np.testing.assert_array_equal(drive(graph, pieces, ids, threshold), drive(graph, graph.run, ids, threshold))
+    decided = ran[2:]  # after the prompt
+    mixed = len(set(decided)) == 2 or family != "gemma2"  # the others' gates are of one mind here
+    assert {-np.inf: all(decided), np.inf: not any(decided), 0.0: mixed}[threshold]
+
+
+def test_a_model_without_gates_is_a_body_and_a_head() -> None:
+    found = trt_bundle.split_of(trt_bundle.program("llama"))
+    # Equal parts of the three layers are one graph; attention's products have the shapes of the block's here.
+    layer = ["product", "region_2", "product_2", "region_3", "product", "region_4", "product_2"]
+    assert [[call.graph for call in step.then] for step in found.steps] == [
+        ["region", *layer, *(["region_3", *layer] * 2), "region_5"],
+        ["head", "product_3"],
+    ]
+    assert [v.name for v in found.graphs["head"].model.graph.outputs] == ["out0"]
+
+
+def everywhere(graph: FxGraph, *, products: bool = True) -> Split:
+    made = trt_bundle.program_of(gating.static(graph, {0: 1.0, 1: 2.0, 2: 3.0}, {}))
+    return split(made.graph("lm", OnnxGraph), products=products)
+
+
+def test_regions_that_differ_in_weights_only_are_one_graph() -> None:
+    found = everywhere(tiny.fx("llama"))
+    calls = Counter(call.graph for step in found.steps for call in step.calls())
+    products = {"product": 6, "product_2": 6, "product_3": 1}  # two shapes, each in attention and in the block
+    plain = {"region": 1, "region_2": 3, "region_3": 5, "region_4": 1, "block": 3, "head": 1}
+    assert calls == products | plain
+    assert found.products == set(products)
+    blocks = [step.when.then for step in found.steps if step.when is not None]
+    assert len({calls[0].reads for calls in blocks}) == 3
+    assert all(not graph.model.graph.initializers for graph in found.graphs.values())
+
+
+def test_a_product_is_rows_times_a_weight_and_no_more() -> None:
+    found = everywhere(tiny.fx("llama"))
+    for step in found.steps:
+        for call in step.calls():
+            graph = found.graphs[call.graph].model.graph
+            if call.graph in found.products:
+                x, weight = graph.inputs
+                assert [x.dtype, weight.dtype, graph.outputs[0].dtype] == [HALF, HALF, FLOAT]
+                assert call.reads[1] in found.weights
+                assert len(weight.shape or ()) == 2
+            assert sum(node.op_type == "Gemm" for node in graph) == int(call.graph in found.products)
+
+
+def test_a_gated_block_is_its_two_products_and_what_is_between() -> None:
+    found = everywhere(tiny.fx("llama"))
+    blocks = [step.when.then for step in found.steps if step.when is not None]
+    assert [[call.graph for call in calls] for calls in blocks] == [["product", "block", "product_2"]] * 3
+
+
+def test_products_may_stay_where_they_are() -> None:
+    graph = everywhere(tiny.fx("llama"), products=False)
+    calls = [call.graph for step in graph.steps for call in step.calls()]
+    assert calls == ["region", "block", "region_2", "block", "region_2", "block", "region_3", "head"]
+    assert not graph.products
+
+
+def test_nothing_instead_of_a_block_is_no_graph() -> None:
+    found = everywhere(tiny.fx("llama"))
+    assert [step.when.otherwise for step in found.steps if step.when is not None] == [()] * 3
+
+
+def test_a_gate_that_looks_at_other_gates_keeps_its_logits() -> None:
+    graph = gating.cosine(tiny.fx("llama"), (0, 1, 2), 0.5, 1)
+    made = trt_bundle.program_of(graph)
+    whole, found = made.graph("lm", OnnxGraph), trt_bundle.split_of(made)
+    ids = tiny.feeds(batch=1, tokens=11)["input_ids"]
+    pieces = drive(whole, lambda feeds: run_split(found, feeds), ids, -0.5)
+    np.testing.assert_array_equal(pieces, drive(whole, whole.run, ids, -0.5))
+
+
+def test_input_is_untouched_and_a_second_time_changes_nothing() -> None:
+    made = trt_bundle.program("llama")
+    text = made.graph("lm", OnnxGraph).text()
+    assert Pipeline((SplitRegions(),)).run(made) is made
+    assert made.graph("lm", OnnxGraph).text() == text
+
+
+def test_nothing_for_tensorrt_returns_the_same_program() -> None:
+    lowered = tiny.lowered("llama")
+    assert SplitRegions().apply(lowered) is lowered

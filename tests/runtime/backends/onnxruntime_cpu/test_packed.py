@@ -1,0 +1,113 @@
+"""Weights packed by `adaptc build`: every graph of a bundle reads them from one file, and computes what it computed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from click.testing import CliRunner
+
+from adaptc import runtime
+from adaptc.cli import main
+from adaptc.compiler.cache import Cache
+from adaptc.compiler.driver import compile_spec
+from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, pack, packed_record
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.spec.schema import read_spec
+from tests.models import stitched
+
+IDS = np.random.default_rng(3).integers(2, 300, 40).tolist()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, made: Path) -> Bundle:
+    """A stitched bundle in int4, of the test's own."""
+    spec = read_spec(made / "model.yaml", ("target.weights=int4", "target.block_size=16"))
+    return compile_spec(spec, made, tmp_path / "bundle", Cache(made / "cache")).bundle
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stitched")
+    stitched.write(folder)
+    return folder
+
+
+def scores(bundle: Bundle, *, verify: bool = True) -> dict[str, npt.NDArray[np.float32]]:
+    with runtime.load(bundle.path, threads=1, verify=verify) as session:
+        return {route: session.score(IDS, route=route) for route in stitched.ROUTES}
+
+
+def test_numbers_stay_and_routes_share(bundle: Bundle) -> None:
+    before = scores(bundle)
+    record = pack(bundle)
+    assert packed_record(bundle.path / "graphs") == record
+    assert (bundle.path / "graphs" / PACKED).stat().st_size == record.bytes
+    assert not [p for p in bundle.path.rglob("*") if "partial" in p.name or p.name.startswith(".pack")]
+    places = [entry for entries in record.graphs.values() for entry in entries]
+    assert len(record.graphs) == 1 + len(stitched.ROUTES)
+    assert len(places) > 1.2 * len(set(places)), "routes share layers, or this would show nothing"
+    for route, found in scores(bundle).items():
+        np.testing.assert_array_equal(found, before[route], err_msg=route)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sessions_map_the_file(bundle: Bundle) -> None:
+    def mapped() -> int:
+        return sum(PACKED in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+    pack(bundle)
+    assert mapped() == 0
+    with runtime.load(bundle.path, threads=1) as session:
+        session.score(IDS, route="large")
+        assert mapped() > 0
+    assert mapped() == 0
+
+
+def test_a_damaged_file_is_told(bundle: Bundle) -> None:
+    """By its hash; where the caller looks at no hash, by ONNX Runtime, which compares blocks with what it packs."""
+    pack(bundle)
+    file = bundle.path / "graphs" / PACKED
+    content = bytearray(file.read_bytes())
+    file.write_bytes(bytes(len(content)))
+    with pytest.raises(runtime.BundleError, match=rf"{PACKED}: changed since it was written; adaptc build packs again"):
+        runtime.load(bundle.path)
+    with pytest.raises(runtime.EngineError, match=r"bottom\.onnx: onnxruntime cannot load it: .*pre-packed weights"):
+        runtime.load(bundle.path, verify=False)
+    file.write_bytes(content[:-1])
+    with pytest.raises(runtime.BundleError, match=rf"{PACKED}: not the {len(content)} bytes that were packed; "):
+        runtime.load(bundle.path, verify=False)
+
+
+def test_a_record_that_does_not_read(bundle: Bundle) -> None:
+    pack(bundle)
+    (bundle.path / "graphs" / RECORD).write_text("{}")
+    with pytest.raises(runtime.BundleError, match=rf"{RECORD}: .*; adaptc build packs again"):
+        runtime.load(bundle.path)
+
+
+def test_other_graphs_and_other_processors_go_on_without(bundle: Bundle) -> None:
+    """Blocks that this machine would not have packed so are not used; nor is what was packed for another graph."""
+    before = scores(bundle)
+    pack(bundle)
+    record = bundle.path / "graphs" / RECORD
+    text = record.read_text()
+    record.write_text(text.replace("MatMulNBits+", "MatMulNBits+9"))
+    for route, found in scores(bundle).items():
+        np.testing.assert_array_equal(found, before[route], err_msg=route)
+    record.write_text(text.replace(bundle.manifest.files["graphs/bottom.onnx"].sha256, "0" * 64))
+    for route, found in scores(bundle).items():
+        np.testing.assert_array_equal(found, before[route], err_msg=route)
+
+
+def test_build_packs(bundle: Bundle) -> None:
+    done = CliRunner().invoke(main, ["build", str(bundle.path)])
+    assert done.exit_code == 0, done.output
+    assert "weights of 5 graphs packed" in done.stdout
+    assert packed_record(bundle.path / "graphs") is not None
+    again = CliRunner().invoke(main, ["build", str(bundle.path), "--json"])
+    assert again.exit_code == 0, again.output
+    assert CliRunner().invoke(main, ["build", str(bundle.path), "--batch", "2"]).exit_code == 2

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from adaptc.runtime import BundleError, EngineError, RequestError, Session
+from adaptc.runtime.text.tokenizer import Tokenizer
+from tests.models.history_lm import HistoryLm, decoder_spec, greedy
+from tests.models.tiny_tokenizer import byte_level, save
+
+SPEC = decoder_spec(vocab=320, max_tokens=100)
+PROMPT = "the cat"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer(save(byte_level(), tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture
+def lm() -> HistoryLm:
+    return HistoryLm(SPEC)
+
+
+@pytest.fixture
+def session(lm: HistoryLm, tokenizer: Tokenizer) -> Session:
+    return Session(lm.engine, SPEC, tokenizer, batch=2)
+
+
+def expected(tokenizer: Tokenizer, count: int, prompt: str = PROMPT) -> str:
+    return tokenizer.decode(greedy(tokenizer.encode(prompt), count, SPEC))
+
+
+def test_pieces_join_to_the_text(session: Session, tokenizer: Tokenizer) -> None:
+    pieces = list(session.generate(PROMPT, max_new_tokens=60, stream=True))
+    assert "".join(pieces) == expected(tokenizer, 60)
+    assert all(pieces)
+    assert session.last is not None
+    assert session.last.text == "".join(pieces) == session.generate(PROMPT, max_new_tokens=60).text
+    assert len(session.last.ids) == 60
+
+
+def test_a_stream_is_lazy(session: Session, lm: HistoryLm) -> None:
+    stream = session.generate(PROMPT, max_new_tokens=60, stream=True)
+    assert lm.calls == []
+    next(stream)
+    assert 0 < len(lm.calls) < 20
+
+
+def test_a_bad_request_is_refused_before_the_first_piece(session: Session) -> None:
+    with pytest.raises(RequestError, match=r"^prompt: "):
+        session.generate("x" * 200, stream=True)
+    with pytest.raises(RequestError, match=r"^prompt: not valid Unicode"):
+        session.generate("\ud800", stream=True)
+
+
+def test_a_stop_string_ends_the_answer(session: Session, tokenizer: Tokenizer) -> None:
+    whole = expected(tokenizer, 60)
+    stop = whole[20:24]
+    result = session.generate(PROMPT, max_new_tokens=60, stop=stop)
+    assert result.text == whole[: whole.index(stop)]
+    assert result.finish_reason == "stop"
+    assert len(result.ids) < 60
+    assert "".join(session.generate(PROMPT, max_new_tokens=60, stop=stop, stream=True)) == result.text
+
+
+def test_text_held_back_is_told_at_the_end(session: Session, tokenizer: Tokenizer) -> None:
+    whole = expected(tokenizer, 30)
+    result = session.generate(PROMPT, max_new_tokens=30, stop=whole[-1] + "never")
+    assert (result.text, result.finish_reason) == (whole, "length")
+
+
+def test_a_batch_of_texts(session: Session, tokenizer: Tokenizer) -> None:
+    prompts = ["a", "héllo wörld", "日本", "the cat sat"]
+    results = session.generate(prompts, max_new_tokens=20)
+    assert [result.text for result in results] == [expected(tokenizer, 20, prompt) for prompt in prompts]
+
+
+def test_chat_encodes_the_template_once(session: Session, tokenizer: Tokenizer) -> None:
+    result = session.chat([{"role": "user", "content": "hi"}], max_new_tokens=9)
+    prompt = "<|start|>user\nhi<|end|>\n<|start|>assistant\n"
+    assert result.text == expected(tokenizer, 9, prompt)
+    pieces = session.chat([{"role": "user", "content": "hi"}], max_new_tokens=9, stream=True)
+    assert "".join(pieces) == result.text
+
+
+def test_an_end_token_is_no_text(tokenizer: Tokenizer) -> None:
+    ids = greedy(tokenizer.encode(PROMPT), 10, SPEC)
+    spec = decoder_spec(vocab=320, max_tokens=100, eos=(ids[6],))
+    result = Session(HistoryLm(spec).engine, spec, tokenizer).generate(PROMPT)
+    assert result.ids == tuple(ids[: ids.index(ids[6]) + 1])
+    assert result.finish_reason == "eos"
+    assert result.text == tokenizer.decode(ids[: ids.index(ids[6])])
+
+
+@pytest.mark.parametrize("how", ["close", "drop"])
+def test_an_abandoned_stream_frees_the_session(session: Session, how: str) -> None:
+    stream = session.generate(PROMPT, stream=True)
+    next(stream)
+    if how == "close":
+        stream.close()
+    else:
+        del stream
+        gc.collect()
+    assert session.last is not None
+    assert session.last.finish_reason == "cancelled"
+    assert session.generate(PROMPT, max_new_tokens=3).finish_reason == "length"
+
+
+def test_a_second_request_beside_an_open_stream_does_not_hang(session: Session) -> None:
+    stream = session.generate(PROMPT, stream=True)
+    next(stream)
+    with pytest.raises(RequestError, match=r"^session: a stream of this thread is open; finish or close it"):
+        session.generate(PROMPT)
+    stream.close()
+    assert session.generate(PROMPT, max_new_tokens=2).ids
+
+
+def test_closing_ends_a_stream(session: Session, lm: HistoryLm) -> None:
+    stream = session.generate(PROMPT, stream=True)
+    next(stream)
+    session.close()
+    assert lm.engine.function is not None, "the engine is still in use"
+    with pytest.raises(RequestError, match=r"^session: closed$"):
+        list(stream)
+    assert lm.engine.function is None
+
+
+def test_leaving_the_block_in_the_middle_of_a_stream(lm: HistoryLm, tokenizer: Tokenizer) -> None:
+    with Session(lm.engine, SPEC, tokenizer) as session:
+        for _ in session.generate(PROMPT, stream=True):
+            break
+    assert lm.engine.function is None
+
+
+def test_threads_take_turns(session: Session, tokenizer: Tokenizer) -> None:
+    prompts = [f"prompt {index}" for index in range(4)]
+    found: dict[str, list[str]] = {prompt: [] for prompt in prompts}
+
+    def ask(prompt: str) -> None:
+        for _ in range(3):
+            found[prompt].append("".join(session.generate(prompt, max_new_tokens=15, stream=True)))
+
+    threads = [threading.Thread(target=ask, args=(prompt,)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert found == {prompt: [expected(tokenizer, 15, prompt)] * 3 for prompt in prompts}
+
+
+async def collect(session: Session, prompt: str, count: int) -> str:
+    return "".join([piece async for piece in session.generate_async(prompt, max_new_tokens=count)])
+
+
+def test_coroutines_take_turns(session: Session, tokenizer: Tokenizer) -> None:
+    prompts = [f"prompt {index}" for index in range(5)]
+
+    async def main() -> list[str]:
+        return await asyncio.gather(*(collect(session, prompt, 15) for prompt in prompts))
+
+    assert asyncio.run(main()) == [expected(tokenizer, 15, prompt) for prompt in prompts]
+    session.close()
+
+
+def test_the_loop_runs_on_while_the_engine_works(session: Session, lm: HistoryLm) -> None:
+    lm.before = lambda: time.sleep(0.03)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.002)
+            ticks += 1
+
+    async def main() -> None:
+        ticking = asyncio.create_task(tick())
+        await collect(session, PROMPT, 8)
+        ticking.cancel()
+
+    asyncio.run(main())
+    assert ticks > 16, "more than two ticks a step"
+
+
+def test_a_cancelled_task_frees_the_session(session: Session, lm: HistoryLm, tokenizer: Tokenizer) -> None:
+    lm.before = lambda: time.sleep(0.01)
+
+    async def main() -> str:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(collect(session, PROMPT, 90), 0.1)
+        lm.before = lambda: None
+        return await collect(session, PROMPT, 5)
+
+    assert asyncio.run(main()) == expected(tokenizer, 5)
+    assert len(lm.calls) < 60
+
+
+def test_a_coroutine_that_waits_can_be_cancelled(session: Session) -> None:
+    stream = session.generate(PROMPT, stream=True)
+    next(stream)
+
+    async def main() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(collect(session, PROMPT, 5), 0.05)
+
+    asyncio.run(main())
+    stream.close()
+    assert session.generate(PROMPT, max_new_tokens=1).ids
+
+
+def test_errors_reach_the_coroutine(session: Session, lm: HistoryLm) -> None:
+    def fail() -> None:
+        raise EngineError("engine: out of luck")
+
+    lm.before = fail
+
+    async def bad() -> None:
+        with pytest.raises(EngineError, match=r"^engine: out of luck$"):
+            await collect(session, PROMPT, 5)
+        with pytest.raises(RequestError, match=r"^max_new_tokens: 0"):
+            session.generate_async(PROMPT, max_new_tokens=0)
+        session.close()
+        with pytest.raises(RequestError, match=r"^session: closed$"):
+            await collect(session, PROMPT, 5)
+
+    asyncio.run(bad())
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot read: "):
+        Tokenizer(tmp_path)

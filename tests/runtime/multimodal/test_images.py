@@ -1,0 +1,159 @@
+"""Images of a request, on fake encoders: where they go, what is fed when, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from adaptc.runtime.backends.engine import Arrays
+from adaptc.runtime.backends.fake import FakeEngine
+from adaptc.runtime.bundle.manifest import GraphSpec, ModalitySpec, ModalSpec, SubsetSpec, TensorSpec
+from adaptc.runtime.errors import BundleError, RequestError
+from adaptc.runtime.model.inserts import Beside, Inserts
+from adaptc.runtime.multimodal.grid_images import GridImages, positions
+from adaptc.runtime.multimodal.images import GridSpec, Images, ImageSpec, Picture, chosen, read_image_spec
+from adaptc.runtime.multimodal.subsets import ModalGraphs
+
+SPEC = ImageSpec(9, (1, 2), (3,), 1 / 255, (0.5,), (0.25,), None)
+TEXT, BOTH = SubsetSpec(("text",), "lm"), SubsetSpec(("image", "text"), "lm")
+
+
+def modal(*subsets: SubsetSpec) -> ModalSpec:
+    image = ModalitySpec(("pixel_values",), "lm.encode.image", ("image_features",))
+    return ModalSpec({"image": image, "text": ModalitySpec(("input_ids",), None, ("input_ids",))}, subsets)
+
+
+def images(spec: ImageSpec = SPEC) -> Images:
+    """An encoder whose features are the sums of an image's rows, or of a place's numbers."""
+
+    def encode(feeds: Arrays, outputs: Arrays) -> None:
+        outputs["image_features"][:] = feeds["pixel_values"].sum((1, 3) if spec.grid is None else (1, 2))[..., None]
+
+    shape: tuple[int | str, ...] = ("images", 1, 3, 3) if spec.grid is None else ("cells", 4, 4)
+    result: tuple[int | str, ...] = ("images", 3, 1) if spec.grid is None else ("cells", 1)
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("pixel_values", "float32", shape),)
+    if spec.grid is not None:
+        inputs += (TensorSpec("patch_positions", "int64", ("cells", 4, 2)),)
+    outputs = (TensorSpec("image_features", "float32", result),)
+    graph = GraphSpec("e.onnx", inputs, outputs, (), None)
+    graphs = ModalGraphs(modal(TEXT, BOTH), lambda _: FakeEngine(inputs, outputs, encode))
+    return (Images if spec.grid is None else GridImages)(spec, "image", graphs, graph)
+
+
+def test_an_image_token_becomes_a_place_for_each_feature() -> None:
+    made, raw = images(), np.arange(18, dtype=np.uint8).reshape(2, 3, 3, 1)
+    ids, encode = made.put(np.array([7, 9, 8, 9]), list(raw))
+    assert ids.tolist() == [7, 1, 2, 9, 9, 9, 3, 8, 1, 2, 9, 9, 9, 3]
+    assert encode is not None
+    assert not made.graphs.loaded  # nothing runs before the prompt is read
+    found = encode()
+    assert found.places.tolist() == [3, 4, 5, 10, 11, 12]
+    assert np.allclose(found.values[:, 0], ((raw / 255 - 0.5) / 0.25).sum((2, 3)).reshape(-1), atol=1e-5)
+    same, _ = made.put(ids, list(raw))
+    assert same is ids
+    assert made.put(np.array([7, 8]), [])[1] is None
+    pixels = np.zeros((1, 2, 1, 3, 3), np.float32)  # as a processor of tiles gives them: of one text, two
+    assert len(made.read({"pixel_values": pixels, "pixel_attention_mask": np.ones((1, 2, 3, 3))})) == 2
+    with pytest.raises(RequestError, match=r"^images: pixel_attention_mask leaves parts out; images without"):
+        made.read({"pixel_values": pixels, "pixel_attention_mask": np.eye(3)})
+
+
+def test_a_request_uses_what_is_given_and_compiled() -> None:
+    made, whole = images(), modal(TEXT, BOTH)
+    assert chosen(whole, made, True, None)
+    assert not chosen(whole, made, False, None)
+    assert not chosen(whole, made, True, ["text"])
+    assert not chosen(None, None, False, None)
+    for given, message in (
+        ((modal(BOTH), made, False, None), "modalities: text was not compiled; there are: image+text"),
+        ((modal(TEXT), None, True, None), "images: this bundle reads text only"),
+        ((None, None, True, None), "images: this bundle reads text only"),
+        ((None, None, False, ["sound"]), "modalities: no 'sound'; there are: text"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            chosen(*given)
+        assert str(caught.value) == message
+
+
+def test_features_go_to_the_part_of_a_prompt_that_is_read() -> None:
+    inputs = (
+        TensorSpec("image_features", "float32", ("places", 2)),
+        TensorSpec("image_places", "int64", ("places",)),
+        TensorSpec("position_ids", "int64", (3, "batch", "tokens")),
+    )
+    beside = Beside(inputs, 2)
+    where = np.array([[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]])
+    given = Inserts(np.arange(1, 5), np.arange(8, dtype=np.float32).reshape(4, 2), where)
+    assert given.shift == -2
+    part = beside.read(1, 3, 3, given)
+    assert part["image_places"].tolist() == [0, 1]
+    assert part["image_features"].tolist() == [[4, 5], [6, 7]]
+    assert part["position_ids"].tolist() == where[:, None, 3:].tolist()
+    plain = beside.read(0, 2, 2, None)
+    assert plain["image_features"].shape == (0, 2)
+    assert plain["position_ids"].tolist() == [[[2, 3]]] * 3
+    step = beside.step(2)
+    beside.advance(np.array([4, 6], np.int32))
+    assert step["position_ids"].tolist() == [[[4], [4]]] * 3  # row 1 is two positions behind
+    beside.move(1, 0)
+    beside.advance(np.array([7, 7], np.int32))
+    assert step["position_ids"][0, 0, 0] == 5
+    assert Beside((), 1).read(0, 0, 4, None) == {}
+
+
+def test_images_of_any_size_are_cut_into_places() -> None:
+    made = images(ImageSpec(9, (), (), 1.0, (0.0,), (1.0,), GridSpec(1, 4, 2)))
+    raw = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
+    ids, encode = made.put(np.array([7, 9, 8]), [raw])
+    assert ids.tolist() == [7, *[9] * 6, 8]
+    assert encode is not None
+    found = encode()
+    squares: npt.NDArray[Any] = raw[..., 0].reshape(2, 2, 3, 2).sum((1, 3)).reshape(-1) * 4
+    assert found.values[:, 0].tolist() == squares.tolist()
+    assert found.positions is not None
+    assert found.positions.tolist() == [
+        [0, 1, 1, 1, 1, 1, 1, 4],
+        [0, 1, 1, 1, 2, 2, 2, 4],
+        [0, 1, 2, 3, 1, 2, 3, 4],
+    ]
+    encode()
+    assert made.graphs.ran == {"lm.encode.image": 1}
+    with pytest.raises(RequestError) as caught:
+        made.put(np.array([9]), [np.zeros((3, 4, 1), np.uint8)])
+    assert str(caught.value) == (
+        "images[0]: uint8[3, 4, 1]; a height and a width that 2 divides are needed: uint8[height, width, 1], or "
+        "float32[3, height, width] as its processor gives it"
+    )
+    patches = np.zeros((4, 4), np.float32)
+    odd = (
+        "images: pixel_values float32[4, 4] and image_grid_thw [[2, 2, 2]]; patches of 4 numbers are needed, as many "
+        "as the grids [1, rows, columns] have, by 2 divisible"
+    )
+    for given, message in (
+        ({"pixel_values": patches}, "images: no 'image_grid_thw'; pixel_values and image_grid_thw are needed"),
+        (
+            {"pixel_values": patches, "image_grid_thw": np.array([[2, 2, 2]])},
+            odd,
+        ),
+    ):
+        with pytest.raises(RequestError) as caught:
+            made.put(np.array([9]), given)
+        assert str(caught.value) == message
+
+
+def test_positions_go_on_after_the_longer_side() -> None:
+    none = np.zeros(0, np.float32)
+    found = positions(np.array([5, 9, 9, 9, 9, 9, 6]), 9, [Picture(none, 2, 1), Picture(none, 3, 3)])
+    assert found[0].tolist() == [0, 1, 1, 3, 3, 3, 6]
+    assert found[1].tolist() == [0, 1, 1, 3, 4, 5, 6]
+    assert found[2].tolist() == [0, 1, 2, 3, 3, 3, 6]
+
+
+def test_what_a_bundle_says_of_images_is_read_back() -> None:
+    for spec in (SPEC, ImageSpec(9, (), (), 1.0, (), (), GridSpec(14, 2, 2))):
+        assert read_image_spec(spec.to_json(), "images.json") == spec
+    with pytest.raises(BundleError, match=r"^images.json: .*; compile again$"):
+        read_image_spec(b"{}", "images.json")

@@ -1,0 +1,139 @@
+"""stitch-search: every path, its price, and where it lies; and what check says of models that cannot be stitched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adaptc.checks.check import check
+from adaptc.ir.graph import FxGraph
+from adaptc.passes.stitch.slices import Tower
+from adaptc.plots.stitches import draw
+from adaptc.spec.schema import parse_spec
+from adaptc.training.stitches.search import Donor, Found, Measured, Price, spread, stitches
+from tests.models import stitched
+
+PRICES = {"large": (Price(100, 1.0), Price(50, 0.5)), "small": (Price(10, 0.2), Price(20, 0.3))}
+
+
+def towers() -> dict[str, Tower]:
+    return {name: Tower(name, stitched.program().graph(name, FxGraph)) for name in stitched.SHAPES}
+
+
+def test_every_cut_and_entry_is_priced_by_its_path() -> None:
+    found = {(cut, entry): price for cut, entry, price in stitches(towers(), "large", "small", PRICES)}
+    assert set(found) == {(cut, entry) for cut in range(1, 7) for entry in range(4)}
+    weights = towers()["large"]
+    layer = sum(
+        parameter.numel()
+        for name, parameter in weights.graph.module.named_parameters()
+        if ".layers.0." in name and parameter.ndim == 2
+    )
+    own = 100 * 48 * 32 / layer
+    for (cut, entry), price in found.items():
+        assert price.bytes == pytest.approx(cut * 100 + own + (4 - entry) * 10 + 20)
+        assert price.ms == pytest.approx(cut * 1.0 + own / 100 + (4 - entry) * 0.2 + 0.3)
+
+
+def test_what_is_measured_is_spread_over_cost() -> None:
+    every = [(cut, entry, Price(cut * 10 + entry, 0)) for cut in range(1, 7) for entry in range(4)]
+    kept = spread(every, 5)
+    assert len(kept) == 5
+    costs = [price.bytes for _, _, price in kept]
+    assert costs == sorted(costs)
+    assert costs[0] < 15
+    assert costs[-1] > 55
+    assert spread(every, 99) == every
+
+
+def found() -> Found:
+    return Found(
+        "large",
+        "small",
+        (Measured(3, 1, 60, 1.0, 2.5, 0.1), Measured(2, 1, 50, 0.9, 2.9, 0.3)),
+        (Donor("large", 100, 2.0, 2.0, 0.0), Donor("small", 20, 0.5, 3.0, 0.4)),
+        24,
+        6,
+    )
+
+
+def test_the_line_between_the_models_tells_good_from_bad() -> None:
+    good, bad = found().stitches
+    assert found().above(good) == pytest.approx(2.5 - 2.5)
+    assert found().above(bad) == pytest.approx(2.9 - 2.625)
+    assert found().record()["stitches"][1]["above_line"] == pytest.approx(0.275)
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    draw(found(), tmp_path / "search.svg")
+    text = (tmp_path / "search.svg").read_text()
+    assert text.startswith("<?xml")
+    assert len(text) > 5000
+
+
+def faults(folder: Path, spec: str) -> list[str]:
+    report = check(parse_spec(spec), folder)
+    return [each.text for each in report.findings if each.about == "stitch"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("check")
+    stitched.write(folder)
+    return folder
+
+
+def test_check_has_nothing_to_say_of_a_right_spec(folder: Path) -> None:
+    assert faults(folder, stitched.SPEC) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "[3, 6]}]}",
+            "[3, 9]}]}",
+            "routes.large: layer_range [3, 9] of large; it has layers 0 to 5, so END is at most 6",
+        ),
+        (
+            "[1, 4]}]}]",
+            "[1, 3]}]}]",
+            (
+                "routes.small: ends at layer 3 of small; a route ends with its model's last layer, 4, "
+                "as the head reads that"
+            ),
+        ),
+        ("model: small", "model: middle", "no model 'middle'; there are: large, small"),
+    ],
+)
+def test_check_refuses_before_weights_are_read(folder: Path, old: str, new: str, message: str) -> None:
+    assert message in faults(folder, stitched.SPEC.replace(old, new))
+
+
+def test_check_refuses_other_vocabularies_before_weights_are_read(folder: Path, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    shutil.copytree(folder, tmp_path / "pair")
+    there = tmp_path / "pair"
+    for weights in there.glob("*/model.safetensors"):
+        weights.write_bytes(b"never looked at")
+    file = there / "small" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    a, b = list(vocabulary)[40:42]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    file.write_text(json.dumps(tokenizer))
+    [said] = faults(there, stitched.SPEC)
+    first = min(a, b)
+    assert said == (
+        f"2 tokens have other ids in 'small' than in 'large': {first!r} is {vocabulary[first]}, not "
+        f"{vocabulary[max(a, b)]}; models with one vocabulary are right"
+    )
+    config = json.loads((there / "small" / "config.json").read_text())
+    (there / "small" / "config.json").write_text(json.dumps(config | {"vocab_size": 301}))
+    size = config["vocab_size"]
+    assert faults(there, stitched.SPEC) == [
+        f"'small' has 301 token ids, 'large' {size}; models with one vocabulary are right"
+    ]

@@ -1,0 +1,266 @@
+"""Training of stitches and routers: what is learned, what stays frozen, and that a killed run goes on."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from adaptc.errors import LoadError, PassError
+from adaptc.ir.graph import FxGraph
+from adaptc.ir.stitch_file import load_stitches, save_stitches
+from adaptc.passes import Pipeline
+from adaptc.passes.stitch.paths import layout
+from adaptc.passes.stitch.routing import HeldOut, calibrated, p_value
+from adaptc.passes.stitch.seams import Join
+from adaptc.passes.stitch.stitch import Route, Routing, Slice
+from adaptc.training.recipe import Recipe
+from adaptc.training.router import Prompts, fitted, observe, predicted, recovered, save_router
+from adaptc.training.stitches.spec import card_of
+from adaptc.training.stitches.trainer import StitchTrainer, kl
+from tests.models import stitched
+
+RECIPE = Recipe(steps=12, rows=4, window=32, start=2048, learning_rate=5e-3)
+
+
+def text(tokens: int = 6000) -> Any:
+    """A text with something to learn: each token is one of three that may follow the one before."""
+    random = np.random.default_rng(0)
+    following = random.integers(2, 300, (300, 3))
+    ids = [5]
+    while len(ids) < tokens:
+        ids.append(int(following[ids[-1], random.integers(3)]))
+    return np.array(ids)
+
+
+def trainer(recipe: Recipe = RECIPE, **options: Any) -> StitchTrainer:
+    return StitchTrainer([layout(stitched.stitch(), stitched.program())], text(), recipe, **options)
+
+
+def test_kl_and_its_gradient_are_torchs() -> None:
+    random = torch.Generator().manual_seed(0)
+    wanted, given = (torch.randn(2, 3, 7, generator=random) for _ in range(2))
+    given.requires_grad_()
+    p, q = (F.log_softmax(each.flatten(0, 1), -1) for each in (wanted, given))
+    expected = F.kl_div(q, p, log_target=True, reduction="batchmean")
+    torch.autograd.backward(expected)
+    loss, gradient = kl(wanted, given)
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    torch.testing.assert_close(gradient, given.grad)
+
+
+def test_training_lowers_the_kl_of_routes_and_leaves_the_towers_alone() -> None:
+    training = trainer()
+    before = {n: p.clone() for n, p in stitched.program().graph("large", FxGraph).module.named_parameters()}
+    training.start()
+    _, start = training.measure()
+    assert set(start) == {"small", "short", "sandwich"}, "the donor's own layers need no stitch"
+    training.run()
+    alone, end = training.measure()
+    assert alone["large"].kl == pytest.approx(0, abs=1e-6)
+    # Least squares leaves nothing to learn where one layer of a random model is left out.
+    assert start["short"].kl < 0.01
+    for route in ("small", "sandwich"):
+        assert end[route].kl < 0.9 * start[route].kl, route
+    after = dict(stitched.program().graph("large", FxGraph).module.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole = trainer()
+    whole.start()
+    whole.run()
+    half = trainer()
+    half.start()
+    checkpoint = tmp_path / "checkpoint"
+
+    def killed(progress: Any) -> None:
+        if progress.step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half.run(killed, checkpoint, every=4)
+    again = trainer()
+    assert again.load(checkpoint)
+    assert again.step == 4
+    again.run()
+    for name, weight in whole.weights.items():
+        torch.testing.assert_close(again.weights[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    first = trainer(Recipe(steps=1, rows=4, window=32, start=512))
+    first.start()
+    first.run(checkpoint=tmp_path / "c")
+    assert not trainer().load(tmp_path / "none")
+    with pytest.raises(LoadError, match=r"of another recipe, text, routes or version; --restart begins anew$"):
+        trainer().load(tmp_path / "c")
+
+
+def test_routes_with_other_bottoms_learn_in_one_pass() -> None:
+    """As in a search: the towers run once a step, and each route begins where its own bottom ends."""
+    plans = [
+        layout(
+            stitched.stitch(
+                bottom=Slice("large", (0, cut)), routes={f"c{cut}": Route((Slice("small", (2, 4)),), Join())}
+            ),
+            stitched.program(),
+        )
+        for cut in (1, 4)
+    ]
+    both = StitchTrainer(plans, text(), RECIPE)
+    both.start()
+    both.run()
+    for plan in plans:
+        alone = StitchTrainer([plan], text(), RECIPE)
+        alone.start()
+        alone.run()
+        for name, weight in alone.weights.items():
+            torch.testing.assert_close(both.weights[name], weight, rtol=1e-4, atol=1e-5)
+    both.keep(["c4"])
+    assert {name.split(".")[1] for name in both.weights} == {"c4"}
+
+
+def test_what_was_trained_compiles(tmp_path: Path) -> None:
+    training = trainer(Recipe(steps=2, rows=4, window=32, start=512))
+    training.start()
+    training.run()
+    plan = training.routes["small"]
+    card = card_of(training, [plan], {"large": "", "small": ""}, {})
+    assert card.routes["sandwich"] == (("large", 0, 3), ("small", 1, 2), ("large", 4, 6))
+    assert card.quality["model large"]["kl"] == pytest.approx(0, abs=1e-6)
+    path = tmp_path / "stitch.safetensors"
+    save_stitches(card, dict(training.weights), path)
+    assert load_stitches(path)[0] == card
+    stitched.stitch(weights=str(path)).apply(stitched.program())
+
+
+def test_refuses_too_little_text_and_nothing_to_train() -> None:
+    with pytest.raises(
+        PassError, match=r"^a text of 100 tokens; at least 512 are needed for training, and some hundred"
+    ):
+        StitchTrainer([layout(stitched.stitch(), stitched.program())], text()[:100], RECIPE)
+    donor = stitched.stitch(routes={"large": Route((Slice("large", (3, 6)),))})
+    with pytest.raises(PassError, match=r"^routes: none with a stitch; there is nothing to train$"):
+        StitchTrainer([layout(donor, stitched.program())], text(), RECIPE)
+
+
+def hard_and_easy(count: int = 400, seed: int = 0) -> Prompts:
+    """Prompts of which a direction in the features says how much the cheap route loses."""
+    random = np.random.default_rng(seed)
+    features = random.normal(size=(count, 24)).astype(np.float32)
+    loss = np.maximum(0, 0.4 + 0.3 * features[:, 3] - 0.2 * features[:, 7] + 0.1 * random.normal(size=count))
+    lost = np.stack([np.zeros(count), 0.4 * loss, loss], 1).astype(np.float32)
+    return Prompts(features, lost)
+
+
+def test_a_router_learns_which_prompts_are_hard() -> None:
+    weights = fitted(hard_and_easy())
+    other = hard_and_easy(seed=1)
+    _, area = recovered(predicted(weights, other.features), other.lost, 2)
+    random = np.random.default_rng(2).normal(size=other.lost.shape).astype(np.float32)
+    _, chance = recovered(random, other.lost, 2)
+    _, best = recovered(other.lost, other.lost, 2)
+    assert best - 0.05 < area <= best
+    assert chance == pytest.approx(0.5, abs=0.06)
+    assert best > 0.65
+
+
+def test_too_few_prompts_are_refused() -> None:
+    with pytest.raises(PassError, match=r"^31 prompts; at least 32 are needed, and some hundred are right$"):
+        fitted(hard_and_easy(31))
+
+
+def test_observed_losses_are_the_routes_own() -> None:
+    program = Pipeline((stitched.stitch(),)).run(stitched.program())
+    plan = layout(stitched.stitch(), stitched.program())
+    ids = text(320).reshape(10, 32)
+    found = observe(program.at_level(FxGraph), plan.costs(), ids)
+    given = {n: p for g in program.at_level(FxGraph).values() for n, p in g.module.named_parameters()}
+    nll = []
+    for route in ("large", "small"):
+        logits = torch.from_numpy(stitched.eager(route, ids, given))[:, 15:-1]
+        nll.append(F.cross_entropy(logits.transpose(1, 2), torch.from_numpy(ids[:, 16:]), reduction="none").mean(1))
+    np.testing.assert_allclose(found.lost[:, 1], (nll[1] - nll[0]).numpy(), atol=1e-4)
+    assert (found.lost[:, 0] == 0).all()
+    assert found.features.shape == (10, 96)
+
+
+def routing(path: Path, **options: float) -> Routing:
+    return Routing(str(path), **options)
+
+
+@pytest.fixture
+def router(tmp_path: Path) -> Path:
+    path = tmp_path / "router.safetensors"
+    save_router(fitted(hard_and_easy()), ("dear", "middle", "cheap"), hard_and_easy(500, seed=1), {}, path)
+    return path
+
+
+COSTS = {"dear": 100, "middle": 60, "cheap": 30}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_calibrated_to_a_share(router: Path, share: float) -> None:
+    found = calibrated(routing(router, target_share=share), COSTS)
+    assert share - 0.06 < found.bound["share"] <= share
+
+
+@pytest.mark.parametrize("cost", [0.35, 0.6, 0.9])
+def test_calibrated_to_a_mean_cost(router: Path, cost: float) -> None:
+    found = calibrated(routing(router, mean_cost=cost), COSTS)
+    assert cost - 0.06 < found.bound["mean_cost"] <= cost
+
+
+def test_calibrated_to_a_quality_floor_that_holds_on_other_prompts(router: Path) -> None:
+    found = calibrated(routing(router, max_loss=0.15, confidence=0.9), COSTS)
+    assert found.bound["mean_loss"] < 0.15
+    assert found.bound["mean_cost"] < 0.95, "or it would be met by doing nothing"
+    fresh = hard_and_easy(4000, seed=3)
+    held_out = HeldOut(predicted(fitted(hard_and_easy()), fresh.features), fresh.lost, np.array([1, 0.6, 0.3]))
+    assert held_out.losses(found.threshold).mean() < 0.15
+    stricter = calibrated(routing(router, max_loss=0.15, confidence=0.999), COSTS)
+    assert stricter.threshold < found.threshold
+
+
+def test_a_bound_is_broken_as_seldom_as_it_says() -> None:
+    """Of many draws whose true mean is above what is allowed, few are taken for good."""
+    random = np.random.default_rng(0)
+    wrong = sum(p_value(float(random.binomial(1, 0.22, 100).mean()), 100, 0.2) <= 0.1 for _ in range(1000))
+    right = sum(p_value(float(random.binomial(1, 0.05, 100).mean()), 100, 0.2) <= 0.1 for _ in range(1000))
+    assert wrong <= 100
+    assert right > 900
+
+
+def test_refuses_what_cannot_be_met(router: Path, tmp_path: Path) -> None:
+    with pytest.raises(PassError) as caught:
+        calibrated(routing(router, mean_cost=0.2), COSTS)
+    assert str(caught.value) == (
+        "router: mean_cost: 0.2; the cheapest route costs 0.30 of the dearest, so that or more is right"
+    )
+    with pytest.raises(PassError) as caught:
+        calibrated(routing(router, max_loss=0.002), COSTS)
+    assert str(caught.value) == (
+        "router: max_loss: 0.002 at confidence 0.9 cannot be shown on 500 held-out prompts, even with all on the "
+        f"dearest route; {math.ceil(math.log(0.1) / math.log(0.998))} prompts, or a larger loss, are right"
+    )
+    with pytest.raises(PassError, match=r"^router.safetensors: a router of dear, middle, cheap; the routes are a, b$"):
+        calibrated(routing(router, target_share=0.5), {"a": 1, "b": 2})
+    with pytest.raises(PassError, match=r"^none: no such file; `adaptc train` makes one$"):
+        calibrated(routing(tmp_path / "none", target_share=0.5), COSTS)
+    (tmp_path / "bad").write_bytes(b"not a router")
+    with pytest.raises(PassError, match=r"^bad: no router \(.*; a file of `adaptc train` is right$"):
+        calibrated(routing(tmp_path / "bad", target_share=0.5), COSTS)
+
+
+def test_the_table_of_a_budget_falls_in_cost(router: Path) -> None:
+    levels = calibrated(routing(router, target_share=0.5), COSTS).levels
+    assert levels[0] == (1.0, -math.inf)
+    assert all(a[0] > b[0] and a[1] < b[1] for a, b in pairwise(levels))
+    assert levels[-1][0] < 0.4
