@@ -19,10 +19,10 @@ import transformers
 
 from adaptc.capture.text import capture
 from adaptc.compiler.publish_partitions import decoder_of, region_files
-from adaptc.compiler.stages import tower
+from adaptc.compiler.stages import backbone
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.graph import FxGraph, OnnxGraph
-from adaptc.ir.program import Program, Run, Tower
+from adaptc.ir.program import Backbone, Program, Run
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
@@ -47,7 +47,7 @@ def program_of(graph: FxGraph, max_tokens: int) -> Program:
     return Pipeline(passes).run(Program({"lm": graph}, (Run("lm"),)))
 
 
-def manifest_of(program: Program, about: Tower, max_tokens: int, layers: int, batch: int) -> Manifest:
+def manifest_of(program: Program, about: Backbone, max_tokens: int, layers: int, batch: int) -> Manifest:
     graph, split = program.graph("lm", OnnxGraph), program.regions["lm"]
     # Called "learned" so that the device decides: a static policy's masks are known to the host beforehand.
     gates = GateSpec("learned", tuple(range(layers)), layers, 0, "any", ((0.0, None), (1.0, 0.0)))
@@ -76,11 +76,11 @@ def write_smollm2(out: Path) -> None:
     files: dict[str, Any] = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": scratch / "lm.data"}
     files |= region_files("lm", made.regions["lm"], written, scratch / "lm.data", "graphs/lm.data")
     files |= {f"tokenizer/{name}": content for name, content in source.tokenizer_files().items()}
-    write_bundle(out / "smollm2", files, manifest_of(made, tower(source), SMOL_TOKENS, layers, 1))
+    write_bundle(out / "smollm2", files, manifest_of(made, backbone(source), SMOL_TOKENS, layers, 1))
     shutil.rmtree(scratch)
     (out / "smollm2-files.json").write_text(json.dumps({"source": SOURCE}))
     prompt = prompt_ids(out / "smollm2")
-    ids = greedy(whole, tower(source), prompt, out / "cpu")
+    ids = greedy(whole, backbone(source), prompt, out / "cpu")
     np.savez_compressed(out / "smollm2-expected.npz", **expected(whole, layers, prompt, ids))
 
 
@@ -90,7 +90,7 @@ def prompt_ids(bundle: Path) -> list[int]:
     return Tokenizer(bundle / "tokenizer").encode(PROMPT)
 
 
-def greedy(whole: FxGraph, about: Tower, prompt: list[int], scratch: Path) -> list[int]:
+def greedy(whole: FxGraph, about: Backbone, prompt: list[int], scratch: Path) -> list[int]:
     """What the CPU target's graph writes, in float32."""
     from adaptc.compiler.tuning import decoder_spec
     from adaptc.passes.decoder.fuse_norms import FuseNorms
@@ -168,7 +168,7 @@ def write_llama(out: Path) -> None:
     folder = out / "llama"
     fake = out / "empty.data"
     fake.write_bytes(b"")
-    about = Tower("random", "llama", config.vocab_size, None, (), None, LLAMA_TOKENS)
+    about = Backbone("random", "llama", config.vocab_size, None, (), None, LLAMA_TOKENS)
     files = region_files_without_weights(split, fake)
     write_bundle(folder, files, manifest_of(made, about, LLAMA_TOKENS, LLAMA_LAYERS, 8))
     fake.unlink()

@@ -1,7 +1,7 @@
 """Multimodal language model -> FX graph: its image encoder at full depth, its decoder stamped as any other.
 
-pixels ─> tower ─> projector ─┐
-ids ─> embedding ─> place ────┴─> layer 0 ─ … ─> norm, head ─> logits
+pixels ─> encoder ─> projector ──┐
+ids ─> embedding ─> place ───────┴─> layer 0 ─ … ─> norm, head ─> logits
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ class _Spatial(_Whole):
             block.attn.forward = partial(_attend, block.attn)  # transformers' own cuts patches into images, by numbers
 
     def examples(self) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
-        ids, tower = torch.zeros(2, 7, dtype=torch.int64), self.config.vision_config
-        patches = tower.spatial_merge_size**2
-        pixels = torch.zeros(3, patches, tower.in_channels * tower.temporal_patch_size * tower.patch_size**2)
+        ids, encoder = torch.zeros(2, 7, dtype=torch.int64), self.config.vision_config
+        patches = encoder.spatial_merge_size**2
+        pixels = torch.zeros(3, patches, encoder.in_channels * encoder.temporal_patch_size * encoder.patch_size**2)
         corners = torch.zeros(3, patches, 2, dtype=torch.int64)
         batch, tokens, cells = (
             dim("batch", min=1, max=4096),
@@ -165,12 +165,12 @@ class _Spatial(_Whole):
         patch_positions: torch.Tensor,
         image_places: torch.Tensor,
     ) -> torch.Tensor:
-        tower = self.model.visual
-        states = tower.patch_embed(pixel_values.flatten(0, 1))
-        turned = tower.rotary_pos_emb(states, patch_positions.flatten(0, 1))
-        for block in tower.blocks:
+        encoder = self.model.visual
+        states = encoder.patch_embed(pixel_values.flatten(0, 1))
+        turned = encoder.rotary_pos_emb(states, patch_positions.flatten(0, 1))
+        for block in encoder.blocks:
             states = block(states, cu_seqlens=None, position_embeddings=turned)
-        return self.logits(input_ids, position_ids, tower.merger(states), image_places)
+        return self.logits(input_ids, position_ids, encoder.merger(states), image_places)
 
 
 def _attend(attention: Any, states: torch.Tensor, position_embeddings: Any, **_: object) -> torch.Tensor:
@@ -200,21 +200,21 @@ def _llava(whole: _Whole, pixels: torch.Tensor) -> torch.Tensor:
 
 def _idefics3(whole: _Whole, pixels: torch.Tensor) -> torch.Tensor:
     """As Idefics3Model.get_image_features for images without padding: float32 [images, tokens, width]."""
-    tower = whole.model.vision_model
-    patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
-    states = tower.encoder(inputs_embeds=patches + tower.embeddings.position_embedding(whole.positions))
-    features: torch.Tensor = whole.model.connector(tower.post_layernorm(states.last_hidden_state))
+    encoder = whole.model.vision_model
+    patches = encoder.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    states = encoder.encoder(inputs_embeds=patches + encoder.embeddings.position_embedding(whole.positions))
+    features: torch.Tensor = whole.model.connector(encoder.post_layernorm(states.last_hidden_state))
     return features
 
 
-def _patch_positions(tower: Any) -> torch.Tensor:
+def _patch_positions(encoder: Any) -> torch.Tensor:
     """The positions that an image without padding has, int64 [1, patches], as transformers works them out."""
-    side = tower.config.image_size
-    patches = side // tower.config.patch_size
+    side = encoder.config.image_size
+    patches = side // encoder.config.patch_size
     seen: list[torch.Tensor] = []
-    hook = tower.embeddings.position_embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    hook = encoder.embeddings.position_embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():
-        tower.embeddings(torch.zeros(1, 3, side, side), torch.ones(1, patches, patches, dtype=torch.bool))
+        encoder.embeddings(torch.zeros(1, 3, side, side), torch.ones(1, patches, patches, dtype=torch.bool))
     hook.remove()
     return seen[0]
 

@@ -51,9 +51,9 @@ def image_findings(name: str, config: Any, spec: Spec) -> Iterator[Finding]:
     """What `adaptc check` says of a language model that takes images; nothing of any other."""
     if family_of(config) is None:
         return
-    tower = config.vision_config
-    layers = getattr(tower, "num_hidden_layers", None) or tower.depth
-    yield Finding(name, "ok", f"{config.model_type}: images through {tower.model_type}, {layers} layers")
+    backbone = config.vision_config
+    layers = getattr(backbone, "num_hidden_layers", None) or backbone.depth
+    yield Finding(name, "ok", f"{config.model_type}: images through {backbone.model_type}, {layers} layers")
     for _, fault in multimodal_faults(spec, {name: config}):
         yield Finding(name, "error", fault)
 

@@ -72,12 +72,12 @@ def publish(
         # Regions read all their weights from one file.
         swappable = not program.regions
         data = f"{'-'.join(sources)}.data"
-        towers = tuple(sources) if len(sources) > 1 and not program.regions else ()
-        written = write_graphs(graphs, Path(scratch), data, towers, swappable=swappable)
+        backbones = tuple(sources) if len(sources) > 1 and not program.regions else ()
+        written = write_graphs(graphs, Path(scratch), data, backbones, swappable=swappable)
         files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
         for name, split in program.regions.items():
             files |= region_files(name, split, written[name], Path(scratch) / data, f"graphs/{data}")
-        reads = {name: data_files(graph, data, towers, swappable=swappable) for name, graph in graphs.items()}
+        reads = {name: data_files(graph, data, backbones, swappable=swappable) for name, graph in graphs.items()}
         for each in dict.fromkeys(each for names in reads.values() for each in names):
             files[f"graphs/{each}"] = Path(scratch) / each
         for step in program.plan:
@@ -153,13 +153,13 @@ def _router(step: Switch) -> RouterRecord | None:
 
 
 def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
-    main, tower, split = graph.model.graph, program.tower(name), program.regions.get(name)
+    main, backbone, split = graph.model.graph, program.backbone(name), program.regions.get(name)
     return GraphSpec(
         file=f"graphs/{name}.onnx",
         inputs=tuple(map(_tensor, main.inputs)),
         outputs=tuple(map(_tensor, main.outputs)),
         data=tuple(f"graphs/{each}" for each in data),
-        decoder=decoder_spec(graph, tower) if split is None else decoder_of(split, graph, tower),
+        decoder=decoder_spec(graph, backbone) if split is None else decoder_of(split, graph, backbone),
     )
 
 

@@ -27,7 +27,7 @@ from adaptc.ir.blocks_file import load_blocks, save_blocks
 from adaptc.ir.gates import Gates
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.modal import modal_from_json
-from adaptc.ir.program import Program, Run, Switch, Tower
+from adaptc.ir.program import Backbone, Program, Run, Switch
 from adaptc.ir.router import Router
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.lower.lower import Lower
@@ -48,10 +48,10 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
     Raises:
         LoadError: a model cannot be read or captured.
     """
-    graphs, towers, samples = {}, {}, {}
+    graphs, backbones, samples = {}, {}, {}
     for name, source in sources.items():
         stage(f"read {name}")
-        towers[name] = tower(source, shared=len(sources) > 1)
+        backbones[name] = backbone(source, shared=len(sources) > 1)
         if isinstance(source, ModuleSource):
             stage(f"capture {name}")
             graphs[name] = capture_module(*source.build())
@@ -60,15 +60,15 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
         stage(f"capture {name}")
         graphs[name] = (capture if family_of(config) is None else capture_multimodal)(config, weights)
         samples[name] = text.ids(source)
-    return Program(graphs, tuple(Run(name) for name in graphs), towers, samples)
+    return Program(graphs, tuple(Run(name) for name in graphs), backbones, samples)
 
 
-def tower(source: Source, *, shared: bool = False) -> Tower:
+def backbone(source: Source, *, shared: bool = False) -> Backbone:
     """What later stages need to know of a model; `shared` if its vocabulary must be another's too."""
     config, ids = source.config(), source.token_ids()
     if isinstance(source, ModuleSource):
-        return Tower(source.origin, config.model_type, 0, None, (), None, 0, source.sha256())
-    return Tower(
+        return Backbone(source.origin, config.model_type, 0, None, (), None, 0, source.sha256())
+    return Backbone(
         origin=source.origin,
         architecture=config.model_type,
         vocab_size=text_of(config).vocab_size,
@@ -150,10 +150,12 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
         ir.save(model, path / f"{name}.onnx")
     if program.blocks:
         save_blocks(program.blocks, path / BLOCKS)
-    origins = {name: tower(source, shared=len(sources) > 1) for name, source in sources.items()}
+    origins = {name: backbone(source, shared=len(sources) > 1) for name, source in sources.items()}
     about = {
         "plan": [_step_json(step, path) for step in program.plan],
-        "towers": {name: next(n for n, t in origins.items() if t == each) for name, each in program.towers.items()},
+        "backbones": {
+            name: next(n for n, t in origins.items() if t == each) for name, each in program.backbones.items()
+        },
         "modal": {name: asdict(modal) for name, modal in program.modal.items()},
         "history": program.history,
         "gates": {name: asdict(gates) for name, gates in program.gates.items()},
@@ -170,12 +172,12 @@ def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[Pass
         model = ir.load(path / f"{name}.onnx")
         _attach(model, _weights_of(name, sources))
         graphs[name] = OnnxGraph(model)
-    towers = {name: tower(sources[source]) for name, source in about["towers"].items()}
+    backbones = {name: backbone(sources[source]) for name, source in about["backbones"].items()}
     records = [PassRecord(*fields) for fields in about["records"]]
     blocks = load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {}
     gates = {name: _gates(**fields) for name, fields in about["gates"].items()}
     modal = {name: modal_from_json(fields) for name, fields in about["modal"].items()}
-    program = Program(graphs, plan, towers, blocks=blocks, gates=gates, history=tuple(about["history"]), modal=modal)
+    program = Program(graphs, plan, backbones, blocks=blocks, gates=gates, history=tuple(about["history"]), modal=modal)
     return program, records
 
 
@@ -210,7 +212,7 @@ def _weights_of(graph: str, sources: Mapping[str, Source]) -> Mapping[str, torch
     model = graph.partition(".")[0]  # `emoji.encode.image` is of `emoji`
     if model in sources:
         return sources[model].tensors()
-    # A graph of several towers calls each weight after its tower.
+    # A graph of several backbones calls each weight after its backbone.
     return Prefixed({name: source.tensors() for name, source in sources.items()})
 
 

@@ -17,7 +17,7 @@ from adaptc.compiler.tuning_each import Decided, Ids, decide, remeasured, stepwi
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.gates import Gates
 from adaptc.ir.graph import OnnxGraph, sizes
-from adaptc.ir.program import EMPTY, Program, Tower
+from adaptc.ir.program import EMPTY, Backbone, Program
 from adaptc.passes.skip_ffn.conditionals import conditionals, grouped, run_always
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
@@ -139,7 +139,7 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
     verdicts: dict[str, Verdict] = {}
     for name, gates in program.gates.items():
         graph = program.graph(name, OnnxGraph)
-        decoder = decoder_spec(graph, program.towers[name])
+        decoder = decoder_spec(graph, program.backbones[name])
         if decoder is None or not conditionals(graph):
             continue
         found = payoff(graph, decoder)
@@ -212,7 +212,7 @@ def gate_spec(gates: Gates) -> GateSpec:
     )
 
 
-def decoder_spec(graph: OnnxGraph, tower: Tower) -> DecoderSpec | None:
+def decoder_spec(graph: OnnxGraph, backbone: Backbone) -> DecoderSpec | None:
     """How to generate with this graph, if it has a KV cache."""
     keys = [
         v for v in graph.model.graph.inputs if (v.name or "").startswith("past.") and (v.name or "").endswith(".key")
@@ -221,12 +221,12 @@ def decoder_spec(graph: OnnxGraph, tower: Tower) -> DecoderSpec | None:
     if not shapes:
         return None
     return DecoderSpec(
-        vocab_size=tower.vocab_size,
+        vocab_size=backbone.vocab_size,
         max_tokens=shapes[0][1],
         kv=tuple((heads, width) for heads, _, width in shapes),
-        bos_token_id=tower.bos_token_id,
-        eos_token_ids=tower.eos_token_ids,
-        pad_token_id=tower.pad_token_id,
+        bos_token_id=backbone.bos_token_id,
+        eos_token_ids=backbone.eos_token_ids,
+        pad_token_id=backbone.pad_token_id,
     )
 
 

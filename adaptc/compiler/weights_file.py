@@ -1,4 +1,4 @@
-"""Weights on disk: one file for a tower, shared by every graph that reads them."""
+"""Weights on disk: one file for a backbone, shared by every graph that reads them."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ class DataFile:
 
 
 def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
-    """The graph as ONNX, its weights moved to the file of their tower; "" is for all others."""
+    """The graph as ONNX, its weights moved to the file of their backbone; "" is for all others."""
     clone = graph.fork().model
     for value in clone.graph.initializers.values():
         tensor = value.const_value
         own = GATES in files and is_trained(value)
         if tensor is None or (tensor.nbytes <= INLINE_BYTES and not own):
             continue
-        data = files[GATES if own else _tower(value.name or "", files)]
+        data = files[GATES if own else _backbone(value.name or "", files)]
         offset, length = data.add(tensor.tobytes(), shared=not own)
         value.const_value = ir.ExternalTensor(
             data.name,
@@ -127,23 +127,23 @@ def write_graphs(
     graphs: Mapping[str, OnnxGraph],
     folder: Path,
     data_name: str,
-    towers: Collection[str] = (),
+    backbones: Collection[str] = (),
     *,
     swappable: bool = True,
 ) -> dict[str, bytes]:
-    """All graphs over one data file in `folder` for each tower; returns the graphs' bytes by name.
+    """All graphs over one data file in `folder` for each backbone; returns the graphs' bytes by name.
 
     Args:
         graphs: By name.
         folder: Where data files are written.
-        data_name: File of weights that are no tower's, or of all if there is one tower.
-        towers: Weights whose names begin with one of these have a file of their own, `TOWER.data`.
+        data_name: File of weights that are no backbone's, or of all if there is one backbone.
+        backbones: Weights whose names begin with one of these have a file of their own, `BACKBONE.data`.
         swappable: Whether what was trained for gates has a file of its own too, so that it can be replaced.
     """
     with ExitStack() as stack:
         files = {
-            tower: DataFile(name, stack.enter_context((folder / name).open("wb")))
-            for tower, name in {"": data_name, **{tower: f"{tower}.data" for tower in towers}}.items()
+            backbone: DataFile(name, stack.enter_context((folder / name).open("wb")))
+            for backbone, name in {"": data_name, **{backbone: f"{backbone}.data" for backbone in backbones}}.items()
         }
         weights = [value for graph in graphs.values() for value in graph.model.graph.initializers.values()]
         if swappable and any(map(is_trained, weights)):
@@ -152,19 +152,19 @@ def write_graphs(
 
 
 def data_files(
-    graph: OnnxGraph, data_name: str, towers: Collection[str] = (), *, swappable: bool = True
+    graph: OnnxGraph, data_name: str, backbones: Collection[str] = (), *, swappable: bool = True
 ) -> tuple[str, ...]:
     """Names of the data files that a graph reads, as `write_graphs` writes them."""
     weights = graph.model.graph.initializers.values()
     own = [value for value in weights if swappable and is_trained(value)]
     stored = [value for value in weights if value.const_value is not None and value not in own]
     large = [value for value in stored if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES]
-    found = {_tower(value.name or "", towers) for value in large}
+    found = {_backbone(value.name or "", backbones) for value in large}
     gates = (GATES,) if own else ()
-    return (*(f"{tower}.data" if tower else data_name for tower in sorted(found)), *gates)
+    return (*(f"{backbone}.data" if backbone else data_name for backbone in sorted(found)), *gates)
 
 
-def _tower(weight: str, towers: Collection[str]) -> str:
-    """The tower a weight is called after; "" for none."""
+def _backbone(weight: str, backbones: Collection[str]) -> str:
+    """The backbone a weight is called after; "" for none."""
     first = weight.partition(".")[0]
-    return first if first in towers else ""
+    return first if first in backbones else ""

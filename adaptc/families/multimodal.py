@@ -1,6 +1,6 @@
 """Multimodal language models: which there are, and how transformers puts them together.
 
-All of them are an image encoder (a tower and a projector) whose features take the places of image tokens in front of a
+All of them are an image encoder with a projector whose features take the places of image tokens in front of a
 decoder. What differs is where each part stands.
 """
 
@@ -18,13 +18,13 @@ class Family:
 
     Attributes:
         decoder: Module path of the decoder.
-        towers: The image towers it may have, by transformers' `model_type`; empty for the one of its own.
+        encoders: The image encoders it may have, by transformers' `model_type`; empty for the one of its own.
         decoders: The decoders it may have, likewise; empty for those that adaptc captures alone.
         around: Tokens that its processor writes before and after an image's, where the tokenizer has them.
     """
 
     decoder: str
-    towers: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
     around: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 

@@ -173,7 +173,7 @@ def _arguments(args: Any, kwargs: Mapping[str, Any] | None = None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OnnxGraph:
-    """An ONNX graph as an onnx-ir model; initializers may be lazy, so a 3 GB tower costs nothing to hold."""
+    """An ONNX graph as an onnx-ir model; initializers may be lazy, so a 3 GB backbone costs nothing to hold."""
 
     model: ir.Model
 

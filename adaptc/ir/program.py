@@ -67,7 +67,7 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
+class Backbone:
     """A pretrained part, as far as later stages need to know it.
 
     Attributes:
@@ -100,7 +100,7 @@ class Program:
     Attributes:
         graphs: The graphs by name; FX before `lower`, ONNX after.
         plan: Steps in order.
-        towers: The pretrained parts by the name of the graph that has their head.
+        backbones: The pretrained parts by the name of the graph that has their head.
         samples: Calibration text of each graph that takes token ids, int64[tokens].
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
         gates: By graph name, where blocks may be skipped.
@@ -111,7 +111,7 @@ class Program:
 
     graphs: Mapping[str, Graph]
     plan: tuple[Run | Switch, ...]
-    towers: Mapping[str, Tower] = field(default_factory=lambda: EMPTY)
+    backbones: Mapping[str, Backbone] = field(default_factory=lambda: EMPTY)
     samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
     gates: Mapping[str, Gates] = field(default_factory=lambda: EMPTY)
@@ -149,9 +149,9 @@ class Program:
         parts = [each for modal in self.modal.values() for each in modal.modalities.values()]
         return frozenset(each.encoder for each in parts if each.encoder is not None)
 
-    def tower(self, graph: str) -> Tower:
+    def backbone(self, graph: str) -> Backbone:
         """The pretrained part that a graph is of; `emoji.encode.image` is of `emoji`."""
-        return self.towers[graph] if graph in self.towers else self.towers[graph.partition(".")[0]]
+        return self.backbones[graph] if graph in self.backbones else self.backbones[graph.partition(".")[0]]
 
     def verify(self) -> None:
         """Raise PassError unless every graph is well formed and the plan runs each one it names."""

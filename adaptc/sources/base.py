@@ -257,7 +257,7 @@ def _check_parts(origin: str, config: Any) -> None:
         return
     parts = (
         ("a language model", config.text_config, family.decoders or SUPPORTED),
-        ("an image tower", config.vision_config, family.towers),
+        ("an image encoder", config.vision_config, family.encoders),
     )
     for what, part, known in parts:
         if known and part.model_type not in known:

@@ -37,10 +37,10 @@ def image_spec(source: Source) -> ImageSpec | None:
 
 def _grid(config: Any) -> GridSpec | None:
     """How images of any size are cut up, if the model takes such."""
-    tower = config.vision_config
-    if not hasattr(tower, "spatial_merge_size"):
+    backbone = config.vision_config
+    if not hasattr(backbone, "spatial_merge_size"):
         return None
-    return GridSpec(tower.patch_size, tower.temporal_patch_size, tower.spatial_merge_size)
+    return GridSpec(backbone.patch_size, backbone.temporal_patch_size, backbone.spatial_merge_size)
 
 
 def _normalization(settings: dict[str, Any]) -> tuple[float, tuple[float, ...], tuple[float, ...]]:

@@ -57,7 +57,7 @@ class Lower(Pass):
     name: ClassVar[str] = "lower"
 
     def apply(self, program: Program) -> Program:
-        functions: dict[str, ir.Function] = {}  # graphs of one tower have layers in common
+        functions: dict[str, ir.Function] = {}  # graphs of one backbone have layers in common
         for name, graph in program.at_level(FxGraph).items():
             program = program.with_graph(name, OnnxGraph(_lower(graph, functions)))
         return program

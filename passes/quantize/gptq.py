@@ -25,7 +25,7 @@ class Gptq(Pass):
     Projections that share their input with no other (attention's output, the second half of a feed-forward block, the
     head) do without zero points: their kernel is quicker, and nothing is lost (docs/quantization.md).
 
-    Needs: FX level, after every pass that changes weights or adds towers, before lower; calibration text.
+    Needs: FX level, after every pass that changes weights or adds backbones, before lower; calibration text.
     Shapes: unchanged.
     Cost: one forward pass over the calibration text, and rounding: about a minute for 135 M parameters on two cores.
 

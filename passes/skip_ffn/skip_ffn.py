@@ -148,11 +148,11 @@ class SkipFfn(Pass):
             card, weights = load_gates(path)
         except LoadError as error:
             raise PassError(str(error)) from error
-        tower = program.towers.get(name)
+        backbone = program.backbones.get(name)
         if card.blocks != blocks:
             raise PassError(f"{path.name}: gates of a model with {card.blocks} layers; this one has {blocks}")
-        if tower is not None and tower.sha256 and card.sha256 != tower.sha256:
-            raise PassError(f"{path.name}: gates of {card.model}, other weights than {tower.origin}; train again")
+        if backbone is not None and backbone.sha256 and card.sha256 != backbone.sha256:
+            raise PassError(f"{path.name}: gates of {card.model}, other weights than {backbone.origin}; train again")
         if self.layers not in ("auto", card.layers):
             raise PassError(f"layers: {list(self.layers)}; the gates in {path.name} are for {list(card.layers)}")
         places = gating.ffn_blocks(graph)

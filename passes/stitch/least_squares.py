@@ -1,4 +1,4 @@
-"""Where a stitch starts: the linear map from one tower's states that is nearest to the other's.
+"""Where a stitch starts: the linear map from one backbone's states that is nearest to the other's.
 
 Normal equations are summed up over the text, sequence by sequence, so memory does not grow with it. Every token counts
 the same: an error is measured against the length of the state it should be, as the first token of a text carries a
@@ -16,7 +16,7 @@ import torch
 
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.stitch.seams import EPSILON, Seam
-from adaptc.passes.stitch.slices import Tower, states_graph
+from adaptc.passes.stitch.slices import Backbone, states_graph
 
 if TYPE_CHECKING:
     from adaptc.passes.stitch.paths import Layout
@@ -84,7 +84,7 @@ def fitted(plan: Layout, ids: Ids, stage: Callable[[str], None] = lambda _: None
     window = min(WINDOW, len(ids))
     rows = ids[: max(1, min(len(ids), TOKENS) // window) * window].reshape(-1, window)
     seams = [seam for route in plan.routes for seam in plan.seams(route) if seam is not None]
-    graphs = state_graphs(plan.towers, seams)
+    graphs = state_graphs(plan.backbones, seams)
     sums = {seam: Normal(seam) for seam in seams}
     stage("least squares")
     for at in range(0, len(rows), ROWS):
@@ -111,20 +111,20 @@ def weights_from(plan: Layout, sums: Mapping[Seam, Normal], seed: int = 0) -> di
 States = dict[tuple[str, int], torch.Tensor]
 
 
-def state_graphs(towers: Mapping[str, Tower], seams: Iterable[Seam]) -> dict[str, FxGraph]:
-    """For each tower with a seam, a graph that also gives its states there, named by layer."""
+def state_graphs(backbones: Mapping[str, Backbone], seams: Iterable[Seam]) -> dict[str, FxGraph]:
+    """For each backbone with a seam, a graph that also gives its states there, named by layer."""
     wanted: dict[str, set[int]] = {}
     for seam in seams:
-        for tower, layer in (seam.source, seam.target):
-            wanted.setdefault(tower, set()).add(layer)
+        for backbone, layer in (seam.source, seam.target):
+            wanted.setdefault(backbone, set()).add(layer)
     return {
-        name: states_graph(towers[name], {str(layer): layer for layer in sorted(layers)}, logits=False)
+        name: states_graph(backbones[name], {str(layer): layer for layer in sorted(layers)}, logits=False)
         for name, layers in wanted.items()
     }
 
 
 def run_states(graphs: Mapping[str, FxGraph], ids: torch.Tensor) -> States:
-    """States of every tower for some sequences; every block runs.
+    """States of every backbone for some sequences; every block runs.
 
     Args:
         graphs: As `state_graphs` gives them.

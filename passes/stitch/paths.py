@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adaptc.ir.gates import Gates
     from adaptc.ir.program import Program
     from adaptc.passes.stitch.seams import Join, Seam
-    from adaptc.passes.stitch.slices import Tower
+    from adaptc.passes.stitch.slices import Backbone
     from adaptc.passes.stitch.stitch import Source, Stitch
 
 
@@ -76,42 +76,42 @@ def _check_order(where: str, slices: tuple[Source, ...]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Layers `first` to `last - 1` of a tower."""
+    """Layers `first` to `last - 1` of a backbone."""
 
-    tower: str
+    backbone: str
     first: int
     last: int
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """What a `stitch` makes of a program's towers.
+    """What a `stitch` makes of a program's backbones.
 
     Attributes:
-        towers: By name.
+        backbones: By name.
         base: What every route begins with.
         routes: What follows, by route.
-        joins: How a route's towers are joined; None where nothing needs it.
+        joins: How a route's backbones are joined; None where nothing needs it.
     """
 
-    towers: Mapping[str, Tower]
+    backbones: Mapping[str, Backbone]
     base: Piece
     routes: Mapping[str, tuple[Piece, ...]]
     joins: Mapping[str, Join | None]
 
     @property
     def bottom(self) -> str:
-        """Name of the tower whose layers come first."""
-        return self.base.tower
+        """Name of the backbone whose layers come first."""
+        return self.base.backbone
 
     @property
     def width(self) -> int:
         """Of the state that the bottom gives."""
-        return self.towers[self.bottom].width
+        return self.backbones[self.bottom].width
 
     def head(self, graph: str) -> str:
-        """The tower whose head, or whose embedding, a graph has."""
-        return self.routes[graph.removeprefix("top.")][-1].tower if graph.startswith("top.") else self.bottom
+        """The backbone whose head, or whose embedding, a graph has."""
+        return self.routes[graph.removeprefix("top.")][-1].backbone if graph.startswith("top.") else self.bottom
 
     def seams(self, route: str) -> tuple[Seam | None, ...]:
         """For each piece of a route, the stitch before it; None where it goes on where the one before ended."""
@@ -120,12 +120,12 @@ class Layout:
         found: list[Seam | None] = []
         before = self.base
         for piece in self.routes[route]:
-            if (piece.tower, piece.first) == (before.tower, before.last):
+            if (piece.backbone, piece.first) == (before.backbone, before.last):
                 found.append(None)
             else:
-                widths = self.towers[before.tower].width, self.towers[piece.tower].width
+                widths = self.backbones[before.backbone].width, self.backbones[piece.backbone].width
                 number = sum(seam is not None for seam in found)
-                source, target = (before.tower, before.last), (piece.tower, piece.first)
+                source, target = (before.backbone, before.last), (piece.backbone, piece.first)
                 found.append(Seam(route, number, source, target, widths))
             before = piece
         return tuple(found)
@@ -143,7 +143,9 @@ class Layout:
             return {}
         shapes = {n: s for seam in self.seams(route) if seam is not None for n, s in seam.shapes(join).items()}
         for piece in self.routes[route] if join.adapters else ():
-            shapes |= adapter_shapes(self.towers[piece.tower], range(piece.first, piece.last), route, join.adapters)
+            shapes |= adapter_shapes(
+                self.backbones[piece.backbone], range(piece.first, piece.last), route, join.adapters
+            )
         return shapes
 
     def costs(self) -> dict[str, int]:
@@ -153,7 +155,7 @@ class Layout:
 
         def of(piece: Piece, *, head: bool) -> int:
             total = 0
-            for name, (rows, columns) in linear_weights(self.towers[piece.tower].graph).items():
+            for name, (rows, columns) in linear_weights(self.backbones[piece.backbone].graph).items():
                 layer = LAYER.match(name)
                 inside = piece.first <= int(layer["index"]) < piece.last if layer else head
                 total += rows * columns if inside else 0
@@ -167,27 +169,29 @@ class Layout:
         return costs
 
     def gates(self, gates: Mapping[str, Gates]) -> dict[str, Gates]:
-        """The towers' gates, shared out to the graphs that their layers are in.
+        """The backbones' gates, shared out to the graphs that their layers are in.
 
         Raises:
-            PassError: two gated towers meet in one graph, which has one threshold.
+            PassError: two gated backbones meet in one graph, which has one threshold.
         """
         pieces = {"bottom": (self.base,)} | {f"top.{route}": found for route, found in self.routes.items()}
         shared: dict[str, Gates] = {}
         for name, run in pieces.items():
-            towers: set[str] = set()
+            backbones: set[str] = set()
             layers: list[int] = []
             before = 0
             for piece in run:
-                if piece.tower in gates:
-                    inside = [i for i in gates[piece.tower].layers if piece.first <= i < piece.last]
+                if piece.backbone in gates:
+                    inside = [i for i in gates[piece.backbone].layers if piece.first <= i < piece.last]
                     layers += [before + i - piece.first for i in inside]
-                    towers |= {piece.tower} if inside else set()
+                    backbones |= {piece.backbone} if inside else set()
                 before += piece.last - piece.first
-            if len(towers) > 1:
-                raise PassError(f"{name}: gates of {' and '.join(sorted(towers))} in one route; of one model is right")
+            if len(backbones) > 1:
+                raise PassError(
+                    f"{name}: gates of {' and '.join(sorted(backbones))} in one route; of one model is right"
+                )
             if layers:
-                shared[name] = replace(gates[towers.pop()], layers=tuple(layers), blocks=before)
+                shared[name] = replace(gates[backbones.pop()], layers=tuple(layers), blocks=before)
         return shared
 
 
@@ -203,7 +207,7 @@ def layout(stitch: Stitch, program: Program) -> Layout:
             that is missing or joins nothing.
     """
     from adaptc.passes.stitch.seams import Join
-    from adaptc.passes.stitch.slices import Tower
+    from adaptc.passes.stitch.slices import Backbone
     from adaptc.passes.stitch.stitch import route_sources
 
     base = _piece("bottom", stitch.bottom.source, program)
@@ -211,23 +215,23 @@ def layout(stitch: Stitch, program: Program) -> Layout:
         name: tuple(_piece(f"routes.{name}", source, program) for source in route_sources(route))
         for name, route in stitch.routes.items()
     }
-    used = dict.fromkeys(piece.tower for pieces in ((base,), *routes.values()) for piece in pieces)
-    towers = {name: Tower(name, program.graph(name, FxGraph)) for name in used}
+    used = dict.fromkeys(piece.backbone for pieces in ((base,), *routes.values()) for piece in pieces)
+    backbones = {name: Backbone(name, program.graph(name, FxGraph)) for name in used}
     _check_vocabularies(program, tuple(used))
     places = {"bottom": (base,)} | {f"routes.{name}": pieces for name, pieces in routes.items()}
     for where, pieces in places.items():
         for piece in pieces:
-            if piece.last > (count := towers[piece.tower].layers):
+            if piece.last > (count := backbones[piece.backbone].layers):
                 raise PassError(
-                    f"{where}: layer_range [{piece.first}, {piece.last}] of {piece.tower}; it has layers 0 to "
+                    f"{where}: layer_range [{piece.first}, {piece.last}] of {piece.backbone}; it has layers 0 to "
                     f"{count - 1}, so END is at most {count}"
                 )
-        if where != "bottom" and pieces[-1].last != towers[pieces[-1].tower].layers:
+        if where != "bottom" and pieces[-1].last != backbones[pieces[-1].backbone].layers:
             raise PassError(
-                f"{where}: ends at layer {pieces[-1].last} of {pieces[-1].tower}; a route ends with its model's last "
-                f"layer, {towers[pieces[-1].tower].layers}, as the head reads that"
+                f"{where}: ends at layer {pieces[-1].last} of {pieces[-1].backbone}; a route ends with its model's "
+                f"last layer, {backbones[pieces[-1].backbone].layers}, as the head reads that"
             )
-    found = Layout(towers, base, routes, {})
+    found = Layout(backbones, base, routes, {})
     joins: dict[str, Join | None] = {}
     for name, route in stitch.routes.items():
         seams = [seam for seam in found.seams(name) if seam is not None]
@@ -245,15 +249,15 @@ def _piece(where: str, source: Source, program: Program) -> Piece:
 
 def _check_vocabularies(program: Program, names: tuple[str, ...]) -> None:
     """A route's head must predict what the bottom's embedding reads."""
-    known = [(name, program.towers[name]) for name in names if name in program.towers]
-    for name, tower in known[1:]:
+    known = [(name, program.backbones[name]) for name in names if name in program.backbones]
+    for name, backbone in known[1:]:
         first, other = known[0]
-        if tower.vocab_size != other.vocab_size:
+        if backbone.vocab_size != other.vocab_size:
             raise PassError(
-                f"'{name}' has {tower.vocab_size:,} token ids, '{first}' {other.vocab_size:,}; models with one "
+                f"'{name}' has {backbone.vocab_size:,} token ids, '{first}' {other.vocab_size:,}; models with one "
                 "vocabulary are right"
             )
-        if tower.vocabulary and other.vocabulary and tower.vocabulary != other.vocabulary:
+        if backbone.vocabulary and other.vocabulary and backbone.vocabulary != other.vocabulary:
             raise PassError(f"'{name}' and '{first}' call other tokens by one id; models with one vocabulary are right")
 
 
@@ -268,7 +272,7 @@ def bottom_graph(plan: Layout) -> FxGraph:
     from adaptc.passes.stitch.slices import Joined
 
     joined = Joined()
-    joined.append(plan.towers[plan.base.tower], plan.base.first, plan.base.last, head=False)
+    joined.append(plan.backbones[plan.base.backbone], plan.base.first, plan.base.last, head=False)
     return joined.graph()
 
 
@@ -284,12 +288,12 @@ def top_graph(plan: Layout, route: str, weights: Mapping[str, torch.Tensor]) -> 
     from adaptc.passes.stitch.slices import Joined
 
     joined, pieces = Joined(), plan.routes[route]
-    joined.read(plan.towers[pieces[0].tower], plan.width)
+    joined.read(plan.backbones[pieces[0].backbone], plan.width)
     for place, (piece, seam) in enumerate(zip(pieces, plan.seams(route), strict=True)):
         if seam is not None:
             assert joined.state is not None
             joined.state = add_stitch(joined.module, joined.state, seam, weights)
-        joined.append(plan.towers[piece.tower], piece.first, piece.last, head=place == len(pieces) - 1)
+        joined.append(plan.backbones[piece.backbone], piece.first, piece.last, head=place == len(pieces) - 1)
     graph = joined.graph()
     join = plan.joins[route]
     if join is not None and join.adapters:

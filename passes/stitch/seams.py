@@ -1,9 +1,9 @@
-"""The trained parts of a stitched route: the stitch where one tower hands over to another, and low-rank adapters.
+"""The trained parts of a stitched route: the stitch where one backbone hands over to another, and low-rank adapters.
 
     z = norm(h)                                   RMS 1, no scale: a norm's scale would only be folded into W
     linear:    h' = W z + b
     residual:  h' = W z + b + B silu(A z)
-    within one tower the state itself passes on:  h' = h + …
+    within one backbone the state itself passes on:  h' = h + …
 
 An adapter adds B (A x) to what an attention or a feed-forward block gives, x being what that block reads.
 """
@@ -20,7 +20,7 @@ from torch import fx
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, path_of
 from adaptc.passes.skip_ffn.gating import Builder, FfnBlock, ffn_blocks
-from adaptc.passes.stitch.slices import Tower
+from adaptc.passes.stitch.slices import Backbone
 
 aten = torch.ops.aten
 EPSILON = 1e-6
@@ -29,12 +29,12 @@ Weights = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """How towers are joined.
+    """How backbones are joined.
 
     Attributes:
         kind: `linear`, or `residual`, which adds a small nonlinear part.
         init: What the stitch starts from, and is where nothing was trained: the linear map that is nearest to the
-            towers' own states on the calibration text.
+            backbones' own states on the calibration text.
         rank: Width of the nonlinear part of `residual`.
         adapters: Rank of the adapters on the route's blocks; 0 for none.
     """
@@ -57,8 +57,8 @@ class Seam:
     Attributes:
         route: Name of the route.
         number: Which of its seams, from 0.
-        source: (tower, layer): the state that this layer of the tower would read is handed over.
-        target: (tower, layer) that reads it.
+        source: (backbone, layer): the state that this layer of the backbone would read is handed over.
+        target: (backbone, layer) that reads it.
         widths: Of the state before and after.
     """
 
@@ -75,7 +75,7 @@ class Seam:
 
     @property
     def passes(self) -> bool:
-        """Whether the state itself goes on, as the two sides are one tower."""
+        """Whether the state itself goes on, as the two sides are one backbone."""
         return self.source[0] == self.target[0]
 
     def shapes(self, join: Join) -> dict[str, tuple[int, ...]]:
@@ -107,14 +107,14 @@ def add_stitch(module: fx.GraphModule, state: fx.Node, seam: Seam, weights: Weig
     return new.call(aten.add.Tensor, stem, state, result) if seam.passes else result
 
 
-def adapter_shapes(tower: Tower, layers: Iterable[int], route: str, rank: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a route's adapters on some layers of a tower."""
-    blocks = ffn_blocks(tower.graph)
+def adapter_shapes(backbone: Backbone, layers: Iterable[int], route: str, rank: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a route's adapters on some layers of a backbone."""
+    blocks = ffn_blocks(backbone.graph)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
-        stem = f"{tower.name}.{blocks[layer].layer}.adapter.{route}"
+        stem = f"{backbone.name}.{blocks[layer].layer}.adapter.{route}"
         for part in ("attention", "mlp"):
-            shapes |= {f"{stem}.{part}.a": (rank, tower.width), f"{stem}.{part}.b": (tower.width, rank)}
+            shapes |= {f"{stem}.{part}.a": (rank, backbone.width), f"{stem}.{part}.b": (backbone.width, rank)}
     return shapes
 
 

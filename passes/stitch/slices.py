@@ -1,10 +1,10 @@
 """Cut captured decoders into runs of layers and join such runs, of one decoder or of several, into a new graph.
 
-    tower:   ids ─> embedding ─> layer 0 ─ … ─> layer n-1 ─> norm, head ─> logits
+    backbone:   ids ─> embedding ─> layer 0 ─ … ─> layer n-1 ─> norm, head ─> logits
     slice:   hidden ─> layer a ─ … ─> layer b-1 ─> hidden
 
 A slice that begins at layer 0 of the first graph takes the embedding with it, one that ends at the last layer takes the
-norm and the head. Weights are shared with the tower, under the tower's name: `large.model.layers.3.mlp.up_proj.weight`.
+norm and the head. Weights are shared with the backbone and carry its name: `large.model.layers.3.mlp.up_proj.weight`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IDS, POSITIONS = "input_ids", "position_ids"
 
 
 @dataclass(frozen=True, eq=False)
-class Tower:
+class Backbone:
     """A captured decoder, and where it can be cut.
 
     Attributes:
@@ -118,23 +118,23 @@ class Joined:
         self._inputs: dict[str, fx.Node] = {}
         self._copies: dict[str, dict[fx.Node, fx.Node]] = {}
 
-    def read(self, tower: Tower, width: int) -> None:
+    def read(self, backbone: Backbone, width: int) -> None:
         """Begin with a state from another graph.
 
         Args:
-            tower: The one whose slice comes next: names of sizes are taken from it.
+            backbone: The one whose slice comes next: names of sizes are taken from it.
             width: Of the state.
         """
-        like = tower.states[0].meta["val"]
+        like = backbone.states[0].meta["val"]
         with like.fake_mode:
             value = torch.empty(*like.shape[:2], width, dtype=torch.float32)
         self.state = self._input(HIDDEN, value)
 
-    def append(self, tower: Tower, first: int, last: int, *, head: bool) -> None:
-        """Add layers `first` to `last - 1` of a tower; before the first slice, with its embedding.
+    def append(self, backbone: Backbone, first: int, last: int, *, head: bool) -> None:
+        """Add layers `first` to `last - 1` of a backbone; before the first slice, with its embedding.
 
         Args:
-            tower: Whose.
+            backbone: Whose.
             first: Index from 0.
             last: One more than the last index.
             head: Also add its norm and head: the graph then gives logits.
@@ -142,13 +142,13 @@ class Joined:
         Raises:
             PassError: something else than the state comes from a layer that is left out.
         """
-        self._dims.update(tower.graph.dims)
-        end = _logits(tower.graph) if head else tower.states[last]
+        self._dims.update(backbone.graph.dims)
+        end = _logits(backbone.graph) if head else backbone.states[last]
         self._result = "logits" if head else HIDDEN
-        copies = self._copies.setdefault(tower.name, {})
+        copies = self._copies.setdefault(backbone.name, {})
         if self.state is not None:
-            copies[tower.states[first]] = self.state
-        for node in _needed(tower.graph.module.graph, end, set(copies)):
+            copies[backbone.states[first]] = self.state
+        for node in _needed(backbone.graph.module.graph, end, set(copies)):
             if node.op == "placeholder":
                 if node.target != IDS or self.state is None:
                     copies[node] = self._input(str(node.target), node.meta["val"])
@@ -156,16 +156,16 @@ class Joined:
             index = layer_of(node) if node.op == "call_function" else None
             if index is not None and not first <= index < last:
                 raise PassError(
-                    f"'{tower.name}': layer {last - 1} reads {node.name} of layer {index}, which is left out"
+                    f"'{backbone.name}': layer {last - 1} reads {node.name} of layer {index}, which is left out"
                 )
             if node.op == "get_attr":
-                copies[node] = self._weight(tower, node)
+                copies[node] = self._weight(backbone, node)
             elif node.target is torch.ops.aten.sym_size.int and self.state is not None:
                 copies[node] = self._size(int(node.args[1]), node)  # type: ignore[arg-type]
             else:
                 copies[node] = self.module.graph.node_copy(node, copies.__getitem__)
                 path = path_of(node)
-                copies[node].meta = {**node.meta, "path": f"{tower.name}.{path}" if path else ""}
+                copies[node].meta = {**node.meta, "path": f"{backbone.name}.{path}" if path else ""}
         self.state = copies[end]
 
     def graph(self) -> FxGraph:
@@ -193,25 +193,25 @@ class Joined:
         copy.meta = dict(node.meta)
         return copy
 
-    def _weight(self, tower: Tower, node: fx.Node) -> fx.Node:
-        """A weight or buffer of the tower, shared, under the tower's name."""
-        name = f"{tower.name}.{node.target}"
-        assign(self.module, name, attribute(tower.graph.module, str(node.target)))
+    def _weight(self, backbone: Backbone, node: fx.Node) -> fx.Node:
+        """A weight or buffer of the backbone, shared, under the backbone's name."""
+        name = f"{backbone.name}.{node.target}"
+        assign(self.module, name, attribute(backbone.graph.module, str(node.target)))
         copy = self.module.graph.get_attr(name)
         copy.meta = dict(node.meta)
         return copy
 
 
-def states_graph(tower: Tower, cuts: Mapping[str, int], *, logits: bool) -> FxGraph:
-    """The tower with some of its states as outputs; nothing that is not needed for them is computed.
+def states_graph(backbone: Backbone, cuts: Mapping[str, int], *, logits: bool) -> FxGraph:
+    """The backbone with some of its states as outputs; nothing that is not needed for them is computed.
 
     Args:
-        tower: A captured decoder.
+        backbone: A captured decoder.
         cuts: For each output's name, the layer that reads the state.
         logits: Whether its logits are an output too, the last.
     """
-    fork = tower.graph.fork()
-    found = Tower(tower.name, fork).states
+    fork = backbone.graph.fork()
+    found = Backbone(backbone.name, fork).states
     output = fork.module.graph.output_node()
     output.args = ((*(found[cut] for cut in cuts.values()), *((_logits(fork),) if logits else ())),)
     fork.module.meta["outputs"] = (*cuts, *(("logits",) if logits else ()))

@@ -78,7 +78,7 @@ class Route:
 
     Attributes:
         slices: Layers, in the order they run; the last must end with its model's last layer, whose head is used.
-        stitch: How towers are joined; only where the route leaves a tower or leaves layers out.
+        stitch: How backbones are joined; only where the route leaves a backbone or leaves layers out.
     """
 
     slices: tuple[Slice, ...]
@@ -180,13 +180,15 @@ class Stitch(Pass):
             return program
         plan = layout(self, program)
         graphs = graphs_of(plan, self._weights(plan, program))
-        towers = {name: program.towers[plan.head(name)] for name in graphs if plan.head(name) in program.towers}
+        backbones = {
+            name: program.backbones[plan.head(name)] for name in graphs if plan.head(name) in program.backbones
+        }
         routes = {route: f"top.{route}" for route in self.routes}
         return replace(
             program,
             graphs=graphs,
             plan=(Run(BOTTOM), Switch(GATE, routes, self._router(plan))),
-            towers=towers,
+            backbones=backbones,
             samples={BOTTOM: program.samples[plan.bottom]} if plan.bottom in program.samples else {},
             gates=plan.gates(program.gates),
         )
@@ -209,9 +211,9 @@ class Stitch(Pass):
         except LoadError as error:
             raise PassError(str(error)) from error
         for name, sha256 in card.models.items():
-            tower = program.towers.get(name)
-            if tower is not None and tower.sha256 and tower.sha256 != sha256:
-                raise PassError(f"{file}: stitches of other weights than {tower.origin}; train again")
+            backbone = program.backbones.get(name)
+            if backbone is not None and backbone.sha256 and backbone.sha256 != sha256:
+                raise PassError(f"{file}: stitches of other weights than {backbone.origin}; train again")
         for name, shape in wanted.items():
             if name not in weights or tuple(weights[name].shape) != shape:
                 found = list(weights[name].shape) if name in weights else "missing"

@@ -31,7 +31,7 @@ from tests.models import vlm
 
 FAMILIES = ("llava", "smolvlm", "qwen2_vl")
 TEXT = "the cat sat on"
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+ENCODERS = ("clip_vision_model", "siglip_vision_model")
 
 
 class Made(NamedTuple):
@@ -71,7 +71,7 @@ def ids_of(session: runtime.Session, images: Any, *, wide: bool = True) -> list[
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_alone_equals_eager_and_runs_no_tower(family: str, made: Callable[[str], Made]) -> None:
+def test_text_alone_equals_eager_and_runs_no_image_encoder(family: str, made: Callable[[str], Made]) -> None:
     model, _, bundle = made(family)
     words = vlm.tokenizer().encode(TEXT).ids
     with runtime.load(bundle, threads=1) as session:
@@ -184,7 +184,7 @@ def test_images_of_any_size_are_cut_as_the_processor_does(made: Callable[[str], 
             assert_close(found.pixels, expected.pixels, **ENGINE)
 
 
-def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_a_dropped_image_touches_nothing_of_the_image_encoder(made: Callable[[str], Made], tmp_path: Path) -> None:
     """With every weight of the encoder broken a request without its image says the same; with it, it fails."""
     model, _, bundle = made("llava")
     shutil.copytree(bundle, tmp_path / "b")
@@ -199,7 +199,7 @@ def test_a_dropped_image_touches_nothing_of_the_tower(made: Callable[[str], Made
             session.generate(short, images=images, max_new_tokens=8)
 
 
-def test_no_node_of_the_tower_is_executed_without_images(made: Callable[[str], Made], tmp_path: Path) -> None:
+def test_no_node_of_the_image_encoder_is_executed_without_images(made: Callable[[str], Made], tmp_path: Path) -> None:
     """By ONNX Runtime's own profile of the one graph that a text runs."""
     _, _, bundle = made("llava")
     engine = touched.profiled(bundle / "graphs/lm.onnx", tmp_path / "p")
@@ -324,7 +324,7 @@ def test_a_spec_must_say_what_becomes_of_images(made: Callable[[str], Made], tmp
         (
             "vision_config",
             {"model_type": "vit"},
-            f"llava with an image tower of kind 'vit' is not supported; supported: {', '.join(TOWERS)}",
+            f"llava with an image encoder of kind 'vit' is not supported; supported: {', '.join(ENCODERS)}",
         ),
     ],
 )

@@ -183,7 +183,7 @@ def test_reroute_equals_a_prompt_that_was_on_the_new_route_all_along(bundle: Bun
 
 
 def test_every_weight_is_in_the_bundle_once(bundle: Bundle) -> None:
-    """One data file a tower; the bytes of all distinct weights, and no more than 5 % beside them."""
+    """One data file a backbone; the bytes of all distinct weights, and no more than 5 % beside them."""
     manifest = bundle.manifest
     assert {name: spec.data for name, spec in manifest.graphs.items()}["top.small"] == (
         "graphs/large-small.data",
@@ -237,7 +237,7 @@ def test_int4_keeps_its_routes_close(folder: Path) -> None:
             assert np.abs(found - chosen).mean() < 0.6 * np.abs(found - wrong).mean(), route
 
 
-def test_skipping_in_a_tower_composes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipping_in_a_backbone_composes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both graphs' gates follow one budget; what is skipped is what the eager graphs skip at that threshold."""
     passes = (Gating(), stitched.stitch(weights=str(folder / "stitch.safetensors")))
     real = pays.payoff

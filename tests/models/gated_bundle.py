@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers.models import WordLevel
 
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
-from adaptc.ir.program import Program, Tower
+from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
@@ -29,7 +29,7 @@ from adaptc.runtime.bundle.manifest import DecoderSpec
 from tests.models import skipping, tiny, tiny_tokenizer
 
 GATES = GateSpec("learned", skipping.GATED, 3, 4, "any", ((0.0, None), (0.1, -0.4), (0.5, 0.6)))
-TOWER = Tower("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
+BACKBONE = Backbone("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 DECODER = DecoderSpec(tiny.VOCAB, 64, ((2, 16),) * 3, 0, (), None)
 
 
@@ -37,7 +37,7 @@ def program(*, gated: bool) -> Program:
     """All passes of an int4 target, with gates or without."""
     if gated:
         gates = Pipeline((Quantize(block_size=16), Branch())).run(skipping.lowered("llama", low_rank=True))
-        return replace(gates, towers={"lm": TOWER})
+        return replace(gates, backbones={"lm": BACKBONE})
     return Pipeline((FuseNorms(), FuseProjections(), Quantize(block_size=16))).run(tiny.cached("llama"))
 
 

@@ -31,7 +31,7 @@ ROUTES = {
     "short": Route((Slice("large", (5, 6)),), Join()),
     "sandwich": Route((Slice("small", (1, 2)), Slice("large", (4, 6))), Join()),
 }
-"""The donor's own layers; another tower's; fewer of its own; through the other tower and back."""
+"""The donor's own layers; another backbone's; fewer of its own; through the other backbone and back."""
 
 SPEC = """\
 version: 1

@@ -9,7 +9,7 @@ from adaptc.compiler.publish_partitions import decoder_of, region_files
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.graph import FxGraph, OnnxGraph
 from adaptc.ir.partitions import Split
-from adaptc.ir.program import Program, Run, Tower
+from adaptc.ir.program import Backbone, Program, Run
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
@@ -30,7 +30,7 @@ from tests.models import skipping, tiny
 
 SLOTS = 64
 GATES = GateSpec("learned", skipping.GATED, 3, 4, "any", ((0.0, None), (0.1, -0.4), (0.5, 0.6)))
-TOWER = Tower("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
+BACKBONE = Backbone("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 
 
 def program_of(graph: FxGraph, half: str = "fp16") -> Program:
@@ -64,7 +64,7 @@ def write(
         models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
         passes=(),
         plan=(PlanStep("lm"),),
-        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_of(split, graph, TOWER))},
+        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_of(split, graph, BACKBONE))},
         gates={} if gates is None else {"lm": gates},
         target=TargetRecord(backend, "fp16", SLOTS, batch),
         versions={},

@@ -8,7 +8,7 @@ import pytest
 
 from adaptc.checks.check import check
 from adaptc.ir.graph import FxGraph
-from adaptc.passes.stitch.slices import Tower
+from adaptc.passes.stitch.slices import Backbone
 from adaptc.plots.stitches import draw
 from adaptc.spec.schema import parse_spec
 from adaptc.training.stitches.search import Donor, Found, Measured, Price, spread, stitches
@@ -17,14 +17,14 @@ from tests.models import stitched
 PRICES = {"large": (Price(100, 1.0), Price(50, 0.5)), "small": (Price(10, 0.2), Price(20, 0.3))}
 
 
-def towers() -> dict[str, Tower]:
-    return {name: Tower(name, stitched.program().graph(name, FxGraph)) for name in stitched.SHAPES}
+def backbones() -> dict[str, Backbone]:
+    return {name: Backbone(name, stitched.program().graph(name, FxGraph)) for name in stitched.SHAPES}
 
 
 def test_every_cut_and_entry_is_priced_by_its_path() -> None:
-    found = {(cut, entry): price for cut, entry, price in stitches(towers(), "large", "small", PRICES)}
+    found = {(cut, entry): price for cut, entry, price in stitches(backbones(), "large", "small", PRICES)}
     assert set(found) == {(cut, entry) for cut in range(1, 7) for entry in range(4)}
-    weights = towers()["large"]
+    weights = backbones()["large"]
     layer = sum(
         parameter.numel()
         for name, parameter in weights.graph.module.named_parameters()

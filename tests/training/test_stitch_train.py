@@ -55,7 +55,7 @@ def test_kl_and_its_gradient_are_torchs() -> None:
     torch.testing.assert_close(gradient, given.grad)
 
 
-def test_training_lowers_the_kl_of_routes_and_leaves_the_towers_alone() -> None:
+def test_training_lowers_the_kl_of_routes_and_leaves_the_backbone_lossesalone() -> None:
     training = trainer()
     before = {n: p.clone() for n, p in stitched.program().graph("large", FxGraph).module.named_parameters()}
     training.start()
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_routes_with_other_bottoms_learn_in_one_pass() -> None:
-    """As in a search: the towers run once a step, and each route begins where its own bottom ends."""
+    """As in a search: the backbones run once a step, and each route begins where its own bottom ends."""
     plans = [
         layout(
             stitched.stitch(

@@ -27,7 +27,7 @@ from adaptc.ir.program import Program
 from adaptc.passes.quantize.calibrate import linear_weights
 from adaptc.passes.stitch.paths import layout
 from adaptc.passes.stitch.seams import Join
-from adaptc.passes.stitch.slices import LAYER, Tower
+from adaptc.passes.stitch.slices import LAYER, Backbone
 from adaptc.passes.stitch.stitch import Route, Slice, Stitch
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.sources.base import find_source
@@ -163,16 +163,16 @@ def search(spec: Spec, base: Path, recipe: Recipe, limits: Limits, device: str, 
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     text = calibration_text(spec.calibration, base)
     program = program_from_sources(sources, text, stage)
-    towers = {name: Tower(name, program.graph(name, FxGraph)) for name in spec.models}
-    prices = {name: _prices(spec, name, tower, base, limits, cache, stage) for name, tower in towers.items()}
-    all_ = list(stitches(towers, first, second, prices))
-    dearest = max(_whole(towers[name], prices[name]).bytes for name in towers)
+    backbones = {name: Backbone(name, program.graph(name, FxGraph)) for name in spec.models}
+    prices = {name: _prices(spec, name, backbone, base, limits, cache, stage) for name, backbone in backbones.items()}
+    all_ = list(stitches(backbones, first, second, prices))
+    dearest = max(_whole(backbones[name], prices[name]).bytes for name in backbones)
     fitting = [each for each in all_ if each[2].bytes < dearest]
     chosen = spread([each for each in fitting if not (each[0] % limits.every or each[1] % limits.every)], limits.keep)
     measured, alone = _measure(program, first, second, chosen, recipe, limits, device, stage)
     donors = tuple(
-        Donor(name, *_values(_whole(towers[name], prices[name])), alone[name].log_perplexity, alone[name].kl)
-        for name in towers
+        Donor(name, *_values(_whole(backbones[name], prices[name])), alone[name].log_perplexity, alone[name].kl)
+        for name in backbones
     )
     found = [
         Measured(cut, entry, price.bytes, price.ms, measured[cut, entry].log_perplexity, measured[cut, entry].kl)
@@ -183,25 +183,25 @@ def search(spec: Spec, base: Path, recipe: Recipe, limits: Limits, device: str, 
 
 
 def stitches(
-    towers: Mapping[str, Tower], first: str, second: str, prices: Mapping[str, tuple[Price, Price]]
+    backbones: Mapping[str, Backbone], first: str, second: str, prices: Mapping[str, tuple[Price, Price]]
 ) -> Iterator[tuple[int, int, Price]]:
     """Every path from the first model's ids to the second one's logits with one stitch: cut, entry, price."""
     import networkx as nx
 
     graph = nx.DiGraph()
-    for name, tower in towers.items():
+    for name, backbone in backbones.items():
         layer, rest = prices[name]
-        for index in range(tower.layers):
+        for index in range(backbone.layers):
             graph.add_edge((name, index), (name, index + 1), bytes=layer.bytes, ms=layer.ms)
-        graph.add_edge((name, tower.layers), (name, OUT), bytes=rest.bytes, ms=rest.ms)
+        graph.add_edge((name, backbone.layers), (name, OUT), bytes=rest.bytes, ms=rest.ms)
     # A stitch is read as the layers are: as many bytes a weight.
-    per_weight = prices[first][0].bytes / _weights(towers[first])[0]
+    per_weight = prices[first][0].bytes / _weights(backbones[first])[0]
     ms_per_byte = prices[first][0].ms / prices[first][0].bytes
-    own = per_weight * towers[first].width * towers[second].width
-    for cut in range(1, towers[first].layers + 1):
-        for entry in range(towers[second].layers):
+    own = per_weight * backbones[first].width * backbones[second].width
+    for cut in range(1, backbones[first].layers + 1):
+        for entry in range(backbones[second].layers):
             graph.add_edge((first, cut), (second, entry), bytes=own, ms=own * ms_per_byte, stitch=True)
-    ways = {end: nx.shortest_path(graph, (second, end), (second, OUT)) for end in range(towers[second].layers)}
+    ways = {end: nx.shortest_path(graph, (second, end), (second, OUT)) for end in range(backbones[second].layers)}
     for cut, entry in ((a[1], b[1]) for a, b, given in graph.edges(data=True) if given.get("stitch")):
         path = [(first, index) for index in range(cut + 1)] + ways[entry]
         yield cut, entry, Price(*(nx.path_weight(graph, path, kind) for kind in ("bytes", "ms")))
@@ -227,7 +227,7 @@ def _measure(
     stage: Stage,
 ) -> tuple[dict[tuple[int, int], Quality], dict[str, Quality]]:
     """Fit, train if asked for, and measure stitches and donors."""
-    end = Tower(second, program.graph(second, FxGraph)).layers
+    end = Backbone(second, program.graph(second, FxGraph)).layers
     plans = [
         layout(
             Stitch(Slice(first, (0, cut)), {f"c{cut}_e{entry}": Route((Slice(second, (entry, end)),), Join())}),
@@ -247,7 +247,7 @@ def _measure(
 
 
 def _prices(
-    spec: Spec, name: str, tower: Tower, base: Path, limits: Limits, cache: Cache, stage: Stage
+    spec: Spec, name: str, backbone: Backbone, base: Path, limits: Limits, cache: Cache, stage: Stage
 ) -> tuple[Price, Price]:
     """What a layer of a model costs, and what all else does, in the spec's target."""
     alone = spec.model_copy(update={"models": {name: spec.models[name]}, "passes": ()})
@@ -256,10 +256,10 @@ def _prices(
         stage(f"time {name}")
         ms = step_ms(bundle, limits.threads)
     whole = int(bundle.manifest.report["bytes_per_token"])
-    layers, rest = _weights(tower)
-    share = layers / (layers * tower.layers + rest)
+    layers, rest = _weights(backbone)
+    share = layers / (layers * backbone.layers + rest)
     layer = Price(whole * share, ms * share)
-    return layer, Price(whole - layer.bytes * tower.layers, ms - layer.ms * tower.layers)
+    return layer, Price(whole - layer.bytes * backbone.layers, ms - layer.ms * backbone.layers)
 
 
 def step_ms(bundle: Bundle, threads: int | None) -> float:
@@ -275,20 +275,20 @@ def step_ms(bundle: Bundle, threads: int | None) -> float:
     return float(np.median(times)) * 1e3
 
 
-def _weights(tower: Tower) -> tuple[float, float]:
+def _weights(backbone: Backbone) -> tuple[float, float]:
     """Weights of linear layers: of a decoder layer on average, and of all else."""
     inside = rest = 0
-    for name, (rows, columns) in linear_weights(tower.graph).items():
+    for name, (rows, columns) in linear_weights(backbone.graph).items():
         if LAYER.match(name):
             inside += rows * columns
         else:
             rest += rows * columns
-    return inside / tower.layers, rest
+    return inside / backbone.layers, rest
 
 
-def _whole(tower: Tower, prices: tuple[Price, Price]) -> Price:
+def _whole(backbone: Backbone, prices: tuple[Price, Price]) -> Price:
     layer, rest = prices
-    return Price(layer.bytes * tower.layers + rest.bytes, layer.ms * tower.layers + rest.ms)
+    return Price(layer.bytes * backbone.layers + rest.bytes, layer.ms * backbone.layers + rest.ms)
 
 
 def _values(price: Price) -> tuple[float, float]:

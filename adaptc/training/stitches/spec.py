@@ -122,16 +122,16 @@ def train_router(spec: Spec, recipe: Recipe, place: Place, stage: Stage) -> tupl
 
 def card_of(trainer: StitchTrainer, plans: list[Layout], hashes: dict[str, str], said: dict[str, Any]) -> StitchCard:
     """What trained stitches are, and what was measured of them on held-out text."""
-    towers, routes = trainer.measure()
+    backbones, routes = trainer.measure()
     runs = {
-        route: tuple((piece.tower, piece.first, piece.last) for piece in (plan.base, *plan.routes[route]))
+        route: tuple((piece.backbone, piece.first, piece.last) for piece in (plan.base, *plan.routes[route]))
         for plan in plans
         for route in plan.routes
     }
     return StitchCard(
         models=hashes,
         routes=runs,
-        quality={f"model {n}": asdict(q) for n, q in towers.items()} | {n: asdict(q) for n, q in routes.items()},
+        quality={f"model {n}": asdict(q) for n, q in backbones.items()} | {n: asdict(q) for n, q in routes.items()},
         training={
             "recipe": asdict(trainer.recipe),
             "tokens": trainer.step * trainer.recipe.rows * trainer.recipe.window,

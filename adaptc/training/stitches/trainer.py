@@ -1,9 +1,9 @@
 """Train stitches: from the least-squares start, end to end, by what a route predicts against what the teacher predicts.
 
-    ids ──> towers, frozen ──> states at every cut ──> top of each route ──> KL to the teacher's predictions
+    ids ──> backbones, frozen ──> states at every cut ──> top of each route ──> KL to the teacher's predictions
                           └──> the teacher's logits              └── trained: stitch and adapters
 
-All routes learn in one pass: the towers run once a step, whatever the number of routes that begin with them.
+All routes learn in one pass: the backbones run once a step, whatever the number of routes that begin with them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from adaptc.ir.graph import FxGraph
 from adaptc.passes.quantize.calibrate import linear_weights
 from adaptc.passes.stitch.least_squares import Normal, States, accumulate, feeds, run_states, state_graphs, weights_from
 from adaptc.passes.stitch.paths import Layout, top_graph
-from adaptc.passes.stitch.slices import Tower, states_graph
+from adaptc.passes.stitch.slices import Backbone, states_graph
 from adaptc.training.checkpoint import Checkpoint, Moments, load_checkpoint, save_checkpoint
 from adaptc.training.recipe import Progress, Recipe
 
@@ -67,7 +67,7 @@ class StitchTrainer:
             plans: What is stitched; several may begin with different bottoms. Route names differ.
             ids: int64 [tokens of the text].
             recipe: How to train.
-            teacher: The tower whose predictions are learned; None for the largest.
+            teacher: The backbone whose predictions are learned; None for the largest.
             device: "cpu" or "cuda".
 
         Raises:
@@ -85,14 +85,14 @@ class StitchTrainer:
         self.routes = {route: plan for plan in plans for route in plan.routes if plan.shapes_of(route)}
         if not self.routes:
             raise PassError("routes: none with a stitch; there is nothing to train")
-        self.towers = {name: tower for plan in plans for name, tower in plan.towers.items()}
-        self.teacher = teacher or max(self.towers, key=lambda name: _parameters(self.towers[name]))
+        self.backbones = {name: backbone for plan in plans for name, backbone in plan.backbones.items()}
+        self.teacher = teacher or max(self.backbones, key=lambda name: _parameters(self.backbones[name]))
         self.weights: dict[str, torch.nn.Parameter] = {}
         self.step = 0
         self.curve: list[tuple[int, float]] = []
         self.losses: dict[str, float] = {}
         self._moments: Mapping[str, Moments] = {}
-        self._place_towers()
+        self._place_backbones()
 
     def start(self, stage: Stage = lambda _: None) -> None:
         """Fit every stitch by least squares; adapters and nonlinear parts begin without effect."""
@@ -100,10 +100,10 @@ class StitchTrainer:
         seams = [seam for route, plan in self.routes.items() for seam in plan.seams(route) if seam is not None]
         sums = {seam: Normal(seam, self.device) for seam in seams}
         stage(f"least squares, {ids.size} tokens")
-        towers = state_graphs(self.towers, seams)
+        backbones = state_graphs(self.backbones, seams)
         for rows in _parts(ids, self.recipe.rows):
             with self._autocast():
-                accumulate(sums, run_states(towers, torch.from_numpy(rows).to(self.device)))
+                accumulate(sums, run_states(backbones, torch.from_numpy(rows).to(self.device)))
         weights: dict[str, torch.Tensor] = {}
         for plan in dict.fromkeys(self.routes.values()):
             own = {seam: normal for seam, normal in sums.items() if self.routes[seam.route] is plan}
@@ -118,7 +118,7 @@ class StitchTrainer:
             checkpoint: Written every so many steps, so that a killed run goes on from there.
             every: How many.
         """
-        towers, tops = self._modules()
+        backbones, tops = self._modules()
         parameters = {route: self.parameters(route) for route in self.routes}
         optimizer = torch.optim.AdamW(list(self.weights.values()), betas=(0.9, 0.98), weight_decay=0.0)
         self._restore(optimizer)
@@ -127,7 +127,7 @@ class StitchTrainer:
                 group["lr"] = self._rate()
             random = np.random.default_rng((self.recipe.seed, self.step))
             rows = self.train[random.choice(len(self.train), min(self.recipe.rows, len(self.train)), replace=False)]
-            states, wanted, _ = self._seen(towers, rows)
+            states, wanted, _ = self._seen(backbones, rows)
             optimizer.zero_grad(set_to_none=True)
             for route, top in tops.items():
                 with self._autocast():
@@ -148,20 +148,20 @@ class StitchTrainer:
         self._note(optimizer)
 
     def measure(self, ids: Ids | None = None) -> tuple[dict[str, Quality], dict[str, Quality]]:
-        """How well each tower by itself and each route predicts a text.
+        """How well each backbone by itself and each route predicts a text.
 
         Args:
             ids: int64 [sequences, tokens]; None for what was held out.
 
         Returns:
-            By the names of towers; by the names of routes.
+            By the names of backbones; by the names of routes.
         """
         rows = self.held_out if ids is None else ids
-        towers, tops = self._modules(whole=True)
-        alone, routed = ({name: [0.0, 0.0] for name in names} for names in (self.towers, self.routes))
+        backbones, tops = self._modules(whole=True)
+        alone, routed = ({name: [0.0, 0.0] for name in names} for names in (self.backbones, self.routes))
         for part in _parts(rows, self.recipe.rows):
             with torch.no_grad():
-                states, wanted, others = self._seen(towers, part)
+                states, wanted, others = self._seen(backbones, part)
                 for name, logits in others.items():
                     _count(alone[name], wanted, logits, part)
                 del others
@@ -171,11 +171,11 @@ class StitchTrainer:
                         [given] = top.module(*inputs)
                     _count(routed[route], wanted, given, part)
         count = rows.shape[0] * (rows.shape[1] - 1)
-        towers_, routes = (
+        backbone_losses, routes = (
             {name: Quality(loss / count, divergence / rows.size) for name, (loss, divergence) in sums.items()}
             for sums in (alone, routed)
         )
-        return towers_, routes
+        return backbone_losses, routes
 
     def keep(self, routes: Sequence[str]) -> None:
         """Go on with some of the routes only."""
@@ -204,12 +204,14 @@ class StitchTrainer:
         self._moments = found.moments
         return True
 
-    def _seen(self, towers: Mapping[str, FxGraph], rows: Ids) -> tuple[States, torch.Tensor, dict[str, torch.Tensor]]:
-        """States of the towers where routes leave them, the teacher's logits, and all towers' that give any."""
+    def _seen(
+        self, backbones: Mapping[str, FxGraph], rows: Ids
+    ) -> tuple[States, torch.Tensor, dict[str, torch.Tensor]]:
+        """States of the backbones where routes leave them, the teacher's logits, and all backbones' that give any."""
         ids = torch.from_numpy(rows).to(self.device)
         states: States = {}
         logits: dict[str, torch.Tensor] = {}
-        for name, graph in towers.items():
+        for name, graph in backbones.items():
             with torch.no_grad(), self._autocast():
                 found = graph.module(*feeds(graph, ids))
             for output, value in zip(graph.module.meta["outputs"], found, strict=True):
@@ -221,36 +223,36 @@ class StitchTrainer:
 
     def _base(self, states: States, route: str) -> torch.Tensor:
         base = self.routes[route].base
-        return states[base.tower, base.last]
+        return states[base.backbone, base.last]
 
     def _modules(self, *, whole: bool = False) -> tuple[dict[str, FxGraph], dict[str, FxGraph]]:
-        """Towers that give states where routes leave them (and logits: the teacher's, or all), and tops."""
-        cuts: dict[str, set[int]] = {name: set() for name in self.towers}
+        """Backbones that give states where routes leave them (and logits: the teacher's, or all), and tops."""
+        cuts: dict[str, set[int]] = {name: set() for name in self.backbones}
         for plan in self.routes.values():
-            cuts[plan.base.tower].add(plan.base.last)
-        towers = {}
-        for name, tower in self.towers.items():
+            cuts[plan.base.backbone].add(plan.base.last)
+        backbones = {}
+        for name, backbone in self.backbones.items():
             logits = whole or name == self.teacher
             if cuts[name] or logits:
                 named = {str(cut): cut for cut in sorted(cuts[name])}
-                towers[name] = states_graph(tower, named, logits=logits)
+                backbones[name] = states_graph(backbone, named, logits=logits)
         tops = {route: top_graph(plan, route, self.weights) for route, plan in self.routes.items()}
-        for graph in (*towers.values(), *tops.values()):
+        for graph in (*backbones.values(), *tops.values()):
             graph.module.to(self.device)
-        return towers, tops
+        return backbones, tops
 
-    def _place_towers(self) -> None:
-        """Freeze the towers and put them on the device; matrices in bfloat16 where that is computed in.
+    def _place_backbones(self) -> None:
+        """Freeze the backbones and put them on the device; matrices in bfloat16 where that is computed in.
 
         The embedding stays in float32, and with it the state that every block adds to.
         """
-        for tower in self.towers.values():
-            matrices = set(linear_weights(tower.graph)) - embeddings(tower.graph)
-            for name, parameter in tower.graph.module.named_parameters():
+        for backbone in self.backbones.values():
+            matrices = set(linear_weights(backbone.graph)) - embeddings(backbone.graph)
+            for name, parameter in backbone.graph.module.named_parameters():
                 parameter.requires_grad_(False)
                 half = self.recipe.bfloat16 and self.device != "cpu" and name in matrices
                 parameter.data = parameter.data.to(self.device, torch.bfloat16 if half else torch.float32)
-            for buffer in tower.graph.module.buffers():
+            for buffer in backbone.graph.module.buffers():
                 buffer.data = buffer.data.to(self.device)
 
     def _autocast(self) -> torch.autocast:
@@ -328,8 +330,8 @@ def embeddings(graph: FxGraph) -> set[str]:
     return {str(node.target) for node in found if isinstance(node, torch.fx.Node)}
 
 
-def _parameters(tower: Tower) -> int:
-    return sum(parameter.numel() for parameter in tower.graph.module.parameters())
+def _parameters(backbone: Backbone) -> int:
+    return sum(parameter.numel() for parameter in backbone.graph.module.parameters())
 
 
 def _parts(ids: Ids, rows: int) -> Iterator[Ids]:

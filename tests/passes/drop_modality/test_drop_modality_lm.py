@@ -17,7 +17,7 @@ from adaptc.capture.text import capture
 from adaptc.compiler.tuning import decoder_spec, gate_spec, running
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, path_of
-from adaptc.ir.program import Program, Run, Tower
+from adaptc.ir.program import Backbone, Program, Run
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
@@ -152,8 +152,10 @@ def test_blocks_of_the_decoder_are_skipped_with_images_and_without() -> None:
     """After `skip_ffn`, as eager without these blocks for the tokens that are written."""
     model = vlm.model("llava", num_hidden_layers=3)
     program = dropped("llava")
-    tower = Tower("m", "llava", model.config.text_config.vocab_size, 0, (1,), None, 128)
-    program = replace(program, samples={"lm": np.random.default_rng(0).integers(0, 300, 300)}, towers={"lm": tower})
+    backbone = Backbone("m", "llava", model.config.text_config.vocab_size, 0, (1,), None, 128)
+    program = replace(
+        program, samples={"lm": np.random.default_rng(0).integers(0, 300, 300)}, backbones={"lm": backbone}
+    )
     encoder = program.graphs["lm.encode.image"]
     made = Pipeline((SkipFfn(policy="static", layers=(1, 2), warmup=0),)).run(program)
     made = replace(made, graphs={"lm": made.graphs["lm"]}, plan=(Run("lm"),))  # lowering the encoder would add nothing
@@ -164,7 +166,7 @@ def test_blocks_of_the_decoder_are_skipped_with_images_and_without() -> None:
     images, following = vlm.two_images("llava"), [40, 41]
     features: Any = encoder.run(images)["image_features"].reshape(len(places), -1)
     graph: Any = made.graphs["lm"]
-    spec = decoder_spec(graph, tower)
+    spec = decoder_spec(graph, backbone)
     assert isinstance(spec, DecoderSpec)
     with running({"lm": graph}, spec, gates) as [decoder]:
         for inserts, given in ((Inserts(places, features), images), (None, None)):

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from adaptc.errors import PassError, SpecError
 from adaptc.ir.gates import Gates
 from adaptc.ir.graph import FxGraph
+from adaptc.ir.program import Backbone as Pretrained
 from adaptc.ir.program import Program, Switch
-from adaptc.ir.program import Tower as Pretrained
 from adaptc.ir.stitch_file import StitchCard, save_stitches
 from adaptc.passes import Pass, Pipeline
 from adaptc.passes.quantize.gptq import Gptq
@@ -29,7 +29,7 @@ from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.passes.stitch.least_squares import feeds, fitted, normed
 from adaptc.passes.stitch.paths import graphs_of, layout
 from adaptc.passes.stitch.seams import Join
-from adaptc.passes.stitch.slices import Tower, states_graph
+from adaptc.passes.stitch.slices import Backbone, states_graph
 from adaptc.passes.stitch.stitch import Route, Routing, Slice, Source, Stitch
 from adaptc.spec.schema import build_passes, parse_spec
 from tests.close import assert_close
@@ -113,8 +113,8 @@ def test_the_start_is_the_least_squares_map() -> None:
     found = fitted(plan, ids)
     rows = torch.from_numpy(ids[: len(ids) // 256 * 256].reshape(-1, 256))
     for route, name, layer in (("small", "small", 1), ("short", "large", 5)):
-        h = state(plan.towers["large"], 3, rows)
-        y = state(plan.towers[name], layer, rows)
+        h = state(plan.backbones["large"], 3, rows)
+        y = state(plan.backbones[name], layer, rows)
         x = torch.cat([normed(h), torch.ones(len(h), 1)], 1).double()
         weight = 1 / y.double().norm(dim=1, keepdim=True)
         target = y.double() - (h.double() if name == "large" else 0)
@@ -129,17 +129,17 @@ def test_the_start_is_the_least_squares_map() -> None:
         assert best < 0.9 * nothing, "or there would be nothing to fit"
 
 
-def state(tower: Tower, layer: int, rows: torch.Tensor) -> torch.Tensor:
-    graph = states_graph(tower, {"x": layer}, logits=False)
+def state(backbone: Backbone, layer: int, rows: torch.Tensor) -> torch.Tensor:
+    graph = states_graph(backbone, {"x": layer}, logits=False)
     with torch.no_grad():
         [found] = graph.module(*feeds(graph, rows))
     return found.flatten(0, 1)  # type: ignore[no-any-return]
 
 
-def test_skipping_inside_a_tower_goes_with_it(tmp_path: Path) -> None:
+def test_skipping_inside_a_backbone_goes_with_it(tmp_path: Path) -> None:
     """Gates of the large model, shared out to the bottom and to the routes that have its layers."""
     program = stitched.program()
-    gated = gated_tower(program, (1, 2, 4))
+    gated = gated_backbone(program, (1, 2, 4))
     result = Pipeline((stitched.stitch(),)).run(gated)
     table = ((0.0, -math.inf), (0.5, 0.0))
     assert result.gates == {
@@ -149,10 +149,10 @@ def test_skipping_inside_a_tower_goes_with_it(tmp_path: Path) -> None:
     }
     ids = ids_of(2, 9)
     for level in (-math.inf, 0.0, math.inf):
-        tower = gated.graph("large", FxGraph)
+        backbone = gated.graph("large", FxGraph)
         positions = np.tile(np.arange(9), (2, 1))
         threshold = np.full(ids.shape, level, np.float32)
-        whole = tower.run({"input_ids": ids, "position_ids": positions, "threshold": threshold})["logits"]
+        whole = backbone.run({"input_ids": ids, "position_ids": positions, "threshold": threshold})["logits"]
         assert_close(run(fx(result), "large", ids, level), whole.astype(np.float32))
     assert np.abs(run(fx(result), "large", ids, math.inf) - run(fx(result), "large", ids)).max() > 1e-3
 
@@ -164,10 +164,10 @@ class Gating(Pass):
     name: ClassVar[str] = "gating"
 
     def apply(self, program: Program) -> Program:
-        return gated_tower(program, (1, 2, 4))
+        return gated_backbone(program, (1, 2, 4))
 
 
-def gated_tower(program: Program, layers: tuple[int, ...]) -> Program:
+def gated_backbone(program: Program, layers: tuple[int, ...]) -> Program:
     blocks = gating.ffn_blocks(program.graph("large", FxGraph))
     random = torch.Generator().manual_seed(5)
     shapes = {n: s for layer in layers for n, s in gating.parameters(blocks[layer], 4).items()}
@@ -276,21 +276,21 @@ def test_refuses_ranks(field: str, value: int) -> None:
 
 
 def test_refuses_other_vocabularies() -> None:
-    def tower(size: int, vocabulary: str) -> Pretrained:
+    def backbone(size: int, vocabulary: str) -> Pretrained:
         return Pretrained("x.gguf", "qwen2", size, None, (), None, 128, "", vocabulary)
 
     for other, message in (
-        (tower(9, "a"), "'small' has 9 token ids, 'large' 300; models with one vocabulary are right"),
-        (tower(300, "b"), "'small' and 'large' call other tokens by one id; models with one vocabulary are right"),
+        (backbone(9, "a"), "'small' has 9 token ids, 'large' 300; models with one vocabulary are right"),
+        (backbone(300, "b"), "'small' and 'large' call other tokens by one id; models with one vocabulary are right"),
     ):
-        program = dataclasses.replace(stitched.program(), towers={"large": tower(300, "a"), "small": other})
+        program = dataclasses.replace(stitched.program(), backbones={"large": backbone(300, "a"), "small": other})
         with pytest.raises(PassError) as caught:
             stitched.stitch().apply(program)
         assert str(caught.value) == message
 
 
 def test_refuses_gates_of_two_models_in_one_route() -> None:
-    gated = gated_tower(stitched.program(), (4,))
+    gated = gated_backbone(stitched.program(), (4,))
     both = SkipFfn("static", model="small", layers=(1,)).apply(gated)
     with pytest.raises(
         PassError, match=r"^top.sandwich: gates of large and small in one route; of one model is right$"
@@ -322,12 +322,12 @@ def test_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
     save_stitches(StitchCard({}, {}), {**given_, name: torch.full((32, 48), math.nan)}, path)
     with pytest.raises(PassError, match=r"stitch.small.0.weight has NaN or infinite values; train again$"):
         pass_.apply(program)
-    tower = Pretrained("x.gguf", "qwen2", 300, None, (), None, 128, "1234")
+    backbone = Pretrained("x.gguf", "qwen2", 300, None, (), None, 128, "1234")
     save_stitches(StitchCard({"large": "5678"}, {}), given_, path)
     with pytest.raises(PassError, match=r"^stitch.safetensors: stitches of other weights than x.gguf; train again$"):
-        pass_.apply(dataclasses.replace(program, towers={"large": tower}))
+        pass_.apply(dataclasses.replace(program, backbones={"large": backbone}))
     save_stitches(StitchCard({"large": "1234"}, {}), given_, path)
-    pass_.apply(dataclasses.replace(program, towers={"large": tower}))
+    pass_.apply(dataclasses.replace(program, backbones={"large": backbone}))
 
 
 @pytest.mark.parametrize(
