@@ -204,7 +204,7 @@ def bare_site(wheel: Path, into: Path, needs: tuple[str, ...] = RUNTIME_NEEDS) -
         (into / place.name).symlink_to(place)
         for libraries in place.parent.glob(f"{name}.libs"):
             (into / libraries.name).symlink_to(libraries)
-    shutil.copy(ROOT / "tests" / "runtime" / "history_lm.py", into)
+    shutil.copy(ROOT / "tests" / "models" / "history_lm.py", into)
     return into
 
 
