@@ -80,7 +80,7 @@ def test_only_tests_and_the_compiler_itself_know_the_parts(file: Path) -> None:
         assert found.name.partition(".")[0] not in {"tests", "passes", "runtime", "pickle"}, told(file, found)
 
 
-@pytest.mark.parametrize("command", ["import adaptc", "import adaptc.__main__", "import adaptc.cli.build"])
+@pytest.mark.parametrize("command", ["import adaptc", "import adaptc.__main__", "import adaptc.cli.compiling.compile"])
 def test_nothing_heavy_is_loaded(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"{command}\nimport sys\nprint(*sys.modules)"],

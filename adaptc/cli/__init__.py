@@ -7,11 +7,11 @@ interrupted.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 import click
@@ -37,50 +37,59 @@ COMPILING = (
 )
 """What the extra `compile` installs; a bundle runs without most of it."""
 
-# Module, and the first line of the help, so that --help needs no import; a test keeps the two the same.
+# Where each command is, and the first line of its help, so that --help needs no import; a test keeps the two the same.
 COMMANDS = {
-    "compile": ("build", "Compile SPEC into a bundle."),
-    "train": ("train", "Train the gates of SPEC's skip_ffn, or its stitches and their router."),
-    "stitch-search": ("route", "Rank the places where two models can be stitched."),
-    "route": ("route", "Say which route a stitched bundle takes for prompts."),
-    "build": ("engines", "Make a bundle ready for this machine."),
-    "check": ("inspect", "Check a spec against its models and this machine."),
-    "passes": ("inspect", "List the passes, or explain one."),
-    "show": ("build", "Print a program, one operation a line."),
-    "verify": ("measure", "Check a bundle: hashes, then numbers against the source model."),
-    "generate": ("serve", "Continue a prompt."),
-    "chat": ("serve", "Talk with a bundle."),
-    "eval": ("evaluate", "Measure a bundle's perplexity on a text."),
-    "answers": ("evaluate", "Compare a bundle's answers under a budget with dense ones."),
-    "quality": ("quality", "Measure what bundles can do, route by route: a table."),
-    "bench": ("measure", "Measure a bundle's speed, and other engines' beside it."),
-    "profile": ("modal", "Measure every subset of modalities, into the bundle."),
-    "strategy": ("modal", "Print the ways to do a job that no other way beats."),
-    "gates": ("gates", "Put other trained gates into a bundle."),
-    "plot": ("plot", "Draw quality against speed, and which blocks a prompt skips."),
-    "doctor": ("inspect", "Say what this machine has, and what it lacks."),
-    "schema": ("inspect", "Print the JSON Schema of model.yaml."),
-    "cache": ("build", "List or clear what compiling keeps."),
+    "compile": ("compiling.compile", "Compile SPEC into a bundle."),
+    "train": ("compiling.train", "Train the gates of SPEC's skip_ffn, or its stitches and their router."),
+    "stitch-search": ("compiling.stitch_search", "Rank the places where two models can be stitched."),
+    "route": ("running.route", "Say which route a stitched bundle takes for prompts."),
+    "build": ("compiling.build", "Make a bundle ready for this machine."),
+    "check": ("inspecting.check", "Check a spec against its models and this machine."),
+    "passes": ("inspecting.passes", "List the passes, or explain one."),
+    "show": ("inspecting.show", "Print a program, one operation a line."),
+    "verify": ("measuring.verify", "Check a bundle: hashes, then numbers against the source model."),
+    "generate": ("running.generate", "Continue a prompt."),
+    "chat": ("running.chat", "Talk with a bundle."),
+    "eval": ("measuring.eval", "Measure a bundle's perplexity on a text."),
+    "answers": ("measuring.answers", "Compare a bundle's answers under a budget with dense ones."),
+    "quality": ("measuring.quality", "Measure what bundles can do, route by route: a table."),
+    "bench": ("measuring.bench", "Measure a bundle's speed, and other engines' beside it."),
+    "profile": ("measuring.profile", "Measure every subset of modalities, into the bundle."),
+    "strategy": ("measuring.strategy", "Print the ways to do a job that no other way beats."),
+    "gates": ("compiling.gates", "Put other trained gates into a bundle."),
+    "plot": ("measuring.plot", "Draw quality against speed, and which blocks a prompt skips."),
+    "doctor": ("inspecting.doctor", "Say what this machine has, and what it lacks."),
+    "schema": ("inspecting.schema", "Print the JSON Schema of model.yaml."),
+    "cache": ("compiling.cache", "List or clear what compiling keeps."),
 }
 
 
 class _Commands(click.Group):
-    """The commands of `COMMANDS` whose module is there."""
+    """The commands of `COMMANDS`, each imported when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        folder = Path(__file__).parent
-        return [name for name, (module, _) in COMMANDS.items() if (folder / f"{module}.py").exists()]
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"adaptc.cli.{COMMANDS[cmd_name][0]}")
-        found = (each for each in vars(module).values() if isinstance(each, click.Command) and each.name == cmd_name)
-        return next(found, None)
+        command: click.Command = importlib.import_module(f"adaptc.cli.{COMMANDS[cmd_name][0]}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; an unknown name is answered with the nearest one."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(COMMANDS)}"
+            ctx.fail(f"no command {name!r}; {hint}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; this is where every error becomes a line and an exit code."""

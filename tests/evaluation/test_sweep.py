@@ -15,7 +15,8 @@ from adaptc.compiler.weights_file import write_graphs
 from adaptc.errors import RequestError
 from adaptc.evaluation.oracle import Rule, constant, layers, score, walk
 from adaptc.evaluation.policies import Learned, policies
-from adaptc.evaluation.sweep import Settings, Subject, quality, table
+from adaptc.evaluation.subject import Subject
+from adaptc.evaluation.sweep import Settings, quality, table
 from adaptc.evaluation.sweep_speed import Timing, speeds
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import GateSpec, Session

@@ -1,83 +1,22 @@
-"""Commands that measure: bench, verify."""
+"""The command `adaptc bench`."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptc.cli.measuring.jobs_table import print_jobs
+from adaptc.cli.options import BASE, BUNDLE, CACHE, JSON, ROUTES, THREADS, open_cache
+from adaptc.cli.output import print_table, status_line
+
 if TYPE_CHECKING:
     from adaptc.bench.comparison import Runner
     from adaptc.compiler.cache import Cache
     from adaptc.runtime import Bundle
-
-BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
-THREADS = click.option("--threads", type=click.IntRange(1), help="By default one for each physical core.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-BASE = click.option(
-    "--base",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(),
-    help="Folder that paths in the bundle's spec start from; by default the current one.",
-)
-ROUTES = click.option("--route", "routes", multiple=True, help="Of a stitched bundle; by default all. May be repeated.")
-CACHE = click.option(
-    "--cache-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    envvar="ADAPTC_CACHE_DIR",
-    help="Where converted models are kept; by default the user's cache folder.",
-)
-
-
-@click.command("verify")
-@BUNDLE
-@click.option("--numbers/--no-numbers", default=True, show_default=True, help="Compare with the source model.")
-@ROUTES
-@THREADS
-@BASE
-@JSON
-def verify_command(
-    bundle: Path, numbers: bool, routes: tuple[str, ...], threads: int | None, base: Path, as_json: bool
-) -> None:
-    """Check a bundle: hashes, then numbers against the source model.
-
-    Routes of a stitched bundle are compared with the layers and stitches that they are made of.
-    """
-    import importlib.util
-
-    from adaptc.errors import BundleError
-    from adaptc.evaluation import perplexity as evaluate
-    from adaptc.evaluation import verify
-    from adaptc.runtime import open_bundle
-
-    opened = open_bundle(bundle)
-    weights = opened.manifest.target.weights
-    result: dict[str, Any] = {"files": len(opened.manifest.files), "hashes": "ok", "weights": weights}
-    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    found: list[str] = []
-    if numbers and absent:
-        click.echo(f"hashes only: {absent[0]} is not installed; pip install 'adaptc[compile]'", err=True)
-    elif numbers:
-        limits = verify.LIMITS[weights]
-        wanted = evaluate.routes_of(opened, routes)
-        if wanted:
-            with status() as stage:
-                parities = verify.routes_parity(opened, base, wanted, threads, stage)
-            found = [f"{route}: {said}" for route, each in parities.items() for said in verify.faults(each, limits)]
-            result["routes"] = {route: dataclasses.asdict(each) for route, each in parities.items()}
-        else:
-            parity = verify.parity_of(opened, base, threads)
-            found = verify.faults(parity, limits)
-            result |= dataclasses.asdict(parity)
-        result["limits"] = dataclasses.asdict(limits)
-    _print(result | {"passed": not found}, as_json)
-    if found:
-        raise BundleError(f"{bundle}: not its source model in {weights}: {'; '.join(found)}")
 
 
 @click.command("bench")
@@ -99,7 +38,7 @@ def verify_command(
 @BASE
 @CACHE
 @JSON
-def bench_command(
+def command(
     bundle: Path,
     against: str,
     prompt_tokens: int,
@@ -126,13 +65,11 @@ def bench_command(
     if (jobs is None) != (data is None):
         raise click.UsageError("--jobs and --data go together")
     if jobs is not None and data is not None:
-        from adaptc.cli.modal import bench_jobs, print_jobs
-
-        found = bench_jobs(bundle, data, jobs, seed, threads, plot)
+        replayed = _replay_jobs(bundle, data, jobs, seed, threads, plot)
         if as_json:
-            click.echo(json.dumps(found, indent=2))
+            click.echo(json.dumps(replayed, indent=2))
         else:
-            print_jobs(found)
+            print_jobs(replayed)
         return
     from adaptc.bench import comparison as bench
     from adaptc.evaluation.perplexity import routes_of
@@ -144,8 +81,8 @@ def bench_command(
     wanted = routes_of(opened, routes)
     settings = bench.Settings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
     ids = bench.prompts(opened, settings)
-    with status() as stage:
-        runners, missing = _runners(opened, names, wanted, base, _cache(cache_dir), stage)
+    with status_line() as stage:
+        runners, missing = _runners(opened, names, wanted, base, open_cache(cache_dir), stage)
         results, failed = bench.bench(runners, ids, settings, stage)
     report = bench.report(results, settings, missing, failed)
     if as_json:
@@ -202,7 +139,6 @@ def _runners(
 
 
 def _print_bench(report: Mapping[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     settings, machine = report["settings"], report["machine"]
@@ -224,49 +160,21 @@ def _print_bench(report: Mapping[str, Any]) -> None:
         memory = f"{result['peak_rss_bytes'] / 1e6:.0f} MB"
         ratio = report["ratios"].get(f"decode_vs_{name}")
         table.add_row(name, *speeds, first, memory, f"{ratio:.2f} ×" if ratio else "")
-    console = Console()
-    # Into a file or a pipe rich assumes 80 columns, which cuts names short.
-    (console if console.is_terminal else Console(width=120)).print(table)
+    print_table(table)
 
 
-def _print(result: Mapping[str, Any], as_json: bool, under: str = "") -> None:
-    """One result: JSON, or a line for each value, those of a value within others under its name."""
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    for name, value in result.items():
-        if isinstance(value, Mapping):
-            _print(value, False, f"{under}{name} ")
-        elif value is not None:
-            click.echo(f"{under + name:18} {f'{value:.4g}' if isinstance(value, float) else value}")
+def _replay_jobs(
+    bundle: Path, data: Path, jobs: int, seed: int, threads: int | None, plot: Path | None
+) -> dict[str, Any]:
+    """Replay jobs, and draw their figures if a file is named."""
+    from adaptc.bench.jobs import bench_jobs
+    from adaptc.bench.replay import Load
 
+    with status_line() as stage:
+        result = bench_jobs(bundle, data, Load(jobs=jobs, seed=seed), threads=threads, stage=stage)
+    if plot is not None:
+        from adaptc.plots.strategies import plot_replay
 
-def _cache(folder: Path | None) -> Cache:
-    from adaptc.compiler.cache import Cache
-
-    return Cache(folder) if folder is not None else Cache.default()
-
-
-@contextmanager
-def _bar(total: int, name: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda done: progress.update(task, completed=done)
-
-
-@contextmanager
-def status() -> Iterator[Callable[[str], None]]:
-    """One changing line on stderr, or a line each where that is no terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda text: click.echo(text, err=True)
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(text)
+        plot_replay(result, plot)
+        click.echo(f"wrote {plot}", err=True)
+    return result

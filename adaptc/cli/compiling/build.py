@@ -1,4 +1,4 @@
-"""The command that builds engines: build."""
+"""The command `adaptc build`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
     help="How gates are followed: on the GPU, by the host a step later, or as is quickest here.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
-def build_command(
+def command(
     bundle: Path,
     target: str | None,
     sm: tuple[int, ...],

@@ -1,4 +1,4 @@
-"""Commands that train: train."""
+"""The command `adaptc train`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptc.cli.build import CACHE, SETTING, _cache, _stages
+from adaptc.cli.options import CACHE, SETTINGS, SPEC, open_cache
+from adaptc.cli.output import stage_timer
 
 if TYPE_CHECKING:
     from adaptc.spec.schema import Spec
     from adaptc.training.gates.spec import Place
     from adaptc.training.recipe import Progress, Recipe
 
+
 EVERY = 10
 """Steps between two lines of progress."""
 
 
 @click.command("train")
-@click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@SPEC
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="By default what SPEC names.")
-@SETTING
+@SETTINGS
 @click.option("--steps", type=click.IntRange(min=0), default=1000, show_default=True, help="Of the optimizer.")
 @click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Sequences in a step.")
 @click.option("--window", type=click.IntRange(min=2), default=256, show_default=True, help="Tokens of a sequence.")
@@ -43,7 +45,7 @@ EVERY = 10
 @click.option("--restart", is_flag=True, help="Begin anew, whatever a killed run left.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 @CACHE
-def train_command(
+def command(
     spec_file: Path,
     output: Path | None,
     settings: tuple[str, ...],
@@ -71,13 +73,13 @@ def train_command(
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, start=start, seed=seed)
-    place = Place(spec_file.parent, output, _cache(cache_dir), restart, device_of(device))
+    place = Place(spec_file.parent, output, open_cache(cache_dir), restart, device_of(device))
     stitch = stitch_of(spec)
     if part in ("stitch", "router") or (part is None and stitch is not None):
         has = {"stitch": stitch and stitch.weights, "router": stitch and stitch.router}
         _train_stitch(spec, recipe, place, [part] if part else [name for name, found in has.items() if found], as_json)
         return
-    with _stages(None) as stage:
+    with stage_timer(None) as stage:
         written, card = train_spec(spec, recipe, sampled, place, stage, _Told())
     if as_json:
         click.echo(json.dumps(asdict(card), indent=2))
@@ -100,7 +102,7 @@ def _train_stitch(spec: Spec, recipe: Recipe, place: Place, parts: list[str], as
         raise SpecError("passes: nothing to train; stitch: 'weights' or 'router' names a file")
     found: dict[str, Any] = {}
     for each in parts:
-        with _stages(None) as stage:
+        with stage_timer(None) as stage:
             if each == "stitch":
                 written, card = train_stitches(spec, recipe, place, stage, _Told())
                 found |= asdict(card)

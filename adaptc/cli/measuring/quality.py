@@ -1,4 +1,4 @@
-"""The command that fills a table of quality: quality."""
+"""The command `adaptc quality`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from adaptc.cli.measure import JSON, ROUTES, THREADS, status
+from adaptc.cli.options import JSON, ROUTES, THREADS
+from adaptc.cli.output import status_line
 
 
 @click.command("quality")
@@ -25,7 +26,7 @@ from adaptc.cli.measure import JSON, ROUTES, THREADS, status
 @ROUTES
 @THREADS
 @JSON
-def quality_command(
+def command(
     bundles: tuple[Path, ...],
     text: Path | None,
     tokens: int | None,
@@ -54,7 +55,7 @@ def quality_command(
     lettered = read_lettered(letters)[:first] if letters is not None else []
     kept = INSTRUCTIONS[:first] if instructions else ()
     found: dict[str, dict[str, Any]] = {}
-    with status() as stage:
+    with status_line() as stage:
         for bundle in (open_bundle(path) for path in bundles):
             ids = evaluate.text_ids(bundle, text, tokens) if text is not None else None
             name = bundle.path.name

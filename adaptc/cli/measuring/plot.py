@@ -1,4 +1,4 @@
-"""Commands that draw: plot."""
+"""The command `adaptc plot`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptc.cli.measure import BASE, BUNDLE, THREADS, status
+from adaptc.cli.options import BASE, BUNDLE, THREADS
+from adaptc.cli.output import status_line
 
 if TYPE_CHECKING:
     from adaptc.runtime import Bundle
+
 
 PROMPT = "Explain in a few sentences why the sky is blue and why sunsets are red."
 
@@ -28,7 +30,7 @@ PROMPT = "Explain in a few sentences why the sky is blue and why sunsets are red
 @click.option("--format", "ending", type=click.Choice(["png", "svg"]), default="png", show_default=True)
 @THREADS
 @BASE
-def plot_command(
+def command(
     bundle: Path,
     output: Path,
     sweep: Path | None,
@@ -50,8 +52,12 @@ def plot_command(
     if not opened.manifest.gates:
         raise RequestError(f"{bundle}: no gates; there is nothing to draw")
     title = next(iter(opened.manifest.models.values())).source.rpartition("/")[2]
-    if sweep is not None or text is not None:
-        result = _read(sweep) if sweep is not None else _made(opened, text, tokens, threads, base)
+    result = None
+    if sweep is not None:
+        result = _read(sweep)
+    elif text is not None:
+        result = _sweep(opened, text, tokens, threads, base)
+    if result is not None:
         plot.save(plot.curves(result, title), output / f"quality.{ending}")
         click.echo(output / f"quality.{ending}")
     else:
@@ -60,14 +66,12 @@ def plot_command(
     click.echo(output / f"skips.{ending}")
 
 
-def _made(bundle: Bundle, text: Path | None, tokens: int, threads: int | None, base: Path) -> dict[str, Any]:
-    """A sweep, made now."""
-    from adaptc.cli.evaluate import SweepOptions, sweep_result
+def _sweep(bundle: Bundle, text: Path, tokens: int, threads: int | None, base: Path) -> dict[str, Any]:
+    """A sweep that is made now."""
+    from adaptc.evaluation.sweep import Options, Settings, sweep
 
-    assert text is not None
-    options = SweepOptions(512, "cpu", True, threads, base, as_json=True)
-    with status() as stage:
-        return sweep_result(bundle.path, text, tokens, options, stage)
+    with status_line() as stage:
+        return sweep(bundle.path, text, tokens, Options(Settings(), True, threads, base), stage)
 
 
 def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: int | None) -> Any:

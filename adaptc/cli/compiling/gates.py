@@ -1,4 +1,4 @@
-"""Commands for the gates of a bundle: gates."""
+"""The command `adaptc gates`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from adaptc.cli.measure import BUNDLE
+from adaptc.cli.options import BUNDLE
 
 
 @click.command("gates")
 @BUNDLE
 @click.argument("file", type=click.Path(path_type=Path))
-def gates_command(bundle: Path, file: Path) -> None:
+def command(bundle: Path, file: Path) -> None:
     """Put other trained gates into a bundle."""
     from adaptc.compiler.swap import swap_gates
     from adaptc.runtime import open_bundle

@@ -1,4 +1,4 @@
-"""Commands of stitched programs: stitch-search, route."""
+"""The command `adaptc stitch-search`."""
 
 from __future__ import annotations
 
@@ -8,59 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adaptc.cli.build import CACHE, SETTING, _cache, _stages
+from adaptc.cli.options import CACHE, JSON, SETTINGS, SPEC, open_cache
+from adaptc.cli.output import stage_timer
 
 if TYPE_CHECKING:
-    from adaptc.runtime import Choice
     from adaptc.training.stitches.search import Found
 
 
-@click.command("route")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
-    "--prompts", "file", type=click.Path(path_type=Path), required=True, help="A UTF-8 file, a prompt a line."
-)
-@click.option("--budget", type=click.FloatRange(0, 1), help="0 cheapest, 1 dearest; by default as it was calibrated.")
-@click.option("--explain", is_flag=True, help="Also print what each route would lose and cost.")
-@click.option("--threads", type=click.IntRange(1), help="By default the physical cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a prompt a line.")
-def route_command(
-    bundle: Path, file: Path, budget: float | None, explain: bool, threads: int | None, as_json: bool
-) -> None:
-    """Say which route a stitched bundle takes for prompts."""
-    from dataclasses import asdict
-
-    from adaptc import runtime
-    from adaptc.evaluation.perplexity import read_text
-
-    prompts = [line for line in read_text(file).splitlines() if line.strip()]
-    taken: list[Choice] = []
-    with runtime.load(bundle, threads=threads, batch=1) as session:
-        for prompt in prompts:
-            choice = session.choose(prompt, budget=budget)
-            taken.append(choice)
-            if as_json:
-                threshold = choice.threshold if abs(choice.threshold) < float("inf") else None
-                click.echo(json.dumps({"prompt": prompt, **asdict(choice), "threshold": threshold}))
-                continue
-            click.echo(f"{choice.route:12}  {_shown(prompt)}")
-            for route, loss in choice.losses.items() if explain else ():
-                fits = "within" if loss <= choice.threshold else "above"
-                cost = choice.costs[route] / max(choice.costs.values())
-                click.echo(
-                    f"    {route:12}  loses {loss:+.3f} nats a token, {fits} {choice.threshold:.3f}; reads {cost:.0%}"
-                )
-    if not as_json:
-        costs = [choice.costs[choice.route] / max(choice.costs.values()) for choice in taken]
-        shares = {route: sum(c.route == route for c in taken) / len(taken) for route in taken[0].costs}
-        click.echo(", ".join(f"{route} {share:.0%}" for route, share in shares.items()), err=True)
-        click.echo(f"mean cost {sum(costs) / len(costs):.0%} of the dearest route's", err=True)
-
-
 @click.command("stitch-search")
-@click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
+@SPEC
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("stitches"), show_default=True)
-@SETTING
+@SETTINGS
 @click.option("--every", type=click.IntRange(1), default=2, show_default=True, help="Look at every so many layers.")
 @click.option(
     "--keep", type=click.IntRange(1), default=12, show_default=True, help="Measure so many, spread over cost."
@@ -71,9 +29,9 @@ def route_command(
 @click.option("--window", type=click.IntRange(16), default=256, show_default=True, help="Tokens of a sequence.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="For the measured milliseconds; by default the cores.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @CACHE
-def search_command(
+def command(
     spec_file: Path,
     output: Path,
     settings: tuple[str, ...],
@@ -101,8 +59,8 @@ def search_command(
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window)
     limits = Limits(every, keep, tokens, threads)
-    with _stages(None) as stage:
-        found = search(spec, spec_file.parent, recipe, limits, device_of(device), _cache(cache_dir), stage)
+    with stage_timer(None) as stage:
+        found = search(spec, spec_file.parent, recipe, limits, device_of(device), open_cache(cache_dir), stage)
     output.mkdir(parents=True, exist_ok=True)
     (output / "search.json").write_text(json.dumps(found.record(), indent=2))
     draw(found, output / "search.png")
@@ -126,7 +84,3 @@ def _print(found: Found) -> None:
             f"{donor.name:10}  {donor.bytes / found.most_bytes:12.1%}  {donor.ms:10.2f}  {donor.kl:9.4f}  "
             f"{donor.log_perplexity:14.4f}"
         )
-
-
-def _shown(prompt: str) -> str:
-    return prompt if len(prompt) <= 80 else prompt[:77] + "..."

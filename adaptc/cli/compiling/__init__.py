@@ -1,0 +1,1 @@
+"""Commands that make or change a bundle, or train what goes into one."""

@@ -1,0 +1,43 @@
+"""The command `adaptc cache`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from adaptc.cli.options import CACHE, open_cache
+
+
+@click.group("cache")
+def command() -> None:
+    """List or clear what compiling keeps."""
+
+
+@command.command("ls")
+@CACHE
+@click.option("--json", "as_json", is_flag=True)
+def list_entries(cache_dir: Path | None, as_json: bool) -> None:
+    """List entries, the longest unused first."""
+    import json
+
+    cache = open_cache(cache_dir)
+    entries = list(cache.entries())
+    if as_json:
+        rows = [{"kind": e.kind, "key": e.key, "bytes": e.bytes, "used": e.used, "path": str(e.path)} for e in entries]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for entry in entries:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        click.echo(f"{entry.kind:8}  {entry.key[:16]}  {entry.bytes / 1e6:9.1f} MB  used {used}")
+    click.echo(f"{sum(e.bytes for e in entries) / 1e6:.1f} MB in {len(entries)} entries in {cache.root}", err=True)
+
+
+@command.command("clear")
+@CACHE
+@click.option("--kind", help="Only entries of this kind.")
+def clear(cache_dir: Path | None, kind: str | None) -> None:
+    """Delete entries; the next compile makes them again."""
+    cache = open_cache(cache_dir)
+    click.echo(f"freed {cache.clear(kind) / 1e6:.1f} MB in {cache.root}", err=True)

@@ -1,0 +1,92 @@
+"""The command `adaptc compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from adaptc.cli.options import CACHE, SETTINGS, SPEC, open_cache
+from adaptc.cli.output import stage_timer
+
+if TYPE_CHECKING:
+    from adaptc.spec.schema import Spec
+
+
+@click.command("compile")
+@SPEC
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True)
+@SETTINGS
+@CACHE
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Use stages that earlier runs finished.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def command(
+    spec_file: Path,
+    output: Path,
+    settings: tuple[str, ...],
+    cache_dir: Path | None,
+    dry_run: bool,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Compile SPEC into a bundle."""
+    import tempfile
+
+    from adaptc.compiler.cache import Cache
+    from adaptc.compiler.driver import compile_spec
+    from adaptc.compiler.report import report_json
+    from adaptc.spec.schema import read_spec
+
+    spec = read_spec(spec_file, settings)
+    if dry_run:
+        _print_plan(spec, output)
+        return
+    with tempfile.TemporaryDirectory() as scratch, stage_timer(_stage_count(spec)) as stage:
+        cache = open_cache(cache_dir) if resume else Cache(Path(scratch))
+        made = compile_spec(spec, spec_file.parent, output, cache, stage)
+    manifest = made.bundle.manifest
+    if as_json:
+        click.echo(report_json(manifest), nl=False)
+    else:
+        _print_report(made.bundle.path, manifest, made.cached)
+
+
+def _stage_count(spec: Spec) -> int:
+    """find, read and capture each model, the spec's passes, lower, attach, six for the target, weights, bundle."""
+    return 2 + 2 * len(spec.models) + len(spec.passes) + 1 + 1 + 5 + 2
+
+
+def _print_plan(spec: Spec, output: Path) -> None:
+    from adaptc.compiler.driver import target_passes
+    from adaptc.spec.schema import build_passes
+
+    for name, model in spec.models.items():
+        click.echo(f"model   {name}: {model.source}")
+    click.echo(f"capture {', '.join(spec.models)}")
+    own = [p.name for p in build_passes(spec)]
+    gated = ["branch"] if "skip_ffn" in own and spec.target.backend == "onnxruntime" else []
+    names = [*own, "lower", *(p.name for p in target_passes(spec)), *gated]
+    for name in names:
+        click.echo(f"pass    {name}")
+    click.echo(f"target  {spec.target.backend}, {spec.target.weights} weights, {spec.target.max_tokens} tokens")
+    click.echo(f"write   {output}")
+
+
+def _print_report(path: Path, manifest: object, cached: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from adaptc.compiler.report import facts
+    from adaptc.runtime.bundle.manifest import Manifest
+
+    assert isinstance(manifest, Manifest)
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts(manifest):
+        table.add_row(f"[dim]{name}[/]", value)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{'copied from the cache to' if cached else 'wrote'} [bold]{path}[/]; report in {path / 'report.html'}"
+    )

@@ -1,0 +1,43 @@
+"""The command `adaptc check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from adaptc.cli.options import JSON, SETTINGS, SPEC
+from adaptc.cli.output import print_columns
+
+
+@click.command("check")
+@SPEC
+@SETTINGS
+@JSON
+@click.pass_context
+def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_json: bool) -> None:
+    """Check a spec against its models and this machine.
+
+    No weight is read. Exits with 1 if anything stands in the way.
+    """
+    from dataclasses import asdict
+
+    from adaptc.checks.check import check
+    from adaptc.spec.schema import read_spec
+
+    _quiet()
+    report = check(read_spec(spec_file, settings), spec_file.parent)
+    if as_json:
+        click.echo(json.dumps({"ok": report.ok, "findings": [asdict(found) for found in report.findings]}, indent=2))
+    else:
+        print_columns([(found.about, found.level, found.text) for found in report.findings])
+    if not report.ok:
+        ctx.exit(1)
+
+
+def _quiet() -> None:
+    """Let the findings speak: transformers would say some of them its own way."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()

@@ -1,0 +1,48 @@
+"""The command `adaptc doctor`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from adaptc.cli.options import JSON
+from adaptc.cli.output import print_columns
+
+
+@click.command("doctor")
+@JSON
+def command(as_json: bool) -> None:
+    """Say what this machine has, and what it lacks."""
+    from adaptc.checks.doctor import diagnose
+
+    found = diagnose()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    print_columns(list(_machine(found)))
+    rows = []
+    for package in found["packages"]:
+        mark = "ok" if package["ok"] else "error" if package["extra"] is None else "absent"
+        wanted = f"{package['wanted']} or newer" if package["wanted"] else "any"
+        note = "" if package["ok"] else f"{wanted}: {package['install']}"
+        name = f"{package['name']} {package['found'] or ''}".strip()
+        rows.append((package["extra"] or "adaptc", mark, name, note))
+    print_columns(rows)
+
+
+def _machine(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    cpu, memory, gpu, engines = found["cpu"], found["memory"], found["gpu"], found["engines"]
+    yield "adaptc", f"{found['adaptc'] or 'not installed'}, Python {found['python']}, {found['system']}"
+    yield "cpu", f"{cpu['name'] or 'unknown'}, {cpu['cores']} cores, {cpu['threads']} threads"
+    yield "cpu kernels", ", ".join(cpu["flags"]) or "none that matter"
+    yield "memory", f"{memory['bytes'] / 1e9:.1f} GB, {memory['available_bytes'] / 1e9:.1f} free"
+    driver = f"NVIDIA driver {gpu['driver']}" if gpu["driver"] else "no NVIDIA driver"
+    yield "gpu", f"{driver}, libcuda {'loads' if gpu['libcuda'] else 'does not load'}"
+    for name, engine in engines.items():
+        text = engine["version"] or "not installed"
+        more = ", ".join(engine.get("providers", ())) or engine.get("trouble", "")
+        yield f"engine {name}", f"{text}: {more}" if more else text
+    yield "cache", f"{found['cache']['bytes'] / 1e6:,.0f} MB in {found['cache']['path']}"

@@ -1,0 +1,36 @@
+"""The command `adaptc show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adaptc.cli.options import SETTINGS
+from adaptc.cli.output import stage_timer
+
+
+@click.command("show")
+@click.argument("subject", metavar="SPEC|BUNDLE", type=click.Path(exists=True, path_type=Path))
+@click.option("--after", metavar="PASS", help="Stop after this pass; `capture` is before the first.")
+@click.option("--diff", is_flag=True, help="Show what the last pass shown changed.")
+@click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a page instead.")
+@SETTINGS
+def command(subject: Path, after: str | None, diff: bool, html_file: Path | None, settings: tuple[str, ...]) -> None:
+    """Print a program, one operation a line."""
+    from adaptc.compiler import show
+    from adaptc.spec.schema import read_spec
+
+    if subject.is_dir():
+        if after or diff or html_file or settings:
+            raise click.UsageError("a bundle holds the finished program; --after, --diff, --html and --set take a SPEC")
+        click.echo(show.bundle_text(subject), nl=False)
+        return
+    spec = read_spec(subject, settings)
+    with stage_timer(None) as stage:
+        taken = show.snapshots(spec, subject.parent, after, stage)
+    if html_file is not None:
+        html_file.write_text(show.page(spec.name or subject.stem, taken), encoding="utf-8")
+        click.echo(f"wrote {html_file}", err=True)
+    else:
+        click.echo(show.difference(taken) if diff else taken[-1].text, nl=diff)

@@ -1,0 +1,56 @@
+"""The command `adaptc answers`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adaptc.cli.options import BUNDLE, JSON, THREADS
+from adaptc.cli.output import print_result, progress_bar
+
+
+@click.command("answers")
+@BUNDLE
+@click.option("--prompts", type=click.Path(path_type=Path), help="JSONL with `prompt` or `turns`: does text collapse?")
+@click.option(
+    "--questions", type=click.Path(path_type=Path), help="YAML or JSONL: are answers right, after 4 examples?"
+)
+@click.option("--budget", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="0 cheapest, 1 dense.")
+@click.option("--first", type=click.IntRange(1), help="Use only so many of the file.")
+@click.option("--new-tokens", type=click.IntRange(1), default=512, show_default=True, help="Most of an answer.")
+@THREADS
+@JSON
+def command(
+    bundle: Path,
+    prompts: Path | None,
+    questions: Path | None,
+    budget: float,
+    first: int | None,
+    new_tokens: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Compare a bundle's answers under a budget with dense ones."""
+    from adaptc.evaluation import answers
+    from adaptc.runtime import load, open_bundle
+
+    if (prompts is None) == (questions is None):
+        raise click.UsageError("give either --prompts or --questions")
+    opened = open_bundle(bundle)
+    if not opened.manifest.gates:
+        click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
+    if questions is not None:
+        asked = answers.read_questions(questions)[: first and first + answers.SHOTS]
+        with progress_bar(len(asked) - answers.SHOTS, "questions") as told:
+            print_result({"budget_asked": budget} | answers.factoids(opened, asked, budget, threads, told), as_json)
+    if prompts is not None:
+        texts = answers.read_prompts(prompts)[:first]
+        with (
+            load(bundle, threads=threads, batch=1, verify=False) as session,
+            progress_bar(len(texts), "prompts") as told,
+        ):
+            chat = answers.has_chat(opened)
+            found = answers.collapse(session, texts, budget, new_tokens, chat=chat, told=told)
+        flat = {f"{kind}_{name}": value for kind, values in found.items() for name, value in values.items()}
+        print_result({"budget_asked": budget, "prompts": len(texts)} | flat, as_json)

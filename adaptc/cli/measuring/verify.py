@@ -1,0 +1,58 @@
+"""The command `adaptc verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adaptc.cli.options import BASE, BUNDLE, JSON, ROUTES, THREADS
+from adaptc.cli.output import print_result, status_line
+
+
+@click.command("verify")
+@BUNDLE
+@click.option("--numbers/--no-numbers", default=True, show_default=True, help="Compare with the source model.")
+@ROUTES
+@THREADS
+@BASE
+@JSON
+def command(
+    bundle: Path, numbers: bool, routes: tuple[str, ...], threads: int | None, base: Path, as_json: bool
+) -> None:
+    """Check a bundle: hashes, then numbers against the source model.
+
+    Routes of a stitched bundle are compared with the layers and stitches that they are made of.
+    """
+    import importlib.util
+
+    from adaptc.errors import BundleError
+    from adaptc.evaluation import perplexity as evaluate
+    from adaptc.evaluation import verify
+    from adaptc.runtime import open_bundle
+
+    opened = open_bundle(bundle)
+    weights = opened.manifest.target.weights
+    result: dict[str, Any] = {"files": len(opened.manifest.files), "hashes": "ok", "weights": weights}
+    absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    found: list[str] = []
+    if numbers and absent:
+        click.echo(f"hashes only: {absent[0]} is not installed; pip install 'adaptc[compile]'", err=True)
+    elif numbers:
+        limits = verify.LIMITS[weights]
+        wanted = evaluate.routes_of(opened, routes)
+        if wanted:
+            with status_line() as stage:
+                parities = verify.routes_parity(opened, base, wanted, threads, stage)
+            found = [f"{route}: {said}" for route, each in parities.items() for said in verify.faults(each, limits)]
+            result["routes"] = {route: dataclasses.asdict(each) for route, each in parities.items()}
+        else:
+            parity = verify.parity_of(opened, base, threads)
+            found = verify.faults(parity, limits)
+            result |= dataclasses.asdict(parity)
+        result["limits"] = dataclasses.asdict(limits)
+    print_result(result | {"passed": not found}, as_json)
+    if found:
+        raise BundleError(f"{bundle}: not its source model in {weights}: {'; '.join(found)}")

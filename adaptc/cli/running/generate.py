@@ -1,0 +1,114 @@
+"""The command `adaptc generate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from adaptc.cli.options import BUNDLE
+from adaptc.cli.running.requests import generation_options, last_result, note_budget, print_pieces, request_of
+
+if TYPE_CHECKING:
+    from adaptc.runtime import GateSpec, Result
+
+
+@click.command("generate")
+@BUNDLE
+@click.option("-p", "--prompt", "prompts", multiple=True, help="The text to continue; several make a batch.")
+@click.option("-f", "--prompt-file", metavar="FILE", help="Read the prompt from a file; - is stdin.")
+@click.option("--stream/--no-stream", default=True, show_default=True, help="Print pieces as they are written.")
+@click.option("--trace", is_flag=True, help="Print where the time went and what was skipped, to stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print answers, ids and traces as JSON, one a line.")
+@generation_options
+def command(
+    bundle: Path,
+    prompts: tuple[str, ...],
+    prompt_file: str | None,
+    stream: bool,
+    trace: bool,
+    as_json: bool,
+    threads: int | None,
+    verify: bool,
+    **options: Any,
+) -> None:
+    """Continue a prompt.
+
+    The answer alone goes to stdout; several prompts are answered together, in order, a blank line between.
+    """
+    from adaptc import runtime
+
+    texts = [*prompts, *([_read(prompt_file)] if prompt_file is not None else [])]
+    if not texts:
+        raise click.UsageError("give a --prompt or a --prompt-file")
+    request = request_of(options)
+    with runtime.load(bundle, threads=threads, verify=verify, budget=request["budget"]) as session:
+        note_budget(session, request["budget"])
+        if stream and not as_json and len(texts) == 1:
+            print_pieces(session.generate(texts[0], stream=True, **request))
+            results = [last_result(session)]
+        else:
+            results = session.generate(texts, **request)
+            _print_results(results, as_json)
+    if trace:
+        for result in results:
+            click.echo(json.dumps(_trace(result)), err=True)
+            for line in skip_map(result, session.gates):
+                click.echo(line, err=True)
+
+
+def _read(name: str) -> str:
+    from adaptc.runtime import RequestError
+
+    try:
+        content = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return content.decode()
+    except OSError as error:
+        raise RequestError(f"{name}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name}: not UTF-8 at byte {error.start}; save the prompt as UTF-8") from error
+
+
+def _print_results(results: list[Result], as_json: bool) -> None:
+    for index, result in enumerate(results):
+        if as_json:
+            values = {
+                "text": result.text,
+                "ids": result.ids,
+                "prompt_tokens": result.prompt_tokens,
+                "finish_reason": result.finish_reason,
+                "trace": _trace(result),
+            }
+            click.echo(json.dumps(values, ensure_ascii=False))
+        else:
+            click.echo(("\n" if index else "") + result.text)
+
+
+MAP_TOKENS = 96
+"""Tokens in a line of a skip map."""
+
+
+def skip_map(result: Result, gates: GateSpec | None) -> Iterator[str]:
+    """Lines of text: for each layer with a gate, the blocks that ran (·) and that were skipped (#), token by token."""
+    skips = result.trace.skips
+    if gates is None or skips is None or not len(skips.ran):
+        return
+    yield f"skipped (#) or ran (·), by layer; {len(skips.ran)} tokens after the warm-up"
+    for start in range(0, len(skips.ran), MAP_TOKENS):
+        part = skips.ran[start : start + MAP_TOKENS]
+        for place in reversed(range(len(gates.layers))):
+            cells = "".join("·" if ran else "#" for ran in part[:, place])
+            yield f"{gates.layers[place]:4} {cells} {1 - part[:, place].mean():4.0%}"
+
+
+def _trace(result: Result) -> dict[str, Any]:
+    from dataclasses import asdict, replace
+
+    derived = ("prefill_tokens_per_second", "decode_tokens_per_second", "ffn_skipped")
+    stored = asdict(replace(result.trace, skips=None))
+    del stored["skips"]
+    return stored | {name: getattr(result.trace, name) for name in derived}

@@ -1,0 +1,70 @@
+"""What `generate` and `chat` share: the options of a request, and printing its answer piece by piece."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from adaptc.runtime import Result, Session
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("-n", "--max-new-tokens", type=int, default=256, show_default=True, help="Most tokens of an answer."),
+    click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token."),
+    click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k likeliest tokens; 0: all."),
+    click.option(
+        "--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest, together this likely."
+    ),
+    click.option(
+        "--min-p", type=float, default=0.0, show_default=True, help="Keep tokens this likely beside the first."
+    ),
+    click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less."),
+    click.option("--seed", type=int, help="Makes sampling repeatable."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text."),
+    click.option("--budget", type=float, help="0 cheapest, 1 dense; by default the bundle's own, 1 if it names none."),
+    click.option("--route", help="The route to take, for a stitched bundle; by default its router picks."),
+    click.option("--threads", type=int, help="By default the physical cores."),
+    click.option("--verify/--no-verify", default=True, show_default=True, help="Check every file's sha256 first."),
+)
+
+
+def generation_options(command: F) -> F:
+    """Add what generate and chat both take."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def request_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `Session.generate`, from the command's options."""
+    from adaptc.runtime import Sampling
+
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = Sampling(**{name: options.pop(name) for name in names})
+    return options | {"sampling": sampling}
+
+
+def note_budget(session: Session, budget: float | None) -> None:
+    """Say that a budget changes nothing, where it does not."""
+    if budget is not None and budget < 1 and session.gates is None and not session.routes:
+        click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
+
+
+def print_pieces(pieces: Iterable[str]) -> None:
+    """Print an answer while it is written."""
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+    click.echo()
+
+
+def last_result(session: Session) -> Result:
+    """The result of the request that was made last."""
+    last = session.last
+    assert last is not None, "a request was made"
+    return last

@@ -1,0 +1,96 @@
+"""What a sweep measures: the source model of a bundle or of a spec, with its gates and its calibration text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptc.compiler.driver import trained_gates
+from adaptc.compiler.stages import program_from_sources
+from adaptc.errors import RequestError
+from adaptc.evaluation.perplexity import Ids
+from adaptc.evaluation.policies import Learned
+from adaptc.evaluation.reference import source_of
+from adaptc.ir.gates_file import load_gates
+from adaptc.ir.graph import FxGraph
+from adaptc.passes.drop_modality.decoder import text_only
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.sources.base import Source, find_source
+from adaptc.sources.calibration_text import calibration_text
+from adaptc.spec.schema import Spec, read_spec
+
+Stage = Callable[[str], None]
+
+WARMUP = 28
+"""Of a sweep of a bundle without gates: positions at the start of a window where every block runs."""
+
+SAMPLE = 2048
+"""Calibration tokens that importance and tau are measured on, in sequences of 256."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is swept: a bundle's source model with all that policies need.
+
+    Attributes:
+        dense: The model, in float32.
+        sample: int64 [sequences, tokens] of the calibration text.
+        warmup: Positions at the start of a window where every block runs.
+        learned: The bundle's trained gates; None if it has none.
+    """
+
+    dense: FxGraph
+    sample: Ids
+    warmup: int
+    learned: Learned | None
+
+
+def bundle_subject(bundle: Bundle, base: Path, stage: Stage = lambda _: None) -> Subject:
+    """Read a bundle's model again, and its gates.
+
+    Raises:
+        LoadError: the model is not there, or not the one the bundle was compiled from.
+    """
+    gates = next(iter(bundle.manifest.gates.values()), None)
+    warmup = WARMUP if gates is None else gates.warmup
+    spec = read_spec(bundle.path / "spec.yaml")
+    return _subject(spec, base, source_of(bundle, base), warmup, learned_of(bundle), stage)
+
+
+def spec_subject(spec: Spec, base: Path, stage: Stage = lambda _: None) -> tuple[Subject, Source]:
+    """The same of a spec that is not compiled, with the gates its `skip_ffn` names; and its source.
+
+    Raises:
+        LoadError: the model or the gates cannot be read.
+        RequestError: it has more models than one.
+    """
+    if len(spec.models) != 1:
+        raise RequestError(f"models: {', '.join(spec.models)}; a sweep is of one model")
+    source = find_source(next(iter(spec.models.values())), base)
+    [*paths] = trained_gates(spec, base).values()
+    if not paths:
+        return _subject(spec, base, source, WARMUP, None, stage), source
+    card, weights = load_gates(paths[0])
+    learned = Learned(card.layers, weights, ((0.0, None), *card.thresholds), card.layers)
+    return _subject(spec, base, source, card.warmup, learned, stage), source
+
+
+def _subject(spec: Spec, base: Path, source: Source, warmup: int, learned: Learned | None, stage: Stage) -> Subject:
+    [name] = spec.models
+    program = program_from_sources({name: source}, calibration_text(spec.calibration, base), stage)
+    ids = program.samples[name]
+    width = min(256, len(ids))
+    rows = min(len(ids), SAMPLE) // width
+    return Subject(text_only(program.graph(name, FxGraph)), ids[: rows * width].reshape(rows, width), warmup, learned)
+
+
+def learned_of(bundle: Bundle) -> Learned | None:
+    """The trained gates of a bundle, as far as they were kept when it was compiled; None if it has none."""
+    for name, gates in bundle.manifest.gates.items():
+        if gates.policy == "learned":
+            _, weights = load_gates(bundle.path / "gates" / f"{name}.safetensors")
+            found = bundle.manifest.report.get("gates", {}).get(name, {}).get("each", [])
+            leaders = {each["layer"]: each["leader"] for each in found if each["leader"] is not None}
+            return Learned(gates.layers, weights, gates.thresholds, tuple(leaders.get(n, n) for n in gates.layers))
+    return None
