@@ -16,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from adaptc.ir.graph import FxGraph
+    from adaptc.passes.lower.layers import LayerSlice
 
 PASSES = Path(__file__).parent / "passes"
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,20 +45,20 @@ def pytest_configure() -> None:
 
 
 def _translate_once() -> None:
-    """Keep what `lower` made of a region, as it does itself within a program: tests lower the same tiny models."""
+    """Keep what `lower` made of a slice, as it does itself within a program: tests lower the same tiny models."""
     import onnx_ir as ir
 
-    from adaptc.passes.lower import lower
+    from adaptc.passes.lower import translation
 
-    translate, known = lower._translate, dict[str, ir.Function]()
+    translate, known = translation.translate, dict[str, ir.Function]()
 
-    def remembered(region: lower._Region, graph: FxGraph, name: str) -> ir.Function:
-        text = region.text(graph)
+    def remembered(layer_slice: LayerSlice, graph: FxGraph, name: str) -> ir.Function:
+        text = layer_slice.text(graph)
         if text not in known:
-            known[text] = translate(region, graph, name)
+            known[text] = translate(layer_slice, graph, name)
         return ir.Function("adaptc", name, graph=known[text].graph, attributes=[])
 
-    lower._translate = remembered
+    translation.translate = remembered
 
 
 def _parse_translations_once() -> None:

@@ -13,7 +13,7 @@ from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.lower.lower import WINDOW
+from adaptc.passes.lower.ops import WINDOW
 from adaptc.passes.match import initializer, path
 
 POSITIONS = "position_ids"

@@ -65,16 +65,16 @@ def test_refuses_an_operator_without_an_onnx_form() -> None:
 
 
 def test_each_distinct_layer_is_translated_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adaptc.passes.lower import lower
+    from adaptc.passes.lower import translation
 
     translated = []
-    original = lower._translate
+    original = translation.translate
 
-    def spy(region: Any, *rest: Any) -> Any:
-        translated.append(region.place)
-        return original(region, *rest)
+    def spy(layer_slice: Any, *rest: Any) -> Any:
+        translated.append(layer_slice.layer)
+        return original(layer_slice, *rest)
 
-    monkeypatch.setattr(lower, "_translate", spy)
+    monkeypatch.setattr(translation, "translate", spy)
     Lower().apply(tiny.program("gemma3"))
     # Before the layers, one layer with a window, one without, after the layers.
     assert translated == ["", "model.layers.0", "model.layers.5", ""]
