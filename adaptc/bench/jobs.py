@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.bench.comparison import machine
 from adaptc.bench.profiling import outputs_of, read_labelled, take
 from adaptc.bench.replay import Load, arrivals, policies, replay, summary
 from adaptc.errors import RequestError
+from adaptc.machine.description import Machine
 from adaptc.runtime.loading import load_modal
 from adaptc.runtime.multimodal.gate import choose, gate_reads, probabilities
 from adaptc.runtime.multimodal.inputs import Rows
@@ -81,7 +82,7 @@ def bench_jobs(
         if gate is not None:
             stage("gate")
             found["gate"] = gate_worth(session, gate, rows, labels)
-        return found | {"threads": session.profile.threads, "machine": machine()}
+        return found | {"threads": session.profile.threads, "machine": dataclasses.asdict(Machine.here())}
 
 
 def _warm(session: ModalSession, rows: Rows) -> None:

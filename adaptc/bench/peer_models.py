@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.errors import LoadError
+from adaptc.evaluation.reference import folder_of
 from adaptc.sources.base import Source
 
 _BUILDER_SECONDS = 3600
@@ -31,8 +33,6 @@ def model_of(form: str, source: Source, sha256: str, cache: Cache, stage: Callab
     """
     if form == "gguf":
         return _gguf(source)
-    from adaptc.evaluation.reference import folder_of
-
     folder = folder_of(source, sha256, cache, stage)
     return folder if form == "folder" else _genai(folder, sha256, cache, stage)
 
@@ -44,8 +44,6 @@ def _gguf(source: Source) -> Path:
 
 
 def _genai(folder: Path, sha256: str, cache: Cache, stage: Callable[[str], None]) -> Path:
-    from importlib.metadata import version
-
     def make(into: Path) -> None:
         stage("build the model by onnxruntime-genai's own builder, once")
         with tempfile.TemporaryDirectory() as scratch:
@@ -73,5 +71,5 @@ def run_builder(command: list[str]) -> None:
     )
     if done.returncode:
         lines = done.stderr.decode(errors="replace").split("\n")
-        said = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {done.returncode}")
-        raise LoadError(f"onnxruntime-genai: its builder failed: {said[:200]}")
+        message = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {done.returncode}")
+        raise LoadError(f"onnxruntime-genai: its builder failed: {message[:200]}")

@@ -9,18 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from adaptc.bench.disturbance import Clock
 from adaptc.bench.peer_loaders import (
     Job,
-    Sample,
     Write,
     load_adaptc,
     load_llama_cpp,
@@ -28,8 +24,8 @@ from adaptc.bench.peer_loaders import (
     load_openvino_genai,
     load_transformers,
 )
-
-__all__ = ["ADAPTC", "PEERS", "Job", "Peer", "Sample", "Write", "measure", "peak_rss_bytes"]
+from adaptc.machine.disturbance import Clock
+from adaptc.machine.memory import peak_rss_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,20 +154,6 @@ def _timed(write: Write, prompt: list[int], new_tokens: int) -> tuple[list[float
     sample = write(prompt, new_tokens)
     others = Clock.now().others_since(before)
     return [sample.prefill_seconds, sample.first_seconds, sample.decode_seconds, others], sample.ids
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this process has had resident.
-
-    Linux hands `ru_maxrss` on from the process that started this one, so its own mark is read where there is one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.bench.comparison import machine
 from adaptc.errors import RequestError
+from adaptc.machine.description import Machine
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.bundle.folder import Bundle, open_bundle, write_bundle
 from adaptc.runtime.loading import load_modal
@@ -79,7 +79,7 @@ def profile_bundle(
         [name] = open_bundle(path, verify=False).manifest.modal
         profile = Profile(
             name,
-            str(machine()["cpu"]),
+            Machine.here().cpu,
             threads or physical_cores(),
             batches,
             len(labels),

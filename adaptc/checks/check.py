@@ -15,6 +15,7 @@ from adaptc.checks.multimodal import image_findings, keeps_images, module_findin
 from adaptc.checks.stitch import stitch_faults
 from adaptc.errors import LoadError
 from adaptc.families.multimodal import text_of
+from adaptc.machine import memory
 from adaptc.sources.base import Source, find_in_package, find_source
 from adaptc.sources.module import ModuleSource
 from adaptc.spec.schema import CalibrationSpec, Spec, TargetSpec
@@ -163,7 +164,7 @@ def _vocabulary(name: str, source: Source, config: PretrainedConfig) -> Iterator
 
 def _room(sizes: Sequence[Size], base: Path) -> Iterator[Finding]:
     weights, cache, read = (sum(getattr(size, what) for size in sizes) for what in ("bundle", "cache", "read"))
-    total, available = doctor.memory_bytes()
+    total, available = memory.memory_bytes()
     running, compiling = weights + cache + _RUNTIME_BYTES, read + weights + _COMPILER_BYTES
     needs = f"compiling needs about {compiling / _MB:,.0f} MB of memory, running {running / _MB:,.0f}"
     there = f"(weights {weights / _MB:,.0f}, KV cache {cache / _MB:,.0f}); {available / _MB:,.0f} are free"

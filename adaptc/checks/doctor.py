@@ -11,21 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptc.compiler.cache import Cache
+from adaptc.machine.memory import memory_bytes
+from adaptc.machine.processor import cpu_flags, cpu_name
+from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
+
 EXTRAS = ("compile", "cpu", "gpu", "tensorrt", "rtx")
-CPU_FLAGS = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "amx_bf16",
-    "asimddp",
-    "i8mm",
-    "sve",
-)
-"""The instruction sets that the CPU engine's kernels choose by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,46 +79,15 @@ def number(text: str) -> tuple[int, ...]:
     return tuple(map(int, release[0].split("."))) if release else ()
 
 
-def memory_bytes() -> tuple[int, int]:
-    """Return memory in all and memory free to use, in bytes; a container's limit counts. 0: not known."""
-    total = available = 0
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        values = {line.partition(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith("kB")}
-        total, available = values["MemTotal"], values["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
-            total = available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _cgroup("memory.max", "memory/memory.limit_in_bytes")
-    if limit is not None and 0 < limit < total:
-        used = _cgroup("memory.current", "memory/memory.usage_in_bytes") or 0
-        total, available = limit, min(available, max(0, limit - used))
-    return total, available
-
-
-def _cgroup(*names: str) -> int | None:
-    for name in names:
-        try:
-            text = Path("/sys/fs/cgroup", name).read_text().strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() else None
-    return None
-
-
 def diagnose() -> dict[str, Any]:
     """Return everything `adaptc doctor` says, as values JSON can hold. What is missing is said, never an error."""
-    from adaptc.compiler.cache import Cache
-    from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
-
     total, available = memory_bytes()
     cache = Cache.default()
     return {
         "adaptc": version("adaptc"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": {"name": _cpu("model name"), "cores": physical_cores(), "threads": os.cpu_count(), "flags": _flags()},
+        "cpu": {"name": cpu_name(), "cores": physical_cores(), "threads": os.cpu_count(), "flags": cpu_flags()},
         "memory": {"bytes": total, "available_bytes": available},
         "gpu": _gpu(),
         "engines": _engines(),
@@ -141,20 +101,6 @@ def _package(package: Package) -> dict[str, Any]:
         "name": package.name, "extra": package.extra, "wanted": package.wanted, "found": package.found, "ok": package.ok
     }  # fmt: skip
     return values if package.ok else values | {"install": package.install}
-
-
-def _cpu(key: str) -> str | None:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or None if key == "model name" else None
-    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.MULTILINE)
-    return found[1] if found else None
-
-
-def _flags() -> list[str]:
-    have = set((_cpu("flags") or _cpu("Features") or "").split())
-    return [flag for flag in CPU_FLAGS if flag in have]
 
 
 def _gpu() -> dict[str, Any]:

@@ -6,41 +6,28 @@ runs if any row wants it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adaptc.errors import RequestError
-from adaptc.evaluation.perplexity import read_text, route_bytes
+from adaptc.evaluation.questions import ANSWER_TOKENS, Question, asked_after_examples, is_right
+from adaptc.evaluation.routes import route_bytes
+from adaptc.evaluation.text import read_records
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
+from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.model.budget import threshold_of
 from adaptc.runtime.text.templates import Message
 from adaptc.runtime.text.tokenizer import Tokenizer
 
-Told = Callable[[int], None]
-"""Told how many prompts are done."""
-
-SHOTS = 4
-"""Questions with their answers before each question that is asked."""
-
-ANSWER_TOKENS = 12
-"""Tokens in which an answer must come."""
+Progress = Callable[[int], None]
+"""Called with the number of prompts that are done."""
 
 GRAM = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question and every answer that is right."""
-
-    text: str
-    answers: tuple[str, ...]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -59,53 +46,6 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Questions with answers: JSONL with `question` and `answers`, or YAML that maps questions to lists of answers.
-
-    Raises:
-        RequestError: it cannot be read, is of another form, or has too few questions.
-    """
-    if path.suffix == ".jsonl":
-        found = [_question(f"{path}:{number}", r.get("question"), r.get("answers")) for number, r in read_records(path)]
-    else:
-        import yaml
-
-        try:
-            # BaseLoader, or the symbol of nobelium would be the truth value "no".
-            content = yaml.load(read_text(path), yaml.BaseLoader)
-        except yaml.YAMLError as error:
-            raise RequestError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(content, dict):
-            raise RequestError(f"{path}: no mapping; questions with lists of answers are right")
-        found = [_question(str(path), key, value) for key, value in content.items() if isinstance(value, list)]
-    if len(found) <= SHOTS:
-        raise RequestError(f"{path}: {len(found)} questions; more than {SHOTS} are needed, which are the examples")
-    return found
-
-
-def _question(where: str, text: Any, answers: Any) -> Question:
-    if not isinstance(text, str) or not isinstance(answers, list) or not answers:
-        raise RequestError(f"{where}: {text!r}: a question with a list of answers is right")
-    return Question(text, tuple(map(str, answers)))
-
-
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a JSONL file, each with the number of its line.
-
-    Raises:
-        RequestError: it cannot be read, or a line is no object.
-    """
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise RequestError(f"{path}:{number}: not JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise RequestError(f"{path}:{number}: not an object")
-            yield number, record
-
-
 def repetition(ids: Sequence[int], gram: int = GRAM) -> tuple[int, int]:
     """How many of a text's runs of `gram` tokens stood in it before, and how many runs there are."""
     runs = [tuple(ids[at : at + gram]) for at in range(len(ids) - gram + 1)]
@@ -119,7 +59,7 @@ def collapse(
     new_tokens: int,
     *,
     chat: bool = False,
-    told: Told = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> dict[str, dict[str, float]]:
     """Answer every prompt, dense and under a budget.
 
@@ -129,7 +69,7 @@ def collapse(
         budget: 0 to 1.
         new_tokens: Most tokens of an answer.
         chat: Put the prompts as messages, in the model's chat template.
-        told: Told how many prompts are done.
+        progress: Called with how many prompts are done.
 
     Returns:
         For "dense" and "budget": `repetition`, the share of all runs of 4 tokens that stood in the same answer before;
@@ -147,7 +87,7 @@ def collapse(
             )
             ended = result.finish_reason == "eos"
             found[name].append((*repetition(result.ids), len(result.ids), ended, result.trace.ffn_skipped))
-        told(done)
+        progress(done)
     return {
         name: {
             "repetition": sum(each[0] for each in rows) / max(1, sum(each[1] for each in rows)),
@@ -174,7 +114,7 @@ def factoids(
     questions: Sequence[Question],
     budget: float,
     threads: int | None = None,
-    told: Told = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Ask questions after four examples, dense and under a budget.
 
@@ -186,14 +126,12 @@ def factoids(
         questions: More than four.
         budget: 0 to 1.
         threads: Of the engine.
-        told: Told how many questions are done.
+        progress: Called with how many questions are done.
 
     Returns:
         Of how many questions the answer begins with a right one, case and leading articles aside: `dense`, `budget`,
         and `dense_prompt`, under the budget after a dense prompt; with `asked` and `ffn_skipped`.
     """
-    from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
-
     name = bundle.manifest.reader
     graph, gates = bundle.manifest.graphs[name], bundle.manifest.gates.get(name)
     folder = bundle.path / "tokenizer"
@@ -216,18 +154,12 @@ def factoids(
         ):
             text = tokenizer.decode(_greedy(decoder, ids, threshold, stepwise, ran))
             right[kind] += is_right(text, question.answers)
-        told(done)
+        progress(done)
     skips = decoder.skips(ran)
     decoder.close()
     share = 0.0 if skips is None or gates is None else skips.share
     ratio = right["budget"] / right["dense"] if right["dense"] else None
     return {**right, "asked": len(asked), "ratio": ratio, "ffn_skipped": share}
-
-
-def asked_after_examples(questions: Sequence[Question]) -> list[tuple[str, Question]]:
-    """The questions after the first four, each with its prompt: those four with their answers, then itself."""
-    examples = "".join(f"Question: {q.text}\nAnswer: {q.answers[0]}\n\n" for q in questions[:SHOTS])
-    return [(f"{examples}Question: {q.text}\nAnswer:", q) for q in questions[SHOTS:]]
 
 
 def _greedy(decoder: Decoder, ids: Any, threshold: float, stepwise: bool, ran: list[bytes]) -> list[int]:
@@ -243,15 +175,3 @@ def _greedy(decoder: Decoder, ids: Any, threshold: float, stepwise: bool, ran: l
         if stepwise and (now := decoder.ran(0)) is not None:
             ran.append(now)
     return written
-
-
-def is_right(text: str, answers: Sequence[str]) -> bool:
-    """Whether the first line of a text begins with one of the answers, case and leading articles aside."""
-    lines = text.strip().splitlines() or [""]
-    said = f"{_plain(lines[0])} "
-    return any(said.startswith(f"{_plain(answer)} ") for answer in answers)
-
-
-def _plain(text: str) -> str:
-    words = "".join(c if c.isalnum() else " " for c in text.casefold()).split()
-    return " ".join(words[1:] if words[:1] in (["the"], ["a"], ["an"]) and len(words) > 1 else words)

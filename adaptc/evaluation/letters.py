@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from adaptc.errors import RequestError
-from adaptc.evaluation.answers import read_records
-from adaptc.evaluation.perplexity import read_text
+from adaptc.evaluation.text import read_records, read_text
 from adaptc.runtime.model.budget import Wish
 from adaptc.runtime.model.rows import Rows
 from adaptc.runtime.text.tokenizer import Tokenizer

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,16 +15,19 @@ import numpy.typing as npt
 
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.errors import AdaptcError, RequestError
+from adaptc.evaluation.reference import Reference
+from adaptc.evaluation.routes import has_router
+from adaptc.evaluation.text import Ids, windows
+from adaptc.runtime import load
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.budget import Skips
 from adaptc.sources.base import Source
 
-Ids = npt.NDArray[np.int64]
 Score = Callable[[Ids], npt.NDArray[np.float32]]
 """int64 [tokens] -> natural log-probabilities float32 [tokens - 1], of all tokens but the first."""
 
 Progress = Callable[[int], None]
-"""Told how many tokens of the text are done."""
+"""Called with the number of tokens that are done."""
 
 WINDOW = 512
 """Tokens a model sees at once; perplexities of different windows cannot be compared."""
@@ -50,17 +53,7 @@ class Perplexity:
     routes: Mapping[str, float] = field(default_factory=dict)
 
 
-def ignore(done: int) -> None:
-    """Progress that nobody watches."""
-
-
-def windows(ids: Ids, window: int) -> Iterator[Ids]:
-    """Cut a text into pieces of `window` tokens, one after the other; a single token left over is dropped."""
-    for start in range(0, len(ids) - 1, window):
-        yield ids[start : start + window]
-
-
-def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress = ignore) -> Perplexity:
+def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress = lambda _: None) -> Perplexity:
     """Measure how well a model predicts a text.
 
     The text is cut into windows that do not overlap. A window's first token has nothing before it and is not
@@ -95,72 +88,6 @@ def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress 
     return Perplexity(math.exp(mean), count)
 
 
-def read_text(path: Path) -> str:
-    """Read a text to measure on.
-
-    Raises:
-        RequestError: it is not there, not UTF-8, or empty.
-    """
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise RequestError(f"{path}: cannot read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: byte {error.start} is not UTF-8; convert the text to UTF-8") from error
-    if not text.strip():
-        raise RequestError(f"{path}: empty; a text to predict is needed")
-    return text
-
-
-def text_ids(bundle: Bundle, path: Path, tokens: int | None = None) -> Ids:
-    """Read a text as a bundle's token ids: int64 [tokens].
-
-    Args:
-        bundle: Its tokenizer is used; it adds the tokens the model expects around a text.
-        path: A UTF-8 file.
-        tokens: Use only so many, from the start.
-
-    Raises:
-        RequestError: the file cannot be read or is too short, or the bundle has no tokenizer.
-    """
-    from adaptc.runtime.text.tokenizer import Tokenizer
-
-    folder = bundle.path / "tokenizer"
-    if not folder.exists():
-        raise RequestError(f"{bundle.path}: no tokenizer; a text cannot be predicted")
-    ids = np.array(Tokenizer(folder).encode(read_text(path)), np.int64)[:tokens]
-    if len(ids) < 2:
-        raise RequestError(f"{path}: {len(ids)} tokens; at least 2 are needed, one to predict the next")
-    return ids
-
-
-def route_bytes(bundle: Bundle) -> dict[str, int]:
-    """Bytes of weights that a decoded token reads on each route; empty for a bundle without routes."""
-    switch = bundle.manifest.switch
-    routes = {} if switch is None else switch.routes
-    return {name: route.bytes_per_token for name, route in routes.items()}
-
-
-def has_router(bundle: Bundle) -> bool:
-    """Whether something picks a route where a request names none."""
-    switch = bundle.manifest.switch
-    return switch is not None and switch.router is not None
-
-
-def routes_of(bundle: Bundle, wanted: Sequence[str] = ()) -> tuple[str, ...]:
-    """The routes that are meant: those that are named, or all; none for a bundle without routes.
-
-    Raises:
-        RequestError: one is named that is not there.
-    """
-    there = route_bytes(bundle)
-    for name in wanted:
-        if name not in there:
-            known = f"there are: {', '.join(there)}" if there else "this bundle has none"
-            raise RequestError(f"route: no route {name!r}; {known}")
-    return tuple(wanted or there)
-
-
 def bundle_perplexity(
     bundle: Bundle,
     ids: Ids,
@@ -170,7 +97,7 @@ def bundle_perplexity(
     budget: float | None = None,
     route: str | None = None,
     threads: int | None = None,
-    progress: Progress = ignore,
+    progress: Progress = lambda _: None,
 ) -> Perplexity:
     """Measure a bundle.
 
@@ -189,8 +116,6 @@ def bundle_perplexity(
         RequestError: as `perplexity`, or the window does not fit the bundle.
         AdaptcError: as `perplexity`, or the bundle cannot be run.
     """
-    from adaptc.runtime import load
-
     name = bundle.manifest.reader
     decoder = bundle.manifest.graphs[name].decoder
     skips: list[Skips] = []
@@ -224,7 +149,7 @@ def dense_perplexity(
     *,
     dtype: str = "float32",
     threads: int | None = None,
-    progress: Progress = ignore,
+    progress: Progress = lambda _: None,
 ) -> Perplexity:
     """The same measure of the source model, dequantized and run eagerly by torch; kept in the cache.
 
@@ -244,8 +169,6 @@ def dense_perplexity(
     """
 
     def make(path: Path) -> None:
-        from adaptc.evaluation.reference import Reference
-
         model = Reference(source, dtype, threads)
         found = perplexity(model.log_probabilities, ids, window, progress)
         path.write_text(json.dumps({"perplexity": found.perplexity, "tokens": found.tokens}))

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.errors import RequestError
-from adaptc.evaluation import perplexity as evaluate
-from adaptc.evaluation.answers import ANSWER_TOKENS, Question, asked_after_examples, has_chat, is_right
+from adaptc.evaluation.answers import has_chat
 from adaptc.evaluation.instructions import INSTRUCTIONS, Instruction
 from adaptc.evaluation.letters import Lettered, likeliest
-from adaptc.evaluation.perplexity import Ids
+from adaptc.evaluation.perplexity import WINDOW, bundle_perplexity
+from adaptc.evaluation.questions import ANSWER_TOKENS, Question, asked_after_examples, is_right
+from adaptc.evaluation.routes import has_router, route_bytes, routes_of
+from adaptc.evaluation.text import Ids
 from adaptc.runtime import Session
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import load_rows
@@ -38,7 +40,7 @@ class Tasks:
     """
 
     ids: Ids | None = None
-    window: int = evaluate.WINDOW
+    window: int = WINDOW
     lettered: Sequence[Lettered] = ()
     questions: Sequence[Question] = ()
     instructions: Sequence[Instruction] = INSTRUCTIONS
@@ -68,15 +70,15 @@ def quality(
     Raises:
         RequestError: there is no such route, no tokenizer, or instructions are put to a model without a chat template.
     """
-    wanted = evaluate.routes_of(bundle, routes)
+    wanted = routes_of(bundle, routes)
     ways: list[str | None] = [*wanted] or [None]
-    if wanted and not routes and evaluate.has_router(bundle):
+    if wanted and not routes and has_router(bundle):
         ways.append(None)
     if not (bundle.path / "tokenizer").exists():
         raise RequestError(f"{bundle.path}: no tokenizer; nothing can be asked")
     if tasks.instructions and not has_chat(bundle):
         raise RequestError(f"{bundle.path}: no chat template; instructions cannot be put: leave them out")
-    costs = evaluate.route_bytes(bundle)
+    costs = route_bytes(bundle)
     found: dict[str, dict[str, Any]] = {}
     for way in ways:
         name = way or ("router" if wanted else "")
@@ -84,7 +86,7 @@ def quality(
         found[name] = {"bytes_per_token": cost} if cost is not None else {}
         if tasks.ids is not None:
             stage(f"{name or 'bundle'}: perplexity")
-            measured = evaluate.bundle_perplexity(bundle, tasks.ids, tasks.window, route=way, threads=threads)
+            measured = bundle_perplexity(bundle, tasks.ids, tasks.window, route=way, threads=threads)
             found[name] |= {"perplexity": measured.perplexity, "tokens": measured.tokens}
         stage(f"{name or 'bundle'}: questions")
         found[name] |= _answered(bundle, tasks, way, threads)

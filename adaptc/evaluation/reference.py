@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.errors import LoadError
+from adaptc.evaluation.parity import Logits
+from adaptc.evaluation.text import Ids
 from adaptc.families.multimodal import model_of
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.sources.base import Source, find_source
@@ -18,9 +20,6 @@ from adaptc.spec.schema import read_spec
 
 if TYPE_CHECKING:
     import torch
-
-Ids = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float32]
 
 DTYPES = ("float32", "bfloat16")
 """What a reference can compute in."""

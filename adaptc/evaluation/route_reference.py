@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import RequestError
+from adaptc.evaluation.parity import Logits
+from adaptc.evaluation.reference import sources_of, torch_of
+from adaptc.evaluation.text import Ids
 from adaptc.runtime.bundle.folder import Bundle
 
 if TYPE_CHECKING:
     from adaptc.ir.graph import FxGraph
     from adaptc.ir.program import Program
-
-Ids = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,6 @@ class Stitched:
             LoadError: a model is not there or has changed, or torch is missing.
             PassError: the stitches or the router are not there, or others than the spec's.
         """
-        from adaptc.evaluation.reference import sources_of, torch_of
-
         torch = torch_of()
         if threads is not None:
             torch.set_num_threads(threads)

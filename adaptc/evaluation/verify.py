@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from adaptc.errors import BundleError
+from adaptc.evaluation.parity import NEW_TOKENS, Logits, Model, Parity, compare, worst
+from adaptc.evaluation.reference import Reference, source_of
+from adaptc.evaluation.route_reference import Stitched
+from adaptc.evaluation.text import Ids
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.loading import load_rows
+from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.text.tokenizer import Tokenizer
 
 Stage = Callable[[str], None]
-Ids = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float32]
-
-NEW_TOKENS = 20
-"""How many tokens are written greedily by both."""
 
 PROMPTS = (
     "The capital of France is",
@@ -28,61 +27,6 @@ PROMPTS = (
     "1, 2, 3, 5, 8, 13,",
     "Dear Anna,\n\nthank you for your letter. I am glad to hear that",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is allowed; None is not looked at.
-
-    Attributes:
-        same_tokens: Of `NEW_TOKENS` greedy tokens, how many must be the same from the start, for every prompt.
-        max_logit_error: Largest difference of a logit.
-        mean_kl: Mean over positions of KL(source model || bundle), in nats.
-    """
-
-    same_tokens: int
-    max_logit_error: float | None
-    mean_kl: float
-
-
-LIMITS = {
-    "fp32": Limits(NEW_TOKENS, 1e-3, 1e-6),
-    "fp16": Limits(0, None, 1e-3),
-    "int8": Limits(0, None, 0.02),
-    "int4": Limits(0, None, 0.25),
-}
-"""By the bundle's weights. With fewer bits one near tie can change all tokens that follow, so only KL is judged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """How far a bundle is from its source model, on `PROMPTS` and what the source model writes after them.
-
-    Attributes:
-        same_tokens: Greedy tokens that are the same from the start, in the worst prompt.
-        new_tokens: Of so many.
-        max_logit_error: Largest absolute difference of a logit.
-        mean_kl: Mean KL(source model || bundle) of the next token, nats.
-        top1_agreement: Share of positions at which both have the same most likely token.
-        positions: How many positions were compared.
-    """
-
-    same_tokens: int
-    new_tokens: int
-    max_logit_error: float
-    mean_kl: float
-    top1_agreement: float
-    positions: int
-
-
-class Model(Protocol):
-    """Something that predicts tokens."""
-
-    def logits(self, ids: Ids) -> Logits:
-        """int64 [tokens] -> float32 [tokens, vocab], at every position."""
-
-    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
-        """The most likely continuation; an end token does not end it."""
 
 
 class BundleModel:
@@ -102,9 +46,6 @@ class BundleModel:
         Raises:
             EngineError: the engine is not installed or refuses the graph.
         """
-        from adaptc.runtime.loading import load_rows
-        from adaptc.runtime.model.budget import Wish
-
         if bundle.manifest.graphs[bundle.manifest.reader].decoder is None:
             raise BundleError(f"{bundle.path}: not a decoder; there is nothing to compare")
         self._decoder = load_rows(bundle, threads, budget=0.0 if gated else 1.0)
@@ -128,61 +69,12 @@ class BundleModel:
         self._decoder.close()
 
 
-def compare(model: Model, reference: Model, prompts: Iterable[Sequence[int]], new_tokens: int = NEW_TOKENS) -> Parity:
-    """Compare two models on prompts and on what `reference` writes after them.
-
-    Args:
-        model: The one in question.
-        reference: What it should be.
-        prompts: Token ids, each at least one.
-        new_tokens: Tokens written after each, at least 1.
-    """
-    same, worst, kl, agreed, positions = new_tokens, 0.0, 0.0, 0, 0
-    for prompt in prompts:
-        written = reference.greedy(prompt, new_tokens)
-        same = min(same, _same_start(written, model.greedy(prompt, new_tokens)))
-        ids = np.array([*prompt, *written], np.int64)
-        ours, theirs = model.logits(ids), reference.logits(ids)
-        worst = max(worst, float(np.abs(ours - theirs).max()))
-        kl += float(_kl(theirs, ours).sum())
-        agreed += int((ours.argmax(1) == theirs.argmax(1)).sum())
-        positions += len(ids)
-    return Parity(same, new_tokens, worst, kl / positions, agreed / positions, positions)
-
-
-def worst(found: Sequence[Parity]) -> Parity:
-    """Of several comparisons of the same prompts, the worst of each figure; a NaN stays one."""
-    return Parity(
-        min(each.same_tokens for each in found),
-        found[0].new_tokens,
-        float(np.max([each.max_logit_error for each in found])),
-        float(np.max([each.mean_kl for each in found])),
-        float(np.min([each.top1_agreement for each in found])),
-        found[0].positions,
-    )
-
-
-def faults(parity: Parity, limits: Limits) -> list[str]:
-    """What is outside the limits, in words; empty if nothing is."""
-    found = []
-    if parity.same_tokens < limits.same_tokens:
-        found.append(f"{parity.same_tokens} greedy tokens are the same, {limits.same_tokens} must be")
-    # Written so that a NaN fails.
-    if limits.max_logit_error is not None and not parity.max_logit_error <= limits.max_logit_error:
-        found.append(f"a logit is off by {parity.max_logit_error:.2g}, at most {limits.max_logit_error:g} may be")
-    if not parity.mean_kl <= limits.mean_kl:
-        found.append(f"mean KL is {parity.mean_kl:.3g} nats, at most {limits.mean_kl:g} may be")
-    return found
-
-
 def prompts_of(bundle: Bundle) -> list[list[int]]:
     """`PROMPTS` as the bundle's token ids.
 
     Raises:
         BundleError: it has no tokenizer.
     """
-    from adaptc.runtime.text.tokenizer import Tokenizer
-
     folder = bundle.path / "tokenizer"
     if not folder.exists():
         raise BundleError(f"{bundle.path}: no tokenizer; the numbers cannot be compared")
@@ -202,8 +94,6 @@ def parity_of(bundle: Bundle, base: Path, threads: int | None = None) -> Parity:
         LoadError: the source model is not there or has changed, or torch is missing.
         EngineError: the bundle cannot be run.
     """
-    from adaptc.evaluation.reference import Reference, source_of
-
     prompts = prompts_of(bundle)
     return _parity(bundle, None, Reference(source_of(bundle, base), "float32", threads), prompts, threads)
 
@@ -225,8 +115,6 @@ def routes_parity(
         EngineError: as `parity_of`.
         RequestError: there is no such route.
     """
-    from adaptc.evaluation.route_reference import Stitched
-
     prompts = prompts_of(bundle)
     reference = Stitched.of(bundle, base, threads, stage)
     found = {}
@@ -251,20 +139,3 @@ def _parity(
         finally:
             model.close()
     return worst(found)
-
-
-def _kl(p: Logits, q: Logits) -> npt.NDArray[np.float64]:
-    """KL(softmax p || softmax q) of each row; float64, as differences of near equal numbers are summed."""
-    log_p, log_q = _log_softmax(p), _log_softmax(q)
-    found: npt.NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(1)
-    return found
-
-
-def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return found
-
-
-def _same_start(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((index for index, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))

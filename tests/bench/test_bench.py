@@ -16,14 +16,18 @@ from click.testing import CliRunner, Result
 from tokenizers import Tokenizer
 
 from adaptc.bench import comparison as bench
-from adaptc.bench import disturbance, peer_models, peers
-from adaptc.bench.comparison import Runner, Settings
-from adaptc.bench.disturbance import Clock
-from adaptc.bench.peers import ADAPTC, PEERS, Job, Peer, Sample, Write
+from adaptc.bench import peer_models, peers
+from adaptc.bench.comparison import Runner
+from adaptc.bench.figures import Settings, summary
+from adaptc.bench.peer_loaders import Job, Sample, Write
+from adaptc.bench.peers import ADAPTC, PEERS, Peer
 from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.errors import EngineError, LoadError, RequestError
 from adaptc.evaluation.reference import Reference
+from adaptc.machine import disturbance
+from adaptc.machine.disturbance import Clock
+from adaptc.machine.memory import peak_rss_bytes
 from adaptc.runtime import Bundle
 from adaptc.sources.gguf.source import GgufSource
 from tests.models import attention_bundle
@@ -91,7 +95,7 @@ def test_engines_take_turns_and_medians_are_taken() -> None:
     assert slow["time_to_first_token_seconds"] == pytest.approx(10 / 40)
     assert slow["peak_rss_bytes"] == 50
     assert (own["same_tokens"], slow["same_tokens"]) == (5, 2)
-    report = bench.report(results, settings, {"other": "not installed"}, failed)
+    report = bench.report_of(results, settings, {"other": "not installed"}, failed)
     assert report["ratios"] == pytest.approx({"decode_vs_slow": 2.5, "prefill_vs_slow": 2.5, "prefill_20_vs_slow": 2.5})
     assert report["missing"] == {"other": "not installed"}
     assert report["settings"]["prompt_tokens"] == 9
@@ -174,7 +178,7 @@ def test_nothing_is_measured_if_adaptc_fails() -> None:
 
 def test_without_a_long_prompt_there_is_no_figure_for_one() -> None:
     settings = dataclasses.replace(SMALL, long_tokens=0)
-    found = bench.summary([turn(1.0) | {"long_samples": []}], settings)
+    found = summary([turn(1.0) | {"long_samples": []}], settings)
     assert [key for key in found if key.startswith("prefill")] == ["prefill_tokens_per_second"]
 
 
@@ -200,9 +204,9 @@ def test_a_process_that_fails_is_one_line(tmp_path: Path) -> None:
 def test_memory_is_the_processs_own() -> None:
     # Linux hands ru_maxrss on to the processes one starts; a large one must not count for them.
     ballast = np.ones(300_000_000, np.uint8)
-    code = "from adaptc.bench.peers import peak_rss_bytes; print(peak_rss_bytes())"
+    code = "from adaptc.machine.memory import peak_rss_bytes; print(peak_rss_bytes())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 200e6 < peers.peak_rss_bytes()
+    assert int(done.stdout) < 200e6 < peak_rss_bytes()
     assert ballast[-1] == 1
 
 

@@ -17,6 +17,7 @@ from adaptc.checks.check import check
 from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import size_of
 from adaptc.families.multimodal import MULTIMODAL
+from adaptc.machine import memory
 from adaptc.sources.base import SUPPORTED
 from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec, read_spec
 from tests.models import views, vlm
@@ -39,7 +40,7 @@ FIT = TargetSpec(max_tokens=128)
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with 8 GB, so that findings do not depend on the one that tests run on."""
-    monkeypatch.setattr(doctor, "memory_bytes", lambda: (8_000_000_000, 6_000_000_000))
+    monkeypatch.setattr(memory, "memory_bytes", lambda: (8_000_000_000, 6_000_000_000))
 
 
 def folder(path: Path, tokens: int = 96, template: str | None = "x", **change: Any) -> Path:
@@ -142,7 +143,7 @@ def test_memory_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "compiling needs about 1,000 MB of memory, running 10,887 (weights 0, KV cache 10,737); 6,000 are free: "
         "a smaller max_tokens, batch or weights would fit"
     )
-    monkeypatch.setattr(doctor, "memory_bytes", lambda: (8_000_000_000, 500_000_000))
+    monkeypatch.setattr(memory, "memory_bytes", lambda: (8_000_000_000, 500_000_000))
     [found] = troubles(tmp_path)
     assert found[1] == "warn"
     assert found[2].endswith("500 are free: close other programs, or compile on another machine")
@@ -307,9 +308,9 @@ def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         "/sys/fs/cgroup/memory.current": "1024000\n",
     }
     monkeypatch.setattr(Path, "read_text", lambda self, *_: files.get(str(self)) or _unreadable())
-    assert doctor.memory_bytes() == (4096000, 3072000)
+    assert memory.memory_bytes() == (4096000, 3072000)
     files["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert doctor.memory_bytes() == (8192000, 5120000)
+    assert memory.memory_bytes() == (8192000, 5120000)
 
 
 def test_the_check_reads_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from adaptc.cli import main
 from adaptc.errors import RequestError
-from adaptc.evaluation import answers
+from adaptc.evaluation import answers, questions
 from adaptc.runtime import Bundle, load
 from tests.models import gated_bundle
 
@@ -29,12 +29,12 @@ def test_repetition_counts_runs_that_stood_before() -> None:
 
 
 def test_an_answer_is_right_if_it_begins_so() -> None:
-    assert answers.is_right(" Paris, of course\nQuestion: x", ["Paris"])
-    assert answers.is_right("The Hague.", ["Hague", "Amsterdam"])
-    assert answers.is_right("Na", ["Na"])
-    assert not answers.is_right("Nantes", ["Na"])
-    assert not answers.is_right("", ["Na"])
-    assert not answers.is_right("In Paris", ["Paris"])
+    assert questions.is_right(" Paris, of course\nQuestion: x", ["Paris"])
+    assert questions.is_right("The Hague.", ["Hague", "Amsterdam"])
+    assert questions.is_right("Na", ["Na"])
+    assert not questions.is_right("Nantes", ["Na"])
+    assert not questions.is_right("", ["Na"])
+    assert not questions.is_right("In Paris", ["Paris"])
 
 
 def test_reads_prompts_and_questions(tmp_path: Path) -> None:
@@ -42,12 +42,12 @@ def test_reads_prompts_and_questions(tmp_path: Path) -> None:
     assert answers.read_prompts(tmp_path / "p.jsonl") == ["One?", "Three?"]
     listed = "".join(f"What is {n}?:\n- No\n- {n}\n" for n in range(6))
     (tmp_path / "q.yaml").write_text(f"AUTHOR: Someone\n{listed}")
-    found = answers.read_questions(tmp_path / "q.yaml")
+    found = questions.read_questions(tmp_path / "q.yaml")
     assert len(found) == 6
-    assert found[2] == answers.Question("What is 2?", ("No", "2"))
+    assert found[2] == questions.Question("What is 2?", ("No", "2"))
     lines = [json.dumps({"question": f"{n}?", "answers": ["x"]}) for n in range(5)]
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
-    assert answers.read_questions(tmp_path / "q.jsonl")[4].text == "4?"
+    assert questions.read_questions(tmp_path / "q.jsonl")[4].text == "4?"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_reads_prompts_and_questions(tmp_path: Path) -> None:
 )
 def test_refuses_other_files(name: str, content: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
-    read = answers.read_prompts if name.startswith("p") else answers.read_questions
+    read = answers.read_prompts if name.startswith("p") else questions.read_questions
     with pytest.raises(RequestError, match=text):
         read(tmp_path / name)
 

@@ -16,7 +16,8 @@ from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.errors import AdaptcError, RequestError
 from adaptc.evaluation import perplexity as evaluate
-from adaptc.evaluation.perplexity import Ids, Perplexity, perplexity
+from adaptc.evaluation.perplexity import Perplexity, perplexity
+from adaptc.evaluation.text import Ids, text_ids
 from adaptc.runtime import Bundle
 from adaptc.sources.base import Source
 from tests.models import attention_bundle
@@ -128,7 +129,7 @@ def test_a_window_larger_than_the_bundle_is_refused(bundle: Bundle, text: Path) 
 
 @pytest.mark.parametrize("step", [False, True])
 def test_a_bundle_has_its_models_perplexity(bundle: Bundle, text: Path, step: bool) -> None:
-    ids = evaluate.text_ids(bundle, text, 200)
+    ids = text_ids(bundle, text, 200)
     assert len(ids) == 200
     found = evaluate.bundle_perplexity(bundle, ids, 48, step=step, threads=1)
     total = 0.0
@@ -183,7 +184,7 @@ def test_dense_perplexity_is_measured_once(tmp_path: Path, monkeypatch: pytest.M
 
         log_probabilities = staticmethod(uniform)
 
-    monkeypatch.setattr("adaptc.evaluation.reference.Reference", Uniform)
+    monkeypatch.setattr("adaptc.evaluation.perplexity.Reference", Uniform)
     cache, ids = Cache(tmp_path), np.arange(40)
 
     def measured(sha256: str = "a", of: Ids = ids, window: int = 10, dtype: str = "float32") -> Perplexity:

@@ -96,7 +96,7 @@ def test_eval_has_every_route_the_router_and_the_models(bundle: Bundle, folder: 
 
 
 def eager_perplexity(bundle: Bundle, route: str) -> float:
-    from adaptc.evaluation.perplexity import windows
+    from adaptc.evaluation.text import windows
     from adaptc.runtime.text.tokenizer import Tokenizer
 
     plan = layout(stitched.stitch(), stitched.program())

@@ -13,11 +13,12 @@ import torch
 
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.errors import RequestError
-from adaptc.evaluation.oracle import Rule, constant, layers, score, walk
-from adaptc.evaluation.policies import Learned, policies
-from adaptc.evaluation.subject import Subject
-from adaptc.evaluation.sweep import Settings, quality, table
-from adaptc.evaluation.sweep_speed import Timing, speeds
+from adaptc.evaluation.sweep.oracle import Rule, constant, layers, score, walk
+from adaptc.evaluation.sweep.policies import Learned, policies
+from adaptc.evaluation.sweep.speed import Timing, speeds
+from adaptc.evaluation.sweep.subject import Subject
+from adaptc.evaluation.sweep.sweep import Settings, quality
+from adaptc.evaluation.sweep.table import columns_and_rows
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import GateSpec, Session
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
@@ -138,7 +139,7 @@ def test_a_sweep_as_a_table() -> None:
     assert (one["share"], other["share"]) == (0.2, 0.5)
     assert one["ffn_skipped"] < other["ffn_skipped"]
     assert other["ratio"] != 1
-    heads, rows = table(result)
+    heads, rows = columns_and_rows(result)
     assert heads == ["skipped", "learned", "cosine", "static", "random", "random+", "layers"]
     assert [row[0] for row in rows] == ["20%", "50%"]
     json.dumps(result, allow_nan=False)

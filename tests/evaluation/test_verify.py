@@ -12,18 +12,9 @@ from click.testing import CliRunner, Result
 
 from adaptc.cli import main
 from adaptc.evaluation import verify
-from adaptc.evaluation.verify import (
-    LIMITS,
-    NEW_TOKENS,
-    BundleModel,
-    Ids,
-    Limits,
-    Logits,
-    Parity,
-    compare,
-    faults,
-    worst,
-)
+from adaptc.evaluation.parity import LIMITS, NEW_TOKENS, Limits, Logits, Parity, compare, faults, worst
+from adaptc.evaluation.text import Ids
+from adaptc.evaluation.verify import BundleModel
 from adaptc.runtime import Bundle, BundleError, open_bundle
 from tests.models import attention_bundle
 

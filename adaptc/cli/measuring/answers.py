@@ -33,6 +33,7 @@ def command(
 ) -> None:
     """Compare a bundle's answers under a budget with dense ones."""
     from adaptc.evaluation import answers
+    from adaptc.evaluation.questions import SHOTS, read_questions
     from adaptc.runtime import load, open_bundle
 
     if (prompts is None) == (questions is None):
@@ -41,16 +42,16 @@ def command(
     if not opened.manifest.gates:
         click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
     if questions is not None:
-        asked = answers.read_questions(questions)[: first and first + answers.SHOTS]
-        with progress_bar(len(asked) - answers.SHOTS, "questions") as told:
-            print_result({"budget_asked": budget} | answers.factoids(opened, asked, budget, threads, told), as_json)
+        asked = read_questions(questions)[: first and first + SHOTS]
+        with progress_bar(len(asked) - SHOTS, "questions") as progress:
+            print_result({"budget_asked": budget} | answers.factoids(opened, asked, budget, threads, progress), as_json)
     if prompts is not None:
         texts = answers.read_prompts(prompts)[:first]
         with (
             load(bundle, threads=threads, batch=1, verify=False) as session,
-            progress_bar(len(texts), "prompts") as told,
+            progress_bar(len(texts), "prompts") as progress,
         ):
             chat = answers.has_chat(opened)
-            found = answers.collapse(session, texts, budget, new_tokens, chat=chat, told=told)
-        flat = {f"{kind}_{name}": value for kind, values in found.items() for name, value in values.items()}
+            figures = answers.collapse(session, texts, budget, new_tokens, chat=chat, progress=progress)
+        flat = {f"{kind}_{name}": value for kind, values in figures.items() for name, value in values.items()}
         print_result({"budget_asked": budget, "prompts": len(texts)} | flat, as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,7 @@ from adaptc.cli.options import BASE, BUNDLE, CACHE, JSON, ROUTES, THREADS, open_
 from adaptc.cli.output import print_table, status_line
 
 if TYPE_CHECKING:
-    from adaptc.bench.comparison import Runner
-    from adaptc.compiler.cache import Cache
-    from adaptc.runtime import Bundle
+    pass
 
 
 @click.command("bench")
@@ -71,26 +69,28 @@ def command(
         else:
             print_jobs(replayed)
         return
-    from adaptc.bench import comparison as bench
-    from adaptc.evaluation.perplexity import routes_of
+    from adaptc.bench.comparison import bench, prompts, report_of
+    from adaptc.bench.figures import Settings
+    from adaptc.bench.runners import runners_of
+    from adaptc.evaluation.routes import routes_of
     from adaptc.runtime import open_bundle
     from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 
-    names = _names(against)
+    names = _peer_names(against)
     opened = open_bundle(bundle)
-    wanted = routes_of(opened, routes)
-    settings = bench.Settings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
-    ids = bench.prompts(opened, settings)
+    chosen = routes_of(opened, routes)
+    settings = Settings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
+    ids = prompts(opened, settings)
     with status_line() as stage:
-        runners, missing = _runners(opened, names, wanted, base, open_cache(cache_dir), stage)
-        results, failed = bench.bench(runners, ids, settings, stage)
-    report = bench.report(results, settings, missing, failed)
+        runners, missing = runners_of(opened, names, chosen, base, open_cache(cache_dir), stage)
+        results, failed = bench(runners, ids, settings, stage)
+    report = report_of(results, settings, missing, failed)
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
         _print_bench(report)
-    for name, why in (missing | failed).items():
-        click.echo(why if why.startswith(name) else f"{name}: {why}", err=True)
+    for name, reason in (missing | failed).items():
+        click.echo(reason if reason.startswith(name) else f"{name}: {reason}", err=True)
     disturbed = [name for name, result in results.items() if result["disturbed"] > result["samples"]]
     if disturbed:
         click.echo(f"disturbed by other programs, so too slow: {', '.join(disturbed)}", err=True)
@@ -98,7 +98,12 @@ def command(
         click.get_current_context().exit(1)
 
 
-def _names(against: str) -> list[str]:
+def _peer_names(against: str) -> list[str]:
+    """The engines that `--against` names.
+
+    Raises:
+        click.BadParameter: one is not known.
+    """
     from adaptc.bench.peers import PEERS
 
     names = list(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
@@ -108,34 +113,6 @@ def _names(against: str) -> list[str]:
         if name not in PEERS:
             raise click.BadParameter(f"no engine {name!r}; there are: {', '.join(PEERS)}", param_hint="'--against'")
     return names
-
-
-def _runners(
-    bundle: Bundle, names: list[str], routes: Sequence[str], base: Path, cache: Cache, stage: Callable[[str], None]
-) -> tuple[list[Runner], dict[str, str]]:
-    """The engines that can be measured, adaptc first, by each route; for the others, what would help."""
-    from adaptc.bench.comparison import Runner
-    from adaptc.bench.peer_models import model_of
-    from adaptc.bench.peers import ADAPTC, PEERS
-    from adaptc.errors import LoadError
-
-    runners, missing = [Runner(ADAPTC, bundle.path, route) for route in routes or (None,)], {}
-    installed = []
-    for peer in (PEERS[name] for name in names):
-        if peer.installed:
-            installed.append(peer)
-        else:
-            missing[peer.name] = f"not installed; {peer.install}"
-    if installed:
-        from adaptc.evaluation.reference import source_of
-
-        source, sha256 = source_of(bundle, base), next(iter(bundle.manifest.models.values())).sha256
-        for peer in installed:
-            try:
-                runners.append(Runner(peer, model_of(peer.form, source, sha256, cache, stage)))
-            except LoadError as error:
-                missing[peer.name] = str(error)
-    return runners, missing
 
 
 def _print_bench(report: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from adaptc.cli.output import print_result, print_table, progress_bar, status_li
 
 if TYPE_CHECKING:
     from adaptc.compiler.cache import Cache
-    from adaptc.evaluation.perplexity import Ids
+    from adaptc.evaluation.text import Ids
     from adaptc.runtime import Bundle
 
 
@@ -59,62 +59,55 @@ def command(
 
     Of a stitched bundle that of its routes, of the router's choice for each window, and of the models it is made of.
     """
-    from adaptc.evaluation import perplexity as evaluate
+    if sweep:
+        _sweep(bundle, text, tokens, window, device, speed, threads, base, as_json)
+        return
+    from adaptc.evaluation.routes import has_router, routes_of
+    from adaptc.evaluation.text import text_ids
     from adaptc.runtime import open_bundle
 
-    if sweep:
-        from adaptc.evaluation.sweep import Options, Settings
-        from adaptc.evaluation.sweep import sweep as run_sweep
-        from adaptc.training.gates.spec import device_of
-
-        options = Options(Settings(window, device=device_of(device)), speed, threads, base)
-        with status_line() as stage:
-            result = run_sweep(bundle, text, tokens, options, stage)
-        _print_sweep(result, as_json)
-        return
     opened = open_bundle(bundle)
-    wanted = evaluate.routes_of(opened, routes)
-    if budget is not None and budget < 1 and not opened.manifest.gates and not wanted:
+    chosen = routes_of(opened, routes)
+    if budget is not None and budget < 1 and not opened.manifest.gates and not chosen:
         click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
-    ids = evaluate.text_ids(opened, text, tokens)
-
-    how = {"step": step, "budget": budget, "threads": threads}
-    references = _models(opened, ids, window, dense_dtype, threads, base, open_cache(cache_dir)) if dense else {}
-    about = {
+    ids = text_ids(opened, text, tokens)
+    options = {"step": step, "budget": budget, "threads": threads}
+    models = _models(opened, ids, window, dense_dtype, threads, base, open_cache(cache_dir)) if dense else {}
+    settings = {
         "window": window,
         "step": step or (budget is not None and budget < 1 and bool(opened.manifest.gates)),
         "dense_dtype": dense_dtype if dense else None,
     }
-    if wanted:
-        ways = (*wanted, *((None,) if evaluate.has_router(opened) and not routes else ()))
-        ran = {way or "router": _perplexity(opened, ids, window, way, how) for way in ways}
-        print_result({"routes": ran, "models": references} | about, as_json)
+    if chosen:
+        names: list[str | None] = [*chosen]
+        if has_router(opened) and not routes:
+            names.append(None)
+        by_route = {name or "router": _perplexity(opened, ids, window, name, options) for name in names}
+        print_result({"routes": by_route, "models": models} | settings, as_json)
         return
-    own = _perplexity(opened, ids, window, None, how)
-    reference = next(iter(references.values()), None)
+    own = _perplexity(opened, ids, window, None, options)
+    reference = next(iter(models.values()), None)
     ratio = None if reference is None else own["perplexity"] / reference
-    print_result(
-        {"perplexity": own.pop("perplexity"), "dense_perplexity": reference, "ratio": ratio} | own | about, as_json
-    )
+    first = {"perplexity": own.pop("perplexity"), "dense_perplexity": reference, "ratio": ratio}
+    print_result(first | own | settings, as_json)
 
 
 def _perplexity(bundle: Bundle, ids: Ids, window: int, route: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What was measured of a bundle, of one of its routes, or of the routes that its router picks."""
-    from adaptc.evaluation import perplexity as evaluate
+    """Figures of a bundle, of one of its routes, or of the routes that its router picks."""
+    from adaptc.evaluation.perplexity import bundle_perplexity
+    from adaptc.evaluation.routes import bytes_per_token
 
     with progress_bar(len(ids), route or "bundle") as progress:
-        found = evaluate.bundle_perplexity(bundle, ids, window, route=route, progress=progress, **options)
-    costs = evaluate.route_bytes(bundle)
-    taken = found.routes if route is None else {route: 1.0}
-    read = sum(costs[name] * share for name, share in taken.items()) or bundle.manifest.report.get("bytes_per_token")
-    result = {
-        "perplexity": found.perplexity,
-        "tokens": found.tokens,
-        "ffn_skipped": found.ffn_skipped,
-        "bytes_not_read": found.bytes_not_read,
-        "bytes_per_token": read,
+        measured = bundle_perplexity(bundle, ids, window, route=route, progress=progress, **options)
+    shares = measured.routes if route is None else {route: 1.0}
+    figures = {
+        "perplexity": measured.perplexity,
+        "tokens": measured.tokens,
+        "ffn_skipped": measured.ffn_skipped,
+        "bytes_not_read": measured.bytes_not_read,
+        "bytes_per_token": bytes_per_token(bundle, shares),
     }
-    return result | ({"shares": dict(found.routes)} if found.routes else {})
+    return figures | ({"shares": dict(measured.routes)} if measured.routes else {})
 
 
 def _models(
@@ -124,31 +117,52 @@ def _models(
     from adaptc.evaluation.perplexity import dense_perplexity
     from adaptc.evaluation.reference import sources_of
 
-    found = {}
+    perplexities = {}
     for name, source in sources_of(bundle, base).items():
         sha256 = bundle.manifest.models[name].sha256
         with progress_bar(len(ids), f"source model {name}") as progress:
-            found[name] = dense_perplexity(
+            perplexities[name] = dense_perplexity(
                 source, sha256, ids, window, cache, dtype=dtype, threads=threads, progress=progress
             ).perplexity
-    return found
+    return perplexities
 
 
-def _print_sweep(result: Mapping[str, Any], as_json: bool) -> None:
-    for name, why in result["missing"].items():
-        click.echo(f"{name}: {why}", err=True)
+def _sweep(
+    subject: Path,
+    text: Path,
+    tokens: int | None,
+    window: int,
+    device: str,
+    speed: bool,
+    threads: int | None,
+    base: Path,
+    as_json: bool,
+) -> None:
+    """Measure every policy at every share and print the table."""
+    from adaptc.evaluation.sweep.sweep import Options, Settings, sweep
+    from adaptc.training.gates.spec import device_of
+
+    options = Options(Settings(window, device=device_of(device)), speed, threads, base)
+    with status_line() as stage:
+        result = sweep(subject, text, tokens, options, stage)
+    for name, reason in result["missing"].items():
+        click.echo(f"{name}: {reason}", err=True)
     if as_json:
         click.echo(json.dumps(result, indent=2))
-        return
+    else:
+        _print_sweep(result)
+
+
+def _print_sweep(result: Mapping[str, Any]) -> None:
     from rich.table import Table
 
-    from adaptc.evaluation.sweep import table
+    from adaptc.evaluation.sweep.table import columns_and_rows
 
-    heads, rows = table(result)
+    titles, rows = columns_and_rows(result)
     caption = f"perplexity / dense ({result['dense_perplexity']:.2f}) on {result['tokens']} tokens of {result['text']}"
-    printed = Table(caption=f"{caption}; layers: keys and values of dropped layers are missing from the cache")
-    for head in heads:
-        printed.add_column(head, justify="right", no_wrap=True)
+    table = Table(caption=f"{caption}; layers: keys and values of dropped layers are missing from the cache")
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        printed.add_row(*row)
-    print_table(printed, width=140)
+        table.add_row(*row)
+    print_table(table, width=140)

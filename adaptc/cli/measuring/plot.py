@@ -68,7 +68,7 @@ def command(
 
 def _sweep(bundle: Bundle, text: Path, tokens: int, threads: int | None, base: Path) -> dict[str, Any]:
     """A sweep that is made now."""
-    from adaptc.evaluation.sweep import Options, Settings, sweep
+    from adaptc.evaluation.sweep.sweep import Options, Settings, sweep
 
     with status_line() as stage:
         return sweep(bundle.path, text, tokens, Options(Settings(), True, threads, base), stage)
@@ -100,7 +100,7 @@ def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: i
 def _read(path: Path) -> dict[str, Any]:
     """A sweep from its JSON."""
     from adaptc.errors import RequestError
-    from adaptc.evaluation.perplexity import read_text
+    from adaptc.evaluation.text import read_text
 
     try:
         found = json.loads(read_text(path))

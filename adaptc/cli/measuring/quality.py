@@ -44,22 +44,22 @@ def command(
     Perplexity on a text, questions with lettered choices (MMLU), questions with known answers, and instructions that a
     program can check. Prints Markdown.
     """
-    from adaptc.evaluation import answers
-    from adaptc.evaluation import perplexity as evaluate
     from adaptc.evaluation.instructions import INSTRUCTIONS
     from adaptc.evaluation.letters import read_lettered
     from adaptc.evaluation.quality import Tasks, quality, table
+    from adaptc.evaluation.questions import SHOTS, read_questions
+    from adaptc.evaluation.text import text_ids
     from adaptc.runtime import open_bundle
 
-    asked = answers.read_questions(questions)[: first and first + answers.SHOTS] if questions is not None else []
+    asked = read_questions(questions)[: first and first + SHOTS] if questions is not None else []
     lettered = read_lettered(letters)[:first] if letters is not None else []
     kept = INSTRUCTIONS[:first] if instructions else ()
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     with status_line() as stage:
         for bundle in (open_bundle(path) for path in bundles):
-            ids = evaluate.text_ids(bundle, text, tokens) if text is not None else None
+            ids = text_ids(bundle, text, tokens) if text is not None else None
             name = bundle.path.name
             rows = quality(bundle, Tasks(ids, window, lettered, asked, kept), routes, threads, stage)
             for route, row in rows.items():
-                found[" ".join(filter(None, (name if len(bundles) > 1 or not route else "", route)))] = row
-    click.echo(json.dumps(found, indent=2) if as_json else table(found))
+                results[" ".join(filter(None, (name if len(bundles) > 1 or not route else "", route)))] = row
+    click.echo(json.dumps(results, indent=2) if as_json else table(results))

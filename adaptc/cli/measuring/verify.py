@@ -29,30 +29,31 @@ def command(
     import importlib.util
 
     from adaptc.errors import BundleError
-    from adaptc.evaluation import perplexity as evaluate
-    from adaptc.evaluation import verify
+    from adaptc.evaluation.parity import LIMITS, faults
+    from adaptc.evaluation.routes import routes_of
+    from adaptc.evaluation.verify import parity_of, routes_parity
     from adaptc.runtime import open_bundle
 
     opened = open_bundle(bundle)
     weights = opened.manifest.target.weights
     result: dict[str, Any] = {"files": len(opened.manifest.files), "hashes": "ok", "weights": weights}
     absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    found: list[str] = []
+    failures: list[str] = []
     if numbers and absent:
         click.echo(f"hashes only: {absent[0]} is not installed; pip install 'adaptc[compile]'", err=True)
     elif numbers:
-        limits = verify.LIMITS[weights]
-        wanted = evaluate.routes_of(opened, routes)
-        if wanted:
+        limits = LIMITS[weights]
+        chosen = routes_of(opened, routes)
+        if chosen:
             with status_line() as stage:
-                parities = verify.routes_parity(opened, base, wanted, threads, stage)
-            found = [f"{route}: {said}" for route, each in parities.items() for said in verify.faults(each, limits)]
+                parities = routes_parity(opened, base, chosen, threads, stage)
+            failures = [f"{route}: {fault}" for route, each in parities.items() for fault in faults(each, limits)]
             result["routes"] = {route: dataclasses.asdict(each) for route, each in parities.items()}
         else:
-            parity = verify.parity_of(opened, base, threads)
-            found = verify.faults(parity, limits)
+            parity = parity_of(opened, base, threads)
+            failures = faults(parity, limits)
             result |= dataclasses.asdict(parity)
         result["limits"] = dataclasses.asdict(limits)
-    print_result(result | {"passed": not found}, as_json)
-    if found:
-        raise BundleError(f"{bundle}: not its source model in {weights}: {'; '.join(found)}")
+    print_result(result | {"passed": not failures}, as_json)
+    if failures:
+        raise BundleError(f"{bundle}: not its source model in {weights}: {'; '.join(failures)}")

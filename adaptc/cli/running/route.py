@@ -28,7 +28,7 @@ def command(bundle: Path, file: Path, budget: float | None, explain: bool, threa
     from dataclasses import asdict
 
     from adaptc import runtime
-    from adaptc.evaluation.perplexity import read_text
+    from adaptc.evaluation.text import read_text
 
     prompts = [line for line in read_text(file).splitlines() if line.strip()]
     taken: list[Choice] = []

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.evaluation.perplexity import Ids, windows
+from adaptc.evaluation.text import Ids, windows
 from adaptc.ir.graph import FxGraph, path_of
 from adaptc.ir.skip import RUN
 from adaptc.passes.skip_ffn import gating

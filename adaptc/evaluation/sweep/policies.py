@@ -21,11 +21,12 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
-from adaptc.evaluation.oracle import Floats, Rule, constant, layers
-from adaptc.evaluation.perplexity import Ids
+from adaptc.evaluation.sweep.oracle import Floats, Rule, constant, layers
+from adaptc.evaluation.text import Ids
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.importance import decisions, ffn_importance, fisher, states
+from adaptc.passes.skip_ffn.skip_ffn import region as cosine_layers
 from adaptc.runtime.model.budget import threshold_at
 
 Weights = Mapping[str, torch.Tensor]
@@ -151,11 +152,11 @@ class _Cosine:
             if wanted <= 0 or (choice := self._choose(wanted)) is None:
                 break
             tau, k = choice
-            region = self._region(tau)
-            graph = gating.cosine(self._dense, region, tau, k)
+            layers_ = self._skippable(tau)
+            graph = gating.cosine(self._dense, layers_, tau, k)
             ran = decisions(graph, self._sample, -0.5, self._warmup)
             real = float((~ran).sum(0).mean()) / self._blocks
-            rule = Rule(graph, constant(-0.5), about=f"tau {tau:.3f}, k {k}, layers {region[0]}-{region[-1]}")
+            rule = Rule(graph, constant(-0.5), about=f"tau {tau:.3f}, k {k}, layers {layers_[0]}-{layers_[-1]}")
             if best is None or abs(real - share) < best[0]:
                 best = abs(real - share), rule
             if abs(real - share) < 0.01:
@@ -175,17 +176,15 @@ class _Cosine:
             return low, k
         return None
 
-    def _region(self, tau: float) -> tuple[int, ...]:
+    def _skippable(self, tau: float) -> tuple[int, ...]:
         """The layers between the cold start and the cold end."""
-        from adaptc.passes.skip_ffn.skip_ffn import region
-
-        return region([float(each) for each in self._cosines.mean(1)], tau)
+        return cosine_layers([float(each) for each in self._cosines.mean(1)], tau)
 
     def _expected(self, tau: float, k: int) -> float:
         """Share skipped if skipping changed no cosine."""
         left: npt.NDArray[np.int64] = np.zeros(self._cosines.shape[1], np.int64)
         skipped = 0
-        for layer in self._region(tau):
+        for layer in self._skippable(tau):
             skips = left > 0
             skipped += int(skips.sum())
             left = np.where(skips, left - 1, np.where(self._cosines[layer] >= tau, k, 0))

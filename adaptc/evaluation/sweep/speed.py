@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,8 +20,9 @@ import onnx_ir as ir
 
 from adaptc.compiler.weights_file import read_bytes_per_token, write_graphs
 from adaptc.errors import RequestError
-from adaptc.evaluation.perplexity import Ids
+from adaptc.evaluation.text import Ids
 from adaptc.ir.graph import OnnxGraph
+from adaptc.machine.turns import in_turns
 from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
@@ -78,22 +80,20 @@ def speeds(
     levels = {
         share: DENSE if share <= 0 else threshold_at(gates.thresholds, max(0.0, 1 - share / most)) for share in wanted
     }
-    times: dict[float | None, list[list[float]]] = {None: [], **{share: [] for share in wanted}}
-    ran: dict[float, list[bytes]] = {}
     with tempfile.TemporaryDirectory(prefix="adaptc-twin-") as folder:
         for file, content in write_graphs({"dense": twin}, Path(folder), "dense.data").items():
             (Path(folder) / f"{file}.onnx").write_bytes(content)
         own = bundle.path / bundle.manifest.graphs[name].file
         gated = Decoder(OrtEngine(own, timing.threads), decoder, 1, context, gates)
         dense = Decoder(OrtEngine(Path(folder) / "dense.onnx", timing.threads), decoder, 1, context)
-        for turn in range(timing.turns + 1):
-            stage(f"speed, turn {turn} of {timing.turns}")
-            for share, taken in times.items():
-                level = DENSE if share is None else levels[share]
-                found, steps = _turn(dense if share is None else gated, ids[:needed], context, level)
-                taken += [found] if turn else []  # the first turn warms up
-                if share is not None:
-                    ran[share] = steps
+        measurements: dict[float | None, Callable[[], tuple[list[float], list[bytes]]]] = {
+            None: partial(_turn, dense, ids[:needed], context, DENSE)
+        }
+        for share in wanted:
+            measurements[share] = partial(_turn, gated, ids[:needed], context, levels[share])
+        results = in_turns(measurements, timing.turns, lambda turn: stage(f"speed, turn {turn} of {timing.turns}"))
+        times = {share: [seconds for seconds, _ in found] for share, found in results.items()}
+        ran = {share: results[share][-1][1] for share in wanted}
         skips = {share: gated.skips(steps) for share, steps in ran.items()}
         gated.close()
         dense.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from adaptc.errors import RequestError
-from adaptc.evaluation.oracle import Rule, Scored, constant, score
-from adaptc.evaluation.perplexity import Ids, read_text, text_ids
-from adaptc.evaluation.policies import Policy, policies
-from adaptc.evaluation.subject import Subject, bundle_subject, spec_subject
-from adaptc.evaluation.sweep_speed import Timing, speeds
+from adaptc.evaluation.sweep.oracle import Rule, Scored, constant, score
+from adaptc.evaluation.sweep.policies import Policy, policies
+from adaptc.evaluation.sweep.speed import Timing, speeds
+from adaptc.evaluation.sweep.subject import Subject, bundle_subject, spec_subject
+from adaptc.evaluation.text import Ids, read_text, text_ids
 from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.sources.calibration_text import CalibrationText
 from adaptc.spec.schema import read_spec
@@ -157,33 +157,3 @@ def _rows(
             }
         )
     return rows
-
-
-def table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A sweep as the heads of columns, and rows of cells."""
-    names = list(result["policies"])
-    speed = {row["share"]: row for row in result.get("speed", {}).get("rows", [])}
-    heads = ["skipped", *names, *(["decode\ntok/s", "vs dense", "ceiling"] if speed else [])]
-    found = {name: {row["share"]: row for row in rows} for name, rows in result["policies"].items()}
-    rows = []
-    for share in sorted({share for each in found.values() for share in each}):
-        cells = [f"{share:.0%}"]
-        for name in names:
-            row = found[name].get(share)
-            off = row is not None and abs(row["ffn_skipped"] - share) >= 0.01
-            cells.append("" if row is None else f"{_ratio(row['ratio'])}{_at(row) if off else ''}")
-        if speed:
-            row = speed.get(share)
-            keys = ("tokens_per_second", "ratio", "ceiling")
-            cells += [f"{row[key]:.3g}" if row is not None else "" for key in keys]
-        rows.append(cells)
-    return heads, rows
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.3f}" if value < 10 else f"{value:.0f}" if value < 1e4 else f"{value:.0e}"
-
-
-def _at(row: Mapping[str, Any]) -> str:
-    """Says the real share, where it is not the asked one."""
-    return f" @{row['ffn_skipped']:.0%}"

@@ -9,9 +9,9 @@ from pathlib import Path
 from adaptc.compiler.driver import trained_gates
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
-from adaptc.evaluation.perplexity import Ids
-from adaptc.evaluation.policies import Learned
 from adaptc.evaluation.reference import source_of
+from adaptc.evaluation.sweep.policies import Learned
+from adaptc.evaluation.text import Ids
 from adaptc.ir.gates_file import load_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.drop_modality.decoder import text_only
