@@ -60,6 +60,10 @@ class Step:
 
 
 Observer = Callable[[Step], None]
+"""Called after each pass."""
+
+Begin = Callable[[str], None]
+"""Called with a pass's name as it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +72,20 @@ class Pipeline:
 
     passes: tuple[Pass, ...]
 
-    def run(self, program: Program, *observers: Observer) -> Program:
+    def run(self, program: Program, *observers: Observer, begin: Begin = lambda _: None) -> Program:
         """Run every pass.
 
         Args:
             program: Stays as it is.
             observers: Called after each pass: printing, timing and checking live there.
+            begin: Called before each pass.
 
         Raises:
             PassError: a pass refused or left an ill-formed program; the message names it and those before it.
         """
         program.verify()
         for pass_ in self.passes:
+            begin(pass_.name)
             began = time.perf_counter()
             try:
                 after = pass_.apply(program)

@@ -81,11 +81,12 @@ def status_line() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def stage_timer(total: int | None = None) -> Iterator[Callable[[str], None]]:
+def stage_timer(count: Callable[[], int] | None = None) -> Iterator[Callable[[str], None]]:
     """A progress bar on stderr that leaves a line, with its time, for each finished stage.
 
     Args:
-        total: The number of stages, if it is known.
+        count: Gives the number of stages. It is asked once torch is loaded, as the passes need it to be counted.
+            None where nobody knows.
 
     Yields:
         A function that takes the name of the stage that begins.
@@ -93,10 +94,12 @@ def stage_timer(total: int | None = None) -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from adaptc.compiler.stage_names import LOAD
+
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=None)
         current: tuple[str, float] | None = None
 
         def finish() -> None:
@@ -106,6 +109,8 @@ def stage_timer(total: int | None = None) -> Iterator[Callable[[str], None]]:
         def stage(name: str) -> None:
             nonlocal current
             finish()
+            if count is not None and current is not None and current[0] == LOAD:
+                progress.update(task, total=count())
             current = (name, time.perf_counter())
             progress.update(task, description=name, advance=1)
 

@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptc.compiler.driver import target_passes
+from adaptc.compiler.pipeline import plan_of
 from adaptc.compiler.report import STYLE
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pipeline
-from adaptc.passes.lower.lower import Lower
 from adaptc.sources.base import find_source
 from adaptc.sources.calibration_text import calibration_text
-from adaptc.spec.schema import Spec, build_passes
+from adaptc.spec.schema import Spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +55,19 @@ def snapshots(spec: Spec, base: Path, until: str | None, stage: Callable[[str], 
         RequestError: no such pass in this spec's pipeline.
         AdaptcError: a model or a pass fails.
     """
-    passes = (*build_passes(spec), Lower(), *target_passes(spec))
+    passes = plan_of(spec, base).passes
     names = ["capture", *(pass_.name for pass_ in passes)]
     if until is not None and until not in names:
         raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)
     taken = [Snapshot("capture", str(program), True, 0.0)]
-    for pass_ in passes:
-        if taken[-1].after == until:
-            break
-        stage(pass_.name)
-        program = Pipeline((pass_,)).run(
-            program,
-            lambda step: taken.append(Snapshot(step.pass_.name, str(step.after), step.changed, step.seconds)),
-        )
+    last = len(passes) if until is None else names.index(until)
+    Pipeline(passes[:last]).run(
+        program,
+        lambda step: taken.append(Snapshot(step.pass_.name, str(step.after), step.changed, step.seconds)),
+        begin=stage,
+    )
     return taken
 
 

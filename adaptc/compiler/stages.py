@@ -20,7 +20,9 @@ from adaptc.capture.module import capture_module
 from adaptc.capture.multimodal import capture_multimodal
 from adaptc.capture.text import capture
 from adaptc.checks.multimodal import multimodal_faults
+from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
+from adaptc.compiler.pipeline import CompilePlan
 from adaptc.errors import SpecError
 from adaptc.families.multimodal import family_of, text_of
 from adaptc.ir.blocks_file import load_blocks, save_blocks
@@ -30,14 +32,12 @@ from adaptc.ir.modal import modal_from_json
 from adaptc.ir.program import Backbone, Program, Run, Switch
 from adaptc.ir.router import Router
 from adaptc.passes.base import Pass, Pipeline, Step
-from adaptc.passes.lower.lower import Lower
-from adaptc.passes.quantize.gptq import Gptq
 from adaptc.runtime.bundle.manifest import PassRecord
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import CalibrationText, calibration_text
 from adaptc.sources.module import ModuleSource
 from adaptc.sources.vocabulary import vocabulary
-from adaptc.spec.schema import Spec, build_passes
+from adaptc.spec.schema import Spec
 
 BLOCKS = "blocks.safetensors"
 
@@ -50,14 +50,14 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
     """
     graphs, backbones, samples = {}, {}, {}
     for name, source in sources.items():
-        stage(f"read {name}")
+        stage(stage_names.read(name))
         backbones[name] = backbone(source, shared=len(sources) > 1)
         if isinstance(source, ModuleSource):
-            stage(f"capture {name}")
+            stage(stage_names.capture(name))
             graphs[name] = capture_module(*source.build())
             continue
         config, weights = source.config(), source.tensors()
-        stage(f"capture {name}")
+        stage(stage_names.capture(name))
         graphs[name] = (capture if family_of(config) is None else capture_multimodal)(config, weights)
         samples[name] = text.ids(source)
     return Program(graphs, tuple(Run(name) for name in graphs), backbones, samples)
@@ -84,6 +84,7 @@ def backbone(source: Source, *, shared: bool = False) -> Backbone:
 def lowered(
     spec: Spec,
     base: Path,
+    plan: CompilePlan,
     sources: Mapping[str, Source],
     versions: Mapping[str, str],
     cache: Cache,
@@ -95,28 +96,24 @@ def lowered(
         SpecError: more models than the passes bring together.
         AdaptcError: a model or a pass fails.
     """
-    own = tuple(pass_.at(base) for pass_ in build_passes(spec))
-    if len(sources) > 1 and not own:
+    if len(sources) > 1 and not spec.passes:
         raise SpecError(f"models: {', '.join(sources)}, and no pass that joins them; one model is right without passes")
     for name, fault in multimodal_faults(spec, {name: source.config() for name, source in sources.items()}):
         raise SpecError(f"models.{name}: {fault}")
-    passes = (*own, *_rounding(spec, sources), Lower())
     text = calibration_text(spec.calibration, base)
     key = key_of(
         {name: source.config().to_dict() for name, source in sources.items()},
-        [(p.name, p.options() | file_hashes(p)) for p in passes],
+        [(p.name, p.options() | file_hashes(p)) for p in plan.to_onnx],
         dict(versions),
         # Passes that look at weights or text give what these give.
-        [{name: source.sha256() for name, source in sources.items()}, text.sha256] if len(passes) > 1 else [],
+        [{name: source.sha256() for name, source in sources.items()}, text.sha256] if len(plan.to_onnx) > 1 else [],
     )
     records: list[PassRecord] = []
     if cache.find("lowered", key) is None:
         program = program_from_sources(sources, text, stage)
-        for pass_ in passes:
-            stage(pass_.name)
-            program = Pipeline((pass_,)).run(program, lambda step: records.append(record(step)))
+        program = Pipeline(plan.to_onnx).run(program, lambda step: records.append(record(step)), begin=stage)
         cache.get("lowered", key, lambda path: _save(program, records, sources, path))
-    stage("attach weights")
+    stage(stage_names.ATTACH)
     return _load(cache.root / "lowered" / key, sources)
 
 
@@ -130,12 +127,6 @@ def record(step: Step) -> PassRecord:
     """A step as the manifest keeps it: files by their names, as where they stood says nothing to others."""
     names = {option: Path(file).name for option, file in step.pass_.files().items()}
     return PassRecord(step.pass_.name, step.pass_.options() | names, step.changed, round(step.seconds, 3))
-
-
-def _rounding(spec: Spec, sources: Mapping[str, Source]) -> tuple[Pass, ...]:
-    """Choosing codes by what layers see needs a model that reads text."""
-    reads = any(not isinstance(source, ModuleSource) for source in sources.values())
-    return (Gptq(block_size=spec.target.block_size),) if reads and spec.target.weights == "int4" else ()
 
 
 def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Source], path: Path) -> None:

@@ -41,9 +41,9 @@ def command(
 
     spec = read_spec(spec_file, settings)
     if dry_run:
-        _print_plan(spec, output)
+        _print_plan(spec, spec_file.parent, output)
         return
-    with tempfile.TemporaryDirectory() as scratch, stage_timer(_stage_count(spec)) as stage:
+    with tempfile.TemporaryDirectory() as scratch, stage_timer(lambda: _stage_count(spec, spec_file.parent)) as stage:
         cache = open_cache(cache_dir) if resume else Cache(Path(scratch))
         made = compile_spec(spec, spec_file.parent, output, cache, stage)
     manifest = made.bundle.manifest
@@ -53,23 +53,21 @@ def command(
         _print_report(made.bundle.path, manifest, made.cached)
 
 
-def _stage_count(spec: Spec) -> int:
-    """find, read and capture each model, the spec's passes, lower, attach, six for the target, weights, bundle."""
-    return 2 + 2 * len(spec.models) + len(spec.passes) + 1 + 1 + 5 + 2
+def _stage_count(spec: Spec, base: Path) -> int:
+    from adaptc.compiler.pipeline import plan_of
+
+    return len(plan_of(spec, base).stages)
 
 
-def _print_plan(spec: Spec, output: Path) -> None:
-    from adaptc.compiler.driver import target_passes
-    from adaptc.spec.schema import build_passes
+def _print_plan(spec: Spec, base: Path, output: Path) -> None:
+    from adaptc.compiler.pipeline import plan_of
 
+    plan = plan_of(spec, base)
+    passes = {pass_.name for pass_ in plan.passes}
     for name, model in spec.models.items():
         click.echo(f"model   {name}: {model.source}")
-    click.echo(f"capture {', '.join(spec.models)}")
-    own = [p.name for p in build_passes(spec)]
-    gated = ["branch"] if "skip_ffn" in own and spec.target.backend == "onnxruntime" else []
-    names = [*own, "lower", *(p.name for p in target_passes(spec)), *gated]
-    for name in names:
-        click.echo(f"pass    {name}")
+    for stage in plan.stages:
+        click.echo(f"{'pass' if stage in passes else 'stage':7} {stage}")
     click.echo(f"target  {spec.target.backend}, {spec.target.weights} weights, {spec.target.max_tokens} tokens")
     click.echo(f"write   {output}")
 

@@ -1,0 +1,104 @@
+"""The list of passes that a spec goes through, made in one place.
+
+`compile`, `compile --dry-run`, `show`, `check`, the manifest's records and the cache's keys all read it here. A pass
+stands in the list whether or not it will find something to do: one that does not returns the program it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from adaptc.compiler import stage_names
+from adaptc.passes.base import Pass
+from adaptc.passes.decoder.fuse_norms import FuseNorms
+from adaptc.passes.decoder.fuse_projections import FuseProjections
+from adaptc.passes.decoder.kv_cache import KvCache
+from adaptc.passes.decoder.logits_from import LogitsFrom
+from adaptc.passes.lower.lower import Lower
+from adaptc.passes.quantize.float_weights import FloatWeights
+from adaptc.passes.quantize.gptq import Gptq
+from adaptc.passes.quantize.quantize import Quantize
+from adaptc.passes.skip_ffn.branch import Branch
+from adaptc.passes.targets.legalize import Legalize
+from adaptc.passes.targets.split_regions import SplitRegions
+from adaptc.spec.schema import Spec, TargetSpec, build_passes
+
+
+@dataclass(frozen=True, slots=True)
+class CompilePlan:
+    """Everything that compiling a spec does, in order.
+
+    Attributes:
+        models: Names of the models that are captured.
+        to_onnx: Passes from captured graphs to ONNX graphs: the spec's own, `gptq` for int4, `lower`.
+        to_target: Passes from ONNX graphs to graphs that the target runs well.
+        tunes: Whether gates are timed on this machine, to keep only those that pay.
+    """
+
+    models: tuple[str, ...]
+    to_onnx: tuple[Pass, ...]
+    to_target: tuple[Pass, ...]
+    tunes: bool
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """All passes, in order."""
+        return (*self.to_onnx, *self.to_target)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of all stages, passes among them, as a compile without a cache goes through them."""
+        return tuple(self._stages())
+
+    def _stages(self) -> Iterator[str]:
+        yield from (stage_names.FIND, stage_names.LOAD)
+        for model in self.models:
+            yield from (stage_names.read(model), stage_names.capture(model))
+        yield from (pass_.name for pass_ in self.to_onnx)
+        yield stage_names.ATTACH
+        yield from (pass_.name for pass_ in self.to_target)
+        if self.tunes:
+            yield stage_names.TUNE
+        yield from (stage_names.WEIGHTS, stage_names.BUNDLE)
+
+
+def plan_of(spec: Spec, base: Path) -> CompilePlan:
+    """What compiling a spec does.
+
+    Args:
+        spec: What to compile.
+        base: The folder that relative paths in the spec start from.
+
+    Raises:
+        SpecError: a pass is unknown or an option is wrong; never for a spec from `read_spec`.
+    """
+    target = spec.target
+    own = tuple(pass_.at(base) for pass_ in build_passes(spec))
+    rounding = (Gptq(block_size=target.block_size),) if target.weights == "int4" else ()
+    on_cpu = target.backend == "onnxruntime"
+    return CompilePlan(
+        models=tuple(spec.models),
+        to_onnx=(*own, *rounding, Lower()),
+        to_target=_onnxruntime(target) if on_cpu else _tensorrt(target),
+        tunes=on_cpu,
+    )
+
+
+def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
+    """What ONNX Runtime's graphs go through; `branch` comes last, as it hides blocks inside branches."""
+    weights: Pass
+    match target.weights:
+        case "int8" | "int4" as stored:
+            weights = Quantize(stored, target.block_size)
+        case stored:
+            weights = FloatWeights("fp16" if stored == "fp16" else "fp32")
+    return KvCache(max_tokens=target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), weights, Branch()
+
+
+def _tensorrt(target: TargetSpec) -> tuple[Pass, ...]:
+    """What TensorRT's graphs go through: engines fuse by themselves, so all stays in plain operators."""
+    half: Literal["fp16", "bf16"] = "bf16" if target.weights == "bf16" else "fp16"
+    return KvCache(max_tokens=target.max_tokens), FuseProjections(), Legalize(half), SplitRegions()
