@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from adaptc.errors import PassError
@@ -17,11 +18,15 @@ from adaptc.ir.program import Program
 class Pass(ABC):
     """A rewrite. Its fields are its options in YAML.
 
+    A pass whose option got another name says so in `renamed` (old name to new name), so that a spec with the old name
+    is refused with a sentence that tells the new one.
+
     `apply` never changes its input: it edits a fork and returns a new program, or *the same object* if nothing
     matched.
     """
 
     name: ClassVar[str]
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @abstractmethod
     def apply(self, program: Program) -> Program:

@@ -9,7 +9,7 @@ from adaptc.runtime.backends.engine import Engine
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder, state_width
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.backends.onnxruntime_cpu.packed import check_packed
-from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes, Top
+from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes, Tail
 from adaptc.runtime.backends.onnxruntime_cpu.twins import Kind, Twins
 from adaptc.runtime.bundle.folder import Bundle, open_bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, PlanStep, SwitchStep
@@ -219,14 +219,14 @@ def _routes(bundle: Bundle, threads: int | None) -> Routes | None:
     switch = bundle.manifest.switch
     if switch is None:
         return None
-    tops: dict[str, Top] = {}
+    tails: dict[str, Tail] = {}
     for route, record in switch.routes.items():
         graph = bundle.manifest.graphs[record.graph]
         if graph.decoder is None:
             raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
         engine = OrtEngine(bundle.path / graph.file, threads)
-        tops[route] = Top(engine, graph.decoder, bundle.manifest.gates.get(record.graph))
-    [bottom] = bundle.manifest.plan[0].graphs
-    width = state_width(bundle.manifest.graphs[bottom].outputs)
+        tails[route] = Tail(engine, graph.decoder, bundle.manifest.gates.get(record.graph))
+    [trunk] = bundle.manifest.plan[0].graphs
+    width = state_width(bundle.manifest.graphs[trunk].outputs)
     assert width is not None
-    return Routes(tops, width, router_of(bundle, switch))
+    return Routes(tails, width, router_of(bundle, switch))

@@ -56,7 +56,7 @@ def say(session: Session, batch: int, chunk: int, requests: list[dict[str, Any]]
 
 
 def write_routes(out: Path) -> None:
-    """A bottom and four tops, gates in the bottom and in two tops, a router."""
+    """A trunk and four tails, gates in the trunk and in two tails, a router."""
     scratch = out / "scratch"
     scratch.mkdir()
     spec = stitched.write(scratch)

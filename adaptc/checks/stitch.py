@@ -43,7 +43,7 @@ def stitch_faults(spec: Spec, known: Known) -> Iterator[str]:
 def _faults(stitch: Stitch, known: Known) -> Iterator[str]:
     from adaptc.passes.stitch.stitch import route_sources
 
-    runs: dict[str, tuple[Layers, ...]] = {"bottom": (stitch.bottom.source,)}
+    runs: dict[str, tuple[Layers, ...]] = {"trunk": (stitch.trunk.source,)}
     runs |= {f"routes.{name}": route_sources(route) for name, route in stitch.routes.items()}
     used = dict.fromkeys(layers.model for run in runs.values() for layers in run)
     for name in used:
@@ -70,7 +70,7 @@ def _ranges(where: str, run: tuple[Layers, ...], known: Known) -> Iterator[str]:
                 f"so END is at most {count}"
             )
     last = run[-1]
-    if where != "bottom" and last.model in known and last.layer_range[1] < known[last.model][1].num_hidden_layers:
+    if where != "trunk" and last.model in known and last.layer_range[1] < known[last.model][1].num_hidden_layers:
         count = known[last.model][1].num_hidden_layers
         yield (
             f"{where}: ends at layer {last.layer_range[1]} of {last.model}; a route ends with its model's last layer, "

@@ -26,12 +26,12 @@ class Stitched:
     """What the passes of a bundle's spec make of its models, before rounding.
 
     Attributes:
-        program: Of FX graphs: a bottom, and a top for each route.
-        tops: Names of the tops, by route.
+        program: Of FX graphs: a trunk, and a tail for each route.
+        tails: Names of the tails, by route.
     """
 
     program: Program
-    tops: dict[str, str]
+    tails: dict[str, str]
 
     @classmethod
     def of(
@@ -76,18 +76,18 @@ class Stitched:
         """
         from adaptc.ir.graph import FxGraph
 
-        if name not in self.tops:
-            raise RequestError(f"route: no route {name!r}; there are: {', '.join(self.tops)}")
-        bottom = self.program.plan[0].graphs[0]
-        return RouteReference(self.program.graph(bottom, FxGraph), self.program.graph(self.tops[name], FxGraph))
+        if name not in self.tails:
+            raise RequestError(f"route: no route {name!r}; there are: {', '.join(self.tails)}")
+        trunk = self.program.plan[0].graphs[0]
+        return RouteReference(self.program.graph(trunk, FxGraph), self.program.graph(self.tails[name], FxGraph))
 
 
 @dataclass(frozen=True, eq=False)
 class RouteReference:
-    """A bottom and a top, one after the other; see `verify.Model`."""
+    """A trunk and a tail, one after the other; see `verify.Model`."""
 
-    bottom: FxGraph
-    top: FxGraph
+    trunk: FxGraph
+    tail: FxGraph
 
     def logits(self, ids: Ids) -> Logits:
         """int64 [tokens] -> float32 [tokens, vocab], at every position; no block is skipped."""
@@ -96,8 +96,8 @@ class RouteReference:
             "position_ids": np.arange(len(ids))[None],
             "threshold": np.full((1, len(ids)), -np.inf, np.float32),
         }
-        feeds |= self.bottom.run(feeds)
-        found: Logits = self.top.run(feeds)["logits"][0]
+        feeds |= self.trunk.run(feeds)
+        found: Logits = self.tail.run(feeds)["logits"][0]
         return found
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:

@@ -26,7 +26,7 @@ class StitchCard:
 
     Attributes:
         models: sha256 of each model's files, by its name in the spec: stitches fit no other weights.
-        routes: For each route, its slices as (model, first, last), the bottom first.
+        routes: For each route, its slices as (model, first, last), the trunk first.
         quality: For each route, and for each model by itself, what was measured on held-out text.
         training: Data, steps, seed, loss curve, versions: for readers.
     """

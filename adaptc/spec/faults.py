@@ -96,7 +96,9 @@ def unknown_keys(kind: Any, data: Any, prefix: Path = ()) -> list[Fault]:
             known = _fields(kind, path)
             for key, below in value.items():
                 if known and key not in known:
-                    faults.append(Fault((*prefix, *path, key), "unknown key" + nearest(key, known)))
+                    renamed = _renamed(kind, path).get(key)
+                    right = f"; it is called {renamed!r} now" if renamed else nearest(key, known)
+                    faults.append(Fault((*prefix, *path, key), f"unknown key{right}"))
                 else:
                     look(below, (*path, key))
         elif isinstance(value, list):
@@ -105,6 +107,11 @@ def unknown_keys(kind: Any, data: Any, prefix: Path = ()) -> list[Fault]:
 
     look(data, ())
     return faults
+
+
+def _renamed(kind: Any, path: Path) -> Mapping[str, str]:
+    """The new names of keys that a pass had in an earlier release, by their old names."""
+    return getattr(kind, "renamed", {}) if path == () else {}
 
 
 def _path(detail: ErrorDetails, data: Any) -> Path:
@@ -132,8 +139,9 @@ def _what(details: Sequence[ErrorDetails], kind: Any, path: Path, data: Any) -> 
         for part in path:
             data = data[part]
         known = _fields(kind, path)
-        # A misspelt key is one fault, not an unknown key and a missing one.
-        meant = {_close(key, known) for key in data if key not in known}
+        # A misspelt or renamed key is one fault, not an unknown key and a missing one.
+        renamed = _renamed(kind, path)
+        meant = {renamed.get(key) or _close(key, known) for key in data if key not in known}
         missing = [str(each["loc"][-1]) for each in details if each["type"] == code]
         missing = [name for name in missing if name not in meant]
         if not missing:

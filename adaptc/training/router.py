@@ -56,7 +56,7 @@ def observe(
     """Run every route over every prompt.
 
     Args:
-        graphs: A stitched program's, at FX level: `bottom` and `top.ROUTE`.
+        graphs: A stitched program's, at FX level: `trunk` and `tail.ROUTE`.
         costs: By route.
         ids: int64 [prompts, tokens]: the first half of each is the prompt, the second what follows.
         stage: Told what is being done.
@@ -71,12 +71,12 @@ def observe(
             stage(f"prompts {at} of {len(ids)}")
         rows = torch.from_numpy(ids[at : at + 8]).to(device)
         with torch.no_grad():
-            [states] = graphs["bottom"].module(*feeds(graphs["bottom"], rows))
+            [states] = graphs["trunk"].module(*feeds(graphs["trunk"], rows))
             seen += [features(each[:half].float().cpu().numpy()) for each in states]
             by_route = []
             for route in costs:
-                top = graphs[f"top.{route}"]
-                [logits] = top.module(*feeds(top, rows, states))
+                tail = graphs[f"tail.{route}"]
+                [logits] = tail.module(*feeds(tail, rows, states))
                 given = logits[:, half - 1 : -1].float().transpose(1, 2)
                 by_route.append(F.cross_entropy(given, rows[:, half:], reduction="none").mean(1).cpu().numpy())
             losses.append(np.stack(by_route, 1))

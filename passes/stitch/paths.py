@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adaptc.passes.stitch.stitch import Source, Stitch
 
 
-def check_routes(bottom: Source, routes: Mapping[str, tuple[Source, ...]]) -> None:
+def check_routes(trunk: Source, routes: Mapping[str, tuple[Source, ...]]) -> None:
     """Refuse ranges and orders that cannot run, whatever the models.
 
     Raises:
@@ -27,19 +27,19 @@ def check_routes(bottom: Source, routes: Mapping[str, tuple[Source, ...]]) -> No
             or after one that follows it.
     """
     if not routes:
-        raise PassError("routes: none; at least one path after the bottom is right")
-    _check_range("bottom", bottom)
-    if bottom.layer_range[0] != 0:
-        raise PassError(f"bottom: layer_range {list(bottom.layer_range)}; the bottom begins at layer 0")
+        raise PassError("routes: none; at least one path after the trunk is right")
+    _check_range("trunk", trunk)
+    if trunk.layer_range[0] != 0:
+        raise PassError(f"trunk: layer_range {list(trunk.layer_range)}; the trunk begins at layer 0")
     for route, slices in routes.items():
         where = f"routes.{route}"
         if not route.isidentifier():
             raise PassError(f"{where}: no name; letters, digits and _ are right")
         if not slices:
-            raise PassError(f"{where}: slices: none; the layers that follow the bottom are right")
+            raise PassError(f"{where}: slices: none; the layers that follow the trunk are right")
         for each in slices:
             _check_range(where, each)
-        _check_order(where, (bottom, *slices))
+        _check_order(where, (trunk, *slices))
 
 
 def _check_range(where: str, source: Source) -> None:
@@ -100,18 +100,18 @@ class Layout:
     joins: Mapping[str, Join | None]
 
     @property
-    def bottom(self) -> str:
+    def trunk(self) -> str:
         """Name of the backbone whose layers come first."""
         return self.base.backbone
 
     @property
     def width(self) -> int:
-        """Of the state that the bottom gives."""
-        return self.backbones[self.bottom].width
+        """Of the state that the trunk gives."""
+        return self.backbones[self.trunk].width
 
     def head(self, graph: str) -> str:
         """The backbone whose head, or whose embedding, a graph has."""
-        return self.routes[graph.removeprefix("top.")][-1].backbone if graph.startswith("top.") else self.bottom
+        return self.routes[graph.removeprefix("tail.")][-1].backbone if graph.startswith("tail.") else self.trunk
 
     def seams(self, route: str) -> tuple[Seam | None, ...]:
         """For each piece of a route, the stitch before it; None where it goes on where the one before ended."""
@@ -149,7 +149,7 @@ class Layout:
         return shapes
 
     def costs(self) -> dict[str, int]:
-        """For each route, how many weights of linear layers a token goes through, the bottom's included."""
+        """For each route, how many weights of linear layers a token goes through, the trunk's included."""
         from adaptc.passes.quantize.calibrate import linear_weights
         from adaptc.passes.stitch.slices import LAYER
 
@@ -164,8 +164,8 @@ class Layout:
         costs = {}
         for route, pieces in self.routes.items():
             own = sum(rows * columns for rows, columns in _matrices(self.shapes_of(route)))
-            tops = sum(of(piece, head=piece is pieces[-1]) for piece in pieces)
-            costs[route] = of(self.base, head=False) + tops + own
+            tails = sum(of(piece, head=piece is pieces[-1]) for piece in pieces)
+            costs[route] = of(self.base, head=False) + tails + own
         return costs
 
     def gates(self, gates: Mapping[str, Gates]) -> dict[str, Gates]:
@@ -174,7 +174,7 @@ class Layout:
         Raises:
             PassError: two gated backbones meet in one graph, which has one threshold.
         """
-        pieces = {"bottom": (self.base,)} | {f"top.{route}": found for route, found in self.routes.items()}
+        pieces = {"trunk": (self.base,)} | {f"tail.{route}": found for route, found in self.routes.items()}
         shared: dict[str, Gates] = {}
         for name, run in pieces.items():
             backbones: set[str] = set()
@@ -210,7 +210,7 @@ def layout(stitch: Stitch, program: Program) -> Layout:
     from adaptc.passes.stitch.slices import Backbone
     from adaptc.passes.stitch.stitch import route_sources
 
-    base = _piece("bottom", stitch.bottom.source, program)
+    base = _piece("trunk", stitch.trunk.source, program)
     routes = {
         name: tuple(_piece(f"routes.{name}", source, program) for source in route_sources(route))
         for name, route in stitch.routes.items()
@@ -218,7 +218,7 @@ def layout(stitch: Stitch, program: Program) -> Layout:
     used = dict.fromkeys(piece.backbone for pieces in ((base,), *routes.values()) for piece in pieces)
     backbones = {name: Backbone(name, program.graph(name, FxGraph)) for name in used}
     _check_vocabularies(program, tuple(used))
-    places = {"bottom": (base,)} | {f"routes.{name}": pieces for name, pieces in routes.items()}
+    places = {"trunk": (base,)} | {f"routes.{name}": pieces for name, pieces in routes.items()}
     for where, pieces in places.items():
         for piece in pieces:
             if piece.last > (count := backbones[piece.backbone].layers):
@@ -226,7 +226,7 @@ def layout(stitch: Stitch, program: Program) -> Layout:
                     f"{where}: layer_range [{piece.first}, {piece.last}] of {piece.backbone}; it has layers 0 to "
                     f"{count - 1}, so END is at most {count}"
                 )
-        if where != "bottom" and pieces[-1].last != backbones[pieces[-1].backbone].layers:
+        if where != "trunk" and pieces[-1].last != backbones[pieces[-1].backbone].layers:
             raise PassError(
                 f"{where}: ends at layer {pieces[-1].last} of {pieces[-1].backbone}; a route ends with its model's "
                 f"last layer, {backbones[pieces[-1].backbone].layers}, as the head reads that"
@@ -236,7 +236,7 @@ def layout(stitch: Stitch, program: Program) -> Layout:
     for name, route in stitch.routes.items():
         seams = [seam for seam in found.seams(name) if seam is not None]
         if route.stitch is not None and not seams:
-            raise PassError(f"routes.{name}: stitch: it goes on where the bottom ends; leave the stitch out")
+            raise PassError(f"routes.{name}: stitch: it goes on where the trunk ends; leave the stitch out")
         joins[name] = (route.stitch or Join()) if seams else None
     return replace(found, joins=joins)
 
@@ -248,7 +248,7 @@ def _piece(where: str, source: Source, program: Program) -> Piece:
 
 
 def _check_vocabularies(program: Program, names: tuple[str, ...]) -> None:
-    """A route's head must predict what the bottom's embedding reads."""
+    """A route's head must predict what the trunk's embedding reads."""
     known = [(name, program.backbones[name]) for name in names if name in program.backbones]
     for name, backbone in known[1:]:
         first, other = known[0]
@@ -262,12 +262,12 @@ def _check_vocabularies(program: Program, names: tuple[str, ...]) -> None:
 
 
 def graphs_of(plan: Layout, weights: Mapping[str, torch.Tensor]) -> dict[str, FxGraph]:
-    """The bottom, and the top of each route: the graphs of a stitched program."""
-    graphs = {"bottom": bottom_graph(plan)}
-    return graphs | {f"top.{route}": top_graph(plan, route, weights) for route in plan.routes}
+    """The trunk, and the tail of each route: the graphs of a stitched program."""
+    graphs = {"trunk": trunk_graph(plan)}
+    return graphs | {f"tail.{route}": tail_graph(plan, route, weights) for route in plan.routes}
 
 
-def bottom_graph(plan: Layout) -> FxGraph:
+def trunk_graph(plan: Layout) -> FxGraph:
     """Ids -> hidden."""
     from adaptc.passes.stitch.slices import Joined
 
@@ -276,7 +276,7 @@ def bottom_graph(plan: Layout) -> FxGraph:
     return joined.graph()
 
 
-def top_graph(plan: Layout, route: str, weights: Mapping[str, torch.Tensor]) -> FxGraph:
+def tail_graph(plan: Layout, route: str, weights: Mapping[str, torch.Tensor]) -> FxGraph:
     """Hidden -> logits.
 
     Args:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adaptc.errors import LoadError, PassError
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
     from adaptc.passes.stitch.paths import Layout
 
-BOTTOM = "bottom"
+TRUNK = "trunk"
 """Name of the graph that every route begins with."""
 
 GATE = "router"
@@ -74,7 +76,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What follows the bottom.
+    """What follows the trunk.
 
     Attributes:
         slices: Layers, in the order they run; the last must end with its model's last layer, whose head is used.
@@ -123,21 +125,21 @@ class Stitch(Pass):
     """Run the lower layers of one model and then, by route, its own upper layers or those of another.
 
     Before:  large: ids -> layers 0 … 27 -> logits;  small: ids -> layers 0 … 23 -> logits
-    After:   run bottom: ids -> large 0 … 13 -> hidden;  switch router:
+    After:   run trunk: ids -> large 0 … 13 -> hidden;  switch router:
                large: hidden -> large 14 … 27 -> logits
                small: hidden -> stitch -> small 9 … 23 -> logits
 
-    The bottom runs once, whatever the route. Weights are shared: a block that two routes use is in the bundle once.
+    The trunk runs once, whatever the route. Weights are shared: a block that two routes use is in the bundle once.
     Every route has a KV cache of its own. A stitch reads the normed state; it is a linear map with a bias, or with a
     small nonlinear part (`residual`), and may come with low-rank adapters on the route's blocks. Without `weights` it
     is fitted to the calibration text by least squares; `adaptc train` trains it end to end.
 
     Needs: FX level, after skip_ffn, before gptq and lower; models with one vocabulary.
-    Shapes: hidden float32[batch, tokens, width of the bottom's model].
+    Shapes: hidden float32[batch, tokens, width of the trunk's model].
     Cost: a least-squares fit runs each model over the calibration text once.
 
     Attributes:
-        bottom: The layers that every route begins with, from layer 0.
+        trunk: The layers that every route begins with, from layer 0.
         routes: What follows, by name; the first is taken where nothing else decides.
         weights: File of trained stitches.
         router: How a route is picked for each request.
@@ -150,7 +152,8 @@ class Stitch(Pass):
     """
 
     name: ClassVar[str] = "stitch"
-    bottom: Slice
+    renamed: ClassVar[Mapping[str, str]] = MappingProxyType({"bottom": "trunk"})
+    trunk: Slice
     routes: dict[str, Route]
     weights: str | None = None
     router: Routing | None = None
@@ -158,7 +161,7 @@ class Stitch(Pass):
     def __post_init__(self) -> None:
         from adaptc.passes.stitch.paths import check_routes
 
-        check_routes(self.bottom.source, {name: route_sources(route) for name, route in self.routes.items()})
+        check_routes(self.trunk.source, {name: route_sources(route) for name, route in self.routes.items()})
 
     def files(self) -> dict[str, str]:
         given = {"weights": self.weights, "router": self.router.weights if self.router is not None else None}
@@ -183,13 +186,13 @@ class Stitch(Pass):
         backbones = {
             name: program.backbones[plan.head(name)] for name in graphs if plan.head(name) in program.backbones
         }
-        routes = {route: f"top.{route}" for route in self.routes}
+        routes = {route: f"tail.{route}" for route in self.routes}
         return replace(
             program,
             graphs=graphs,
-            plan=(Run(BOTTOM), Switch(GATE, routes, self._router(plan))),
+            plan=(Run(TRUNK), Switch(GATE, routes, self._router(plan))),
             backbones=backbones,
-            samples={BOTTOM: program.samples[plan.bottom]} if plan.bottom in program.samples else {},
+            samples={TRUNK: program.samples[plan.trunk]} if plan.trunk in program.samples else {},
             gates=plan.gates(program.gates),
         )
 
@@ -202,9 +205,9 @@ class Stitch(Pass):
         if self.weights is None:
             if not wanted:
                 return {}
-            if plan.bottom not in program.samples:
+            if plan.trunk not in program.samples:
                 raise PassError("no calibration text; a stitch is fitted to it, or 'weights' names a trained one")
-            return fitted(plan, program.samples[plan.bottom])
+            return fitted(plan, program.samples[plan.trunk])
         file = Path(self.weights).name
         try:
             card, weights = load_stitches(Path(self.weights))

@@ -41,7 +41,7 @@ class Legalize(Pass):
 
     Needs: ONNX level, after kv_cache, before split_regions. Gates as `Where`, or as the Ifs of `branch`. Graphs that
            continue no sequence (encoders) stay as they are but for their operators and products.
-    Shapes: input_ids int32[batch, tokens], or in a top hidden float32[batch, tokens, width], which a bottom gives;
+    Shapes: input_ids int32[batch, tokens], or in a tail hidden float32[batch, tokens, width], which a trunk gives;
             positions int32[batch, tokens]; slots int32[slots], 0, 1, 2, …;
             past.i.key half[batch, kv_heads, head_dim, slots], past.i.value half[batch, kv_heads, slots, head_dim];
             new.i.key, new.i.value half[batch, kv_heads, tokens, head_dim]; logits float32[batch, tokens, vocab].

@@ -33,7 +33,7 @@ class SplitRegions(Pass):
     A region is all that lies between two gates or products. Weights become inputs, so that regions that differ in
     nothing but their weights are one graph: of an 8-layer model with gates everywhere, ten graphs instead of 68 pieces.
     The last norm and the product with the vocabulary are a step of their own: a prompt needs them for one token only;
-    the bottom of a stitched program has none, so its last step is empty.
+    the trunk of a stitched program has none, so its last step is empty.
     A product is a piece because a step multiplies few rows, for which 8.6 has no kernels that read the weights as
     quickly as memory gives them; the runtime has (runtime/backends/cuda/products.py).
 

@@ -99,7 +99,7 @@ class Session:
             gates: What decides which blocks run, if the graph has gates.
             budget: Of requests that name none, from 0 (cheapest) to 1 (dense); None for dense, and for what a router
                 was calibrated to; no matter without gates or routes.
-            routes: What follows the graph, if it is the bottom of a stitched bundle.
+            routes: What follows the graph, if it is the trunk of a stitched bundle.
             modal: The modalities of a multimodal model.
             images: What puts images into prompts, if the graph takes them; closed with the session.
 
@@ -118,8 +118,8 @@ class Session:
         self._tokenizer = tokenizer
         self._decoder: Rows
         if isinstance(engine, Engine):
-            bottom = Decoder(engine, spec, batch, chunk, gates)
-            self._decoder = bottom if routes is None else routes.decoder(bottom, chunk)
+            trunk = Decoder(engine, spec, batch, chunk, gates)
+            self._decoder = trunk if routes is None else routes.decoder(trunk, chunk)
         else:
             self._decoder = engine
         self.routes = self._decoder.routes

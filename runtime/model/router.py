@@ -45,7 +45,7 @@ class Router:
         """The route for a prompt, and why.
 
         Args:
-            states: float32 [tokens, width], as the bottom gives them.
+            states: float32 [tokens, width], as the trunk gives them.
             budget: From 0 (cheapest) to 1 (dearest); None for the calibrated threshold.
         """
         threshold = self.threshold if budget is None else self.threshold_at(budget)

@@ -185,7 +185,7 @@ def test_reroute_equals_a_prompt_that_was_on_the_new_route_all_along(bundle: Bun
 def test_every_weight_is_in_the_bundle_once(bundle: Bundle) -> None:
     """One data file a backbone; the bytes of all distinct weights, and no more than 5 % beside them."""
     manifest = bundle.manifest
-    assert {name: spec.data for name, spec in manifest.graphs.items()}["top.small"] == (
+    assert {name: spec.data for name, spec in manifest.graphs.items()}["tail.small"] == (
         "graphs/large-small.data",
         "graphs/small.data",
     )
@@ -206,7 +206,7 @@ def test_every_weight_is_in_the_bundle_once(bundle: Bundle) -> None:
 
 def test_the_manifest_says_what_each_route_costs(bundle: Bundle) -> None:
     first, switch = bundle.manifest.plan
-    assert first.graphs == ("bottom",)
+    assert first.graphs == ("trunk",)
     assert isinstance(switch, SwitchStep)
     assert list(switch.routes) == list(stitched.ROUTES)
     costs = {route: record.bytes_per_token for route, record in switch.routes.items()}
@@ -243,7 +243,7 @@ def test_skipping_in_a_backbone_composes(folder: Path, monkeypatch: pytest.Monke
     real = pays.payoff
 
     def measured(*given: Any) -> Payoff:
-        found = real(*given)  # a bottom and tops can be timed by themselves
+        found = real(*given)  # a trunk and tails can be timed by themselves
         assert min(found.dense, found.run, found.skipped) > 0
         return Payoff(1e-3, 1.01e-3, 0.8e-3, found.gates)
 
@@ -251,7 +251,7 @@ def test_skipping_in_a_backbone_composes(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(pays, "payoff", measured)
     # A cache of its own: the spec, which keys it, does not know of the passes put in its place.
     made = compile_spec(read_spec(folder / "model.yaml"), folder, folder / "gated", Cache(folder / "other")).bundle
-    assert set(made.manifest.gates) == {"bottom", "top.large", "top.sandwich"}
+    assert set(made.manifest.gates) == {"trunk", "tail.large", "tail.sandwich"}
     ids = np.random.default_rng(3).integers(2, 300, 12)
     program = Pipeline(passes).run(stitched.program())
     with runtime.load(made.path, threads=1) as session:
@@ -271,8 +271,8 @@ def test_skipping_in_a_backbone_composes(folder: Path, monkeypatch: pytest.Monke
             "position_ids": np.arange(12)[None],
             "threshold": threshold,
         }
-        feeds["hidden"] = program.graph("bottom", FxGraph).run(feeds)["hidden"]
-        logits = program.graph("top.large", FxGraph).run(feeds)["logits"][0].astype(np.float32)
+        feeds["hidden"] = program.graph("trunk", FxGraph).run(feeds)["hidden"]
+        logits = program.graph("tail.large", FxGraph).run(feeds)["logits"][0].astype(np.float32)
         assert_close(found, log_softmax(logits)[np.arange(11), ids[1:]].astype(np.float32), **ENGINE)
 
 
@@ -280,7 +280,7 @@ def test_a_manifest_refuses_a_switch_that_leads_nowhere(bundle: Bundle, tmp_path
     switch = bundle.manifest.plan[1]
     assert isinstance(switch, SwitchStep)
     record = next(iter(switch.routes.values()))
-    wrong = dataclasses.replace(switch, routes={"a": dataclasses.replace(record, graph="top.b")})
+    wrong = dataclasses.replace(switch, routes={"a": dataclasses.replace(record, graph="tail.b")})
     files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
-    with pytest.raises(runtime.BundleError, match=r"^plan\[1\]: no graph 'top.b'; there are: bottom, top.large"):
+    with pytest.raises(runtime.BundleError, match=r"^plan\[1\]: no graph 'tail.b'; there are: trunk, tail.large"):
         write_bundle(tmp_path / "b", files, dataclasses.replace(bundle.manifest, plan=(bundle.manifest.plan[0], wrong)))

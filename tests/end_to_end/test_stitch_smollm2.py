@@ -63,11 +63,11 @@ def test_mixed_routes_write_what_their_layers_write_one_by_one(made: tuple[Bundl
         whole = torch.tensor([[*prompt, *ids]])
         with torch.no_grad():
             states = large(whole, output_hidden_states=True, use_cache=False).hidden_states[12]
-            logits = top(route, states, large, small, found)
+            logits = tail(route, states, large, small, found)
         assert logits[0, len(prompt) - 1 : -1].argmax(-1).tolist() == ids, route
 
 
-def top(route: str, h: torch.Tensor, large: Any, small: Any, found: dict[str, torch.Tensor]) -> torch.Tensor:
+def tail(route: str, h: torch.Tensor, large: Any, small: Any, found: dict[str, torch.Tensor]) -> torch.Tensor:
     owner, first = {"large": (large, 12), "small": (small, 4), "short": (large, 15)}[route]
     if route != "large":
         z = h * (h.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
@@ -86,7 +86,7 @@ def weights(bundle: Bundle) -> dict[str, torch.Tensor]:
     import onnx
 
     found = {}
-    for name in ("top.small", "top.short"):
+    for name in ("tail.small", "tail.short"):
         model = onnx.load(bundle.path / bundle.manifest.graphs[name].file)
         for tensor in model.graph.initializer:
             if tensor.name.startswith("stitch."):

@@ -149,16 +149,16 @@ def test_scores_are_those_of_the_cpu(gpu: Gpu, cpu: Session) -> None:
             np.testing.assert_allclose(mine, other, atol=0.05)
 
 
-def test_one_graph_for_the_bottom_and_one_for_each_route(bundle: Bundle) -> None:
+def test_one_graph_for_the_trunk_and_one_for_each_route(bundle: Bundle) -> None:
     gpu = Gpu(bundle)
     gpu.session.generate(PROMPTS[0], max_new_tokens=4, route="large")
     gpu.session.generate(PROMPTS[0], max_new_tokens=4, route="short")
-    bottom, large, short = ([name for name, _ in graph] for graph in gpu.cuda.graphs)
-    assert (bottom[0], *bottom[-2:]) == ("begin_step", "keep_states", "write_kv")
-    for top in (large, short):
-        assert (*top[:2], *top[-3:]) == ("begin_step", "take_states", "highest", "choose", "write_kv")
-    assert {name.partition("/")[0] for name in bottom if "/" in name} == {"bottom"}
-    assert {name.partition("/")[0] for name in large if "/" in name} == {"top.large"}
+    trunk, large, short = ([name for name, _ in graph] for graph in gpu.cuda.graphs)
+    assert (trunk[0], *trunk[-2:]) == ("begin_step", "keep_states", "write_kv")
+    for tail in (large, short):
+        assert (*tail[:2], *tail[-3:]) == ("begin_step", "take_states", "highest", "choose", "write_kv")
+    assert {name.partition("/")[0] for name in trunk if "/" in name} == {"trunk"}
+    assert {name.partition("/")[0] for name in large if "/" in name} == {"tail.large"}
     assert len(short) < len(large)
 
 
@@ -170,11 +170,11 @@ def test_the_next_step_is_launched_before_the_last_token_is_read(bundle: Bundle)
     assert order[:8] == [*step, *step, "wait", *step, "wait"]
 
 
-def test_rows_of_a_route_share_a_step_and_the_bottom_runs_once_for_all(bundle: Bundle) -> None:
+def test_rows_of_a_route_share_a_step_and_the_trunk_runs_once_for_all(bundle: Bundle) -> None:
     gpu = Gpu(bundle)
     mixed(gpu.session, [(PROMPTS[0], "large"), (PROMPTS[1], "short"), (PROMPTS[2], "large")], 5)
     launches = [entry for entry in gpu.cuda.log if entry.startswith("launch")]
-    assert launches[:3] == ["launch 1", "launch 2", "launch 3"]  # bottom, large with two rows, short
+    assert launches[:3] == ["launch 1", "launch 2", "launch 3"]  # trunk, large with two rows, short
 
 
 def test_weights_are_there_once(bundle: Bundle, gpu: Gpu) -> None:
@@ -206,7 +206,7 @@ def test_closing_frees_everything(bundle: Bundle) -> None:
     assert gpu.pieces.closed
 
 
-def test_gates_of_the_bottom_and_of_tops_decide_as_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gates_of_the_trunk_and_of_tails_decide_as_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = (Gating(), stitched.stitch(weights=str(folder / "stitch.safetensors")))
     monkeypatch.setattr(lowering, "build_passes", lambda _: passes)
     monkeypatch.setattr(pays, "payoff", lambda *_: Payoff(1e-3, 1.01e-3, 0.8e-3, 3))
@@ -214,7 +214,7 @@ def test_gates_of_the_bottom_and_of_tops_decide_as_on_the_cpu(folder: Path, monk
     for name, settings in (("gpu", ("target.backend=tensorrt-rtx", "target.weights=fp16")), ("cpu", ())):
         spec = read_spec(folder / "model.yaml", settings)
         made.append(compile_spec(spec, folder, folder / f"gated-{name}", Cache(folder / "other")).bundle)
-    assert set(made[0].manifest.gates) == {"bottom", "top.large", "top.sandwich"}
+    assert set(made[0].manifest.gates) == {"trunk", "tail.large", "tail.sandwich"}
     gpu = Gpu(made[0])
     with runtime.load(made[1].path, threads=1, batch=4) as cpu:
         shares = []
@@ -242,12 +242,12 @@ def test_pieces_of_each_part_are_the_part(folder: Path) -> None:
     passes = (Lower(), KvCache(max_tokens=16), FuseProjections(), Legalize(), SplitRegions())
     pair = stitched.stitch(weights=str(folder / "stitch.safetensors"))
     program = Pipeline((pair, *passes)).run(stitched.program())
-    assert set(program.regions) == {"bottom", *(f"top.{route}" for route in ROUTES)}
-    assert program.regions["bottom"].steps[-1].calls() == ()  # there is no head
+    assert set(program.regions) == {"trunk", *(f"tail.{route}" for route in ROUTES)}
+    assert program.regions["trunk"].steps[-1].calls() == ()  # there is no head
     ids = np.random.default_rng(1).integers(2, 300, (1, 6))
     given: dict[str, Any] = {"input_ids": ids.astype(np.int32), "positions": np.arange(6, dtype=np.int32)[None]}
     given["slots"] = np.arange(16, dtype=np.int32)
-    for name in ("bottom", "top.large", "top.small"):
+    for name in ("trunk", "tail.large", "tail.small"):
         graph = program.graph(name, OnnxGraph)
         feeds = {str(v.name): given[str(v.name)] for v in graph.model.graph.inputs if v.name in given}
         for value in graph.model.graph.inputs:
@@ -257,7 +257,7 @@ def test_pieces_of_each_part_are_the_part(folder: Path) -> None:
         whole, pieces = graph.run(feeds), run_split(program.regions[name], feeds)
         for output in whole:
             np.testing.assert_array_equal(pieces[output], whole[output])
-        given |= {"hidden": whole["hidden"]} if name == "bottom" else {}
+        given |= {"hidden": whole["hidden"]} if name == "trunk" else {}
 
 
 def _size(size: Any) -> Any:
@@ -272,7 +272,7 @@ def test_real_engines_of_every_part_build_without_a_gpu(bundle: Bundle) -> None:
 
     built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), slots=(16,), batches=(1,), chunk=1)
     assert len({(record.graph, str(record.sizes)) for record in built}) == len(built), "equal regions are built once"
-    assert {record.name.partition("/")[0] for record in built} >= {"bottom", "top.large", "top.small"}
+    assert {record.name.partition("/")[0] for record in built} >= {"trunk", "tail.large", "tail.small"}
     for record in built:
         assert record.layers
         assert not kinds(record.layers) & DATA_DEPENDENT

@@ -1,6 +1,6 @@
 """A model in two parts that can be computed by hand: `HistoryLm` split in the middle, each route with its own shift.
 
-The bottom's state of a token holds its id and nothing else, so a top that did not see all states in their order writes
+The trunk's state of a token holds its id and nothing else, so a tail that did not see all states in their order writes
 something else.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from adaptc.runtime import Session
 from adaptc.runtime.backends.engine import Arrays
 from adaptc.runtime.backends.fake import FakeEngine
-from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes, Top
+from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes, Tail
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
 from adaptc.runtime.model.router import Router
 from adaptc.runtime.text.tokenizer import Tokenizer
@@ -25,26 +25,26 @@ SHIFTS = {"dear": 0, "middle": 7, "cheap": 19}
 
 
 class RoutedLm:
-    """A bottom and three tops.
+    """A trunk and three tails.
 
     Attributes:
         spec: What they expect.
-        bottom: The bottom's engine; `bottom_lm.calls` says how it was run.
-        tops: Engines by route, and the models in them.
+        trunk: The trunk's engine; `trunk_lm.calls` says how it was run.
+        tails: Engines by route, and the models in them.
     """
 
     def __init__(self, spec: DecoderSpec | None = None) -> None:
         self.spec = spec or decoder_spec()
-        self.bottom_lm = HistoryLm(self.spec)
-        self.top_lms = {route: HistoryLm(self.spec) for route in SHIFTS}
-        self.bottom = _bottom(self.bottom_lm)
-        self.tops = {route: _top(lm, SHIFTS[route]) for route, lm in self.top_lms.items()}
+        self.trunk_lm = HistoryLm(self.spec)
+        self.tail_lms = {route: HistoryLm(self.spec) for route in SHIFTS}
+        self.trunk = _trunk(self.trunk_lm)
+        self.tails = {route: _tail(lm, SHIFTS[route]) for route, lm in self.tail_lms.items()}
 
     def session(
         self, batch: int = 1, chunk: int = 3, router: Router | None = None, tokenizer: Tokenizer | None = None
     ) -> Session:
-        tops = {route: Top(engine, self.spec) for route, engine in self.tops.items()}
-        return Session(self.bottom, self.spec, tokenizer, batch=batch, chunk=chunk, routes=Routes(tops, WIDTH, router))
+        tails = {route: Tail(engine, self.spec) for route, engine in self.tails.items()}
+        return Session(self.trunk, self.spec, tokenizer, batch=batch, chunk=chunk, routes=Routes(tails, WIDTH, router))
 
     def greedy(self, prompt: Sequence[int], routes: Sequence[str]) -> list[int]:
         """What is written by these routes, one a token."""
@@ -54,7 +54,7 @@ class RoutedLm:
         return ids[len(prompt) :]
 
 
-def _bottom(lm: HistoryLm) -> FakeEngine:
+def _trunk(lm: HistoryLm) -> FakeEngine:
     run = lm.engine.function
     assert run is not None
 
@@ -69,7 +69,7 @@ def _bottom(lm: HistoryLm) -> FakeEngine:
     return FakeEngine(inputs, (hidden, *lm.engine.outputs[1:]), states)
 
 
-def _top(lm: HistoryLm, shift: int) -> FakeEngine:
+def _tail(lm: HistoryLm, shift: int) -> FakeEngine:
     run = lm.engine.function
     assert run is not None
 

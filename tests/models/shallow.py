@@ -23,7 +23,7 @@ models:
   small: {{source: shallow}}
 passes:
   - stitch:
-      bottom: {{model: large, layer_range: [0, 12]}}
+      trunk: {{model: large, layer_range: [0, 12]}}
       routes:
         large: {{slices: [{{model: large, layer_range: [12, 30]}}]}}
         small: {{slices: [{{model: small, layer_range: [4, 11]}}], stitch: {{}}}}

@@ -40,7 +40,7 @@ models:
   small: {source: small}
 passes:
   - stitch:
-      bottom: {model: large, layer_range: [0, 3]}
+      trunk: {model: large, layer_range: [0, 3]}
       weights: stitch.safetensors
       router: {weights: router.safetensors, target_share: 0.25}
       routes:
@@ -58,7 +58,7 @@ target: {weights: fp32, max_tokens: 64, batch: 8}
 
 def stitch(**options: Any) -> Stitch:
     """The pass with the routes above."""
-    return Stitch(**{"bottom": Slice("large", (0, 3)), "routes": ROUTES, **options})
+    return Stitch(**{"trunk": Slice("large", (0, 3)), "routes": ROUTES, **options})
 
 
 @cache

@@ -103,12 +103,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         trainer().load(tmp_path / "c")
 
 
-def test_routes_with_other_bottoms_learn_in_one_pass() -> None:
-    """As in a search: the backbones run once a step, and each route begins where its own bottom ends."""
+def test_routes_with_other_trunks_learn_in_one_pass() -> None:
+    """As in a search: the backbones run once a step, and each route begins where its own trunk ends."""
     plans = [
         layout(
             stitched.stitch(
-                bottom=Slice("large", (0, cut)), routes={f"c{cut}": Route((Slice("small", (2, 4)),), Join())}
+                trunk=Slice("large", (0, cut)), routes={f"c{cut}": Route((Slice("small", (2, 4)),), Join())}
             ),
             stitched.program(),
         )

@@ -61,7 +61,7 @@ def train_stitches(spec: Spec, recipe: Recipe, place: Place, stage: Stage, told:
         raise SpecError("passes: nothing to train; 'stitch: {weights: FILE, …}' names the file of trained stitches")
     output = place.output or place.base / pass_.weights
     program, sources, plan = _program(spec, pass_, place, stage)
-    trainer = StitchTrainer([plan], program.samples[plan.bottom], recipe, device=place.device)
+    trainer = StitchTrainer([plan], program.samples[plan.trunk], recipe, device=place.device)
     checkpoint = output.with_suffix(".checkpoint")
     output.parent.mkdir(parents=True, exist_ok=True)
     if place.restart or not trainer.load(checkpoint):
@@ -102,7 +102,7 @@ def train_router(spec: Spec, recipe: Recipe, place: Place, stage: Stage) -> tupl
     at = pass_.at(place.base)
     assert isinstance(at, Stitch)
     stitched = Pipeline((replace(at, router=None),)).run(program)
-    ids = program.samples[plan.bottom]
+    ids = program.samples[plan.trunk]
     rows = ids[: len(ids) // PROMPT * PROMPT].reshape(-1, PROMPT)
     rows = np.random.default_rng(recipe.seed).permutation(rows)[:PROMPTS]
     from adaptc.ir.graph import FxGraph

@@ -1,6 +1,6 @@
 """Train stitches: from the least-squares start, end to end, by what a route predicts against what the teacher predicts.
 
-    ids ──> backbones, frozen ──> states at every cut ──> top of each route ──> KL to the teacher's predictions
+    ids ──> backbones, frozen ──> states at every cut ──> tail of each route ──> KL to the teacher's predictions
                           └──> the teacher's logits              └── trained: stitch and adapters
 
 All routes learn in one pass: the backbones run once a step, whatever the number of routes that begin with them.
@@ -23,7 +23,7 @@ from adaptc.errors import LoadError, PassError
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.quantize.calibrate import linear_weights
 from adaptc.passes.stitch.least_squares import Normal, States, accumulate, feeds, run_states, state_graphs, weights_from
-from adaptc.passes.stitch.paths import Layout, top_graph
+from adaptc.passes.stitch.paths import Layout, tail_graph
 from adaptc.passes.stitch.slices import Backbone, states_graph
 from adaptc.training.checkpoint import Checkpoint, Moments, load_checkpoint, save_checkpoint
 from adaptc.training.recipe import Progress, Recipe
@@ -64,7 +64,7 @@ class StitchTrainer:
         """Cut the text into sequences; the last sixteenth of them is held out.
 
         Args:
-            plans: What is stitched; several may begin with different bottoms. Route names differ.
+            plans: What is stitched; several may begin with different trunks. Route names differ.
             ids: int64 [tokens of the text].
             recipe: How to train.
             teacher: The backbone whose predictions are learned; None for the largest.
@@ -118,7 +118,7 @@ class StitchTrainer:
             checkpoint: Written every so many steps, so that a killed run goes on from there.
             every: How many.
         """
-        backbones, tops = self._modules()
+        backbones, tails = self._modules()
         parameters = {route: self.parameters(route) for route in self.routes}
         optimizer = torch.optim.AdamW(list(self.weights.values()), betas=(0.9, 0.98), weight_decay=0.0)
         self._restore(optimizer)
@@ -129,9 +129,11 @@ class StitchTrainer:
             rows = self.train[random.choice(len(self.train), min(self.recipe.rows, len(self.train)), replace=False)]
             states, wanted, _ = self._seen(backbones, rows)
             optimizer.zero_grad(set_to_none=True)
-            for route, top in tops.items():
+            for route, tail in tails.items():
                 with self._autocast():
-                    [given] = top.module(*feeds(top, torch.from_numpy(rows).to(self.device), self._base(states, route)))
+                    [given] = tail.module(
+                        *feeds(tail, torch.from_numpy(rows).to(self.device), self._base(states, route))
+                    )
                 loss, gradient = kl(wanted, given)
                 torch.autograd.backward(given, gradient)
                 # Route by route: one that has gone astray does not slow the others.
@@ -157,7 +159,7 @@ class StitchTrainer:
             By the names of backbones; by the names of routes.
         """
         rows = self.held_out if ids is None else ids
-        backbones, tops = self._modules(whole=True)
+        backbones, tails = self._modules(whole=True)
         alone, routed = ({name: [0.0, 0.0] for name in names} for names in (self.backbones, self.routes))
         for part in _parts(rows, self.recipe.rows):
             with torch.no_grad():
@@ -165,10 +167,10 @@ class StitchTrainer:
                 for name, logits in others.items():
                     _count(alone[name], wanted, logits, part)
                 del others
-                for route, top in tops.items():
+                for route, tail in tails.items():
                     with self._autocast():
-                        inputs = feeds(top, torch.from_numpy(part).to(self.device), self._base(states, route))
-                        [given] = top.module(*inputs)
+                        inputs = feeds(tail, torch.from_numpy(part).to(self.device), self._base(states, route))
+                        [given] = tail.module(*inputs)
                     _count(routed[route], wanted, given, part)
         count = rows.shape[0] * (rows.shape[1] - 1)
         backbone_losses, routes = (
@@ -226,7 +228,7 @@ class StitchTrainer:
         return states[base.backbone, base.last]
 
     def _modules(self, *, whole: bool = False) -> tuple[dict[str, FxGraph], dict[str, FxGraph]]:
-        """Backbones that give states where routes leave them (and logits: the teacher's, or all), and tops."""
+        """Backbones that give states where routes leave them (and logits: the teacher's, or all), and tails."""
         cuts: dict[str, set[int]] = {name: set() for name in self.backbones}
         for plan in self.routes.values():
             cuts[plan.base.backbone].add(plan.base.last)
@@ -236,10 +238,10 @@ class StitchTrainer:
             if cuts[name] or logits:
                 named = {str(cut): cut for cut in sorted(cuts[name])}
                 backbones[name] = states_graph(backbone, named, logits=logits)
-        tops = {route: top_graph(plan, route, self.weights) for route, plan in self.routes.items()}
-        for graph in (*backbones.values(), *tops.values()):
+        tails = {route: tail_graph(plan, route, self.weights) for route, plan in self.routes.items()}
+        for graph in (*backbones.values(), *tails.values()):
             graph.module.to(self.device)
-        return backbones, tops
+        return backbones, tails
 
     def _place_backbones(self) -> None:
         """Freeze the backbones and put them on the device; matrices in bfloat16 where that is computed in.

@@ -24,10 +24,10 @@ CHOICE = np.dtype([("temperature", np.float32), ("top_k", np.int32), ("top_p", n
 
 @dataclass(frozen=True, slots=True)
 class KeptStates:
-    """A prompt that the bottom of a stitched model has read: its states in one row.
+    """A prompt that the trunk of a stitched model has read: its states in one row.
 
     Attributes:
-        row: Of the bottom.
+        row: Of the trunk.
         tokens: How many.
     """
 
@@ -39,7 +39,7 @@ class KeptStates:
 
 
 Prompt = Ids | KeptStates
-"""Token ids, or what the bottom made of them."""
+"""Token ids, or what the trunk made of them."""
 
 
 class Control:
@@ -121,7 +121,7 @@ class Control:
             warmup: Positions at which every block runs.
             off: Whether several rows run every block.
             slot: Place in the ring of the step before.
-            order: In a top, which row of the bottom each row is.
+            order: In a tail, which row of the trunk each row is.
         """
         rows, block = len(tokens), self._block[0]
         block["state"] = (rows, warmup, int(off), slot)

@@ -214,7 +214,7 @@ extern "C" __global__ void choose(const float* logits, int vocab, const float* v
         for (int i = me; i < gates; i += n) ran_told[state->step * gates + i] = ran[i];
 }
 
-// What the bottom of a stitched model gave, float [rows, width], is kept: [rows, slots, width]; a block is a row.
+// What the trunk of a stitched model gave, float [rows, width], is kept: [rows, slots, width]; a block is a row.
 extern "C" __global__ void keep_states(float* states, const float* hidden, const int* positions, const State* state,
                                        int width, int slots, const unsigned char* ran, unsigned char* ran_told,
                                        int gates) {
@@ -226,7 +226,7 @@ extern "C" __global__ void keep_states(float* states, const float* hidden, const
         for (int i = threadIdx.x; i < gates; i += blockDim.x) ran_told[state->step * gates + i] = ran[i];
 }
 
-// What a top reads in this step: each of its rows is a row of the bottom, at the same position.
+// What a tail reads in this step: each of its rows is a row of the trunk, at the same position.
 extern "C" __global__ void take_states(float* hidden, const float* states, const int* rows, const int* positions,
                                        const State* state, int width, int slots) {
     int row = blockIdx.x;

@@ -106,7 +106,7 @@ def rows_on(
     *,
     dense: bool = False,
 ) -> GpuDecoder | GpuRoutes:
-    """Put a bundle's decoder, or its bottom and tops, onto a GPU.
+    """Put a bundle's decoder, or its trunk and tails, onto a GPU.
 
     Args:
         cuda: The GPU.
@@ -134,5 +134,5 @@ def rows_on(
         return GpuDecoder(gpu, regions, spec, batch, gate)
     width = state_width(bundle.manifest.graphs[first].outputs)
     assert width is not None
-    tops = {route: given[record.graph] for route, record in switch.routes.items()}
-    return GpuRoutes(gpu, given[first], tops, width, batch, router_of(bundle, switch))
+    tails = {route: given[record.graph] for route, record in switch.routes.items()}
+    return GpuRoutes(gpu, given[first], tails, width, batch, router_of(bundle, switch))

@@ -168,9 +168,9 @@ class GpuPart:
         self.length[0] = len(prompt)
 
     def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler], order: Sequence[int] = ()) -> None:
-        """Tell the GPU what the host knows before a step; `order` says of a top's rows which of the bottom's they are.
+        """Tell the GPU what the host knows before a step; `order` says of a tail's rows which of the trunk's they are.
 
-        A top reads states, so what `tokens` says there does not matter, only how many.
+        A tail reads states, so what `tokens` says there does not matter, only how many.
         """
         rows = len(tokens)
         longest = int(self.length[:rows].max())

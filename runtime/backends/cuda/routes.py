@@ -1,6 +1,6 @@
-"""A stitched bundle on a GPU: a bottom for all rows, and after it, in the same stream, each route's top for its own.
+"""A stitched bundle on a GPU: a trunk for all rows, and after it, in the same stream, each route's tail for its own.
 
-The states stay on the GPU, where tops read them and where they are kept for requests that change their route. A
+The states stay on the GPU, where tails read them and where they are kept for requests that change their route. A
 request's route is known before its first token, so the host launches the graphs that a step needs, one after another,
 and nothing is decided on the GPU but what gates decide.
 """
@@ -28,21 +28,21 @@ Given = tuple[Regions, DecoderSpec, GateSpec | None]
 
 
 class GpuRoutes(Routed[GpuPart]):
-    """Rows over a bottom and several tops on a GPU.
+    """Rows over a trunk and several tails on a GPU.
 
     Attributes:
         conditional: Whether all gates are read by the GPU itself.
     """
 
     def __init__(
-        self, gpu: Gpu, bottom: Given, tops: Mapping[str, Given], width: int, batch: int, router: Router | None = None
+        self, gpu: Gpu, trunk: Given, tails: Mapping[str, Given], width: int, batch: int, router: Router | None = None
     ) -> None:
         """Take the GPU's memory.
 
         Args:
             gpu: The GPU and what runs on it; closed with this.
-            bottom: What all requests run.
-            tops: By route, the default first.
+            trunk: What all requests run.
+            tails: By route, the default first.
             width: Of a state.
             batch: Rows.
             router: Picks a route where a request names none.
@@ -50,14 +50,14 @@ class GpuRoutes(Routed[GpuPart]):
         Raises:
             EngineError: the GPU has too little memory, or engines are missing.
         """
-        self._gpu, tokens = gpu, bottom[1].max_tokens
+        self._gpu, tokens = gpu, trunk[1].max_tokens
         states = gpu.cuda.alloc(4 * gpu.sizes[-1] * tokens * width)
         self._link = Link(states, width, tokens)
-        regions, spec, gates = bottom
+        regions, spec, gates = trunk
         first = GpuPart(gpu, regions, spec, batch, gates, self._link)
         link = Link(states, width, tokens, first.control.ids)
         parts = {
-            route: GpuPart(gpu, regions, spec, batch, gates, link) for route, (regions, spec, gates) in tops.items()
+            route: GpuPart(gpu, regions, spec, batch, gates, link) for route, (regions, spec, gates) in tails.items()
         }
         super().__init__(first, parts, router)
         self.conditional = all(part.conditional for part in self.parts)
@@ -67,8 +67,8 @@ class GpuRoutes(Routed[GpuPart]):
 
     @property
     def parts(self) -> tuple[GpuPart, ...]:
-        """The bottom, and the tops in the order of the routes."""
-        return (self._bottom, *self._tops.values())
+        """The trunk, and the tails in the order of the routes."""
+        return (self._trunk, *self._tails.values())
 
     @property
     def taken(self) -> dict[str, int]:
@@ -99,7 +99,7 @@ class GpuRoutes(Routed[GpuPart]):
         """See `Rows`."""
         self.flights.decode(tokens)
         for route, order in self._now.items():
-            self._logits[order] = self._tops[route].logits(len(order))
+            self._logits[order] = self._tails[route].logits(len(order))
         return self._logits[: len(tokens)]
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
@@ -110,8 +110,8 @@ class GpuRoutes(Routed[GpuPart]):
         """See `Rows`."""
         self.flights.drain()
         self._leave(to)
-        self._bottom.move(row, to)
-        size = 4 * self._link.width * int(self._bottom.length[row])
+        self._trunk.move(row, to)
+        size = 4 * self._link.width * int(self._trunk.length[row])
         self._gpu.cuda.copy_rows((self._link.at(to, 0), size), (self._link.at(row, 0), size), size, 1, self._gpu.stream)
         self._wishes[to] = self._wishes[row]
         self._places[to], self._places[row] = self._places[row], None
@@ -120,7 +120,7 @@ class GpuRoutes(Routed[GpuPart]):
         """See `Rows`."""
         self.flights.drain()
         route = self._only(ids, wish)
-        yield from self._tops[route].score(KeptStates(0, len(ids)), most)
+        yield from self._tails[route].score(KeptStates(0, len(ids)), most)
 
     def close(self) -> None:
         """See `Rows`: free all that was taken of the GPU."""
@@ -131,24 +131,24 @@ class GpuRoutes(Routed[GpuPart]):
     def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
         """See `Steps.begin`."""
         self._now = self._groups(len(tokens))
-        self._bottom.begin(tokens, ())
+        self._trunk.begin(tokens, ())
         for route, order in self._now.items():
-            self._tops[route].begin([0] * len(order), _of(samplers, order), order)
+            self._tails[route].begin([0] * len(order), _of(samplers, order), order)
 
     def launch(self, samplers: Sequence[Sampler], ahead: int) -> Read:
         """See `Steps.launch`."""
         now, rows = self._now, sum(map(len, self._now.values()))
-        below = self._bottom.launch(rows, (), ahead)
+        below = self._trunk.launch(rows, (), ahead)
         above = {
-            route: self._tops[route].launch(len(order), _of(samplers, order), ahead) for route, order in now.items()
+            route: self._tails[route].launch(len(order), _of(samplers, order), ahead) for route, order in now.items()
         }
 
         def read() -> list[int]:
-            self._bottom.take(below[0], rows, below[1])
+            self._trunk.take(below[0], rows, below[1])
             chosen = [0] * rows
             for route, order in now.items():
                 slot, way = above[route]
-                for row, token in zip(order, self._tops[route].take(slot, len(order), way), strict=True):
+                for row, token in zip(order, self._tails[route].take(slot, len(order), way), strict=True):
                     chosen[row] = token
             return chosen
 
@@ -157,15 +157,15 @@ class GpuRoutes(Routed[GpuPart]):
     def room(self) -> int:
         """See `Steps.room`."""
         rows = sum(map(len, self._now.values()))
-        return min(self._bottom.room(rows), *(self._tops[route].room(len(order)) for route, order in self._now.items()))
+        return min(self._trunk.room(rows), *(self._tails[route].room(len(order)) for route, order in self._now.items()))
 
     def settle(self) -> None:
         """See `Steps.settle`."""
         for part in self.parts:
             part.settle()
 
-    def _read_bottom(self, row: int, ids: Ids, threshold: float) -> Callable[[], States]:
-        self._bottom.read(row, ids, threshold)
+    def _read_trunk(self, row: int, ids: Ids, threshold: float) -> Callable[[], States]:
+        self._trunk.read(row, ids, threshold)
 
         def states() -> States:
             found = np.empty((len(ids), self._link.width), np.float32)
@@ -174,12 +174,12 @@ class GpuRoutes(Routed[GpuPart]):
 
         return states
 
-    def _read_top(self, route: str, place: int, row: int) -> Logits:
-        top = self._tops[route]
-        kept = KeptStates(row, int(self._bottom.length[row]))
-        return top.first(top.read(place, kept, top.threshold(self._wishes[row])))
+    def _read_tail(self, route: str, place: int, row: int) -> Logits:
+        tail = self._tails[route]
+        kept = KeptStates(row, int(self._trunk.length[row]))
+        return tail.first(tail.read(place, kept, tail.threshold(self._wishes[row])))
 
 
 def _of(samplers: Sequence[Sampler], order: Sequence[int]) -> list[Sampler]:
-    """The samplers of a top's rows; none if there are none."""
+    """The samplers of a tail's rows; none if there are none."""
     return [samplers[row] for row in order] if samplers else []

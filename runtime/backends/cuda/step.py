@@ -63,10 +63,10 @@ class Link:
     """Where the parts of a stitched model meet.
 
     Attributes:
-        states: Address of what the bottom gave, float32[rows, tokens, width].
+        states: Address of what the trunk gave, float32[rows, tokens, width].
         width: Of a state.
         tokens: Positions of a row.
-        ids: Address of the tokens that the bottom reads next, where tops write; 0 in the bottom itself.
+        ids: Address of the tokens that the trunk reads next, where tails write; 0 in the trunk itself.
     """
 
     states: int
@@ -218,14 +218,14 @@ class Stepper:
         self._start("choose", (place.batch, 1), THREADS, [*args, *ends], stream)
 
     def keep(self, state: int, place: Place, at: Mapping[str, int], link: Link, stream: Any) -> None:
-        """In the bottom of a stitched model: keep a step's states, and tell which blocks ran; `at` as in `choose`."""
+        """In the trunk of a stitched model: keep a step's states, and tell which blocks ran; `at` as in `choose`."""
         pointers = (link.states, self._memory.values[HIDDEN], place.given["positions"], state)
         ends = [(at["ran"], POINTER), (at["ran_told"], POINTER), (len(self._gates), INT)]
         args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT), *ends]
         self._start("keep_states", (place.batch, 1), 256, args, stream)
 
     def take(self, state: int, place: Place, at: Mapping[str, int], link: Link, stream: Any) -> None:
-        """In a top: read what the bottom kept for each row's position; `at` as in `choose`."""
+        """In a tail: read what the trunk kept for each row's position; `at` as in `choose`."""
         pointers = (place.given[HIDDEN], link.states, at["rows"], place.given["positions"], state)
         args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT)]
         self._start("take_states", (place.batch, 1), 256, args, stream)

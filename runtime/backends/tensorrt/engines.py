@@ -239,7 +239,7 @@ def _slack(record: EngineRecord) -> int:
 
 
 def decoder_graphs(bundle: Bundle) -> dict[str, DecoderSpec]:
-    """The decoder of a bundle, or the parts of a stitched one, the bottom first: how to generate with each, by name.
+    """The decoder of a bundle, or the parts of a stitched one, the trunk first: how to generate with each, by name.
 
     Raises:
         BundleError: the plan is another one.

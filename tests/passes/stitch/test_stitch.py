@@ -40,14 +40,14 @@ Floats = npt.NDArray[np.float32]
 
 
 def run(graphs: dict[str, FxGraph], route: str, ids: Ids, threshold: float = -math.inf) -> Floats:
-    """Logits of the bottom and a route's top, one after the other."""
+    """Logits of the trunk and a route's tail, one after the other."""
     both: dict[str, npt.NDArray[Any]] = {
         "input_ids": ids,
         "position_ids": np.tile(np.arange(ids.shape[1]), (len(ids), 1)),
         "threshold": np.full(ids.shape, threshold, np.float32),
     }
-    both["hidden"] = graphs["bottom"].run(both)["hidden"]
-    logits: Floats = graphs[f"top.{route}"].run(both)["logits"].astype(np.float32)
+    both["hidden"] = graphs["trunk"].run(both)["hidden"]
+    logits: Floats = graphs[f"tail.{route}"].run(both)["logits"].astype(np.float32)
     return logits
 
 
@@ -91,9 +91,9 @@ def test_input_is_untouched_and_weights_are_shared() -> None:
     assert result.history == ("stitch",)
     place = "large.model.layers.5.mlp.up_proj.weight"
     shared = program.graph("large", FxGraph).module.get_parameter(place.removeprefix("large."))
-    for graph in ("top.large", "top.short", "top.sandwich"):
+    for graph in ("tail.large", "tail.short", "tail.sandwich"):
         assert result.graph(graph, FxGraph).module.get_parameter(place) is shared
-    assert result.plan[1] == Switch("router", {route: f"top.{route}" for route in stitched.ROUTES})
+    assert result.plan[1] == Switch("router", {route: f"tail.{route}" for route in stitched.ROUTES})
 
 
 def test_no_match_returns_the_same_program() -> None:
@@ -137,15 +137,15 @@ def state(backbone: Backbone, layer: int, rows: torch.Tensor) -> torch.Tensor:
 
 
 def test_skipping_inside_a_backbone_goes_with_it(tmp_path: Path) -> None:
-    """Gates of the large model, shared out to the bottom and to the routes that have its layers."""
+    """Gates of the large model, shared out to the trunk and to the routes that have its layers."""
     program = stitched.program()
     gated = gated_backbone(program, (1, 2, 4))
     result = Pipeline((stitched.stitch(),)).run(gated)
     table = ((0.0, -math.inf), (0.5, 0.0))
     assert result.gates == {
-        "bottom": Gates("learned", (1, 2), 3, 2, "any", table),
-        "top.large": Gates("learned", (1,), 3, 2, "any", table),
-        "top.sandwich": Gates("learned", (1,), 3, 2, "any", table),
+        "trunk": Gates("learned", (1, 2), 3, 2, "any", table),
+        "tail.large": Gates("learned", (1,), 3, 2, "any", table),
+        "tail.sandwich": Gates("learned", (1,), 3, 2, "any", table),
     }
     ids = ids_of(2, 9)
     for level in (-math.inf, 0.0, math.inf):
@@ -159,7 +159,7 @@ def test_skipping_inside_a_backbone_goes_with_it(tmp_path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Gating(Pass):
-    """Stands for `skip_ffn` on the large model, whose layers are in the bottom and in two tops."""
+    """Stands for `skip_ffn` on the large model, whose layers are in the trunk and in two tails."""
 
     name: ClassVar[str] = "gating"
 
@@ -184,7 +184,7 @@ def test_skip_ffn_gates_the_model_that_is_named() -> None:
 
 
 def test_each_weight_gets_its_codes_once() -> None:
-    """gptq sees the states that the bottom gives; a block of two routes is rounded for the first."""
+    """gptq sees the states that the trunk gives; a block of two routes is rounded for the first."""
     result = Pipeline((stitched.stitch(), Gptq(block_size=16))).run(stitched.program())
     names = {name for graph in fx(result).values() for name, _ in graph.module.named_parameters()}
     assert set(result.blocks) <= names
@@ -202,14 +202,14 @@ def small(first: int, end: int) -> Slice:
 
 
 @pytest.mark.parametrize(
-    ("bottom", "route", "message"),
+    ("trunk", "route", "message"),
     [
         (
             large(0, 0),
             Route((large(3, 6),)),
-            "bottom: layer_range [0, 0] of large is empty; [FIRST, END] with END above FIRST is right",
+            "trunk: layer_range [0, 0] of large is empty; [FIRST, END] with END above FIRST is right",
         ),
-        (large(1, 3), Route((large(3, 6),)), "bottom: layer_range [1, 3]; the bottom begins at layer 0"),
+        (large(1, 3), Route((large(3, 6),)), "trunk: layer_range [1, 3]; the trunk begins at layer 0"),
         (
             large(0, 3),
             Route((large(5, 4),)),
@@ -220,7 +220,7 @@ def small(first: int, end: int) -> Slice:
             Route((large(2, 6),)),
             "routes.r: layer 2 of large runs twice; ranges that do not overlap are right",
         ),
-        (large(0, 3), Route(()), "routes.r: slices: none; the layers that follow the bottom are right"),
+        (large(0, 3), Route(()), "routes.r: slices: none; the layers that follow the trunk are right"),
         (
             large(0, 3),
             Route((small(2, 3), small(0, 2), small(3, 4))),
@@ -243,21 +243,21 @@ def small(first: int, end: int) -> Slice:
         (
             large(0, 3),
             Route((large(3, 6),), Join()),
-            "routes.r: stitch: it goes on where the bottom ends; leave the stitch out",
+            "routes.r: stitch: it goes on where the trunk ends; leave the stitch out",
         ),
     ],
 )
-def test_refuses_layers_that_cannot_run(bottom: Slice, route: Route, message: str) -> None:
+def test_refuses_layers_that_cannot_run(trunk: Slice, route: Route, message: str) -> None:
     with pytest.raises(PassError) as caught:
-        Stitch(bottom=bottom, routes={"r": route}).apply(stitched.program())
+        Stitch(trunk=trunk, routes={"r": route}).apply(stitched.program())
     assert str(caught.value) == message
 
 
 def test_refuses_no_routes_and_names_that_are_none() -> None:
-    with pytest.raises(PassError, match=r"^routes: none; at least one path after the bottom is right$"):
-        Stitch(bottom=large(0, 3), routes={})
+    with pytest.raises(PassError, match=r"^routes: none; at least one path after the trunk is right$"):
+        Stitch(trunk=large(0, 3), routes={})
     with pytest.raises(PassError, match=r"^routes.a-b: no name; letters, digits and _ are right$"):
-        Stitch(bottom=large(0, 3), routes={"a-b": Route((large(3, 6),))})
+        Stitch(trunk=large(0, 3), routes={"a-b": Route((large(3, 6),))})
 
 
 def test_refuses_slices_of_two_forms() -> None:
@@ -293,7 +293,7 @@ def test_refuses_gates_of_two_models_in_one_route() -> None:
     gated = gated_backbone(stitched.program(), (4,))
     both = SkipFfn("static", model="small", layers=(1,)).apply(gated)
     with pytest.raises(
-        PassError, match=r"^top.sandwich: gates of large and small in one route; of one model is right$"
+        PassError, match=r"^tail.sandwich: gates of large and small in one route; of one model is right$"
     ):
         stitched.stitch().apply(both)
 
@@ -371,3 +371,9 @@ def test_options_come_from_yaml_and_are_checked() -> None:
         parse_spec(stitched.SPEC.replace("stitch: {}}", "stitch: {kid: linear}}", 1))
     with pytest.raises(SpecError, match=r"runs twice"):
         parse_spec(stitched.SPEC.replace("[3, 6]", "[2, 6]"))
+
+
+def test_the_old_name_of_the_trunk_is_refused_with_its_new_one() -> None:
+    with pytest.raises(SpecError, match=r"passes.0.stitch.bottom: unknown key; it is called 'trunk' now") as caught:
+        parse_spec(stitched.SPEC.replace("trunk:", "bottom:"))
+    assert "missing" not in str(caught.value)

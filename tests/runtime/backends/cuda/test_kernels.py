@@ -104,8 +104,8 @@ def test_a_gate_decides_for_all_rows() -> None:
         assert result.tolist() == [float(expected)] * 6
 
 
-def test_states_are_kept_at_their_positions_and_taken_by_the_rows_of_a_top() -> None:
-    """Two of three rows are written; a top has them in another order."""
+def test_states_are_kept_at_their_positions_and_taken_by_the_rows_of_a_tail() -> None:
+    """Two of three rows are written; a tail has them in another order."""
     width, slots = 5, 4
     hidden, states = np.arange(15, dtype=np.float32).reshape(3, width), np.zeros((3, slots, width), np.float32)
     positions, state = np.array([2, 0, 1], np.int32), np.array([2, 0, 0, 1], np.int32)

@@ -75,7 +75,7 @@ def test_a_damaged_file_is_told(bundle: Bundle) -> None:
     file.write_bytes(bytes(len(content)))
     with pytest.raises(runtime.BundleError, match=rf"{PACKED}: changed since it was written; adaptc build packs again"):
         runtime.load(bundle.path)
-    with pytest.raises(runtime.EngineError, match=r"bottom\.onnx: onnxruntime cannot load it: .*pre-packed weights"):
+    with pytest.raises(runtime.EngineError, match=r"trunk\.onnx: onnxruntime cannot load it: .*pre-packed weights"):
         runtime.load(bundle.path, verify=False)
     file.write_bytes(content[:-1])
     with pytest.raises(runtime.BundleError, match=rf"{PACKED}: not the {len(content)} bytes that were packed; "):
@@ -98,7 +98,7 @@ def test_other_graphs_and_other_processors_go_on_without(bundle: Bundle) -> None
     record.write_text(text.replace("MatMulNBits+", "MatMulNBits+9"))
     for route, found in scores(bundle).items():
         np.testing.assert_array_equal(found, before[route], err_msg=route)
-    record.write_text(text.replace(bundle.manifest.files["graphs/bottom.onnx"].sha256, "0" * 64))
+    record.write_text(text.replace(bundle.manifest.files["graphs/trunk.onnx"].sha256, "0" * 64))
     for route, found in scores(bundle).items():
         np.testing.assert_array_equal(found, before[route], err_msg=route)
 

@@ -1,4 +1,4 @@
-"""Routes: one bottom for all, rows of several routes in one step, and a route that changes on the way."""
+"""Routes: one trunk for all, rows of several routes in one step, and a route that changes on the way."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def router(losses: tuple[float, float, float] = (0.0, 0.1, 0.4), threshold: floa
     return Router(weights, COSTS, threshold, ((1.0, None), (0.8, 0.1), (0.6, 0.2), (0.3, 0.5)))
 
 
-def test_a_route_writes_what_its_top_says() -> None:
+def test_a_route_writes_what_its_tail_says() -> None:
     with RoutedLm().session() as session:
         assert session.routes == tuple(SHIFTS)
         for route in SHIFTS:
@@ -74,16 +74,16 @@ def test_mixed_routes_in_a_batch_write_what_each_writes_alone(
         while len(expected) < count and not (expected and expected[-1] in spec.eos_token_ids):
             expected = model.greedy(prompt, [route] * (len(expected) + 1))
         assert ids == expected
-    assert all(batch_ <= batch for lm in model.top_lms.values() for batch_, _ in lm.calls)
+    assert all(batch_ <= batch for lm in model.tail_lms.values() for batch_, _ in lm.calls)
 
 
-def test_a_step_runs_the_bottom_once_for_all_rows() -> None:
+def test_a_step_runs_the_trunk_once_for_all_rows() -> None:
     model = RoutedLm()
     with model.session(batch=3) as session:
         mixed(session, [([1, 2], "dear"), ([3], "cheap"), ([4, 5], "dear")], 4)
-    assert model.bottom_lm.calls == [(1, 2), (1, 1), (1, 2), (3, 1), (3, 1), (3, 1)]
-    assert model.top_lms["dear"].calls[2:] == [(2, 1)] * 3
-    assert model.top_lms["cheap"].calls[1:] == [(1, 1)] * 3
+    assert model.trunk_lm.calls == [(1, 2), (1, 1), (1, 2), (3, 1), (3, 1), (3, 1)]
+    assert model.tail_lms["dear"].calls[2:] == [(2, 1)] * 3
+    assert model.tail_lms["cheap"].calls[1:] == [(1, 1)] * 3
 
 
 def test_reroute_reads_the_kept_states_and_goes_on(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_reroute_reads_the_kept_states_and_goes_on(tmp_path: Path) -> None:
     with model.session(chunk=4, tokenizer=tokenizer) as session:
         stream = session.generate([1, 2, 3, 4, 5], max_new_tokens=40, route="dear", stream=True)
         next(stream)
-        calls = len(model.bottom_lm.calls)
+        calls = len(model.trunk_lm.calls)
         session.reroute("cheap")
         for _ in stream:
             pass
@@ -104,14 +104,14 @@ def test_reroute_reads_the_kept_states_and_goes_on(tmp_path: Path) -> None:
     assert (first, before, after, result.trace.route) == (0, "dear", "cheap", "cheap")
     assert 0 < at < 39
     assert list(result.ids) == model.greedy([1, 2, 3, 4, 5], ["dear"] * at + ["cheap"] * (40 - at))
-    assert model.bottom_lm.calls[calls:] == [(1, 1)] * (40 - at), "what was read is not read again"
+    assert model.trunk_lm.calls[calls:] == [(1, 1)] * (40 - at), "what was read is not read again"
     read = 5 + at - 1  # the newest token is not read yet
     chunks = [(1, min(4, read - start)) for start in range(0, read, 4)]
-    assert model.top_lms["cheap"].calls == chunks + [(1, 1)] * (40 - at)
+    assert model.tail_lms["cheap"].calls == chunks + [(1, 1)] * (40 - at)
 
 
-def test_reroute_back_and_forth_with_several_rows_in_the_same_top() -> None:
-    """A row that leaves a top makes room there; the row that takes its place keeps its own sequence."""
+def test_reroute_back_and_forth_with_several_rows_in_the_same_tail() -> None:
+    """A row that leaves a tail makes room there; the row that takes its place keeps its own sequence."""
     from adaptc.runtime.model.budget import Wish
 
     model = RoutedLm()
