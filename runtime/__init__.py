@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from adaptc.runtime.backends.fake import FakeEngine
     from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
     from adaptc.runtime.bundle.folder import Bundle, open_bundle
-    from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec, Manifest, TensorSpec
+    from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, TensorSpec
+    from adaptc.runtime.bundle.skip_gates import SkipGates
     from adaptc.runtime.generation.session import Session
     from adaptc.runtime.generation.writing import Result, Trace
     from adaptc.runtime.loading import load, load_modal
@@ -39,7 +40,6 @@ __all__ = [
     "Engine",
     "EngineError",
     "FakeEngine",
-    "GateSpec",
     "Inference",
     "JobQueue",
     "Manifest",
@@ -49,6 +49,7 @@ __all__ = [
     "Result",
     "Sampling",
     "Session",
+    "SkipGates",
     "Skips",
     "TensorSpec",
     "Ticket",
@@ -65,7 +66,6 @@ _HOMES = {
     "DecoderSpec": "bundle.manifest",
     "Engine": "backends.engine",
     "FakeEngine": "backends.fake",
-    "GateSpec": "bundle.manifest",
     "Inference": "multimodal.session",
     "JobQueue": "multimodal.jobs",
     "Manifest": "bundle.manifest",
@@ -74,6 +74,7 @@ _HOMES = {
     "Result": "generation.writing",
     "Sampling": "text.sampling",
     "Session": "generation.session",
+    "SkipGates": "bundle.skip_gates",
     "Skips": "model.budget",
     "TensorSpec": "bundle.manifest",
     "Ticket": "multimodal.jobs",

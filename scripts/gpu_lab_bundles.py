@@ -6,6 +6,7 @@ usage: gpu_lab_bundles.py OUT        (on a machine with adaptc[compile] and llm-
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -31,7 +32,8 @@ from adaptc.passes.skip_ffn import gating
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.split_regions import SplitRegions
 from adaptc.runtime.bundle.folder import write_bundle
-from adaptc.runtime.bundle.manifest import GateSpec, GraphSpec, Manifest, ModelRecord, PlanStep, TargetRecord
+from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, PlanStep, TargetRecord
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.sources.base import find_source
 from adaptc.spec.schema import ModelSpec
 
@@ -50,7 +52,7 @@ def program_of(graph: FxGraph, max_tokens: int) -> Program:
 def manifest_of(program: Program, about: Backbone, max_tokens: int, layers: int, batch: int) -> Manifest:
     graph, split = program.graph("lm", OnnxGraph), program.regions["lm"]
     # Called "learned" so that the device decides: a static policy's masks are known to the host beforehand.
-    gates = GateSpec("learned", tuple(range(layers)), layers, 0, "any", ((0.0, None), (1.0, 0.0)))
+    gates = SkipGates("learned", tuple(range(layers)), layers, 0, "any", ((0.0, -math.inf), (1.0, 0.0)))
     return Manifest(
         adaptc="0",
         models={"lm": ModelRecord(about.origin, None, None, "llama", "0" * 64)},

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from adaptc import __version__
 from adaptc.compiler.publish_partitions import decoder_of, region_files
 from adaptc.compiler.report import report_html, report_json
-from adaptc.compiler.tuning import Verdict, decoder_spec, gate_spec
+from adaptc.compiler.tuning import Verdict, decoder_spec
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.ir.graph import OnnxGraph, sizes
 from adaptc.ir.program import EMPTY, Program, Run, Switch
@@ -97,7 +97,7 @@ def publish(
             plan=plan_steps(program),
             graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
             gates={
-                name: replace(gate_spec(gates), dense=_dense(name) if name in twins else "")
+                name: replace(gates, dense=_dense(name) if name in twins else "")
                 for name, gates in program.gates.items()
             },
             modal=dict(program.modal),

@@ -26,13 +26,13 @@ from adaptc.compiler.pipeline import CompilePlan
 from adaptc.errors import SpecError
 from adaptc.families.multimodal import family_of, text_of
 from adaptc.ir.blocks_file import load_blocks, save_blocks
-from adaptc.ir.gates import Gates
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.modal import modal_from_json
 from adaptc.ir.program import Backbone, Program, Run, Switch
 from adaptc.ir.router import Router
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.runtime.bundle.manifest import PassRecord
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import CalibrationText, calibration_text
 from adaptc.sources.module import ModuleSource
@@ -193,9 +193,9 @@ def _step(step: Mapping[str, Any], path: Path) -> Run | Switch:
     return Switch(step["switch"], step["routes"], router)
 
 
-def _gates(layers: list[int], thresholds: list[tuple[float, float]], **fields: Any) -> Gates:
+def _gates(layers: list[int], thresholds: list[tuple[float, float]], **fields: Any) -> SkipGates:
     """Gates from their JSON, where -inf is Python's -Infinity."""
-    return Gates(layers=tuple(layers), thresholds=tuple((share, level) for share, level in thresholds), **fields)
+    return SkipGates(layers=tuple(layers), thresholds=tuple((share, level) for share, level in thresholds), **fields)
 
 
 def _weights_of(graph: str, sources: Mapping[str, Source]) -> Mapping[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from adaptc.errors import BundleError
 from adaptc.ir.gates_file import Card, load_card, load_gates
 from adaptc.passes.quantize.blockwise import Bits, quantize_blocks
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
+from adaptc.runtime.model.budget import DENSE
 from adaptc.spec.schema import read_spec
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
         data[place.offset : place.offset + place.nbytes] = content
     gates = bundle.manifest.gates[name]
     if gates.layers == card.layers:
-        table = ((0.0, None), *card.thresholds)
+        table = ((0.0, DENSE), *card.thresholds)
     else:  # some gates were taken out: each threshold still has its meaning, and the shares shrink alike
         part = len(gates.layers) / len(card.layers)
-        table = ((0.0, None), *((share * part, level) for share, level in card.thresholds))
+        table = ((0.0, DENSE), *((share * part, level) for share, level in card.thresholds))
     gates = replace(gates, warmup=max(gates.warmup, card.warmup), thresholds=table)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest = replace(

@@ -15,13 +15,13 @@ import numpy as np
 
 from adaptc.compiler.tuning_each import Decided, Ids, decide, remeasured, stepwise
 from adaptc.compiler.weights_file import write_graphs
-from adaptc.ir.gates import Gates
 from adaptc.ir.graph import OnnxGraph, sizes
 from adaptc.ir.program import EMPTY, Backbone, Program
 from adaptc.passes.skip_ffn.conditionals import conditionals, grouped, run_always
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
-from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
 
 STEPS = 32
@@ -84,7 +84,7 @@ class Payoff:
         """Share of tokens for which a gate must skip its block to pay for itself; above 1 it never does."""
         return self.cost / self.gain if self.gain > 0 else float("inf")
 
-    def verdict(self, gates: GateSpec) -> tuple[bool, str]:
+    def verdict(self, gates: SkipGates) -> tuple[bool, str]:
         """Whether these gates pay at their smallest budget, and a sentence that says why."""
         most = gates.thresholds[-1][0] * gates.blocks / len(gates.layers) if gates.thresholds else 0.0
         micro = f"a gate costs {self.cost * 1e6:.1f} µs a token, a skipped block saves {self.gain * 1e6:.1f} µs"
@@ -143,7 +143,7 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
         if decoder is None or not conditionals(graph):
             continue
         found = payoff(graph, decoder)
-        verdict = Verdict(found, *found.verdict(gate_spec(gates)))
+        verdict = Verdict(found, *found.verdict(gates))
         if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
             graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text)
         if verdict.pays and batch > 1:
@@ -158,11 +158,11 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
 
 
 def _one_by_one(
-    graph: OnnxGraph, decoder: DecoderSpec, gates: Gates, verdict: Verdict, ids: Ids
-) -> tuple[OnnxGraph, Gates, Verdict]:
+    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: Verdict, ids: Ids
+) -> tuple[OnnxGraph, SkipGates, Verdict]:
     """Keep, group or remove each gate; thresholds of what is left are measured again."""
     times = verdict.payoff
-    with running({"gated": graph}, decoder, gate_spec(gates)) as [gated]:
+    with running({"gated": graph}, decoder, gates) as [gated]:
         ran = stepwise(gated, ids, gates.thresholds[-1][1])
     each = tuple(decide(gates.layers, ran, times.cost, times.branch, times.gain))
     if all(decided.leader == decided.layer for decided in each):
@@ -175,7 +175,7 @@ def _one_by_one(
     removed = [place for place, decided in enumerate(each) if decided.leader is None]
     graph = run_always(grouped(graph, leaders), removed)
     gates = replace(gates, layers=kept)
-    with running({"gated": graph}, decoder, gate_spec(gates)) as [gated]:
+    with running({"gated": graph}, decoder, gates) as [gated]:
         table = tuple(remeasured(gated, ids, gates.blocks, gates.thresholds))
     if len(table) < 2:
         return graph, gates, replace(verdict, pays=False, why=f"{verdict.why}; what is left skips nothing", each=each)
@@ -183,13 +183,13 @@ def _one_by_one(
 
 
 def _by_rows(
-    graph: OnnxGraph, decoder: DecoderSpec, gates: Gates, verdict: Verdict, batch: int
-) -> tuple[Gates, Verdict]:
+    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: Verdict, batch: int
+) -> tuple[SkipGates, Verdict]:
     """Find up to how many rows of a step skipping is quicker than running every block of the same graph."""
     level = gates.thresholds[len(gates.thresholds) // 2][1]
     found: list[tuple[int, float, float]] = []
     most = 1
-    with running({"gated": graph}, decoder, replace(gate_spec(gates), warmup=0), batch) as [gated]:
+    with running({"gated": graph}, decoder, replace(gates, warmup=0), batch) as [gated]:
         for rows in sorted({*(2**n for n in range(1, 11) if 2**n < batch), batch}):
             kinds = {value: _timed(gated, value, rows) for value in (level, DENSE)}
             times: dict[float, list[float]] = {value: [] for value in kinds}
@@ -202,14 +202,6 @@ def _by_rows(
                 break
             most = rows
     return replace(gates, rows=most), replace(verdict, rows=tuple(found))
-
-
-def gate_spec(gates: Gates) -> GateSpec:
-    """Gates as the manifest keeps them."""
-    table = tuple((share, level if math.isfinite(level) else None) for share, level in gates.thresholds)
-    return GateSpec(
-        gates.policy, gates.layers, gates.blocks, gates.warmup, gates.batch, table, gates.rows, gates.budget
-    )
 
 
 def decoder_spec(graph: OnnxGraph, backbone: Backbone) -> DecoderSpec | None:
@@ -239,7 +231,7 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -
         threads: Of the engine; None for the physical cores, as when it runs.
     """
     count = len(conditionals(graph))
-    spec = GateSpec("", tuple(range(count)), count, 0, "any", ())
+    spec = SkipGates("", tuple(range(count)), count, 0, "any", ())
     graphs = {"gated": graph, "shared": grouped(graph, [0] * count), "dense": run_always(graph, range(count))}
     with running(graphs, decoder, spec, threads=threads) as [gated, shared, dense]:
         kinds = {
@@ -259,7 +251,7 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -
 
 @contextmanager
 def running(
-    graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: GateSpec, rows: int = 1, threads: int | None = None
+    graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: SkipGates, rows: int = 1, threads: int | None = None
 ) -> Iterator[list[Decoder]]:
     """Decoders of some graphs, for as long as the context lasts; those without gates are told so."""
     with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:

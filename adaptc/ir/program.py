@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from adaptc.ir.gates import Gates
     from adaptc.ir.graph import Graph
     from adaptc.ir.modal import ModalSpec
     from adaptc.ir.partitions import Split
     from adaptc.ir.router import Router
     from adaptc.passes.quantize.blockwise import Blocks
+    from adaptc.runtime.bundle.skip_gates import SkipGates
 
 G = TypeVar("G", bound="Graph")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
@@ -114,7 +114,7 @@ class Program:
     backbones: Mapping[str, Backbone] = field(default_factory=lambda: EMPTY)
     samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
-    gates: Mapping[str, Gates] = field(default_factory=lambda: EMPTY)
+    gates: Mapping[str, SkipGates] = field(default_factory=lambda: EMPTY)
     regions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
     history: tuple[str, ...] = ()
     modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)

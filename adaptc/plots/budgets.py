@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adaptc.errors import RequestError
-from adaptc.runtime.bundle.manifest import GateSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import Skips
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _caption(sweep: Mapping[str, Any]) -> str:
     return text + ". Points far above are left out."
 
 
-def skip_map(skips: Skips, gates: GateSpec, tokens: Sequence[str], title: str, note: str = "") -> Figure:
+def skip_map(skips: Skips, gates: SkipGates, tokens: Sequence[str], title: str, note: str = "") -> Figure:
     """Layers × tokens: which feed-forward blocks were skipped.
 
     Args:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adaptc.errors import LoadError, PassError
-from adaptc.ir.gates import Gates
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
+from adaptc.runtime.bundle.skip_gates import SkipGates
 
 if TYPE_CHECKING:
     from adaptc.passes.quantize.calibrate import Ids
@@ -109,7 +109,7 @@ class SkipFfn(Pass):
             program = replace(program.with_graph(name, fork), gates={**program.gates, name: gates})
         return program
 
-    def _gated(self, program: Program, name: str, graph: FxGraph) -> tuple[FxGraph, Gates]:
+    def _gated(self, program: Program, name: str, graph: FxGraph) -> tuple[FxGraph, SkipGates]:
         # Imported here: these need this package's calibration, and may be what is imported first.
         from adaptc.passes.skip_ffn import gating
         from adaptc.passes.skip_ffn.importance import ffn_cosines, ffn_importance
@@ -137,7 +137,7 @@ class SkipFfn(Pass):
         )
         return fork, self._gates("cosine", tuple(layers), blocks, levels)
 
-    def _learned(self, program: Program, name: str, graph: FxGraph, blocks: int) -> tuple[FxGraph, Gates]:
+    def _learned(self, program: Program, name: str, graph: FxGraph, blocks: int) -> tuple[FxGraph, SkipGates]:
         from adaptc.ir.gates_file import load_gates
         from adaptc.passes.skip_ffn import gating
 
@@ -165,9 +165,9 @@ class SkipFfn(Pass):
         gates = self._gates("learned", card.layers, blocks, card.thresholds)
         return fork, replace(gates, warmup=max(self.warmup, card.warmup))
 
-    def _gates(self, policy: str, layers: tuple[int, ...], blocks: int, levels: Levels) -> Gates:
+    def _gates(self, policy: str, layers: tuple[int, ...], blocks: int, levels: Levels) -> SkipGates:
         table = ((0.0, float("-inf")), *levels)
-        return Gates(policy, layers, blocks, self.warmup, self.batch, table, budget=self.budget)
+        return SkipGates(policy, layers, blocks, self.warmup, self.batch, table, budget=self.budget)
 
     def _sample(self, program: Program, name: str) -> Ids:
         from adaptc.passes.quantize.calibrate import calibration_ids

@@ -12,11 +12,11 @@ from adaptc.ir.graph import FxGraph
 if TYPE_CHECKING:
     import torch
 
-    from adaptc.ir.gates import Gates
     from adaptc.ir.program import Program
     from adaptc.passes.stitch.seams import Join, Seam
     from adaptc.passes.stitch.slices import Backbone
     from adaptc.passes.stitch.stitch import Source, Stitch
+    from adaptc.runtime.bundle.skip_gates import SkipGates
 
 
 def check_routes(trunk: Source, routes: Mapping[str, tuple[Source, ...]]) -> None:
@@ -168,14 +168,14 @@ class Layout:
             costs[route] = of(self.base, head=False) + tails + own
         return costs
 
-    def gates(self, gates: Mapping[str, Gates]) -> dict[str, Gates]:
+    def gates(self, gates: Mapping[str, SkipGates]) -> dict[str, SkipGates]:
         """The backbones' gates, shared out to the graphs that their layers are in.
 
         Raises:
             PassError: two gated backbones meet in one graph, which has one threshold.
         """
         pieces = {"trunk": (self.base,)} | {f"tail.{route}": found for route, found in self.routes.items()}
-        shared: dict[str, Gates] = {}
+        shared: dict[str, SkipGates] = {}
         for name, run in pieces.items():
             backbones: set[str] = set()
             layers: list[int] = []

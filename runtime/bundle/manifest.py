@@ -5,13 +5,13 @@ Every key is required and every type is checked, so a manifest that reads is a m
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptc.runtime.bundle.strict_json import read_json
+from adaptc.runtime.bundle.skip_gates import SkipGates
+from adaptc.runtime.bundle.strict_json import parse, read_json, to_json
 from adaptc.runtime.errors import BundleError
 
 SCHEMA = 2
@@ -74,34 +74,6 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     data: tuple[str, ...]
     decoder: DecoderSpec | None
-
-
-@dataclass(frozen=True, slots=True)
-class GateSpec:
-    """The gates of a graph: which feed-forward blocks may be skipped, and how a budget decides it.
-
-    Attributes:
-        policy: How the gates decide: "learned", "static", "cosine".
-        layers: Indices of the layers with a gate, in order.
-        blocks: Feed-forward blocks of the model, with a gate or without.
-        warmup: Positions at the start of a sequence where every block runs.
-        batch: With several rows in a step: "any" runs a block if one of them wants it, "group" if they want it on
-            average, "off" always.
-        thresholds: (share of all blocks skipped, threshold), both rising, from (0, null): null is -inf.
-        rows: Most rows of a step in which blocks are skipped, as measured; with more every block runs.
-        budget: Of requests that name none, 0 to 1.
-        dense: Name of the same graph without gates, for steps that skip nothing; "" if there is none.
-    """
-
-    policy: str
-    layers: tuple[int, ...]
-    blocks: int
-    warmup: int
-    batch: str
-    thresholds: tuple[tuple[float, float | None], ...]
-    rows: int = 1024
-    budget: float = 1.0
-    dense: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +244,7 @@ class Manifest:
     passes: tuple[PassRecord, ...]
     plan: tuple[PlanStep | SwitchStep, ...]
     graphs: dict[str, GraphSpec]
-    gates: dict[str, GateSpec]
+    gates: dict[str, SkipGates]
     target: TargetRecord
     versions: dict[str, str]
     report: JsonObject
@@ -294,14 +266,13 @@ class Manifest:
         """The text of `manifest.json`, sealed with a hash of its own content.
 
         Raises:
-            BundleError: `report`, `gates` or a pass's options hold something JSON cannot.
+            BundleError: a field is not of its type, or holds something that JSON cannot.
         """
-        content = dataclasses.asdict(self)
         try:
-            sealed = content | {"sha256": _seal(content)}
-            return json.dumps(sealed, indent=2, allow_nan=False) + "\n"
-        except (TypeError, ValueError) as error:
-            raise BundleError(f"manifest: {error}; plain, finite JSON values are needed") from error
+            content = to_json(self)
+        except BundleError as error:
+            raise BundleError(f"manifest: {error}") from error
+        return json.dumps(content | {"sha256": _seal(content)}, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str | bytes) -> Manifest:
@@ -311,10 +282,7 @@ class Manifest:
             BundleError: not JSON, another schema version, changed since it was written, or a key that
                 is missing, unknown or of the wrong type.
         """
-        try:
-            content = json.loads(text, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"not JSON: {error}") from error
+        content = parse(text)
         if not isinstance(content, dict) or "schema" not in content:
             raise BundleError("not a manifest: no key 'schema'")
         if content["schema"] != SCHEMA:
@@ -323,7 +291,7 @@ class Manifest:
                 "adaptc that wrote it"
             )
         seal = content.pop("sha256", None)
-        manifest: Manifest = read_json(Manifest, content)
+        manifest = read_json(Manifest, content)
         if seal != _seal(content):
             raise BundleError("changed since it was written; compile again")
         return manifest
@@ -333,7 +301,3 @@ def _seal(content: JsonObject) -> str:
     """A hash of what the manifest says, whatever its spacing and order of keys."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")

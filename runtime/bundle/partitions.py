@@ -6,13 +6,11 @@ the graphs like all else, so identical regions are one graph, one engine and one
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from adaptc.runtime.bundle.manifest import JsonObject, TensorSpec
-from adaptc.runtime.bundle.strict_json import read_json
+from adaptc.runtime.bundle.manifest import TensorSpec
+from adaptc.runtime.bundle.strict_json import dumps, parse, read_json
 from adaptc.runtime.errors import BundleError
 
 VERSION = 2
@@ -154,7 +152,7 @@ class Regions:
 
     def to_json(self) -> str:
         """The text of the file."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        return dumps(self, indent=1)
 
     @staticmethod
     def from_json(text: str | bytes) -> Regions:
@@ -163,13 +161,10 @@ class Regions:
         Raises:
             BundleError: not of this form.
         """
-        try:
-            content: JsonObject = json.loads(text)
-        except ValueError as error:
-            raise BundleError(f"not JSON: {error}") from error
+        content = parse(text)
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise BundleError(f"version: not {VERSION}; compile again")
-        regions: Regions = read_json(Regions, content)
+        regions = read_json(Regions, content)
         for call in (*regions.calls(), regions.whole):
             if call.graph not in regions.graphs:
                 raise BundleError(f"no graph {call.graph!r}; there are: {', '.join(regions.graphs)}")

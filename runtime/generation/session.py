@@ -13,7 +13,8 @@ import numpy.typing as npt
 from adaptc.runtime.backends.engine import Engine
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
 from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes
-from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec, ModalSpec
+from adaptc.runtime.bundle.manifest import DecoderSpec, ModalSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.request import (
     Prompt,
@@ -82,7 +83,7 @@ class Session:
         *,
         batch: int = 1,
         chunk: int = 512,
-        gates: GateSpec | None = None,
+        gates: SkipGates | None = None,
         budget: float | None = None,
         routes: Routes | None = None,
         modal: ModalSpec | None = None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.bundle.manifest import GateSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.inserts import Inserts
 
@@ -56,7 +56,7 @@ class Skips:
         return float((~self.ran).sum()) / (len(self.ran) * self.blocks) if len(self.ran) else 0.0
 
 
-def together(steps: Sequence[bytes], gates: Sequence[GateSpec]) -> Skips | None:
+def together(steps: Sequence[bytes], gates: Sequence[SkipGates]) -> Skips | None:
     """What `Rows.ran` gave for some steps, of all gates that a request meets; None if it meets none.
 
     Args:
@@ -71,7 +71,7 @@ def together(steps: Sequence[bytes], gates: Sequence[GateSpec]) -> Skips | None:
     return Skips(ran, sum(each.blocks for each in gates))
 
 
-def batched_dense(gates: GateSpec | None, rows: int) -> bool:
+def batched_dense(gates: SkipGates | None, rows: int) -> bool:
     """Whether the batch policy has every block run in a step of so many rows."""
     return gates is not None and rows > 1 and (rows > gates.rows or gates.batch == "off")
 
@@ -88,13 +88,13 @@ def check_budget(value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float) -> float:
+def threshold_at(thresholds: Sequence[tuple[float, float]], budget: float) -> float:
     """The threshold of a budget.
 
     The share of blocks that are to be skipped falls in a line from the largest of the table, at budget 0, to none at 1.
 
     Args:
-        thresholds: (share of all blocks skipped, threshold), both rising, the first share 0; None is -inf.
+        thresholds: (share of all blocks skipped, threshold), both rising, from (0, -inf).
         budget: From 0 to 1.
 
     Returns:
@@ -112,20 +112,20 @@ def threshold_at(thresholds: Sequence[tuple[float, float | None]], budget: float
     return float(np.interp(share, np.array(shares, np.float64), np.array(levels, np.float64)))
 
 
-def share_of(gates: GateSpec, budget: float) -> float:
+def share_of(gates: SkipGates, budget: float) -> float:
     """The share of all blocks that gates skip at a budget, as their table says."""
     points = _finite(gates.thresholds)
     return _share(points, budget) if points else 0.0
 
 
-def _finite(thresholds: Sequence[tuple[float, float | None]]) -> list[tuple[float, float]]:
-    return [(share, level) for share, level in thresholds if level is not None and math.isfinite(level)]
+def _finite(thresholds: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(share, level) for share, level in thresholds if math.isfinite(level)]
 
 
 def _share(points: Sequence[tuple[float, float]], budget: float) -> float:
     return (1 - budget) * points[-1][0]
 
 
-def threshold_of(gates: GateSpec | None, budget: float | None) -> float:
+def threshold_of(gates: SkipGates | None, budget: float | None) -> float:
     """The threshold of a budget for a graph's gates, by default of the gates' own; -inf without gates."""
     return DENSE if gates is None else threshold_at(gates.thresholds, gates.budget if budget is None else budget)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.bundle.manifest import GateSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import Skips, together
 from adaptc.runtime.model.router import Choice
@@ -22,7 +22,7 @@ class OneWay:
     """
 
     routes: tuple[str, ...] = ()
-    gates: GateSpec | None
+    gates: SkipGates | None
 
     def route(self, row: int) -> str | None:
         """None: there is one way through."""

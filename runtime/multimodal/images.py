@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.manifest import GraphSpec, ModalSpec
-from adaptc.runtime.bundle.strict_json import read_json
+from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.model.inserts import FEATURES, Inserts
 from adaptc.runtime.multimodal.subsets import ModalGraphs
@@ -65,7 +63,7 @@ class ImageSpec:
 
     def to_json(self) -> bytes:
         """The content of `images.json`."""
-        return json.dumps(dataclasses.asdict(self), allow_nan=False).encode() + b"\n"
+        return dumps(self).encode()
 
 
 def read_image_spec(content: bytes, where: str) -> ImageSpec:
@@ -75,10 +73,9 @@ def read_image_spec(content: bytes, where: str) -> ImageSpec:
         BundleError: it is damaged.
     """
     try:
-        found: ImageSpec = read_json(ImageSpec, json.loads(content))
-    except (ValueError, BundleError) as error:
+        return loads(ImageSpec, content)
+    except BundleError as error:
         raise BundleError(f"{where}: {error}; compile again") from error
-    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.bundle.strict_json import read_json
+from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.errors import BundleError
 
 PROFILE = "profile.json"
@@ -113,7 +110,7 @@ class Profile:
 
     def to_json(self) -> str:
         """The text of `profile.json`."""
-        return json.dumps(dataclasses.asdict(self), allow_nan=False) + "\n"
+        return dumps(self)
 
     def subset(self, modalities: tuple[str, ...]) -> SubsetProfile:
         """What was measured of a subset."""
@@ -130,11 +127,9 @@ def read_profile(folder: Path) -> Profile | None:
     if not path.exists():
         return None
     try:
-        found: Any = read_json(Profile, json.loads(path.read_bytes()))
-    except (ValueError, BundleError) as error:
+        return loads(Profile, path.read_bytes())
+    except BundleError as error:
         raise BundleError(f"{path}: {error}; `adaptc profile` writes it anew") from error
-    profile: Profile = found
-    return profile
 
 
 def wilson(right: float, rows: int, z: float = 1.959964) -> tuple[float, float]:

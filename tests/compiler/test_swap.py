@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_swapped_gates_are_those_of_a_new_compile(built: tuple[Path, Bundle], tm
     assert result.exit_code == 0, result.output
     swapped = open_bundle(bundle.path)
     assert {name: (swapped.path / name).read_bytes() for name in untouched} == untouched
-    assert swapped.manifest.gates["lm"].thresholds == ((0.0, None), (0.1, -0.4), (0.5, 2.6))
+    assert swapped.manifest.gates["lm"].thresholds == ((0.0, -math.inf), (0.1, -0.4), (0.5, 2.6))
     assert "other.safetensors" in (swapped.path / "report.html").read_text()
     new = [scores(swapped, budget) for budget in (1, 0)]
     assert (new[0] == old[0]).all(), "dense is dense"

@@ -10,12 +10,12 @@ import pytest
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.tuning import Payoff, paying
 from adaptc.compiler.tuning_each import Ran, decide
-from adaptc.ir.gates import Gates
 from adaptc.passes.skip_ffn.conditionals import conditionals, grouped
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from tests.models import gated_bundle, skipping, tiny
 from tests.passes.skip_ffn.test_branch import SKIP, step
 
-GATES = Gates("learned", skipping.GATED, 3, 4, "any", ((0.0, -np.inf), (0.1, -0.4), (0.5, 0.6)))
+GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -np.inf), (0.1, -0.4), (0.5, 0.6)))
 IDS = np.random.default_rng(5).integers(0, tiny.VOCAB, 400)
 
 

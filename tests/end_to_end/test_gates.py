@@ -18,16 +18,15 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import Compiled, compile_spec
 from adaptc.compiler.tuning import Payoff
 from adaptc.evaluation.verify import BundleModel
-from adaptc.ir.gates import Gates
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pass
-from adaptc.runtime import GateSpec
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.spec.schema import read_spec
 from tests.models import folder, skipping
 
-GATES = Gates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))
+GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))
 IDS = [5, 9, 40, 7, 101, 33, 8, 21]
 
 
@@ -67,8 +66,8 @@ def test_gates_that_pay_are_in_the_bundle(
         for entry in (root / "bundle").iterdir():
             Cache(root).drop("bundle", entry.name)
         manifest = made.bundle.manifest
-        table = ((0.0, None), (0.1, -0.5), (0.5, 0.5))
-        assert manifest.gates == {"lm": GateSpec("learned", skipping.GATED, 3, 4, "any", table, dense="lm.dense")}
+        table = ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5))
+        assert manifest.gates == {"lm": SkipGates("learned", skipping.GATED, 3, 4, "any", table, dense="lm.dense")}
         assert [t.name for t in manifest.graphs["lm.dense"].inputs if t.name == "threshold"] == []
         assert manifest.graphs["lm.dense"].data == manifest.graphs["lm"].data[:1]
         assert manifest.passes[-1].name == "branch"

@@ -20,7 +20,7 @@ from adaptc.evaluation.sweep.subject import Subject
 from adaptc.evaluation.sweep.sweep import Settings, quality
 from adaptc.evaluation.sweep.table import columns_and_rows
 from adaptc.passes.skip_ffn import gating
-from adaptc.runtime import GateSpec, Session
+from adaptc.runtime import Session, SkipGates
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.model.budget import threshold_at
 from tests.close import ENGINE, FLOAT32, assert_close
@@ -28,7 +28,7 @@ from tests.models import gated_bundle, skipping, tiny
 
 IDS = np.random.default_rng(3).integers(0, tiny.VOCAB, 150)
 SAMPLE = np.random.default_rng(7).integers(0, tiny.VOCAB, 512).reshape(8, 64)
-TABLE = ((0.0, None), (0.2, -0.4), (0.6, 0.6))
+TABLE = ((0.0, -math.inf), (0.2, -0.4), (0.6, 0.6))
 WARMUP = 4
 
 
@@ -43,7 +43,7 @@ def session(folder: Path, warmup: int) -> Session:
     graph = skipping.onnx(skipping.branched("llama", low_rank=True))
     for name, content in write_graphs({"lm": graph}, folder, "lm.data").items():
         (folder / f"{name}.onnx").write_bytes(content)
-    gates = GateSpec("learned", skipping.GATED, 3, warmup, "any", TABLE)
+    gates = SkipGates("learned", skipping.GATED, 3, warmup, "any", TABLE)
     return Session(OrtEngine(folder / "lm.onnx", 1), gated_bundle.DECODER, gates=gates)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from adaptc.passes.quantize.quantize import Quantize
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.runtime.bundle.folder import (
     Bundle,
-    GateSpec,
     GraphSpec,
     Manifest,
     ModelRecord,
@@ -26,9 +26,10 @@ from adaptc.runtime.bundle.folder import (
     write_bundle,
 )
 from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from tests.models import skipping, tiny, tiny_tokenizer
 
-GATES = GateSpec("learned", skipping.GATED, 3, 4, "any", ((0.0, None), (0.1, -0.4), (0.5, 0.6)))
+GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.4), (0.5, 0.6)))
 BACKBONE = Backbone("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 DECODER = DecoderSpec(tiny.VOCAB, 64, ((2, 16),) * 3, 0, (), None)
 

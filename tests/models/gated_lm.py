@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from adaptc.runtime import GateSpec
+from adaptc.runtime import SkipGates
 from adaptc.runtime.backends.engine import Arrays
 from adaptc.runtime.backends.fake import FakeEngine
 from adaptc.runtime.bundle.manifest import TensorSpec
@@ -13,12 +15,12 @@ from tests.models.history_lm import HistoryLm, decoder_spec
 LOGITS = (-1.0, 0.0, 1.0)
 """What each gate says, whatever the token."""
 
-THRESHOLDS = ((0.0, None), (0.25, -0.5), (0.5, 0.5))
+THRESHOLDS = ((0.0, -math.inf), (0.25, -0.5), (0.5, 0.5))
 """Six blocks of which three have a gate: 1 and 2 of 6 are skipped between the gates' values."""
 
 
-def gates(warmup: int = 4, batch: str = "any") -> GateSpec:
-    return GateSpec("static", (1, 2, 3), 6, warmup, batch, THRESHOLDS)
+def gates(warmup: int = 4, batch: str = "any") -> SkipGates:
+    return SkipGates("static", (1, 2, 3), 6, warmup, batch, THRESHOLDS)
 
 
 class GatedLm:

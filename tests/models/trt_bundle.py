@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,6 @@ from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.split_regions import SplitRegions
 from adaptc.runtime.bundle.folder import (
     Bundle,
-    GateSpec,
     GraphSpec,
     Manifest,
     ModelRecord,
@@ -26,10 +26,11 @@ from adaptc.runtime.bundle.folder import (
     TargetRecord,
     write_bundle,
 )
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from tests.models import skipping, tiny
 
 SLOTS = 64
-GATES = GateSpec("learned", skipping.GATED, 3, 4, "any", ((0.0, None), (0.1, -0.4), (0.5, 0.6)))
+GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.4), (0.5, 0.6)))
 BACKBONE = Backbone("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 
 
@@ -51,7 +52,7 @@ def split_of(made: Program) -> Split:
 
 
 def write(
-    into: Path, made: Program, gates: GateSpec | None = None, batch: int = 2, backend: str = "tensorrt-rtx"
+    into: Path, made: Program, gates: SkipGates | None = None, batch: int = 2, backend: str = "tensorrt-rtx"
 ) -> Bundle:
     """Write a program as a bundle; `into`'s folder must be there."""
     graph, split = made.graph("lm", OnnxGraph), split_of(made)

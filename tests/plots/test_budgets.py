@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from click.testing import CliRunner
 from adaptc.cli import main
 from adaptc.errors import RequestError
 from adaptc.plots import budgets as plot
-from adaptc.runtime import GateSpec
+from adaptc.runtime import SkipGates
 from adaptc.runtime.model.budget import Skips
 from tests.models import gated_bundle
 
-GATES = GateSpec("learned", (1, 2), 4, 4, "any", ((0.0, None), (0.4, 0.5)))
+GATES = SkipGates("learned", (1, 2), 4, 4, "any", ((0.0, -math.inf), (0.4, 0.5)))
 
 
 def sweep(*, speed: bool) -> dict[str, Any]:

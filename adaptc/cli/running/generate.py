@@ -14,7 +14,7 @@ from adaptc.cli.options import BUNDLE
 from adaptc.cli.running.requests import generation_options, last_result, note_budget, print_pieces, request_of
 
 if TYPE_CHECKING:
-    from adaptc.runtime import GateSpec, Result
+    from adaptc.runtime import Result, SkipGates
 
 
 @click.command("generate")
@@ -92,7 +92,7 @@ MAP_TOKENS = 96
 """Tokens in a line of a skip map."""
 
 
-def skip_map(result: Result, gates: GateSpec | None) -> Iterator[str]:
+def skip_map(result: Result, gates: SkipGates | None) -> Iterator[str]:
     """Lines of text: for each layer with a gate, the blocks that ran (·) and that were skipped (#), token by token."""
     skips = result.trace.skips
     if gates is None or skips is None or not len(skips.ran):

@@ -50,7 +50,7 @@ class Learned:
 
     layers: tuple[int, ...]
     weights: Weights
-    thresholds: tuple[tuple[float, float | None], ...]
+    thresholds: tuple[tuple[float, float], ...]
     leaders: tuple[int, ...]
 
 
@@ -81,7 +81,7 @@ def policies(dense: FxGraph, sample: Ids, warmup: int, learned: Learned | None, 
     return found
 
 
-def _learned(graph: FxGraph, thresholds: Sequence[tuple[float, float | None]], share: float) -> Rule | None:
+def _learned(graph: FxGraph, thresholds: Sequence[tuple[float, float]], share: float) -> Rule | None:
     most = thresholds[-1][0]
     if share > most + 0.005:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def spec_subject(spec: Spec, base: Path, stage: Stage = lambda _: None) -> tuple
     if not paths:
         return _subject(spec, base, source, WARMUP, None, stage), source
     card, weights = load_gates(paths[0])
-    learned = Learned(card.layers, weights, ((0.0, None), *card.thresholds), card.layers)
+    learned = Learned(card.layers, weights, ((0.0, -math.inf), *card.thresholds), card.layers)
     return _subject(spec, base, source, card.warmup, learned, stage), source
 
 

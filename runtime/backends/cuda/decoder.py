@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from adaptc.runtime.backends.cuda.in_flight import Flights, Read
 from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Ids, Logits
-from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import ANY, DENSE, Wish
 from adaptc.runtime.model.one_way import OneWay
 from adaptc.runtime.text.sampling import Sampler
@@ -29,7 +30,7 @@ class GpuDecoder(OneWay):
     """
 
     def __init__(
-        self, gpu: Gpu, regions: Regions, spec: DecoderSpec, batch: int, gates: GateSpec | None = None
+        self, gpu: Gpu, regions: Regions, spec: DecoderSpec, batch: int, gates: SkipGates | None = None
     ) -> None:
         """Take the GPU's memory.
 

@@ -21,8 +21,9 @@ from adaptc.runtime.backends.cuda.memory import HEAD_ROWS, Memory, Values, Weigh
 from adaptc.runtime.backends.cuda.step import Link, Place, Stepper
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import HIDDEN, Logits
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
-from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import ANY, DENSE, Wish, batched_dense, threshold_of
 from adaptc.runtime.text.sampling import Sampler
@@ -87,7 +88,7 @@ class GpuPart:
         regions: Regions,
         spec: DecoderSpec,
         batch: int,
-        gates: GateSpec | None,
+        gates: SkipGates | None,
         link: Link | None = None,
     ) -> None:
         """Take the GPU's memory.

@@ -17,13 +17,14 @@ from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
 from adaptc.runtime.backends.cuda.step import Link
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Ids, Logits, States
 from adaptc.runtime.backends.onnxruntime_cpu.routed import Routed
-from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import Wish
 from adaptc.runtime.model.router import Choice, Router
 from adaptc.runtime.text.sampling import Sampler
 
-Given = tuple[Regions, DecoderSpec, GateSpec | None]
+Given = tuple[Regions, DecoderSpec, SkipGates | None]
 """A part: its graph, what that expects, and its gates."""
 
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from adaptc.runtime.backends.engine import Engine, Step
 from adaptc.runtime.backends.onnxruntime_cpu.memory import room
-from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec, TensorSpec
+from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import ANY, DENSE, Wish, batched_dense, threshold_of
 from adaptc.runtime.model.inserts import Beside, Feeds, Inserts
@@ -41,7 +42,7 @@ class Decoder(OneWay):
     """
 
     def __init__(
-        self, engine: Engine, spec: DecoderSpec, batch: int, chunk: int, gates: GateSpec | None = None
+        self, engine: Engine, spec: DecoderSpec, batch: int, chunk: int, gates: SkipGates | None = None
     ) -> None:
         """Allocate the cache.
 

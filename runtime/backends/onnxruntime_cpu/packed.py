@@ -14,9 +14,7 @@ The manifest does not list them: they belong to a machine, and a bundle without 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
 import secrets
 import tempfile
@@ -28,7 +26,7 @@ from typing import IO
 
 from adaptc.runtime.bundle.folder import Bundle, read_through
 from adaptc.runtime.bundle.replace import write_whole
-from adaptc.runtime.bundle.strict_json import read_json
+from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.errors import BundleError, EngineError
 
 PACKED, RECORD = "onnxruntime.packed", "onnxruntime.json"
@@ -101,7 +99,7 @@ def pack(bundle: Bundle, told: Callable[[str], None] = lambda _: None) -> Packed
     finally:
         partial.unlink(missing_ok=True)
     record = PackedRecord(onnxruntime().__version__, whole.sha256, whole.bytes, graphs)
-    write_whole(folder / RECORD, json.dumps(dataclasses.asdict(record), indent=1).encode())
+    write_whole(folder / RECORD, dumps(record, indent=1).encode())
     return record
 
 
@@ -115,8 +113,8 @@ def packed_record(folder: Path) -> PackedRecord | None:
     if not file.exists():
         return None
     try:
-        record: PackedRecord = read_json(PackedRecord, json.loads(file.read_bytes()))
-    except (ValueError, BundleError) as error:
+        record = loads(PackedRecord, file.read_bytes())
+    except BundleError as error:
         raise BundleError(f"{file}: {error}; adaptc build packs again") from error
     with suppress(OSError):
         if (folder / PACKED).stat().st_size == record.bytes:

@@ -21,7 +21,8 @@ import numpy as np
 from adaptc.runtime.backends.engine import Engine
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder, Ids, Logits, States
 from adaptc.runtime.backends.onnxruntime_cpu.memory import room
-from adaptc.runtime.bundle.manifest import DecoderSpec, GateSpec
+from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, Skips, Wish, together
 from adaptc.runtime.model.router import Choice, Router
@@ -39,7 +40,7 @@ class Tail:
 
     engine: Engine
     spec: DecoderSpec
-    gates: GateSpec | None = None
+    gates: SkipGates | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Part(Protocol):
 
     spec: DecoderSpec
     batch: int
-    gates: GateSpec | None
+    gates: SkipGates | None
 
     def threshold(self, wish: Wish) -> float:
         """What the gates are compared with as a request wants it."""

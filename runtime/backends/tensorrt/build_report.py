@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adaptc.runtime.bundle.manifest import GateSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import share_of
 
 MODES = ("regions", "static")
@@ -75,7 +75,7 @@ class BuildReport:
         return f"mode {self.mode}{', dense unless a budget is asked for' if self.dense else ''}: {self.why}"
 
 
-def judged(times: StepTimes, gates: GateSpec, modes: Sequence[str] = MODES) -> BuildReport:
+def judged(times: StepTimes, gates: SkipGates, modes: Sequence[str] = MODES) -> BuildReport:
     """The quickest mode at the share of blocks that the gates skip by default, and whether it beats running all.
 
     Gates whose default is to skip nothing are judged at the most that they skip: whoever names a budget gets that.

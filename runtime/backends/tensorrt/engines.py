@@ -7,7 +7,6 @@ list them: they belong to a machine, and a bundle without them is whole.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec, PlanStep, SwitchStep
 from adaptc.runtime.bundle.partitions import RegionGraph, Regions
 from adaptc.runtime.bundle.replace import write_whole
-from adaptc.runtime.bundle.strict_json import read_json
+from adaptc.runtime.bundle.strict_json import dumps, loads, parse, read_json
 from adaptc.runtime.errors import BundleError, EngineError
 
 FIRST_BUCKET = 256
@@ -133,11 +132,11 @@ class EngineFolder:
         found = []
         for file in sorted(self.path.glob("*.json")):
             try:
-                content = json.loads(file.read_text(encoding="utf-8"))
+                content = parse(file.read_bytes())
                 if isinstance(content, dict):
                     content.pop("mode", None)  # of an older adaptc, where each mode had engines of its own
-                record: EngineRecord = read_json(EngineRecord, content)
-            except (OSError, ValueError, BundleError) as error:
+                record = read_json(EngineRecord, content)
+            except (OSError, BundleError) as error:
                 raise EngineError(f"{file}: damaged ({error}); remove it and run adaptc build again") from error
             there = self.plan(record).exists()
             if there and file.stem == record.key:
@@ -153,12 +152,10 @@ class EngineFolder:
             EngineError: it cannot be read.
         """
         try:
-            content = json.loads(self._report.read_text(encoding="utf-8"))
-            known = {"dense": False, "times": None}  # an older adaptc wrote neither
-            found: BuildReport = read_json(BuildReport, known | content if isinstance(content, dict) else content)
+            found = loads(BuildReport, self._report.read_bytes(), defaults=True)
         except FileNotFoundError:
             return BuildReport(MODES[0], "nothing was built")
-        except (OSError, ValueError, BundleError) as error:
+        except (OSError, BundleError) as error:
             raise EngineError(f"{self._report}: damaged ({error}); run adaptc build again") from error
         if found.mode not in MODES:
             raise EngineError(f"{self._report}: damaged (mode {found.mode!r}); run adaptc build again")
@@ -167,7 +164,7 @@ class EngineFolder:
     def decide(self, report: BuildReport) -> None:
         """Have sessions run so from now on."""
         self._report.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._report, (json.dumps(dataclasses.asdict(report)) + "\n").encode())
+        write_whole(self._report, dumps(report).encode())
 
     def plan(self, record: EngineRecord) -> Path:
         """Where an engine lies."""
@@ -192,8 +189,7 @@ class EngineFolder:
         """Put an engine there; the record comes last, so that one with a record is whole."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_whole(self.plan(record), plan)
-        text = json.dumps(dataclasses.asdict(record), indent=1) + "\n"
-        write_whole(self.path / f"{record.key}.json", text.encode())
+        write_whole(self.path / f"{record.key}.json", dumps(record, indent=1).encode())
 
     def find(
         self,

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from adaptc.capture.text import capture
-from adaptc.compiler.tuning import decoder_spec, gate_spec, running
+from adaptc.compiler.tuning import decoder_spec, running
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, path_of
 from adaptc.ir.program import Backbone, Program, Run
@@ -161,7 +161,7 @@ def test_blocks_of_the_decoder_are_skipped_with_images_and_without() -> None:
     made = replace(made, graphs={"lm": made.graphs["lm"]}, plan=(Run("lm"),))  # lowering the encoder would add nothing
     made = Pipeline((Lower(), KvCache(max_tokens=64), LogitsFrom(), Branch())).run(made)
     assert list(made.gates) == ["lm"]
-    gates = gate_spec(made.gates["lm"])
+    gates = made.gates["lm"]
     ids, places = prompt("llava")
     images, following = vlm.two_images("llava"), [40, 41]
     features: Any = encoder.run(images)["image_features"].reshape(len(places), -1)

@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptc.errors import PassError, SpecError
-from adaptc.ir.gates import Gates
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Backbone as Pretrained
 from adaptc.ir.program import Program, Switch
@@ -31,6 +30,7 @@ from adaptc.passes.stitch.paths import graphs_of, layout
 from adaptc.passes.stitch.seams import Join
 from adaptc.passes.stitch.slices import Backbone, states_graph
 from adaptc.passes.stitch.stitch import Route, Routing, Slice, Source, Stitch
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.spec.schema import build_passes, parse_spec
 from tests.close import assert_close
 from tests.models import stitched
@@ -143,9 +143,9 @@ def test_skipping_inside_a_backbone_goes_with_it(tmp_path: Path) -> None:
     result = Pipeline((stitched.stitch(),)).run(gated)
     table = ((0.0, -math.inf), (0.5, 0.0))
     assert result.gates == {
-        "trunk": Gates("learned", (1, 2), 3, 2, "any", table),
-        "tail.large": Gates("learned", (1,), 3, 2, "any", table),
-        "tail.sandwich": Gates("learned", (1,), 3, 2, "any", table),
+        "trunk": SkipGates("learned", (1, 2), 3, 2, "any", table),
+        "tail.large": SkipGates("learned", (1,), 3, 2, "any", table),
+        "tail.sandwich": SkipGates("learned", (1,), 3, 2, "any", table),
     }
     ids = ids_of(2, 9)
     for level in (-math.inf, 0.0, math.inf):
@@ -173,7 +173,7 @@ def gated_backbone(program: Program, layers: tuple[int, ...]) -> Program:
     shapes = {n: s for layer in layers for n, s in gating.parameters(blocks[layer], 4).items()}
     weights = {name: torch.randn(shape, generator=random) * 0.3 for name, shape in shapes.items()}
     fork = gating.learned(program.graph("large", FxGraph), layers, weights)
-    gates = Gates("learned", layers, 6, 2, "any", ((0.0, -math.inf), (0.5, 0.0)))
+    gates = SkipGates("learned", layers, 6, 2, "any", ((0.0, -math.inf), (0.5, 0.0)))
     return dataclasses.replace(program.with_graph("large", fork), gates={"large": gates})
 
 

@@ -22,8 +22,8 @@ def session(lm: GatedLm, *, batch: int = 1, warmup: int = 4, policy: str = "any"
 def test_the_threshold_follows_the_table() -> None:
     found = [threshold_at(THRESHOLDS, budget) for budget in (1, 0.75, 0.5, 0.25, 0)]
     assert found == [DENSE, -1.0, -0.5, 0.0, 0.5]
-    assert threshold_at(((0.0, None),), 0.5) == threshold_at((), 0) == DENSE
-    assert threshold_at(((0.0, None), (0.3, 2.0)), 0.9) == 2.0
+    assert threshold_at(((0.0, -math.inf),), 0.5) == threshold_at((), 0) == DENSE
+    assert threshold_at(((0.0, -math.inf), (0.3, 2.0)), 0.9) == 2.0
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

@@ -1,0 +1,35 @@
+"""Skip gates: which feed-forward blocks of a graph may be skipped, and what a threshold does to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptc.runtime.bundle.strict_json import ExtendedFloat
+
+
+@dataclass(frozen=True, slots=True)
+class SkipGates:
+    """The skip gates of one graph, in a program and in a bundle's manifest.
+
+    Attributes:
+        policy: How the gates decide: "learned", "static", "cosine".
+        layers: Indices of the layers with a gate, in order.
+        blocks: Number of feed-forward blocks of the model, with a gate or without.
+        warmup: Number of positions at the start of a sequence where every block runs.
+        batch: What a step of several rows does: "any" runs a block if one of them wants it, "group" if they want it
+            on average, "off" always.
+        thresholds: (share of all blocks skipped, threshold), both rising, from (0, -inf).
+        rows: Most rows of a step in which blocks are skipped, as measured; with more every block runs.
+        budget: Default budget for requests without one, 0 to 1.
+        dense: Name of the same graph without gates, for steps that skip nothing; "" if there is none.
+    """
+
+    policy: str
+    layers: tuple[int, ...]
+    blocks: int
+    warmup: int
+    batch: str
+    thresholds: tuple[tuple[float, ExtendedFloat], ...]
+    rows: int = 1024
+    budget: float = 1.0
+    dense: str = ""
