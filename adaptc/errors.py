@@ -12,6 +12,7 @@ __all__ = [
     "PassError",
     "RequestError",
     "SpecError",
+    "one_line",
 ]
 
 
@@ -25,3 +26,8 @@ class LoadError(AdaptcError):
 
 class PassError(AdaptcError):
     """A pass cannot do what its options ask of this program."""
+
+
+def one_line(error: Exception) -> str:
+    """Return another library's message as one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]

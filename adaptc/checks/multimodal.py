@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptc.checks.finding import Finding
 from adaptc.errors import SpecError
-from adaptc.families.multimodal import family_of
+from adaptc.families.model import multimodal_of
 from adaptc.sources.module import ModuleSource
 from adaptc.spec.schema import Spec
 
@@ -25,7 +25,7 @@ def multimodal_faults(spec: Spec, configs: Mapping[str, Any]) -> Iterator[tuple[
         configs: Of the models that could be read.
     """
     for name, config in configs.items():
-        if family_of(config) is None:
+        if multimodal_of(config) is None:
             continue
         try:
             pass_ = _pass(spec, name)
@@ -49,7 +49,7 @@ def keeps_images(spec: Spec, name: str) -> bool:
 
 def image_findings(name: str, config: Any, spec: Spec) -> Iterator[Finding]:
     """What `adaptc check` says of a language model that takes images; nothing of any other."""
-    if family_of(config) is None:
+    if multimodal_of(config) is None:
         return
     backbone = config.vision_config
     layers = getattr(backbone, "num_hidden_layers", None) or backbone.depth

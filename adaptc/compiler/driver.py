@@ -12,8 +12,9 @@ from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.versions import versions
 from adaptc.errors import BundleError
 from adaptc.runtime.bundle.folder import Bundle, check_destination, open_bundle, write_bundle
-from adaptc.sources.base import Source, find_source
+from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec, effective
 
 Stage = Callable[[str], None]

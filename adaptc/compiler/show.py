@@ -15,8 +15,8 @@ from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pipeline
-from adaptc.sources.base import find_source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
 
 

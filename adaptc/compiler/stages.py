@@ -24,7 +24,7 @@ from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.pipeline import CompilePlan
 from adaptc.errors import SpecError
-from adaptc.families.multimodal import family_of, text_of
+from adaptc.families.model import multimodal_of, text_of
 from adaptc.ir.blocks_file import load_blocks, save_blocks
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.modal import modal_from_json
@@ -58,7 +58,7 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
             continue
         config, weights = source.config(), source.tensors()
         stage(stage_names.capture(name))
-        graphs[name] = (capture if family_of(config) is None else capture_multimodal)(config, weights)
+        graphs[name] = (capture if multimodal_of(config) is None else capture_multimodal)(config, weights)
         samples[name] = text.ids(source)
     return Program(graphs, tuple(Run(name) for name in graphs), backbones, samples)
 

@@ -13,9 +13,10 @@ from adaptc.compiler.cache import Cache, key_of
 from adaptc.errors import LoadError
 from adaptc.evaluation.parity import Logits
 from adaptc.evaluation.text import Ids
-from adaptc.families.multimodal import model_of
+from adaptc.families.model import model_of
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.sources.base import Source, find_source
+from adaptc.sources.base import Source
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import read_spec
 
 if TYPE_CHECKING:

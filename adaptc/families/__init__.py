@@ -1,1 +1,1 @@
-"""The model families that adaptc knows, one file each: config, names of weights, peculiarities."""
+"""The model families that adaptc knows, one file each, and the table of all of them."""

@@ -1,1 +1,1 @@
-"""Where pretrained models come from: folders, the hub, GGUF files, modules; configs, tokenizers and weights."""
+"""What model.yaml names outside itself, found and read: pretrained models, and text to measure on."""

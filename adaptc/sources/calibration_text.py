@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import SpecError
-from adaptc.sources.base import Source, find_in_package
+from adaptc.sources.base import Source
+from adaptc.sources.package import find_file
 from adaptc.spec.schema import CalibrationSpec
 
 OWN = Path(__file__).with_name("calibration.txt")
 
 TOKENS = 8192
-"""Used of the text at most when the spec names none."""
+"""How many tokens of adaptc's own text are used at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class CalibrationText:
     """A text, and how much of it is used.
 
     Attributes:
-        name: Where it came from, for the report.
+        name: Where it comes from, for the report.
         text: The text.
         tokens: How many tokens of it are used at most.
     """
@@ -35,11 +36,11 @@ class CalibrationText:
 
     @property
     def sha256(self) -> str:
-        """Hash of the text and the number of tokens."""
+        """A hash of the text and the number of tokens, as 64 hex digits."""
         return hashlib.sha256(f"{self.tokens}\0{self.text}".encode()).hexdigest()
 
     def ids(self, source: Source) -> npt.NDArray[np.int64]:
-        """The text as a model's token ids, int64[up to `tokens`]."""
+        """Return the text as a model's token ids, int64[up to `tokens`]."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_buffer(source.tokenizer_files()["tokenizer.json"])
@@ -55,11 +56,11 @@ def calibration_text(spec: CalibrationSpec | None, base: Path) -> CalibrationTex
     Text like what the model will be used for is better.
 
     Raises:
-        SpecError: the file cannot be read, or is no text.
+        SpecError: the file cannot be read, or is not text.
     """
     if spec is None:
         return CalibrationText("adaptc's own text", OWN.read_text(encoding="utf-8"), TOKENS)
-    path = find_in_package(spec.text) if spec.text.startswith("package:") else base / spec.text
+    path = find_file(spec.text, base)
     try:
         return CalibrationText(spec.text, path.read_text(encoding="utf-8"), spec.tokens)
     except OSError as error:

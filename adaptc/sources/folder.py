@@ -1,28 +1,32 @@
-"""A model in a Hugging Face folder, on disk or on the hub."""
+"""A model in a Hugging Face folder."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from adaptc.errors import LoadError
-from adaptc.families.multimodal import MULTIMODAL, family_of, renamed
-from adaptc.sources.base import SUPPORTED, Source, Tensors, TokenIds, build_config, check_shapes, one_line
+from adaptc.errors import LoadError, one_line
+from adaptc.families.model import multimodal_of, renamed
+from adaptc.families.table import family_of, supported
+from adaptc.sources.base import Source, TokenIds
+from adaptc.sources.config import build_config
+from adaptc.sources.tensors import Tensors, check_shapes
 
 if TYPE_CHECKING:
     import torch
+
+_Value = TypeVar("_Value")
 
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
-"""Ends of names that old files keep, of what models compute by themselves now."""
-_SMALL = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
+"""Ends of the names of buffers that old files hold and that models compute by themselves now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,10 @@ class FolderSource(Source):
         if "quantization_config" in values:
             method = values["quantization_config"].get("quant_method", "an unnamed method")
             raise LoadError(f"{self.origin}: its weights are quantized by {method}; give the model as it was before")
-        known = (*SUPPORTED, *MULTIMODAL)
-        if "auto_map" in values and model_type not in known:
+        if "auto_map" in values and family_of(model_type) is None:
             raise LoadError(
                 f"{self.origin}: architecture {model_type!r} is Python code in the model's folder, which adaptc "
-                f"does not run; supported: {', '.join(known)}"
+                f"does not run; supported: {', '.join(supported())}"
             )
         return build_config(
             self.origin, model_type, {key: value for key, value in values.items() if key != "model_type"}
@@ -51,13 +54,14 @@ class FolderSource(Source):
         own = self._json("config.json", needed=True)
         values, text = own | self._json("generation_config.json"), own.get("text_config") or {}
 
-        def said(key: str) -> Any:
-            """What the model says, else what the language model in it does."""
+        def token(name: str) -> Any:
+            """The model's own setting, else that of the language model in it."""
+            key = f"{name}_token_id"
             return text.get(key) if values.get(key) is None else values[key]
 
-        eos = said("eos_token_id")
+        eos = token("eos")
         ends = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        return TokenIds(said("bos_token_id"), tuple(ends), said("pad_token_id"))
+        return TokenIds(token("bos"), tuple(ends), token("pad"))
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """See `Source.tokenizer_files`; a tokenizer of another form is converted by transformers."""
@@ -92,12 +96,12 @@ class FolderSource(Source):
             ) from error
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
-            made = {name: Path(folder, name) for name in _TOKENIZER}
-            if not made["tokenizer.json"].exists():
+            files = {name: Path(folder, name) for name in _TOKENIZER}
+            if not files["tokenizer.json"].exists():
                 raise LoadError(
                     f"{self.origin}: its tokenizer has no fast form (tokenizer.json), which the runtime needs"
                 )
-            return {name: path.read_bytes() for name, path in made.items() if path.exists()}
+            return {name: path.read_bytes() for name, path in files.items() if path.exists()}
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """See `Source.tensors`; tensors already of `dtype` are views of the mapped file."""
@@ -157,12 +161,12 @@ class FolderSource(Source):
         return self._weights() | {name: self.path / name for name in small if (self.path / name).exists()}
 
     def licence(self) -> str | None:
-        """See `Source.licence`; it stands in the model card's front matter."""
-        card = self.path / "README.md"
-        text = card.read_text("utf-8", "replace") if card.exists() else ""
+        """See `Source.licence`; it stands in the front matter of the model's README."""
+        readme = self.path / "README.md"
+        text = readme.read_text("utf-8", "replace") if readme.exists() else ""
         front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        found = re.search(r"^license:\s*([\w.-]+)\s*$", front[1], re.MULTILINE) if front else None
-        return found[1] if found else None
+        licence = re.search(r"^license:\s*([\w.-]+)\s*$", front[1], re.MULTILINE) if front else None
+        return licence[1] if licence else None
 
     def _bytes(self, name: str) -> bytes:
         try:
@@ -184,82 +188,11 @@ class FolderSource(Source):
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class HubSource(Source):
-    """A repository of the hub: from the local cache if it is there, else fetched; never renewed."""
-
-    def config(self) -> Any:
-        """See `Source.config`."""
-        return self._fetch(weights=False).config()
-
-    def token_ids(self) -> TokenIds:
-        """See `Source.token_ids`."""
-        return self._fetch(weights=False).token_ids()
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        """See `Source.tokenizer_files`."""
-        return self._fetch(weights=False).tokenizer_files()
-
-    def tensors(self) -> Mapping[str, torch.Tensor]:
-        """See `Source.tensors`."""
-        return self._fetch(weights=True).tensors()
-
-    def image_processor(self) -> dict[str, Any]:
-        """See `Source.image_processor`."""
-        return self._fetch(weights=False).image_processor()
-
-    def files(self) -> dict[str, Path]:
-        """See `Source.files`; fetches the weights."""
-        return self._fetch(weights=True).files()
-
-    def licence(self) -> str | None:
-        """See `Source.licence`."""
-        return self._fetch(weights=False).licence()
-
-    def commit(self) -> str:
-        """Return the commit that is read, 40 hex digits; the cache names its folders so."""
-        return self._fetch(weights=False).path.name
-
-    def _fetch(self, *, weights: bool) -> FolderSource:
-        from huggingface_hub import errors, snapshot_download
-
-        patterns = [*_SMALL, "*.safetensors"] if weights else _SMALL
-        folder = FolderSource(self.path, self.origin, "hub", self.dtype, self.revision)
-
-        def snapshot(*, local: bool) -> FolderSource:
-            found = snapshot_download(
-                self.origin, revision=self.revision, allow_patterns=patterns, local_files_only=local
-            )
-            return replace(folder, path=Path(str(found)))
-
-        try:
-            cached = snapshot(local=True)
-            cached.files() if weights else cached.config()
-        except (OSError, LoadError):
-            pass
-        else:
-            return cached
-        try:
-            return snapshot(local=False)
-        except errors.GatedRepoError as error:
-            raise LoadError(
-                f"{self.origin}: the hub asks to accept this model's terms first; then: hf auth login"
-            ) from error
-        except errors.RevisionNotFoundError as error:
-            raise LoadError(f"{self.origin}: the hub's repository has no revision {self.revision!r}") from error
-        except errors.RepositoryNotFoundError as error:
-            raise LoadError(f"{self.origin}: no such folder here, and no such repository on the hub") from error
-        except (errors.HFValidationError, OSError) as error:
-            raise LoadError(
-                f"{self.origin}: no such folder here, not in the hub's cache, and the hub cannot be reached"
-            ) from error
-
-
-def _full_names(config: Any, found: dict[str, Any]) -> dict[str, Any]:
+def _full_names(config: Any, by_name: Mapping[str, _Value]) -> dict[str, _Value]:
     """Name parameters as transformers' model does."""
-    if family_of(config) is not None:
-        names = renamed(config, found)
-        return {names[name]: value for name, value in found.items()}
-    if "embed_tokens.weight" in found:  # saved from the model without its head
-        return {f"model.{name}": value for name, value in found.items()}
-    return found
+    if multimodal_of(config) is not None:
+        names = renamed(config, by_name)
+        return {names[name]: value for name, value in by_name.items()}
+    if "embed_tokens.weight" in by_name:  # saved from the model without its head
+        return {f"model.{name}": value for name, value in by_name.items()}
+    return dict(by_name)

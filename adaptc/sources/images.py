@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from adaptc.families.multimodal import family_of
+from adaptc.families.model import multimodal_of
 from adaptc.runtime.multimodal.images import GridSpec, ImageSpec
 from adaptc.sources.base import Source
 
 
 def image_spec(source: Source) -> ImageSpec | None:
-    """What a bundle must know to put images into prompts; None for a model that reads text only.
+    """Return what a bundle must know to put images into prompts; None for a model that reads text only.
 
     Raises:
         LoadError: the source cannot be read.
     """
     config = source.config()
-    family = family_of(config)
+    family = multimodal_of(config)
     if family is None:
         return None
     from tokenizers import Tokenizer
@@ -31,20 +31,17 @@ def image_spec(source: Source) -> ImageSpec | None:
         scale=scale,
         mean=mean,
         std=std,
-        grid=_grid(config),
+        grid=_grid(config.vision_config) if family.any_size else None,
     )
 
 
-def _grid(config: Any) -> GridSpec | None:
-    """How images of any size are cut up, if the model takes such."""
-    backbone = config.vision_config
-    if not hasattr(backbone, "spatial_merge_size"):
-        return None
-    return GridSpec(backbone.patch_size, backbone.temporal_patch_size, backbone.spatial_merge_size)
+def _grid(encoder: Any) -> GridSpec:
+    """How images of any size are cut up."""
+    return GridSpec(encoder.patch_size, encoder.temporal_patch_size, encoder.spatial_merge_size)
 
 
 def _normalization(settings: dict[str, Any]) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
-    """Scale, mean and standard deviation; without means if the settings are not there or of another kind."""
+    """Scale, mean and standard deviation; without means where the processor states none, or others."""
     mean, std = settings.get("image_mean"), settings.get("image_std")
     if not settings.get("do_normalize", True):
         mean, std = [0.0] * 3, [1.0] * 3

@@ -16,31 +16,29 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from adaptc.errors import LoadError
-from adaptc.sources.base import Source, Tensors, TokenIds, find_in_package, one_line
+from adaptc.errors import LoadError, one_line
+from adaptc.sources.base import Source, TokenIds
+from adaptc.sources.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
-
-    from adaptc.spec.schema import ModelSpec
 
 Built = tuple["torch.nn.Module", "dict[str, torch.Tensor]"]
 """What a factory returns: the model in eval mode, and one example of each input of its `forward`, by name."""
 
 _FLOATS = ("F", "BF")
-_FORM = "module:FILE.py:FUNCTION is right"
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleConfig:
-    """What stands in for a transformers config: enough to name the model and to tell two apart."""
+    """Stands in for a transformers config: enough to name the model and to tell two apart."""
 
     factory: str
     sha256: str
     model_type: str = "module"
 
     def to_dict(self) -> dict[str, str]:
-        """The fields, for cache keys."""
+        """Return the fields, for cache keys."""
         return {"factory": self.factory, "sha256": self.sha256}
 
 
@@ -88,7 +86,7 @@ class ModuleSource(Source):
         return Tensors(self.origin, self.dtype, {name: partial(read, name) for name in self.shapes()})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the file's floating-point tensors; no weight is read.
+        """Return the shapes of the file's floating-point tensors; no weight is read.
 
         Raises:
             LoadError: the file cannot be read.
@@ -104,11 +102,11 @@ class ModuleSource(Source):
 
     def files(self) -> dict[str, Path]:
         """See `Source.files`: the factory's file, the weights, and the tokenizer."""
-        found = {self.path.name: self.path, "weights.safetensors": self.weights}
+        files = {self.path.name: self.path, "weights.safetensors": self.weights}
         if self.tokenizer is not None:
-            found |= {f"tokenizer/{name}": self.tokenizer / name for name in self.tokenizer_files()}
-            found = {name: path for name, path in found.items() if path.exists()}
-        return found
+            files |= {f"tokenizer/{name}": self.tokenizer / name for name in self.tokenizer_files()}
+            files = {name: path for name, path in files.items() if path.exists()}
+        return files
 
     def licence(self) -> str | None:
         """See `Source.licence`; a factory states none."""
@@ -118,7 +116,8 @@ class ModuleSource(Source):
         """Run the factory and load the weights.
 
         Raises:
-            LoadError: it is not there, fails, returns something else, or the weights are of another model.
+            LoadError: the file has no such function, it fails or returns something else, or the weights are of another
+                model.
         """
         import torch
 
@@ -137,34 +136,8 @@ class ModuleSource(Source):
         return module.eval().requires_grad_(False), examples
 
 
-def find_module(model: ModelSpec, base: Path) -> ModuleSource:
-    """Find a factory; nothing is run yet.
-
-    Raises:
-        LoadError: the file, the weights or the tokenizer's folder is not there, or the name has another form.
-    """
-    name = model.source
-    file, _, function = name.removeprefix("module:").rpartition(":")
-    if not file.endswith(".py") or not function.isidentifier():
-        raise LoadError(f"{name}: no factory; {_FORM}")
-    if model.weights is None:
-        raise LoadError(f"{name}: no weights; weights: a safetensors file is right")
-    path, weights = base / file, _place(model.weights, base)
-    for each, what in ((path, "file"), (weights, "weights")):
-        if not each.is_file():
-            raise LoadError(f"{name}: no {what} {each}")
-    if weights.suffix != ".safetensors":
-        raise LoadError(f"{name}: weights: {weights.name}; only .safetensors is read, which holds no code")
-    tokenizer = None if model.tokenizer is None else _place(model.tokenizer, base)
-    return ModuleSource(path, name, "module", model.dtype, function=function, weights=weights, tokenizer=tokenizer)
-
-
-def _place(name: str, base: Path) -> Path:
-    return find_in_package(name) if name.startswith("package:") else base / Path(name).expanduser()
-
-
 def _module(path: Path) -> ModuleType:
-    """The file, run as a module of its own name; what stands beside it can be imported while it runs."""
+    """Run the file as a module of its own name; files beside it can be imported while it runs."""
     name = f"adaptc_factory_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -1,19 +1,16 @@
-"""Whether models call the same tokens by the same ids."""
+"""A model's tokens and their ids, to tell whether models share a vocabulary."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING
 
 from adaptc.errors import LoadError
-
-if TYPE_CHECKING:
-    from adaptc.sources.base import Source
+from adaptc.sources.base import Source
 
 
 def vocabulary(source: Source) -> str:
-    """A hash of a model's tokens and their ids, as 64 hex digits.
+    """Return a hash of a model's tokens and their ids, as 64 hex digits.
 
     Raises:
         LoadError: it has no tokenizer, or a damaged one.
@@ -23,7 +20,7 @@ def vocabulary(source: Source) -> str:
 
 
 def tokens_of(source: Source) -> dict[str, int]:
-    """A model's tokens and their ids.
+    """Return a model's tokens and their ids.
 
     Raises:
         LoadError: it has no tokenizer, or a damaged one.
@@ -32,7 +29,7 @@ def tokens_of(source: Source) -> dict[str, int]:
 
     content = source.tokenizer_files()["tokenizer.json"].decode()
     try:
-        found: dict[str, int] = Tokenizer.from_str(content).get_vocab()
+        ids: dict[str, int] = Tokenizer.from_str(content).get_vocab()
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise LoadError(f"{source.origin}: tokenizer.json cannot be read: {error}") from error
-    return found
+    return ids

@@ -16,9 +16,8 @@ from adaptc.checks import doctor
 from adaptc.checks.check import check
 from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import size_of
-from adaptc.families.multimodal import MULTIMODAL
+from adaptc.families.table import DECODERS, MULTIMODAL
 from adaptc.machine import memory
-from adaptc.sources.base import SUPPORTED
 from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec, read_spec
 from tests.models import views, vlm
 
@@ -117,7 +116,7 @@ def test_an_unsupported_architecture_names_those_that_are(tmp_path: Path) -> Non
         (
             "lm",
             "error",
-            f"m: architecture 'gpt2' is not supported; supported: {', '.join((*SUPPORTED, *MULTIMODAL))}",
+            f"m: architecture 'gpt2' is not supported; supported: {', '.join((*DECODERS, *MULTIMODAL))}",
         )
     ]
 

@@ -25,8 +25,8 @@ from adaptc.ir.gates_file import Card, load_gates, save_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import Bundle, load, open_bundle
-from adaptc.sources.base import find_source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import read_spec
 from tests.models import folder
 

@@ -20,7 +20,7 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError
 from adaptc.runtime.multimodal.gate import gate_reads
 from adaptc.runtime.multimodal.profile import read_profile, wilson
-from adaptc.sources.base import find_source
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec, read_spec
 from adaptc.training.modality_gate import calibration_error, logistic
 from tests import touched

@@ -22,8 +22,9 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError, RequestError, SpecError
 from adaptc.evaluation.verify import parity_of
+from adaptc.families.table import DECODERS
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
-from adaptc.sources.base import SUPPORTED, find_source
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec, read_spec
 from tests import touched
 from tests.close import ENGINE, assert_close
@@ -319,7 +320,7 @@ def test_a_spec_must_say_what_becomes_of_images(made: Callable[[str], Made], tmp
         (
             "text_config",
             {"model_type": "gpt2"},
-            f"llava with a language model of kind 'gpt2' is not supported; supported: {', '.join(SUPPORTED)}",
+            f"llava with a language model of kind 'gpt2' is not supported; supported: {', '.join(DECODERS)}",
         ),
         (
             "vision_config",

@@ -10,7 +10,7 @@ from adaptc.capture.text import capture
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime.backends.tensorrt.build import build_engines
 from adaptc.runtime.backends.tensorrt.layers import DATA_DEPENDENT, kinds
-from adaptc.sources.base import find_source
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec
 from tests.models import trt_bundle
 

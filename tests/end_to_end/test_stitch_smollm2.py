@@ -16,7 +16,7 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.evaluation.reference import Reference
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.budget import Wish
-from adaptc.sources.base import find_source
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec, read_spec
 from scripts.gpu_lab_answers import mixed
 from tests.models import shallow

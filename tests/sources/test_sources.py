@@ -19,7 +19,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from adaptc.errors import LoadError
-from adaptc.sources.base import SUPPORTED, Source, TokenIds, find_in_package, find_source
+from adaptc.families.table import DECODERS
+from adaptc.sources.base import Source, TokenIds
+from adaptc.sources.find import find_source
+from adaptc.sources.package import find_in_package
 from adaptc.spec.schema import ModelSpec
 
 ALL = "supported: llama, qwen2, qwen3, mistral, gemma, gemma2, gemma3_text, llava, idefics3, smolvlm, qwen2_vl"
@@ -85,7 +88,7 @@ def assert_same(found: Mapping[str, torch.Tensor], model: Any, atol: float = 0.0
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=atol, msg=name)
 
 
-@pytest.mark.parametrize("model_type", SUPPORTED)
+@pytest.mark.parametrize("model_type", DECODERS)
 def test_a_folder_gives_config_and_weights(model_type: str, tmp_path: Path) -> None:
     model = tiny(model_type)
     found = source(save(model, tmp_path / "m"))
@@ -189,7 +192,7 @@ def test_refuses_configs_it_cannot_compile(change: dict[str, Any], expected: str
     values = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(values))
     found = refusal(lambda: source(tmp_path).config())
-    start, cut, _ = f"{tmp_path}: {expected}".partition("…")  # what follows is transformers' or repeats SUPPORTED
+    start, cut, _ = f"{tmp_path}: {expected}".partition("…")  # what follows is transformers' or repeats DECODERS
     assert found == start or (cut and found.startswith(start))
 
 

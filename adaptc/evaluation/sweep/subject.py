@@ -17,8 +17,9 @@ from adaptc.ir.gates_file import load_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.sources.base import Source, find_source
+from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec, read_spec
 
 Stage = Callable[[str], None]

@@ -1,1 +1,1 @@
-"""Models in GGUF files: the container, its metadata as a config and a tokenizer, its tensors."""
+"""GGUF files: header, config, parameters and tokenizer in transformers' terms."""

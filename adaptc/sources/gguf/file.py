@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_ALIGNMENT = 32  # where the file does not say otherwise
+_ALIGNMENT = 32  # where the file states none
 # Value types of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -32,7 +32,7 @@ _MAX_DIMENSIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """Where one tensor stands in the file.
+    """One tensor's place in the file.
 
     Attributes:
         name: Name as the file spells it, e.g. `blk.0.attn_q.weight`.
@@ -94,7 +94,7 @@ class GgufFile:
         try:
             raw = np.memmap(self.path, np.uint8, "r", tensor.start, (tensor.bytes,))
             rows = raw.reshape(prod(tensor.shape[:-1]), -1)
-            with np.errstate(invalid="ignore", over="ignore"):  # whoever takes the values looks for NaN
+            with np.errstate(invalid="ignore", over="ignore"):  # the caller looks for NaN
                 values = gguf.dequantize(rows, gguf.GGMLQuantizationType(tensor.kind))
         except (OSError, ValueError, NotImplementedError) as error:
             raise LoadError(f"{self.path}: tensor {tensor.name} cannot be read: {error}") from error

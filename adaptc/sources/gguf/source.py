@@ -8,10 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptc.sources.base import Source, Tensors, TokenIds, build_config, check_shapes
-from adaptc.sources.gguf import model as gguf_model
-from adaptc.sources.gguf import tokenizer as gguf_tokenizer
+from adaptc.sources.base import Source, TokenIds
+from adaptc.sources.config import build_config
+from adaptc.sources.gguf.config import config_values, family_and_layout
 from adaptc.sources.gguf.file import GgufFile, GgufTensor, read_gguf
+from adaptc.sources.gguf.parameters import parameter_names, read_parameter
+from adaptc.sources.gguf.tokenizer import rebuilt_tokenizer
+from adaptc.sources.tensors import Tensors, check_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -23,8 +26,11 @@ class GgufSource(Source):
 
     def config(self) -> Any:
         """See `Source.config`."""
-        file = read_gguf(self.path)
-        return build_config(self.origin, gguf_model.architecture(file), gguf_model.config_values(file))
+        return self._config(read_gguf(self.path))
+
+    def _config(self, file: GgufFile) -> Any:
+        family, _ = family_and_layout(file)
+        return build_config(self.origin, family.model_type, config_values(file))
 
     def token_ids(self) -> TokenIds:
         """See `Source.token_ids`; the end of a turn ends an answer too."""
@@ -36,16 +42,16 @@ class GgufSource(Source):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """See `Source.tokenizer_files`."""
-        return gguf_tokenizer.tokenizer_files(read_gguf(self.path))
+        return rebuilt_tokenizer(read_gguf(self.path))
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """See `Source.tensors`; peak memory beyond what the caller keeps is the largest tensor, twice."""
         file = read_gguf(self.path)
-        config = build_config(self.origin, gguf_model.architecture(file), gguf_model.config_values(file))
-        named = gguf_model.parameter_names(file)
-        names = check_shapes(self.origin, config, {name: tensor.shape for name, tensor in named.items()})
+        config = self._config(file)
+        tensors = parameter_names(file)
+        names = check_shapes(self.origin, config, {name: tensor.shape for name, tensor in tensors.items()})
         heads = config.num_attention_heads, config.num_key_value_heads
-        readers = {name: partial(_read, file, tensor, *heads) for name, tensor in named.items() if name in names}
+        readers = {name: partial(_read, file, tensor, *heads) for name, tensor in tensors.items() if name in names}
         return Tensors(self.origin, self.dtype, readers)
 
     def files(self) -> dict[str, Path]:
@@ -63,4 +69,4 @@ def _read(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> torc
     import torch
 
     # Tensors stored as float32 come as read-only views of the file, which torch will not share.
-    return torch.from_numpy(np.require(gguf_model.parameter(file, tensor, heads, kv_heads), requirements=["C", "W"]))
+    return torch.from_numpy(np.require(read_parameter(file, tensor, heads, kv_heads), requirements=["C", "W"]))

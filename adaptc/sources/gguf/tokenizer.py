@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from adaptc.errors import LoadError
-from adaptc.sources.base import one_line
-
-if TYPE_CHECKING:
-    from adaptc.sources.gguf.file import GgufFile
+from adaptc.errors import LoadError, one_line
+from adaptc.sources.gguf.file import GgufFile
 
 # llama.cpp splits off every single digit for these before GPT-2's rule (src/llama-vocab.cpp).
 _SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 _GPT2 = ("default", "gpt-2", "phi-2")
 
 
-def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
+def rebuilt_tokenizer(file: GgufFile) -> dict[str, bytes]:
     """Return `tokenizer.json`, `tokenizer_config.json` and, if there is one, `chat_template.jinja`.
 
     Raises:
         LoadError: the file's tokenizer is of a kind that cannot be rebuilt exactly.
     """
     keys = ("model", "pre", "tokens", "scores", "token_type", "merges", "add_space_prefix")
-    found = {key: file.metadata[f"tokenizer.ggml.{key}"] for key in keys if f"tokenizer.ggml.{key}" in file.metadata}
+    metadata = {key: file.metadata[name] for key in keys if (name := f"tokenizer.ggml.{key}") in file.metadata}
     tokens = file.need("tokenizer.ggml.tokens", list)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -34,30 +31,30 @@ def tokenizer_files(file: GgufFile) -> dict[str, bytes]:
                 key = f"tokenizer.ggml.{theirs}_token_id"
                 raise LoadError(f"{file.path}: {key} is {number}; the file has {len(tokens)} tokens")
             config[f"{ours}_token"] = tokens[number]
-    # llama.cpp adds BOS to a sentencepiece vocabulary that does not say otherwise.
-    add_bos = file.get("tokenizer.ggml.add_bos_token", bool, found.get("model") == "llama")
+    # llama.cpp adds BOS to a sentencepiece vocabulary that does not state otherwise.
+    add_bos = file.get("tokenizer.ggml.add_bos_token", bool, metadata.get("model") == "llama")
     config["add_bos_token"] = add_bos
     files = {
-        "tokenizer.json": _tokenizer_json(file, found, config).encode(),
+        "tokenizer.json": _tokenizer_json(file, metadata, config).encode(),
         "tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
     }
     template = file.get("tokenizer.chat_template", str)
     return files | ({"chat_template.jinja": template.encode()} if template else {})
 
 
-def _tokenizer_json(file: GgufFile, found: dict[str, Any], config: dict[str, Any]) -> str:
+def _tokenizer_json(file: GgufFile, metadata: dict[str, Any], config: dict[str, Any]) -> str:
     from tokenizers import pre_tokenizers, processors
     from transformers.integrations.gguf import convert_gguf_tokenizer
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-    kind, pre = found.get("model"), found.get("pre", "default")
+    kind, pre = metadata.get("model"), metadata.get("pre", "default")
     known = (*GGUF_PRE_TOKENIZER_SPLITS, *_SINGLE_DIGITS, *_GPT2)
     if kind not in ("gpt2", "llama"):
         raise LoadError(f"{file.path}: tokenizer.ggml.model {kind!r} is not supported; there are gpt2, llama")
     if kind == "gpt2" and pre not in known:
         raise LoadError(f"{file.path}: tokenizer.ggml.pre {pre!r} is not known; give its Hugging Face folder instead")
     renamed = {"model": "tokenizer_type", "pre": "pre_tokenizer_type", "add_space_prefix": "add_prefix_space"}
-    described = {renamed.get(key, key): value for key, value in found.items()}
+    described = {renamed.get(key, key): value for key, value in metadata.items()}
     try:
         tokenizer, _ = convert_gguf_tokenizer(file.need("general.architecture", str), described)
     except Exception as error:  # the tokenizers library raises nothing narrower

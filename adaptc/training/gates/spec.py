@@ -20,8 +20,9 @@ from adaptc.ir.gates_file import Card, save_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
-from adaptc.sources.base import Source, find_source
+from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec, build_passes
 from adaptc.training.gates.trainer import Told, Trainer
 from adaptc.training.recipe import Recipe

@@ -30,8 +30,8 @@ from adaptc.passes.stitch.seams import Join
 from adaptc.passes.stitch.slices import LAYER, Backbone
 from adaptc.passes.stitch.stitch import Route, Slice, Stitch
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.sources.base import find_source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
 from adaptc.training.recipe import Recipe
 from adaptc.training.stitches.trainer import Quality, StitchTrainer

@@ -19,8 +19,9 @@ from adaptc.ir.stitch_file import StitchCard, save_stitches
 from adaptc.passes.base import Pass, Pipeline
 from adaptc.passes.stitch.paths import Layout, layout
 from adaptc.passes.stitch.stitch import Stitch
-from adaptc.sources.base import Source, find_source
+from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec, build_passes
 from adaptc.training.recipe import Recipe
 from adaptc.training.stitches.trainer import StitchTrainer, Told

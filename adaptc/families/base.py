@@ -1,0 +1,109 @@
+"""What a file of a model family states: values only, read by sources, capture and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    Array = npt.NDArray[np.float32]
+
+
+class GgufHeader(Protocol):
+    """What a family may ask of a GGUF file: its metadata, and which tensors it has."""
+
+    @property
+    def path(self) -> Path:
+        """The file, for messages."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """The tensors' places by GGUF name."""
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        """Return a metadata value of type `kind`, or `default` if the file has none."""
+
+    def need(self, key: str, kind: type) -> Any:
+        """Return a metadata value that must be there."""
+
+
+def no_values(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A family whose config is what every GGUF file states: nothing to add."""
+    return {}
+
+
+def as_stored(name: str, values: Array, heads: int, kv_heads: int) -> Array:
+    """A family whose GGUF files hold the weights as transformers does."""
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class GgufLayout:
+    """How GGUF files hold a family of decoders, where it differs from transformers.
+
+    Attributes:
+        architecture: The file's `general.architecture`.
+        layer_names: Within a layer, transformers' module path by GGUF name: `{"attn_q": "self_attn.q_proj"}`.
+        config: Takes the header and the config values that every family has, and returns those to add or replace.
+        weight: Takes a tensor's GGUF name, its values (float32, of the parameter's shape), the number of query heads
+            and the number of key and value heads; returns the values as transformers has them.
+    """
+
+    architecture: str
+    layer_names: Mapping[str, str]
+    config: Callable[[GgufHeader, Mapping[str, Any]], dict[str, Any]] = no_values
+    weight: Callable[[str, Array, int, int], Array] = as_stored
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderFamily:
+    """A family of decoders that adaptc captures.
+
+    Attributes:
+        model_type: Its name in transformers.
+        gguf: How GGUF files hold it; None where adaptc reads it from Hugging Face folders only.
+    """
+
+    model_type: str
+    gguf: GgufLayout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MultimodalFamily:
+    """A family of multimodal language models: image features take the places of image tokens before a decoder.
+
+    Attributes:
+        model_type: Its name in transformers.
+        decoder: Module path of the decoder in transformers' model.
+        encode: Takes transformers' inner model, pixels (float32) and patch positions (int64, or None), and returns
+            features, float32 [images, tokens, width]. Where images are of any size, pixels are [patches, numbers],
+            positions [patches, 2] and features [places, width].
+        encoders: The `model_type`s that its image encoder may have; empty for a family with its own encoder.
+        decoders: The `model_type`s that its decoder may have; empty for those that adaptc captures alone.
+        around: Tokens that its processor writes before and after an image's, where the tokenizer has them.
+        any_size: Whether it takes one image of any size, cut into patches, instead of square ones of one size.
+        encoder_depth: The field of the image encoder's config that holds its number of layers.
+        patch_positions: Returns the positions of a square image's patches, a constant of the graph, given
+            transformers' inner model; None where `encode` needs no constant.
+        prepare: Makes transformers' inner model ready for export, in place; None where it is as it comes.
+    """
+
+    model_type: str
+    decoder: str
+    encode: Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
+    encoders: tuple[str, ...] = ()
+    decoders: tuple[str, ...] = ()
+    around: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    any_size: bool = False
+    encoder_depth: str = "num_hidden_layers"
+    patch_positions: Callable[[Any], torch.Tensor] | None = None
+    prepare: Callable[[Any], None] | None = None
+
+
+Family = DecoderFamily | MultimodalFamily

@@ -1,0 +1,1 @@
+"""Families of decoders: one file each, named by transformers' `model_type`."""

@@ -1,0 +1,33 @@
+"""Llama: also SmolLM2, TinyLlama, and GGUF files of Mistral, which state this architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout
+from adaptc.families.gguf import TWO_NORMS, halves_from_pairs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float32]
+
+
+def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+    }
+
+
+def _weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
+    if ".attn_q." in name:
+        return halves_from_pairs(values, heads)
+    if ".attn_k." in name:
+        return halves_from_pairs(values, kv_heads)
+    return values
+
+
+LLAMA = DecoderFamily("llama", GgufLayout("llama", TWO_NORMS, _config, _weight))

@@ -1,0 +1,81 @@
+"""What GGUF files of several families share: names of a layer's tensors, and conventions to undo.
+
+The conventions are those of llama.cpp's conversion script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from adaptc.families.base import GgufHeader
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float32]
+
+TWO_NORMS: Mapping[str, str] = MappingProxyType(
+    {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+)
+"""Names within a layer that has a norm before attention and one before the feed-forward block."""
+
+FOUR_NORMS: Mapping[str, str] = MappingProxyType(
+    {
+        **TWO_NORMS,
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    }
+)
+"""Names within a layer that has norms on both sides of each block; `ffn_norm` is another one there."""
+
+
+def halves_from_pairs(values: Array, heads: int) -> Array:
+    """Undo the interleaving of rotary weights: llama.cpp rotates neighbouring rows, transformers row i and i + half.
+
+    Args:
+        values: float32 [heads * head_dim, ...], a weight or a bias.
+        heads: How many heads the rows are of.
+    """
+    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    halves: Array = pairs.swapaxes(1, 2).reshape(values.shape)
+    return halves
+
+
+def norms_minus_one(name: str, values: Array, heads: int, kv_heads: int) -> Array:
+    """Undo the shift of norm weights: llama.cpp stores weight + 1 for models that scale by 1 + weight."""
+    shifted: Array = values - 1 if name.endswith("norm.weight") else values
+    return shifted
+
+
+def sliding_window(file: GgufHeader, architecture: str, values: Mapping[str, Any], deepest: int) -> dict[str, Any]:
+    """The window and the scale of queries of a family with sliding layers.
+
+    Args:
+        file: The header.
+        architecture: Its `general.architecture`.
+        values: The config values that every family has.
+        deepest: Number of layers of the family's largest model. Only that one scales queries by width / heads instead
+            of head_dim, which the file does not state; llama.cpp tells it by its depth too (src/models/gemma2.cpp).
+    """
+    largest = values["num_hidden_layers"] == deepest
+    scalar = values["hidden_size"] // values["num_attention_heads"] if largest else values["head_dim"]
+    return {
+        "query_pre_attn_scalar": scalar,
+        "sliding_window": file.need(f"{architecture}.attention.sliding_window", int),
+    }

@@ -1,0 +1,51 @@
+"""A model as transformers builds it from its config: its language model, its decoder, its parameters' names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from adaptc.families.base import MultimodalFamily
+from adaptc.families.table import family_of
+
+
+def multimodal_of(config: Any) -> MultimodalFamily | None:
+    """Return the family of a multimodal language model; None for any other model.
+
+    Args:
+        config: The model's transformers config, or what stands in for one.
+    """
+    family = family_of(config.model_type)
+    return family if isinstance(family, MultimodalFamily) else None
+
+
+def text_of(config: Any) -> Any:
+    """Return the config of the language model: the config itself but for a multimodal model."""
+    return config if multimodal_of(config) is None else config.text_config
+
+
+def decoder_path(config: Any) -> str:
+    """Return the decoder's module path: its layers are at `….layers.N`."""
+    family = multimodal_of(config)
+    return "model" if family is None else family.decoder
+
+
+def model_of(config: Any, **options: Any) -> Any:
+    """Build the model of a config; `options` are those of transformers' `from_config`."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = AutoModelForCausalLM if multimodal_of(config) is None else AutoModelForImageTextToText
+    return kind.from_config(config, **options)
+
+
+def renamed(config: Any, names: Iterable[str]) -> dict[str, str]:
+    """Return today's parameter name for each tensor of a file; checkpoints keep the names of their time."""
+    import torch
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    with torch.device("meta"):
+        model = model_of(config)
+    state = model.state_dict()
+    rules = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)]
+    return {name: rename_source_key(name, rules, [], model.base_model_prefix, state)[0] for name in names}

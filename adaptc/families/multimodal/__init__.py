@@ -1,0 +1,1 @@
+"""Families of multimodal language models: one file each, named by transformers' `model_type`."""

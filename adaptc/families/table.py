@@ -1,0 +1,105 @@
+"""The table of families: adaptc's own, and those that installed packages offer.
+
+A package offers a family as an entry point of the group `adaptc.families`: transformers' `model_type` as its name, a
+`DecoderFamily` or `MultimodalFamily` as its value. It is loaded only for a model that no family of adaptc's own takes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from adaptc.errors import LoadError
+from adaptc.families.base import DecoderFamily, Family, MultimodalFamily
+from adaptc.families.decoders.gemma import GEMMA
+from adaptc.families.decoders.gemma2 import GEMMA2
+from adaptc.families.decoders.gemma3_text import GEMMA3_TEXT
+from adaptc.families.decoders.llama import LLAMA
+from adaptc.families.decoders.mistral import MISTRAL
+from adaptc.families.decoders.qwen2 import QWEN2
+from adaptc.families.decoders.qwen3 import QWEN3
+from adaptc.families.multimodal.idefics3 import IDEFICS3
+from adaptc.families.multimodal.llava import LLAVA
+from adaptc.families.multimodal.qwen2_vl import QWEN2_VL
+from adaptc.families.multimodal.smolvlm import SMOLVLM
+
+GROUP = "adaptc.families"
+"""The entry points by which packages offer families."""
+
+DECODERS: Mapping[str, DecoderFamily] = MappingProxyType(
+    {each.model_type: each for each in (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT)}
+)
+"""adaptc's own families of decoders, by transformers' `model_type`."""
+
+MULTIMODAL: Mapping[str, MultimodalFamily] = MappingProxyType(
+    {each.model_type: each for each in (LLAVA, IDEFICS3, SMOLVLM, QWEN2_VL)}
+)
+"""adaptc's own families of multimodal language models, by transformers' `model_type`."""
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({**DECODERS, **MULTIMODAL})
+"""All of adaptc's own families, by transformers' `model_type`."""
+
+
+def family_of(model_type: object) -> Family | None:
+    """Return the family of this `model_type`: adaptc's, else an installed package's; None if nobody knows it.
+
+    Raises:
+        LoadError: a package offers it, and it cannot be loaded or is no family of this name.
+    """
+    if not isinstance(model_type, str):
+        return None
+    return FAMILIES.get(model_type) or next(iter(_offered(model_type)), None)
+
+
+def gguf_family(architecture: str) -> DecoderFamily | None:
+    """Return the decoder family whose GGUF files state this `general.architecture`; None if nobody knows it.
+
+    Raises:
+        LoadError: as in `family_of`.
+    """
+    for family in (*DECODERS.values(), *_offered()):
+        if isinstance(family, DecoderFamily) and family.gguf is not None and family.gguf.architecture == architecture:
+            return family
+    return None
+
+
+def supported() -> tuple[str, ...]:
+    """Return the `model_type` of every family, adaptc's own first."""
+    return (*FAMILIES, *sorted(importlib.metadata.entry_points(group=GROUP).names - FAMILIES.keys()))
+
+
+def supported_decoders() -> tuple[str, ...]:
+    """Return the `model_type` of every family of decoders, adaptc's own first.
+
+    Raises:
+        LoadError: as in `family_of`.
+    """
+    return (*DECODERS, *(each.model_type for each in _offered() if isinstance(each, DecoderFamily)))
+
+
+def supported_gguf() -> tuple[str, ...]:
+    """Return the `general.architecture` of every family that is read from GGUF files, adaptc's own first.
+
+    Raises:
+        LoadError: as in `family_of`.
+    """
+    families = (*DECODERS.values(), *_offered())
+    return tuple(each.gguf.architecture for each in families if isinstance(each, DecoderFamily) and each.gguf)
+
+
+def _offered(model_type: str | None = None) -> Iterable[Family]:
+    """The families that packages offer (under one name), without those that adaptc has itself."""
+    for point in importlib.metadata.entry_points(group=GROUP):
+        if point.name in FAMILIES or model_type not in (None, point.name):
+            continue
+        try:
+            family = point.load()
+        except (ImportError, AttributeError) as error:
+            raise LoadError(f"family {point.name!r} of package {point.value} cannot be loaded: {error}") from error
+        if not isinstance(family, DecoderFamily | MultimodalFamily) or family.model_type != point.name:
+            raise LoadError(
+                f"family {point.name!r} of package {point.value}: {family!r}; a DecoderFamily or MultimodalFamily "
+                f"whose model_type is {point.name!r} is right"
+            )
+        yield family

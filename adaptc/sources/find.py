@@ -1,0 +1,72 @@
+"""Find the pretrained model that a spec names.
+
+A source is a Hugging Face folder, a GGUF file, either of them inside an installed package, a repository of the
+Hugging Face hub, or a function in a Python file. No package is imported to find a file in it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from adaptc.errors import LoadError
+from adaptc.sources.base import Source
+from adaptc.sources.folder import FolderSource
+from adaptc.sources.gguf.source import GgufSource
+from adaptc.sources.hub import HubSource
+from adaptc.sources.module import ModuleSource
+from adaptc.sources.package import PREFIX, find_file
+from adaptc.spec.schema import ModelSpec
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MODULE = "module:"
+
+
+def find_source(model: ModelSpec, base: Path) -> Source:
+    """Find a pretrained model.
+
+    Args:
+        model: One entry of the spec's `models`.
+        base: Folder that relative paths start from: the spec's.
+
+    Returns:
+        The source. Of a hub repository nothing is fetched before it is needed.
+
+    Raises:
+        LoadError: there is no such model; the message says what would help.
+    """
+    name = model.source
+    if name.startswith(_MODULE):
+        return _find_module(model, base)
+    if model.weights is not None or model.tokenizer is not None:
+        raise LoadError(f"{name}: weights and tokenizer are for module:FILE.py:FUNCTION; this source has its own")
+    in_package, path = name.startswith(PREFIX), find_file(name, base)
+    if not path.exists():
+        if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
+            return HubSource(Path(name), name, "hub", model.dtype, model.revision)
+        raise LoadError(f"{name}: no such file or folder: {path}")
+    if model.revision is not None:
+        raise LoadError(f"{name}: revision is for hub repositories, this is on disk; remove it")
+    if path.is_dir():
+        return FolderSource(path, name, "package" if in_package else "folder", model.dtype)
+    if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
+        raise LoadError(f"{name}: one file of a model; give the folder that also has its config.json")
+    return GgufSource(path, name, "package" if in_package else "gguf", model.dtype)
+
+
+def _find_module(model: ModelSpec, base: Path) -> ModuleSource:
+    """Find a factory; nothing is run yet."""
+    name = model.source
+    file, _, function = name.removeprefix(_MODULE).rpartition(":")
+    if not file.endswith(".py") or not function.isidentifier():
+        raise LoadError(f"{name}: no factory; module:FILE.py:FUNCTION is right")
+    if model.weights is None:
+        raise LoadError(f"{name}: no weights; weights: a safetensors file is right")
+    path, weights = base / file, find_file(model.weights, base)
+    for each, what in ((path, "file"), (weights, "weights")):
+        if not each.is_file():
+            raise LoadError(f"{name}: no {what} {each}")
+    if weights.suffix != ".safetensors":
+        raise LoadError(f"{name}: weights: {weights.name}; only .safetensors is read, which holds no code")
+    tokenizer = None if model.tokenizer is None else find_file(model.tokenizer, base)
+    return ModuleSource(path, name, "module", model.dtype, function=function, weights=weights, tokenizer=tokenizer)

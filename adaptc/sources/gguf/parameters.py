@@ -1,0 +1,60 @@
+"""A GGUF file's tensors as the parameters of transformers' model: by their names, in their layout."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from adaptc.errors import LoadError
+from adaptc.sources.gguf.config import family_and_layout
+from adaptc.sources.gguf.file import GgufFile, GgufTensor
+from adaptc.sources.gguf.rope import FACTORS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float32]
+
+_OUTSIDE_LAYERS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def parameter_names(file: GgufFile) -> dict[str, GgufTensor]:
+    """Return the file's tensors by the parameter names of the transformers model.
+
+    Raises:
+        LoadError: a tensor with no place in the model.
+    """
+    family, layout = family_and_layout(file)
+    tensors = {}
+    for name, tensor in file.tensors.items():
+        if name == FACTORS:
+            continue
+        layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+        outer = re.fullmatch(r"(\w+)\.(weight|bias)", name)
+        if layer and layer[2] in layout.layer_names:
+            tensors[f"model.layers.{layer[1]}.{layout.layer_names[layer[2]]}.{layer[3]}"] = tensor
+        elif outer and outer[1] in _OUTSIDE_LAYERS:
+            tensors[f"{_OUTSIDE_LAYERS[outer[1]]}.{outer[2]}"] = tensor
+        else:
+            raise LoadError(f"{file.path}: tensor {name} has no place in a {family.model_type} model")
+    return tensors
+
+
+def read_parameter(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> Array:
+    """Read one tensor in transformers' layout.
+
+    Args:
+        file: The file that holds it.
+        tensor: One of its tensors.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads.
+
+    Returns:
+        float32, of the shape of the transformers parameter.
+
+    Raises:
+        LoadError: the file cannot be read.
+    """
+    _, layout = family_and_layout(file)
+    return layout.weight(tensor.name, file.read(tensor), heads, kv_heads)

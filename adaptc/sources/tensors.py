@@ -1,0 +1,85 @@
+"""Weights by name: read when they are asked for, compared by shape with what the config's model needs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from adaptc.errors import LoadError
+from adaptc.families.model import decoder_path, model_of, text_of
+
+if TYPE_CHECKING:
+    import torch
+
+_HEAD = "lm_head.weight"
+
+
+class Tensors(Mapping[str, "torch.Tensor"]):
+    """Weights by name, each read when it is asked for.
+
+    Args:
+        origin: The model's name in the spec, for errors.
+        dtype: Name of the torch dtype that tensors come in.
+        readers: For each name, a function that reads it.
+    """
+
+    __slots__ = ("_dtype", "_origin", "_readers")
+
+    def __init__(self, origin: str, dtype: str, readers: Mapping[str, Callable[[], torch.Tensor]]) -> None:
+        self._origin, self._dtype, self._readers = origin, dtype, readers
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        import torch
+
+        tensor = self._readers[name]()
+        # NaN and infinity show in the extremes, which need no copy the tensor's size, as isfinite does.
+        if not all(map(math.isfinite, (extreme.item() for extreme in torch.aminmax(tensor)))):
+            raise LoadError(f"{self._origin}: tensor {name} has values that are not finite; the file is damaged")
+        return tensor.to(getattr(torch, self._dtype))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def check_shapes(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Compare tensors on disk with what transformers' model of this config has.
+
+    Args:
+        origin: The model's name in the spec, for errors.
+        config: The model's config.
+        shapes: Shapes on disk by parameter name.
+
+    Returns:
+        The names the model needs, without a tied head.
+
+    Raises:
+        LoadError: one is missing, has another shape, or has no place in the model.
+    """
+    import torch
+
+    stem = re.compile(rf"{re.escape(decoder_path(config))}\.layers\.(\d+)\.")
+    layers = {match[1] for name in shapes if (match := stem.match(name))}
+    if len(layers) != (depth := text_of(config).num_hidden_layers):
+        raise LoadError(f"{origin}: weights for {len(layers)} layers; by its config there are {depth}")
+    with torch.device("meta"):
+        state = model_of(config).state_dict()
+    wanted = {name: tuple(value.shape) for name, value in state.items()}
+    tied = {_HEAD} if config.tie_word_embeddings else set()
+    for name in wanted.keys() - tied:
+        if name not in shapes:
+            raise LoadError(f"{origin}: the weights have no {name}, which a {config.model_type} model needs")
+        if shapes[name] != wanted[name]:
+            raise LoadError(
+                f"{origin}: {name} is {list(shapes[name])}; by its config it should be {list(wanted[name])}"
+            )
+    for name in sorted(shapes.keys() - wanted.keys()):
+        raise LoadError(f"{origin}: tensor {name} has no place in a {config.model_type} model")
+    return wanted.keys() - tied
