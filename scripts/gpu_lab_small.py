@@ -37,7 +37,7 @@ from adaptc.passes.stitch.stitch import Routing
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.backends.tensorrt.engines import decoder_graph
 from adaptc.runtime.generation.session import Session
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.models import skipping, stitched, tiny, trt_bundle, views
 from tests.passes.stitch.test_stitch import Gating
 

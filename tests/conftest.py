@@ -98,7 +98,7 @@ def smollm2(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """
     from adaptc.compiler.cache import Cache
     from adaptc.compiler.driver import compile_spec
-    from adaptc.spec.schema import read_spec
+    from adaptc.spec.reading import read_spec
 
     given: Path | None = request.config.getoption("--smollm2")
     if given is not None:

@@ -22,7 +22,8 @@ from click.testing import CliRunner
 from adaptc.cli import COMMANDS, main
 from adaptc.passes import PASSES, Pass
 from adaptc.runtime.bundle import manifest
-from adaptc.spec.schema import build_passes, parse_spec
+from adaptc.spec.passes import build_passes
+from adaptc.spec.reading import parse_spec
 from tests.repo import ROOT, all_modules
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

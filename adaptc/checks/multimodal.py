@@ -82,7 +82,7 @@ def _pass(spec: Spec, name: str) -> DropModality | None:
         SpecError: the passes cannot be built.
     """
     from adaptc.passes.drop_modality.drop_modality import DropModality
-    from adaptc.spec.schema import build_passes
+    from adaptc.spec.passes import build_passes
 
     found = [each for each in build_passes(spec) if isinstance(each, DropModality) and each.model in (None, name)]
     return found[0] if found else None

@@ -27,7 +27,7 @@ def stitch_faults(spec: Spec, known: Known) -> Iterator[str]:
         known: The models that could be read, with their configs.
     """
     from adaptc.passes.stitch.stitch import Stitch
-    from adaptc.spec.schema import build_passes
+    from adaptc.spec.passes import build_passes
 
     try:
         passes = [each for each in build_passes(spec) if isinstance(each, Stitch)]

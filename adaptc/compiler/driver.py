@@ -15,7 +15,8 @@ from adaptc.runtime.bundle.folder import Bundle, check_destination, open_bundle,
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import Spec, effective
+from adaptc.spec.reading import effective
+from adaptc.spec.schema import Spec
 
 Stage = Callable[[str], None]
 """Called with the name of each stage as it begins."""
@@ -73,7 +74,7 @@ def _pass_files(spec: Spec, base: Path) -> list[dict[str, str]]:
     if not spec.passes:
         return []  # without torch, which passes import
     from adaptc.compiler.stages import file_hashes
-    from adaptc.spec.schema import build_passes
+    from adaptc.spec.passes import build_passes
 
     return [file_hashes(pass_.at(base)) for pass_ in build_passes(spec)]
 
@@ -110,7 +111,7 @@ def _make(
 
 def trained_gates(spec: Spec, base: Path) -> dict[str, Path]:
     """The file of trained gates of each graph, where the spec names one."""
-    from adaptc.spec.schema import build_passes
+    from adaptc.spec.passes import build_passes
 
     files = [path for pass_ in build_passes(spec) for name, path in pass_.at(base).files().items() if name == "gates"]
     return {name: Path(path) for name in spec.models for path in files[:1]}

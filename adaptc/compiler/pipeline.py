@@ -24,7 +24,8 @@ from adaptc.passes.quantize.quantize import Quantize
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.split_regions import SplitRegions
-from adaptc.spec.schema import Spec, TargetSpec, build_passes
+from adaptc.spec.passes import build_passes
+from adaptc.spec.schema import Spec, TargetSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ from adaptc.runtime.bundle.manifest import (
 from adaptc.runtime.multimodal.images import IMAGES
 from adaptc.sources.base import Source
 from adaptc.sources.images import image_spec
-from adaptc.spec.schema import Spec, effective
+from adaptc.spec.reading import effective
+from adaptc.spec.schema import Spec
 
 
 def publish(

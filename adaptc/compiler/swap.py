@@ -19,7 +19,7 @@ from adaptc.ir.gates_file import Card, load_card, load_gates
 from adaptc.passes.quantize.blockwise import Bits, quantize_blocks
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.model.budget import DENSE
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 
 if TYPE_CHECKING:
     import torch

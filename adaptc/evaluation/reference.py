@@ -17,7 +17,7 @@ from adaptc.families.model import model_of
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.sources.base import Source
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 
 if TYPE_CHECKING:
     import torch

@@ -58,7 +58,8 @@ class Stitched:
         from adaptc.ir.program import Switch
         from adaptc.passes.base import Pipeline
         from adaptc.sources.calibration_text import calibration_text
-        from adaptc.spec.schema import build_passes, read_spec
+        from adaptc.spec.passes import build_passes
+        from adaptc.spec.reading import read_spec
 
         spec = read_spec(bundle.path / "spec.yaml")
         program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)

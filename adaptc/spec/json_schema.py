@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec, known_passes
+from adaptc.spec.passes import known_passes
+from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
 
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "models.NAME": ModelSpec,

@@ -18,7 +18,8 @@ from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import size_of
 from adaptc.families.table import DECODERS, MULTIMODAL
 from adaptc.machine import memory
-from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec, read_spec
+from adaptc.spec.reading import read_spec
+from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
 from tests.models import views, vlm
 
 CONFIG: dict[str, Any] = {

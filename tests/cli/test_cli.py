@@ -19,7 +19,7 @@ from adaptc.cli import COMMANDS, main
 from adaptc.errors import LoadError
 from adaptc.runtime import Session
 from adaptc.runtime.text.tokenizer import Tokenizer
-from adaptc.spec import schema as spec
+from adaptc.spec import passes as spec
 from tests.models import tiny_tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec
 from tests.repo import ROOT

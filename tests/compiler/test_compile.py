@@ -15,7 +15,7 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import Compiled, compile_spec
 from adaptc.errors import BundleError, SpecError
 from adaptc.runtime.bundle.folder import open_bundle
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.models import folder
 
 IDS = [5, 9, 40, 7, 101, 33]

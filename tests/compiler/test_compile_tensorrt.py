@@ -17,7 +17,7 @@ from adaptc.passes.targets.split_regions import SplitRegions
 from adaptc.runtime.backends.cuda.loading import graphs_of, regions_of, rows_on
 from adaptc.runtime.backends.tensorrt.engines import read_regions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.pieces import FakePieces
 from tests.models import folder, gated_bundle, trt_bundle

@@ -14,7 +14,8 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.pipeline import plan_of
 from adaptc.compiler.show import snapshots
 from adaptc.runtime.bundle.manifest import Manifest
-from adaptc.spec.schema import Spec, read_spec
+from adaptc.spec.reading import read_spec
+from adaptc.spec.schema import Spec
 from tests.models import folder, stitched, views
 from tests.repo import ROOT
 

@@ -27,7 +27,7 @@ from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import Bundle, load, open_bundle
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.models import folder
 
 IDS = [5, 9, 40, 7, 101, 33, 8, 21, 60, 61, 62, 63]

@@ -23,7 +23,7 @@ from adaptc.ir.program import Program
 from adaptc.passes import Pass
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.models import folder, skipping
 
 GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))

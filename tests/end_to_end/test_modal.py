@@ -21,7 +21,8 @@ from adaptc.errors import LoadError
 from adaptc.runtime.multimodal.gate import gate_reads
 from adaptc.runtime.multimodal.profile import read_profile, wilson
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import ModelSpec, read_spec
+from adaptc.spec.reading import read_spec
+from adaptc.spec.schema import ModelSpec
 from adaptc.training.modality_gate import calibration_error, logistic
 from tests import touched
 from tests.close import ENGINE, assert_close

@@ -21,7 +21,7 @@ from adaptc.runtime.backends.tensorrt.layers import DATA_DEPENDENT, kinds
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.loading import load_modal
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.pieces import array_at
 from tests.models import views

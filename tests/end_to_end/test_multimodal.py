@@ -25,7 +25,8 @@ from adaptc.evaluation.verify import parity_of
 from adaptc.families.table import DECODERS
 from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import ModelSpec, read_spec
+from adaptc.spec.reading import read_spec
+from adaptc.spec.schema import ModelSpec
 from tests import touched
 from tests.close import ENGINE, assert_close
 from tests.models import vlm

@@ -27,7 +27,7 @@ from adaptc.passes.stitch.paths import layout
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import SwitchStep
 from adaptc.runtime.model.budget import Wish
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from scripts.gpu_lab_answers import mixed
 from tests.close import ENGINE, assert_close
 from tests.models import stitched

@@ -17,7 +17,8 @@ from adaptc.evaluation.reference import Reference
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.budget import Wish
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import ModelSpec, read_spec
+from adaptc.spec.reading import read_spec
+from adaptc.spec.schema import ModelSpec
 from scripts.gpu_lab_answers import mixed
 from tests.models import shallow
 

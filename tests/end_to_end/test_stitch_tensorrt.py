@@ -31,7 +31,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.model.budget import Wish
 from adaptc.runtime.text.tokenizer import Tokenizer
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from scripts.gpu_lab_answers import mixed
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.pieces import FakePieces

@@ -23,7 +23,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import load_rows
 from adaptc.runtime.model.budget import Wish
 from adaptc.runtime.text.tokenizer import Tokenizer
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.models import stitched
 
 KEPT = (

@@ -18,7 +18,7 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError
 from adaptc.evaluation.reference import Reference, folder_of, source_of
 from adaptc.runtime import open_bundle
-from adaptc.spec.schema import parse_spec
+from adaptc.spec.reading import parse_spec
 from tests.models import tiny_tokenizer
 from tests.sources.test_sources import source, tiny, write_gguf
 

@@ -16,7 +16,7 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.ir.stitch_file import StitchCard, save_stitches
 from adaptc.passes.stitch.paths import layout
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.models import stitched
 
 TEXT = "the cat sat on the mat; naïve café, the family sat on the cat " * 4

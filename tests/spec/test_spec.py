@@ -16,18 +16,10 @@ from hypothesis import strategies as st
 
 from adaptc.errors import PassError, SpecError
 from adaptc.spec import json_schema as schema
-from adaptc.spec import schema as spec_module
-from adaptc.spec.schema import (
-    CalibrationSpec,
-    ModelSpec,
-    PassEntry,
-    Spec,
-    TargetSpec,
-    build_passes,
-    effective,
-    parse_spec,
-    read_spec,
-)
+from adaptc.spec import passes as spec_passes
+from adaptc.spec.passes import build_passes
+from adaptc.spec.reading import effective, parse_spec, read_spec
+from adaptc.spec.schema import CalibrationSpec, ModelSpec, PassEntry, Spec, TargetSpec
 from tests.repo import ROOT
 
 HEAD = "version: 1\nmodels:\n  lm:\n    source: x\n"
@@ -57,7 +49,7 @@ class Skip:
 
 @pytest.fixture(autouse=True)
 def passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (spec_module, schema):
+    for module in (spec_passes, schema):
         monkeypatch.setattr(module, "known_passes", lambda: {"skip_ffn": Skip})
 
 
@@ -372,6 +364,8 @@ def test_the_reference_page_is_up_to_date() -> None:
 
 
 def test_reading_a_spec_without_passes_imports_no_torch() -> None:
-    code = f"import sys; from adaptc.spec.schema import parse_spec; parse_spec({HEAD!r}); print('torch' in sys.modules)"
+    code = (
+        f"import sys; from adaptc.spec.reading import parse_spec; parse_spec({HEAD!r}); print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

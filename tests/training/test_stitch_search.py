@@ -10,7 +10,7 @@ from adaptc.checks.check import check
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.stitch.slices import Backbone
 from adaptc.plots.stitches import draw
-from adaptc.spec.schema import parse_spec
+from adaptc.spec.reading import parse_spec
 from adaptc.training.stitches.search import Donor, Found, Measured, Price, spread, stitches
 from tests.models import stitched
 

@@ -37,7 +37,7 @@ def command(
     from adaptc.compiler.cache import Cache
     from adaptc.compiler.driver import compile_spec
     from adaptc.compiler.report import report_json
-    from adaptc.spec.schema import read_spec
+    from adaptc.spec.reading import read_spec
 
     spec = read_spec(spec_file, settings)
     if dry_run:

@@ -51,7 +51,7 @@ def command(
     Writes search.json and search.png into the output folder.
     """
     from adaptc.plots.stitches import draw
-    from adaptc.spec.schema import read_spec
+    from adaptc.spec.reading import read_spec
     from adaptc.training.gates.spec import device_of
     from adaptc.training.recipe import Recipe
     from adaptc.training.stitches.search import Limits, search

@@ -66,7 +66,7 @@ def command(
     import json
     from dataclasses import asdict
 
-    from adaptc.spec.schema import read_spec
+    from adaptc.spec.reading import read_spec
     from adaptc.training.gates.spec import Place, device_of, train_spec
     from adaptc.training.recipe import Recipe
     from adaptc.training.stitches.spec import stitch_of

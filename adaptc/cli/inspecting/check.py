@@ -24,7 +24,7 @@ def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_j
     from dataclasses import asdict
 
     from adaptc.checks.check import check
-    from adaptc.spec.schema import read_spec
+    from adaptc.spec.reading import read_spec
 
     _quiet()
     report = check(read_spec(spec_file, settings), spec_file.parent)

@@ -18,7 +18,7 @@ def command(name: str | None) -> None:
     import inspect
 
     from adaptc.errors import SpecError
-    from adaptc.spec.schema import known_passes, outside_passes, pass_class
+    from adaptc.spec.passes import known_passes, outside_passes, pass_class
 
     if name is not None:
         found = pass_class(name)

@@ -19,7 +19,7 @@ from adaptc.cli.output import stage_timer
 def command(subject: Path, after: str | None, diff: bool, html_file: Path | None, settings: tuple[str, ...]) -> None:
     """Print a program, one operation a line."""
     from adaptc.compiler import show
-    from adaptc.spec.schema import read_spec
+    from adaptc.spec.reading import read_spec
 
     if subject.is_dir():
         if after or diff or html_file or settings:

@@ -20,7 +20,8 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import Spec, read_spec
+from adaptc.spec.reading import read_spec
+from adaptc.spec.schema import Spec
 
 Stage = Callable[[str], None]
 

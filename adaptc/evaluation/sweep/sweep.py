@@ -18,7 +18,7 @@ from adaptc.evaluation.sweep.subject import Subject, bundle_subject, spec_subjec
 from adaptc.evaluation.text import Ids, read_text, text_ids
 from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.sources.calibration_text import CalibrationText
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 
 Stage = Callable[[str], None]
 

@@ -23,7 +23,8 @@ from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import Spec, build_passes
+from adaptc.spec.passes import build_passes
+from adaptc.spec.schema import Spec
 from adaptc.training.gates.trainer import Told, Trainer
 from adaptc.training.recipe import Recipe
 from adaptc.training.sampled_text import sample, sample_by_torch

@@ -22,7 +22,8 @@ from adaptc.passes.stitch.stitch import Stitch
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
-from adaptc.spec.schema import Spec, build_passes
+from adaptc.spec.passes import build_passes
+from adaptc.spec.schema import Spec
 from adaptc.training.recipe import Recipe
 from adaptc.training.stitches.trainer import StitchTrainer, Told
 

@@ -21,7 +21,8 @@ from adaptc.ir.program import Program, Run, Switch
 from adaptc.passes import Pipeline
 from adaptc.passes.drop_modality.drop_modality import DropModality
 from adaptc.passes.lower.lower import Lower
-from adaptc.spec.schema import build_passes, parse_spec
+from adaptc.spec.passes import build_passes
+from adaptc.spec.reading import parse_spec
 from tests.close import ENGINE, FLOAT32, assert_close
 from tests.models import tiny, views
 

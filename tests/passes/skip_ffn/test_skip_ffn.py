@@ -31,7 +31,8 @@ from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.skip_ffn.importance import decisions, ffn_cosines, ffn_importance
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.spec.json_schema import json_schema
-from adaptc.spec.schema import build_passes, effective, parse_spec, read_spec
+from adaptc.spec.passes import build_passes
+from adaptc.spec.reading import effective, parse_spec, read_spec
 from tests.close import ENGINE, FLOAT32, assert_close
 from tests.models import skipping, tiny
 from tests.repo import ROOT

@@ -31,7 +31,8 @@ from adaptc.passes.stitch.seams import Join
 from adaptc.passes.stitch.slices import Backbone, states_graph
 from adaptc.passes.stitch.stitch import Route, Routing, Slice, Source, Stitch
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.spec.schema import build_passes, parse_spec
+from adaptc.spec.passes import build_passes
+from adaptc.spec.reading import parse_spec
 from tests.close import assert_close
 from tests.models import stitched
 

@@ -16,7 +16,7 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, pack, packed_record
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.spec.schema import read_spec
+from adaptc.spec.reading import read_spec
 from tests.models import stitched
 
 IDS = np.random.default_rng(3).integers(2, 300, 40).tolist()
