@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from adaptc.runtime.bundle.folder import Bundle, open_bundle
     from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, TensorSpec
     from adaptc.runtime.bundle.skip_gates import SkipGates
+    from adaptc.runtime.generation.result import Result, Trace
     from adaptc.runtime.generation.session import Session
-    from adaptc.runtime.generation.writing import Result, Trace
     from adaptc.runtime.loading import load, load_modal
     from adaptc.runtime.model.budget import Skips
     from adaptc.runtime.model.router import Choice
@@ -71,14 +71,14 @@ _HOMES = {
     "Manifest": "bundle.manifest",
     "ModalSession": "multimodal.session",
     "OrtEngine": "backends.onnxruntime_cpu.engine",
-    "Result": "generation.writing",
+    "Result": "generation.result",
     "Sampling": "text.sampling",
     "Session": "generation.session",
     "SkipGates": "bundle.skip_gates",
     "Skips": "model.budget",
     "TensorSpec": "bundle.manifest",
     "Ticket": "multimodal.jobs",
-    "Trace": "generation.writing",
+    "Trace": "generation.result",
     "load": "loading",
     "load_modal": "loading",
     "open_bundle": "bundle.folder",

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.generation.request import read_request
+from adaptc.runtime.generation.request import Request
+from adaptc.runtime.generation.sequence import sequence_of
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.generation.writing import write
 from adaptc.runtime.loading import load_modal
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.text.sampling import Sampling
 
@@ -49,18 +50,9 @@ def mixed(
     session: Session, requests: Sequence[tuple[Sequence[int], str]], count: int, budget: float | None = None
 ) -> list[list[int]]:
     """One batch in which each prompt has a route of its own, as a router would send them."""
+    asked, spec = Request(max_new_tokens=count, seed=0), session._prompts.spec
     answers = [
-        read_request(
-            np.array(prompt),
-            session._spec,
-            None,
-            max_new_tokens=count,
-            sampling=Sampling(),
-            stop=(),
-            seed=0,
-            wish=Wish(budget, route),
-        )
-        for prompt, route in requests
+        sequence_of(asked, np.array(prompt), spec, options=RequestOptions(budget, route)) for prompt, route in requests
     ]
     for _ in write(session._decoder, answers):
         pass
@@ -70,7 +62,7 @@ def mixed(
 def rerouted(session: Session, prompt: list[int], routes: list[str], budget: float | None) -> list[int]:
     """One sequence, each of its tokens by the next route."""
     rows = session._decoder
-    ids = [int(rows.start(0, np.array(prompt), Wish(budget, routes[0])).argmax())]
+    ids = [int(rows.start(0, np.array(prompt), RequestOptions(budget, routes[0])).argmax())]
     for route in routes[1:]:
         rows.reroute(0, route)
         ids.append(int(rows.decode(ids[-1:])[0].argmax()))
@@ -96,15 +88,12 @@ def compare(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def check_answers(bundle: Bundle, expected: Path) -> dict[str, Any]:
     """A GPU's answers beside a CPU's, request by request, and all of them together."""
     from adaptc.runtime.backends.cuda.loading import gpu_decoder
-    from adaptc.runtime.backends.tensorrt.engines import decoder_graph
 
     said = json.loads(expected.read_text())
-    name, spec = decoder_graph(bundle)
     rows = gpu_decoder(bundle, said["batch"], said["chunk"])
-    gates = bundle.manifest.gates.get(name)
     found: list[dict[str, Any]] = []
     mine: list[dict[str, Any]] = []
-    with Session(rows, spec, None, batch=said["batch"], chunk=said["chunk"], gates=gates) as session:
+    with Session(rows) as session:
         for request, answer in zip(said["requests"], said["answers"], strict=True):
             about = {key: value for key, value in request.items() if key not in ("prompt", "count")}
             try:

@@ -99,7 +99,7 @@ def greedy(whole: FxGraph, about: Backbone, prompt: list[int], scratch: Path) ->
     from adaptc.passes.decoder.logits_from import LogitsFrom
     from adaptc.passes.quantize.float_weights import FloatWeights
     from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
-    from adaptc.runtime.generation.session import Session
+    from tests.models.sessions import session_of
 
     passes = (Lower(), KvCache(max_tokens=SMOL_TOKENS), LogitsFrom(), FuseNorms(), FuseProjections(), FloatWeights())
     graph = Pipeline(passes).run(Program({"lm": whole}, (Run("lm"),))).graph("lm", OnnxGraph)
@@ -107,7 +107,7 @@ def greedy(whole: FxGraph, about: Backbone, prompt: list[int], scratch: Path) ->
     (scratch / "lm.onnx").write_bytes(write_graphs({"lm": graph}, scratch, "lm.data")["lm"])
     spec = decoder_spec(graph, replace(about, eos_token_ids=()))
     assert spec is not None
-    with Session(OrtEngine(scratch / "lm.onnx"), spec) as session:
+    with session_of(OrtEngine(scratch / "lm.onnx"), spec) as session:
         ids = list(session.generate(prompt, max_new_tokens=GREEDY).ids)
     shutil.rmtree(scratch)
     return ids

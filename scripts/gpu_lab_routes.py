@@ -12,7 +12,7 @@ import numpy as np
 from adaptc.runtime.backends.cuda.loading import gpu_decoder
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.sampling import Sampler, Sampling
 
 STEPS, WARM = 200, 10
@@ -24,7 +24,7 @@ PROMPT = np.arange(1, 17)
 def timed(rows: GpuRoutes, routes: Sequence[str]) -> dict[str, float]:
     """Seconds of a prompt of 16 tokens and of a step, with a row on each of these routes."""
     began = perf_counter()
-    tokens = [int(rows.start(row, PROMPT, Wish(route=route)).argmax()) for row, route in enumerate(routes)]
+    tokens = [int(rows.start(row, PROMPT, RequestOptions(route=route)).argmax()) for row, route in enumerate(routes)]
     prompt = (perf_counter() - began) / len(routes)
     samplers = [Sampler(Sampling(), [], np.random.default_rng(0)) for _ in routes]
     steps = []

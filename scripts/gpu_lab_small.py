@@ -39,6 +39,7 @@ from adaptc.runtime.backends.tensorrt.engines import decoder_graph
 from adaptc.runtime.generation.session import Session
 from adaptc.spec.reading import read_spec
 from tests.models import skipping, stitched, tiny, trt_bundle, views
+from tests.models.sessions import session_of
 from tests.passes.stitch.test_stitch import Gating
 
 PROMPTS = [np.random.default_rng(n).integers(2, 60, n).tolist() for n in (5, 3, 9, 1, 7, 12, 4, 6)]
@@ -108,7 +109,7 @@ def write_gated(out: Path) -> None:
     ]
     requests.append({"kind": "score", "prompt": PROMPTS[2] * 3, "options": {"budget": 0.3, "step": True}})
     spec = decoder_graph(bundle)[1]
-    with Session(OrtEngine(scratch / "lm.onnx"), spec, batch=2, chunk=8, gates=trt_bundle.GATES) as session:
+    with session_of(OrtEngine(scratch / "lm.onnx"), spec, batch=2, chunk=8, gates=trt_bundle.GATES) as session:
         say(session, 2, 8, requests, out / "gated.json")
     shutil.rmtree(scratch)
 

@@ -19,14 +19,15 @@ def main(site: str, bundle: str | None = None) -> None:
     assert not [name for name in ABSENT if importlib.util.find_spec(name)], "this is no bare environment"
     import adaptc.runtime
     from adaptc.runtime import Session, load
+    from adaptc.runtime.backends.host.decoder import HostDecoder
 
-    for module in pkgutil.iter_modules(adaptc.runtime.__path__, "adaptc.runtime."):
+    for module in pkgutil.walk_packages(adaptc.runtime.__path__, "adaptc.runtime."):
         importlib.import_module(module.name)
     assert adaptc.runtime.__file__.startswith(site)
 
     history_lm = importlib.import_module("history_lm")
     spec = history_lm.decoder_spec()
-    with Session(history_lm.HistoryLm(spec).engine, spec) as session:
+    with Session(HostDecoder(history_lm.HistoryLm(spec).engine, spec)) as session:
         result = session.generate([3, 1, 4, 1, 5], max_new_tokens=12)
     assert list(result.ids) == history_lm.greedy([3, 1, 4, 1, 5], 12, spec)
 

@@ -67,10 +67,11 @@ Write = Callable[[Sequence[int], int], Sample]
 def load_adaptc(job: Job) -> Write:
     """A bundle, through the session that users have."""
     from adaptc.runtime import Session, open_bundle
-    from adaptc.runtime.loading import load_rows
+    from adaptc.runtime.backends.backend import DecoderOptions
+    from adaptc.runtime.loading import load_decoder
 
-    rows = load_rows(open_bundle(job.model, verify=False), job.threads)
-    session = Session(rows, dataclasses.replace(rows.spec, eos_token_ids=()))
+    decoder = load_decoder(open_bundle(job.model, verify=False), DecoderOptions(threads=job.threads))
+    session = Session(decoder, spec=dataclasses.replace(decoder.spec, eos_token_ids=()))
 
     def write(prompt: Sequence[int], new_tokens: int) -> Sample:
         answer = session.generate(prompt, max_new_tokens=new_tokens, route=job.route)

@@ -18,7 +18,7 @@ from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.graph import OnnxGraph, sizes
 from adaptc.ir.program import EMPTY, Backbone, Program
 from adaptc.passes.skip_ffn.conditionals import conditionals, grouped, run_always
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
+from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -252,17 +252,17 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -
 @contextmanager
 def running(
     graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: SkipGates, rows: int = 1, threads: int | None = None
-) -> Iterator[list[Decoder]]:
+) -> Iterator[list[HostDecoder]]:
     """Decoders of some graphs, for as long as the context lasts; those without gates are told so."""
     with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
         for name, content in write_graphs(graphs, Path(folder), "weights.data").items():
             (Path(folder) / f"{name}.onnx").write_bytes(content)
-        made: list[Decoder] = []
+        made: list[HostDecoder] = []
         try:
             for name, graph in graphs.items():
                 engine = OrtEngine(Path(folder) / f"{name}.onnx", threads)
                 given = gates if conditionals(graph) else None
-                made.append(Decoder(engine, decoder, rows, min(CHUNK, decoder.max_tokens), given))
+                made.append(HostDecoder(engine, decoder, rows, min(CHUNK, decoder.max_tokens), given))
             yield made
         finally:
             for each in made:
@@ -274,7 +274,7 @@ def low(seconds: Sequence[float]) -> float:
     return float(np.quantile(np.array(seconds), 0.2))
 
 
-def _timed(decoder: Decoder, threshold: float, rows: int = 1) -> Callable[[], list[float]]:
+def _timed(decoder: HostDecoder, threshold: float, rows: int = 1) -> Callable[[], list[float]]:
     """A function that times a turn's steps, after one that is not counted."""
     steps = 1 + STEPS // TURNS
     context = decoder.blank(max(1, min(CONTEXT, decoder.spec.max_tokens - steps - 1)))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
+from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.model.budget import DENSE
 
 Ids = npt.NDArray[np.int64]
@@ -82,7 +82,7 @@ def decide(layers: Sequence[int], ran: Ran, cost: float, branch: float, gain: fl
     return [each for each in found if each is not None]
 
 
-def stepwise(decoder: Decoder, ids: Ids, threshold: float) -> Ran:
+def stepwise(decoder: HostDecoder, ids: Ids, threshold: float) -> Ran:
     """Which gated blocks ran, token by token: bool [tokens after the warm-up, gates].
 
     Args:
@@ -102,7 +102,7 @@ def stepwise(decoder: Decoder, ids: Ids, threshold: float) -> Ran:
 
 
 def remeasured(
-    decoder: Decoder, ids: Ids, blocks: int, table: Sequence[tuple[float, float]]
+    decoder: HostDecoder, ids: Ids, blocks: int, table: Sequence[tuple[float, float]]
 ) -> list[tuple[float, float]]:
     """A table of thresholds with the shares of all blocks that they skip now; those that skip no more are left out."""
     found: list[tuple[float, float]] = [(0.0, DENSE)]

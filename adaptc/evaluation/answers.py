@@ -16,7 +16,7 @@ from adaptc.errors import RequestError
 from adaptc.evaluation.questions import ANSWER_TOKENS, Question, asked_after_examples, is_right
 from adaptc.evaluation.routes import route_bytes
 from adaptc.evaluation.text import read_records
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
+from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
@@ -141,7 +141,7 @@ def factoids(
         raise RequestError(f"{bundle.path}: has routes; adaptc quality asks questions by each of them")
     tokenizer = Tokenizer(folder)
     level = threshold_of(gates, budget)
-    decoder = Decoder(OrtEngine(bundle.path / graph.file, threads), graph.decoder, 1, 512, gates)
+    decoder = HostDecoder(OrtEngine(bundle.path / graph.file, threads), graph.decoder, 1, 512, gates)
     right = {"dense": 0, "budget": 0, "dense_prompt": 0}
     ran: list[bytes] = []
     asked = asked_after_examples(questions)
@@ -162,7 +162,7 @@ def factoids(
     return {**right, "asked": len(asked), "ratio": ratio, "ffn_skipped": share}
 
 
-def _greedy(decoder: Decoder, ids: Any, threshold: float, stepwise: bool, ran: list[bytes]) -> list[int]:
+def _greedy(decoder: HostDecoder, ids: Any, threshold: float, stepwise: bool, ran: list[bytes]) -> list[int]:
     """The likeliest tokens up to a line's end; `ran` gets what ran where the prompt goes token by token."""
     read = 1 if stepwise else len(ids)
     logits = decoder.prefill(0, ids[:read], threshold)

@@ -12,8 +12,8 @@ import numpy as np
 
 from adaptc.errors import RequestError
 from adaptc.evaluation.text import read_records, read_text
-from adaptc.runtime.model.budget import Wish
-from adaptc.runtime.model.rows import Rows
+from adaptc.runtime.model.decoder import BatchDecoder
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.tokenizer import Tokenizer
 
 LETTERS = "ABCDEFGHIJ"
@@ -84,17 +84,17 @@ def _examples(text: str) -> list[Lettered]:
     return found
 
 
-def likeliest(rows: Rows, tokenizer: Tokenizer, question: Lettered, wish: Wish) -> int:
+def likeliest(decoder: BatchDecoder, tokenizer: Tokenizer, question: Lettered, options: RequestOptions) -> int:
     """Index of the choice whose letter is the likeliest next token.
 
     Raises:
         RequestError: the prompt is longer than the bundle holds, or a letter is no single token.
     """
     ids = np.array(tokenizer.encode(question.prompt), np.int64)
-    if len(ids) >= rows.spec.max_tokens:
-        raise RequestError(f"question: {len(ids)} tokens; this bundle holds {rows.spec.max_tokens}: leave it out")
+    if len(ids) >= decoder.spec.max_tokens:
+        raise RequestError(f"question: {len(ids)} tokens; this bundle holds {decoder.spec.max_tokens}: leave it out")
     letters = [tokenizer.encode(f" {letter}", special=False) for letter in LETTERS[: len(question.choices)]]
     if any(len(letter) != 1 for letter in letters):
         letters = [tokenizer.encode(letter, special=False)[-1:] for letter in LETTERS[: len(question.choices)]]
-    logits = rows.start(0, ids, wish)
+    logits = decoder.start(0, ids, options)
     return int(np.argmax([logits[letter[0]] for letter in letters]))

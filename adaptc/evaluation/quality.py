@@ -15,9 +15,10 @@ from adaptc.evaluation.questions import ANSWER_TOKENS, Question, asked_after_exa
 from adaptc.evaluation.routes import has_router, route_bytes, routes_of
 from adaptc.evaluation.text import Ids
 from adaptc.runtime import Session
+from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_rows
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.loading import load_decoder
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.templates import Message
 from adaptc.runtime.text.tokenizer import Tokenizer
 
@@ -96,11 +97,11 @@ def quality(
 def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | None) -> dict[str, float | int]:
     """Shares of right answers by one route, and how many were asked."""
     tokenizer = Tokenizer(bundle.path / "tokenizer")
-    rows = load_rows(bundle, threads)
+    decoder = load_decoder(bundle, DecoderOptions(threads=threads))
     right: dict[str, list[bool]] = {}
-    with Session(rows, rows.spec, tokenizer) as session:
+    with Session(decoder, tokenizer) as session:
         right["letters"] = [
-            likeliest(rows, tokenizer, each, Wish(route=route)) == each.answer for each in tasks.lettered
+            likeliest(decoder, tokenizer, each, RequestOptions(route=route)) == each.answer for each in tasks.lettered
         ]
         right["trivia"] = []
         for prompt, question in asked_after_examples(tasks.questions):

@@ -12,9 +12,10 @@ from adaptc.evaluation.parity import NEW_TOKENS, Logits, Model, Parity, compare,
 from adaptc.evaluation.reference import Reference, source_of
 from adaptc.evaluation.route_reference import Stitched
 from adaptc.evaluation.text import Ids
+from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_rows
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.loading import load_decoder
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.tokenizer import Tokenizer
 
 Stage = Callable[[str], None]
@@ -48,17 +49,17 @@ class BundleModel:
         """
         if bundle.manifest.graphs[bundle.manifest.reader].decoder is None:
             raise BundleError(f"{bundle.path}: not a decoder; there is nothing to compare")
-        self._decoder = load_rows(bundle, threads, budget=0.0 if gated else 1.0)
-        self._wish = Wish(budget=1.0, route=route)
+        self._decoder = load_decoder(bundle, DecoderOptions(threads=threads, budget=0.0 if gated else 1.0))
+        self._options = RequestOptions(budget=1.0, route=route)
         self.max_tokens = self._decoder.spec.max_tokens
 
     def logits(self, ids: Ids) -> Logits:
         """See `Model`."""
-        return np.concatenate([part.copy() for part in self._decoder.score(ids, len(ids), self._wish)])
+        return np.concatenate([part.copy() for part in self._decoder.score(ids, len(ids), self._options)])
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
         """See `Model`."""
-        logits = self._decoder.start(0, np.array(prompt, np.int64), self._wish)
+        logits = self._decoder.start(0, np.array(prompt, np.int64), self._options)
         ids = [int(logits.argmax())]
         while len(ids) < new_tokens:
             ids.append(int(self._decoder.decode(ids[-1:])[0].argmax()))

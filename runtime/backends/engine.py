@@ -1,4 +1,4 @@
-"""What a session needs of an engine: the one thing that differs between devices."""
+"""The interface of an engine that runs graphs on arrays in the host's memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Arrays = Mapping[str, Array]
 class Engine(Protocol):
     """A loaded graph.
 
-    The caller owns all memory: a step reads and writes the arrays it is bound to, so a loop binds once,
-    changes what is in the arrays, and steps. The same array may be an input and an output.
+    The caller owns all memory: a bound run reads and writes the arrays it is bound to, so a loop binds once, changes
+    the arrays' contents, and runs. The same array may be an input and an output.
     """
 
     @property
@@ -31,7 +31,7 @@ class Engine(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph's outputs, in its order."""
 
-    def bind(self, feeds: Arrays, outputs: Arrays) -> Step:
+    def bind(self, feeds: Arrays, outputs: Arrays) -> BoundRun:
         """Prepare a run of the graph over these arrays.
 
         Args:
@@ -43,10 +43,10 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Free what the engine holds; steps bound to it must not be called any more."""
+        """Free what the engine holds; runs bound to it must not be called any more."""
 
 
-class Step(Protocol):
+class BoundRun(Protocol):
     """A prepared run of a graph; it keeps its arrays alive."""
 
     def __call__(self) -> None:
@@ -76,7 +76,7 @@ def check_complete(specs: tuple[TensorSpec, ...], arrays: Arrays) -> None:
 
 
 def check_array(specs: Mapping[str, TensorSpec], name: str, array: Array) -> None:
-    """Refuse an array that an engine could only misread, since a step works on bare memory.
+    """Refuse an array that an engine would misread, since a bound run works on bare memory.
 
     Raises:
         EngineError: naming the tensor.
@@ -95,8 +95,8 @@ def check_array(specs: Mapping[str, TensorSpec], name: str, array: Array) -> Non
         raise EngineError(f"{name}: the array is not C-contiguous")
 
 
-class Bound:
-    """The arrays a step is bound to, checked: the base of engines' steps that keep arrays by name.
+class BoundArrays:
+    """The checked arrays of a bound run, by name: a base class for engines.
 
     Attributes:
         feeds: One for each input.
@@ -104,7 +104,7 @@ class Bound:
     """
 
     def __init__(self, engine: Engine, feeds: Arrays, outputs: Arrays) -> None:
-        """Take them.
+        """Check and keep the arrays.
 
         Raises:
             EngineError: as `Engine.bind`.
@@ -117,7 +117,7 @@ class Bound:
         self.rebind(feeds, outputs)
 
     def rebind(self, feeds: Arrays, outputs: Arrays) -> None:
-        """See `Step.rebind`."""
+        """See `BoundRun.rebind`."""
         for specs, arrays, bound in zip(self._specs, (feeds, outputs), (self.feeds, self.outputs), strict=True):
             for name, array in arrays.items():
                 check_array(specs, name, array)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from adaptc.runtime.backends.engine import Arrays, Bound, Step
+from adaptc.runtime.backends.engine import Arrays, BoundArrays, BoundRun
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.errors import EngineError
 
@@ -19,16 +19,16 @@ class FakeEngine:
         self.outputs = outputs
         self.function: Function | None = function
 
-    def bind(self, feeds: Arrays, outputs: Arrays) -> Step:
+    def bind(self, feeds: Arrays, outputs: Arrays) -> BoundRun:
         """See `Engine.bind`."""
-        return _FakeStep(self, feeds, outputs)
+        return _FakeRun(self, feeds, outputs)
 
     def close(self) -> None:
         """See `Engine.close`."""
         self.function = None
 
 
-class _FakeStep(Bound):
+class _FakeRun(BoundArrays):
     def __init__(self, engine: FakeEngine, feeds: Arrays, outputs: Arrays) -> None:
         super().__init__(engine, feeds, outputs)
         self._engine = engine

@@ -1,138 +1,80 @@
-"""Read what a caller asks for; what cannot be is said before anything runs."""
+"""What a caller may ask of a generation, checked once when the request is made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias, cast
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypedDict
 
-import numpy as np
-import numpy.typing as npt
-
-from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.generation.writing import Answer
-from adaptc.runtime.model.budget import ANY, Wish
-from adaptc.runtime.text.detokenize import Text, stop_strings
-from adaptc.runtime.text.sampling import Sampler, Sampling
-from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.runtime.model.budget import check_budget
+from adaptc.runtime.text.detokenize import stop_strings
+from adaptc.runtime.text.sampling import Sampling
+from adaptc.runtime.validation import check_count
 
-Ids: TypeAlias = npt.NDArray[np.int64]
-Prompt: TypeAlias = "str | Sequence[int] | Ids"
-Prompts: TypeAlias = "list[str] | list[list[int]] | list[Ids]"
+_GREEDY = Sampling()
+
 Stop: TypeAlias = "str | Iterable[str]"
 
 
-def is_batch(prompt: Prompt | Prompts) -> bool:
-    """Whether this is a list of prompts, not one prompt."""
-    return isinstance(prompt, (list, tuple)) and any(not isinstance(p, (int, np.integer)) for p in prompt[:1])
+class GenerateOptions(TypedDict, total=False):
+    """The keyword arguments of `Session.generate`, `generate_async` and `chat`; `Request` says what each means."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    stop: Stop
+    seed: int | None
+    budget: float | None
+    route: str | None
+    images: Any
+    modalities: Sequence[str] | None
 
 
-def read_prompt(prompt: Prompt, spec: DecoderSpec, tokenizer: Tokenizer | None) -> Ids:
-    """The ids of a prompt: int64 [tokens], at least 1 and at most `max_tokens`.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """How a prompt is continued.
 
-    Raises:
-        RequestError: the prompt is of another kind, empty, too long, or holds ids the model does not have.
-    """
-    if isinstance(prompt, str):
-        ids = np.array(need(tokenizer, "a text as prompt").encode(prompt), np.int64)
-    else:
-        ids = _read_ids(prompt, spec.vocab_size)
-    if len(ids) == 0 and spec.bos_token_id is not None:
-        ids = np.array([spec.bos_token_id])
-    if len(ids) == 0:
-        raise RequestError("prompt: empty, and this model has no BOS token to begin with")
-    check_room(ids, spec)
-    return ids
-
-
-def check_room(ids: Ids, spec: DecoderSpec) -> None:
-    """Refuse a prompt that is longer than the cache.
-
-    Raises:
-        RequestError: it is.
-    """
-    if len(ids) > spec.max_tokens:
-        raise RequestError(
-            f"prompt: {len(ids)} tokens; this bundle holds {spec.max_tokens}: "
-            "shorten it, or compile with a larger target.max_tokens"
-        )
-
-
-def _read_ids(prompt: Sequence[int] | Ids, vocab: int) -> Ids:
-    try:
-        ids = np.asarray(prompt)
-    except ValueError:  # lists of several lengths
-        ids = np.array(None)
-    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
-        raise RequestError(f"prompt: {type(prompt).__name__}; a text or a list of token ids is needed")
-    wrong = ids[(ids < 0) | (ids >= vocab)]
-    if len(wrong):
-        raise RequestError(f"prompt: token id {wrong[0]}; ids go from 0 to {vocab - 1}")
-    return np.ascontiguousarray(ids, np.int64)
-
-
-def read_request(
-    prompt: Ids,
-    spec: DecoderSpec,
-    tokenizer: Tokenizer | None,
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop: Stop,
-    seed: int | None,
-    index: int = 0,
-    wish: Wish = ANY,
-) -> Answer:
-    """An answer to be written.
-
-    Args:
-        prompt: As `read_prompt` gives it.
-        spec: What the model expects.
-        tokenizer: Spells the answer; None leaves it without text.
-        max_new_tokens: Most tokens, from 1.
-        sampling: How they are chosen.
-        stop: Strings that end the answer; they need a tokenizer.
-        seed: From 0; None draws one.
-        index: Place in a batch: equal prompts with one seed still get answers of their own.
-        wish: How much of the bundle runs, and by which route.
+    Attributes:
+        max_new_tokens: The largest number of tokens to write, from 1; fewer are written if the cache is full before.
+        sampling: How tokens are chosen.
+        stop: Strings that end the text and are not part of it.
+        seed: From 0; makes sampling repeatable. None draws a new seed.
+        budget: How much of the model runs, from 0 (cheapest) to 1 (dense), where the bundle has gates or a router; the
+            prompt and the first `warmup` positions skip nothing at any budget. None takes the session's.
+        route: The route of a stitched bundle; None lets its router pick.
+        images: The images of the prompt, see `Images.insert`.
+        modalities: The only modalities to use: without images a prompt is read as the text it is. None uses all that
+            the request has.
 
     Raises:
-        RequestError: a value is out of range.
+        RequestError: a value is out of range or of the wrong type.
     """
-    check_count("max_new_tokens", max_new_tokens)
-    if not isinstance(sampling, Sampling):
-        raise RequestError(f"sampling: {type(sampling).__name__}; a Sampling is needed")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
-        raise RequestError(f"seed: {seed!r}; a whole number from 0 is needed")
-    stops = stop_strings(stop)
-    if stops:
-        need(tokenizer, "stop strings")
-    # The last token is chosen but not read, so it needs no place in the cache.
-    limit = min(max_new_tokens, spec.max_tokens - len(prompt) + 1)
-    random = np.random.default_rng(None if seed is None else (seed, index))
-    text = None if tokenizer is None else Text(tokenizer.decoding(), stops)
-    sampler = Sampler(sampling, cast("list[int]", prompt.tolist()), random)
-    return Answer(prompt, limit, sampler, text, frozenset(spec.eos_token_ids), wish)
 
+    max_new_tokens: int = 256
+    sampling: Sampling = _GREEDY
+    stop: Stop = ()
+    seed: int | None = None
+    budget: float | None = None
+    route: str | None = None
+    images: Any = None
+    modalities: Sequence[str] | None = None
 
-def need(tokenizer: Tokenizer | None, what: str) -> Tokenizer:
-    """The tokenizer, for something that cannot be without.
+    def __post_init__(self) -> None:
+        check_count("max_new_tokens", self.max_new_tokens)
+        if not isinstance(self.sampling, Sampling):
+            raise RequestError(f"sampling: {type(self.sampling).__name__}; a Sampling is needed")
+        if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0):
+            raise RequestError(f"seed: {self.seed!r}; a whole number from 0 is needed")
+        if self.budget is not None:
+            object.__setattr__(self, "budget", check_budget(self.budget))
+        object.__setattr__(self, "stop", stop_strings(self.stop))  # an iterator can be read only once
 
-    Raises:
-        RequestError: there is none.
-    """
-    if tokenizer is None:
-        raise RequestError(f"{what}: this bundle has no tokenizer; token ids are needed")
-    return tokenizer
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return tuple(self.stop)
 
-
-def check_count(name: str, value: object, most: int | None = None) -> None:
-    """Refuse what is not a whole number from 1 to `most`.
-
-    Raises:
-        RequestError: naming the option.
-    """
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not whole or (most is not None and cast("int", value) > most):
-        needed = "a whole number from 1" + ("" if most is None else f" to {most}")
-        raise RequestError(f"{name}: {value!r}; {needed} is needed")
+    @property
+    def has_images(self) -> bool:
+        """Whether the request brings at least one image."""
+        return self.images is not None and not (isinstance(self.images, (list, tuple)) and not self.images)

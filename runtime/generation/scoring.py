@@ -1,4 +1,4 @@
-"""How likely a model thinks a text is: for perplexity, and to compare two ways of running one model."""
+"""Log-probabilities of a text: for perplexity, and to compare two ways of running one model."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Ids, Logits
-from adaptc.runtime.model.budget import ANY, Skips, Wish
-from adaptc.runtime.model.rows import Rows
+from adaptc.runtime.model.budget import Skips
+from adaptc.runtime.model.decoder import BatchDecoder, Ids, Logits
+from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 
-_TOGETHER = 1 << 24  # logits in memory at once: 64 MiB of float32
+_MOST_LOGITS = 1 << 24  # logits in memory at once: 64 MiB of float32
 
 
 def log_probabilities(
-    decoder: Rows, ids: Ids, step: bool, wish: Wish = ANY
+    decoder: BatchDecoder, ids: Ids, step: bool, options: RequestOptions = NO_OPTIONS
 ) -> tuple[npt.NDArray[np.float32], Skips | None]:
     """The natural logarithm of each token's probability after those before it.
 
     Args:
-        decoder: Its first row is used.
+        decoder: Its first slot is used.
         ids: int64 [tokens], 1 to `max_tokens`.
-        step: Read token by token through the graph as it runs when it writes, not in chunks.
-        wish: How much runs, and by which route; where blocks may be skipped the text is read token by token.
+        step: Whether the text goes token by token through the graph as when it writes, not in chunks.
+        options: How the text runs through the model; where blocks may be skipped it is read token by token.
 
     Returns:
         float32 [tokens - 1], of all tokens but the first; and which gated blocks ran for the tokens that were read
-        one by one, but for the last, None if there are no gates or no token was.
+        one by one, except the last; None if there are no gates or no token was read so.
     """
     scores = np.empty(len(ids) - 1, np.float32)
     ran: list[bytes] = []
-    step = step or not decoder.dense(wish)
-    together = max(1, _TOGETHER // decoder.spec.vocab_size)
-    blocks = _stepwise(decoder, ids, wish, ran) if step else decoder.score(ids, together, wish)
+    step = step or not decoder.dense(options)
+    at_once = max(1, _MOST_LOGITS // decoder.spec.vocab_size)
+    blocks = _stepwise(decoder, ids, options, ran) if step else decoder.score(ids, at_once, options)
     done = 0
     for logits in blocks:
         following = ids[done + 1 : done + 1 + len(logits)]
@@ -42,9 +42,9 @@ def log_probabilities(
     return scores, decoder.skips(ran, decoder.route(0)) if step else None
 
 
-def _stepwise(decoder: Rows, ids: Ids, wish: Wish, ran: list[bytes]) -> Iterator[Logits]:
+def _stepwise(decoder: BatchDecoder, ids: Ids, options: RequestOptions, ran: list[bytes]) -> Iterator[Logits]:
     """Logits at each token but the last; `ran` receives which gated blocks ran."""
-    yield decoder.start(0, ids[:1], wish)[None]
+    yield decoder.start(0, ids[:1], options)[None]
     for token in ids[1:-1].tolist():
         yield decoder.decode([token])
         if (now := decoder.ran(0)) is not None:

@@ -5,36 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.backends.engine import Engine
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
-from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes
 from adaptc.runtime.bundle.manifest import DecoderSpec, ModalSpec
-from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.generation.request import (
-    Prompt,
-    Prompts,
-    Stop,
-    check_count,
-    check_room,
-    is_batch,
-    need,
-    read_prompt,
-    read_request,
-)
+from adaptc.runtime.generation.prompts import Prompt, PromptReader, Prompts, images_per_prompt, is_batch
+from adaptc.runtime.generation.request import GenerateOptions, Request
+from adaptc.runtime.generation.result import Result
 from adaptc.runtime.generation.scoring import log_probabilities
+from adaptc.runtime.generation.sequence import TokenSequence, sequence_of
 from adaptc.runtime.generation.turns import Turns
-from adaptc.runtime.generation.writing import Answer, Result, write
-from adaptc.runtime.model.budget import Skips, Wish, check_budget
+from adaptc.runtime.generation.writing import write
+from adaptc.runtime.model.budget import Skips, check_budget
+from adaptc.runtime.model.decoder import BatchDecoder
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.router import Choice
-from adaptc.runtime.model.rows import Rows
-from adaptc.runtime.multimodal.images import Images, chosen, per_prompt
-from adaptc.runtime.text.sampling import Sampling
+from adaptc.runtime.multimodal.images import Images
 from adaptc.runtime.text.templates import Message
 from adaptc.runtime.text.tokenizer import Tokenizer
 
@@ -43,22 +32,7 @@ if TYPE_CHECKING:
 
 Stream = Generator[str, None, None]
 
-_GREEDY = Sampling()
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-_MAX_NEW_TOKENS = 256
-
-
-class Options(TypedDict, total=False):
-    """What every request may say; see `Session.generate`."""
-
-    max_new_tokens: int
-    sampling: Sampling
-    stop: Stop
-    seed: int | None
-    budget: float | None
-    route: str | None
-    images: Any
-    modalities: Sequence[str] | None
+_NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
 class Session:
@@ -67,108 +41,76 @@ class Session:
     Threads and coroutines may share a session: their requests run one after another.
 
     Attributes:
-        last: The newest answer of any request, with its trace; None before the first.
-        gates: What decides which blocks run under a budget; None for a model that always runs whole.
+        last: The newest result of any request, with its trace; None before the first.
+        gates: The skip gates of the graph that reads token ids; None for a model that always runs whole.
         scored: Which gated blocks ran in the newest `score` that went token by token; None if all ran.
-        scored_route: The way that the newest `score` went; None for a bundle without routes.
-        routes: Names of the ways through a stitched bundle, the default first; empty for any other.
-        images: What puts images into prompts; None for a bundle that reads text only.
+        scored_route: The route of the newest `score`; None for a bundle without routes.
+        routes: Names of a stitched bundle's routes, the default first; empty for any other.
+        tokenizer: Reads and spells text; None if the bundle has none.
+        images: Inserts images into prompts; None for a bundle that reads text only.
     """
 
     def __init__(
         self,
-        engine: Engine | Rows,
-        spec: DecoderSpec,
+        decoder: BatchDecoder,
         tokenizer: Tokenizer | None = None,
         *,
-        batch: int = 1,
-        chunk: int = 512,
-        gates: SkipGates | None = None,
+        spec: DecoderSpec | None = None,
         budget: float | None = None,
-        routes: Routes | None = None,
         modal: ModalSpec | None = None,
         images: Images | None = None,
     ) -> None:
-        """Allocate the KV cache; most callers want `load`.
+        """Put the parts together; most callers want `load`.
 
         Args:
-            engine: A decoder graph, or a decoder with its cache; closed with the session.
-            spec: What the graph expects.
-            tokenizer: Without one, prompts are ids and answers have no text.
-            batch: Most sequences written at the same time.
-            chunk: Most tokens of a prompt read at once.
-            gates: What decides which blocks run, if the graph has gates.
-            budget: Of requests that name none, from 0 (cheapest) to 1 (dense); None for dense, and for what a router
-                was calibrated to; no matter without gates or routes.
-            routes: What follows the graph, if it is the trunk of a stitched bundle.
+            decoder: Holds the model and its KV cache; closed with the session.
+            tokenizer: Without one, prompts are ids and results have no text.
+            spec: What the model expects; None for the decoder's own.
+            budget: Default budget for requests without one, from 0 (cheapest) to 1 (dense); None for the gates' own
+                and for what the router was calibrated to. Without gates and routes it has no effect.
             modal: The modalities of a multimodal model.
-            images: What puts images into prompts, if the graph takes them; closed with the session.
+            images: Inserts images into prompts, if the decoder takes them; closed with the session.
 
         Raises:
-            RequestError: a value is out of range, or the KV cache does not fit in memory.
-            EngineError: the graph is not a decoder.
+            RequestError: the budget is out of range.
         """
-        check_count("batch", batch)
-        check_count("chunk", chunk)
-        self._budget = None if budget is None else check_budget(budget)
         self.last: Result | None = None
+        self.gates = decoder.gates
         self.scored: Skips | None = None
         self.scored_route: str | None = None
-        self.gates = gates
-        self._spec = spec
-        self._tokenizer = tokenizer
-        self._decoder: Rows
-        if isinstance(engine, Engine):
-            trunk = Decoder(engine, spec, batch, chunk, gates)
-            self._decoder = trunk if routes is None else routes.decoder(trunk, chunk)
-        else:
-            self._decoder = engine
-        self.routes = self._decoder.routes
-        self._streamed: Answer | None = None
-        self._modal = modal
+        self.routes = decoder.routes
+        self.tokenizer = tokenizer
         self.images = images
+        self._decoder = decoder
+        self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
+        self._budget = None if budget is None else check_budget(budget)
+        self._streamed: TokenSequence | None = None
         self._turns = Turns(free=self._free)
 
     @overload
-    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[Options]) -> Stream: ...
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerateOptions]) -> Stream: ...
     @overload
     def generate(
-        self, prompt: Prompts, *, stream: Literal[False] = ..., **options: Unpack[Options]
+        self, prompt: Prompts, *, stream: Literal[False] = ..., **options: Unpack[GenerateOptions]
     ) -> list[Result]: ...
     @overload
-    def generate(self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[Options]) -> Result: ...
+    def generate(
+        self, prompt: Prompt, *, stream: Literal[False] = ..., **options: Unpack[GenerateOptions]
+    ) -> Result: ...
 
     def generate(
-        self,
-        prompt: Prompt | Prompts,
-        *,
-        max_new_tokens: int = _MAX_NEW_TOKENS,
-        sampling: Sampling = _GREEDY,
-        stop: Stop = (),
-        stream: bool = False,
-        seed: int | None = None,
-        budget: float | None = None,
-        route: str | None = None,
-        images: Any = None,
-        modalities: Sequence[str] | None = None,
+        self, prompt: Prompt | Prompts, *, stream: bool = False, **options: Unpack[GenerateOptions]
     ) -> Result | list[Result] | Stream:
         """Continue a prompt, or several.
 
         Args:
             prompt: A text or its ids; a list of these is a batch, of any lengths and any size.
-            max_new_tokens: Most tokens to write; fewer if the cache is full before.
-            sampling: How tokens are chosen.
-            stop: Strings that end an answer and are not part of it.
-            stream: Return the pieces as they are written; `last` is the whole answer afterwards.
-            seed: From 0; makes sampling repeatable. None draws a new one.
-            budget: How much of the model runs, from 0 (cheapest) to 1 (dense), where the bundle has gates or a router;
-                the prompt and the first `warmup` positions skip nothing whatever it is. None for the session's.
-            route: The route to take, for a stitched bundle; None lets its router pick.
-            images: Of the prompt, see `Images.put`; of a batch a list with the images of each prompt.
-            modalities: Use just these: without images a prompt is read as the text it is. None uses what is given.
+            stream: Whether the text is returned piece by piece as it is written; `last` is the whole result afterwards.
+            **options: `max_new_tokens`, `sampling`, `stop`, `seed`, `budget`, `route`, `images` and `modalities`, as
+                `Request` describes them. In a batch `images` is a list with the images of each prompt.
 
         Returns:
-            The answer; for a batch a list of them; for a stream its pieces, which join to the answer's text.
+            The result; for a batch a list of results; for a stream its pieces, which join to the result's text.
             A stream that is closed early, or dropped, ends its request.
 
         Raises:
@@ -178,44 +120,24 @@ class Session:
         batch = is_batch(prompt)
         if batch and stream:
             raise RequestError("stream: only one prompt at a time can be streamed")
+        request = Request(**options)
         prompts = cast("Sequence[Prompt]", prompt if batch else [prompt])
-        pictures = per_prompt(images, len(prompts)) if batch else [images]
-        answers = [
-            read_request(
-                ids,
-                self._spec,
-                self._tokenizer,
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                stop=stop,
-                seed=seed,
-                index=index,
-                wish=wish,
-            )
-            for index, (ids, wish) in enumerate(
-                self._read(each, self._wish(budget, route), given, modalities)
-                for each, given in zip(prompts, pictures, strict=True)
-            )
+        images = images_per_prompt(request.images, len(prompts)) if batch else [request.images]
+        sequences = [
+            self._sequence(each, replace(request, images=its), index)
+            for index, (each, its) in enumerate(zip(prompts, images, strict=True))
         ]
         if stream:
-            return self._stream(answers[0])
-        results = self._finish(answers)
+            return self._stream(sequences[0])
+        results = self._finish(sequences)
         return results if batch else results[0]
 
-    def generate_async(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = _MAX_NEW_TOKENS,
-        sampling: Sampling = _GREEDY,
-        stop: Stop = (),
-        seed: int | None = None,
-        budget: float | None = None,
-        route: str | None = None,
-        images: Any = None,
-        modalities: Sequence[str] | None = None,
-    ) -> AsyncGenerator[str, None]:
-        """As `generate` with `stream`, for a coroutine: the work is done in a thread of its own.
+    def generate_async(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncGenerator[str, None]:
+        """Stream as `generate` does, for a coroutine: the work is done in a thread of its own.
+
+        Args:
+            prompt: A text or its ids.
+            **options: See `generate`.
 
         Returns:
             The pieces; ending early, or cancelling the task, ends the request after its current step.
@@ -224,18 +146,7 @@ class Session:
             RequestError: at once, as `generate` does.
             EngineError: the engine failed.
         """
-        ids, wish = self._read(prompt, self._wish(budget, route), images, modalities)
-        answer = read_request(
-            ids,
-            self._spec,
-            self._tokenizer,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            seed=seed,
-            wish=wish,
-        )
-        return self._turns.in_thread(self._pieces(answer))
+        return self._turns.in_thread(self._pieces(self._sequence(prompt, Request(**options))))
 
     @overload
     def chat(
@@ -244,7 +155,7 @@ class Session:
         *,
         template: Mapping[str, Any] = ...,
         stream: Literal[True],
-        **options: Unpack[Options],
+        **options: Unpack[GenerateOptions],
     ) -> Stream: ...
     @overload
     def chat(
@@ -253,16 +164,16 @@ class Session:
         *,
         template: Mapping[str, Any] = ...,
         stream: Literal[False] = ...,
-        **options: Unpack[Options],
+        **options: Unpack[GenerateOptions],
     ) -> Result: ...
 
     def chat(
         self,
         messages: Sequence[Message],
         *,
-        template: Mapping[str, Any] = _NOTHING,
+        template: Mapping[str, Any] = _NO_VARIABLES,
         stream: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[GenerateOptions],
     ) -> Result | Stream:
         """Write the next message of a conversation.
 
@@ -276,7 +187,7 @@ class Session:
             RequestError: the model has no chat template, or it refuses the messages; and as `generate`.
             EngineError: the engine failed.
         """
-        tokenizer = need(self._tokenizer, "chat")
+        tokenizer = self._prompts.need_tokenizer("chat")
         prompt = tokenizer.encode(tokenizer.render(messages, template), special=False)
         if stream:
             return self.generate(prompt, stream=True, **options)
@@ -285,11 +196,11 @@ class Session:
     def score(
         self, ids: Prompt, *, step: bool = False, budget: float | None = None, route: str | None = None
     ) -> npt.NDArray[np.float32]:
-        """How likely each token is after those before it.
+        """The probability of each token of a text after those before it.
 
         Args:
             ids: Token ids, or a text; at most `max_tokens`.
-            step: Go token by token through the graph as it runs when it writes, not in chunks.
+            step: Whether the text goes token by token through the graph as when it writes, not in chunks.
             budget: As for `generate`. Below 1 a bundle with gates always goes token by token, and `scored` says
                 which blocks ran.
             route: As for `generate`; a router reads the whole text.
@@ -298,18 +209,18 @@ class Session:
             float32 [tokens - 1]: natural logarithms of probabilities, of all tokens but the first.
 
         Raises:
-            RequestError: empty, too long or not valid.
+            RequestError: the text is empty, too long or not valid.
             EngineError: the engine failed.
         """
-        tokens = read_prompt(ids, self._spec, self._tokenizer)
-        wish = self._wish(budget, route)
+        tokens = self._prompts.ids(ids)
+        options = self._options(None if budget is None else check_budget(budget), route)
         with self._turns.turn():
-            scores, self.scored = log_probabilities(self._decoder, tokens, step, wish)
+            scores, self.scored = log_probabilities(self._decoder, tokens, step, options)
             self.scored_route = self._decoder.route(0)
             return scores
 
     def choose(self, prompt: Prompt, *, budget: float | None = None) -> Choice:
-        """Which route the router picks for a prompt, and why; nothing is written.
+        """The route that the router picks for a prompt, and why; nothing is written.
 
         Args:
             prompt: A text or its ids.
@@ -318,13 +229,13 @@ class Session:
         Raises:
             RequestError: the bundle has no router; and as `generate`.
         """
-        ids = read_prompt(prompt, self._spec, self._tokenizer)
-        wish = self._wish(budget, None)
+        ids = self._prompts.ids(prompt)
+        options = self._options(None if budget is None else check_budget(budget), None)
         with self._turns.turn():
-            return self._decoder.explain(ids, wish.budget)
+            return self._decoder.explain(ids, options.budget)
 
     def reroute(self, route: str) -> None:
-        """Go on by another route in the stream that is being written, from its next token on.
+        """Continue the stream that is being written by another route, from its next token on.
 
         The new route's layers read the states that were kept; the layers below them are not computed again.
 
@@ -334,10 +245,10 @@ class Session:
         Raises:
             RequestError: there is no such route, or no stream that has begun and not ended.
         """
-        wanted = self._wish(None, route).route
+        self._check_route(route)
         if self._streamed is None or self._streamed.route is None:
             raise RequestError("reroute: no answer is being streamed; it changes the route of one that has begun")
-        self._streamed.route = wanted
+        self._streamed.route = route
 
     def close(self) -> None:
         """Free the model's memory; a request that is running ends with an error at its next token."""
@@ -354,46 +265,46 @@ class Session:
         if self.images is not None:
             self.images.close()
 
-    def _read(
-        self, prompt: Prompt, wish: Wish, images: Any, modalities: Sequence[str] | None
-    ) -> tuple[npt.NDArray[np.int64], Wish]:
-        """A prompt's ids, with room for its images; and a wish that brings them, if they are used."""
-        ids = read_prompt(prompt, self._spec, self._tokenizer)
-        given = images is not None and not (isinstance(images, (list, tuple)) and not images)
-        if not chosen(self._modal, self.images, given, modalities):
-            return ids, wish
-        assert self.images is not None
-        ids, inserts = self.images.put(ids, images)
-        check_room(ids, self._spec)
-        return ids, replace(wish, inserts=inserts)
+    def _sequence(self, prompt: Prompt, request: Request, index: int = 0) -> TokenSequence:
+        """A request's sequence, all of it checked; `index` is its place in a batch."""
+        options = self._options(request.budget, request.route)
+        ids, encode = self._prompts.read(prompt, request)
+        if request.stop_strings:
+            self._prompts.need_tokenizer("stop strings")
+        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, replace(options, inserts=encode), index)
 
-    def _finish(self, answers: list[Answer]) -> list[Result]:
+    def _options(self, budget: float | None, route: str | None) -> RequestOptions:
+        self._check_route(route)
+        return RequestOptions(self._budget if budget is None else budget, route)
+
+    def _check_route(self, route: str | None) -> None:
+        if route is not None and route not in self.routes:
+            there = f"there are: {', '.join(self.routes)}" if self.routes else "this bundle has none"
+            raise RequestError(f"route: no route {route!r}; {there}")
+
+    def _finish(self, sequences: list[TokenSequence]) -> list[Result]:
         with self._turns.turn():
-            for _ in write(self._decoder, answers):
+            for _ in write(self._decoder, sequences):
                 self._turns.check()
-        results = [answer.result(self._decoder.skips(answer.ran, answer.route)) for answer in answers]
+        results = [self._result(each) for each in sequences]
         self.last = results[-1]
         return results
 
-    def _stream(self, answer: Answer) -> Stream:
+    def _stream(self, sequence: TokenSequence) -> Stream:
         with self._turns.turn():
-            yield from self._pieces(answer)
+            yield from self._pieces(sequence)
 
-    def _pieces(self, answer: Answer) -> Stream:
-        """The text of one answer, within a turn."""
-        self._streamed = answer
+    def _pieces(self, sequence: TokenSequence) -> Stream:
+        """The text of one sequence, within a turn."""
+        self._streamed = sequence
         try:
-            for _, piece in write(self._decoder, [answer]):
+            for _, piece in write(self._decoder, [sequence]):
                 if piece:
                     yield piece
                 self._turns.check()
         finally:
             self._streamed = None
-            self.last = answer.result(self._decoder.skips(answer.ran, answer.route))
+            self.last = self._result(sequence)
 
-    def _wish(self, budget: float | None, route: str | None) -> Wish:
-        """How much of the bundle runs in a request, and by which route."""
-        if route is not None and route not in self.routes:
-            there = f"there are: {', '.join(self.routes)}" if self.routes else "this bundle has none"
-            raise RequestError(f"route: no route {route!r}; {there}")
-        return Wish(self._budget if budget is None else check_budget(budget), route)
+    def _result(self, sequence: TokenSequence) -> Result:
+        return sequence.result(self._decoder.skips(sequence.ran, sequence.route))

@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.model.inserts import Inserts
 
 DENSE = -math.inf
 """The threshold under which every block runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What a request wants of a bundle that can run in more than one way.
-
-    Attributes:
-        budget: How much of the model runs, from 0 (cheapest) to 1 (dense); None for every block, and for what the
-            bundle's router was calibrated to.
-        route: The route to take, for a stitched bundle; None lets its router pick.
-        inserts: Encodes the prompt's images, when it is read; None for a text alone.
-    """
-
-    budget: float | None = None
-    route: str | None = None
-    inserts: Callable[[], Inserts] | None = field(default=None, compare=False)
-
-
-ANY = Wish()
-"""Every block, by whatever route."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,12 +35,12 @@ class Skips:
         return float((~self.ran).sum()) / (len(self.ran) * self.blocks) if len(self.ran) else 0.0
 
 
-def together(steps: Sequence[bytes], gates: Sequence[SkipGates]) -> Skips | None:
-    """What `Rows.ran` gave for some steps, of all gates that a request meets; None if it meets none.
+def collect_skips(steps: Sequence[bytes], gates: Sequence[SkipGates]) -> Skips | None:
+    """The results of `BatchDecoder.ran` for some steps; None if the sequence met no gates.
 
     Args:
-        steps: A byte for each gate; steps of another route, which meets more gates or fewer, are left out.
-        gates: Of each graph, in the order they run.
+        steps: A byte for each gate. Steps of another length belong to another route and are left out.
+        gates: The gates of each graph that the sequence runs, in order.
     """
     if not gates:
         return None

@@ -44,8 +44,8 @@ class Inserts:
         return 0 if self.positions is None else int(self.positions.max()) + 1 - self.positions.shape[1]
 
 
-class Beside:
-    """Fills the inputs that a decoder has beside tokens and cache; without any it does nothing."""
+class ExtraInputs:
+    """Fills the inputs that a decoder has besides tokens and cache; for a graph without any it gives none."""
 
     def __init__(self, inputs: Sequence[TensorSpec], batch: int) -> None:
         """Look at what the graph takes.

@@ -121,7 +121,7 @@ class Images:
         """Tokens an image of the one size takes."""
         return int(self._encoder.outputs[0].shape[1])
 
-    def put(self, ids: Ids, images: Any) -> tuple[Ids, Encode | None]:
+    def insert(self, ids: Ids, images: Any) -> tuple[Ids, Encode | None]:
         """Make room for a prompt's images.
 
         Args:
@@ -168,7 +168,7 @@ class Images:
         """Check images and bring them into the encoder's form.
 
         Raises:
-            RequestError: see `put`.
+            RequestError: see `insert`.
         """
         if isinstance(images, Mapping):
             if not np.asarray(images.get("pixel_attention_mask", True)).all():
@@ -225,7 +225,7 @@ def finite(index: int, image: npt.NDArray[Any]) -> Pixels:
     return np.ascontiguousarray(image, np.float32)
 
 
-def chosen(modal: ModalSpec | None, images: Images | None, given: bool, modalities: Sequence[str] | None) -> bool:
+def uses_images(modal: ModalSpec | None, images: Images | None, given: bool, modalities: Sequence[str] | None) -> bool:
     """Whether a request's images are used.
 
     Args:
@@ -252,16 +252,3 @@ def chosen(modal: ModalSpec | None, images: Images | None, given: bool, modaliti
         there = ", ".join("+".join(subset) for subset in subsets)
         raise RequestError(f"modalities: {'+'.join(wanted)} was not compiled; there are: {there}")
     return seen in wanted
-
-
-def per_prompt(images: Any, prompts: int) -> list[Any]:
-    """The images of each prompt of a batch.
-
-    Raises:
-        RequestError: they are not given so.
-    """
-    if images is None:
-        return [None] * prompts
-    if not isinstance(images, (list, tuple)) or len(images) != prompts:
-        raise RequestError(f"images: a list for each of the {prompts} prompts is needed, [] or None for one without")
-    return list(images)

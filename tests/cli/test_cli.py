@@ -22,6 +22,7 @@ from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.spec import passes as spec
 from tests.models import tiny_tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec
+from tests.models.sessions import session_of
 from tests.repo import ROOT
 
 HEAVY = ("numpy", "torch", "transformers", "pydantic", "yaml", "rich", "onnxruntime", "tokenizers", "jinja2")
@@ -207,7 +208,7 @@ def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     def load(path: Path, **options: Any) -> Session:
         given.update(options, path=path)
         lm = HistoryLm(decoder_spec(vocab=320, max_tokens=200))
-        return Session(lm.engine, lm.spec, tokenizer)
+        return session_of(lm.engine, lm.spec, tokenizer)
 
     monkeypatch.setattr(runtime, "load", load)
     return given

@@ -38,7 +38,7 @@ def test_it_generates_what_the_model_does(compiled: tuple[Bundle, Any]) -> None:
     bundle, model = compiled
     parts, cuda = regions_of(bundle), FakeCuda()
     rows = rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
-    with runtime.Session(rows, rows.spec, batch=2, chunk=8) as session:
+    with runtime.Session(rows) as session:
         result = session.generate(IDS, max_new_tokens=10)
     expected = folder.greedy(model, IDS, 10)
     assert list(result.ids) == expected[: expected.index(1) + 1 if 1 in expected else len(expected)]
@@ -66,7 +66,7 @@ def test_gates_of_a_spec_are_cut_at_and_not_branched(tmp_path: Path) -> None:
     assert len(read_regions(bundle, "lm").gates) == len(bundle.manifest.gates["lm"].layers) > 0
     parts, cuda = regions_of(bundle), FakeCuda()
     rows = rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
-    with runtime.Session(rows, rows.spec, batch=2, chunk=8) as session:
+    with runtime.Session(rows) as session:
         skips = session.generate(IDS, max_new_tokens=6).trace.skips
     assert skips is not None
     assert skips.ran.shape[1] == len(bundle.manifest.gates["lm"].layers)

@@ -94,7 +94,7 @@ def test_a_session_loads_the_graph_that_its_budget_asks_for(
             loaded.append(file.name)
             super().__init__(file, threads)
 
-    monkeypatch.setattr("adaptc.runtime.loading.OrtEngine", Named)
+    monkeypatch.setattr("adaptc.runtime.backends.onnxruntime_cpu.backend.OrtEngine", Named)
     answers = {}
     for budget, first, later in ((None, ["lm.dense.onnx"], ["lm.onnx"]), (0.5, ["lm.onnx"], [])):
         with runtime.load(made.bundle.path, budget=budget) as session:

@@ -23,7 +23,7 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError, RequestError, SpecError
 from adaptc.evaluation.verify import parity_of
 from adaptc.families.table import DECODERS
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
+from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
@@ -114,10 +114,10 @@ def test_every_logit_equals_eager(family: str, chunk: int, made: Callable[[str],
     with runtime.load(bundle, threads=1) as session:
         wide = ids_of(session, images)
         assert session.images is not None
-        encoded = [session.images.put(np.array(wide), each)[1] for each in (images, vlm.two_images(family, 1))]
+        encoded = [session.images.insert(np.array(wide), each)[1] for each in (images, vlm.two_images(family, 1))]
         graph = runtime.open_bundle(bundle).manifest.graphs["lm"]
         assert graph.decoder is not None
-        decoder = Decoder(runtime.OrtEngine(bundle / graph.file, 1), graph.decoder, 2, chunk)
+        decoder = HostDecoder(runtime.OrtEngine(bundle / graph.file, 1), graph.decoder, 2, chunk)
         first, other = (decoder.prefill(1, np.array(wide), inserts=encode()) for encode in encoded if encode)
         assert np.abs(first - other).max() > 0.01  # a negative control
         decoder.prefill(0, np.array(words))

@@ -26,7 +26,7 @@ from adaptc.passes import Pipeline
 from adaptc.passes.stitch.paths import layout
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import SwitchStep
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.spec.reading import read_spec
 from scripts.gpu_lab_answers import mixed
 from tests.close import ENGINE, assert_close
@@ -138,7 +138,7 @@ def test_a_route_is_its_eager_composition(bundle: Bundle, route: str) -> None:
     expected = stitched.eager(route, ids[None], given())[0]
     if route == "large":
         with runtime.load(bundle.path) as session:
-            logits = np.concatenate(list(session._decoder.score(ids, 7, Wish(route=route))))
+            logits = np.concatenate(list(session._decoder.score(ids, 7, RequestOptions(route=route))))
         assert np.abs(logits - expected).max() < TOLERANCE
     chosen = log_softmax(expected)[np.arange(39), ids[1:]]
     with runtime.load(bundle.path, chunk=16, threads=1) as session:
@@ -156,7 +156,7 @@ def test_the_donors_route_is_the_model_itself(bundle: Bundle) -> None:
     with torch.no_grad():
         donor = stitched.model("large")(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy()
     with runtime.load(bundle.path, threads=1) as session:
-        logits = np.concatenate(list(session._decoder.score(ids, 30, Wish(route="large"))))
+        logits = np.concatenate(list(session._decoder.score(ids, 30, RequestOptions(route="large"))))
     assert np.abs(logits - donor).max() < TOLERANCE
 
 
@@ -174,7 +174,7 @@ def test_reroute_equals_a_prompt_that_was_on_the_new_route_all_along(bundle: Bun
     with runtime.load(bundle.path, threads=1) as session:
         decoder = session._decoder
         ids = list(PROMPTS[2])
-        ids.append(int(decoder.start(0, np.array(ids), Wish(route="large")).argmax()))
+        ids.append(int(decoder.start(0, np.array(ids), RequestOptions(route="large")).argmax()))
         ids.append(int(decoder.decode(ids[-1:])[0].argmax()))
         decoder.reroute(0, "small")
         logits = decoder.decode(ids[-1:])[0]

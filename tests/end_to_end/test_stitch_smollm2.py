@@ -15,7 +15,7 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.evaluation.reference import Reference
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
@@ -39,11 +39,12 @@ def test_the_donors_route_is_the_donor(made: tuple[Bundle, Path]) -> None:
     donor = Reference(find_source(ModelSpec(source=shallow.SMOLLM2), folder), "float32")
     with runtime.load(bundle.path) as session:
         for prompt in PROMPTS:
-            ids = session._tokenizer.encode(prompt)  # type: ignore[union-attr]
+            assert session.tokenizer is not None
+            ids = session.tokenizer.encode(prompt)
             written = session.generate(ids, max_new_tokens=20, route="large")
             assert list(written.ids) == donor.greedy(ids, len(written.ids))
             whole = np.array([*ids, *written.ids])
-            logits = np.concatenate(list(session._decoder.score(whole, 64, Wish(route="large"))))
+            logits = np.concatenate(list(session._decoder.score(whole, 64, RequestOptions(route="large"))))
             assert np.abs(logits - donor.logits(whole)).max() < 1e-3
 
 
@@ -57,7 +58,8 @@ def test_mixed_routes_write_what_their_layers_write_one_by_one(made: tuple[Bundl
     requests = []
     with runtime.load(bundle.path, batch=6) as session:
         for index in range(6):
-            ids = session._tokenizer.encode(PROMPTS[index % 4])  # type: ignore[union-attr]
+            assert session.tokenizer is not None
+            ids = session.tokenizer.encode(PROMPTS[index % 4])
             requests.append((ids, ("large", "small", "short")[index % 3]))
         written = mixed(session, requests, 12)
     for (prompt, route), ids in zip(requests, written, strict=True):

@@ -29,7 +29,7 @@ from adaptc.runtime.backends.cuda.routes import GpuRoutes
 from adaptc.runtime.backends.tensorrt.engines import content_of, read_regions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.spec.reading import read_spec
 from scripts.gpu_lab_answers import mixed
@@ -76,7 +76,7 @@ class Gpu:
         rows = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8)
         assert isinstance(rows, GpuRoutes)
         self.rows = rows
-        self.session = Session(rows, rows.spec, Tokenizer(bundle.path / "tokenizer"), batch=batch, chunk=8)
+        self.session = Session(rows, Tokenizer(bundle.path / "tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_stream_changes_its_route_on_the_way(gpu: Gpu, cpu: Session) -> None:
 
     def written(session: Session) -> list[int]:
         rows, ids = session._decoder, list(PROMPTS[2])
-        ids.append(int(rows.start(0, np.array(ids), Wish(route="large")).argmax()))
+        ids.append(int(rows.start(0, np.array(ids), RequestOptions(route="large")).argmax()))
         for route in ("large", "small", "small", "large", "sandwich"):
             rows.reroute(0, route)
             ids.append(int(rows.decode(ids[-1:])[0].argmax()))

@@ -19,9 +19,10 @@ from adaptc.evaluation.instructions import INSTRUCTIONS
 from adaptc.evaluation.letters import Lettered, likeliest, read_lettered
 from adaptc.evaluation.quality import table
 from adaptc.passes.stitch.paths import layout
+from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_rows
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.loading import load_decoder
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.spec.reading import read_spec
 from tests.models import stitched
@@ -110,17 +111,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_the_likeliest_letter_is_the_models(bundle: Bundle) -> None:
-    tokenizer, rows = Tokenizer(bundle.path / "tokenizer"), load_rows(bundle, threads=1)
+    tokenizer, rows = Tokenizer(bundle.path / "tokenizer"), load_decoder(bundle, DecoderOptions(threads=1))
     given = stitched.halved(stitched.weights(layout(stitched.stitch(), stitched.program())))
     item = Lettered(ITEMS[0]["question"], ("red", "green", "blue"), 1)  # type: ignore[arg-type]
     ids = np.array([tokenizer.encode(item.prompt)])
     picks = [tokenizer.encode(letter, special=False)[-1] for letter in letters.LETTERS[:3]]
     for route in stitched.ROUTES:
         expected = stitched.eager(route, ids, given)[0, -1, picks].argmax()
-        assert likeliest(rows, tokenizer, item, Wish(route=route)) == expected, route
+        assert likeliest(rows, tokenizer, item, RequestOptions(route=route)) == expected, route
     rows.close()
     with pytest.raises(RequestError, match="this bundle holds 256: leave it out"):
-        likeliest(rows, tokenizer, Lettered("x" * 999, ("a", "b"), 0), Wish())
+        likeliest(rows, tokenizer, Lettered("x" * 999, ("a", "b"), 0), RequestOptions())
 
 
 def test_the_command_fills_a_row_for_each_route(bundle: Bundle, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.model.budget import threshold_at
 from tests.close import ENGINE, FLOAT32, assert_close
 from tests.models import gated_bundle, skipping, tiny
+from tests.models.sessions import session_of
 
 IDS = np.random.default_rng(3).integers(0, tiny.VOCAB, 150)
 SAMPLE = np.random.default_rng(7).integers(0, tiny.VOCAB, 512).reshape(8, 64)
@@ -44,7 +45,7 @@ def session(folder: Path, warmup: int) -> Session:
     for name, content in write_graphs({"lm": graph}, folder, "lm.data").items():
         (folder / f"{name}.onnx").write_bytes(content)
     gates = SkipGates("learned", skipping.GATED, 3, warmup, "any", TABLE)
-    return Session(OrtEngine(folder / "lm.onnx", 1), gated_bundle.DECODER, gates=gates)
+    return session_of(OrtEngine(folder / "lm.onnx", 1), gated_bundle.DECODER, gates=gates)
 
 
 @pytest.mark.parametrize("warmup", [0, 4])

@@ -13,7 +13,8 @@ import numpy as np
 from adaptc.runtime import Session
 from adaptc.runtime.backends.engine import Arrays
 from adaptc.runtime.backends.fake import FakeEngine
-from adaptc.runtime.backends.onnxruntime_cpu.routed import Routes, Tail
+from adaptc.runtime.backends.host.decoder import HostDecoder
+from adaptc.runtime.backends.host.routed import HostRoutedDecoder
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
 from adaptc.runtime.model.router import Router
 from adaptc.runtime.text.tokenizer import Tokenizer
@@ -43,8 +44,9 @@ class RoutedLm:
     def session(
         self, batch: int = 1, chunk: int = 3, router: Router | None = None, tokenizer: Tokenizer | None = None
     ) -> Session:
-        tails = {route: Tail(engine, self.spec) for route, engine in self.tails.items()}
-        return Session(self.trunk, self.spec, tokenizer, batch=batch, chunk=chunk, routes=Routes(tails, WIDTH, router))
+        trunk = HostDecoder(self.trunk, self.spec, batch, chunk)
+        tails = {route: HostDecoder(engine, self.spec, batch, chunk) for route, engine in self.tails.items()}
+        return Session(HostRoutedDecoder(trunk, tails, WIDTH, router), tokenizer)
 
     def greedy(self, prompt: Sequence[int], routes: Sequence[str]) -> list[int]:
         """What is written by these routes, one a token."""

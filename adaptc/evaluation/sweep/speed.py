@@ -24,8 +24,8 @@ from adaptc.evaluation.text import Ids
 from adaptc.ir.graph import OnnxGraph
 from adaptc.machine.turns import in_turns
 from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
+from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Decoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.budget import DENSE, threshold_at
@@ -84,8 +84,8 @@ def speeds(
         for file, content in write_graphs({"dense": twin}, Path(folder), "dense.data").items():
             (Path(folder) / f"{file}.onnx").write_bytes(content)
         own = bundle.path / bundle.manifest.graphs[name].file
-        gated = Decoder(OrtEngine(own, timing.threads), decoder, 1, context, gates)
-        dense = Decoder(OrtEngine(Path(folder) / "dense.onnx", timing.threads), decoder, 1, context)
+        gated = HostDecoder(OrtEngine(own, timing.threads), decoder, 1, context, gates)
+        dense = HostDecoder(OrtEngine(Path(folder) / "dense.onnx", timing.threads), decoder, 1, context)
         measurements: dict[float | None, Callable[[], tuple[list[float], list[bytes]]]] = {
             None: partial(_turn, dense, ids[:needed], context, DENSE)
         }
@@ -127,7 +127,7 @@ def speeds(
     }
 
 
-def _turn(decoder: Decoder, ids: Ids, context: int, level: float) -> tuple[list[float], list[bytes]]:
+def _turn(decoder: HostDecoder, ids: Ids, context: int, level: float) -> tuple[list[float], list[bytes]]:
     """Seconds of each step, and which gated blocks ran."""
     decoder.prefill(0, ids[:context], level)
     seconds, ran = [], []

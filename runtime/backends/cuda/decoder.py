@@ -10,17 +10,18 @@ from collections.abc import Iterator, Sequence
 
 from adaptc.runtime.backends.cuda.in_flight import Flights, Read
 from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Ids, Logits
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Regions
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.model.budget import ANY, DENSE, Wish
-from adaptc.runtime.model.one_way import OneWay
+from adaptc.runtime.model.budget import DENSE
+from adaptc.runtime.model.decoder import Ids, Logits
+from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
+from adaptc.runtime.model.single_route import SingleRoute
 from adaptc.runtime.text.sampling import Sampler
 
 
-class GpuDecoder(OneWay):
-    """Sequences in rows, each a prefix of the positions of the KV cache on a GPU; see `rows.Rows`.
+class GpuDecoder(SingleRoute):
+    """Sequences in rows, each a prefix of the positions of the KV cache on a GPU; see `BatchDecoder`.
 
     Attributes:
         spec: What the graph expects.
@@ -56,39 +57,39 @@ class GpuDecoder(OneWay):
         found = self.part.memory.bytes
         return found | {"values": found["values"] + self._gpu.values.bytes}
 
-    def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
-        """See `Rows.start`."""
-        return self.prefill(row, ids, self.part.threshold(wish))
+    def start(self, row: int, ids: Ids, options: RequestOptions) -> Logits:
+        """See `BatchDecoder.start`."""
+        return self.prefill(row, ids, self.part.threshold(options))
 
     def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
-        """See `Decoder.prefill`."""
+        """See `HostDecoder.prefill`."""
         self.flights.drain()
         return self.part.first(self.part.read(row, ids, threshold))
 
-    def dense(self, wish: Wish) -> bool:
-        """See `Rows.dense`."""
-        return self.part.threshold(wish) == DENSE
+    def dense(self, options: RequestOptions) -> bool:
+        """See `BatchDecoder.dense`."""
+        return self.part.threshold(options) == DENSE
 
-    def score(self, ids: Ids, most: int, wish: Wish = ANY) -> Iterator[Logits]:
-        """See `Rows.score`."""
+    def score(self, ids: Ids, most: int, options: RequestOptions = NO_OPTIONS) -> Iterator[Logits]:
+        """See `BatchDecoder.score`."""
         self.flights.drain()
-        yield from self.part.score(ids, most, wish)
+        yield from self.part.score(ids, most, options)
 
     def decode(self, tokens: Sequence[int]) -> Logits:
-        """See `Rows.decode`."""
+        """See `BatchDecoder.decode`."""
         self.flights.decode(tokens)
         return self.part.logits(len(tokens))
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
-        """See `rows.Chooser`."""
+        """See `TokenChooser`."""
         return self.flights.choose(tokens, samplers)
 
     def ran(self, row: int) -> bytes | None:
-        """See `Rows.ran`."""
+        """See `BatchDecoder.ran`."""
         return self.part.ran(row)
 
     def move(self, row: int, to: int) -> None:
-        """See `Rows.move`."""
+        """See `BatchDecoder.move`."""
         self.flights.drain()
         self.part.move(row, to)
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from adaptc.runtime.backends.cuda.driver import Cuda
-from adaptc.runtime.backends.engine import Arrays, Bound, Step
+from adaptc.runtime.backends.engine import Arrays, BoundArrays, BoundRun
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.errors import EngineError
 
@@ -55,7 +55,7 @@ class GpuEngine:
         }
         self._closed = False
 
-    def bind(self, feeds: Arrays, outputs: Arrays) -> Step:
+    def bind(self, feeds: Arrays, outputs: Arrays) -> BoundRun:
         """See `Engine.bind`."""
         return _GpuStep(self, feeds, outputs)
 
@@ -84,7 +84,7 @@ class GpuEngine:
             self._cuda.close()
 
 
-class _GpuStep(Bound):
+class _GpuStep(BoundArrays):
     """Arrays, and the engine that runs over them."""
 
     def __init__(self, engine: GpuEngine, feeds: Arrays, outputs: Arrays) -> None:

@@ -12,13 +12,13 @@ from adaptc.runtime.backends.cuda.engine import GpuEngine
 from adaptc.runtime.backends.cuda.memory import Values, Weights
 from adaptc.runtime.backends.cuda.part import Gpu, row_sizes
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import state_width
 from adaptc.runtime.backends.tensorrt.context import Context
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder, decoder_graphs, plain_graph, read_regions
 from adaptc.runtime.backends.tensorrt.library import Trt
 from adaptc.runtime.backends.tensorrt.pieces import Pieces, TrtPieces
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.partitions import RegionGraph, Regions
+from adaptc.runtime.model.decoder import state_width
 from adaptc.runtime.model.router import router_of
 
 

@@ -19,13 +19,14 @@ from adaptc.runtime.backends.cuda.driver import Cuda
 from adaptc.runtime.backends.cuda.kernels import RING
 from adaptc.runtime.backends.cuda.memory import HEAD_ROWS, Memory, Values, Weights
 from adaptc.runtime.backends.cuda.step import Link, Place, Stepper
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import HIDDEN, Logits
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Regions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.model.budget import ANY, DENSE, Wish, batched_dense, threshold_of
+from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
+from adaptc.runtime.model.decoder import HIDDEN, Logits
+from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.text.sampling import Sampler
 
 
@@ -125,9 +126,9 @@ class GpuPart:
         self._next = (True,) * count  # what the gates said in the newest step, for the one after
         self._constants = self._static_logits()
 
-    def threshold(self, wish: Wish) -> float:
+    def threshold(self, options: RequestOptions) -> float:
         """What the gates are compared with as a request wants it."""
-        return threshold_of(self.gates, wish.budget)
+        return threshold_of(self.gates, options.budget)
 
     def read(self, row: int, prompt: Prompt, threshold: float) -> Place:
         """Start a row with a prompt: all but the head runs over it. Nothing may be in flight.
@@ -154,7 +155,7 @@ class GpuPart:
         logits: Logits = self.logits(1)[0]
         return logits
 
-    def score(self, prompt: Prompt, most: int, wish: Wish = ANY) -> Iterator[Logits]:
+    def score(self, prompt: Prompt, most: int, options: RequestOptions = NO_OPTIONS) -> Iterator[Logits]:
         """Read a text in the first row; logits at every position, float32[some, vocab]."""
         self.length[:] = 0
         self.cache.fit(len(prompt) + 1, keep=False, stream=self._gpu.stream)

@@ -15,20 +15,20 @@ from adaptc.runtime.backends.cuda.control import KeptStates
 from adaptc.runtime.backends.cuda.in_flight import Flights, Read
 from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
 from adaptc.runtime.backends.cuda.step import Link
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import Ids, Logits, States
-from adaptc.runtime.backends.onnxruntime_cpu.routed import Routed
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Regions
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.model.budget import Wish
+from adaptc.runtime.model.decoder import Ids, Logits, States
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.router import Choice, Router
+from adaptc.runtime.model.routes import RoutedDecoder
 from adaptc.runtime.text.sampling import Sampler
 
 Given = tuple[Regions, DecoderSpec, SkipGates | None]
 """A part: its graph, what that expects, and its gates."""
 
 
-class GpuRoutes(Routed[GpuPart]):
+class GpuRoutes(RoutedDecoder[GpuPart]):
     """Rows over a trunk and several tails on a GPU.
 
     Attributes:
@@ -78,53 +78,53 @@ class GpuRoutes(Routed[GpuPart]):
         states = 4 * self._gpu.sizes[-1] * self._link.tokens * self._link.width
         return found | {"values": found["values"] + self._gpu.values.bytes, "states": states}
 
-    def start(self, row: int, ids: Ids, wish: Wish) -> Logits:
-        """See `Rows`."""
+    def start(self, row: int, ids: Ids, options: RequestOptions) -> Logits:
+        """See `BatchDecoder`."""
         self.flights.drain()
         for other in range(self.batch if row == 0 else 0):
             self._leave(other)  # of requests that are done: they would only make caches larger
-        return super().start(row, ids, wish)
+        return super().start(row, ids, options)
 
     def reroute(self, row: int, route: str) -> None:
-        """See `Rows`."""
+        """See `BatchDecoder`."""
         if route != self.route(row):
             self.flights.drain()
             super().reroute(row, route)
 
     def explain(self, ids: Ids, budget: float | None) -> Choice:
-        """See `Rows`."""
+        """See `BatchDecoder`."""
         self.flights.drain()
         return super().explain(ids, budget)
 
     def decode(self, tokens: Sequence[int]) -> Logits:
-        """See `Rows`."""
+        """See `BatchDecoder`."""
         self.flights.decode(tokens)
         for route, order in self._now.items():
             self._logits[order] = self._tails[route].logits(len(order))
         return self._logits[: len(tokens)]
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
-        """See `rows.Chooser`."""
+        """See `TokenChooser`."""
         return self.flights.choose(tokens, samplers)
 
     def move(self, row: int, to: int) -> None:
-        """See `Rows`."""
+        """See `BatchDecoder`."""
         self.flights.drain()
         self._leave(to)
         self._trunk.move(row, to)
         size = 4 * self._link.width * int(self._trunk.length[row])
         self._gpu.cuda.copy_rows((self._link.at(to, 0), size), (self._link.at(row, 0), size), size, 1, self._gpu.stream)
-        self._wishes[to] = self._wishes[row]
+        self._options[to] = self._options[row]
         self._places[to], self._places[row] = self._places[row], None
 
-    def score(self, ids: Ids, most: int, wish: Wish) -> Iterator[Logits]:
-        """See `Rows`."""
+    def score(self, ids: Ids, most: int, options: RequestOptions) -> Iterator[Logits]:
+        """See `BatchDecoder`."""
         self.flights.drain()
-        route = self._only(ids, wish)
+        route = self._read_alone(ids, options)
         yield from self._tails[route].score(KeptStates(0, len(ids)), most)
 
     def close(self) -> None:
-        """See `Rows`: free all that was taken of the GPU."""
+        """See `BatchDecoder`: free all that was taken of the GPU."""
         super().close()
         self._gpu.pieces.close()
         self._gpu.cuda.close()
@@ -178,7 +178,7 @@ class GpuRoutes(Routed[GpuPart]):
     def _read_tail(self, route: str, place: int, row: int) -> Logits:
         tail = self._tails[route]
         kept = KeptStates(row, int(self._trunk.length[row]))
-        return tail.first(tail.read(place, kept, tail.threshold(self._wishes[row])))
+        return tail.first(tail.read(place, kept, tail.threshold(self._options[row])))
 
 
 def _of(samplers: Sequence[Sampler], order: Sequence[int]) -> list[Sampler]:

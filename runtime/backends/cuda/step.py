@@ -19,9 +19,9 @@ from adaptc.runtime.backends.cuda.driver import Cuda
 from adaptc.runtime.backends.cuda.kernels import NAMES, PARTS, RING, SOURCE, THREADS
 from adaptc.runtime.backends.cuda.memory import Memory
 from adaptc.runtime.backends.cuda.products import NO_GATE, Gate, Products, look_at_gate
-from adaptc.runtime.backends.onnxruntime_cpu.decoder import HIDDEN
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
 from adaptc.runtime.bundle.partitions import Call, Regions, When
+from adaptc.runtime.model.decoder import HIDDEN
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
 

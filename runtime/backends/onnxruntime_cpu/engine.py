@@ -6,9 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from adaptc.runtime.backends.engine import Array, Arrays, Step, check_array, check_complete
+from adaptc.runtime.backends.engine import Array, Arrays, BoundRun, check_array, check_complete
+from adaptc.runtime.backends.host.memory import trim
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
-from adaptc.runtime.backends.onnxruntime_cpu.memory import trim
 from adaptc.runtime.backends.onnxruntime_cpu.packed import OUTPUT, with_packed
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.errors import EngineError
@@ -56,22 +56,22 @@ class OrtEngine:
         self._inputs = {spec.name: spec for spec in self.inputs}
         self._outputs = {spec.name: spec for spec in self.outputs}
 
-    def bind(self, feeds: Arrays, outputs: Arrays) -> Step:
+    def bind(self, feeds: Arrays, outputs: Arrays) -> BoundRun:
         """See `Engine.bind`."""
         if self._session is None:
             raise EngineError(f"{self._where}: closed")
         check_complete(self.inputs, feeds)
         check_complete(self.outputs, outputs)
-        step = _OrtStep(self._session, self._inputs, self._outputs, self._where, self._failures)
-        step.rebind(feeds, outputs)
-        return step
+        run = _OrtRun(self._session, self._inputs, self._outputs, self._where, self._failures)
+        run.rebind(feeds, outputs)
+        return run
 
     def close(self) -> None:
         """See `Engine.close`."""
         self._session = None
 
 
-class _OrtStep:
+class _OrtRun:
     """Bare pointers in an IOBinding, and the arrays they point to."""
 
     def __init__(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from adaptc.runtime import DecoderSpec, EngineError, RequestError, Result, Sampling, Session
 from adaptc.runtime.backends.engine import Arrays
 from tests.models.history_lm import HistoryLm, decoder_spec, greedy, logits_after
+from tests.models.sessions import session_of
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=40)
 PROMPT = st.lists(st.integers(0, 49), min_size=1, max_size=20)
@@ -17,7 +18,7 @@ PROMPT = st.lists(st.integers(0, 49), min_size=1, max_size=20)
 
 def session(spec: DecoderSpec | None = None, batch: int = 1, chunk: int = 512) -> Session:
     lm = HistoryLm(spec or decoder_spec())
-    return Session(lm.engine, lm.spec, batch=batch, chunk=chunk)
+    return session_of(lm.engine, lm.spec, batch=batch, chunk=chunk)
 
 
 @QUICK
@@ -41,14 +42,14 @@ def test_a_ragged_batch_equals_single_prompts(prompts: list[list[int]], batch: i
 def test_a_free_row_takes_the_next_prompt() -> None:
     lm = HistoryLm(decoder_spec())
     prompts = [[index] for index in range(5)]
-    with Session(lm.engine, lm.spec, batch=2) as running:
+    with session_of(lm.engine, lm.spec, batch=2) as running:
         running.generate(prompts, max_new_tokens=3)
     assert lm.calls == [(1, 1), (1, 1), (2, 1), (2, 1)] * 2 + [(1, 1)] * 3
 
 
 def test_prompts_are_read_in_chunks_and_memory_is_allocated_once() -> None:
     lm = HistoryLm(decoder_spec())
-    with Session(lm.engine, lm.spec, chunk=8) as running:
+    with session_of(lm.engine, lm.spec, chunk=8) as running:
         running.generate(list(range(20)), max_new_tokens=3)
         assert lm.calls == [(1, 8), (1, 8), (1, 4), (1, 1), (1, 1)]
         seen = set(lm.addresses)
@@ -115,7 +116,7 @@ def test_refuses_what_cannot_be(options: dict[str, object], message: str) -> Non
 def test_refuses_sizes_that_cannot_be(options: dict[str, int]) -> None:
     lm = HistoryLm(decoder_spec())
     with pytest.raises(RequestError, match=f"^{next(iter(options))}: "):
-        Session(lm.engine, lm.spec, **options)  # type: ignore[arg-type]
+        session_of(lm.engine, lm.spec, **options)  # type: ignore[arg-type]
 
 
 def sampled(running: Session, prompt: Sequence[int], seed: int | None) -> tuple[int, ...]:
@@ -159,7 +160,7 @@ def test_the_trace_adds_up() -> None:
 
 def test_a_failing_engine_leaves_the_session_usable() -> None:
     lm = HistoryLm(decoder_spec())
-    with Session(lm.engine, lm.spec, batch=2) as running:
+    with session_of(lm.engine, lm.spec, batch=2) as running:
         expected = running.generate([[1, 2], [3]], max_new_tokens=5)
 
         def fail() -> None:
@@ -184,7 +185,7 @@ def test_numbers_that_are_not_finite_are_an_engine_error(value: float) -> None:
     def broken(feeds: Arrays, outputs: Arrays) -> None:
         outputs["logits"][...] = value
 
-    with Session(lm.engine, lm.spec) as running:
+    with session_of(lm.engine, lm.spec) as running:
         lm.engine.function = broken
         with pytest.raises(EngineError, match=r"^logits: the highest is (nan|inf|-inf); "):
             running.generate([1])

@@ -11,6 +11,7 @@ import pytest
 from adaptc.runtime import BundleError, EngineError, RequestError, Session
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec, greedy
+from tests.models.sessions import session_of
 from tests.models.tiny_tokenizer import byte_level, save
 
 SPEC = decoder_spec(vocab=320, max_tokens=100)
@@ -29,7 +30,7 @@ def lm() -> HistoryLm:
 
 @pytest.fixture
 def session(lm: HistoryLm, tokenizer: Tokenizer) -> Session:
-    return Session(lm.engine, SPEC, tokenizer, batch=2)
+    return session_of(lm.engine, SPEC, tokenizer, batch=2)
 
 
 def expected(tokenizer: Tokenizer, count: int, prompt: str = PROMPT) -> str:
@@ -92,7 +93,7 @@ def test_chat_encodes_the_template_once(session: Session, tokenizer: Tokenizer) 
 def test_an_end_token_is_no_text(tokenizer: Tokenizer) -> None:
     ids = greedy(tokenizer.encode(PROMPT), 10, SPEC)
     spec = decoder_spec(vocab=320, max_tokens=100, eos=(ids[6],))
-    result = Session(HistoryLm(spec).engine, spec, tokenizer).generate(PROMPT)
+    result = session_of(HistoryLm(spec).engine, spec, tokenizer).generate(PROMPT)
     assert result.ids == tuple(ids[: ids.index(ids[6]) + 1])
     assert result.finish_reason == "eos"
     assert result.text == tokenizer.decode(ids[: ids.index(ids[6])])
@@ -132,7 +133,7 @@ def test_closing_ends_a_stream(session: Session, lm: HistoryLm) -> None:
 
 
 def test_leaving_the_block_in_the_middle_of_a_stream(lm: HistoryLm, tokenizer: Tokenizer) -> None:
-    with Session(lm.engine, SPEC, tokenizer) as session:
+    with session_of(lm.engine, SPEC, tokenizer) as session:
         for _ in session.generate(PROMPT, stream=True):
             break
     assert lm.engine.function is None

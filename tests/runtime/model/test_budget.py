@@ -11,12 +11,13 @@ from adaptc.runtime import RequestError, Session
 from adaptc.runtime.model.budget import threshold_at
 from tests.models.gated_lm import THRESHOLDS, GatedLm, gates
 from tests.models.history_lm import decoder_spec, greedy
+from tests.models.sessions import session_of
 
 DENSE = -math.inf
 
 
 def session(lm: GatedLm, *, batch: int = 1, warmup: int = 4, policy: str = "any", budget: float = 1.0) -> Session:
-    return Session(lm.engine, lm.spec, batch=batch, chunk=2, gates=gates(warmup, policy), budget=budget)
+    return session_of(lm.engine, lm.spec, batch=batch, chunk=2, gates=gates(warmup, policy), budget=budget)
 
 
 def test_the_threshold_follows_the_table() -> None:
@@ -68,7 +69,7 @@ def test_the_sessions_budget_is_for_requests_that_name_none() -> None:
 def test_the_gates_own_budget_is_for_sessions_that_name_none() -> None:
     lm = GatedLm()
     own = dataclasses.replace(gates(0), budget=0.5)
-    with Session(lm.engine, lm.spec, gates=own) as running:
+    with session_of(lm.engine, lm.spec, gates=own) as running:
         running.generate([1], max_new_tokens=2)
         assert lm.thresholds[-1] == [[-0.5]]
         running.generate([1], max_new_tokens=2, budget=1)
@@ -78,7 +79,7 @@ def test_the_gates_own_budget_is_for_sessions_that_name_none() -> None:
 def test_more_rows_than_gain_run_dense() -> None:
     lm = GatedLm()
     few = dataclasses.replace(gates(0), rows=2)
-    with Session(lm.engine, lm.spec, batch=3, gates=few) as running:
+    with session_of(lm.engine, lm.spec, batch=3, gates=few) as running:
         for rows, expected in ((2, 0.5), (3, DENSE)):
             running.generate([[1]] * rows, max_new_tokens=3, budget=0)
             assert lm.thresholds[-1] == [[expected]] * rows

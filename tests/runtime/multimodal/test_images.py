@@ -12,9 +12,9 @@ from adaptc.runtime.backends.engine import Arrays
 from adaptc.runtime.backends.fake import FakeEngine
 from adaptc.runtime.bundle.manifest import GraphSpec, ModalitySpec, ModalSpec, SubsetSpec, TensorSpec
 from adaptc.runtime.errors import BundleError, RequestError
-from adaptc.runtime.model.inserts import Beside, Inserts
+from adaptc.runtime.model.inserts import ExtraInputs, Inserts
 from adaptc.runtime.multimodal.grid_images import GridImages, positions
-from adaptc.runtime.multimodal.images import GridSpec, Images, ImageSpec, Picture, chosen, read_image_spec
+from adaptc.runtime.multimodal.images import GridSpec, Images, ImageSpec, Picture, read_image_spec, uses_images
 from adaptc.runtime.multimodal.subsets import ModalGraphs
 
 SPEC = ImageSpec(9, (1, 2), (3,), 1 / 255, (0.5,), (0.25,), None)
@@ -45,16 +45,16 @@ def images(spec: ImageSpec = SPEC) -> Images:
 
 def test_an_image_token_becomes_a_place_for_each_feature() -> None:
     made, raw = images(), np.arange(18, dtype=np.uint8).reshape(2, 3, 3, 1)
-    ids, encode = made.put(np.array([7, 9, 8, 9]), list(raw))
+    ids, encode = made.insert(np.array([7, 9, 8, 9]), list(raw))
     assert ids.tolist() == [7, 1, 2, 9, 9, 9, 3, 8, 1, 2, 9, 9, 9, 3]
     assert encode is not None
     assert not made.graphs.loaded  # nothing runs before the prompt is read
     found = encode()
     assert found.places.tolist() == [3, 4, 5, 10, 11, 12]
     assert np.allclose(found.values[:, 0], ((raw / 255 - 0.5) / 0.25).sum((2, 3)).reshape(-1), atol=1e-5)
-    same, _ = made.put(ids, list(raw))
+    same, _ = made.insert(ids, list(raw))
     assert same is ids
-    assert made.put(np.array([7, 8]), [])[1] is None
+    assert made.insert(np.array([7, 8]), [])[1] is None
     pixels = np.zeros((1, 2, 1, 3, 3), np.float32)  # as a processor of tiles gives them: of one text, two
     assert len(made.read({"pixel_values": pixels, "pixel_attention_mask": np.ones((1, 2, 3, 3))})) == 2
     with pytest.raises(RequestError, match=r"^images: pixel_attention_mask leaves parts out; images without"):
@@ -63,10 +63,10 @@ def test_an_image_token_becomes_a_place_for_each_feature() -> None:
 
 def test_a_request_uses_what_is_given_and_compiled() -> None:
     made, whole = images(), modal(TEXT, BOTH)
-    assert chosen(whole, made, True, None)
-    assert not chosen(whole, made, False, None)
-    assert not chosen(whole, made, True, ["text"])
-    assert not chosen(None, None, False, None)
+    assert uses_images(whole, made, True, None)
+    assert not uses_images(whole, made, False, None)
+    assert not uses_images(whole, made, True, ["text"])
+    assert not uses_images(None, None, False, None)
     for given, message in (
         ((modal(BOTH), made, False, None), "modalities: text was not compiled; there are: image+text"),
         ((modal(TEXT), None, True, None), "images: this bundle reads text only"),
@@ -74,7 +74,7 @@ def test_a_request_uses_what_is_given_and_compiled() -> None:
         ((None, None, False, ["sound"]), "modalities: no 'sound'; there are: text"),
     ):
         with pytest.raises(RequestError) as caught:
-            chosen(*given)
+            uses_images(*given)
         assert str(caught.value) == message
 
 
@@ -84,7 +84,7 @@ def test_features_go_to_the_part_of_a_prompt_that_is_read() -> None:
         TensorSpec("image_places", "int64", ("places",)),
         TensorSpec("position_ids", "int64", (3, "batch", "tokens")),
     )
-    beside = Beside(inputs, 2)
+    beside = ExtraInputs(inputs, 2)
     where = np.array([[0, 1, 1, 1, 1, 3], [0, 1, 1, 2, 2, 3], [0, 1, 2, 1, 2, 3]])
     given = Inserts(np.arange(1, 5), np.arange(8, dtype=np.float32).reshape(4, 2), where)
     assert given.shift == -2
@@ -101,13 +101,13 @@ def test_features_go_to_the_part_of_a_prompt_that_is_read() -> None:
     beside.move(1, 0)
     beside.advance(np.array([7, 7], np.int32))
     assert step["position_ids"][0, 0, 0] == 5
-    assert Beside((), 1).read(0, 0, 4, None) == {}
+    assert ExtraInputs((), 1).read(0, 0, 4, None) == {}
 
 
 def test_images_of_any_size_are_cut_into_places() -> None:
     made = images(ImageSpec(9, (), (), 1.0, (0.0,), (1.0,), GridSpec(1, 4, 2)))
     raw = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
-    ids, encode = made.put(np.array([7, 9, 8]), [raw])
+    ids, encode = made.insert(np.array([7, 9, 8]), [raw])
     assert ids.tolist() == [7, *[9] * 6, 8]
     assert encode is not None
     found = encode()
@@ -122,7 +122,7 @@ def test_images_of_any_size_are_cut_into_places() -> None:
     encode()
     assert made.graphs.ran == {"lm.encode.image": 1}
     with pytest.raises(RequestError) as caught:
-        made.put(np.array([9]), [np.zeros((3, 4, 1), np.uint8)])
+        made.insert(np.array([9]), [np.zeros((3, 4, 1), np.uint8)])
     assert str(caught.value) == (
         "images[0]: uint8[3, 4, 1]; a height and a width that 2 divides are needed: uint8[height, width, 1], or "
         "float32[3, height, width] as its processor gives it"
@@ -140,7 +140,7 @@ def test_images_of_any_size_are_cut_into_places() -> None:
         ),
     ):
         with pytest.raises(RequestError) as caught:
-            made.put(np.array([9]), given)
+            made.insert(np.array([9]), given)
         assert str(caught.value) == message
 
 

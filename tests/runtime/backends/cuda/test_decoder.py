@@ -27,6 +27,7 @@ from adaptc.runtime.model.budget import threshold_at
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.pieces import FakePieces
 from tests.models import skipping, tiny, trt_bundle
+from tests.models.sessions import session_of
 
 IDS = [3, 17, 42, 9, 11, 5, 23, 1, 1, 44, 2]
 GATES = trt_bundle.GATES
@@ -51,7 +52,7 @@ def cpu(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessi
     folder = tmp_path_factory.mktemp("cpu")
     program = Pipeline((FloatWeights(), Branch())).run(skipping.lowered("llama", low_rank=True))
     (folder / "lm.onnx").write_bytes(write_graphs({"lm": skipping.onnx(program)}, folder, "lm.data")["lm"])
-    with Session(OrtEngine(folder / "lm.onnx"), decoder_graph(bundle)[1], batch=2, chunk=8, gates=GATES) as session:
+    with session_of(OrtEngine(folder / "lm.onnx"), decoder_graph(bundle)[1], batch=2, chunk=8, gates=GATES) as session:
         yield session
 
 
@@ -72,7 +73,7 @@ class Gpu:
         decoder = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8, mode)
         assert isinstance(decoder, GpuDecoder)
         self.decoder, self.part = decoder, decoder.part
-        self.session = Session(decoder, decoder.spec, batch=batch, chunk=8, gates=bundle.manifest.gates.get("lm"))
+        self.session = Session(decoder)
 
     def captured(self) -> list[list[str]]:
         """The operations of each captured graph."""

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 
-from adaptc.runtime import BundleError, DecoderSpec, EngineError, OrtEngine, RequestError, Session, load
+from adaptc.runtime import BundleError, DecoderSpec, EngineError, OrtEngine, RequestError, load
 from adaptc.runtime.bundle.folder import GraphSpec, Manifest, PlanStep, TargetRecord, write_bundle
 from tests.models import tiny_tokenizer
 from tests.models.attention_lm import AttentionLm
+from tests.models.sessions import session_of
 
 LM = AttentionLm()
 SPEC = DecoderSpec(LM.vocab, LM.max_tokens, ((LM.kv_heads, LM.head_dim),) * LM.layers, None, (), None)
@@ -36,7 +37,7 @@ def greedy(prompt: list[int], count: int) -> tuple[int, ...]:
 @pytest.mark.parametrize("chunk", [3, 8, 512])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_batched_and_chunked_generation_equals_attention(file: Path, batch: int, chunk: int) -> None:
-    with Session(OrtEngine(file, threads=1), SPEC, batch=batch, chunk=chunk) as session:
+    with session_of(OrtEngine(file, threads=1), SPEC, batch=batch, chunk=chunk) as session:
         results = session.generate(PROMPTS, max_new_tokens=10)
     assert [result.ids for result in results] == [greedy(prompt, 10) for prompt in PROMPTS]
 
@@ -44,7 +45,7 @@ def test_batched_and_chunked_generation_equals_attention(file: Path, batch: int,
 @pytest.mark.parametrize("step", [False, True])
 def test_scores_equal_attention(file: Path, step: bool) -> None:
     ids = PROMPTS[3]
-    with Session(OrtEngine(file, threads=1), SPEC, chunk=7) as session:
+    with session_of(OrtEngine(file, threads=1), SPEC, chunk=7) as session:
         session.generate(PROMPTS[1], max_new_tokens=5)  # what an earlier request left must not matter
         scores = session.score(ids, step=step)
     logits = LM.logits(np.array(ids)).astype(np.float64)[:-1]
@@ -56,7 +57,7 @@ def test_scores_equal_attention(file: Path, step: bool) -> None:
 
 
 def test_the_cache_fills_to_its_last_position(file: Path) -> None:
-    with Session(OrtEngine(file, threads=1), SPEC) as session:
+    with session_of(OrtEngine(file, threads=1), SPEC) as session:
         result = session.generate(PROMPTS[3])
     assert result.ids == greedy(PROMPTS[3], LM.max_tokens - 33 + 1)
     assert result.finish_reason == "length"
@@ -98,10 +99,10 @@ def test_onnxruntime_is_not_installed(file: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_graph_of_another_form(file: Path) -> None:
     other = DecoderSpec(LM.vocab, LM.max_tokens, SPEC.kv[:1], None, (), None)
     with pytest.raises(EngineError, match=r"^past\.1\.key: the graph has it, and no array is bound to it$"):
-        Session(OrtEngine(file, threads=1), other)
+        session_of(OrtEngine(file, threads=1), other)
     other = DecoderSpec(LM.vocab, 16, SPEC.kv, None, (), None)
     with pytest.raises(EngineError, match=r"^past\.0\.key: float32\[1, 2, 16, 16\]; float32\[batch, 2, 48"):
-        Session(OrtEngine(file, threads=1), other)
+        session_of(OrtEngine(file, threads=1), other)
 
 
 def test_a_step_that_fails(file: Path) -> None:

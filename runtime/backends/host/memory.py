@@ -1,4 +1,4 @@
-"""Memory of this process: room that costs nothing until it is used, and giving back what is free."""
+"""Memory of this process: arrays that cost nothing until they are used, and returning freed memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 
-def room(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Zeros, float32, whose pages are mapped when they are first written.
+def lazy_zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """An array of zeros, float32, whose pages are mapped when they are first written.
 
-    NumPy's own are so only where the C library asks the system for them, which it does less the larger the blocks are
-    that were freed: after a model was loaded, caches came from its heap and were written in full.
+    `np.zeros` does the same only where the C library gets the memory from the system. After large blocks were freed,
+    as when a model was loaded, it takes the memory from its heap and writes all of it.
 
     Raises:
-        MemoryError: there is not so much.
+        MemoryError: the system does not have so much memory.
     """
     size = 4 * math.prod(shape)
     if size == 0:
@@ -34,7 +34,7 @@ def room(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
 
 
 def trim() -> None:
-    """Give free memory of the C library's heap back to the system, where the library can."""
+    """Return free memory of the C library's heap to the system, where the library can."""
     if sys.platform == "linux":
         # Other C libraries than GNU's have no such function.
         give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)

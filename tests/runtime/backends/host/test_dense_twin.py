@@ -10,10 +10,11 @@ import pytest
 from adaptc.runtime import Session
 from adaptc.runtime.backends.engine import Arrays, Engine
 from adaptc.runtime.backends.fake import FakeEngine
-from adaptc.runtime.backends.onnxruntime_cpu.twins import Kind, Twins
+from adaptc.runtime.backends.host.dense_twin import Form, TwinEngine
 from adaptc.runtime.errors import EngineError
 from tests.models.gated_lm import GatedLm, gates
 from tests.models.history_lm import HistoryLm, decoder_spec, greedy
+from tests.models.sessions import session_of
 
 DENSE = -math.inf
 
@@ -28,8 +29,8 @@ class Both:
         engines: Both of them.
     """
 
-    def __init__(self, *wanted: Kind) -> None:
-        self.loaded: list[Kind] = []
+    def __init__(self, *wanted: Form) -> None:
+        self.loaded: list[Form] = []
         self.ran: list[tuple[int, ...]] = []
         self.gated, inner = GatedLm(), HistoryLm(decoder_spec()).engine
 
@@ -40,20 +41,20 @@ class Both:
             self.ran.append(feeds["input_ids"].shape)
             inner.function(feeds, outputs)
 
-        self.engines: dict[Kind, FakeEngine] = {
+        self.engines: dict[Form, FakeEngine] = {
             "gated": self.gated.engine,
             "dense": FakeEngine(inner.inputs, inner.outputs, dense),
         }
 
-        def load(kind: Kind) -> Engine:
+        def load(kind: Form) -> Engine:
             self.loaded.append(kind)
             return self.engines[kind]
 
-        self.engine = Twins(self.gated.engine.inputs, self.gated.engine.outputs, load, wanted)
+        self.engine = TwinEngine(self.gated.engine.inputs, self.gated.engine.outputs, load, wanted)
 
     def session(self, *, batch: int = 1, warmup: int = 4, rows: int = 1024) -> Session:
         given = replace(gates(warmup), rows=rows)
-        return Session(self.engine, self.gated.spec, batch=batch, chunk=2, gates=given)
+        return session_of(self.engine, self.gated.spec, batch=batch, chunk=2, gates=given)
 
 
 def test_what_never_skips_never_loads_the_gates() -> None:
@@ -68,7 +69,7 @@ def test_what_never_skips_never_loads_the_gates() -> None:
 
 def test_a_step_that_may_skip_loads_them_and_prompt_and_warmup_do_without() -> None:
     both, alone = Both("dense"), GatedLm()
-    with both.session() as running, Session(alone.engine, alone.spec, chunk=2, gates=gates()) as other:
+    with both.session() as running, session_of(alone.engine, alone.spec, chunk=2, gates=gates()) as other:
         for prompt in ([1, 2, 3], [4, 5, 6, 7, 8]):  # the second binds the arrays of the first anew
             mine, theirs = (each.generate(prompt, max_new_tokens=5, budget=0) for each in (running, other))
             assert mine.ids == theirs.ids

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptc.runtime import Session
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.model.router import NAMES, Router, features, picked, read_router
 from adaptc.runtime.text.tokenizer import Tokenizer
 from scripts.gpu_lab_answers import mixed
 from tests.models.history_lm import HistoryLm, decoder_spec
 from tests.models.routed_lm import SHIFTS, WIDTH, RoutedLm
+from tests.models.sessions import session_of
 from tests.models.tiny_tokenizer import byte_level, save
 
 COSTS = {"dear": 100, "middle": 60, "cheap": 30}
@@ -112,13 +112,13 @@ def test_reroute_reads_the_kept_states_and_goes_on(tmp_path: Path) -> None:
 
 def test_reroute_back_and_forth_with_several_rows_in_the_same_tail() -> None:
     """A row that leaves a tail makes room there; the row that takes its place keeps its own sequence."""
-    from adaptc.runtime.model.budget import Wish
+    from adaptc.runtime.model.options import RequestOptions
 
     model = RoutedLm()
     with model.session(batch=3) as session:
         decoder = session._decoder
         sequences = [[1, 2, 3], [4], [5, 6]]
-        logits = [decoder.start(row, np.array(ids), Wish(None, "dear")) for row, ids in enumerate(sequences)]
+        logits = [decoder.start(row, np.array(ids), RequestOptions(None, "dear")) for row, ids in enumerate(sequences)]
         routes = ["dear"] * 3
         for turn, (row, route) in enumerate([(0, "cheap"), (2, "cheap"), (0, "dear"), (1, "middle"), (2, "dear")]):
             for ids, each in zip(sequences, logits, strict=True):
@@ -161,7 +161,7 @@ def test_refuses_routes_that_are_not_there() -> None:
         with pytest.raises(RequestError, match=r"^reroute: no answer is being streamed; it changes the route of one"):
             session.reroute("cheap")
     plain = HistoryLm(decoder_spec())
-    with Session(plain.engine, plain.spec) as session, pytest.raises(RequestError) as caught:
+    with session_of(plain.engine, plain.spec) as session, pytest.raises(RequestError) as caught:
         session.generate([1], route="dear")
     assert str(caught.value) == "route: no route 'dear'; this bundle has none"
 
@@ -196,7 +196,7 @@ def test_choose_says_why() -> None:
         session.choose([1])
     plain = HistoryLm(decoder_spec())
     with (
-        Session(plain.engine, plain.spec) as session,
+        session_of(plain.engine, plain.spec) as session,
         pytest.raises(RequestError, match=r"^route: this bundle has no "),
     ):
         session.choose([1])

@@ -1,0 +1,71 @@
+"""From a bundle to a decoder in the host's memory, for any engine that runs graphs on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from adaptc.runtime.backends.backend import DecoderOptions
+from adaptc.runtime.backends.engine import Engine
+from adaptc.runtime.backends.host.decoder import HostDecoder
+from adaptc.runtime.backends.host.dense_twin import Form, TwinEngine
+from adaptc.runtime.backends.host.routed import HostRoutedDecoder
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.manifest import SwitchStep
+from adaptc.runtime.errors import BundleError
+from adaptc.runtime.model.budget import batched_dense
+from adaptc.runtime.model.decoder import state_width
+from adaptc.runtime.model.plan import decoder_graph
+from adaptc.runtime.model.router import router_of
+
+Load = Callable[[str], Engine]
+"""Loads a graph by its name."""
+
+
+def host_decoder(bundle: Bundle, load: Load, options: DecoderOptions) -> HostDecoder | HostRoutedDecoder:
+    """The decoder of a bundle, routes included.
+
+    Args:
+        bundle: An opened bundle.
+        load: Loads one of its graphs.
+        options: How the decoder is loaded.
+
+    Raises:
+        BundleError: the plan is not one decoder.
+        EngineError: as `load`.
+        RequestError: a number is out of range, or the KV cache does not fit in memory.
+    """
+    name, spec = decoder_graph(bundle)
+    gates = bundle.manifest.gates.get(name)
+    engine = _with_twin(bundle, name, load, options)
+    trunk = HostDecoder(engine, spec, options.batch, options.chunk, gates)
+    switch = bundle.manifest.switch
+    return trunk if switch is None else _routed(bundle, switch, trunk, load, options.chunk)
+
+
+def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -> Engine:
+    """A graph's engine; with a dense twin both, of which only what requests are likely to use is loaded now."""
+    gates = bundle.manifest.gates.get(name)
+    if gates is None or not gates.dense:
+        return load(name)
+    graphs: dict[Form, str] = {"gated": name, "dense": gates.dense}
+    skips = (gates.budget if options.budget is None else options.budget) < 1
+    likely: dict[Form, bool] = {"gated": skips, "dense": not skips or batched_dense(gates, options.batch)}
+    graph = bundle.manifest.graphs[name]
+    preload = tuple(form for form in graphs if likely[form])
+    return TwinEngine(graph.inputs, graph.outputs, lambda form: load(graphs[form]), preload)
+
+
+def _routed(bundle: Bundle, switch: SwitchStep, trunk: HostDecoder, load: Load, chunk: int) -> HostRoutedDecoder:
+    """A trunk with the tails of its routes."""
+    tails: dict[str, HostDecoder] = {}
+    for route, record in switch.routes.items():
+        spec = bundle.manifest.graphs[record.graph].decoder
+        if spec is None:
+            raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
+        tails[route] = HostDecoder(
+            load(record.graph), spec, trunk.batch, chunk, bundle.manifest.gates.get(record.graph)
+        )
+    [name] = bundle.manifest.plan[0].graphs
+    width = state_width(bundle.manifest.graphs[name].outputs)
+    assert width is not None, "the trunk of a stitched bundle gives states"
+    return HostRoutedDecoder(trunk, tails, width, router_of(bundle, switch))

@@ -1,0 +1,74 @@
+"""What a request gives: the text, its tokens, and where the time went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from adaptc.runtime.model.budget import Skips
+
+FinishReason = Literal["eos", "stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Where the time of one request went.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        new_tokens: Tokens that were chosen.
+        prefill_seconds: Time for reading the prompt and choosing the first token.
+        decode_seconds: Time for choosing all later tokens; the steps of a batch serve all of its sequences.
+        time_to_first_token_seconds: From the start of the call, so in a batch it includes waiting.
+        skips: Which gated blocks ran for each token after the warm-up; None for a bundle without gates.
+        routes: (index of its first token, route) for each route that wrote, in order; several after `reroute`. Empty
+            for a bundle without routes.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+    time_to_first_token_seconds: float
+    skips: Skips | None = field(default=None, compare=False)
+    routes: tuple[tuple[int, str], ...] = ()
+
+    @property
+    def route(self) -> str | None:
+        """The route that wrote last; None for a bundle without routes."""
+        return self.routes[-1][1] if self.routes else None
+
+    @property
+    def ffn_skipped(self) -> float:
+        """Share of all feed-forward blocks that did not run after the warm-up, 0 to 1; 0 without gates."""
+        return 0.0 if self.skips is None else self.skips.share
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Speed of reading the prompt; 0 if nothing was read."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Speed of writing, without the first token; 0 if there is no other."""
+        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The result of one request.
+
+    Attributes:
+        text: Without special tokens, and up to a stop string; "" if the bundle has no tokenizer.
+        ids: Every token chosen, an end token included.
+        prompt_tokens: Tokens of the prompt.
+        finish_reason: "eos", "stop" (a stop string), "length" (max_new_tokens, or the cache is full), or
+            "cancelled" (a stream that was closed).
+        trace: Where the time went.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    prompt_tokens: int
+    finish_reason: FinishReason
+    trace: Trace

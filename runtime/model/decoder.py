@@ -1,0 +1,158 @@
+"""The interface of a decoder: what writing and scoring need, whatever the device and the engine.
+
+A decoder holds a KV cache with `batch` slots, one for each sequence that is being decoded. Prompts are read one by one;
+then each step adds one token to every sequence. Active sequences always occupy the first slots, so a step needs only
+their number. `backends/` implements the interface: `host/` over any engine that runs graphs on arrays, `cuda/` on a
+GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
+from adaptc.runtime.bundle.skip_gates import SkipGates
+from adaptc.runtime.model.budget import Skips
+from adaptc.runtime.model.options import RequestOptions
+from adaptc.runtime.model.router import Choice
+from adaptc.runtime.text.sampling import Sampler
+
+Ids: TypeAlias = npt.NDArray[np.int64]
+"""Token ids, int64 [tokens]."""
+
+Logits: TypeAlias = npt.NDArray[np.float32]
+"""Unnormalised log-probabilities, float32 [..., vocab]."""
+
+States: TypeAlias = npt.NDArray[np.float32]
+"""Hidden states between a trunk and its tails, float32 [..., width]."""
+
+HIDDEN = "hidden"
+"""The tensor that a tail reads in the place of token ids, and a trunk gives in the place of logits."""
+
+
+class BatchDecoder(Protocol):
+    """A decoder of a batch of sequences."""
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """Vocabulary, special tokens, and how many tokens a slot holds."""
+
+    @property
+    def batch(self) -> int:
+        """The number of slots."""
+
+    @property
+    def gates(self) -> SkipGates | None:
+        """The skip gates of the graph that reads token ids; None if it has none."""
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Names of the routes, the default first; empty for a model without routes."""
+
+    def start(self, slot: int, ids: Ids, options: RequestOptions) -> Logits:
+        """Read a prompt into a slot, whose old sequence is lost.
+
+        Args:
+            slot: From 0 to `batch` - 1.
+            ids: int64 [tokens], 1 to `max_tokens`.
+            options: How the sequence runs.
+
+        Returns:
+            float32 [vocab]: logits of the token that follows.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
+    def decode(self, tokens: Sequence[int]) -> Logits:
+        """Add one token to the sequence in each of the first slots, none of which may be full.
+
+        Returns:
+            float32 [sequences, vocab]: logits of the tokens that follow; valid until the next call.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
+    def move(self, slot: int, to: int) -> None:
+        """Move a sequence to another slot, whose old sequence is lost."""
+
+    def route(self, slot: int) -> str | None:
+        """The route of the sequence in a slot; None for a model without routes."""
+
+    def reroute(self, slot: int, route: str) -> None:
+        """Continue the sequence in a slot by another route, from its next token on.
+
+        Raises:
+            RequestError: the model has no routes.
+        """
+
+    def ran(self, slot: int) -> bytes | None:
+        """Which gated blocks the newest `decode` ran: a byte for each; None during the sequence's warm-up."""
+
+    def skips(self, steps: Sequence[bytes], route: str | None) -> Skips | None:
+        """The results of `ran` for some steps of one sequence, collected; None without gates."""
+
+    def dense(self, options: RequestOptions) -> bool:
+        """Whether every block runs under these options."""
+
+    def score(self, ids: Ids, most: int, options: RequestOptions) -> Iterator[Logits]:
+        """Read a text in the first slot and yield the logits at every position.
+
+        Args:
+            ids: int64 [tokens], 1 to `max_tokens`.
+            most: The largest number of positions that are yielded at once.
+            options: Options under which every block runs.
+
+        Yields:
+            float32 [positions, vocab]
+        """
+
+    def explain(self, ids: Ids, budget: float | None) -> Choice:
+        """The route that the router picks for a prompt, and why; the sequence in the first slot is lost.
+
+        Raises:
+            RequestError: there are no routes, or there is no router.
+        """
+
+    def close(self) -> None:
+        """Free engines and caches."""
+
+
+@runtime_checkable
+class TokenChooser(Protocol):
+    """A decoder that chooses tokens on the device that computes them, so that logits stay there."""
+
+    def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+        """Add one token to each of the first slots, and choose the token that follows in each.
+
+        Args:
+            tokens: One for each sequence.
+            samplers: One for each sequence; each must be `free`.
+        """
+
+
+def next_tokens(decoder: BatchDecoder, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
+    """Add one token to each of the first slots, and choose the token that follows in each.
+
+    Args:
+        decoder: Holds the sequences; none of their slots may be full.
+        tokens: One for each sequence.
+        samplers: One for each sequence.
+
+    Raises:
+        EngineError: the engine failed, or computed no finite numbers.
+    """
+    if isinstance(decoder, TokenChooser) and all(sampler.free for sampler in samplers):
+        return decoder.choose(tokens, samplers)
+    return [sampler(logits) for sampler, logits in zip(samplers, decoder.decode(tokens), strict=True)]
+
+
+def state_width(tensors: Sequence[TensorSpec]) -> int | None:
+    """The width of the hidden states among a graph's inputs or outputs; None if there are none."""
+    width = next((tensor.shape[-1] for tensor in tensors if tensor.name == HIDDEN), None)
+    return width if isinstance(width, int) else None

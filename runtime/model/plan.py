@@ -1,0 +1,30 @@
+"""What a bundle's plan says of its model: one decoder, or graphs that are run once for each input."""
+
+from __future__ import annotations
+
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, PlanStep, SwitchStep
+from adaptc.runtime.errors import BundleError
+
+
+def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
+    """The graph that reads token ids, which is the plan's first except encoders: its name, and what it expects.
+
+    Raises:
+        BundleError: the plan is not one decoder.
+    """
+    manifest = bundle.manifest
+    encoders = {each.encoder for modal in manifest.modal.values() for each in modal.modalities.values()}
+    first, *rest = (step for step in manifest.plan if step.graphs[0] not in encoders)
+    graph = manifest.graphs[first.graphs[0]]
+    whole = not rest or (len(rest) == 1 and isinstance(rest[0], SwitchStep))
+    if not whole or not isinstance(first, PlanStep) or graph.decoder is None:
+        raise BundleError(
+            f"{bundle.path}: its plan is not one decoder, with or without routes; a newer adaptc may run it"
+        )
+    return first.run, graph.decoder
+
+
+def is_modal(manifest: Manifest) -> bool:
+    """Whether the model runs once for each input; a language model with modalities is a decoder like any other."""
+    return bool(manifest.modal) and all(graph.decoder is None for graph in manifest.graphs.values())

@@ -1,0 +1,21 @@
+"""Sessions over an engine, with the KV cache in the host's memory."""
+
+from __future__ import annotations
+
+from adaptc.runtime import DecoderSpec, Engine, Session, SkipGates
+from adaptc.runtime.backends.host.decoder import HostDecoder
+from adaptc.runtime.text.tokenizer import Tokenizer
+
+
+def session_of(
+    engine: Engine,
+    spec: DecoderSpec,
+    tokenizer: Tokenizer | None = None,
+    *,
+    batch: int = 1,
+    chunk: int = 512,
+    gates: SkipGates | None = None,
+    budget: float | None = None,
+) -> Session:
+    """A session that decodes with one graph."""
+    return Session(HostDecoder(engine, spec, batch, chunk, gates), tokenizer, budget=budget)
