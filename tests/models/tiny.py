@@ -27,10 +27,10 @@ COMMON: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("LlamaConfig", {}),
-    "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "llama": ("llama", {}),
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-rope3": (
-        "LlamaConfig",
+        "llama",
         {
             "rope_parameters": {
                 "rope_type": "llama3",
@@ -43,7 +43,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama-yarn": (
-        "LlamaConfig",
+        "llama",
         {
             "rope_parameters": {
                 "rope_type": "yarn",
@@ -53,25 +53,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
-    "llama-mha": ("LlamaConfig", {"num_key_value_heads": 4}),
-    "qwen2": ("Qwen2Config", {}),
-    "qwen3": ("Qwen3Config", {}),
-    "mistral": ("MistralConfig", {"sliding_window": None}),
-    "mistral-window": ("MistralConfig", {"sliding_window": 5}),
-    "gemma": ("GemmaConfig", {"tie_word_embeddings": True}),
-    "gemma2": ("Gemma2Config", {"tie_word_embeddings": True, "sliding_window": 5, "query_pre_attn_scalar": 16}),
+    "llama-mha": ("llama", {"num_key_value_heads": 4}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral-window": ("mistral", {"sliding_window": 5}),
+    "gemma": ("gemma", {"tie_word_embeddings": True}),
+    "gemma2": ("gemma2", {"tie_word_embeddings": True, "sliding_window": 5, "query_pre_attn_scalar": 16}),
     "gemma3": (
-        "Gemma3TextConfig",
+        "gemma3_text",
         {"tie_word_embeddings": True, "sliding_window": 5, "num_hidden_layers": 7, "query_pre_attn_scalar": 16},
     ),
 }
+"""By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
 
 
 @cache
 def model(family: str) -> Any:
     """The family's model with random weights, as transformers runs it."""
-    name, options = FAMILIES[family]
-    config = getattr(transformers, name)(**{**COMMON, **options})
+    model_type, options = FAMILIES[family]
+    config = transformers.CONFIG_MAPPING[model_type](**{**COMMON, **options})
     torch.manual_seed(0)
     built = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

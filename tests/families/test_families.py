@@ -1,0 +1,133 @@
+"""The table of families, and a family that a package adds: one file, and its tiny config here."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from adaptc import runtime
+from adaptc.checks.check import check
+from adaptc.compiler.cache import Cache
+from adaptc.compiler.driver import compile_spec
+from adaptc.errors import LoadError
+from adaptc.families.base import DecoderFamily
+from adaptc.families.table import DECODERS, FAMILIES, MULTIMODAL, family_of, gguf_family, supported
+from adaptc.spec.reading import read_spec
+from tests.close import ENGINE, assert_close
+from tests.models import folder, tiny, vlm
+from tests.repo import ROOT
+
+GGUF_FAMILIES = [family for family in DECODERS.values() if family.gguf is not None]
+IDS = [5, 9, 40, 7, 101, 33, 12, 60]
+
+TOY_FILE = '''"""OLMo 2, whose norms stand behind each block, and over all heads of queries and keys."""
+
+from adaptc.families.base import DecoderFamily, GgufLayout
+from adaptc.families.gguf import FOUR_NORMS
+
+OLMO2 = DecoderFamily("olmo2", GgufLayout("olmo2", FOUR_NORMS))
+'''
+TOY_CONFIG: dict[str, Any] = {"num_key_value_heads": 4, "pad_token_id": None}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package with one file of a family, installed as pip would."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "olmo2_family.py").write_text(TOY_FILE)
+    about = site / "olmo2_family-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: olmo2-family\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[adaptc.families]\nolmo2 = olmo2_family:OLMO2\n")
+    monkeypatch.syspath_prepend(site)
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_package_adds_a_family_with_one_file(tmp_path: Path) -> None:
+    spec, model = folder.write(tmp_path, "olmo2", **TOY_CONFIG)
+    findings = check(read_spec(spec), tmp_path).findings
+    assert [finding.text for finding in findings if finding.about == "lm" and finding.level == "error"] == []
+    compiled = compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache"))
+    assert compiled.bundle.manifest.models["lm"].architecture == "olmo2"
+    with runtime.load(compiled.bundle.path) as session:
+        result, scores = session.generate(IDS, max_new_tokens=12), session.score(IDS)
+    with torch.no_grad():
+        logits = model(torch.tensor([IDS]), use_cache=False).logits[0].double()
+    expected = torch.log_softmax(logits, -1)[range(len(IDS) - 1), IDS[1:]].numpy()
+    assert_close(scores, expected.astype(np.float32), **ENGINE)
+    greedy = folder.greedy(model, IDS, 12)
+    stop = greedy.index(1) + 1 if 1 in greedy else len(greedy)
+    assert list(result.ids) == greedy[:stop]
+
+
+def test_without_its_package_the_family_is_refused(tmp_path: Path) -> None:
+    spec, _ = folder.write(tmp_path, "olmo2", **TOY_CONFIG)
+    with pytest.raises(LoadError, match="architecture 'olmo2' is not supported; supported: llama, "):
+        compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_package_s_family_is_known_by_every_name() -> None:
+    family = family_of("olmo2")
+    assert gguf_family("olmo2") == family
+    assert isinstance(family, DecoderFamily)
+    assert_names_are_llama_cpp_s(family)
+    assert supported() == (*FAMILIES, "olmo2")
+
+
+def test_a_family_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = EntryPoints([
+        EntryPoint("absent", "no_such_module:FAMILY", "adaptc.families"),
+        EntryPoint("other", "adaptc.families.decoders.llama:LLAMA", "adaptc.families"),
+    ])  # fmt: skip
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points)
+    with pytest.raises(LoadError, match=r"^family 'absent' of package no_such_module:FAMILY cannot be loaded: "):
+        family_of("absent")
+    with pytest.raises(LoadError, match=r"^family 'other' .* whose model_type is 'other' is right$"):
+        family_of("other")
+    assert family_of("nobody's") is None
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_every_decoder_family_has_a_tiny_model(model_type: str) -> None:
+    assert model_type in {model_type for model_type, _ in tiny.FAMILIES.values()}
+
+
+@pytest.mark.parametrize("model_type", MULTIMODAL)
+def test_every_multimodal_family_has_a_tiny_model(model_type: str) -> None:
+    assert vlm.config(model_type).model_type == model_type
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_family_is_one_file_named_by_its_model_type(model_type: str) -> None:
+    room = "decoders" if model_type in DECODERS else "multimodal"
+    assert (ROOT / "adaptc/families" / room / f"{model_type}.py").is_file()
+
+
+@pytest.mark.parametrize("family", GGUF_FAMILIES, ids=lambda family: family.model_type)
+def test_names_of_gguf_tensors_are_llama_cpp_s(family: DecoderFamily) -> None:
+    assert_names_are_llama_cpp_s(family)
+
+
+def assert_names_are_llama_cpp_s(family: DecoderFamily) -> None:
+    """Compare the names within a layer with llama.cpp's own table, which the gguf package carries."""
+    assert family.gguf is not None
+    [architecture] = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family.gguf.architecture]
+    names = gguf.get_tensor_name_map(architecture, 1)
+    config = transformers.CONFIG_MAPPING[family.model_type](**tiny.COMMON)
+    with torch.device("meta"):
+        parameters = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+    paths = {match[1] for name in parameters if (match := re.fullmatch(r"model\.layers\.0\.(.*)\.\w+", name))}
+    ours = {path: name for name, path in family.gguf.layer_names.items()}
+    assert {path: f"blk.0.{ours[path]}" for path in paths} == {
+        path: names.get_name(f"model.layers.0.{path}") for path in paths
+    }
