@@ -23,7 +23,7 @@ from adaptc.compiler.publish_partitions import decoder_of, region_files
 from adaptc.compiler.stages import backbone
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.graph import FxGraph, OnnxGraph
-from adaptc.ir.program import Backbone, Program, Run
+from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
@@ -32,7 +32,8 @@ from adaptc.passes.skip_ffn import gating
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.split_regions import SplitRegions
 from adaptc.runtime.bundle.folder import write_bundle
-from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, PlanStep, TargetRecord
+from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, TargetRecord
+from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec
@@ -57,12 +58,12 @@ def manifest_of(program: Program, about: Backbone, max_tokens: int, layers: int,
         adaptc="0",
         models={"lm": ModelRecord(about.origin, None, None, "llama", "0" * 64)},
         passes=(),
-        plan=(PlanStep("lm"),),
+        plan=(Run("lm"),),
         graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_of(split, graph, about))},
         gates={"lm": gates},
         target=TargetRecord("tensorrt", "fp16", max_tokens, batch),
         versions={},
-        report={},
+        bytes_per_token=0,
     )
 
 

@@ -27,7 +27,6 @@ from adaptc.compiler import stages as lowering
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.compiler.tuning import Payoff
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.passes import Pipeline
 from adaptc.passes.quantize.float_weights import FloatWeights
@@ -36,6 +35,7 @@ from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.stitch.stitch import Routing
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.backends.tensorrt.engines import decoder_graph
+from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
 from adaptc.spec.reading import read_spec
 from tests.models import skipping, stitched, tiny, trt_bundle, views

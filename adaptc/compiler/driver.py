@@ -93,13 +93,14 @@ def _make(
     from adaptc.compiler.pipeline import plan_of
     from adaptc.compiler.publish import publish
     from adaptc.compiler.stages import lowered, record
-    from adaptc.compiler.tuning import Verdict, paying
+    from adaptc.compiler.tuning import paying
     from adaptc.passes.base import Pipeline
+    from adaptc.runtime.bundle.gate_verdict import GateVerdict
 
     plan = plan_of(spec, base)
     program, records = lowered(spec, base, plan, sources, versions(), cache, stage)
     program = Pipeline(plan.to_target).run(program, lambda step: records.append(record(step)), begin=stage)
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, GateVerdict] = {}
     if plan.tunes:
         stage(stage_names.TUNE)
         if program.gates:

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from adaptc import __version__
 from adaptc.compiler.publish_partitions import decoder_of, region_files
 from adaptc.compiler.report import report_html, report_json
-from adaptc.compiler.tuning import Verdict, decoder_spec
+from adaptc.compiler.tuning import decoder_spec
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.ir.graph import OnnxGraph, sizes
-from adaptc.ir.program import EMPTY, Program, Run, Switch
+from adaptc.ir.program import EMPTY, Program
 from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
+from adaptc.runtime.bundle.gate_verdict import GateVerdict
 from adaptc.runtime.bundle.manifest import (
     GraphSpec,
     Manifest,
     ModelRecord,
     PassRecord,
-    PlanStep,
-    RouteRecord,
-    RouterRecord,
-    SwitchStep,
     TargetRecord,
     TensorSpec,
 )
+from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.multimodal.images import IMAGES
 from adaptc.sources.base import Source
 from adaptc.sources.images import image_spec
@@ -47,7 +43,7 @@ def publish(
     hashes: Mapping[str, str],
     versions: Mapping[str, str],
     into: Path,
-    verdicts: Mapping[str, Verdict] = EMPTY,
+    verdicts: Mapping[str, GateVerdict] = EMPTY,
     trained: Mapping[str, Path] = EMPTY,
 ) -> Bundle:
     """Write a program as a bundle.
@@ -81,9 +77,7 @@ def publish(
         reads = {name: data_files(graph, data, backbones, swappable=swappable) for name, graph in graphs.items()}
         for each in dict.fromkeys(each for names in reads.values() for each in names):
             files[f"graphs/{each}"] = Path(scratch) / each
-        for step in program.plan:
-            if isinstance(step, Switch) and step.router is not None:
-                files[f"gates/{step.gate}.safetensors"] = step.router.content
+        files |= program.router_weights
         files["spec.yaml"] = effective(spec).encode()
         files |= {f"gates/{name}.safetensors": path for name, path in trained.items() if name in program.gates}
         for name, content in next(iter(sources.values())).tokenizer_files().items():
@@ -95,7 +89,7 @@ def publish(
             adaptc=__version__,
             models={name: _model(source, hashes[name]) for name, source in sources.items()},
             passes=tuple(records),
-            plan=plan_steps(program),
+            plan=program.plan,
             graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
             gates={
                 name: replace(gates, dense=_dense(name) if name in twins else "")
@@ -104,9 +98,9 @@ def publish(
             modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
-            report=_measured(own, plan_steps(program), program)
-            | {"nodes": {name: sum(1 for _ in graph.model.graph.all_nodes()) for name, graph in graphs.items()}}
-            | ({"gates": {n: v.record() for n, v in verdicts.items()}} if verdicts else {}),
+            bytes_per_token=_bytes_per_token(program),
+            route_bytes=_route_bytes(program),
+            gate_verdicts=dict(verdicts),
         )
         files["report.json"] = report_json(manifest).encode()
         files["report.html"] = report_html(spec.name or "-".join(spec.models), manifest).encode()
@@ -130,27 +124,16 @@ def _model(source: Source, sha256: str) -> ModelRecord:
     return ModelRecord(source.origin, source.revision, source.licence(), source.config().model_type, sha256)
 
 
-def plan_steps(program: Program) -> tuple[PlanStep | SwitchStep, ...]:
-    """The plan as the manifest keeps it; a route's cost is that of its graph and of all that runs before it."""
-    steps: list[PlanStep | SwitchStep] = []
+def _route_bytes(program: Program) -> dict[str, dict[str, int]]:
+    """Weight bytes that a step reads on each route of each switch: its own graph's, and those of all steps before."""
+    routes: dict[str, dict[str, int]] = {}
     before = 0
     for step in program.plan:
         costs = {name: read_bytes_per_token(program.graph(name, OnnxGraph)) for name in step.graphs}
-        if isinstance(step, Run):
-            steps.append(PlanStep(step.graph))
-        else:
-            routes = {route: RouteRecord(name, before + costs[name]) for route, name in step.routes.items()}
-            steps.append(SwitchStep(step.gate, routes, _router(step)))
+        if isinstance(step, Switch):
+            routes[step.gate] = {route: before + costs[name] for route, name in step.routes.items()}
         before += max(costs.values())
-    return tuple(steps)
-
-
-def _router(step: Switch) -> RouterRecord | None:
-    router = step.router
-    if router is None:
-        return None
-    levels = tuple((cost, level if math.isfinite(level) else None) for cost, level in router.levels)
-    return RouterRecord(f"gates/{step.gate}.safetensors", router.threshold, levels, dict(router.bound))
+    return routes
 
 
 def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
@@ -161,6 +144,8 @@ def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -
         outputs=tuple(map(_tensor, main.outputs)),
         data=tuple(f"graphs/{each}" for each in data),
         decoder=decoder_spec(graph, backbone) if split is None else decoder_of(split, graph, backbone),
+        nodes=sum(1 for _ in main.all_nodes()),
+        skippable_bytes=tuple(skippable_bytes(graph)),
     )
 
 
@@ -169,16 +154,12 @@ def _tensor(value: ir.Value) -> TensorSpec:
     return TensorSpec(value.name or "", dtype, sizes(value))
 
 
-def _measured(
-    graphs: Mapping[str, OnnxGraph], plan: Sequence[PlanStep | SwitchStep], program: Program
-) -> dict[str, Any]:
-    switch = plan[-1]
-    costs = [route.bytes_per_token for route in switch.routes.values()] if isinstance(switch, SwitchStep) else []
+def _bytes_per_token(program: Program) -> int:
+    """Weight bytes that a step reads; of a stitched program, on its dearest route."""
+    last = program.plan[-1]
+    if isinstance(last, Switch):
+        return max(_route_bytes(program)[last.gate].values())
+    graphs = program.at_level(OnnxGraph)
     # An image's encoder runs once for an image: of a model that writes only its decoder, which has its name, counts.
     once = program.encoders if set(program.modal) & set(graphs) else frozenset()
-    writers = {name: graph for name, graph in graphs.items() if name not in once}
-    return {
-        # Of a stitched bundle, by its dearest route.
-        "bytes_per_token": max(costs) if costs else sum(map(read_bytes_per_token, writers.values())),
-        "skippable_bytes": {name: skippable_bytes(graph) for name, graph in graphs.items()},
-    }
+    return sum(read_bytes_per_token(graph) for name, graph in graphs.items() if name not in once)

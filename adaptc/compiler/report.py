@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import json
 from collections.abc import Iterator
 
 from adaptc.runtime.bundle.manifest import Manifest
+from adaptc.runtime.bundle.strict_json import to_json
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 52rem; margin: 3rem auto; padding: 0 1rem; color: #1d2433 }
@@ -30,7 +30,7 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     length = f", {target.max_tokens} tokens, batch {target.batch}" if writes else ""
     yield "target", f"{target.backend}, {target.weights} weights{length}"
     if writes:
-        yield "weights read per token", f"{manifest.report['bytes_per_token'] / 1e6:.1f} MB"
+        yield "weights read per token", f"{manifest.bytes_per_token / 1e6:.1f} MB"
     for name, modal in manifest.modal.items():
         yield f"subsets of {name}", ", ".join("+".join(subset.modalities) for subset in modal.subsets)
     twins = {gates.dense for gates in manifest.gates.values()}  # they share their graphs' caches
@@ -38,18 +38,18 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
         if graph.decoder is not None and name not in twins:
             cache = sum(2 * heads * width for heads, width in graph.decoder.kv) * graph.decoder.max_tokens * 4
             yield f"KV cache of {name}", f"{cache / 1e6:.1f} MB a row"
-        yield f"graph {name}", f"{manifest.report['nodes'][name]} nodes"
+        yield f"graph {name}", f"{graph.nodes} nodes"
     for name, gates in manifest.gates.items():
         yield f"gates of {name}", f"{gates.policy}, {len(gates.layers)} of {gates.blocks} feed-forward blocks"
-    for name, found in manifest.report.get("gates", {}).items():
-        yield f"{'kept' if found['kept'] else 'removed'} gates of {name}", found["why"]
-        for each in found.get("each", []):
-            yield f"gate of layer {each['layer']}", each["why"]
-        for each in found.get("rows", []):
-            times = f"{each['adaptive'] * 1e3:.2f} ms skipping, {each['dense'] * 1e3:.2f} ms running every block"
-            yield f"{each['rows']} rows in a step", times
-    for name, found in manifest.report.get("gates_replaced", {}).items():
-        yield f"gates of {name} replaced", f"by {found['file']}, sha256 {found['sha256'][:16]}"
+    for name, verdict in manifest.gate_verdicts.items():
+        yield f"{'kept' if verdict.pays else 'removed'} gates of {name}", verdict.why
+        for decision in verdict.each:
+            yield f"gate of layer {decision.layer}", decision.why
+        for times in verdict.rows:
+            both = f"{times.adaptive * 1e3:.2f} ms skipping, {times.dense * 1e3:.2f} ms running every block"
+            yield f"{times.rows} rows in a step", both
+    for name, gates_file in manifest.replaced_gates.items():
+        yield f"gates of {name} replaced", f"by {gates_file.file}, sha256 {gates_file.sha256[:16]}"
     size = sum(record.bytes for record in manifest.files.values())
     if size:
         yield "bundle", f"{size / 1e6:.1f} MB in {len(manifest.files)} files"
@@ -57,8 +57,9 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def report_json(manifest: Manifest) -> str:
     """What was done and measured, for programs."""
-    keys = ("models", "target", "passes", "versions", "report")
-    content = dataclasses.asdict(manifest)
+    measured = ("bytes_per_token", "route_bytes", "gate_verdicts", "replaced_gates")
+    keys = ("models", "target", "passes", "versions", *measured)
+    content = to_json(manifest)
     return json.dumps({key: content[key] for key in keys}, indent=2) + "\n"
 
 

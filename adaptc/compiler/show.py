@@ -94,18 +94,11 @@ def bundle_text(path: Path) -> str:
     import onnx_ir as ir
 
     from adaptc.ir.graph import OnnxGraph
-    from adaptc.ir.program import Run, Switch
-    from adaptc.runtime.bundle.folder import PlanStep, open_bundle
+    from adaptc.runtime.bundle.folder import open_bundle
 
     manifest = open_bundle(path).manifest
     graphs = {name: OnnxGraph(ir.load(path / spec.file)) for name, spec in manifest.graphs.items()}
-    plan = (
-        Run(step.run)
-        if isinstance(step, PlanStep)
-        else Switch(step.switch, {name: route.graph for name, route in step.routes.items()})
-        for step in manifest.plan
-    )
-    return str(Program(graphs, tuple(plan)))
+    return str(Program(graphs, manifest.plan))
 
 
 def page(title: str, taken: Sequence[Snapshot]) -> str:

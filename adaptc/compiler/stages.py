@@ -7,9 +7,8 @@ Capturing and translating take most of a compile and need no weight. So what the
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,42 @@ from adaptc.errors import SpecError
 from adaptc.families.model import multimodal_of, text_of
 from adaptc.ir.blocks_file import load_blocks, save_blocks
 from adaptc.ir.graph import OnnxGraph
-from adaptc.ir.modal import modal_from_json
-from adaptc.ir.program import Backbone, Program, Run, Switch
-from adaptc.ir.router import Router
+from adaptc.ir.program import Backbone, Program
 from adaptc.passes.base import Pass, Pipeline, Step
-from adaptc.runtime.bundle.manifest import PassRecord
+from adaptc.runtime.bundle.manifest import ModalSpec, PassRecord
+from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.bundle.skip_gates import SkipGates
+from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import CalibrationText, calibration_text
 from adaptc.sources.module import ModuleSource
 from adaptc.sources.vocabulary import vocabulary
 from adaptc.spec.schema import Spec
 
-BLOCKS = "blocks.safetensors"
+BLOCKS, PROGRAM = "blocks.safetensors", "program.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredProgram:
+    """A program in the cache, but for its graphs, codes and weights, which have files of their own.
+
+    Attributes:
+        plan: As in the program.
+        backbones: The model in the spec that each graph's head is of, by graph name.
+        modal: As in the program.
+        history: As in the program.
+        gates: As in the program.
+        routers: Names of the routers' files in a bundle.
+        records: The passes as they ran.
+    """
+
+    plan: tuple[Run | Switch, ...]
+    backbones: Mapping[str, str]
+    modal: Mapping[str, ModalSpec]
+    history: tuple[str, ...]
+    gates: Mapping[str, SkipGates]
+    routers: tuple[str, ...]
+    records: tuple[PassRecord, ...]
 
 
 def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, stage: Callable[[str], None]) -> Program:
@@ -142,60 +164,38 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
     if program.blocks:
         save_blocks(program.blocks, path / BLOCKS)
     origins = {name: backbone(source, shared=len(sources) > 1) for name, source in sources.items()}
-    about = {
-        "plan": [_step_json(step, path) for step in program.plan],
-        "backbones": {
-            name: next(n for n, t in origins.items() if t == each) for name, each in program.backbones.items()
-        },
-        "modal": {name: asdict(modal) for name, modal in program.modal.items()},
-        "history": program.history,
-        "gates": {name: asdict(gates) for name, gates in program.gates.items()},
-        "records": [[r.name, r.options, r.changed, r.seconds] for r in records],
-    }
-    (path / "program.json").write_text(json.dumps(about))
+    for file, content in program.router_weights.items():
+        (path / Path(file).name).write_bytes(content)
+    stored = StoredProgram(
+        plan=program.plan,
+        backbones={name: next(n for n, t in origins.items() if t == each) for name, each in program.backbones.items()},
+        modal=program.modal,
+        history=program.history,
+        gates=program.gates,
+        routers=tuple(program.router_weights),
+        records=tuple(records),
+    )
+    (path / PROGRAM).write_text(dumps(stored))
 
 
 def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[PassRecord]]:
-    about = json.loads((path / "program.json").read_text())
-    plan = tuple(_step(step, path) for step in about["plan"])
+    stored = loads(StoredProgram, (path / PROGRAM).read_bytes())
     graphs = {}
-    for name in (name for step in plan for name in step.graphs):
+    for name in (name for step in stored.plan for name in step.graphs):
         model = ir.load(path / f"{name}.onnx")
         _attach(model, _weights_of(name, sources))
         graphs[name] = OnnxGraph(model)
-    backbones = {name: backbone(sources[source]) for name, source in about["backbones"].items()}
-    records = [PassRecord(*fields) for fields in about["records"]]
-    blocks = load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {}
-    gates = {name: _gates(**fields) for name, fields in about["gates"].items()}
-    modal = {name: modal_from_json(fields) for name, fields in about["modal"].items()}
-    program = Program(graphs, plan, backbones, blocks=blocks, gates=gates, history=tuple(about["history"]), modal=modal)
-    return program, records
-
-
-def _step_json(step: Run | Switch, path: Path) -> dict[str, Any]:
-    if isinstance(step, Run):
-        return {"run": step.graph}
-    router = None
-    if step.router is not None:
-        (path / f"{step.gate}.safetensors").write_bytes(step.router.content)
-        router = {"threshold": step.router.threshold, "levels": step.router.levels, "bound": dict(step.router.bound)}
-    return {"switch": step.gate, "routes": dict(step.routes), "router": router}
-
-
-def _step(step: Mapping[str, Any], path: Path) -> Run | Switch:
-    if "run" in step:
-        return Run(step["run"])
-    router = None
-    if step["router"] is not None:
-        content = (path / f"{step['switch']}.safetensors").read_bytes()
-        levels = tuple((cost, level) for cost, level in step["router"]["levels"])
-        router = Router(content, step["router"]["threshold"], levels, step["router"]["bound"])
-    return Switch(step["switch"], step["routes"], router)
-
-
-def _gates(layers: list[int], thresholds: list[tuple[float, float]], **fields: Any) -> SkipGates:
-    """Gates from their JSON, where -inf is Python's -Infinity."""
-    return SkipGates(layers=tuple(layers), thresholds=tuple((share, level) for share, level in thresholds), **fields)
+    program = Program(
+        graphs,
+        stored.plan,
+        backbones={name: backbone(sources[source]) for name, source in stored.backbones.items()},
+        blocks=load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {},
+        gates=stored.gates,
+        router_weights={file: (path / Path(file).name).read_bytes() for file in stored.routers},
+        history=stored.history,
+        modal=stored.modal,
+    )
+    return program, list(stored.records)
 
 
 def _weights_of(graph: str, sources: Mapping[str, Source]) -> Mapping[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from adaptc.errors import BundleError
 from adaptc.ir.gates_file import Card, load_card, load_gates
 from adaptc.passes.quantize.blockwise import Bits, quantize_blocks
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
+from adaptc.runtime.bundle.manifest import GatesFile
 from adaptc.runtime.model.budget import DENSE
 from adaptc.spec.reading import read_spec
 
@@ -74,7 +75,7 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
     manifest = replace(
         bundle.manifest,
         gates=bundle.manifest.gates | {name: gates},
-        report=bundle.manifest.report | {"gates_replaced": {name: {"file": path.name, "sha256": digest}}},
+        replaced_gates={name: GatesFile(path.name, digest)},
     )
     spec = read_spec(bundle.path / "spec.yaml")
     files: dict[str, Path | bytes] = {file: bundle.path / file for file in bundle.manifest.files}

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
-from adaptc.compiler.tuning_each import Decided, Ids, decide, remeasured, stepwise
+from adaptc.compiler.tuning_each import Ids, decide, remeasured, stepwise
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.graph import OnnxGraph, sizes
 from adaptc.ir.program import EMPTY, Backbone, Program
 from adaptc.passes.skip_ffn.conditionals import conditionals, grouped, run_always
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+from adaptc.runtime.bundle.gate_verdict import GateVerdict, Payoff, RowTimes
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
@@ -44,88 +43,7 @@ CONTEXT = 64
 """Tokens in the cache while it is timed, or as many as leave room for the steps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Payoff:
-    """Times of a decode step, in seconds, batch 1: the 20th percentile, as other programs only ever slow a step.
-
-    Attributes:
-        dense: Of the same graph without gates.
-        run: With gates, when every block runs.
-        skipped: With gates, when every block with a gate is skipped.
-        gates: Number of gates.
-        shared: With all blocks under the first gate's decision, when every block runs; 0 if it was not timed.
-    """
-
-    dense: float
-    run: float
-    skipped: float
-    gates: int
-    shared: float = 0.0
-
-    @property
-    def branch(self) -> float:
-        """Seconds of a conditional without a gate of its own; never more than one with it."""
-        if self.gates < 2 or not self.shared:
-            return self.cost
-        return min(self.cost, max(0.0, self.shared - self.dense - self.cost) / (self.gates - 1))
-
-    @property
-    def cost(self) -> float:
-        """Seconds a gate and its conditional take; 0 if it cannot be told from the noise."""
-        return max(0.0, self.run - self.dense) / self.gates
-
-    @property
-    def gain(self) -> float:
-        """Seconds that a skipped block saves, its gate's cost not counted."""
-        return (self.run - self.skipped) / self.gates
-
-    @property
-    def break_even(self) -> float:
-        """Share of tokens for which a gate must skip its block to pay for itself; above 1 it never does."""
-        return self.cost / self.gain if self.gain > 0 else float("inf")
-
-    def verdict(self, gates: SkipGates) -> tuple[bool, str]:
-        """Whether these gates pay at their smallest budget, and a sentence that says why."""
-        most = gates.thresholds[-1][0] * gates.blocks / len(gates.layers) if gates.thresholds else 0.0
-        micro = f"a gate costs {self.cost * 1e6:.1f} µs a token, a skipped block saves {self.gain * 1e6:.1f} µs"
-        if most > self.break_even:
-            return True, f"{micro}: it pays above {self.break_even:.0%} skipped, and up to {most:.0%} are"
-        needed = f"above {self.break_even:.0%} skipped" if self.break_even <= 1 else "never"
-        return False, f"{micro}: it pays {needed}, and at most {most:.0%} are"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What was measured of a graph's gates, and what came of it.
-
-    Attributes:
-        payoff: The times.
-        pays: Whether gates were kept.
-        why: A sentence.
-        each: What became of each gate, if they were judged one by one.
-        rows: By rows of a step, its seconds at half the budget and with every block run; as far as it was timed.
-    """
-
-    payoff: Payoff
-    pays: bool
-    why: str
-    each: tuple[Decided, ...] = ()
-    rows: tuple[tuple[int, float, float], ...] = ()
-
-    def record(self) -> dict[str, Any]:
-        """For `report` in the manifest; times in seconds."""
-        times = asdict(self.payoff)
-        even = self.payoff.break_even
-        return times | {
-            "break_even": even if math.isfinite(even) else None,
-            "kept": self.pays,
-            "why": self.why,
-            "each": [decided.record() for decided in self.each],
-            "rows": [{"rows": rows, "adaptive": given, "dense": dense} for rows, given, dense in self.rows],
-        }
-
-
-def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> tuple[Program, dict[str, Verdict]]:
+def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> tuple[Program, dict[str, GateVerdict]]:
     """Measure the gates of every graph; group or take out those that do not pay.
 
     Args:
@@ -136,14 +54,14 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
     Returns:
         The program; and by graph name what was found.
     """
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, GateVerdict] = {}
     for name, gates in program.gates.items():
         graph = program.graph(name, OnnxGraph)
         decoder = decoder_spec(graph, program.backbones[name])
         if decoder is None or not conditionals(graph):
             continue
         found = payoff(graph, decoder)
-        verdict = Verdict(found, *found.verdict(gates))
+        verdict = GateVerdict(found, *found.verdict(gates))
         if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
             graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text)
         if verdict.pays and batch > 1:
@@ -158,8 +76,8 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
 
 
 def _one_by_one(
-    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: Verdict, ids: Ids
-) -> tuple[OnnxGraph, SkipGates, Verdict]:
+    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: GateVerdict, ids: Ids
+) -> tuple[OnnxGraph, SkipGates, GateVerdict]:
     """Keep, group or remove each gate; thresholds of what is left are measured again."""
     times = verdict.payoff
     with running({"gated": graph}, decoder, gates) as [gated]:
@@ -183,8 +101,8 @@ def _one_by_one(
 
 
 def _by_rows(
-    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: Verdict, batch: int
-) -> tuple[SkipGates, Verdict]:
+    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: GateVerdict, batch: int
+) -> tuple[SkipGates, GateVerdict]:
     """Find up to how many rows of a step skipping is quicker than running every block of the same graph."""
     level = gates.thresholds[len(gates.thresholds) // 2][1]
     found: list[tuple[int, float, float]] = []
@@ -201,7 +119,7 @@ def _by_rows(
             if found[-1][1] > WORTH * found[-1][2]:
                 break
             most = rows
-    return replace(gates, rows=most), replace(verdict, rows=tuple(found))
+    return replace(gates, rows=most), replace(verdict, rows=tuple(RowTimes(*each) for each in found))
 
 
 def decoder_spec(graph: OnnxGraph, backbone: Backbone) -> DecoderSpec | None:

@@ -7,13 +7,12 @@ one decision, the first one's: then only its gate is computed, and the others co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.backends.host.decoder import HostDecoder
+from adaptc.runtime.bundle.gate_verdict import GateDecision
 from adaptc.runtime.model.budget import DENSE
 
 Ids = npt.NDArray[np.int64]
@@ -23,28 +22,7 @@ AGREE = 0.8
 """Neighbours are grouped only if their gates say the same for at least so many tokens: else quality would suffer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """What became of one gate.
-
-    Attributes:
-        layer: Its layer.
-        rate: Share of tokens that it skipped at the smallest budget, on calibration text.
-        leader: The layer whose gate decides; its own if it was kept, None if it was removed.
-        why: A sentence.
-    """
-
-    layer: int
-    rate: float
-    leader: int | None
-    why: str
-
-    def record(self) -> dict[str, Any]:
-        """For the report."""
-        return {"layer": self.layer, "rate": round(self.rate, 4), "leader": self.leader, "why": self.why}
-
-
-def decide(layers: Sequence[int], ran: Ran, cost: float, branch: float, gain: float) -> list[Decided]:
+def decide(layers: Sequence[int], ran: Ran, cost: float, branch: float, gain: float) -> list[GateDecision]:
     """Keep, group or remove each gate.
 
     Args:
@@ -55,16 +33,18 @@ def decide(layers: Sequence[int], ran: Ran, cost: float, branch: float, gain: fl
         gain: Seconds that a skipped block saves.
     """
     rates = (~ran).mean(0) if len(ran) else np.zeros(len(layers))
-    found: list[Decided | None] = [None] * len(layers)
+    found: list[GateDecision | None] = [None] * len(layers)
 
-    def said(place: int, leader: int | None, verdict: str) -> Decided:
+    def decision(place: int, leader: int | None, verdict: str) -> GateDecision:
         micro = f"skips {rates[place]:.0%} of tokens, which saves {rates[place] * gain * 1e6:.1f} µs a token"
-        return Decided(layers[place], float(rates[place]), leader, f"{verdict}: {micro} and costs {cost * 1e6:.1f} µs")
+        return GateDecision(
+            layers[place], float(rates[place]), leader, f"{verdict}: {micro} and costs {cost * 1e6:.1f} µs"
+        )
 
     at = 0
     while at < len(layers):
         if rates[at] * gain > cost:
-            found[at] = said(at, layers[at], "kept")
+            found[at] = decision(at, layers[at], "kept")
             at += 1
             continue
         end = at + 1
@@ -74,10 +54,10 @@ def decide(layers: Sequence[int], ran: Ran, cost: float, branch: float, gain: fl
         if count > 1 and count * rates[at] * gain > cost + (count - 1) * branch:
             for place in range(at, end):
                 verdict = f"grouped, decided by the gate of layer {layers[at]}" if place > at else "kept for its group"
-                found[place] = said(place, layers[at], verdict)
+                found[place] = decision(place, layers[at], verdict)
         else:
             for place in range(at, end):
-                found[place] = said(place, None, "removed")
+                found[place] = decision(place, None, "removed")
         at = end
     return [each for each in found if each is not None]
 

@@ -136,7 +136,7 @@ def bundle_perplexity(
     if not sum(len(each.ran) for each in skips):
         return found
     whole = Skips(np.concatenate([each.ran for each in skips]), skips[0].blocks)
-    skippable = np.array(bundle.manifest.report["skippable_bytes"][name])
+    skippable = np.array(bundle.manifest.graphs[name].skippable_bytes)
     return replace(found, ffn_skipped=whole.share, bytes_not_read=float((~whole.ran @ skippable).mean()))
 
 

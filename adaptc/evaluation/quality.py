@@ -83,7 +83,7 @@ def quality(
     found: dict[str, dict[str, Any]] = {}
     for way in ways:
         name = way or ("router" if wanted else "")
-        cost = costs.get(way or "") if wanted else bundle.manifest.report.get("bytes_per_token")
+        cost = costs.get(way or "") if wanted else bundle.manifest.bytes_per_token
         found[name] = {"bytes_per_token": cost} if cost is not None else {}
         if tasks.ids is not None:
             stage(f"{name or 'bundle'}: perplexity")

@@ -55,8 +55,8 @@ class Stitched:
         sources = sources_of(bundle, base)
 
         from adaptc.compiler.stages import program_from_sources
-        from adaptc.ir.program import Switch
         from adaptc.passes.base import Pipeline
+        from adaptc.runtime.bundle.plan import Switch
         from adaptc.sources.calibration_text import calibration_text
         from adaptc.spec.passes import build_passes
         from adaptc.spec.reading import read_spec

@@ -11,8 +11,7 @@ from adaptc.runtime.bundle.folder import Bundle
 def route_bytes(bundle: Bundle) -> dict[str, int]:
     """Bytes of weights that a decoded token reads on each route; empty for a bundle without routes."""
     switch = bundle.manifest.switch
-    routes = {} if switch is None else switch.routes
-    return {name: route.bytes_per_token for name, route in routes.items()}
+    return {} if switch is None else bundle.manifest.route_bytes[switch.gate]
 
 
 def has_router(bundle: Bundle) -> bool:
@@ -35,15 +34,13 @@ def routes_of(bundle: Bundle, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(wanted or there)
 
 
-def bytes_per_token(bundle: Bundle, shares: Mapping[str, float]) -> float | None:
+def bytes_per_token(bundle: Bundle, shares: Mapping[str, float]) -> float:
     """Bytes of weights that a decoded token reads, on average.
 
     Args:
         bundle: An opened bundle.
         shares: By route, the share of tokens that go it; empty for a bundle without routes.
 
-    Returns:
-        None if the bundle's report does not say.
     """
     costs = route_bytes(bundle)
-    return sum(costs[name] * share for name, share in shares.items()) or bundle.manifest.report.get("bytes_per_token")
+    return sum(costs[name] * share for name, share in shares.items()) or bundle.manifest.bytes_per_token

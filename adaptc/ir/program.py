@@ -14,56 +14,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from adaptc.ir.graph import Graph
-    from adaptc.ir.modal import ModalSpec
     from adaptc.ir.partitions import Split
-    from adaptc.ir.router import Router
     from adaptc.passes.quantize.blockwise import Blocks
+    from adaptc.runtime.bundle.manifest import ModalSpec
+    from adaptc.runtime.bundle.plan import Run, Switch
     from adaptc.runtime.bundle.skip_gates import SkipGates
 
 G = TypeVar("G", bound="Graph")
 EMPTY: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Plan step: run a graph once.
-
-    Attributes:
-        graph: Its name in the program.
-    """
-
-    graph: str
-
-    @property
-    def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs that may run."""
-        return (self.graph,)
-
-    def __str__(self) -> str:
-        return f"run {self.graph}"
-
-
-@dataclass(frozen=True, slots=True)
-class Switch:
-    """Plan step: run one of several graphs, the same one for the whole of a request.
-
-    Attributes:
-        gate: What picks the route.
-        routes: The graph of each route; the first is taken where nothing picks.
-        router: How the gate decides; None if a request must name its route, or takes the first.
-    """
-
-    gate: str
-    routes: Mapping[str, str]
-    router: Router | None = None
-
-    @property
-    def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs that may run."""
-        return tuple(self.routes.values())
-
-    def __str__(self) -> str:
-        return f"switch {self.gate}: " + ", ".join(f"{route} -> {graph}" for route, graph in self.routes.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +64,7 @@ class Program:
         gates: By graph name, where blocks may be skipped.
         modal: By model name, which of the plan's graphs run for which of its modalities.
         regions: By graph name, the pieces that become engines.
+        router_weights: Content of each router's file, by the file's name in the bundle (`RouterRecord.file`).
         history: Names of the passes that changed it.
     """
 
@@ -116,6 +75,7 @@ class Program:
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
     gates: Mapping[str, SkipGates] = field(default_factory=lambda: EMPTY)
     regions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
+    router_weights: Mapping[str, bytes] = field(default_factory=lambda: EMPTY)
     history: tuple[str, ...] = ()
     modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
 

@@ -14,10 +14,10 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
-from adaptc.ir.modal import ModalitySpec, ModalSpec, SubsetSpec
 from adaptc.ir.place import FEATURES, PATCHES, PIXELS, PLACES, POSITIONS
 from adaptc.passes.drop_modality import stand_ins
 from adaptc.passes.drop_modality.graph import Cut, cut, extract, head
+from adaptc.runtime.bundle.manifest import ModalitySpec, ModalSpec, SubsetSpec
 
 IDS = "input_ids"
 _BESIDE = {POSITIONS: IDS, PATCHES: PIXELS, PLACES: PIXELS}

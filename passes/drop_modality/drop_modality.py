@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
-from adaptc.ir.modal import ModalitySpec, ModalSpec, SubsetSpec
-from adaptc.ir.program import Program, Run, Switch
+from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
+from adaptc.runtime.bundle.manifest import ModalitySpec, ModalSpec, SubsetSpec
+from adaptc.runtime.bundle.plan import Run, Switch
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from adaptc.errors import PassError
-from adaptc.ir.router import Router
+from adaptc.runtime.bundle.plan import RouterRecord
 
 if TYPE_CHECKING:
     from adaptc.passes.stitch.stitch import Routing
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 CARD = "adaptc.router"
 PREDICTED, LOST = "held_out.predicted", "held_out.lost"
+ROUTER_FILE = "gates/router.safetensors"
+"""Name of a router's file in a bundle."""
+
 LEVELS = 32
 """Points of the table that a budget moves along."""
 
@@ -72,7 +75,7 @@ class HeldOut:
         return [-math.inf, *np.unique(points).tolist(), math.inf]
 
 
-def calibrated(routing: Routing, costs: Mapping[str, float]) -> Router:
+def calibrated(routing: Routing, costs: Mapping[str, float]) -> RouterRecord:
     """A router with the threshold that was asked for.
 
     Args:
@@ -82,17 +85,17 @@ def calibrated(routing: Routing, costs: Mapping[str, float]) -> Router:
     Raises:
         PassError: the file is missing, damaged or of other routes, or what was asked for cannot be met.
     """
-    content, held_out = read(Path(routing.weights), costs)
+    held_out = read(Path(routing.weights), costs)
     threshold, bound = _threshold(routing, held_out)
     levels = [(held_out.cost(level), level) for level in held_out.thresholds()]
     falling = [point for place, point in enumerate(levels) if place == 0 or point[0] < levels[place - 1][0]]
     kept = falling[:: max(1, len(falling) // LEVELS)]
     found = {"mean_cost": held_out.cost(threshold), "share": held_out.share(threshold), "prompts": len(held_out.lost)}
-    return Router(content, threshold, tuple(kept), bound | found)
+    return RouterRecord(ROUTER_FILE, threshold, tuple(kept), bound | found)
 
 
-def read(path: Path, costs: Mapping[str, float]) -> tuple[bytes, HeldOut]:
-    """A router's file, and what it holds of held-out prompts.
+def read(path: Path, costs: Mapping[str, float]) -> HeldOut:
+    """What a router's file holds of held-out prompts.
 
     Raises:
         PassError: as `calibrated`.
@@ -110,7 +113,7 @@ def read(path: Path, costs: Mapping[str, float]) -> tuple[bytes, HeldOut]:
     if card["routes"] != list(costs):
         raise PassError(f"{path.name}: a router of {', '.join(card['routes'])}; the routes are {', '.join(costs)}")
     most = max(costs.values())
-    return content, HeldOut(predicted, lost, np.array([cost / most for cost in costs.values()], np.float32))
+    return HeldOut(predicted, lost, np.array([cost / most for cost in costs.values()], np.float32))
 
 
 def _threshold(routing: Routing, held_out: HeldOut) -> tuple[float, dict[str, Any]]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adaptc.errors import LoadError, PassError
 from adaptc.ir.graph import FxGraph
-from adaptc.ir.program import Program, Run, Switch
+from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.stitch.seams import Join
+from adaptc.runtime.bundle.plan import RouterRecord, Run, Switch
 
 if TYPE_CHECKING:
     import torch
@@ -187,13 +188,15 @@ class Stitch(Pass):
             name: program.backbones[plan.head(name)] for name in graphs if plan.head(name) in program.backbones
         }
         routes = {route: f"tail.{route}" for route in self.routes}
+        router, router_weights = self._router(plan)
         return replace(
             program,
             graphs=graphs,
-            plan=(Run(TRUNK), Switch(GATE, routes, self._router(plan))),
+            plan=(Run(TRUNK), Switch(GATE, routes, router)),
             backbones=backbones,
             samples={TRUNK: program.samples[plan.trunk]} if plan.trunk in program.samples else {},
             gates=plan.gates(program.gates),
+            router_weights=router_weights,
         )
 
     def _weights(self, plan: Layout, program: Program) -> dict[str, torch.Tensor]:
@@ -223,12 +226,14 @@ class Stitch(Pass):
                 raise PassError(f"{file}: {name}: {found}; shape {list(shape)} is right: train for these routes")
         return {name: weights[name] for name in wanted}
 
-    def _router(self, plan: Layout) -> Any:
+    def _router(self, plan: Layout) -> tuple[RouterRecord | None, dict[str, bytes]]:
+        """The router, and its file's content by the file's name in the bundle; none if requests name their routes."""
         if self.router is None:
-            return None
+            return None, {}
         from adaptc.passes.stitch.routing import calibrated
 
-        return calibrated(self.router, plan.costs())
+        record = calibrated(self.router, plan.costs())
+        return record, {record.file: Path(self.router.weights).read_bytes()}
 
 
 def route_sources(route: Route) -> tuple[Source, ...]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.partitions import Split
-from adaptc.ir.program import Program, Run, Switch
+from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.emit import PRODUCT, REGION
 from adaptc.passes.match import path
@@ -20,6 +20,7 @@ from adaptc.passes.skip_ffn.branch import choices, serving_only
 from adaptc.passes.targets.piece import FREE, Shared
 from adaptc.passes.targets.stages import Part, in_stages
 from adaptc.runtime.bundle.partitions import Call, Step, When
+from adaptc.runtime.bundle.plan import Run, Switch
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,45 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from adaptc.runtime.bundle.manifest import (
-    SCHEMA,
-    DecoderSpec,
-    FileRecord,
-    GraphSpec,
-    JsonObject,
-    Manifest,
-    ModelRecord,
-    PassRecord,
-    PlanStep,
-    RouteRecord,
-    RouterRecord,
-    SwitchStep,
-    TargetRecord,
-    TensorSpec,
-)
+from adaptc.runtime.bundle.manifest import FileRecord, Manifest
+from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.bundle.replace import replace_folder
 from adaptc.runtime.errors import BundleError
-
-__all__ = [
-    "SCHEMA",
-    "Bundle",
-    "DecoderSpec",
-    "FileRecord",
-    "GraphSpec",
-    "JsonObject",
-    "Manifest",
-    "ModelRecord",
-    "PassRecord",
-    "PlanStep",
-    "RouteRecord",
-    "RouterRecord",
-    "SwitchStep",
-    "TargetRecord",
-    "TensorSpec",
-    "check_destination",
-    "open_bundle",
-    "write_bundle",
-]
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 20  # bytes read at a time: large enough to hash at full speed, small enough not to matter
@@ -207,9 +172,13 @@ def _check_references(manifest: Manifest) -> None:
         for name in step.graphs:
             if name not in manifest.graphs:
                 raise BundleError(f"plan[{index}]: no graph {name!r}; there are: {', '.join(manifest.graphs)}")
-        if isinstance(step, SwitchStep):
+        if isinstance(step, Switch):
             if not step.routes:
                 raise BundleError(f"plan[{index}]: routes: none; at least one is needed")
+            if manifest.route_bytes.get(step.gate, {}).keys() != step.routes.keys():
+                raise BundleError(
+                    f"route_bytes.{step.gate}: other routes than the plan's; {', '.join(step.routes)} are right"
+                )
             if step.router is not None and step.router.file not in manifest.files:
                 raise BundleError(f"plan[{index}]: {step.router.file!r} is not among the bundle's files")
 

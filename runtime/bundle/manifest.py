@@ -10,12 +10,15 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from adaptc.runtime.bundle.gate_verdict import GateVerdict
+from adaptc.runtime.bundle.plan import Run, Switch
+from adaptc.runtime.bundle.schema2 import upgraded
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.bundle.strict_json import parse, read_json, to_json
 from adaptc.runtime.errors import BundleError
 
-SCHEMA = 2
-"""The version of `manifest.json` this adaptc writes, and the only one it reads."""
+SCHEMA = 3
+"""The version of `manifest.json` that this adaptc writes; it reads version 2 as well (`schema2.py`)."""
 
 JsonObject = dict[str, Any]
 """A JSON object the runtime carries but does not interpret."""
@@ -67,6 +70,8 @@ class GraphSpec:
         outputs: In the graph's order.
         data: External data files the graph reads, relative to the bundle; graphs may share them.
         decoder: Set if the graph follows the decoder form of docs/bundle.md.
+        nodes: Number of nodes, those inside branches included.
+        skippable_bytes: Weight bytes that each gate of the graph saves when its block is skipped, in order.
     """
 
     file: str
@@ -74,6 +79,8 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     data: tuple[str, ...]
     decoder: DecoderSpec | None
+    nodes: int = 0
+    skippable_bytes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,69 +146,6 @@ class PassRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class PlanStep:
-    """One step of the plan: run the graph of this name."""
-
-    run: str
-
-    @property
-    def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs that may run."""
-        return (self.run,)
-
-
-@dataclass(frozen=True, slots=True)
-class RouteRecord:
-    """One route of a switch.
-
-    Attributes:
-        graph: What it runs.
-        bytes_per_token: Weight bytes a decode step of one row reads, the step before the switch included.
-    """
-
-    graph: str
-    bytes_per_token: int
-
-
-@dataclass(frozen=True, slots=True)
-class RouterRecord:
-    """What picks a route.
-
-    Attributes:
-        file: Its weights, as safetensors.
-        threshold: A request takes the cheapest route whose predicted loss is at most this, in nats a token.
-        levels: (mean cost as a share of the dearest route's, threshold), the cost falling; a null threshold is -inf at
-            cost 1 and inf below. A budget moves along it.
-        bound: What the threshold was calibrated to, and how it was shown.
-    """
-
-    file: str
-    threshold: float
-    levels: tuple[tuple[float, float | None], ...]
-    bound: JsonObject
-
-
-@dataclass(frozen=True, slots=True)
-class SwitchStep:
-    """One step of the plan: run one of several graphs, the same one for a whole request.
-
-    Attributes:
-        switch: Name of the gate that picks.
-        routes: By name; the first is taken where nothing picks.
-        router: What picks; null if nothing does.
-    """
-
-    switch: str
-    routes: dict[str, RouteRecord]
-    router: RouterRecord | None
-
-    @property
-    def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs that may run."""
-        return tuple(route.graph for route in self.routes.values())
-
-
-@dataclass(frozen=True, slots=True)
 class TargetRecord:
     """What the bundle was compiled for."""
 
@@ -209,6 +153,14 @@ class TargetRecord:
     weights: str
     max_tokens: int
     batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class GatesFile:
+    """A file of trained gates, as it was put into the bundle in the place of another: its name and its hash (hex)."""
+
+    file: str
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +186,11 @@ class Manifest:
         modal: By the name of the model that runs on subsets of its modalities.
         target: What the bundle was compiled for.
         versions: Versions of the libraries that took part.
-        report: What was measured while compiling.
+        bytes_per_token: Weight bytes that a decode step of one row reads with every block run; of several routes, by
+            the dearest.
+        route_bytes: The same of each route, by the name of the switch's gate; the steps before it are included.
+        gate_verdicts: Whether skip gates paid, by the name of the graph that had them.
+        replaced_gates: Gates that were put in after compiling, by the name of the graph.
         files: Every other file of the bundle; filled in by `write_bundle`.
     """
 
@@ -242,12 +198,15 @@ class Manifest:
     adaptc: str
     models: dict[str, ModelRecord]
     passes: tuple[PassRecord, ...]
-    plan: tuple[PlanStep | SwitchStep, ...]
+    plan: tuple[Run | Switch, ...]
     graphs: dict[str, GraphSpec]
     gates: dict[str, SkipGates]
     target: TargetRecord
     versions: dict[str, str]
-    report: JsonObject
+    bytes_per_token: int
+    route_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
+    gate_verdicts: dict[str, GateVerdict] = field(default_factory=dict)
+    replaced_gates: dict[str, GatesFile] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     modal: dict[str, ModalSpec] = field(default_factory=dict)
 
@@ -258,9 +217,9 @@ class Manifest:
         return next((name for name in names if self.graphs[name].decoder is not None), names[0])
 
     @property
-    def switch(self) -> SwitchStep | None:
+    def switch(self) -> Switch | None:
         """Where the plan divides into routes; None if it does not."""
-        return next((step for step in self.plan if isinstance(step, SwitchStep)), None)
+        return next((step for step in self.plan if isinstance(step, Switch)), None)
 
     def to_json(self) -> str:
         """The text of `manifest.json`, sealed with a hash of its own content.
@@ -285,13 +244,13 @@ class Manifest:
         content = parse(text)
         if not isinstance(content, dict) or "schema" not in content:
             raise BundleError("not a manifest: no key 'schema'")
-        if content["schema"] != SCHEMA:
+        if content["schema"] not in (2, SCHEMA):
             raise BundleError(
-                f"schema: {content['schema']!r}; this adaptc reads {SCHEMA}: compile again, or install the "
+                f"schema: {content['schema']!r}; this adaptc reads 2 and {SCHEMA}: compile again, or install the "
                 "adaptc that wrote it"
             )
         seal = content.pop("sha256", None)
-        manifest = read_json(Manifest, content)
+        manifest = read_json(Manifest, upgraded(content) if content["schema"] == 2 else content)
         if seal != _seal(content):
             raise BundleError("changed since it was written; compile again")
         return manifest

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, PlanStep, SwitchStep
+from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest
+from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.errors import BundleError
 
 
@@ -17,12 +18,12 @@ def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
     encoders = {each.encoder for modal in manifest.modal.values() for each in modal.modalities.values()}
     first, *rest = (step for step in manifest.plan if step.graphs[0] not in encoders)
     graph = manifest.graphs[first.graphs[0]]
-    whole = not rest or (len(rest) == 1 and isinstance(rest[0], SwitchStep))
-    if not whole or not isinstance(first, PlanStep) or graph.decoder is None:
+    whole = not rest or (len(rest) == 1 and isinstance(rest[0], Switch))
+    if not whole or not isinstance(first, Run) or graph.decoder is None:
         raise BundleError(
             f"{bundle.path}: its plan is not one decoder, with or without routes; a newer adaptc may run it"
         )
-    return first.run, graph.decoder
+    return first.graph, graph.decoder
 
 
 def is_modal(manifest: Manifest) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.manifest import SwitchStep
+from adaptc.runtime.bundle.plan import RouterRecord, Switch
 from adaptc.runtime.errors import BundleError
 
 Array = npt.NDArray[np.float32]
@@ -26,20 +26,18 @@ NAMES = ("w1", "b1", "w2", "b2")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Router:
-    """A loaded router.
+class RouterNet:
+    """A router's loaded predictor, with what was calibrated (`RouterRecord`).
 
     Attributes:
         weights: w1 [hidden, 2 · width], b1 [hidden], w2 [routes, hidden], b2 [routes]; float32.
         costs: Bytes read for a token, by route, in the order of w2's rows.
-        threshold: Nats a token.
-        levels: (share of the dearest route's cost, threshold), the cost falling.
+        record: Its threshold, and the levels that a budget moves along.
     """
 
     weights: Mapping[str, Array]
     costs: Mapping[str, int]
-    threshold: float
-    levels: tuple[tuple[float, float | None], ...]
+    record: RouterRecord
 
     def choose(self, states: Array, budget: float | None = None) -> Choice:
         """The route for a prompt, and why.
@@ -48,7 +46,7 @@ class Router:
             states: float32 [tokens, width], as the trunk gives them.
             budget: From 0 (cheapest) to 1 (dearest); None for the calibrated threshold.
         """
-        threshold = self.threshold if budget is None else self.threshold_at(budget)
+        threshold = self.record.threshold if budget is None else self.threshold_at(budget)
         losses = dict(zip(self.costs, self.losses(features(states)).tolist(), strict=True))
         return Choice(picked(losses, self.costs, threshold), losses, threshold, dict(self.costs))
 
@@ -66,9 +64,9 @@ class Router:
             return math.inf
         least = min(self.costs.values()) / max(self.costs.values())
         cost = least + budget * (1 - least)
-        points = [(share, level) for share, level in self.levels if level is not None]
+        points = [(share, level) for share, level in self.record.levels if math.isfinite(level)]
         if not points:
-            return self.threshold
+            return self.record.threshold
         shares, levels = zip(*reversed(points), strict=True)
         return float(np.interp(cost, np.array(shares, np.float64), np.array(levels, np.float64)))
 
@@ -103,7 +101,7 @@ def features(states: Array) -> Array:
     return found
 
 
-def router_of(bundle: Bundle, switch: SwitchStep) -> Router | None:
+def router_of(bundle: Bundle, switch: Switch) -> RouterNet | None:
     """The router of a bundle; None if its requests name their routes.
 
     Raises:
@@ -112,9 +110,9 @@ def router_of(bundle: Bundle, switch: SwitchStep) -> Router | None:
     if switch.router is None:
         return None
     file = bundle.path / switch.router.file
-    costs = {route: record.bytes_per_token for route, record in switch.routes.items()}
+    costs = bundle.manifest.route_bytes[switch.gate]
     weights = read_router(file.read_bytes(), tuple(costs), str(file))
-    return Router(weights, costs, switch.router.threshold, switch.router.levels)
+    return RouterNet(weights, costs, switch.router)
 
 
 def read_router(content: bytes, routes: Sequence[str], where: str) -> dict[str, Array]:

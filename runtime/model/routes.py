@@ -21,7 +21,7 @@ from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, Skips, collect_skips
 from adaptc.runtime.model.decoder import Ids, Logits, States
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
-from adaptc.runtime.model.router import Choice, Router
+from adaptc.runtime.model.router import Choice, RouterNet
 
 
 class Segment(Protocol):
@@ -57,7 +57,7 @@ class RoutedDecoder(ABC, Generic[S]):
         routes: Names of the routes, the default first.
     """
 
-    def __init__(self, trunk: S, tails: Mapping[str, S], router: Router | None = None) -> None:
+    def __init__(self, trunk: S, tails: Mapping[str, S], router: RouterNet | None = None) -> None:
         """Put the segments together.
 
         Args:

@@ -75,7 +75,7 @@ def test_the_manifest_says_what_was_done(tiny: tuple[Path, Any], warm: Path, tmp
     manifest = build(tiny[0], tmp_path / "b", warm).bundle.manifest
     assert [p.name for p in manifest.passes if not p.changed] == ["branch"]  # the model has no gates
     assert manifest.models["lm"].architecture == "llama"
-    assert manifest.report["bytes_per_token"] > 0
+    assert manifest.bytes_per_token > 0
     assert (tmp_path / "b" / "spec.yaml").read_text().startswith("version: 1")
     assert json.loads((tmp_path / "b" / "report.json").read_text())["target"]["weights"] == "fp32"
     assert "<h1>lm</h1>" in (tmp_path / "b" / "report.html").read_text()

@@ -12,11 +12,11 @@ from adaptc import runtime
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import PassError, SpecError
-from adaptc.ir.program import Run
 from adaptc.passes.targets.split_regions import SplitRegions
 from adaptc.runtime.backends.cuda.loading import graphs_of, regions_of, rows_on
 from adaptc.runtime.backends.tensorrt.engines import read_regions
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.plan import Run
 from adaptc.spec.reading import read_spec
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.pieces import FakePieces

@@ -25,6 +25,7 @@ from adaptc.ir.gates_file import Card, load_gates, save_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import Bundle, load, open_bundle
+from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
@@ -57,7 +58,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         spec.read_text() + "passes: [{skip_ffn: {gates: gates.safetensors, cheap: low_rank(4), warmup: 2}}]\n"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pays, "payoff", lambda *_: pays.Payoff(1e-3, 1e-3, 0.5e-3, 2))
+        patch.setattr(pays, "payoff", lambda *_: Payoff(1e-3, 1e-3, 0.5e-3, 2))
         patch.setattr(pays, "TOKENS", 0)
         made = compile_spec(read_spec(spec), root, root / "bundle", Cache(root / "cache"))
     return spec, made.bundle
@@ -92,7 +93,7 @@ def test_swapped_gates_are_those_of_a_new_compile(built: tuple[Path, Bundle], tm
     if bundle.manifest.target.weights == "fp32":
         spec.with_name("again.yaml").write_text(spec.read_text().replace("gates.safetensors", str(file)))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pays, "payoff", lambda *_: pays.Payoff(1e-3, 1e-3, 0.5e-3, 2))
+            patch.setattr(pays, "payoff", lambda *_: Payoff(1e-3, 1e-3, 0.5e-3, 2))
             patch.setattr(pays, "TOKENS", 0)
             again = spec.with_name("again.yaml")
             made = compile_spec(read_spec(again), spec.parent, tmp_path / "new", Cache(tmp_path / "cache"))

@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from adaptc.compiler.tuning import Payoff, payoff
+from adaptc.compiler.tuning import payoff
 from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
+from adaptc.runtime.bundle.gate_verdict import Payoff
 from tests.close import ENGINE, assert_close
 from tests.models import gated_bundle, skipping, tiny
 from tests.models.gated_bundle import GATES

@@ -16,12 +16,12 @@ from adaptc.compiler import stages as lowering
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import Compiled, compile_spec
-from adaptc.compiler.tuning import Payoff
 from adaptc.evaluation.verify import BundleModel
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pass
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
+from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.spec.reading import read_spec
 from tests.models import folder, skipping
@@ -71,14 +71,14 @@ def test_gates_that_pay_are_in_the_bundle(
         assert [t.name for t in manifest.graphs["lm.dense"].inputs if t.name == "threshold"] == []
         assert manifest.graphs["lm.dense"].data == manifest.graphs["lm"].data[:1]
         assert manifest.passes[-1].name == "branch"
-        assert manifest.report["gates"]["lm"]["kept"] is True
-        assert len(manifest.report["skippable_bytes"]["lm"]) == 2
+        assert manifest.gate_verdicts["lm"].pays is True
+        assert len(manifest.graphs["lm"].skippable_bytes) == 2
     with runtime.load(made.bundle.path) as session:
         dense, cheap = session.score(IDS, step=True, budget=1), session.score(IDS, budget=0)
         assert session.scored is not None
         assert session.scored.ran.shape == (len(IDS) - 2 - 4 + 1, 2)
     assert (dense[:4] == cheap[:4]).all()
-    report = json.loads((made.bundle.path / "report.json").read_text())["report"]["gates"]["lm"]
+    report = json.loads((made.bundle.path / "report.json").read_text())["gate_verdicts"]["lm"]
     assert report["why"].startswith("a gate costs 5.0 µs a token, a skipped block saves 105.0 µs: it pays above 5%")
     assert "a gate costs" in (made.bundle.path / "report.html").read_text()
 
@@ -124,8 +124,8 @@ def test_gates_that_do_not_pay_are_removed_and_the_report_says_so(
     manifest = made.bundle.manifest
     assert manifest.gates == {}
     assert [t.name for t in manifest.graphs["lm"].inputs if t.name == "threshold"] == []
-    assert manifest.report["gates"]["lm"]["kept"] is False
-    assert manifest.report["gates"]["lm"]["break_even"] is None
+    assert manifest.gate_verdicts["lm"].pays is False
+    assert manifest.gate_verdicts["lm"].payoff.break_even == math.inf
     assert "removed gates of lm" in (made.bundle.path / "report.html").read_text()
     with runtime.load(made.bundle.path, budget=0) as session:
         assert len(session.generate(IDS, max_new_tokens=3).ids) >= 1

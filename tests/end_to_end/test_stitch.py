@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from adaptc.compiler import stages as lowering
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.compiler.tuning import Payoff
 from adaptc.compiler.weights_file import INLINE_BYTES
 from adaptc.ir.graph import FxGraph
 from adaptc.passes import Pipeline
 from adaptc.passes.stitch.paths import layout
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
-from adaptc.runtime.bundle.manifest import SwitchStep
+from adaptc.runtime.bundle.gate_verdict import Payoff
+from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.spec.reading import read_spec
 from scripts.gpu_lab_answers import mixed
@@ -75,7 +76,7 @@ def test_the_router_picks_by_the_prompts_states(bundle: Bundle) -> None:
     from adaptc.training.router import predicted
 
     switch = bundle.manifest.plan[1]
-    assert isinstance(switch, SwitchStep)
+    assert isinstance(switch, Switch)
     assert switch.router is not None
     weights = load_file(bundle.path / switch.router.file)
     model = stitched.model("large")
@@ -99,7 +100,7 @@ def test_the_router_picks_by_the_prompts_states(bundle: Bundle) -> None:
     assert bound["share"] <= 0.25
     costs = [cost for cost, _ in switch.router.levels]
     assert costs == sorted(costs, reverse=True)
-    assert switch.router.levels[0] == (1.0, None)
+    assert switch.router.levels[0] == (1.0, -math.inf)
 
 
 def test_route_explains(bundle: Bundle, tmp_path: Path) -> None:
@@ -207,11 +208,11 @@ def test_every_weight_is_in_the_bundle_once(bundle: Bundle) -> None:
 def test_the_manifest_says_what_each_route_costs(bundle: Bundle) -> None:
     first, switch = bundle.manifest.plan
     assert first.graphs == ("trunk",)
-    assert isinstance(switch, SwitchStep)
+    assert isinstance(switch, Switch)
     assert list(switch.routes) == list(stitched.ROUTES)
-    costs = {route: record.bytes_per_token for route, record in switch.routes.items()}
+    costs = bundle.manifest.route_bytes[switch.gate]
     assert costs["short"] < costs["sandwich"] < costs["large"]
-    assert bundle.manifest.report["bytes_per_token"] == costs["large"]
+    assert bundle.manifest.bytes_per_token == costs["large"]
     assert json.loads((bundle.path / "manifest.json").read_text())["plan"][1]["switch"] == "router"
 
 
@@ -278,9 +279,8 @@ def test_skipping_in_a_backbone_composes(folder: Path, monkeypatch: pytest.Monke
 
 def test_a_manifest_refuses_a_switch_that_leads_nowhere(bundle: Bundle, tmp_path: Path) -> None:
     switch = bundle.manifest.plan[1]
-    assert isinstance(switch, SwitchStep)
-    record = next(iter(switch.routes.values()))
-    wrong = dataclasses.replace(switch, routes={"a": dataclasses.replace(record, graph="tail.b")})
+    assert isinstance(switch, Switch)
+    wrong = dataclasses.replace(switch, routes={"a": "tail.b"})
     files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
     with pytest.raises(runtime.BundleError, match=r"^plan\[1\]: no graph 'tail.b'; there are: trunk, tail.large"):
         write_bundle(tmp_path / "b", files, dataclasses.replace(bundle.manifest, plan=(bundle.manifest.plan[0], wrong)))

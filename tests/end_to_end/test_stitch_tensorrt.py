@@ -15,7 +15,6 @@ from adaptc.compiler import stages as lowering
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.compiler.tuning import Payoff
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.partitions import run_split
 from adaptc.passes import Pipeline
@@ -28,6 +27,7 @@ from adaptc.runtime.backends.cuda.loading import graphs_of, regions_of, rows_on
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
 from adaptc.runtime.backends.tensorrt.engines import content_of, read_regions
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.tokenizer import Tokenizer

@@ -168,7 +168,7 @@ def test_speeds_are_of_each_budget_beside_the_dense_twin(tmp_path: Path) -> None
     assert most["ceiling"] > dense["ceiling"]
     assert all(row["tokens_per_second"] > 0 for row in found["rows"])
     twin = gated_bundle.write(tmp_path / "twin", gated=False)
-    assert found["dense_bytes_per_token"] == twin.manifest.report["bytes_per_token"]
+    assert found["dense_bytes_per_token"] == twin.manifest.bytes_per_token
     with pytest.raises(RequestError, match="no gates"):
         speeds(twin, IDS, (0.1,), Timing())
     with pytest.raises(RequestError, match=r"text: 20 tokens; 28 are needed"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaptc.runtime.bundle.folder import Bundle, GraphSpec, Manifest, ModelRecord, PlanStep, TargetRecord, write_bundle
-from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.folder import Bundle, write_bundle
+from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, ModelRecord, TargetRecord
+from adaptc.runtime.bundle.plan import Run
 from tests.models import tiny_tokenizer
 from tests.models.attention_lm import AttentionLm
 
@@ -24,11 +25,11 @@ def write(into: Path, weights: str = "fp32", tokenizer: bool = True, eos: tuple[
         adaptc="0",
         models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
         passes=(),
-        plan=(PlanStep("lm"),),
+        plan=(Run("lm"),),
         graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), (), decoder)},
         gates={},
         target=TargetRecord("onnxruntime", weights, LM.max_tokens, 1),
         versions={},
-        report={"bytes_per_token": 1234},
+        bytes_per_token=1234,
     )
     return write_bundle(into, files, manifest)

@@ -16,16 +16,9 @@ from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.quantize.quantize import Quantize
 from adaptc.passes.skip_ffn.branch import Branch
-from adaptc.runtime.bundle.folder import (
-    Bundle,
-    GraphSpec,
-    Manifest,
-    ModelRecord,
-    PlanStep,
-    TargetRecord,
-    write_bundle,
-)
-from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.folder import Bundle, write_bundle
+from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, ModelRecord, TargetRecord
+from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from tests.models import skipping, tiny, tiny_tokenizer
 
@@ -60,19 +53,21 @@ def write(into: Path, *, gated: bool = True, tokenizer: bool = False) -> Bundle:
         adaptc="0",
         models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
         passes=(),
-        plan=(PlanStep("lm"),),
+        plan=(Run("lm"),),
         graphs={
             "lm": GraphSpec(
-                "graphs/lm.onnx", (), (), tuple(f"graphs/{file}" for file in data_files(graph, "lm.data")), DECODER
+                "graphs/lm.onnx",
+                (),
+                (),
+                tuple(f"graphs/{file}" for file in data_files(graph, "lm.data")),
+                DECODER,
+                skippable_bytes=tuple(skippable_bytes(graph)),
             )
         },
         gates={"lm": GATES} if gated else {},
         target=TargetRecord("onnxruntime", "int4", 64, 2),
         versions={},
-        report={
-            "bytes_per_token": read_bytes_per_token(graph),
-            "skippable_bytes": {"lm": skippable_bytes(graph)},
-        },
+        bytes_per_token=read_bytes_per_token(graph),
     )
     files: dict[str, Path | bytes] = {"graphs/lm.onnx": content}
     files |= {f"graphs/{file}": scratch / file for file in data_files(graph, "lm.data")}

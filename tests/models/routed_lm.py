@@ -16,7 +16,7 @@ from adaptc.runtime.backends.fake import FakeEngine
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.host.routed import HostRoutedDecoder
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
-from adaptc.runtime.model.router import Router
+from adaptc.runtime.model.router import RouterNet
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec, logits_after
 
@@ -42,7 +42,7 @@ class RoutedLm:
         self.tails = {route: _tail(lm, SHIFTS[route]) for route, lm in self.tail_lms.items()}
 
     def session(
-        self, batch: int = 1, chunk: int = 3, router: Router | None = None, tokenizer: Tokenizer | None = None
+        self, batch: int = 1, chunk: int = 3, router: RouterNet | None = None, tokenizer: Tokenizer | None = None
     ) -> Session:
         trunk = HostDecoder(self.trunk, self.spec, batch, chunk)
         tails = {route: HostDecoder(engine, self.spec, batch, chunk) for route, engine in self.tails.items()}

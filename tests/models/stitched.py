@@ -13,10 +13,11 @@ import torch
 import transformers
 
 from adaptc.capture.text import capture
-from adaptc.ir.program import Program, Run
+from adaptc.ir.program import Program
 from adaptc.passes.stitch.paths import Layout, layout
 from adaptc.passes.stitch.seams import Join
 from adaptc.passes.stitch.stitch import Route, Slice, Stitch
+from adaptc.runtime.bundle.plan import Run
 from tests.models.tiny_tokenizer import byte_level, save
 
 SHAPES: dict[str, dict[str, int]] = {

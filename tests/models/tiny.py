@@ -12,7 +12,8 @@ import transformers
 
 from adaptc.capture.text import capture
 from adaptc.ir.graph import FxGraph, OnnxGraph, sizes
-from adaptc.ir.program import Program, Run
+from adaptc.ir.program import Program
+from adaptc.runtime.bundle.plan import Run
 
 VOCAB = 61
 COMMON: dict[str, Any] = {

@@ -10,22 +10,16 @@ from adaptc.compiler.publish_partitions import decoder_of, region_files
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.graph import FxGraph, OnnxGraph
 from adaptc.ir.partitions import Split
-from adaptc.ir.program import Backbone, Program, Run
+from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.split_regions import SplitRegions
-from adaptc.runtime.bundle.folder import (
-    Bundle,
-    GraphSpec,
-    Manifest,
-    ModelRecord,
-    PlanStep,
-    TargetRecord,
-    write_bundle,
-)
+from adaptc.runtime.bundle.folder import Bundle, write_bundle
+from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, TargetRecord
+from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from tests.models import skipping, tiny
 
@@ -64,12 +58,12 @@ def write(
         adaptc="0",
         models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
         passes=(),
-        plan=(PlanStep("lm"),),
+        plan=(Run("lm"),),
         graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_of(split, graph, BACKBONE))},
         gates={} if gates is None else {"lm": gates},
         target=TargetRecord(backend, "fp16", SLOTS, batch),
         versions={},
-        report={},
+        bytes_per_token=0,
     )
     files: dict[str, Path | bytes] = {"graphs/lm.onnx": content, "graphs/lm.data": scratch / "lm.data", **regions}
     return write_bundle(into, files, manifest)

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from adaptc.capture.module import capture_module
-from adaptc.ir.program import Program, Run
+from adaptc.ir.program import Program
+from adaptc.runtime.bundle.plan import Run
 
 MODALITIES = {"image": ("pixels",), "text": ("ids", "mask"), "sound": ("wave",)}
 CLASSES = 3

@@ -13,7 +13,8 @@ import transformers
 from tokenizers import AddedToken, Tokenizer
 
 from adaptc.capture.multimodal import capture_multimodal
-from adaptc.ir.program import Program, Run
+from adaptc.ir.program import Program
+from adaptc.runtime.bundle.plan import Run
 from tests.models.tiny_tokenizer import byte_level, save
 
 SIDE = 8

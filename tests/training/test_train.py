@@ -209,7 +209,7 @@ def test_from_a_spec_to_a_bundle(tmp_path: Path) -> None:
     assert made.exit_code == 0, made.stderr
     manifest = open_bundle(tmp_path / "b").manifest
     assert next(record.name for record in manifest.passes) == "skip_ffn"
-    assert set(manifest.report["gates"]) == {"lm"}
+    assert set(manifest.gate_verdicts) == {"lm"}
     # Other gates, another bundle: the file's content is part of what the cache goes by.
     again = run("train", spec, *options, "--seed", "3", "--restart")
     assert again.exit_code == 0, again.stderr

@@ -97,7 +97,7 @@ def speeds(
         skips = {share: gated.skips(steps) for share, steps in ran.items()}
         gated.close()
         dense.close()
-    skippable = np.array(bundle.manifest.report["skippable_bytes"][name])
+    skippable = np.array(bundle.manifest.graphs[name].skippable_bytes)
     read, whole = read_bytes_per_token(graph), read_bytes_per_token(twin)
     base = _seconds(times[None])
     rows = []

@@ -93,7 +93,8 @@ def learned_of(bundle: Bundle) -> Learned | None:
     for name, gates in bundle.manifest.gates.items():
         if gates.policy == "learned":
             _, weights = load_gates(bundle.path / "gates" / f"{name}.safetensors")
-            found = bundle.manifest.report.get("gates", {}).get(name, {}).get("each", [])
-            leaders = {each["layer"]: each["leader"] for each in found if each["leader"] is not None}
+            verdict = bundle.manifest.gate_verdicts.get(name)
+            decisions = () if verdict is None else verdict.each
+            leaders = {each.layer: each.leader for each in decisions if each.leader is not None}
             return Learned(gates.layers, weights, gates.thresholds, tuple(leaders.get(n, n) for n in gates.layers))
     return None

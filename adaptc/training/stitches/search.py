@@ -255,7 +255,7 @@ def _prices(
         bundle = compile_spec(alone, base, Path(folder) / name, cache, stage).bundle
         stage(f"time {name}")
         ms = step_ms(bundle, limits.threads)
-    whole = int(bundle.manifest.report["bytes_per_token"])
+    whole = bundle.manifest.bytes_per_token
     layers, rest = _weights(backbone)
     share = layers / (layers * backbone.layers + rest)
     layer = Price(whole * share, ms * share)

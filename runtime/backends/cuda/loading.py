@@ -134,5 +134,5 @@ def rows_on(
         return GpuDecoder(gpu, regions, spec, batch, gate)
     width = state_width(bundle.manifest.graphs[first].outputs)
     assert width is not None
-    tails = {route: given[record.graph] for route, record in switch.routes.items()}
+    tails = {route: given[name] for route, name in switch.routes.items()}
     return GpuRoutes(gpu, given[first], tails, width, batch, router_of(bundle, switch))

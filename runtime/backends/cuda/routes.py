@@ -20,7 +20,7 @@ from adaptc.runtime.bundle.partitions import Regions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.decoder import Ids, Logits, States
 from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.model.router import Choice, Router
+from adaptc.runtime.model.router import Choice, RouterNet
 from adaptc.runtime.model.routes import RoutedDecoder
 from adaptc.runtime.text.sampling import Sampler
 
@@ -36,7 +36,13 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
     """
 
     def __init__(
-        self, gpu: Gpu, trunk: Given, tails: Mapping[str, Given], width: int, batch: int, router: Router | None = None
+        self,
+        gpu: Gpu,
+        trunk: Given,
+        tails: Mapping[str, Given],
+        width: int,
+        batch: int,
+        router: RouterNet | None = None,
     ) -> None:
         """Take the GPU's memory.
 

@@ -10,7 +10,7 @@ from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.host.dense_twin import Form, TwinEngine
 from adaptc.runtime.backends.host.routed import HostRoutedDecoder
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.manifest import SwitchStep
+from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.errors import BundleError
 from adaptc.runtime.model.budget import batched_dense
 from adaptc.runtime.model.decoder import state_width
@@ -55,16 +55,14 @@ def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -
     return TwinEngine(graph.inputs, graph.outputs, lambda form: load(graphs[form]), preload)
 
 
-def _routed(bundle: Bundle, switch: SwitchStep, trunk: HostDecoder, load: Load, chunk: int) -> HostRoutedDecoder:
+def _routed(bundle: Bundle, switch: Switch, trunk: HostDecoder, load: Load, chunk: int) -> HostRoutedDecoder:
     """A trunk with the tails of its routes."""
     tails: dict[str, HostDecoder] = {}
-    for route, record in switch.routes.items():
-        spec = bundle.manifest.graphs[record.graph].decoder
+    for route, graph in switch.routes.items():
+        spec = bundle.manifest.graphs[graph].decoder
         if spec is None:
             raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
-        tails[route] = HostDecoder(
-            load(record.graph), spec, trunk.batch, chunk, bundle.manifest.gates.get(record.graph)
-        )
+        tails[route] = HostDecoder(load(graph), spec, trunk.batch, chunk, bundle.manifest.gates.get(graph))
     [name] = bundle.manifest.plan[0].graphs
     width = state_width(bundle.manifest.graphs[name].outputs)
     assert width is not None, "the trunk of a stitched bundle gives states"

@@ -11,7 +11,7 @@ from adaptc.runtime.backends.host.memory import lazy_zeros
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.decoder import Ids, Logits, States
 from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.model.router import Router
+from adaptc.runtime.model.router import RouterNet
 from adaptc.runtime.model.routes import RoutedDecoder
 
 
@@ -19,7 +19,7 @@ class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
     """A `RoutedDecoder` of `HostDecoder`s."""
 
     def __init__(
-        self, trunk: HostDecoder, tails: Mapping[str, HostDecoder], width: int, router: Router | None = None
+        self, trunk: HostDecoder, tails: Mapping[str, HostDecoder], width: int, router: RouterNet | None = None
     ) -> None:
         """Put the segments together and allocate the states.
 

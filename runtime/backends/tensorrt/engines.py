@@ -17,8 +17,9 @@ from adaptc.runtime.backends.cuda.products import LEAST_SM, ROWS
 from adaptc.runtime.backends.tensorrt.build_report import MODES, BuildReport
 from adaptc.runtime.backends.tensorrt.library import Profile
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec, PlanStep, SwitchStep
+from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec
 from adaptc.runtime.bundle.partitions import RegionGraph, Regions
+from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads, parse, read_json
 from adaptc.runtime.errors import BundleError, EngineError
@@ -241,7 +242,7 @@ def decoder_graphs(bundle: Bundle) -> dict[str, DecoderSpec]:
         BundleError: the plan is another one.
     """
     first, *rest = bundle.manifest.plan
-    known = isinstance(first, PlanStep) and all(isinstance(step, SwitchStep) for step in rest) and len(rest) < 2
+    known = isinstance(first, Run) and all(isinstance(step, Switch) for step in rest) and len(rest) < 2
     specs = {name: bundle.manifest.graphs[name].decoder for step in bundle.manifest.plan for name in step.graphs}
     found = {name: spec for name, spec in specs.items() if spec is not None}
     if not known or len(found) < len(specs):

@@ -17,10 +17,11 @@ from torch import nn
 from adaptc.capture.module import capture_module
 from adaptc.errors import PassError, SpecError
 from adaptc.ir.graph import FxGraph, OnnxGraph
-from adaptc.ir.program import Program, Run, Switch
+from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
 from adaptc.passes.drop_modality.drop_modality import DropModality
 from adaptc.passes.lower.lower import Lower
+from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.spec.passes import build_passes
 from adaptc.spec.reading import parse_spec
 from tests.close import ENGINE, FLOAT32, assert_close

@@ -17,7 +17,7 @@ from adaptc.capture.text import capture
 from adaptc.compiler.tuning import decoder_spec, running
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, path_of
-from adaptc.ir.program import Backbone, Program, Run
+from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
@@ -27,6 +27,7 @@ from adaptc.passes.lower.lower import Lower
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.model.inserts import Inserts
 from tests.close import ENGINE, FLOAT32, assert_close
 from tests.models import vlm

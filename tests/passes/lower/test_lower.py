@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, OnnxGraph
-from adaptc.ir.program import Program, Run
+from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
 from adaptc.passes.lower.lower import Lower
+from adaptc.runtime.bundle.plan import Run
 from tests.close import ENGINE, assert_close
 from tests.models import tiny
 

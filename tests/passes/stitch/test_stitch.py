@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from adaptc.errors import PassError, SpecError
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Backbone as Pretrained
-from adaptc.ir.program import Program, Switch
+from adaptc.ir.program import Program
 from adaptc.ir.stitch_file import StitchCard, save_stitches
 from adaptc.passes import Pass, Pipeline
 from adaptc.passes.quantize.gptq import Gptq
@@ -30,6 +30,7 @@ from adaptc.passes.stitch.paths import graphs_of, layout
 from adaptc.passes.stitch.seams import Join
 from adaptc.passes.stitch.slices import Backbone, states_graph
 from adaptc.passes.stitch.stitch import Route, Routing, Slice, Source, Stitch
+from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.spec.passes import build_passes
 from adaptc.spec.reading import parse_spec

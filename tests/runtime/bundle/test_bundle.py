@@ -16,19 +16,17 @@ from hypothesis import strategies as st
 
 from adaptc.runtime import BundleError
 from adaptc.runtime.bundle import replace as replace_module
-from adaptc.runtime.bundle.folder import (
+from adaptc.runtime.bundle.folder import check_destination, open_bundle, write_bundle
+from adaptc.runtime.bundle.manifest import (
     DecoderSpec,
     GraphSpec,
     Manifest,
     ModelRecord,
     PassRecord,
-    PlanStep,
     TargetRecord,
     TensorSpec,
-    check_destination,
-    open_bundle,
-    write_bundle,
 )
+from adaptc.runtime.bundle.plan import Run
 
 FILES: dict[str, Path | bytes] = {
     "graphs/decoder.onnx": b"graph",
@@ -49,12 +47,12 @@ def manifest(**changes: Any) -> Manifest:
         adaptc="0.1.0",
         models={"lm": ModelRecord("hub/lm", None, "apache-2.0", "LlamaForCausalLM", "00")},
         passes=(PassRecord("quantize", {"block": 32, "layers": [1, 2]}, True, 0.5),),
-        plan=(PlanStep("decoder"),),
+        plan=(Run("decoder"),),
         graphs={"decoder": graph},
         gates={},
         target=TargetRecord("onnxruntime", "int4", 20, 1),
         versions={"numpy": "2.4"},
-        report={"bytes_per_token": 1.5, "note": "é"},
+        bytes_per_token=15,
     )
     return dataclasses.replace(whole, **changes)
 
@@ -140,15 +138,15 @@ def decoder_of(content: dict[str, Any]) -> dict[str, Any]:
 
 
 CHANGES: list[tuple[Change, str]] = [
-    (lambda m: m.update(schema=1), "schema: 1; this adaptc reads 2"),
-    (lambda m: m.update(schema="1"), "schema: '1'; this adaptc reads 2"),
+    (lambda m: m.update(schema=1), "schema: 1; this adaptc reads 2 and 3"),
+    (lambda m: m.update(schema="1"), "schema: '1'; this adaptc reads 2 and 3"),
     (lambda m: m.pop("schema"), "not a manifest: no key 'schema'"),
     (lambda m: m.pop("plan"), "plan: missing"),
     (lambda m: m.update(extra=1), "extra: unknown key; there are: schema, adaptc, "),
     (lambda m: m["target"].update(batch="1"), 'target.batch: "1"; a whole number is needed'),
     (lambda m: m["target"].update(batch=True), "target.batch: true; a whole number is needed"),
     (lambda m: m["target"].pop("batch"), "target.batch: missing"),
-    (lambda m: m.update(plan=[{"run": 3}]), r"plan\[0\].run: 3; a string is needed"),
+    (lambda m: m.update(plan=[{"graph": 3}]), r"plan\[0\].graph: 3; a string is needed"),
     (lambda m: m.update(plan={}), "plan: {}; a list is needed"),
     (lambda m: m.update(plan=["decoder"]), r'plan\[0\]: "decoder"; an object is needed'),
     (lambda m: m["passes"][0].update(changed=1), r"passes\[0\].changed: 1; true or false is needed"),
@@ -160,7 +158,7 @@ CHANGES: list[tuple[Change, str]] = [
     ),
     (lambda m: m["graphs"]["decoder"]["inputs"][0].update(shape=[1.5]), r"shape\[0\]: 1.5; a whole number"),
     (lambda m: m["target"].update(batch=2), "changed since it was written; compile again"),
-    (lambda m: m["report"].update(bytes_per_token=0.1), "changed since it was written; compile again"),
+    (lambda m: m.update(bytes_per_token=1), "changed since it was written; compile again"),
     (lambda m: m.update(sha256=None), "changed since it was written; compile again"),
 ]
 
@@ -236,9 +234,9 @@ def test_what_a_graph_needs_is_in_the_bundle(path: Path) -> None:
     with pytest.raises(BundleError, match=r"graphs\.decoder: 'graphs/lm\.data' is not among the bundle"):
         write_bundle(path, {"graphs/decoder.onnx": b"x"}, manifest())
     with pytest.raises(BundleError, match=r"plan\[0\]: no graph 'other'; there are: decoder$"):
-        write_bundle(path, FILES, manifest(plan=(PlanStep("other"),)))
+        write_bundle(path, FILES, manifest(plan=(Run("other"),)))
     with pytest.raises(BundleError, match=r"^manifest: .*; plain, finite JSON values are needed$"):
-        write_bundle(path, FILES, manifest(report={"speed": float("nan")}))
+        write_bundle(path, FILES, manifest(passes=(PassRecord("gptq", {"damp": float("nan")}, True, 0.5),)))
     assert not list(path.parent.iterdir())
 
 

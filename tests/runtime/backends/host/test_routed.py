@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaptc.runtime.bundle.plan import RouterRecord
 from adaptc.runtime.errors import BundleError, RequestError
-from adaptc.runtime.model.router import NAMES, Router, features, picked, read_router
+from adaptc.runtime.model.router import NAMES, RouterNet, features, picked, read_router
 from adaptc.runtime.text.tokenizer import Tokenizer
 from scripts.gpu_lab_answers import mixed
 from tests.models.history_lm import HistoryLm, decoder_spec
@@ -25,7 +26,7 @@ from tests.models.tiny_tokenizer import byte_level, save
 COSTS = {"dear": 100, "middle": 60, "cheap": 30}
 
 
-def router(losses: tuple[float, float, float] = (0.0, 0.1, 0.4), threshold: float = 0.2) -> Router:
+def router(losses: tuple[float, float, float] = (0.0, 0.1, 0.4), threshold: float = 0.2) -> RouterNet:
     """One that says the same of every prompt."""
     weights = {
         "w1": np.zeros((2, 2 * WIDTH), np.float32),
@@ -33,7 +34,9 @@ def router(losses: tuple[float, float, float] = (0.0, 0.1, 0.4), threshold: floa
         "w2": np.zeros((3, 2), np.float32),
         "b2": np.array(losses, np.float32),
     }
-    return Router(weights, COSTS, threshold, ((1.0, None), (0.8, 0.1), (0.6, 0.2), (0.3, 0.5)))
+    return RouterNet(
+        weights, COSTS, RouterRecord("", threshold, ((1.0, -math.inf), (0.8, 0.1), (0.6, 0.2), (0.3, 0.5)), {})
+    )
 
 
 def test_a_route_writes_what_its_tail_says() -> None:

@@ -10,7 +10,9 @@ import onnx
 import pytest
 
 from adaptc.runtime import BundleError, DecoderSpec, EngineError, OrtEngine, RequestError, load
-from adaptc.runtime.bundle.folder import GraphSpec, Manifest, PlanStep, TargetRecord, write_bundle
+from adaptc.runtime.bundle.folder import write_bundle
+from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, TargetRecord
+from adaptc.runtime.bundle.plan import Run
 from tests.models import tiny_tokenizer
 from tests.models.attention_lm import AttentionLm
 from tests.models.sessions import session_of
@@ -136,12 +138,12 @@ def write(into: Path, file: Path, **changes: object) -> Path:
         adaptc="0",
         models={},
         passes=(),
-        plan=(PlanStep("decoder"),),
+        plan=(Run("decoder"),),
         graphs={"decoder": graph},
         gates={},
         target=TargetRecord("onnxruntime", "fp32", lm.max_tokens, 2),
         versions={},
-        report={},
+        bytes_per_token=0,
     )
     files: dict[str, Path | bytes] = {"graphs/decoder.onnx": lm.model().SerializeToString()}
     files |= {f"tokenizer/{name}": content for name, content in tiny_tokenizer.files(tokenizer).items()}
