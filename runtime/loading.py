@@ -11,13 +11,14 @@ from adaptc.runtime.backends.backend import Backend, DecoderOptions
 from adaptc.runtime.backends.onnxruntime_cpu.backend import OnnxRuntimeCpu
 from adaptc.runtime.backends.tensorrt.backend import TensorRt
 from adaptc.runtime.bundle.folder import Bundle, open_bundle
+from adaptc.runtime.bundle.names import IMAGES
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.plan import decoder_graph, is_modal
 from adaptc.runtime.multimodal.grid_images import GridImages
-from adaptc.runtime.multimodal.images import IMAGES, Images, read_image_spec
+from adaptc.runtime.multimodal.images import Images, read_image_spec
 from adaptc.runtime.multimodal.profile import read_profile
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.multimodal.subsets import ModalGraphs

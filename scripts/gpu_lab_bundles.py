@@ -19,9 +19,10 @@ import torch
 import transformers
 
 from adaptc.capture.text import capture
-from adaptc.compiler.publish_partitions import decoder_of, region_files
+from adaptc.compiler.publish_partitions import region_files
 from adaptc.compiler.stages import backbone
 from adaptc.compiler.weights_file import write_graphs
+from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.graph import FxGraph, OnnxGraph
 from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline
@@ -59,7 +60,7 @@ def manifest_of(program: Program, about: Backbone, max_tokens: int, layers: int,
         models={"lm": ModelRecord(about.origin, None, None, "llama", "0" * 64)},
         passes=(),
         plan=(Run("lm"),),
-        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_of(split, graph, about))},
+        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_spec(graph, about, split))},
         gates={"lm": gates},
         target=TargetRecord("tensorrt", "fp16", max_tokens, batch),
         versions={},
@@ -95,7 +96,6 @@ def prompt_ids(bundle: Path) -> list[int]:
 
 def greedy(whole: FxGraph, about: Backbone, prompt: list[int], scratch: Path) -> list[int]:
     """What the CPU target's graph writes, in float32."""
-    from adaptc.compiler.tuning import decoder_spec
     from adaptc.passes.decoder.fuse_norms import FuseNorms
     from adaptc.passes.decoder.logits_from import LogitsFrom
     from adaptc.passes.quantize.float_weights import FloatWeights

@@ -20,9 +20,10 @@ from adaptc.errors import RequestError
 from adaptc.machine.description import Machine
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.bundle.folder import Bundle, open_bundle, write_bundle
+from adaptc.runtime.bundle.names import PROFILE
 from adaptc.runtime.loading import load_modal
 from adaptc.runtime.multimodal.inputs import Rows
-from adaptc.runtime.multimodal.profile import PROFILE, Profile, SubsetProfile, wilson
+from adaptc.runtime.multimodal.profile import Profile, SubsetProfile, wilson
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.training.modality_gate import fit_gate
 

@@ -12,6 +12,7 @@ from torch import fx
 from adaptc.capture.text import tidy
 from adaptc.errors import LoadError
 from adaptc.ir.graph import UNUSED, FxGraph
+from adaptc.runtime.bundle.names import LOGITS
 
 BATCH = "batch"
 
@@ -60,7 +61,7 @@ def capture_module(module: torch.nn.Module, examples: Mapping[str, torch.Tensor]
 
 def _outputs(result: Any) -> tuple[str, ...]:
     if isinstance(result, torch.Tensor):
-        return ("logits",)
+        return (LOGITS,)
     if isinstance(result, dict) and result and all(isinstance(value, torch.Tensor) for value in result.values()):
         return tuple(map(str, result))
     raise LoadError(f"capture: forward returns {type(result).__name__}; a tensor, or tensors by name, are right")

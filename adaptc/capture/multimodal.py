@@ -20,7 +20,8 @@ from adaptc.families.base import MultimodalFamily
 from adaptc.families.model import model_of, multimodal_of
 from adaptc.ir import attention
 from adaptc.ir.graph import FxGraph
-from adaptc.ir.place import PATCHES, PIXELS, PLACES
+from adaptc.ir.place import PATCHES
+from adaptc.runtime.bundle.names import IMAGE_PLACES, INPUT_IDS, LOGITS, PIXEL_VALUES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -58,12 +59,12 @@ def capture_multimodal(config: PretrainedConfig, weights: Mapping[str, torch.Ten
 def _dims(module: fx.GraphModule) -> dict[str, str]:
     """The names of the exporter's symbols, by the inputs that have them."""
     values = {str(node.target): node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"}
-    batch, tokens = values["input_ids"].shape
+    batch, tokens = values[INPUT_IDS].shape
     return {
         str(batch): "batch",
         str(tokens): "tokens",
-        str(values[PIXELS].shape[0]): "cells" if PATCHES in values else "images",
-        str(values[PLACES].shape[0]): "places",
+        str(values[PIXEL_VALUES].shape[0]): "cells" if PATCHES in values else "images",
+        str(values[IMAGE_PLACES].shape[0]): "places",
     }
 
 
@@ -97,7 +98,7 @@ def _export(
     module.graph.set_codegen(fx.graph.CodeGen())
     output = module.graph.output_node()
     output.args = (tuple(output.all_input_nodes),)
-    module.meta["outputs"] = ("logits",)
+    module.meta["outputs"] = (LOGITS,)
     return module, tied(model)
 
 

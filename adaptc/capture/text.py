@@ -20,6 +20,7 @@ from torch import fx
 from adaptc.errors import LoadError
 from adaptc.ir import attention
 from adaptc.ir.graph import FxGraph, assign, path_of
+from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -98,13 +99,13 @@ def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule,
         warnings.simplefilter("ignore")
         exported = DynamoExporter().export(
             model,
-            {"input_ids": ids, "position_ids": ids.clone(), "use_cache": False},
-            DynamoConfig(dynamic=False, dynamic_shapes={"input_ids": free, "position_ids": free}),
+            {INPUT_IDS: ids, POSITION_IDS: ids.clone(), "use_cache": False},
+            DynamoConfig(dynamic=False, dynamic_shapes={INPUT_IDS: free, POSITION_IDS: free}),
         )
         module = exported.program.module()
     # The exporter packs inputs and outputs as keyword trees; a graph takes tensors in order and returns a tuple.
     module.graph.set_codegen(fx.graph.CodeGen())
-    module.meta["outputs"] = ("logits",)
+    module.meta["outputs"] = (LOGITS,)
     return module, ties
 
 

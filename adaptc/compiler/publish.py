@@ -10,10 +10,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from adaptc import __version__
-from adaptc.compiler.publish_partitions import decoder_of, region_files
+from adaptc.compiler.publish_partitions import region_files
 from adaptc.compiler.report import report_html, report_json
-from adaptc.compiler.tuning import decoder_spec
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
+from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.graph import OnnxGraph, sizes
 from adaptc.ir.program import EMPTY, Program
 from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
@@ -27,8 +27,8 @@ from adaptc.runtime.bundle.manifest import (
     TargetRecord,
     TensorSpec,
 )
+from adaptc.runtime.bundle.names import IMAGES, REPORT, REPORT_PAGE, SPEC, TOKENIZER, data_file, gates_file, graph_file
 from adaptc.runtime.bundle.plan import Switch
-from adaptc.runtime.multimodal.images import IMAGES
 from adaptc.sources.base import Source
 from adaptc.sources.images import image_spec
 from adaptc.spec.reading import effective
@@ -71,17 +71,17 @@ def publish(
         data = f"{'-'.join(sources)}.data"
         backbones = tuple(sources) if len(sources) > 1 and not program.regions else ()
         written = write_graphs(graphs, Path(scratch), data, backbones, swappable=swappable)
-        files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
+        files: dict[str, Path | bytes] = {graph_file(name): content for name, content in written.items()}
         for name, split in program.regions.items():
-            files |= region_files(name, split, written[name], Path(scratch) / data, f"graphs/{data}")
+            files |= region_files(name, split, written[name], Path(scratch) / data, data_file(data))
         reads = {name: data_files(graph, data, backbones, swappable=swappable) for name, graph in graphs.items()}
         for each in dict.fromkeys(each for names in reads.values() for each in names):
-            files[f"graphs/{each}"] = Path(scratch) / each
+            files[data_file(each)] = Path(scratch) / each
         files |= program.router_weights
-        files["spec.yaml"] = effective(spec).encode()
-        files |= {f"gates/{name}.safetensors": path for name, path in trained.items() if name in program.gates}
+        files[SPEC] = effective(spec).encode()
+        files |= {gates_file(name): path for name, path in trained.items() if name in program.gates}
         for name, content in next(iter(sources.values())).tokenizer_files().items():
-            files[f"tokenizer/{name}"] = content
+            files[f"{TOKENIZER}/{name}"] = content
         for name in program.modal:
             if (images := image_spec(sources[name])) is not None:
                 files[IMAGES] = images.to_json()
@@ -102,8 +102,8 @@ def publish(
             route_bytes=_route_bytes(program),
             gate_verdicts=dict(verdicts),
         )
-        files["report.json"] = report_json(manifest).encode()
-        files["report.html"] = report_html(spec.name or "-".join(spec.models), manifest).encode()
+        files[REPORT] = report_json(manifest).encode()
+        files[REPORT_PAGE] = report_html(spec.name or "-".join(spec.models), manifest).encode()
         return write_bundle(into, files, manifest)
 
 
@@ -139,11 +139,11 @@ def _route_bytes(program: Program) -> dict[str, dict[str, int]]:
 def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
     main, backbone, split = graph.model.graph, program.backbone(name), program.regions.get(name)
     return GraphSpec(
-        file=f"graphs/{name}.onnx",
+        file=graph_file(name),
         inputs=tuple(map(_tensor, main.inputs)),
         outputs=tuple(map(_tensor, main.outputs)),
-        data=tuple(f"graphs/{each}" for each in data),
-        decoder=decoder_spec(graph, backbone) if split is None else decoder_of(split, graph, backbone),
+        data=tuple(map(data_file, data)),
+        decoder=decoder_spec(graph, backbone, split),
         nodes=sum(1 for _ in main.all_nodes()),
         skippable_bytes=tuple(skippable_bytes(graph)),
     )

@@ -9,11 +9,8 @@ import onnx
 import onnx_ir as ir
 
 from adaptc.compiler.weights_file import PAGE
-from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.partitions import Split
-from adaptc.ir.program import Backbone
 from adaptc.passes.targets.piece import specs
-from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import VERSION, RegionGraph, Regions, WeightRecord
 
 
@@ -45,21 +42,6 @@ def region_files(name: str, split: Split, written: bytes, data: Path, into: str)
         for label, graph in split.graphs.items()
     }
     return files | {f"regions/{name}.json": regions.to_json().encode()}
-
-
-def decoder_of(split: Split, graph: OnnxGraph, backbone: Backbone) -> DecoderSpec:
-    """How to generate with a graph in regions; the rotary tables say for how many positions it is made."""
-    main = graph.model.graph
-    keys = [v for v in main.inputs if (v.name or "").endswith(".key") and v.shape is not None]
-    tables = [tensor.shape[0] for name, tensor in split.weights.items() if name.startswith("rope.")]
-    return DecoderSpec(
-        vocab_size=backbone.vocab_size,
-        max_tokens=int(str(tables[0])),
-        kv=tuple((int(str(v.shape[1])), int(str(v.shape[2]))) for v in keys if v.shape is not None),
-        bos_token_id=backbone.bos_token_id,
-        eos_token_ids=backbone.eos_token_ids,
-        pad_token_id=backbone.pad_token_id,
-    )
 
 
 def region_report(regions: Regions) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from adaptc.ir.gates_file import Card, load_card, load_gates
 from adaptc.passes.quantize.blockwise import Bits, quantize_blocks
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GatesFile
+from adaptc.runtime.bundle.names import REPORT, REPORT_PAGE, SPEC, data_file, gates_file
 from adaptc.runtime.model.budget import DENSE
 from adaptc.spec.reading import read_spec
 
@@ -46,7 +47,7 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
         LoadError: the file cannot be read, or has NaN.
     """
     names = [name for name, gates in bundle.manifest.gates.items() if gates.policy == "learned"]
-    kept = {name: bundle.path / "gates" / f"{name}.safetensors" for name in names}
+    kept = {name: bundle.path / gates_file(name) for name in names}
     if len(names) != 1 or not kept[names[0]].exists():
         raise BundleError(
             f"{bundle.path}: no learned gates; `adaptc compile` with skip_ffn, policy learned, puts some in"
@@ -57,7 +58,7 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
     graph = ir.load(bundle.path / bundle.manifest.graphs[name].file).graph
     places = {v.name or "": v.const_value for v in graph.initializers.values() if is_trained(v)}
     made = _made(places, weights, 4 if bundle.manifest.target.weights == "int4" else 8)
-    data = bytearray((bundle.path / "graphs" / GATES).read_bytes())
+    data = bytearray((bundle.path / data_file(GATES)).read_bytes())
     for constant, place in places.items():
         assert isinstance(place, ir.ExternalTensor)
         assert place.offset is not None
@@ -77,11 +78,11 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
         gates=bundle.manifest.gates | {name: gates},
         replaced_gates={name: GatesFile(path.name, digest)},
     )
-    spec = read_spec(bundle.path / "spec.yaml")
+    spec = read_spec(bundle.path / SPEC)
     files: dict[str, Path | bytes] = {file: bundle.path / file for file in bundle.manifest.files}
-    files |= {f"graphs/{GATES}": bytes(data), f"gates/{name}.safetensors": path.read_bytes()}
-    files["report.json"] = report_json(manifest).encode()
-    files["report.html"] = report_html(spec.name or "-".join(spec.models), manifest).encode()
+    files |= {data_file(GATES): bytes(data), gates_file(name): path.read_bytes()}
+    files[REPORT] = report_json(manifest).encode()
+    files[REPORT_PAGE] = report_html(spec.name or "-".join(spec.models), manifest).encode()
     return write_bundle(bundle.path, files, manifest)
 
 

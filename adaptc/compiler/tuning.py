@@ -13,8 +13,9 @@ import numpy as np
 
 from adaptc.compiler.tuning_each import Ids, decide, remeasured, stepwise
 from adaptc.compiler.weights_file import write_graphs
-from adaptc.ir.graph import OnnxGraph, sizes
-from adaptc.ir.program import EMPTY, Backbone, Program
+from adaptc.ir.decoder_spec import decoder_spec
+from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.program import EMPTY, Program
 from adaptc.passes.skip_ffn.conditionals import conditionals, grouped, run_always
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
@@ -120,24 +121,6 @@ def _by_rows(
                 break
             most = rows
     return replace(gates, rows=most), replace(verdict, rows=tuple(RowTimes(*each) for each in found))
-
-
-def decoder_spec(graph: OnnxGraph, backbone: Backbone) -> DecoderSpec | None:
-    """How to generate with this graph, if it has a KV cache."""
-    keys = [
-        v for v in graph.model.graph.inputs if (v.name or "").startswith("past.") and (v.name or "").endswith(".key")
-    ]
-    shapes = [tuple(size for size in sizes(v)[1:] if isinstance(size, int)) for v in keys]
-    if not shapes:
-        return None
-    return DecoderSpec(
-        vocab_size=backbone.vocab_size,
-        max_tokens=shapes[0][1],
-        kv=tuple((heads, width) for heads, _, width in shapes),
-        bos_token_id=backbone.bos_token_id,
-        eos_token_ids=backbone.eos_token_ids,
-        pad_token_id=backbone.pad_token_id,
-    )
 
 
 def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -> Payoff:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from adaptc.ir.graph import OnnxGraph, fixed
 from adaptc.passes.skip_ffn.conditionals import conditionals
+from adaptc.runtime.bundle.names import is_rope_table
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in the graph: a page for each would waste more than it shares."""
@@ -103,9 +104,9 @@ def read_bytes_per_token(graph: OnnxGraph) -> int:
         size = value.const_value.nbytes
         users = {use.node.op_type for use in value.uses() if id(use.node.graph) not in instead}
         rows = (fixed(value) or (1,))[0]
-        if users & {"Gather", "GatherBlockQuantized"} or (value.name or "").startswith("rope."):
+        if users & {"Gather", "GatherBlockQuantized"} or is_rope_table(value.name):
             total += size // rows
-        if users - {"Gather", "GatherBlockQuantized"} and not (value.name or "").startswith("rope."):
+        if users - {"Gather", "GatherBlockQuantized"} and not is_rope_table(value.name):
             total += size
     return total
 

@@ -15,6 +15,7 @@ from adaptc.evaluation.parity import Logits
 from adaptc.evaluation.text import Ids
 from adaptc.families.model import model_of
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.names import SPEC
 from adaptc.sources.base import Source
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
@@ -53,7 +54,7 @@ def sources_of(bundle: Bundle, base: Path) -> dict[str, Source]:
         LoadError: one is not there, or not the one the bundle was compiled from.
     """
     sources = {}
-    for name, model in read_spec(bundle.path / "spec.yaml").models.items():
+    for name, model in read_spec(bundle.path / SPEC).models.items():
         try:
             source = sources[name] = find_source(model, base)
         except LoadError as error:

@@ -15,6 +15,7 @@ from adaptc.evaluation.parity import Logits
 from adaptc.evaluation.reference import sources_of, torch_of
 from adaptc.evaluation.text import Ids
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS, SPEC, THRESHOLD
 
 if TYPE_CHECKING:
     from adaptc.ir.graph import FxGraph
@@ -61,7 +62,7 @@ class Stitched:
         from adaptc.spec.passes import build_passes
         from adaptc.spec.reading import read_spec
 
-        spec = read_spec(bundle.path / "spec.yaml")
+        spec = read_spec(bundle.path / SPEC)
         program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)
         for pass_ in (each.at(base) for each in build_passes(spec)):
             stage(pass_.name)
@@ -93,12 +94,12 @@ class RouteReference:
     def logits(self, ids: Ids) -> Logits:
         """int64 [tokens] -> float32 [tokens, vocab], at every position; no block is skipped."""
         feeds: dict[str, npt.NDArray[Any]] = {
-            "input_ids": ids[None],
-            "position_ids": np.arange(len(ids))[None],
-            "threshold": np.full((1, len(ids)), -np.inf, np.float32),
+            INPUT_IDS: ids[None],
+            POSITION_IDS: np.arange(len(ids))[None],
+            THRESHOLD: np.full((1, len(ids)), -np.inf, np.float32),
         }
         feeds |= self.trunk.run(feeds)
-        found: Logits = self.tail.run(feeds)["logits"][0]
+        found: Logits = self.tail.run(feeds)[LOGITS][0]
         return found
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaptc.runtime.bundle.names import THRESHOLD
+
 if TYPE_CHECKING:
     from typing import Any
 
@@ -54,7 +56,7 @@ def run_split(split: Split, feeds: Mapping[str, Array]) -> dict[str, Array]:
     for step in split.steps:
         calls, when = step.then, step.when
         if when is not None:
-            ran = np.array((values[when.logit] >= feeds["threshold"]).any())
+            ran = np.array((values[when.logit] >= feeds[THRESHOLD]).any())
             values[f"ran.{gate}"] = ran
             gate += 1
             calls = when.then if ran or not when.otherwise else when.otherwise

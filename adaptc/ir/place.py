@@ -9,12 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from adaptc.runtime.model.inserts import FEATURES, PLACES, POSITIONS
-
-__all__ = ["FEATURES", "PATCHES", "PIXELS", "PLACES", "POSITIONS", "no_images", "place"]
-
-PIXELS = "pixel_values"
-"""Input of a captured model: its images."""
+from adaptc.runtime.bundle.names import IMAGE_FEATURES, IMAGE_PLACES
 
 PATCHES = "patch_positions"
 """Input of a captured model that takes an image of any size: int64 [places, patches of a place, 2], row and column."""
@@ -44,4 +39,4 @@ def _(states: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> torch
 
 def no_images() -> dict[str, torch.Tensor]:
     """What a graph that takes images is fed with a text alone, by input."""
-    return {FEATURES: torch.zeros(0, 0), PLACES: torch.zeros(0, dtype=torch.int64)}
+    return {IMAGE_FEATURES: torch.zeros(0, 0), IMAGE_PLACES: torch.zeros(0, dtype=torch.int64)}

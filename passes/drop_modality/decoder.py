@@ -14,13 +14,13 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
-from adaptc.ir.place import FEATURES, PATCHES, PIXELS, PLACES, POSITIONS
+from adaptc.ir.place import PATCHES
 from adaptc.passes.drop_modality import stand_ins
 from adaptc.passes.drop_modality.graph import Cut, cut, extract, head
 from adaptc.runtime.bundle.manifest import ModalitySpec, ModalSpec, SubsetSpec
+from adaptc.runtime.bundle.names import IMAGE_FEATURES, IMAGE_PLACES, INPUT_IDS, PIXEL_VALUES, POSITION_IDS
 
-IDS = "input_ids"
-_BESIDE = {POSITIONS: IDS, PATCHES: PIXELS, PLACES: PIXELS}
+_BESIDE = {POSITION_IDS: INPUT_IDS, PATCHES: PIXEL_VALUES, IMAGE_PLACES: PIXEL_VALUES}
 """Inputs that a user need not name: of the modality that the other one is of."""
 
 Modalities = Mapping[str, Sequence[str]]
@@ -42,11 +42,13 @@ def subsets_of(modalities: Modalities, wanted: Sequence[tuple[str, ...]], *, nam
     Raises:
         PassError: the modalities are not images and text, or a subset is without text.
     """
-    text = next((name for name, inputs in modalities.items() if IDS in inputs), None)
+    text = next((name for name, inputs in modalities.items() if INPUT_IDS in inputs), None)
     if text is None:
-        raise PassError(f"modalities: none has {IDS}, the text of this language model")
-    if len(modalities) != 2 or PIXELS in modalities[text]:
-        raise PassError(f"modalities: {', '.join(modalities)}; one with {PIXELS} and one with {IDS} are right")
+        raise PassError(f"modalities: none has {INPUT_IDS}, the text of this language model")
+    if len(modalities) != 2 or PIXEL_VALUES in modalities[text]:
+        raise PassError(
+            f"modalities: {', '.join(modalities)}; one with {PIXEL_VALUES} and one with {INPUT_IDS} are right"
+        )
     without = [subset for subset in wanted if text not in subset]
     if without and named:
         raise PassError(f"keep: {'+'.join(without[0])}: a language model cannot do without {text}")
@@ -57,7 +59,7 @@ def text_only(graph: FxGraph) -> FxGraph:
     """A captured language model without its images; itself if it takes none."""
     if not is_decoder(graph):
         return graph
-    parts, _ = split(graph, "", {"image": (PIXELS,), "text": (IDS,)}, [("text",)])
+    parts, _ = split(graph, "", {"image": (PIXEL_VALUES,), "text": (INPUT_IDS,)}, [("text",)])
     return parts[""]
 
 
@@ -79,15 +81,17 @@ def split(
         PassError: an input is unknown or of no modality, or images cannot be cut out.
     """
     divided = cut(graph.fork(), _completed(modalities, graph.inputs))
-    text = next(name for name, inputs in modalities.items() if IDS in inputs)
+    text = next(name for name, inputs in modalities.items() if INPUT_IDS in inputs)
     used = {name for subset in subsets for name in subset}
-    specs = {text: ModalitySpec((IDS,), None, (IDS,))}
+    specs = {text: ModalitySpec((INPUT_IDS,), None, (INPUT_IDS,))}
     graphs: dict[str, FxGraph] = {}
     images = [name for name in modalities if name != text and name in used]
     for name in images:
-        pixels = [node for node in divided.inputs[name] if node.target != PLACES]
-        specs[name] = ModalitySpec(tuple(str(n.target) for n in pixels), f"{model}.encode.{name}", (FEATURES,))
-        graphs[f"{model}.encode.{name}"] = extract(divided.graph, pixels, [_feature(divided, name)], (FEATURES,), {})
+        pixels = [node for node in divided.inputs[name] if node.target != IMAGE_PLACES]
+        specs[name] = ModalitySpec(tuple(str(n.target) for n in pixels), f"{model}.encode.{name}", (IMAGE_FEATURES,))
+        graphs[f"{model}.encode.{name}"] = extract(
+            divided.graph, pixels, [_feature(divided, name)], (IMAGE_FEATURES,), {}
+        )
     graphs[model] = _seeing(divided, images[0]) if images else _blind(_reading(divided, text), text)
     ordered = {name: specs[name] for name in modalities if name in specs}
     return graphs, ModalSpec(ordered, tuple(SubsetSpec(subset, model) for subset in subsets))
@@ -136,11 +140,11 @@ def _blind(divided: Cut, text: str) -> FxGraph:
 
 def _one_position(graph: fx.Graph) -> None:
     """Where there is no image, a token is at the same time, row and column: one position instead of three."""
-    old = next(node for node in graph.nodes if node.target == POSITIONS)
+    old = next(node for node in graph.nodes if node.target == POSITION_IDS)
     if len(old.meta["val"].shape) == 2:
         return
     with graph.inserting_before(old):
-        new = graph.placeholder(POSITIONS)
+        new = graph.placeholder(POSITION_IDS)
     new.meta = {"val": old.meta["val"][0], "path": ""}
     with graph.inserting_after(old):
         three = graph.call_function(torch.ops.aten.expand.default, (new, [3, -1, -1]))
@@ -152,12 +156,12 @@ def _one_position(graph: fx.Graph) -> None:
 def _seeing(divided: Cut, images: str) -> FxGraph:
     """The decoder with images' features as an input: float32 [places, width]."""
     nodes = {str(n.target): n for n in divided.graph.module.graph.nodes if n.op == "placeholder"}
-    inputs = [nodes[IDS], nodes[POSITIONS], _feature(divided, images), nodes[PLACES]]
+    inputs = [nodes[INPUT_IDS], nodes[POSITION_IDS], _feature(divided, images), nodes[IMAGE_PLACES]]
     outputs: Any = divided.graph.module.graph.output_node().args[0]
-    names = (IDS, POSITIONS, FEATURES, PLACES)
+    names = (INPUT_IDS, POSITION_IDS, IMAGE_FEATURES, IMAGE_PLACES)
     made = extract(divided.graph, inputs, outputs, divided.graph.module.meta["outputs"], {}, names)
-    features = next(n for n in made.module.graph.nodes if n.target == FEATURES)
-    value, places = features.meta["val"], nodes[PLACES].meta["val"]
+    features = next(n for n in made.module.graph.nodes if n.target == IMAGE_FEATURES)
+    value, places = features.meta["val"], nodes[IMAGE_PLACES].meta["val"]
     with value.fake_mode:
         features.meta["val"] = torch.empty(places.shape[0], value.shape[-1], dtype=value.dtype)
     return made

@@ -23,6 +23,7 @@ from adaptc.ir.graph import FxGraph, attribute
 from adaptc.ir.place import no_images
 from adaptc.ir.program import Program
 from adaptc.passes.quantize.blockwise import Bits, Blocks, concatenate, curvature_of, dequantize, quantize_blocks, split
+from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD
 
 WINDOW = 128
 """Tokens of one calibration sequence. Short ones hold more first tokens, whose huge activations must survive."""
@@ -65,7 +66,7 @@ def sample_of(program: Program, name: str) -> Sample | None:
     if name in program.samples:
         return calibration_ids(program.samples[name])
     first = program.plan[0].graphs[0]
-    if first not in program.samples or "hidden" not in program.graph(name, FxGraph).inputs:
+    if first not in program.samples or HIDDEN not in program.graph(name, FxGraph).inputs:
         return None
     ids = calibration_ids(program.samples[first])
     graph = program.graph(first, FxGraph)
@@ -210,9 +211,9 @@ def _tensor(module: Any, name: str) -> torch.Tensor:
 def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:
     sequences, tokens = ids.shape[:2]
     values = {
-        "input_ids" if ids.ndim == 2 else "hidden": torch.from_numpy(ids),
-        "position_ids": torch.arange(tokens).expand(sequences, tokens),
-        "threshold": torch.full((sequences, tokens), float("-inf")),  # of gates: every block runs
+        INPUT_IDS if ids.ndim == 2 else HIDDEN: torch.from_numpy(ids),
+        POSITION_IDS: torch.arange(tokens).expand(sequences, tokens),
+        THRESHOLD: torch.full((sequences, tokens), float("-inf")),  # of gates: every block runs
         **no_images(),
     }
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]

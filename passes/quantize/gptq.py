@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
+from adaptc.runtime.bundle.names import LOGITS
 
 if TYPE_CHECKING:
     from adaptc.passes.quantize.blockwise import Bits
@@ -54,7 +55,7 @@ class Gptq(Pass):
             if sample is None:
                 continue
             sizes: dict[str, int] = dict.fromkeys(weights, self.block_size)
-            if graph.module.meta["outputs"] == ("logits",) and list(linear_weights(graph))[-1] == weights[-1]:
+            if graph.module.meta["outputs"] == (LOGITS,) and list(linear_weights(graph))[-1] == weights[-1]:
                 sizes[weights[-1]] = head_block(self.block_size)
             bits: dict[str, Bits] = dict.fromkeys(weights, 4)
             blocks |= quantize_linears(graph, sample, bits, block_size=sizes, symmetric=alone(graph))

@@ -21,7 +21,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from adaptc.errors import PassError
 from adaptc.ir import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.ir.graph import FxGraph, assign, path_of
-from adaptc.ir.place import PIXELS
+from adaptc.runtime.bundle.names import PIXEL_VALUES
 
 aten = torch.ops.aten
 LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
@@ -58,8 +58,8 @@ def ffn_blocks(graph: FxGraph) -> list[FfnBlock]:
     for node in graph.module.graph.nodes:
         if node.op == "call_function" and (match := LAYER.match(path_of(node))):
             layers.setdefault(match.group(), []).append(node)
-    if PIXELS in graph.inputs:
-        raise PassError(f"{PIXELS}: its encoder has layers too; drop_modality before this pass is right")
+    if PIXEL_VALUES in graph.inputs:
+        raise PassError(f"{PIXEL_VALUES}: its encoder has layers too; drop_modality before this pass is right")
     blocks = [_block(layer, nodes) for layer, nodes in layers.items()]
     if not blocks:
         raise PassError("no decoder layers ('….layers.N') in this graph; skip_ffn needs a decoder")

@@ -16,6 +16,7 @@ from adaptc.ir.graph import FxGraph
 from adaptc.ir.place import no_images
 from adaptc.ir.skip import RUN
 from adaptc.passes.skip_ffn.gating import THRESHOLD, ffn_blocks, residual
+from adaptc.runtime.bundle.names import INPUT_IDS, POSITION_IDS
 
 Ids = npt.NDArray[np.int64]
 Seen = Callable[[fx.Node, torch.Tensor], torch.Tensor]
@@ -173,8 +174,8 @@ def _walk(
     rows, tokens = ids.shape
     device = _device(graph)
     feeds = {
-        "input_ids": torch.from_numpy(ids).to(device),
-        "position_ids": torch.arange(tokens, device=device).expand(rows, tokens),
+        INPUT_IDS: torch.from_numpy(ids).to(device),
+        POSITION_IDS: torch.arange(tokens, device=device).expand(rows, tokens),
         THRESHOLD: None if threshold is None else threshold.to(device),
         **no_images(),
     }

@@ -17,6 +17,7 @@ import torch
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.stitch.seams import EPSILON, Seam
 from adaptc.passes.stitch.slices import Backbone, states_graph
+from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD
 
 if TYPE_CHECKING:
     from adaptc.passes.stitch.paths import Layout
@@ -142,10 +143,10 @@ def run_states(graphs: Mapping[str, FxGraph], ids: torch.Tensor) -> States:
 def feeds(graph: FxGraph, ids: torch.Tensor, hidden: torch.Tensor | None = None) -> list[torch.Tensor]:
     """What a graph is fed for whole sequences, in its order; gates run every block."""
     values = {
-        "input_ids": ids,
-        "hidden": hidden,
-        "position_ids": torch.arange(ids.shape[1], device=ids.device).expand(ids.shape),
-        "threshold": torch.full(ids.shape, float("-inf"), device=ids.device),
+        INPUT_IDS: ids,
+        HIDDEN: hidden,
+        POSITION_IDS: torch.arange(ids.shape[1], device=ids.device).expand(ids.shape),
+        THRESHOLD: torch.full(ids.shape, float("-inf"), device=ids.device),
     }
     return [value for name in graph.inputs if (value := values[name]) is not None]
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from adaptc.errors import PassError
+from adaptc.runtime.bundle.names import gates_file
 from adaptc.runtime.bundle.plan import RouterRecord
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float32]
 CARD = "adaptc.router"
 PREDICTED, LOST = "held_out.predicted", "held_out.lost"
-ROUTER_FILE = "gates/router.safetensors"
-"""Name of a router's file in a bundle."""
-
 LEVELS = 32
 """Points of the table that a budget moves along."""
 
@@ -91,7 +89,7 @@ def calibrated(routing: Routing, costs: Mapping[str, float]) -> RouterRecord:
     falling = [point for place, point in enumerate(levels) if place == 0 or point[0] < levels[place - 1][0]]
     kept = falling[:: max(1, len(falling) // LEVELS)]
     found = {"mean_cost": held_out.cost(threshold), "share": held_out.share(threshold), "prompts": len(held_out.lost)}
-    return RouterRecord(ROUTER_FILE, threshold, tuple(kept), bound | found)
+    return RouterRecord(gates_file("router"), threshold, tuple(kept), bound | found)
 
 
 def read(path: Path, costs: Mapping[str, float]) -> HeldOut:

@@ -20,7 +20,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, assign, attribute, path_of
-from adaptc.ir.place import PLACES
+from adaptc.runtime.bundle.names import IMAGE_PLACES
 
 HIDDEN = "hidden"
 """What is handed from one graph to the next: float [batch, tokens, width], the residual stream between two layers."""
@@ -58,7 +58,7 @@ class Backbone:
         Raises:
             PassError: no decoder layers, or more than one value goes from layer to layer.
         """
-        if PLACES in self.graph.inputs:
+        if IMAGE_PLACES in self.graph.inputs:
             raise PassError(f"'{self.name}': takes images; drop_modality with keep: [[text]] before this pass is right")
         inside: dict[int, list[fx.Node]] = {}
         for node in self.graph.module.graph.nodes:

@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from adaptc.runtime.bundle.manifest import FileRecord, Manifest
+from adaptc.runtime.bundle.names import MANIFEST
 from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.bundle.replace import replace_folder
 from adaptc.runtime.errors import BundleError
 
-MANIFEST = "manifest.json"
 _BLOCK = 1 << 20  # bytes read at a time: large enough to hash at full speed, small enough not to matter
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
+from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import Skips
 from adaptc.runtime.model.options import RequestOptions
@@ -29,9 +30,6 @@ Logits: TypeAlias = npt.NDArray[np.float32]
 
 States: TypeAlias = npt.NDArray[np.float32]
 """Hidden states between a trunk and its tails, float32 [..., width]."""
-
-HIDDEN = "hidden"
-"""The tensor that a tail reads in the place of token ids, and a trunk gives in the place of logits."""
 
 
 class BatchDecoder(Protocol):

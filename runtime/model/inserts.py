@@ -10,15 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.manifest import TensorSpec
-
-PLACES = "image_places"
-"""A decoder's input: int64 [places], which of a step's tokens are images'."""
-
-FEATURES = "image_features"
-"""A decoder's input: float32 [places, width], what stands there."""
-
-POSITIONS = "position_ids"
-"""A decoder's input where images have rows and columns: int64 [3, batch, tokens] (M-RoPE, arXiv:2409.12191)."""
+from adaptc.runtime.bundle.names import IMAGE_FEATURES, IMAGE_PLACES, POSITION_IDS
 
 Ids = npt.NDArray[np.int64]
 Feeds = dict[str, npt.NDArray[Any]]
@@ -54,11 +46,11 @@ class ExtraInputs:
             inputs: The graph's.
             batch: Rows of the cache.
         """
-        width = next((tensor.shape[-1] for tensor in inputs if tensor.name == FEATURES), None)
+        width = next((tensor.shape[-1] for tensor in inputs if tensor.name == IMAGE_FEATURES), None)
         self._nothing: Feeds = {}
         if isinstance(width, int):
-            self._nothing = {FEATURES: np.zeros((0, width), np.float32), PLACES: np.zeros(0, np.int64)}
-        self._spatial = any(tensor.name == POSITIONS and len(tensor.shape) == 3 for tensor in inputs)
+            self._nothing = {IMAGE_FEATURES: np.zeros((0, width), np.float32), IMAGE_PLACES: np.zeros(0, np.int64)}
+        self._spatial = any(tensor.name == POSITION_IDS and len(tensor.shape) == 3 for tensor in inputs)
         self._shifts = np.zeros(batch, np.int64)
         self._positions: dict[int, Ids] = {}
 
@@ -67,13 +59,13 @@ class ExtraInputs:
         feeds = dict(self._nothing)
         if inserts is not None and feeds:
             first, last = np.searchsorted(inserts.places, (start, start + tokens))
-            feeds = {FEATURES: inserts.values[first:last], PLACES: inserts.places[first:last] - start}
+            feeds = {IMAGE_FEATURES: inserts.values[first:last], IMAGE_PLACES: inserts.places[first:last] - start}
         if self._spatial:
             given = None if inserts is None else inserts.positions
             self._shifts[row] = 0 if inserts is None else inserts.shift
             plain = np.broadcast_to(np.arange(start, start + tokens), (3, tokens))
             part = plain if given is None else given[:, start : start + tokens]
-            feeds[POSITIONS] = np.ascontiguousarray(part[:, None])
+            feeds[POSITION_IDS] = np.ascontiguousarray(part[:, None])
         return feeds
 
     def step(self, rows: int) -> Feeds:
@@ -81,7 +73,7 @@ class ExtraInputs:
         if not self._spatial:
             return dict(self._nothing)
         self._positions[rows] = np.zeros((3, rows, 1), np.int64)
-        return {**self._nothing, POSITIONS: self._positions[rows]}
+        return {**self._nothing, POSITION_IDS: self._positions[rows]}
 
     def advance(self, last: npt.NDArray[np.int32]) -> None:
         """Set the positions of the first rows' newest tokens, of which `last` stand before them."""

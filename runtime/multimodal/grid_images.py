@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from adaptc.runtime.backends.engine import Array
+from adaptc.runtime.bundle.names import IMAGE_FEATURES, PIXEL_VALUES
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.model.inserts import FEATURES, Inserts
+from adaptc.runtime.model.inserts import Inserts
 from adaptc.runtime.multimodal.images import GridSpec, Ids, Images, Picture, Pixels, finite
 from adaptc.runtime.multimodal.subsets import key_of
 
@@ -51,7 +52,7 @@ class GridImages(Images):
         known = self.graphs.cache.get(key)
         if known is None:
             made = self.graphs.engine_run(str(self.graphs.modal.modalities[self.modality].encoder), feeds)
-            known = (made[FEATURES],)
+            known = (made[IMAGE_FEATURES],)
             self.graphs.cache.put(key, known)
         found: Pixels = known[0]
         return found
@@ -87,7 +88,7 @@ class GridImages(Images):
         """Patches and grids as the processor gives them."""
         merge = self.grid.merge
         try:
-            patches = finite(0, np.asarray(given["pixel_values"]))
+            patches = finite(0, np.asarray(given[PIXEL_VALUES]))
             grids = np.asarray(given["image_grid_thw"])
         except KeyError as error:
             raise RequestError(f"images: no {error}; pixel_values and image_grid_thw are needed") from error

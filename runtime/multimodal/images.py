@@ -11,13 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.manifest import GraphSpec, ModalSpec
+from adaptc.runtime.bundle.names import IMAGE_FEATURES, PIXEL_VALUES
 from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.errors import BundleError, RequestError
-from adaptc.runtime.model.inserts import FEATURES, Inserts
+from adaptc.runtime.model.inserts import Inserts
 from adaptc.runtime.multimodal.subsets import ModalGraphs
-
-IMAGES = "images.json"
-"""File of a bundle that takes images: an `ImageSpec`."""
 
 Ids = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.float32]
@@ -160,7 +158,7 @@ class Images:
         """
         name = self._encoder.inputs[0].name
         given = {name: np.stack([each.pixels for each in pictures])}
-        features = self.graphs.features(self.modality, given)[FEATURES]
+        features = self.graphs.features(self.modality, given)[IMAGE_FEATURES]
         places = np.flatnonzero(ids == self.spec.token)
         return Inserts(places, np.ascontiguousarray(features.reshape(len(places), -1)))
 
@@ -173,7 +171,7 @@ class Images:
         if isinstance(images, Mapping):
             if not np.asarray(images.get("pixel_attention_mask", True)).all():
                 raise RequestError("images: pixel_attention_mask leaves parts out; images without padding are needed")
-            images = images.get("pixel_values", ())
+            images = images.get(PIXEL_VALUES, ())
         shape = tuple(int(size) for size in self._encoder.inputs[0].shape[1:])
         array = None if isinstance(images, (list, tuple)) else np.asarray(images)
         if array is not None:

@@ -9,10 +9,10 @@ import numpy as np
 
 from adaptc.runtime.backends.engine import Array
 from adaptc.runtime.bundle.manifest import ModalSpec, TensorSpec
+from adaptc.runtime.bundle.names import ATTENTION_MASK, INPUT_IDS
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.text.tokenizer import Tokenizer
 
-IDS, MASK = "input_ids", "attention_mask"
 """The inputs a tokenizer fills."""
 
 Inputs = Mapping[str, Any]
@@ -62,7 +62,7 @@ def _modality(
     name: str, value: Any, inputs: Sequence[str], specs: Mapping[str, TensorSpec], tokenizer: Tokenizer | None
 ) -> dict[str, Array]:
     texts = _texts(value)
-    if texts is not None and IDS in inputs:
+    if texts is not None and INPUT_IDS in inputs:
         return _tokens(name, texts, inputs, specs, tokenizer)
     if len(inputs) != 1:
         raise RequestError(f"inputs: {name} has several inputs; name them: {', '.join(inputs)}")
@@ -84,14 +84,14 @@ def _tokens(
     """Token ids and mask, int64[rows, tokens]: cut or filled to the graph's number of tokens."""
     if tokenizer is None:
         raise RequestError(f"inputs: {name}: this bundle has no tokenizer; token ids are needed")
-    length = specs[IDS].shape[1]
+    length = specs[INPUT_IDS].shape[1]
     ids = np.zeros((len(texts), int(length)), np.int64)
     mask = np.zeros_like(ids)
     for row, text in enumerate(texts):
         tokens = tokenizer.encode(text)[: int(length)]
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = 1
-    found = {IDS: ids, MASK: mask}
+    found = {INPUT_IDS: ids, ATTENTION_MASK: mask}
     return {each: found[each].astype(specs[each].dtype) for each in inputs if each in found}
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.runtime.bundle.names import PROFILE
 from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.errors import BundleError
 
-PROFILE = "profile.json"
 Floats = npt.NDArray[np.float64]
 
 

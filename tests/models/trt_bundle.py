@@ -6,8 +6,9 @@ import math
 from functools import cache
 from pathlib import Path
 
-from adaptc.compiler.publish_partitions import decoder_of, region_files
+from adaptc.compiler.publish_partitions import region_files
 from adaptc.compiler.weights_file import write_graphs
+from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.graph import FxGraph, OnnxGraph
 from adaptc.ir.partitions import Split
 from adaptc.ir.program import Backbone, Program
@@ -59,7 +60,7 @@ def write(
         models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
         passes=(),
         plan=(Run("lm"),),
-        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_of(split, graph, BACKBONE))},
+        graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_spec(graph, BACKBONE, split))},
         gates={} if gates is None else {"lm": gates},
         target=TargetRecord(backend, "fp16", SLOTS, batch),
         versions={},

@@ -20,6 +20,7 @@ from adaptc.evaluation.text import Ids, windows
 from adaptc.ir.graph import FxGraph, path_of
 from adaptc.ir.skip import RUN
 from adaptc.passes.skip_ffn import gating
+from adaptc.runtime.bundle.names import INPUT_IDS, POSITION_IDS
 
 Floats = npt.NDArray[np.float32]
 Levels = Callable[[int, int], Floats]
@@ -120,13 +121,13 @@ def walk(rule: Rule, index: int, ids: Ids, warmup: int, device: str = "cpu") -> 
     said = torch.from_numpy(rule.said(index, tokens)).to(device) if rule.said is not None else None
     walker = _Walk(rule, said, level.to(device), warmup)
     feeds = {
-        "input_ids": torch.from_numpy(np.ascontiguousarray(ids))[None].to(device),
-        "position_ids": torch.arange(tokens, device=device)[None],
+        INPUT_IDS: torch.from_numpy(np.ascontiguousarray(ids))[None].to(device),
+        POSITION_IDS: torch.arange(tokens, device=device)[None],
         gating.THRESHOLD: walker.level,
     }
     with torch.no_grad():
         [logits] = walker.run(*(feeds[name] for name in rule.graph.inputs))
-        following = feeds["input_ids"][0, 1:, None]
+        following = feeds[INPUT_IDS][0, 1:, None]
         parts = []
         for at in range(0, tokens - 1, _TOGETHER):
             given, wanted = logits[0, at : min(at + _TOGETHER, tokens - 1)].float(), following[at : at + _TOGETHER]

@@ -17,6 +17,7 @@ from adaptc.ir.gates_file import load_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.names import SPEC, gates_file
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
@@ -57,7 +58,7 @@ def bundle_subject(bundle: Bundle, base: Path, stage: Stage = lambda _: None) ->
     """
     gates = next(iter(bundle.manifest.gates.values()), None)
     warmup = WARMUP if gates is None else gates.warmup
-    spec = read_spec(bundle.path / "spec.yaml")
+    spec = read_spec(bundle.path / SPEC)
     return _subject(spec, base, source_of(bundle, base), warmup, learned_of(bundle), stage)
 
 
@@ -92,7 +93,7 @@ def learned_of(bundle: Bundle) -> Learned | None:
     """The trained gates of a bundle, as far as they were kept when it was compiled; None if it has none."""
     for name, gates in bundle.manifest.gates.items():
         if gates.policy == "learned":
-            _, weights = load_gates(bundle.path / "gates" / f"{name}.safetensors")
+            _, weights = load_gates(bundle.path / gates_file(name))
             verdict = bundle.manifest.gate_verdicts.get(name)
             decisions = () if verdict is None else verdict.each
             leaders = {each.layer: each.leader for each in decisions if each.leader is not None}

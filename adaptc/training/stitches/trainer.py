@@ -25,6 +25,7 @@ from adaptc.passes.quantize.calibrate import linear_weights
 from adaptc.passes.stitch.least_squares import Normal, States, accumulate, feeds, run_states, state_graphs, weights_from
 from adaptc.passes.stitch.paths import Layout, tail_graph
 from adaptc.passes.stitch.slices import Backbone, states_graph
+from adaptc.runtime.bundle.names import LOGITS
 from adaptc.training.checkpoint import Checkpoint, Moments, load_checkpoint, save_checkpoint
 from adaptc.training.recipe import Progress, Recipe
 
@@ -217,7 +218,7 @@ class StitchTrainer:
             with torch.no_grad(), self._autocast():
                 found = graph.module(*feeds(graph, ids))
             for output, value in zip(graph.module.meta["outputs"], found, strict=True):
-                if output == "logits":
+                if output == LOGITS:
                     logits[name] = value
                 else:
                     states[name, int(output)] = value

@@ -14,8 +14,9 @@ from adaptc.runtime.backends.cuda.driver import Cuda
 from adaptc.runtime.backends.cuda.kernels import PARTS, RING
 from adaptc.runtime.backends.cuda.step import Link
 from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.model.budget import DENSE
-from adaptc.runtime.model.decoder import HIDDEN, Ids
+from adaptc.runtime.model.decoder import Ids
 from adaptc.runtime.text.sampling import Sampler
 
 CHOICE = np.dtype([("temperature", np.float32), ("top_k", np.int32), ("top_p", np.float32), ("min_p", np.float32)])

@@ -21,11 +21,12 @@ from adaptc.runtime.backends.cuda.memory import HEAD_ROWS, Memory, Values, Weigh
 from adaptc.runtime.backends.cuda.step import Link, Place, Stepper
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
 from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.bundle.partitions import Regions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
-from adaptc.runtime.model.decoder import HIDDEN, Logits
+from adaptc.runtime.model.decoder import Logits
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.text.sampling import Sampler
 

@@ -20,8 +20,8 @@ from adaptc.runtime.backends.cuda.kernels import NAMES, PARTS, RING, SOURCE, THR
 from adaptc.runtime.backends.cuda.memory import Memory
 from adaptc.runtime.backends.cuda.products import NO_GATE, Gate, Products, look_at_gate
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
+from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.bundle.partitions import Call, Regions, When
-from adaptc.runtime.model.decoder import HIDDEN
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
 

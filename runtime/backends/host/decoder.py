@@ -16,10 +16,23 @@ import numpy.typing as npt
 from adaptc.runtime.backends.engine import BoundRun, Engine
 from adaptc.runtime.backends.host.memory import lazy_zeros
 from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.names import (
+    CACHE_KINDS,
+    HIDDEN,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_FROM,
+    RAN,
+    SEQLENS_K,
+    THRESHOLD,
+    TOTAL_SEQUENCE_LENGTH,
+    past,
+    present,
+)
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
-from adaptc.runtime.model.decoder import HIDDEN, Ids, Logits, States, state_width
+from adaptc.runtime.model.decoder import Ids, Logits, States, state_width
 from adaptc.runtime.model.inserts import ExtraInputs, Feeds, Inserts
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.model.single_route import SingleRoute
@@ -65,7 +78,7 @@ class HostDecoder(SingleRoute):
         self._extra = ExtraInputs(engine.inputs, batch)
         self._source, self._ids = _source(engine, batch)
         result_width = state_width(engine.outputs)
-        self._result, self._width = ("logits", spec.vocab_size) if result_width is None else (HIDDEN, result_width)
+        self._result, self._width = (LOGITS, spec.vocab_size) if result_width is None else (HIDDEN, result_width)
         self._logits = np.empty((batch, 1, self._width), np.float32)
         self._last = np.zeros(batch, np.int32)  # position of each slot's newest token
         self._total = np.zeros((), np.int32)
@@ -107,7 +120,7 @@ class HostDecoder(SingleRoute):
         """
         for start in range(0, len(ids), self._chunk):
             block = ids[start : start + self._chunk]
-            kept = 1 if self._result == "logits" else len(block)
+            kept = 1 if self._result == LOGITS else len(block)
             logits = self._read(slot, start, block, kept, inserts=inserts)
         self._levels[slot] = threshold
         first: Logits = logits[0]
@@ -212,7 +225,7 @@ class HostDecoder(SingleRoute):
             reader = self._bind(slots, ids[None], self._prompt_total, self._prompt_from, logits, threshold, extra)
             self._readers[slot] = reader
         else:
-            gated = {} if self.gates is None else {"threshold": threshold}
+            gated = {} if self.gates is None else {THRESHOLD: threshold}
             reader.rebind({self._source: ids[None], **gated, **extra}, {self._result: logits})
         reader()
         return logits.reshape(kept, -1)
@@ -236,20 +249,20 @@ class HostDecoder(SingleRoute):
         threshold: Logits,
         extra: Feeds,
     ) -> BoundRun:
-        cache = {name: whole[slots] for name, whole in self._cache.items()}
+        cache = {where: whole[slots] for where, whole in self._cache.items()}
         feeds: dict[str, npt.NDArray[Any]] = {
             self._source: ids,
-            "seqlens_k": self._last[slots],
-            "total_sequence_length": total,
-            **({"logits_from": first} if self._result == "logits" else {}),
+            SEQLENS_K: self._last[slots],
+            TOTAL_SEQUENCE_LENGTH: total,
+            **({LOGITS_FROM: first} if self._result == LOGITS else {}),
             **extra,
-            **{f"past.{name}": part for name, part in cache.items()},
+            **{past(*where): part for where, part in cache.items()},
         }
-        present = {f"present.{name}": part for name, part in cache.items()}
-        outputs: dict[str, npt.NDArray[Any]] = {self._result: logits, **present}
+        updated = {present(*where): part for where, part in cache.items()}
+        outputs: dict[str, npt.NDArray[Any]] = {self._result: logits, **updated}
         if self.gates is not None:
-            feeds["threshold"] = threshold
-            outputs["ran"] = self._ran
+            feeds[THRESHOLD] = threshold
+            outputs[RAN] = self._ran
         return self._engine.bind(feeds, outputs)
 
 
@@ -257,18 +270,18 @@ def _source(engine: Engine, batch: int) -> tuple[str, npt.NDArray[Any]]:
     """The input that a step writes tokens or states to, and its array: [batch, 1] or [batch, 1, width]."""
     width = state_width(engine.inputs)
     if width is None:
-        return "input_ids", np.zeros((batch, 1), np.int64)
+        return INPUT_IDS, np.zeros((batch, 1), np.int64)
     return HIDDEN, np.zeros((batch, 1, width), np.float32)
 
 
-def _cache(spec: DecoderSpec, batch: int) -> dict[str, npt.NDArray[np.float32]]:
-    """Keys and values of all layers: float32 [batch, kv_heads, max_tokens, head_dim]."""
+def _cache(spec: DecoderSpec, batch: int) -> dict[tuple[int, str], npt.NDArray[np.float32]]:
+    """Keys and values by layer and kind: float32 [batch, kv_heads, max_tokens, head_dim]."""
     size = 8 * batch * spec.max_tokens * sum(heads * width for heads, width in spec.kv)
     try:
         return {
-            f"{layer}.{kind}": lazy_zeros((batch, heads, spec.max_tokens, width))
+            (layer, kind): lazy_zeros((batch, heads, spec.max_tokens, width))
             for layer, (heads, width) in enumerate(spec.kv)
-            for kind in ("key", "value")
+            for kind in CACHE_KINDS
         }
     except MemoryError as error:
         raise RequestError(

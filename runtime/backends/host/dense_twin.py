@@ -11,12 +11,12 @@ from typing import Literal
 
 from adaptc.runtime.backends.engine import Arrays, BoundRun, Engine, check_complete
 from adaptc.runtime.bundle.manifest import TensorSpec
+from adaptc.runtime.bundle.names import RAN, THRESHOLD
 from adaptc.runtime.model.budget import DENSE
 
 Form = Literal["gated", "dense"]
 """Which of the two graphs."""
 
-THRESHOLD, RAN = "threshold", "ran"
 """The input and the output that only the gated graph has."""
 
 

@@ -14,8 +14,9 @@ import torch
 import transformers
 
 from adaptc.capture.text import capture
-from adaptc.compiler.tuning import decoder_spec, running
+from adaptc.compiler.tuning import running
 from adaptc.errors import PassError
+from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.graph import FxGraph, path_of
 from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline

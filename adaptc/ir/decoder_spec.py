@@ -1,0 +1,46 @@
+"""How to generate with a graph: read off its KV cache, and for a decoder in partitions off its rotary tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adaptc.ir.graph import OnnxGraph, sizes
+from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.names import KEY, cache_tensor, is_rope_table
+
+if TYPE_CHECKING:
+    from adaptc.ir.partitions import Split
+    from adaptc.ir.program import Backbone
+
+
+def decoder_spec(graph: OnnxGraph, backbone: Backbone, split: Split | None = None) -> DecoderSpec | None:
+    """How to generate with a graph.
+
+    Args:
+        graph: After `kv_cache`; its cached keys are [batch, kv_heads, max_tokens, head_dim]. Of a decoder in
+            partitions [batch, kv_heads, head_dim, positions], where positions are only known when it runs.
+        backbone: The pretrained part whose head it has.
+        split: The graph in partitions, if it was cut.
+
+    Returns:
+        None if the graph has no KV cache.
+    """
+    cached = [(cache_tensor(value.name), sizes(value)) for value in graph.model.graph.inputs]
+    keys = [shape for tensor, shape in cached if tensor is not None and tensor.kind == KEY]
+    if not keys:
+        return None
+    max_tokens = keys[0][2] if split is None else _rotary_positions(split)
+    widths = [shape[3 if split is None else 2] for shape in keys]
+    return DecoderSpec(
+        vocab_size=backbone.vocab_size,
+        max_tokens=int(max_tokens),
+        kv=tuple((int(shape[1]), int(width)) for shape, width in zip(keys, widths, strict=True)),
+        bos_token_id=backbone.bos_token_id,
+        eos_token_ids=backbone.eos_token_ids,
+        pad_token_id=backbone.pad_token_id,
+    )
+
+
+def _rotary_positions(split: Split) -> int:
+    """For how many positions a decoder in partitions is made."""
+    return next(int(str(tensor.shape[0])) for name, tensor in split.weights.items() if is_rope_table(name))
