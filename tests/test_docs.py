@@ -27,6 +27,9 @@ from adaptc.spec.reading import parse_spec
 from tests.repo import ROOT, all_modules
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOOLS = {"tests.rooms"}
+"""Modules that pages tell contributors to run."""
+
 FENCE = re.compile(r"^```(\w+)?[ ]?(.*)\n((?:.*\n)*?)^```$", re.MULTILINE)
 
 
@@ -97,6 +100,8 @@ def run_command(command: str, where: str, *, fails: bool) -> None:
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE), f"{where}: {command}"
+    elif (program, arguments[:1]) == ("python", ["-m"]):
+        assert arguments[1] in TOOLS, f"{where}: {command}"
     elif program == "adaptc":
         done = CliRunner().invoke(main, arguments)
         assert (done.exit_code != 0) == fails, f"{where}: {command}\n{done.output}"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptc.compiler.cache import Cache
 from adaptc.machine.memory import memory_bytes
 from adaptc.machine.processor import cpu_flags, cpu_name
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
@@ -80,9 +79,8 @@ def number(text: str) -> tuple[int, ...]:
 
 
 def diagnose() -> dict[str, Any]:
-    """Return everything `adaptc doctor` says, as values JSON can hold. What is missing is said, never an error."""
+    """Return what this machine has, as values JSON can hold. What is missing is said, never an error."""
     total, available = memory_bytes()
-    cache = Cache.default()
     return {
         "adaptc": version("adaptc"),
         "python": platform.python_version(),
@@ -92,7 +90,6 @@ def diagnose() -> dict[str, Any]:
         "gpu": _gpu(),
         "engines": _engines(),
         "packages": [_package(package) for package in packages()],
-        "cache": {"path": str(cache.root), "bytes": sum(entry.bytes for entry in cache.entries())},
     }
 
 

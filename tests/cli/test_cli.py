@@ -175,6 +175,7 @@ def test_doctor_prints_what_it_finds() -> None:
     assert any(line.split()[:2] == ["engine", "onnxruntime"] for line in lines)
     found = json.loads(run("doctor", "--json").stdout)
     assert found["engines"]["onnxruntime"]["version"] is not None
+    assert set(found["cache"]) == {"path", "bytes"}
 
 
 def test_check_says_what_is_wrong(tmp_path: Path) -> None:

@@ -17,14 +17,18 @@ from adaptc.cli.output import print_columns
 def command(as_json: bool) -> None:
     """Say what this machine has, and what it lacks."""
     from adaptc.checks.doctor import diagnose
+    from adaptc.compiler.cache import Cache
 
-    found = diagnose()
+    cache = Cache.default()
+    diagnosis = diagnose() | {
+        "cache": {"path": str(cache.root), "bytes": sum(entry.bytes for entry in cache.entries())}
+    }
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(diagnosis, indent=2))
         return
-    print_columns(list(_machine(found)))
+    print_columns(list(_machine(diagnosis)))
     rows = []
-    for package in found["packages"]:
+    for package in diagnosis["packages"]:
         mark = "ok" if package["ok"] else "error" if package["extra"] is None else "absent"
         wanted = f"{package['wanted']} or newer" if package["wanted"] else "any"
         note = "" if package["ok"] else f"{wanted}: {package['install']}"
