@@ -1,4 +1,4 @@
-"""What `adaptc check` finds."""
+"""A finding of `adaptc check`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Level = Literal["ok", "warn", "error"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """What one check came to.
 
     Attributes:
-        about: What: a model's name, `target`, `calibration` or `machine`.
+        about: Its subject: a model's name, `stitch`, `calibration` or `machine`.
         level: `ok`, `warn` (it will work, perhaps not as wished) or `error` (it cannot work).
-        text: What was found, and what would be right.
+        text: A sentence: what is so, and what would be right.
     """
 
     about: str

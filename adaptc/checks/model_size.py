@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 def head_dim_of(config: PretrainedConfig) -> int:
     """Return the width of one attention head."""
-    given = getattr(config, "head_dim", None)
-    return int(given or config.hidden_size // max(1, config.num_attention_heads))
+    head_dim = getattr(config, "head_dim", None)
+    return int(head_dim or config.hidden_size // max(1, config.num_attention_heads))
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a model takes, in bytes, worked out from its config.
+    """How much memory and disk a model takes.
 
     Attributes:
-        parameters: How many weights, a tied head counted once.
-        read: Of the weights as they are read.
-        bundle: Of the weights in the bundle.
-        cache: Of the KV cache of all rows.
+        parameters: Number of weights, a tied head counted once.
+        read: Bytes of the weights as they are read.
+        bundle: Bytes of the weights in the bundle.
+        cache: Bytes of the KV cache of all batch slots.
     """
 
     parameters: int
@@ -38,13 +38,13 @@ class Size:
 
 
 def size_of(config: PretrainedConfig, target: TargetSpec, dtype: str, *, images: bool = True) -> Size:
-    """Work out a model's size.
+    """Work out a model's size from its config.
 
     Args:
-        config: The model's.
+        config: The model's config.
         target: What it is compiled for.
         dtype: What its weights are read as.
-        images: Whether a multimodal model keeps what it sees images with.
+        images: Whether a multimodal model keeps its image encoder.
     """
     import torch
 
@@ -54,8 +54,8 @@ def size_of(config: PretrainedConfig, target: TargetSpec, dtype: str, *, images:
     # A tied head comes once, as the table.
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if name.startswith(stems or "")}
     text = text_of(config)
-    row = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim_of(text) * target.max_tokens * 4
-    return replace(size_of_shapes(shapes, target, dtype), cache=row * target.batch)
+    slot = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim_of(text) * target.max_tokens * 4
+    return replace(size_of_shapes(shapes, target, dtype), cache=slot * target.batch)
 
 
 def size_of_shapes(shapes: Mapping[str, Sequence[int]], target: TargetSpec, dtype: str) -> Size:

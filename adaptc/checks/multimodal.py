@@ -9,6 +9,7 @@ from adaptc.checks.finding import Finding
 from adaptc.errors import SpecError
 from adaptc.families.model import multimodal_of
 from adaptc.sources.module import ModuleSource
+from adaptc.spec.passes import build_passes
 from adaptc.spec.schema import Spec
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _NEEDED = "drop_modality: {modalities: {image: [pixel_values], text: [input_ids]
 
 
 def multimodal_faults(spec: Spec, configs: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What stands in the way of a spec's multimodal language models: a model's name and a sentence each.
+    """Yield what stands in the way of a spec's multimodal language models: a model's name and a sentence each.
 
     Args:
         spec: What would be compiled.
@@ -39,7 +40,7 @@ def multimodal_faults(spec: Spec, configs: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def keeps_images(spec: Spec, name: str) -> bool:
-    """Whether a model's bundle still has what it sees images with."""
+    """Return whether a model's bundle keeps its image encoder."""
     try:
         pass_ = _pass(spec, name)
     except SpecError:
@@ -48,21 +49,22 @@ def keeps_images(spec: Spec, name: str) -> bool:
 
 
 def image_findings(name: str, config: Any, spec: Spec) -> Iterator[Finding]:
-    """What `adaptc check` says of a language model that takes images; nothing of any other."""
-    if multimodal_of(config) is None:
+    """Yield what `adaptc check` says of a language model that takes images; nothing of any other."""
+    family = multimodal_of(config)
+    if family is None:
         return
-    backbone = config.vision_config
-    layers = getattr(backbone, "num_hidden_layers", None) or backbone.depth
-    yield Finding(name, "ok", f"{config.model_type}: images through {backbone.model_type}, {layers} layers")
+    encoder = config.vision_config
+    layers = getattr(encoder, family.encoder_depth)
+    yield Finding(name, "ok", f"{config.model_type}: images through {encoder.model_type}, {layers} layers")
     for _, fault in multimodal_faults(spec, {name: config}):
         yield Finding(name, "error", fault)
 
 
 def module_findings(name: str, source: ModuleSource, spec: Spec) -> Iterator[Finding]:
-    """What `adaptc check` says of a model that a function builds, which is not run.
+    """Yield what `adaptc check` says of a model that a function builds; the function is not run.
 
     Raises:
-        LoadError: its tokenizer is not there.
+        LoadError: it has no tokenizer where the spec names one.
     """
     count = len(source.shapes())
     text = ", reads text" if source.tokenizer_files() else ""
@@ -76,13 +78,12 @@ def module_findings(name: str, source: ModuleSource, spec: Spec) -> Iterator[Fin
 
 
 def _pass(spec: Spec, name: str) -> DropModality | None:
-    """The spec's `drop_modality` of a model.
+    """Return the spec's `drop_modality` of a model, or None.
 
     Raises:
         SpecError: the passes cannot be built.
     """
     from adaptc.passes.drop_modality.drop_modality import DropModality
-    from adaptc.spec.passes import build_passes
 
-    found = [each for each in build_passes(spec) if isinstance(each, DropModality) and each.model in (None, name)]
-    return found[0] if found else None
+    passes = (each for each in build_passes(spec) if isinstance(each, DropModality) and each.model in (None, name))
+    return next(passes, None)

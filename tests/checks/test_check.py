@@ -12,7 +12,7 @@ import transformers
 from tokenizers import Tokenizer, models
 
 from adaptc.checks import check as checking
-from adaptc.checks import doctor
+from adaptc.checks import doctor, packages
 from adaptc.checks.check import check
 from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import size_of
@@ -163,9 +163,9 @@ def test_disk_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_versions_below_the_wanted_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = doctor.Package("torch", "compile", "2.12", "2.3.1")
-    absent = doctor.Package("gguf", "compile", "0.17", None)
-    monkeypatch.setattr(doctor, "packages", lambda: (old, absent))
+    old = packages.Package("torch", "compile", "2.12", "2.3.1")
+    absent = packages.Package("gguf", "compile", "0.17", None)
+    monkeypatch.setattr(packages, "packages", lambda: (old, absent))
     assert troubles(tmp_path) == [
         ("machine", "error", "torch is 2.3.1, 2.12 or newer is needed; pip install 'adaptc[compile]'"),
         ("machine", "error", "gguf is not installed, 0.17 or newer is needed; pip install 'adaptc[compile]'"),
@@ -259,17 +259,17 @@ def test_a_factory_is_looked_at_and_not_run(tmp_path: Path) -> None:
 def test_packages_are_those_of_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["click>=8.1", 'torch>=99.1; extra == "compile"', 'adaptc[compile]; extra == "dev"', 'x; extra == "gpu"']
     monkeypatch.setattr("importlib.metadata.requires", lambda _: wanted)
-    click, torch, missing = doctor.packages()
+    click, torch, missing = packages.packages()
     assert (click.name, click.extra, click.wanted, click.ok) == ("click", None, "8.1", True)
     assert (torch.name, torch.extra, torch.wanted, torch.ok) == ("torch", "compile", "99.1", False)
-    assert (missing.name, missing.found, missing.install) == ("x", None, "pip install 'adaptc[gpu]'")
+    assert (missing.name, missing.installed, missing.install) == ("x", None, "pip install 'adaptc[gpu]'")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"), [("2.13.0+cpu", (2, 13, 0)), ("1.2.dev3", (1, 2)), ("10.0rc1", (10, 0)), ("x", ())]
 )
 def test_numbers_of_versions(text: str, expected: tuple[int, ...]) -> None:
-    assert doctor.number(text) == expected
+    assert packages.number(text) == expected
 
 
 def test_a_diagnosis_is_whole_and_json() -> None:

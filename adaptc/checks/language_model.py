@@ -1,0 +1,88 @@
+"""What `adaptc check` says of a language model: its architecture, heads, RoPE and vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from adaptc.checks.finding import Finding
+from adaptc.checks.model_size import head_dim_of
+from adaptc.errors import LoadError
+from adaptc.sources.base import Source
+from adaptc.spec.schema import TargetSpec
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+ROPE_KINDS = ("default", "linear", "llama3", "yarn")
+"""Kinds of RoPE whose angles depend on the position alone; others change with the length of the text."""
+
+
+def architecture(name: str, config: PretrainedConfig) -> Finding:
+    """State a model's family, depth and width."""
+    return Finding(name, "ok", f"{config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size}")
+
+
+def head_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:
+    """Yield what there is to say of a model's heads, and of widths that blocks of weights do not divide."""
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    head_dim = head_dim_of(config)
+    if min(heads, groups) < 1 or heads % groups:
+        yield Finding(name, "error", f"{heads} attention heads cannot share {groups} key-value heads; a multiple can")
+    else:
+        yield Finding(name, "ok", f"{heads} heads of {head_dim}, {groups} with keys and values")
+    if target.weights in ("int4", "int8"):
+        widths = {config.hidden_size, config.intermediate_size, heads * head_dim}
+        uneven = sorted(width for width in widths if width % target.block_size)
+        if uneven:
+            padded = ", ".join(map(str, uneven))
+            text = f"blocks of {target.block_size} do not divide {padded}: rows are padded; smaller blocks waste less"
+            yield Finding(name, "warn", text)
+
+
+def rope_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:
+    """Yield what there is to say of a model's kind of RoPE and of the positions it was trained on."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    sets = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
+    kinds = sorted({str(each.get("rope_type", "default")) for each in sets})
+    for kind in kinds:
+        if kind not in ROPE_KINDS:
+            yield Finding(name, "error", f"RoPE of kind {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
+    trained = config.max_position_embeddings
+    if target.max_tokens > trained:
+        text = (
+            f"max_tokens {target.max_tokens} is beyond the {trained} the model was trained on; expect poor text there"
+        )
+        yield Finding(name, "warn", text)
+    else:
+        yield Finding(name, "ok", f"RoPE {', '.join(kinds)}; max_tokens {target.max_tokens} of {trained}")
+
+
+def vocabulary_findings(name: str, source: Source, config: PretrainedConfig) -> Iterator[Finding]:
+    """Yield what there is to say of a model's tokenizer and special tokens."""
+    from tokenizers import Tokenizer
+
+    try:
+        files = source.tokenizer_files()
+        tokens = Tokenizer.from_str(files["tokenizer.json"].decode()).get_vocab_size()
+    except LoadError as error:
+        yield Finding(name, "error", str(error))
+        return
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        yield Finding(name, "error", f"{source.origin}: tokenizer.json cannot be read: {error}")
+        return
+    if tokens > config.vocab_size:
+        text = f"the tokenizer has {tokens:,} tokens, the model {config.vocab_size:,}; they do not belong together"
+        yield Finding(name, "error", text)
+    else:
+        yield Finding(name, "ok", f"vocabulary of {config.vocab_size:,}, {tokens:,} used by the tokenizer")
+    ids = source.token_ids()
+    outside = [
+        token for token in (ids.bos, *ids.eos, ids.pad) if token is not None and not 0 <= token < config.vocab_size
+    ]
+    if outside:
+        yield Finding(name, "error", f"special token {outside[0]} is outside the vocabulary of {config.vocab_size:,}")
+    if not ids.eos:
+        yield Finding(name, "warn", "no end-of-text token: answers end only at their largest length")
+    if "chat_template.jinja" not in files:
+        yield Finding(name, "warn", "no chat template: generate works, chat does not")
