@@ -137,7 +137,7 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     """Microseconds that the launch of a step's graph takes, while the GPU is idle and while it is busy."""
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     found = {}
-    for way in ("dense", "gated"):
+    for way in ("dense", "on_device"):
         key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.part.cache.slots, way
         for copies in (1, 2):
             graphs = [decoder.part.graphs.capture(key) for _ in range(copies)]

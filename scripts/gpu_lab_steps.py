@@ -100,8 +100,9 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     mask[np.linspace(0, layers - 1, skipped).round().astype(int)] = False
     set_mask(decoder, mask)
     decoder.part.force = tuple(map(bool, mask)) if how == "forced" else None
-    # "gated" is what a session does; "nodes" puts every block under a conditional node; "static" has the host follow.
-    decoder.part.mode = "static" if how == "static" else "regions"
+    # "gated" is what a session does; "nodes" puts every block under a conditional node; "one_step_late" has
+    # the host follow.
+    decoder.part.mode = "one_step_late" if how == "one_step_late" else "on_device"
     decoder.part.stepper.nodes = how == "nodes"
     decoder.flights.drain()
     decoder.part.graphs.forget("gated")
@@ -114,7 +115,7 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     decoder.flights.drain()
     samplers = [Sampler(Sampling(), [], np.random.default_rng(0)) for _ in range(rows)]
     tokens = [1] * rows
-    for _ in range(4 if how == "static" else 1):  # until the mask of the step before is this one, and is captured
+    for _ in range(4 if how == "one_step_late" else 1):  # until a mask comes again, and is captured
         tokens = decoder.choose(tokens, samplers)
     found = {"device": device_seconds(decoder, rows), "skipped": float(1 - mask.mean())}
     decoder.part.length[:rows] = 16
@@ -145,7 +146,7 @@ def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     batch = next(size for size in decoder._gpu.sizes if size >= rows)
     if graph is None:
-        key = batch, decoder.part.cache.slots, decoder.part.way(rows, 0)
+        key = batch, decoder.part.cache.slots, decoder.part.execution_mode(rows, 0)
         graph = decoder.part.graphs.get(key) or decoder.part.graphs.get(key)  # a mask is captured when it comes again
     begin, end = cuda.event(timing=True), cuda.event(timing=True)
     found = []
@@ -200,7 +201,7 @@ def time_bundle(bundle: Bundle, batch: int, whole: bool, mode: str) -> dict[str,
     found["dense"] = timed(decoder, batch, 0, "dense")
     print("dense", found["dense"], flush=True)
     for share in (0, 0.25, 0.5, 1):
-        for how in ("static", "forced") if mode == "static" else ("gated", "nodes", "forced"):
+        for how in ("one_step_late", "forced") if mode == "one_step_late" else ("gated", "nodes", "forced"):
             found[f"{how} {share:.0%}"] = timed(decoder, batch, share, how)
             print(f"{how} {share:.0%}", found[f"{how} {share:.0%}"], flush=True)
     found["memory"] = before - probe.free_bytes()

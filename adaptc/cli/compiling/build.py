@@ -37,10 +37,10 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 @click.option("--chunk", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a prompt at once.")
 @click.option(
     "--mode",
-    type=click.Choice(["auto", "regions", "static", "in_engine"]),
+    metavar="[auto|on_device|one_step_late]",
     default="auto",
     show_default=True,
-    help="How gates are followed: on the GPU, by the host a step later, or as is quickest here.",
+    help="Who follows the gates: the GPU in the same step, the host one step late, or whichever is quicker here.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was built as JSON.")
 def command(

@@ -12,21 +12,21 @@ from adaptc.runtime.backends.cuda.step import Place, Stepper
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
-    """A way to run: with what the gates said a step before, and asking them for the step after."""
+class OneStepLate:
+    """Blocks run by what the gates decided a step before; the gates are computed for the step after."""
 
     mask: tuple[bool, ...]
 
 
-Way = str | tuple[bool, ...] | Foreseen
-"""How a step runs: "dense", "gated" by what the device reads itself, with a mask that is known beforehand, or with one
-that the step before gave."""
+ExecutionMode = str | tuple[bool, ...] | OneStepLate
+"""How a step follows gates: "dense" for none, "on_device" where the GPU reads them, a mask that the host knows
+beforehand, or the mask that the step before gave."""
 
 MASKS = 64
-"""Most graphs kept of `Foreseen` masks; the one that was not used for longest goes first."""
+"""Most graphs kept of `OneStepLate` masks; the one that was not used for longest goes first."""
 
-Key = tuple[int, int, Way]
-"""Rows, slots of the cache, and the way."""
+Key = tuple[int, int, ExecutionMode]
+"""Rows, slots of the cache, and the execution mode."""
 
 
 class Graphs:
@@ -51,7 +51,7 @@ class Graphs:
         self._table = control.step_table(cache.layers(0))
         self._known: dict[Key, Any] = {}
         self._warm: set[tuple[int, int]] = set()
-        self._foreseen: dict[Key, Any] = {}  # None for a mask that was seen once
+        self._late: dict[Key, Any] = {}  # None for a mask that was seen once
 
     def get(self, key: Key) -> Any:
         """A step's graph; None if its parts are to go to the stream one by one.
@@ -59,22 +59,22 @@ class Graphs:
         So they do where the driver has no conditional nodes and this step needs them, and where a mask comes for the
         first time: most come never again, and capturing takes as long as many steps.
         """
-        if isinstance(key[2], Foreseen):
-            return self._get_foreseen(key)
+        if isinstance(key[2], OneStepLate):
+            return self._get_late(key)
         if key not in self._known:
             self._known[key] = self.capture(key)
         return self._known[key]
 
-    def _get_foreseen(self, key: Key) -> Any:
-        seen = key in self._foreseen
-        graph = self._foreseen.pop(key, None)
+    def _get_late(self, key: Key) -> Any:
+        seen = key in self._late
+        graph = self._late.pop(key, None)
         if graph is None and seen:
             graph = self.capture(key)
         elif not seen:
             self._make_ready(self.place(*key[:2]))
-        self._foreseen[key] = graph
-        if len(self._foreseen) > MASKS:
-            oldest = self._foreseen.pop(next(iter(self._foreseen)))
+        self._late[key] = graph
+        if len(self._late) > MASKS:
+            oldest = self._late.pop(next(iter(self._late)))
             if oldest is not None:
                 self._cuda.drop(oldest)
         return graph
@@ -92,12 +92,12 @@ class Graphs:
 
     def capture(self, key: Key) -> Any:
         """Capture a step anew."""
-        batch, slots, way = key
+        batch, slots, mode = key
         place = self.place(batch, slots)
         self._make_ready(place)
-        if way == "gated" and not self._stepper.on_device_only(place):
+        if mode == "on_device" and not self._stepper.on_device_only(place):
             return None
-        self._mask(way)  # what it copies to the GPU cannot be captured
+        self._mask(mode)  # what it copies to the GPU cannot be captured
         self._cuda.begin_capture(self._stream)
         try:
             self.enqueue(key)
@@ -108,19 +108,19 @@ class Graphs:
 
     def enqueue(self, key: Key) -> None:
         """A whole step in the stream's order."""
-        batch, slots, way = key
+        batch, slots, mode = key
         place, stepper, control = self.place(batch, slots), self._stepper, self._control
         stepper.begin(control.state, place, control.levels, self._stream)
         at, link = control.addresses(stepper.ran), control.link
         if link is not None and link.ids:
             stepper.take(control.state, place, at, link, self._stream)
-        if isinstance(way, Foreseen):
-            stepper.walk(place, stepper.foreseen(way.mask), self._stream)
-        elif way == "gated":
+        if isinstance(mode, OneStepLate):
+            stepper.walk(place, stepper.one_step_late(mode.mask), self._stream)
+        elif mode == "on_device":
             itself = stepper.on_device_only(place)
             stepper.walk(place, stepper.on_device if itself else stepper.by_host, self._stream)
         else:
-            mask, at["ran"] = self._mask(way)
+            mask, at["ran"] = self._mask(mode)
             stepper.walk(place, stepper.masked(mask), self._stream)
         stepper.head(place, self._stream)
         self.finish(place, at)
@@ -139,10 +139,10 @@ class Graphs:
         given = self._control.given() | self._cache.row(0)
         return Place(batch, 1, slots, given, self._control.thresholds)
 
-    def forget(self, way: Way) -> None:
-        """Capture the steps of one way anew when they are next needed."""
-        for kept in (self._known, self._foreseen):
-            for key in [key for key in kept if key[2] == way]:
+    def forget(self, mode: ExecutionMode) -> None:
+        """Drop the captured steps of one mode, so that they are captured anew when they are next needed."""
+        for kept in (self._known, self._late):
+            for key in [key for key in kept if key[2] == mode]:
                 graph = kept.pop(key)
                 if graph is not None:
                     self._cuda.drop(graph)
@@ -150,15 +150,15 @@ class Graphs:
     def close(self) -> None:
         """Forget them; the GPU's own are freed with it."""
         self._known.clear()
-        self._foreseen.clear()
+        self._late.clear()
 
-    def _mask(self, way: Way) -> tuple[tuple[bool, ...], int]:
+    def _mask(self, mode: ExecutionMode) -> tuple[tuple[bool, ...], int]:
         """The mask of a step that is known beforehand, and where the GPU has it."""
-        if isinstance(way, tuple):
-            return way, self._control.mask(way)
-        if isinstance(way, Foreseen):
-            return way.mask, self._stepper.ran
-        if way == "gated":
+        if isinstance(mode, tuple):
+            return mode, self._control.mask(mode)
+        if isinstance(mode, OneStepLate):
+            return mode.mask, self._stepper.ran
+        if mode == "on_device":
             return (), 0
         mask = (True,) * self._gates
         return mask, self._control.mask(mask)

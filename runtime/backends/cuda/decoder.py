@@ -107,8 +107,8 @@ class GpuDecoder(SingleRoute):
     def launch(self, samplers: Sequence[Sampler], ahead: int) -> Read:
         """See `Steps.launch`."""
         rows = self._rows
-        slot, way = self.part.launch(rows, samplers, ahead)
-        return lambda: self.part.take(slot, rows, way)
+        slot, mode = self.part.launch(rows, samplers, ahead)
+        return lambda: self.part.take(slot, rows, mode)
 
     def room(self) -> int:
         """See `Steps.room`."""

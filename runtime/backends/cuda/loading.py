@@ -70,10 +70,10 @@ def gpu_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoute
     except BaseException:
         cuda.close()
         raise
-    if any(regions.gates for regions in parts.values()) and not decoder.conditional and report.mode == "regions":
+    if any(regions.gates for regions in parts.values()) and not decoder.conditional and report.mode == "on_device":
         warnings.warn(
             f"{bundle.path}: driver {cuda.device.driver} has no conditional nodes, so the host waits for every gate; "
-            "a driver of CUDA 12.8 is right, or adaptc build --mode static",
+            "a driver of CUDA 12.8 is right, or adaptc build --mode one_step_late",
             stacklevel=2,
         )
     return decoder
@@ -102,7 +102,7 @@ def rows_on(
     parts: Mapping[str, Regions],
     batch: int,
     chunk: int,
-    mode: str = "regions",
+    mode: str = "on_device",
     *,
     dense: bool = False,
 ) -> GpuDecoder | GpuRoutes:
@@ -115,7 +115,7 @@ def rows_on(
         parts: As `regions_of` gives them.
         batch: See `gpu_decoder`.
         chunk: See `gpu_decoder`.
-        mode: How gates are followed: "regions", "static".
+        mode: How gates are followed: "on_device", "one_step_late".
         dense: Whether requests that name no budget run every block, whatever the bundle's gates say.
     """
     sizes, chunk = row_sizes(pieces, batch), min(chunk, pieces.tokens())

@@ -1,7 +1,7 @@
 """One graph on a GPU, with its cache and the steps captured of it: a decoder, or one part of a stitched one.
 
-Steps are captured once for each number of rows, size of the cache and way to run, and then launched whole. A step finds
-what it goes on from where the step before it left that.
+Steps are captured once for each number of rows, size of the cache and execution mode, and then launched whole. A step
+finds what it goes on from where the step before it left that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from adaptc.runtime.backends.cuda.cache import Cache
-from adaptc.runtime.backends.cuda.captured_steps import Foreseen, Graphs, Key, Way
+from adaptc.runtime.backends.cuda.captured_steps import ExecutionMode, Graphs, Key, OneStepLate
 from adaptc.runtime.backends.cuda.control import Control, Prompt
 from adaptc.runtime.backends.cuda.driver import Cuda
 from adaptc.runtime.backends.cuda.kernels import RING
@@ -43,7 +43,7 @@ class Gpu:
         values: Memory for the values between regions.
         sizes: Numbers of rows that there are engines for, up to the session's.
         chunk: Most tokens of a prompt at once.
-        mode: "regions" or "static"; see docs/tensorrt.md.
+        mode: "on_device" or "one_step_late"; see docs/tensorrt.md.
     """
 
     cuda: Cuda
@@ -53,7 +53,7 @@ class Gpu:
     values: Values
     sizes: tuple[int, ...]
     chunk: int
-    mode: str = "regions"
+    mode: str = "on_device"
 
 
 def row_sizes(pieces: Pieces, batch: int) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ class GpuPart:
         gates: What decides which of its blocks run; None if it has no gates.
         memory: What was taken of the GPU's for this graph alone.
         conditional: Whether gates are read by the GPU itself; if not, the host asks for each, which is slow.
-        mode: "regions", or "static" for masks that the step before gave.
+        mode: "on_device", or "one_step_late" for masks that the step before gave.
         force: A mask that all steps run with, whatever their gates say, for measurements; None for the gates.
         length: Tokens of each row whose step was read.
         levels: What each row's gates are compared with.
@@ -183,7 +183,7 @@ class GpuPart:
         before, levels = self.length[:rows] - 1, self.levels[:rows]
         self.control.set(tokens, before, levels, samplers, self._warmup, off, self.slot, order)
 
-    def launch(self, rows: int, samplers: Sequence[Sampler], ahead: int) -> tuple[int, Way]:
+    def launch(self, rows: int, samplers: Sequence[Sampler], ahead: int) -> tuple[int, ExecutionMode]:
         """Launch a step; its place in the ring, and how it runs."""
         self.slot = (self.slot + 1) % RING
         for row, sampler in enumerate(samplers):
@@ -197,19 +197,19 @@ class GpuPart:
         self._room -= 1
         return self.slot, key[2]
 
-    def take(self, slot: int, rows: int, way: Way) -> list[int]:
+    def take(self, slot: int, rows: int, mode: ExecutionMode) -> list[int]:
         """Take note of a step that is done; the tokens it chose."""
         self.length[:rows] += 1
         self._ran[:] = self.control.ran[slot]
         self._next = tuple(self._ran.tolist())
-        if isinstance(way, Foreseen):
-            self._ran[:] = way.mask
+        if isinstance(mode, OneStepLate):
+            self._ran[:] = mode.mask
         chosen: list[int] = self.control.told[slot, :rows].tolist()
         return chosen
 
     def room(self, rows: int) -> int:
         """Steps that may be launched before the newest is read: none if its gates decide how the next one runs."""
-        return 0 if isinstance(self.way(rows, 1), Foreseen) else self._room
+        return 0 if isinstance(self.execution_mode(rows, 1), OneStepLate) else self._room
 
     def settle(self) -> None:
         """Look anew, before the next step, for how it runs."""
@@ -237,7 +237,7 @@ class GpuPart:
         """Forget captured steps; the memory is the GPU's to free."""
         self.graphs.close()
 
-    def way(self, rows: int, ahead: int) -> Way:
+    def execution_mode(self, rows: int, ahead: int) -> ExecutionMode:
         """How a step runs: what the host knows for certain needs no conditional nodes."""
         if self.force is not None:
             return self.force
@@ -248,14 +248,14 @@ class GpuPart:
         if self._constants is not None:
             lowest = np.where(warm, DENSE, levels).min()
             return tuple(bool(logit >= lowest) for logit in self._constants)
-        return "gated" if self.mode == "regions" else Foreseen(self._next)
+        return "on_device" if self.mode == "on_device" else OneStepLate(self._next)
 
     def _step(self, rows: int, ahead: int) -> tuple[Key, Any]:
         """The graph of the next step; it stays as it is once all rows are warm."""
-        key = next(size for size in self._gpu.sizes if size >= rows), self.cache.slots, self.way(rows, ahead)
+        key = next(size for size in self._gpu.sizes if size >= rows), self.cache.slots, self.execution_mode(rows, ahead)
         found = key, self.graphs.get(key)
         warm = int(self.length[:rows].min()) + ahead >= self._warmup
-        if warm and not isinstance(key[2], Foreseen):
+        if warm and not isinstance(key[2], OneStepLate):
             self._settled = found
         return found
 

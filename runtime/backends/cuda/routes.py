@@ -154,8 +154,8 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
             self._trunk.take(below[0], rows, below[1])
             chosen = [0] * rows
             for route, order in now.items():
-                slot, way = above[route]
-                for row, token in zip(order, self._tails[route].take(slot, len(order), way), strict=True):
+                slot, mode = above[route]
+                for row, token in zip(order, self._tails[route].take(slot, len(order), mode), strict=True):
                     chosen[row] = token
             return chosen
 

@@ -1,6 +1,6 @@
 """One step of a decoder on a GPU: regions in order, and what happens at a gate.
 
-The same walk serves four ways to run: densely; with a mask that is known beforehand; captured into a CUDA graph whose
+The same walk serves four execution modes: dense; with a mask that is known beforehand; captured into a CUDA graph whose
 conditional nodes read the gates on the device; and with the host asking after each gate, where a driver has no
 conditional nodes.
 """
@@ -155,7 +155,7 @@ class Stepper:
 
         return choose
 
-    def foreseen(self, mask: Sequence[bool]) -> Chooser:
+    def one_step_late(self, mask: Sequence[bool]) -> Chooser:
         """Chooser: blocks run as the mask says, and `ran` tells what the gates would have had run."""
 
         def choose(gate: int, when: When, place: Place, stream: Any) -> None:

@@ -13,7 +13,7 @@ from adaptc.runtime.backends.cuda.kernels import SOURCE
 from adaptc.runtime.backends.cuda.nvrtc import keep
 from adaptc.runtime.backends.cuda.products import LEAST_SM, source_of
 from adaptc.runtime.backends.cuda.step import decides_itself
-from adaptc.runtime.backends.tensorrt.build_report import MODES, BuildReport
+from adaptc.runtime.backends.tensorrt.build_report import MODES, RENAMED, BuildReport
 from adaptc.runtime.backends.tensorrt.engines import (
     EngineFolder,
     EngineRecord,
@@ -79,8 +79,8 @@ def build_engines(
         slots: Sizes of the cache; by default doubled from 256 up to the bundle's max_tokens.
         chunk: Most tokens of a prompt at once; 1 builds no engine for prompts.
         whole: Also build the dense model in one piece, to compare with.
-        mode: How a session will follow gates: "regions", "static", or "auto" for what is quickest on this machine,
-            where that can be timed; see docs/tensorrt.md.
+        mode: How a session will follow gates: "on_device", "one_step_late", or "auto" for what is quickest on this
+            machine, where that can be timed; see docs/tensorrt.md.
         observe: Told of each engine.
 
     Raises:
@@ -218,8 +218,10 @@ def check_mode(mode: str) -> None:
     if mode == "in_engine":
         raise RequestError(
             "mode: 'in_engine'; an engine with If inside cannot be captured, and took longer than the dense one where "
-            "it was measured (docs/tensorrt.md): regions, static or auto is right"
+            "it was measured (docs/tensorrt.md): on_device, one_step_late or auto is right"
         )
+    if mode in RENAMED:
+        raise RequestError(f"mode: {mode!r} is called {RENAMED[mode]!r} now")
     if mode not in (*MODES, "auto"):
         raise RequestError(f"mode: {mode!r}; there are: {', '.join((*MODES, 'auto'))}")
 
@@ -234,25 +236,27 @@ def decide(bundle: Bundle, mode: str, gpu: Device | None) -> BuildReport:
 
     Args:
         bundle: Compiled for TensorRT.
-        mode: "regions", "static" or "auto".
+        mode: "on_device", "one_step_late" or "auto".
         gpu: That will run it; None if it is not known.
 
     Raises:
-        RequestError: "static" for a bundle without gates that decide at each token.
+        RequestError: "one_step_late" for a bundle without gates that decide at each token.
     """
     gated = _deciding(bundle)
-    if mode == "static" and not gated:
-        raise RequestError("mode: 'static'; no gate of this bundle decides at each token: regions or auto is right")
+    if mode == "one_step_late" and not gated:
+        raise RequestError(
+            "mode: 'one_step_late'; no gate of this bundle decides at each token: on_device or auto is right"
+        )
     if mode != "auto":
         return BuildReport(mode, "asked for")
     if not gated:
-        return BuildReport("regions", "no gate decides at each token")
+        return BuildReport("on_device", "no gate decides at each token")
     if gpu is None:
-        return BuildReport("regions", "the GPU is not known, so nothing was measured")
+        return BuildReport("on_device", "the GPU is not known, so nothing was measured")
     rows = bundle.manifest.target.batch
     if all(decides_itself(read_regions(bundle, name), rows, gpu) for name in gated):
-        return BuildReport("regions", "the GPU reads the gates itself")
-    return BuildReport("static", f"driver {gpu.driver} has no conditional nodes")
+        return BuildReport("on_device", "the GPU reads the gates itself")
+    return BuildReport("one_step_late", f"driver {gpu.driver} has no conditional nodes")
 
 
 def _gpu(flavour: str) -> Device:

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import share_of
 
-MODES = ("regions", "static")
-"""How gates are followed: on the GPU, in the step that they are of; or by the host, in the step after it."""
+MODES = ("on_device", "one_step_late")
+"""Execution modes: the GPU follows gates in the step that computes them, or the host does in the step after it."""
+
+RENAMED = {"regions": "on_device", "static": "one_step_late"}
+"""Names of modes in earlier versions, and what they are called now."""
 
 WORTH = 0.99
 """What gates, or decisions that come a step late, must take at most of the time without: two runs on an H200, hours
@@ -23,20 +26,20 @@ class StepTimes:
     Attributes:
         gates: How many there are.
         dense: No gate is asked, every block runs.
-        regions: Mode "regions": every gated block runs, none does.
-        static: The same in mode "static", each mask a new one: how many come again depends on the text.
+        on_device: Execution mode "on_device": every gated block runs, none does.
+        one_step_late: The same in mode "one_step_late", each mask a new one: how many come again depends on the text.
         fixed: No gated block runs, by a mask that was captured, and no gate is asked: what skipping is worth at most.
     """
 
     gates: int
     dense: float
-    regions: tuple[float, float]
-    static: tuple[float, float]
+    on_device: tuple[float, float]
+    one_step_late: tuple[float, float]
     fixed: float
 
     def both(self, mode: str) -> tuple[float, float]:
         """Of a mode: with every gated block, with none."""
-        return self.regions if mode == "regions" else self.static
+        return self.on_device if mode == "on_device" else self.one_step_late
 
     def at(self, mode: str, share: float) -> float:
         """With this share of the gated blocks skipped; a straight line, as it was on an H200."""

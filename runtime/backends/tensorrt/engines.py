@@ -147,7 +147,7 @@ class EngineFolder:
         return found
 
     def report(self) -> BuildReport:
-        """What the newest build decided; "regions" if there was none.
+        """What the newest build decided; "on_device" if there was none.
 
         Raises:
             EngineError: it cannot be read.

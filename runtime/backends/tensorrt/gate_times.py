@@ -37,7 +37,7 @@ class _Kind:
     """Steps of a kind: what gates are compared with, who follows them, and whether a mask is captured instead."""
 
     threshold: float
-    mode: str = "regions"
+    mode: str = "on_device"
     fixed: bool = False
 
 
@@ -64,8 +64,8 @@ def measure(decoder: GpuDecoder, most: int, clock: Callable[[], float] = perf_co
         def go(count: int) -> None:
             nonlocal token
             for _ in range(count):
-                if kind.mode == "static":  # so that the mask is new
-                    part.graphs.forget(part.way(1, 0))
+                if kind.mode == "one_step_late":  # so that the mask is new
+                    part.graphs.forget(part.execution_mode(1, 0))
                 token = decoder.choose(token, [sampler])
 
         part.mode = kind.mode
@@ -90,7 +90,7 @@ def measured(
 
     Args:
         bundle: With engines for this machine, and with gates that decide at each token.
-        otherwise: What is decided where nothing can be timed; if that is "static", "regions" is no choice.
+        otherwise: What is decided where nothing can be timed; if that is "one_step_late", "on_device" is no choice.
         rows: Fewest that a step has; one of them is written.
         most: Slots of the cache that its engines read.
         clock: Gives seconds.

@@ -64,7 +64,7 @@ class Gpu:
         bundle: Any,
         driver: int = 13000,
         batch: int = 2,
-        mode: str = "regions",
+        mode: str = "on_device",
         built: tuple[int, ...] = (1, 2),
     ) -> None:
         self.cuda = FakeCuda(replace(FakeCuda().device, driver=driver))
@@ -210,7 +210,7 @@ def late(bundle: Any, ids: list[int], count: int, threshold: float) -> tuple[lis
 
 @pytest.mark.parametrize("driver", [13000, 12000])
 def test_static_mode_runs_what_the_gates_said_a_step_before(bundle: Any, driver: int) -> None:
-    gpu, level = Gpu(bundle, driver, mode="static"), threshold_at(GATES.thresholds, 0.4)
+    gpu, level = Gpu(bundle, driver, mode="one_step_late"), threshold_at(GATES.thresholds, 0.4)
     result = gpu.session.generate(IDS, max_new_tokens=24, budget=0.4)
     tokens, masks = late(bundle, IDS, len(result.ids), level)
     assert list(result.ids) == tokens
@@ -222,9 +222,9 @@ def test_static_mode_runs_what_the_gates_said_a_step_before(bundle: Any, driver:
 
 def test_static_mode_captures_a_mask_that_comes_again_and_keeps_few(bundle: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("adaptc.runtime.backends.cuda.captured_steps.MASKS", 1)
-    gpu = Gpu(bundle, mode="static")
+    gpu = Gpu(bundle, mode="one_step_late")
     gpu.session.generate(IDS, max_new_tokens=40, budget=0.4)
-    assert len(gpu.part.graphs._foreseen) == 1
+    assert len(gpu.part.graphs._late) == 1
     gated = [graph for graph in gpu.captured() if graph.count("decide") == 2]
     assert len(gated) <= 1  # the others were dropped
     order = [entry.partition(" ")[0] for entry in gpu.cuda.log if entry.startswith(("launch", "wait"))]
@@ -232,7 +232,7 @@ def test_static_mode_captures_a_mask_that_comes_again_and_keeps_few(bundle: Any,
 
 
 def test_static_mode_launches_no_step_before_it_knows_the_mask(bundle: Any) -> None:
-    gpu = Gpu(bundle, mode="static")
+    gpu = Gpu(bundle, mode="one_step_late")
     gpu.session.generate(IDS, max_new_tokens=12, budget=0.4)
     steps = [entry for entry in gpu.cuda.log if entry in ("begin_step", "wait")]
     assert steps[-10:] == ["begin_step", "wait"] * 5

@@ -117,7 +117,7 @@ def test_the_command(bundle: Any) -> None:
     assert "] head batch 1 tokens 1: there" in done.stderr
     assert CliRunner().invoke(main, command).stdout.startswith(f"{bundle.path}: 21 engines for tensorrt-rtx; ")
     last = CliRunner().invoke(main, command).stdout.splitlines()[-1]
-    assert last == "mode regions: the GPU is not known, so nothing was measured"
+    assert last == "mode on_device: the GPU is not known, so nothing was measured"
     refused = CliRunner().invoke(main, [*command, "--mode", "in_engine"])
     assert (refused.exit_code, refused.stderr.partition(";")[0]) == (1, "Error: mode: 'in_engine'")
     wrong = CliRunner().invoke(main, ["build", str(bundle.path), "--sm", "8.6"])
@@ -130,43 +130,48 @@ def gpu(driver: int, sm: int = 90) -> Device:
 
 
 def test_auto_takes_static_only_where_a_driver_lacks_the_nodes_that_gates_need(bundle: Any, tmp_path: Path) -> None:
-    regions = BuildReport("regions", "the GPU reads the gates itself")
-    assert decide(bundle, "auto", gpu(12080)) == regions
+    on_device = BuildReport("on_device", "the GPU reads the gates itself")
+    assert decide(bundle, "auto", gpu(12080)) == on_device
     # These gates have cheap paths, so a node has two bodies.
-    assert decide(bundle, "auto", gpu(12040)) == BuildReport("static", "driver 12040 has no conditional nodes")
-    assert decide(bundle, "auto", None) == BuildReport("regions", "the GPU is not known, so nothing was measured")
-    assert decide(bundle, "regions", gpu(12000)) == BuildReport("regions", "asked for")
-    assert decide(bundle, "static", gpu(13000)) == BuildReport("static", "asked for")
+    assert decide(bundle, "auto", gpu(12040)) == BuildReport("one_step_late", "driver 12040 has no conditional nodes")
+    assert decide(bundle, "auto", None) == BuildReport("on_device", "the GPU is not known, so nothing was measured")
+    assert decide(bundle, "on_device", gpu(12000)) == BuildReport("on_device", "asked for")
+    assert decide(bundle, "one_step_late", gpu(13000)) == BuildReport("one_step_late", "asked for")
     made = trt_bundle.program_of(gating.static(tiny.fx("llama"), {1: 1.0}, {}))
     zeros = trt_bundle.write(tmp_path / "zeros", made, trt_bundle.GATES)  # products look at their gate themselves
-    assert decide(zeros, "auto", gpu(12000)) == regions
-    assert decide(zeros, "auto", gpu(12000, sm=75)) == BuildReport("static", "driver 12000 has no conditional nodes")
+    assert decide(zeros, "auto", gpu(12000)) == on_device
+    assert decide(zeros, "auto", gpu(12000, sm=75)) == BuildReport(
+        "one_step_late", "driver 12000 has no conditional nodes"
+    )
 
 
 def test_modes_that_there_are_not(tmp_path: Path, bundle: Any) -> None:
     with pytest.raises(
-        RequestError, match=r"mode: 'in_engine'; an engine with If .*: regions, static or auto is right"
+        RequestError, match=r"mode: 'in_engine'; an engine with If .*: on_device, one_step_late or auto is right"
     ):
         build_engines(bundle, "tensorrt-rtx", sm=(86,), mode="in_engine")
-    with pytest.raises(RequestError, match="mode: 'fast'; there are: regions, static, auto"):
+    with pytest.raises(RequestError, match="mode: 'fast'; there are: on_device, one_step_late, auto"):
         build_engines(bundle, "tensorrt-rtx", sm=(86,), mode="fast")
+    for old, new in (("regions", "on_device"), ("static", "one_step_late")):
+        with pytest.raises(RequestError, match=f"mode: '{old}' is called '{new}' now"):
+            build_engines(bundle, "tensorrt-rtx", sm=(86,), mode=old)
     bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"))
-    with pytest.raises(RequestError, match="mode: 'static'; no gate of this bundle decides at each token: regions or"):
-        build_engines(bare, "tensorrt-rtx", sm=(86,), mode="static")
-    assert decide(bare, "auto", gpu(12000)).mode == "regions"
+    with pytest.raises(RequestError, match=r"mode: 'one_step_late'; no gate .* decides at each token: on_device or"):
+        build_engines(bare, "tensorrt-rtx", sm=(86,), mode="one_step_late")
+    assert decide(bare, "auto", gpu(12000)).mode == "on_device"
 
 
 def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_path: Path) -> None:
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("llama", gated=True), trt_bundle.GATES)
     folder = EngineFolder(bundle.path, "tensorrt-rtx")
-    assert folder.report().mode == "regions"
+    assert folder.report().mode == "on_device"
     sizes: dict[str, Any] = {"sm": (89,), "slots": (16,), "batches": (1,), "chunk": 1}
     first = build_engines(bundle, "tensorrt-rtx", **sizes)
     seen: list[Progress] = []
-    assert build_engines(bundle, "tensorrt-rtx", **sizes, mode="static", observe=seen.append) == first
+    assert build_engines(bundle, "tensorrt-rtx", **sizes, mode="one_step_late", observe=seen.append) == first
     assert all(progress.cached for progress in seen)
     assert len(folder.records()) == len(list(folder.path.glob("*.plan"))) == len(first)
-    assert folder.report() == BuildReport("static", "asked for")
+    assert folder.report() == BuildReport("one_step_late", "asked for")
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
     pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
     assert (pieces.rows(), pieces.slots()) == ((1,), (16,))
@@ -229,6 +234,9 @@ def test_loading_says_why_no_engine_fits(tmp_path: Path, bundle: Any) -> None:
     regions = read_regions(bundle, "lm")
     with pytest.raises(EngineError, match=r"its engines are for compute capability 86, 89, 120, here is Fake \(90\)"):
         TrtPieces(bundle, regions.graphs, "tensorrt-rtx", FakeCuda())
+    for old, new in (("regions", "on_device"), ("static", "one_step_late")):
+        with pytest.raises(RequestError, match=f"mode: '{old}' is called '{new}' now"):
+            build_engines(bundle, "tensorrt-rtx", sm=(86,), mode=old)
     bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"))
     with pytest.raises(EngineError, match=r"no tensorrt-rtx engines; run adaptc build .*bare --target tensorrt-rtx"):
         TrtPieces(bare, read_regions(bare, "lm").graphs, "tensorrt-rtx", FakeCuda())

@@ -38,7 +38,7 @@ GATES = replace(trt_bundle.GATES, blocks=4, budget=0.0)
 BLOCK = {"product": 1 * MS, "cheap": 0.25 * MS, "decide": 0.125 * MS}
 """A gated block is two products and an engine; its cheap path is an engine."""
 
-TIMES = StepTimes(2, dense=10 * MS, regions=(11 * MS, 7 * MS), static=(10.5 * MS, 8.5 * MS), fixed=6 * MS)
+TIMES = StepTimes(2, dense=10 * MS, on_device=(11 * MS, 7 * MS), one_step_late=(10.5 * MS, 8.5 * MS), fixed=6 * MS)
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def on(cuda: TimedCuda, bundle: Bundle) -> tuple[TimedCuda, FakePieces, Bundle, 
 
 
 def near(times: StepTimes) -> Any:
-    return pytest.approx([times.dense, *times.regions, *times.static, times.fixed])
+    return pytest.approx([times.dense, *times.on_device, *times.one_step_late, times.fixed])
 
 
 def test_a_gate_and_what_it_skips_are_timed_apart(bundle: Bundle) -> None:
@@ -77,33 +77,33 @@ def test_a_gate_and_what_it_skips_are_timed_apart(bundle: Bundle) -> None:
     found = timed(bundle, BLOCK | {"node": 0.5 * MS})
     late = dense + 2 * 0.125 * MS
     expected = StepTimes(2, dense, (dense + gates, dense + gates - skipped), (late, late - skipped), dense - skipped)
-    assert [found.dense, *found.regions, *found.static, found.fixed] == near(expected)
-    assert found.cost("regions") == pytest.approx(0.625 * MS)
-    assert found.saved("regions") == pytest.approx(1.75 * MS)
-    assert found.cost("static") == pytest.approx(0.125 * MS)
+    assert [found.dense, *found.on_device, *found.one_step_late, found.fixed] == near(expected)
+    assert found.cost("on_device") == pytest.approx(0.625 * MS)
+    assert found.saved("on_device") == pytest.approx(1.75 * MS)
+    assert found.cost("one_step_late") == pytest.approx(0.125 * MS)
 
 
 def test_the_host_sends_a_captured_step_once_and_a_new_mask_piece_by_piece(bundle: Bundle) -> None:
     found = timed(bundle, {}, send=1 * MS)
-    assert [found.dense, *found.regions, found.fixed] == pytest.approx([2 * MS] * 4)  # a graph and an event
-    assert found.static[0] > found.static[1] > 20 * MS
+    assert [found.dense, *found.on_device, found.fixed] == pytest.approx([2 * MS] * 4)  # a graph and an event
+    assert found.one_step_late[0] > found.one_step_late[1] > 20 * MS
 
 
 def test_a_host_that_waits_for_each_gate_is_timed_so(bundle: Bundle) -> None:
     found = timed(bundle, {}, send=1 * MS, driver=12000)
     assert found.dense == pytest.approx(2 * MS)
-    assert found.regions == pytest.approx(found.static)
+    assert found.on_device == pytest.approx(found.one_step_late)
 
 
 def test_products_that_look_at_their_gate_are_timed_so(tmp_path: Path) -> None:
     made = trt_bundle.program_of(gating.static(tiny.fx("llama"), {1: 1.0, 2: -1.0}, {}))
     found = timed(trt_bundle.write(tmp_path / "zeros", made, GATES), BLOCK)
-    assert [found.dense, *found.regions] == pytest.approx([13 * MS, 13.25 * MS, 9.25 * MS])
+    assert [found.dense, *found.on_device] == pytest.approx([13 * MS, 13.25 * MS, 9.25 * MS])
 
 
 def test_nodes_that_cost_more_than_they_save_leave_static(bundle: Bundle) -> None:
     found = judged(timed(bundle, BLOCK | {"node": 5 * MS}), GATES)
-    assert (found.mode, found.dense) == ("static", False)
+    assert (found.mode, found.dense) == ("one_step_late", False)
 
 
 def test_a_cache_without_room_after_the_warm_up(bundle: Bundle) -> None:
@@ -116,11 +116,11 @@ def test_a_cache_without_room_after_the_warm_up(bundle: Bundle) -> None:
 @pytest.mark.parametrize(
     ("changed", "mode", "dense"),
     [
-        ({}, "regions", False),
-        ({"static": (10.5 * MS, 6.9 * MS)}, "static", False),
-        ({"static": (10.5 * MS, 6.95 * MS)}, "regions", False),  # less than times can tell apart
-        ({"regions": (14 * MS, 11 * MS), "static": (14 * MS, 12 * MS)}, "regions", True),
-        ({"regions": (14 * MS, 9.95 * MS), "static": (14 * MS, 12 * MS)}, "regions", True),
+        ({}, "on_device", False),
+        ({"one_step_late": (10.5 * MS, 6.9 * MS)}, "one_step_late", False),
+        ({"one_step_late": (10.5 * MS, 6.95 * MS)}, "on_device", False),  # less than times can tell apart
+        ({"on_device": (14 * MS, 11 * MS), "one_step_late": (14 * MS, 12 * MS)}, "on_device", True),
+        ({"on_device": (14 * MS, 9.95 * MS), "one_step_late": (14 * MS, 12 * MS)}, "on_device", True),
     ],
 )
 def test_the_quickest_mode_is_taken_and_none_that_does_not_pay(changed: dict[str, Any], mode: str, dense: bool) -> None:
@@ -135,20 +135,21 @@ def test_the_share_is_that_of_the_default_budget() -> None:
     slow = replace(TIMES, dense=9.05 * MS)
     assert judged(slow, half).dense
     assert not judged(slow, GATES).dense
-    assert judged(replace(TIMES, static=(9 * MS, 8.5 * MS)), half).mode == "static"
-    assert judged(replace(TIMES, static=(9 * MS, 8.5 * MS)), GATES).mode == "regions"
+    assert judged(replace(TIMES, one_step_late=(9 * MS, 8.5 * MS)), half).mode == "one_step_late"
+    assert judged(replace(TIMES, one_step_late=(9 * MS, 8.5 * MS)), GATES).mode == "on_device"
     # Gates that skip nothing by default are judged by what whoever asks may get.
     assert judged(slow, replace(GATES, budget=1.0)) == judged(slow, GATES)
 
 
 def test_the_line_says_what_was_found() -> None:
     assert judged(TIMES, GATES).line == (
-        "mode regions: gates pay: a step with 50% of the blocks skipped takes 7.000 ms regions, 8.500 ms static, "
-        "10.000 ms dense; in mode regions a gate costs 500.0 µs and a skipped block saves 2000.0"
+        "mode on_device: gates pay: a step with 50% of the blocks skipped takes 7.000 ms on_device, "
+        "8.500 ms one_step_late, 10.000 ms dense; in mode on_device a gate costs 500.0 µs and a skipped block saves "
+        "2000.0"
     )
     refused = judged(replace(TIMES, dense=7 * MS), GATES).line
-    assert refused.startswith("mode regions, dense unless a budget is asked for: gates do not pay: a step with 50%")
-    assert judged(TIMES, GATES, ("static",)).mode == "static"
+    assert refused.startswith("mode on_device, dense unless a budget is asked for: gates do not pay: a step with 50%")
+    assert judged(TIMES, GATES, ("one_step_late",)).mode == "one_step_late"
 
 
 class Machine:
@@ -205,10 +206,13 @@ def test_a_build_with_a_card_measures_and_keeps_what_it_found(copy: Bundle, monk
     assert done.exit_code == 0, done.output
     found = report(copy)
     assert found.times is not None
-    assert found.times.regions == pytest.approx((13.25 * MS, 9.75 * MS))
-    assert (found.mode, found.dense) == ("regions", False)
+    assert found.times.on_device == pytest.approx((13.25 * MS, 9.75 * MS))
+    assert (found.mode, found.dense) == ("on_device", False)
     assert done.stdout.splitlines()[-1] == found.line
-    assert "gates pay: a step with 50% of the blocks skipped takes 9.750 ms regions, 9.750 ms static" in found.line
+    assert (
+        "gates pay: a step with 50% of the blocks skipped takes 9.750 ms on_device, 9.750 ms one_step_late"
+        in found.line
+    )
     assert all(cuda.closed for cuda in machine.made)
     assert CliRunner().invoke(main, ["build", str(copy.path), *given, "--json"]).stderr.endswith(f"{found.line}\n")
 
@@ -216,7 +220,7 @@ def test_a_build_with_a_card_measures_and_keeps_what_it_found(copy: Bundle, monk
 def test_a_driver_without_nodes_gets_static_and_a_verdict(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, BLOCK).driver = 12000
     build_engines(copy, "tensorrt", **SIZES)
-    assert (report(copy).mode, report(copy).dense) == ("static", False)
+    assert (report(copy).mode, report(copy).dense) == ("one_step_late", False)
     assert report(copy).times is not None
 
 
@@ -232,8 +236,8 @@ def test_gates_that_do_not_pay_leave_sessions_dense_unless_asked(copy: Bundle, m
 
     assert decides() == 0
     assert decides(budget=0.5) > 0
-    build_engines(copy, "tensorrt", **SIZES, mode="regions")  # who asks for a mode gets it, and the gates
-    assert report(copy) == BuildReport("regions", "asked for")
+    build_engines(copy, "tensorrt", **SIZES, mode="on_device")  # who asks for a mode gets it, and the gates
+    assert report(copy) == BuildReport("on_device", "asked for")
     assert decides() > 0
 
 
@@ -243,15 +247,15 @@ def test_what_cannot_be_measured_is_said_and_engines_stay(copy: Bundle, monkeypa
     made = build_engines(copy, "tensorrt", **SIZES)
     assert len(EngineFolder(copy.path, "tensorrt").records()) == len(made)
     assert report(copy) == BuildReport(
-        "regions",
+        "on_device",
         "the GPU reads the gates itself; nothing was measured: cuda: cannot allocate: out of GPU memory",
     )
 
 
 def test_steps_of_routes_are_not_timed() -> None:
     stitched: Any = SimpleNamespace(manifest=SimpleNamespace(switch=object()))
-    found = measured(stitched, BuildReport("regions", "because"), 1, 64)
-    assert found == BuildReport("regions", "because; nothing was measured: steps of several routes are not timed")
+    found = measured(stitched, BuildReport("on_device", "because"), 1, 64)
+    assert found == BuildReport("on_device", "because; nothing was measured: steps of several routes are not timed")
 
 
 def test_nothing_is_measured_where_no_gate_decides_or_a_mode_is_given(
@@ -260,33 +264,33 @@ def test_nothing_is_measured_where_no_gate_decides_or_a_mode_is_given(
     machine = Machine(monkeypatch, BLOCK)
     bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"), backend="tensorrt")
     build_engines(bare, "tensorrt", **SIZES)
-    assert report(bare) == BuildReport("regions", "no gate decides at each token")
-    build_engines(copy, "tensorrt", **SIZES, mode="static")
-    assert report(copy) == BuildReport("static", "asked for")
+    assert report(bare) == BuildReport("on_device", "no gate decides at each token")
+    build_engines(copy, "tensorrt", **SIZES, mode="one_step_late")
+    assert report(copy) == BuildReport("one_step_late", "asked for")
     assert not any(cuda.graphs or cuda.now for cuda in machine.made)
 
 
 def test_modes_share_engines(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     machine, folder = Machine(monkeypatch, BLOCK), EngineFolder(copy.path, "tensorrt")
-    build_engines(copy, "tensorrt", **SIZES, mode="regions")
+    build_engines(copy, "tensorrt", **SIZES, mode="on_device")
     files, built = sorted(folder.path.iterdir()), machine.built
     seen: list[Progress] = []
-    build_engines(copy, "tensorrt", **SIZES, mode="static", observe=seen.append)
+    build_engines(copy, "tensorrt", **SIZES, mode="one_step_late", observe=seen.append)
     assert all(progress.cached for progress in seen)
     assert (sorted(folder.path.iterdir()), machine.built) == (files, built)
-    assert folder.report().mode == "static"
+    assert folder.report().mode == "one_step_late"
 
 
 def test_folders_of_an_older_adaptc(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     Machine(monkeypatch, BLOCK)
     folder = EngineFolder(copy.path, "tensorrt")
-    [*_, record] = build_engines(copy, "tensorrt", **SIZES, mode="regions")
+    [*_, record] = build_engines(copy, "tensorrt", **SIZES, mode="on_device")
     file = folder.plan(record).with_suffix(".json")
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"mode": "regions"}))
-    (copy.path / "engines" / "tensorrt.json").write_text('{"mode": "static", "why": "asked for"}')
+    (copy.path / "engines" / "tensorrt.json").write_text('{"mode": "one_step_late", "why": "asked for"}')
     assert record in folder.records()
-    assert folder.report() == BuildReport("static", "asked for")
+    assert folder.report() == BuildReport("one_step_late", "asked for")
     # The same engine once more, for the other mode: of no use, and no harm.
     count, other = len(folder.records()), folder.path / "0.json"
     other.write_text(json.dumps(content | {"mode": "static"}))
@@ -300,12 +304,12 @@ def test_folders_of_an_older_adaptc(copy: Bundle, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_mask_is_forgotten(bundle: Bundle) -> None:
-    decoder = rows_on(*on(cuda := TimedCuda(), bundle), 1, 8, "static")
+    decoder = rows_on(*on(cuda := TimedCuda(), bundle), 1, 8, "one_step_late")
     assert isinstance(decoder, GpuDecoder)
     decoder.prefill(0, np.zeros(4, np.int64), RUN)
     token = [0]
     for _ in range(3):
         token = decoder.choose(token, [Sampler(Sampling(), [], np.random.default_rng(0))])
     assert any(cuda.graphs)
-    decoder.part.graphs.forget(decoder.part.way(1, 0))
+    decoder.part.graphs.forget(decoder.part.execution_mode(1, 0))
     assert not any(cuda.graphs)
