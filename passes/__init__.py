@@ -19,7 +19,7 @@ from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.passes.stitch.stitch import Stitch
 from adaptc.passes.targets.legalize import Legalize
-from adaptc.passes.targets.split_regions import SplitRegions
+from adaptc.passes.targets.partition import Partition
 
 __all__ = ["PASSES", "Pass", "Pipeline", "Step"]
 
@@ -39,7 +39,7 @@ PASSES: dict[str, type[Pass]] = {
         Quantize,
         Branch,
         Legalize,
-        SplitRegions,
+        Partition,
     )
 }
 """By name, in the order the default target runs them; the last two are of TensorRT targets."""

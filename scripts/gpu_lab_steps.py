@@ -32,7 +32,7 @@ def whole_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder:
 
 def set_mask(decoder: GpuDecoder, mask: np.ndarray) -> None:
     """Make the gates want what a mask says: their logits are weights on the device, so nothing is captured anew."""
-    for gate, runs in zip(decoder.part.regions.gates, mask, strict=True):
+    for gate, runs in zip(decoder.part.partitions.gates, mask, strict=True):
         decoder._gpu.cuda.put(decoder.part.memory.weights[gate.logit], np.array([1.0 if runs else -1.0], np.float32))
 
 
@@ -94,7 +94,7 @@ def check_mask(
 
 def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, float]:
     """Seconds of a step on the device, and of the host's own work in it."""
-    layers = len(decoder.part.regions.gates)
+    layers = len(decoder.part.partitions.gates)
     skipped = round(share * layers)
     mask = np.ones(layers, np.bool_)
     mask[np.linspace(0, layers - 1, skipped).round().astype(int)] = False
@@ -169,7 +169,7 @@ def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     """The dense model in one piece, with the same kernels of ours around it, captured."""
     cuda, stream, control = decoder._gpu.cuda, decoder._gpu.stream, decoder.part.control
     place = decoder.part.graphs.place(rows, decoder.part.cache.slots)
-    call = decoder.part.regions.whole
+    call = decoder.part.partitions.whole
     decoder._gpu.pieces.load(call.graph, place.sizes)
     reads, writes = decoder.part.memory.reads(call, place.given), decoder.part.memory.writes(call, place.given)
 
@@ -191,10 +191,12 @@ def time_bundle(bundle: Bundle, batch: int, whole: bool, mode: str) -> dict[str,
     probe = Cuda()
     before = probe.free_bytes()
     decoder = whole_decoder(bundle, batch, 1)
-    gate = decoder.part.regions.gates[0]
-    block = sum(decoder.part.regions.graphs[call.graph].weights for call in gate.then)
+    gate = decoder.part.partitions.gates[0]
+    block = sum(decoder.part.partitions.graphs[call.graph].weights for call in gate.then)
     found: dict[str, Any] = {
-        "weights_read": sum(decoder.part.regions.graphs[call.graph].weights for call in decoder.part.regions.calls()),
+        "weights_read": sum(
+            decoder.part.partitions.graphs[call.graph].weights for call in decoder.part.partitions.calls()
+        ),
         "block_bytes": block,
         "taken": dict(decoder.taken),
     }

@@ -23,7 +23,7 @@ from adaptc.passes.quantize.gptq import Gptq
 from adaptc.passes.quantize.quantize import Quantize
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.targets.legalize import Legalize
-from adaptc.passes.targets.split_regions import SplitRegions
+from adaptc.passes.targets.partition import Partition
 from adaptc.spec.passes import build_passes
 from adaptc.spec.schema import Spec, TargetSpec
 
@@ -102,4 +102,4 @@ def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
 def _tensorrt(target: TargetSpec) -> tuple[Pass, ...]:
     """What TensorRT's graphs go through: engines fuse by themselves, so all stays in plain operators."""
     half: Literal["fp16", "bf16"] = "bf16" if target.weights == "bf16" else "fp16"
-    return KvCache(max_tokens=target.max_tokens), FuseProjections(), Legalize(half), SplitRegions()
+    return KvCache(max_tokens=target.max_tokens), FuseProjections(), Legalize(half), Partition()

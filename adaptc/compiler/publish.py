@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from adaptc import __version__
-from adaptc.compiler.publish_partitions import region_files
+from adaptc.compiler.publish_partitions import partition_files
 from adaptc.compiler.report import report_html, report_json
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
@@ -66,14 +66,14 @@ def publish(
     twins = _without_gates(program)
     graphs = own | {_dense(name): graph for name, graph in twins.items()}
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
-        # Regions read all their weights from one file.
-        swappable = not program.regions
+        # Partitions read all their weights from one file.
+        swappable = not program.partitions
         data = f"{'-'.join(sources)}.data"
-        backbones = tuple(sources) if len(sources) > 1 and not program.regions else ()
+        backbones = tuple(sources) if len(sources) > 1 and not program.partitions else ()
         written = write_graphs(graphs, Path(scratch), data, backbones, swappable=swappable)
         files: dict[str, Path | bytes] = {graph_file(name): content for name, content in written.items()}
-        for name, split in program.regions.items():
-            files |= region_files(name, split, written[name], Path(scratch) / data, data_file(data))
+        for name, split in program.partitions.items():
+            files |= partition_files(name, split, written[name], Path(scratch) / data, data_file(data))
         reads = {name: data_files(graph, data, backbones, swappable=swappable) for name, graph in graphs.items()}
         for each in dict.fromkeys(each for names in reads.values() for each in names):
             files[data_file(each)] = Path(scratch) / each
@@ -109,7 +109,7 @@ def publish(
 
 def _without_gates(program: Program) -> dict[str, OnnxGraph]:
     """By name, a decoder's graph as it is without its gates; of a stitched program none, as its parts are many."""
-    if program.regions or any(isinstance(step, Switch) for step in program.plan):
+    if program.partitions or any(isinstance(step, Switch) for step in program.plan):
         return {}
     gated = {name: program.graph(name, OnnxGraph) for name in program.gates}
     return {name: run_always(graph, range(len(conditionals(graph)))) for name, graph in gated.items()}
@@ -137,7 +137,7 @@ def _route_bytes(program: Program) -> dict[str, dict[str, int]]:
 
 
 def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
-    main, backbone, split = graph.model.graph, program.backbone(name), program.regions.get(name)
+    main, backbone, split = graph.model.graph, program.backbone(name), program.partitions.get(name)
     return GraphSpec(
         file=graph_file(name),
         inputs=tuple(map(_tensor, main.inputs)),

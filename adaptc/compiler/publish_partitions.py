@@ -1,4 +1,4 @@
-"""Regions in a bundle: their graphs, and where each weight lies in the data file."""
+"""Partitions in a bundle: their graphs, and where each weight lies in the data file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import onnx_ir as ir
 from adaptc.compiler.weights_file import PAGE
 from adaptc.ir.partitions import Split
 from adaptc.passes.targets.piece import specs
-from adaptc.runtime.bundle.partitions import VERSION, RegionGraph, Regions, WeightRecord
+from adaptc.runtime.bundle.partitions import VERSION, PartitionGraph, Partitions, WeightRecord
 
 
-def region_files(name: str, split: Split, written: bytes, data: Path, into: str) -> dict[str, bytes]:
-    """A graph's regions as files of a bundle.
+def partition_files(name: str, split: Split, written: bytes, data: Path, into: str) -> dict[str, bytes]:
+    """A graph's partitions as files of a bundle.
 
     Args:
         name: Of the whole graph.
@@ -25,8 +25,8 @@ def region_files(name: str, split: Split, written: bytes, data: Path, into: str)
         into: That file's name in the bundle.
     """
     graphs = {
-        label: RegionGraph(
-            file=f"regions/{name}-{label}.onnx",
+        label: PartitionGraph(
+            file=f"partitions/{name}-{label}.onnx",
             inputs=specs(graph.model.graph.inputs),
             outputs=specs(graph.model.graph.outputs),
             weights=_weight_bytes(split, label),
@@ -36,18 +36,18 @@ def region_files(name: str, split: Split, written: bytes, data: Path, into: str)
     }
     weights = _weights(split, written, data)
     half = next(spec.dtype for graph in graphs.values() for spec in graph.inputs if "slots" in spec.shape[1:])
-    regions = Regions(VERSION, graphs, split.steps, split.whole, weights, into, half)
+    partitions = Partitions(VERSION, graphs, split.steps, split.whole, weights, into, half)
     files = {
         graphs[label].file: ir.to_proto(graph.model).SerializeToString(deterministic=True)
         for label, graph in split.graphs.items()
     }
-    return files | {f"regions/{name}.json": regions.to_json().encode()}
+    return files | {f"partitions/{name}.json": partitions.to_json().encode()}
 
 
-def region_report(regions: Regions) -> dict[str, Any]:
+def partition_report(partitions: Partitions) -> dict[str, Any]:
     """For the manifest's report: how often each graph is called, and the bytes of weights a call reads."""
-    calls = [call.graph for call in regions.calls()]
-    return {name: {"calls": calls.count(name), "bytes": graph.weights} for name, graph in regions.graphs.items()}
+    calls = [call.graph for call in partitions.calls()]
+    return {name: {"calls": calls.count(name), "bytes": graph.weights} for name, graph in partitions.graphs.items()}
 
 
 def _weight_bytes(split: Split, label: str) -> int:

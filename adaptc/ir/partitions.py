@@ -1,4 +1,4 @@
-"""A decoder cut into regions, before it is written to a bundle."""
+"""A decoder cut into partitions, before it is written to a bundle."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What `split_regions` makes of a graph.
+    """What `partition` makes of a graph.
 
     Attributes:
-        graphs: The distinct regions by name; weights are inputs.
+        graphs: The distinct partitions by name; weights are inputs.
         steps: In the order they run.
         whole: The dense model as one call.
         weights: By name, as calls read them.

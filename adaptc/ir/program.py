@@ -63,7 +63,7 @@ class Program:
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
         gates: By graph name, where blocks may be skipped.
         modal: By model name, which of the plan's graphs run for which of its modalities.
-        regions: By graph name, the pieces that become engines.
+        partitions: By graph name, the pieces that become engines.
         router_weights: Content of each router's file, by the file's name in the bundle (`RouterRecord.file`).
         history: Names of the passes that changed it.
     """
@@ -74,7 +74,7 @@ class Program:
     samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
     gates: Mapping[str, SkipGates] = field(default_factory=lambda: EMPTY)
-    regions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
+    partitions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
     router_weights: Mapping[str, bytes] = field(default_factory=lambda: EMPTY)
     history: tuple[str, ...] = ()
     modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)

@@ -15,7 +15,7 @@ from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import FLOAT, PRODUCT, REGION, Emitter
+from adaptc.passes.emit import FLOAT, PARTITION, PRODUCT, Emitter
 from adaptc.passes.match import Projection, projections
 from adaptc.passes.targets.legal_attention import Inputs, expand
 from adaptc.passes.targets.legal_plain import write_out
@@ -39,7 +39,7 @@ class Legalize(Pass):
              needs to share memory with an input. Products of matrices are in half precision, all else in float32.
              A weight goes into Gemm as it is stored, transposed by the kernel.
 
-    Needs: ONNX level, after kv_cache, before split_regions. Gates as `Where`, or as the Ifs of `branch`. Graphs that
+    Needs: ONNX level, after kv_cache, before partition. Gates as `Where`, or as the Ifs of `branch`. Graphs that
            continue no sequence (encoders) stay as they are but for their operators and products.
     Shapes: input_ids int32[batch, tokens], or in a tail hidden float32[batch, tokens, width], which a trunk gives;
             positions int32[batch, tokens]; slots int32[slots], 0, 1, 2, …;
@@ -100,11 +100,11 @@ def _finish(model: ir.Model) -> None:
 
 
 def _mark_head(graph: ir.Graph) -> None:
-    """The last norm and the product with the vocabulary are a region of their own: a prompt needs them once."""
+    """The last norm and the product with the vocabulary are a partition of their own: a prompt needs them once."""
     logits = next((value for value in graph.outputs if value.name == "logits"), None)
     node = logits.producer() if logits is not None else None
     while node is not None:
-        node.metadata_props[REGION] = "head"
+        node.metadata_props[PARTITION] = "head"
         if node.op_type == "RMSNormalization":
             break
         made = [value.producer() for value in node.inputs if value is not None and value.producer() is not None]

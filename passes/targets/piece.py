@@ -106,7 +106,7 @@ class Piece:
             [new[v] for v in self.outputs],
             nodes=nodes,
             opset_imports={"": 17},
-            name="region",
+            name="partition",
         )
         return ir.Model(graph, ir_version=8)
 
@@ -152,7 +152,7 @@ def _renamed(value: ir.Value, name: str) -> ir.Value:
 
 
 def specs(values: Iterable[ir.Value]) -> tuple[TensorSpec, ...]:
-    """Inputs or outputs of a region as the bundle describes them."""
+    """Inputs or outputs of a partition as the bundle describes them."""
     found = []
     for value in values:
         assert value.dtype is not None

@@ -1,4 +1,4 @@
-"""The nodes of a region in the order their pieces run: what comes before a product, the product, what follows it."""
+"""The nodes of a partition in the order their pieces run: what comes before a product, the product, what follows it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def in_stages(nodes: Sequence[ir.Node]) -> list[Part]:
     part, in an even stage.
 
     Args:
-        nodes: Of one region, in an order in which they can run; marked with `PRODUCT` by `legalize`.
+        nodes: Of one partition, in an order in which they can run; marked with `PRODUCT` by `legalize`.
     """
     stages: dict[ir.Node, int] = {}
     parts: dict[tuple[int, str], list[ir.Node]] = {}

@@ -1,7 +1,7 @@
-"""How a decoder is cut into regions, each an engine: the dataclasses behind `regions/NAME.json` in a bundle.
+"""How a decoder is cut into partitions, each an engine: the dataclasses behind `partitions/NAME.json` in a bundle.
 
-A step calls regions' graphs with values by name, or chooses between two lists of calls by a gate. Weights are inputs of
-the graphs like all else, so identical regions are one graph, one engine and one build, whatever their weights.
+A step calls partitions' graphs with values by name, or chooses between two lists of calls by a gate. Weights are inputs
+of the graphs like all else, so identical partitions are one graph, one engine and one build, whatever their weights.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
-class RegionGraph:
-    """A graph that regions share.
+class PartitionGraph:
+    """A graph that partitions share.
 
     Attributes:
         file: ONNX without weights, relative to the bundle.
@@ -98,8 +98,8 @@ class WeightRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Regions:
-    """A decoder in regions.
+class Partitions:
+    """A decoder cut into partitions.
 
     Attributes:
         version: Of this form.
@@ -112,7 +112,7 @@ class Regions:
     """
 
     version: int
-    graphs: dict[str, RegionGraph]
+    graphs: dict[str, PartitionGraph]
     steps: tuple[Step, ...]
     whole: Call
     weights: dict[str, WeightRecord]
@@ -129,7 +129,7 @@ class Regions:
         for step in self.steps:
             yield from step.calls()
 
-    def called(self, prefix: str) -> Regions:
+    def called(self, prefix: str) -> Partitions:
         """The same with longer names for its graphs, where those of several decoders are told apart."""
 
         def renamed(call: Call) -> Call:
@@ -155,7 +155,7 @@ class Regions:
         return dumps(self, indent=1)
 
     @staticmethod
-    def from_json(text: str | bytes) -> Regions:
+    def from_json(text: str | bytes) -> Partitions:
         """Read the file.
 
         Raises:
@@ -164,8 +164,8 @@ class Regions:
         content = parse(text)
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise BundleError(f"version: not {VERSION}; compile again")
-        regions = read_json(Regions, content)
-        for call in (*regions.calls(), regions.whole):
-            if call.graph not in regions.graphs:
-                raise BundleError(f"no graph {call.graph!r}; there are: {', '.join(regions.graphs)}")
-        return regions
+        partitions = read_json(Partitions, content)
+        for call in (*partitions.calls(), partitions.whole):
+            if call.graph not in partitions.graphs:
+                raise BundleError(f"no graph {call.graph!r}; there are: {', '.join(partitions.graphs)}")
+        return partitions

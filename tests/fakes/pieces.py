@@ -1,4 +1,4 @@
-"""Regions computed by ONNX Runtime over bare addresses, in place of engines."""
+"""Partitions computed by ONNX Runtime over bare addresses, in place of engines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from adaptc.runtime.bundle.partitions import RegionGraph
+from adaptc.runtime.bundle.partitions import PartitionGraph
 from tests.fakes.cuda import FakeCuda, FakeStream
 
 
@@ -21,7 +21,7 @@ class FakePieces:
         self,
         cuda: FakeCuda,
         bundle: Path,
-        graphs: Mapping[str, RegionGraph],
+        graphs: Mapping[str, PartitionGraph],
         rows: tuple[int, ...],
         slots: tuple[int, ...],
         tokens: int = 8,

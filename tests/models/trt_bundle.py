@@ -6,7 +6,7 @@ import math
 from functools import cache
 from pathlib import Path
 
-from adaptc.compiler.publish_partitions import region_files
+from adaptc.compiler.publish_partitions import partition_files
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.graph import FxGraph, OnnxGraph
@@ -17,7 +17,7 @@ from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.targets.legalize import Legalize
-from adaptc.passes.targets.split_regions import SplitRegions
+from adaptc.passes.targets.partition import Partition
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, TargetRecord
 from adaptc.runtime.bundle.plan import Run
@@ -31,7 +31,7 @@ BACKBONE = Backbone("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 
 def program_of(graph: FxGraph, half: str = "fp16") -> Program:
     """All passes of a TensorRT target over a captured graph."""
-    passes = (Lower(), KvCache(max_tokens=SLOTS), FuseProjections(), Legalize(half), SplitRegions())  # type: ignore[arg-type]
+    passes = (Lower(), KvCache(max_tokens=SLOTS), FuseProjections(), Legalize(half), Partition())  # type: ignore[arg-type]
     return Pipeline(passes).run(Program({"lm": graph}, (Run("lm"),)))
 
 
@@ -43,7 +43,7 @@ def program(family: str, gated: bool = False, low_rank: bool = True, half: str =
 
 def split_of(made: Program) -> Split:
     """The pieces of a program's one graph."""
-    return made.regions["lm"]
+    return made.partitions["lm"]
 
 
 def write(
@@ -54,7 +54,7 @@ def write(
     scratch = into.parent / f"{into.name}.weights"
     scratch.mkdir()
     content = write_graphs({"lm": graph}, scratch, "lm.data", swappable=False)["lm"]
-    regions = region_files("lm", split, content, scratch / "lm.data", "graphs/lm.data")
+    partitions = partition_files("lm", split, content, scratch / "lm.data", "graphs/lm.data")
     manifest = Manifest(
         adaptc="0",
         models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
@@ -66,5 +66,5 @@ def write(
         versions={},
         bytes_per_token=0,
     )
-    files: dict[str, Path | bytes] = {"graphs/lm.onnx": content, "graphs/lm.data": scratch / "lm.data", **regions}
+    files: dict[str, Path | bytes] = {"graphs/lm.onnx": content, "graphs/lm.data": scratch / "lm.data", **partitions}
     return write_bundle(into, files, manifest)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from adaptc.runtime.backends.cuda.in_flight import Flights, Read
 from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
 from adaptc.runtime.model.decoder import Ids, Logits
@@ -31,13 +31,13 @@ class GpuDecoder(SingleRoute):
     """
 
     def __init__(
-        self, gpu: Gpu, regions: Regions, spec: DecoderSpec, batch: int, gates: SkipGates | None = None
+        self, gpu: Gpu, partitions: Partitions, spec: DecoderSpec, batch: int, gates: SkipGates | None = None
     ) -> None:
         """Take the GPU's memory.
 
         Args:
             gpu: The GPU and what runs on it; closed with this.
-            regions: The decoder.
+            partitions: The decoder.
             spec: What the graph expects.
             batch: Rows of the cache.
             gates: What decides which blocks run, if there are gates.
@@ -46,7 +46,7 @@ class GpuDecoder(SingleRoute):
             EngineError: the GPU has too little memory, or engines are missing.
         """
         self.spec, self.batch, self.gates, self._gpu = spec, batch, gates, gpu
-        self.part = GpuPart(gpu, regions, spec, batch, gates)
+        self.part = GpuPart(gpu, partitions, spec, batch, gates)
         self.conditional = self.part.conditional
         self.flights = Flights(gpu.cuda, gpu.stream, self)
         self._rows = 0  # of the newest step

@@ -13,11 +13,11 @@ from adaptc.runtime.backends.cuda.memory import Values, Weights
 from adaptc.runtime.backends.cuda.part import Gpu, row_sizes
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
 from adaptc.runtime.backends.tensorrt.context import Context
-from adaptc.runtime.backends.tensorrt.engines import EngineFolder, decoder_graphs, plain_graph, read_regions
+from adaptc.runtime.backends.tensorrt.engines import EngineFolder, decoder_graphs, plain_graph, read_partitions
 from adaptc.runtime.backends.tensorrt.library import Trt
 from adaptc.runtime.backends.tensorrt.pieces import Pieces, TrtPieces
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.partitions import RegionGraph, Regions
+from adaptc.runtime.bundle.partitions import PartitionGraph, Partitions
 from adaptc.runtime.model.decoder import state_width
 from adaptc.runtime.model.router import router_of
 
@@ -59,7 +59,7 @@ def gpu_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoute
         EngineError: no GPU, no engines that fit it, or too little memory.
         RequestError: no engine serves so many rows.
     """
-    parts = regions_of(bundle)
+    parts = partitions_of(bundle)
     flavour = bundle.manifest.target.backend
     folder = EngineFolder(bundle.path, flavour)
     report = folder.report()
@@ -70,7 +70,11 @@ def gpu_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoute
     except BaseException:
         cuda.close()
         raise
-    if any(regions.gates for regions in parts.values()) and not decoder.conditional and report.mode == "on_device":
+    if (
+        any(partitions.gates for partitions in parts.values())
+        and not decoder.conditional
+        and report.mode == "on_device"
+    ):
         warnings.warn(
             f"{bundle.path}: driver {cuda.device.driver} has no conditional nodes, so the host waits for every gate; "
             "a driver of CUDA 12.8 is right, or adaptc build --mode one_step_late",
@@ -79,27 +83,27 @@ def gpu_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoute
     return decoder
 
 
-def regions_of(bundle: Bundle) -> dict[str, Regions]:
-    """The regions of a bundle's decoder, or of each part of a stitched one, whose graphs' names then say of which.
+def partitions_of(bundle: Bundle) -> dict[str, Partitions]:
+    """The partitions of a bundle's decoder, or of each part of a stitched one, whose graphs' names then say of which.
 
     Raises:
         BundleError: the bundle is not for TensorRT.
     """
     names = list(decoder_graphs(bundle))
-    found = {name: read_regions(bundle, name) for name in names}
-    return {name: regions.called(f"{name}/") for name, regions in found.items()} if len(names) > 1 else found
+    found = {name: read_partitions(bundle, name) for name in names}
+    return {name: partitions.called(f"{name}/") for name, partitions in found.items()} if len(names) > 1 else found
 
 
-def graphs_of(parts: Mapping[str, Regions]) -> dict[str, RegionGraph]:
-    """All graphs of several regions, by name."""
-    return {name: graph for regions in parts.values() for name, graph in regions.graphs.items()}
+def graphs_of(parts: Mapping[str, Partitions]) -> dict[str, PartitionGraph]:
+    """All graphs of several partitions, by name."""
+    return {name: graph for partitions in parts.values() for name, graph in partitions.graphs.items()}
 
 
 def rows_on(
     cuda: Cuda,
     pieces: Pieces,
     bundle: Bundle,
-    parts: Mapping[str, Regions],
+    parts: Mapping[str, Partitions],
     batch: int,
     chunk: int,
     mode: str = "on_device",
@@ -110,28 +114,28 @@ def rows_on(
 
     Args:
         cuda: The GPU.
-        pieces: What runs the regions.
+        pieces: What runs the partitions.
         bundle: Has weights, gates and the router.
-        parts: As `regions_of` gives them.
+        parts: As `partitions_of` gives them.
         batch: See `gpu_decoder`.
         chunk: See `gpu_decoder`.
         mode: How gates are followed: "on_device", "one_step_late".
         dense: Whether requests that name no budget run every block, whatever the bundle's gates say.
     """
     sizes, chunk = row_sizes(pieces, batch), min(chunk, pieces.tokens())
-    [data] = {regions.data for regions in parts.values()}
+    [data] = {partitions.data for partitions in parts.values()}
     weights = Weights(cuda, bundle.path / data)
     values = Values(cuda, parts.values(), max(sizes[-1], chunk))
     gpu = Gpu(cuda, cuda.stream(), pieces, weights, values, sizes, chunk, mode)
     specs, gates = decoder_graphs(bundle), bundle.manifest.gates
     if dense:
         gates = {name: replace(each, budget=1.0) for name, each in gates.items()}
-    given = {name: (regions, specs[name], gates.get(name)) for name, regions in parts.items()}
+    given = {name: (partitions, specs[name], gates.get(name)) for name, partitions in parts.items()}
     first, *_ = given
     switch = bundle.manifest.switch
     if switch is None:
-        regions, spec, gate = given[first]
-        return GpuDecoder(gpu, regions, spec, batch, gate)
+        partitions, spec, gate = given[first]
+        return GpuDecoder(gpu, partitions, spec, batch, gate)
     width = state_width(bundle.manifest.graphs[first].outputs)
     assert width is not None
     tails = {route: given[name] for route, name in switch.routes.items()}

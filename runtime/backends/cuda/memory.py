@@ -1,4 +1,4 @@
-"""The memory of a session on a GPU: weights, cache, and the values between regions. All of it is taken once."""
+"""The memory of a session on a GPU: weights, cache, and the values between partitions. All of it is taken once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptc.runtime.backends.cuda.driver import Cuda
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
-from adaptc.runtime.bundle.partitions import Call, Regions
+from adaptc.runtime.bundle.partitions import Call, Partitions
 from adaptc.runtime.errors import BundleError
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "bool": 1}
@@ -38,18 +38,18 @@ class Slot:
     row: int
 
 
-def slots_of(regions: Regions) -> dict[str, Slot]:
-    """A place for every value that one region writes and another reads.
+def slots_of(partitions: Partitions) -> dict[str, Slot]:
+    """A place for every value that one partition writes and another reads.
 
     A place is free again after the last call that reads it. What the whole gives (logits, the step's keys and values)
     keeps its place to the end. A gate's two sides are as one after the other: only one of them runs.
     """
     sizes = {
         name: row_bytes(spec)
-        for call in regions.calls()
-        for spec, name in zip(regions.graphs[call.graph].outputs, call.writes, strict=True)
+        for call in partitions.calls()
+        for spec, name in zip(partitions.graphs[call.graph].outputs, call.writes, strict=True)
     }
-    order = [(step, call) for step in regions.steps for call in step.calls()]
+    order = [(step, call) for step in partitions.steps for call in step.calls()]
     last: dict[str, int] = {}
     for index, (step, call) in enumerate(order):
         last |= dict.fromkeys(call.reads, index)
@@ -94,17 +94,17 @@ class Weights:
         self._content = np.memmap(data, np.uint8, "r")
         self._places: dict[tuple[int, int], int] = {}
 
-    def upload(self, regions: Regions) -> dict[str, int]:
-        """Put what these regions read there; addresses by name.
+    def upload(self, partitions: Partitions) -> dict[str, int]:
+        """Put what these partitions read there; addresses by name.
 
         Raises:
             EngineError: the GPU has too little memory.
             BundleError: the file is too short.
         """
-        read = {name for call in regions.calls() for name in call.reads}
-        read |= {gate.logit for gate in regions.gates}
+        read = {name for call in partitions.calls() for name in call.reads}
+        read |= {gate.logit for gate in partitions.gates}
         found = {}
-        for name, weight in regions.weights.items():
+        for name, weight in partitions.weights.items():
             if name not in read:
                 continue
             place = weight.offset, weight.bytes
@@ -119,7 +119,7 @@ class Weights:
 
 
 class Values:
-    """Memory for the values between regions. Graphs run one after another, so all of a bundle's use the same.
+    """Memory for the values between partitions. Graphs run one after another, so all of a bundle's use the same.
 
     Attributes:
         bytes: All that was taken.
@@ -127,10 +127,10 @@ class Values:
         rows: Most tokens of all rows in one step.
     """
 
-    def __init__(self, cuda: Cuda, several: Iterable[Regions], rows: int) -> None:
+    def __init__(self, cuda: Cuda, several: Iterable[Partitions], rows: int) -> None:
         sizes: dict[int, int] = {}
-        for regions in several:
-            for name, slot in slots_of(regions).items():
+        for partitions in several:
+            for name, slot in slots_of(partitions).items():
                 if name != LOGITS:
                     sizes[slot.index] = max(slot.row, sizes.get(slot.index, 0))
         self.rows = rows
@@ -149,17 +149,17 @@ class Memory:
     """
 
     def __init__(
-        self, cuda: Cuda, regions: Regions, spec: DecoderSpec, batch: int, weights: Weights, values: Values
+        self, cuda: Cuda, partitions: Partitions, spec: DecoderSpec, batch: int, weights: Weights, values: Values
     ) -> None:
         """Take memory and fill in the weights.
 
         Args:
             cuda: The GPU.
-            regions: What will run.
+            partitions: What will run.
             spec: Sizes of the cache.
             batch: Rows of the cache.
             weights: Has the weights.
-            values: Has the values between regions.
+            values: Has the values between partitions.
 
         Raises:
             EngineError: the GPU has too little memory.
@@ -167,7 +167,7 @@ class Memory:
         """
         self.bytes = {"weights": -weights.bytes, "cache": 0, "values": 0}
         self._cuda = cuda
-        self.weights = weights.upload(regions)
+        self.weights = weights.upload(partitions)
         self.bytes["weights"] += weights.bytes
         self.past: dict[str, int] = {}
         for layer, (heads, width) in enumerate(spec.kv):
@@ -175,13 +175,13 @@ class Memory:
                 self.past[f"past.{layer}.{kind}"] = self._take("cache", batch * heads * width * spec.max_tokens * 2)
         self.values: dict[str, int] = {}
         self.row = {}
-        for name, slot in slots_of(regions).items():
+        for name, slot in slots_of(partitions).items():
             if name == LOGITS:  # read by the host when other graphs may have run, so no place that others use
                 self.values[name] = self._take("values", slot.row * max(batch, min(values.rows, HEAD_ROWS)))
             else:
                 self.values[name] = values.places[slot.index]
-        for call in regions.calls():
-            for spec_, name in zip(regions.graphs[call.graph].outputs, call.writes, strict=True):
+        for call in partitions.calls():
+            for spec_, name in zip(partitions.graphs[call.graph].outputs, call.writes, strict=True):
                 self.row[name] = row_bytes(spec_)
 
     def address(self, name: str, given: Mapping[str, int]) -> int:
@@ -189,7 +189,7 @@ class Memory:
         for known in (given, self.values, self.weights, self.past):
             if name in known:
                 return known[name]
-        raise BundleError(f"regions: nothing gives {name!r}; compile again")
+        raise BundleError(f"partitions: nothing gives {name!r}; compile again")
 
     def reads(self, call: Call, given: Mapping[str, int]) -> list[int]:
         """The addresses of a call's inputs."""

@@ -22,7 +22,7 @@ from adaptc.runtime.backends.cuda.step import Link, Place, Stepper
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import HIDDEN
-from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
@@ -38,9 +38,9 @@ class Gpu:
     Attributes:
         cuda: The GPU.
         stream: In whose order all of them run.
-        pieces: What runs their regions.
+        pieces: What runs their partitions.
         weights: All weights, each once.
-        values: Memory for the values between regions.
+        values: Memory for the values between partitions.
         sizes: Numbers of rows that there are engines for, up to the session's.
         chunk: Most tokens of a prompt at once.
         mode: "on_device" or "one_step_late"; see docs/tensorrt.md.
@@ -87,7 +87,7 @@ class GpuPart:
     def __init__(
         self,
         gpu: Gpu,
-        regions: Regions,
+        partitions: Partitions,
         spec: DecoderSpec,
         batch: int,
         gates: SkipGates | None,
@@ -97,7 +97,7 @@ class GpuPart:
 
         Args:
             gpu: What it shares with the bundle's other graphs.
-            regions: The graph.
+            partitions: The graph.
             spec: What it expects.
             batch: Rows of the cache.
             gates: What decides which blocks run, if there are gates.
@@ -107,12 +107,12 @@ class GpuPart:
             EngineError: the GPU has too little memory, or engines are missing.
         """
         self.spec, self.batch, self.gates, self.mode = spec, batch, gates, gpu.mode
-        self.regions, self.link = regions, link
+        self.partitions, self.link = partitions, link
         self._gpu, cuda, most = gpu, gpu.cuda, gpu.sizes[-1]
-        self.memory = Memory(cuda, regions, spec, most, gpu.weights, gpu.values)
-        self.stepper = Stepper(cuda, gpu.pieces, regions, self.memory)
+        self.memory = Memory(cuda, partitions, spec, most, gpu.weights, gpu.values)
+        self.stepper = Stepper(cuda, gpu.pieces, partitions, self.memory)
         self.cache = Cache(cuda, self.memory, spec, most, gpu.pieces.slots() or (spec.max_tokens,))
-        count = len(regions.gates)
+        count = len(partitions.gates)
         self.control = Control(cuda, spec, most, gpu.chunk, count, self.cache.positions, link)
         self.graphs = Graphs(cuda, self.stepper, self.control, self.cache, spec.vocab_size, count, gpu.stream)
         self.conditional = self.stepper.on_device_only(self.graphs.place(most, self.cache.slots))
@@ -260,7 +260,7 @@ class GpuPart:
         return found
 
     def _read(self, row: int, prompt: Prompt, part: range) -> Place:
-        """Run part of a prompt through every region but the head, and put it into the cache."""
+        """Run part of a prompt through every partition but the head, and put it into the cache."""
         cuda, stream, link = self._gpu.cuda, self._gpu.stream, self.link
         given = self.control.prompt(prompt, part) | self.cache.row(row)
         place = Place(1, len(part), self.cache.slots, given, self.control.whole)
@@ -279,7 +279,7 @@ class GpuPart:
         if self.gates is None or self.gates.policy != "static":
             return None
         found = []
-        for gate in self.regions.gates:
+        for gate in self.partitions.gates:
             value = np.zeros(1, np.float32)
             self._gpu.cuda.get(self.memory.weights[gate.logit], value)
             found.append(float(value[0]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.runtime.backends.cuda.driver import Cuda
-from adaptc.runtime.bundle.partitions import RegionGraph, Regions, When
+from adaptc.runtime.bundle.partitions import PartitionGraph, Partitions, When
 
 ROWS = 32
 """Most rows that are multiplied here; more are an engine's."""
@@ -171,18 +171,18 @@ def source_of(half: str) -> str:
     return "#define BFLOAT\n" + SOURCE if half == "bfloat16" else SOURCE
 
 
-def multiplies(graph: RegionGraph, rows: int, sm: int) -> bool:
+def multiplies(graph: PartitionGraph, rows: int, sm: int) -> bool:
     """Whether the kernel computes this graph for so many rows on a GPU of this capability."""
     return sm >= LEAST_SM and graph.product and rows <= ROWS
 
 
-def look_at_gate(regions: Regions, when: When, rows: int, sm: int) -> bool:
+def look_at_gate(partitions: Partitions, when: When, rows: int, sm: int) -> bool:
     """Whether leaving out a block's products leaves out all that costs: zeros stand for it, and it ends in one.
 
     What lies between its products then runs over whatever is there, and nobody reads what it gives. That should
     cost less than a conditional node, 5 to 11 µs (docs/results/tensorrt-h200.md).
     """
-    graphs = [regions.graphs[call.graph] for call in when.then]
+    graphs = [partitions.graphs[call.graph] for call in when.then]
     others = [graph for graph in graphs if not multiplies(graph, rows, sm)]
     small = all(graph.weights == 0 and all("slots" not in spec.shape for spec in graph.inputs) for graph in others)
     return not when.otherwise and small and graphs[-1] not in others
@@ -206,13 +206,13 @@ class Products:
         if self._sm >= LEAST_SM:
             self._kernels = cuda.kernels(source_of(half), ("product", "product_ragged"))
 
-    def serves(self, graph: RegionGraph, rows: int) -> bool:
+    def serves(self, graph: PartitionGraph, rows: int) -> bool:
         """Whether it computes this graph for so many rows."""
         return multiplies(graph, rows, self._sm)
 
     def enqueue(
         self,
-        graph: RegionGraph,
+        graph: PartitionGraph,
         rows: int,
         reads: Sequence[int],
         writes: Sequence[int],

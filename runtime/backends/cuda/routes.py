@@ -16,7 +16,7 @@ from adaptc.runtime.backends.cuda.in_flight import Flights, Read
 from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
 from adaptc.runtime.backends.cuda.step import Link
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.partitions import Regions
+from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.decoder import Ids, Logits, States
 from adaptc.runtime.model.options import RequestOptions
@@ -24,7 +24,7 @@ from adaptc.runtime.model.router import Choice, RouterNet
 from adaptc.runtime.model.routes import RoutedDecoder
 from adaptc.runtime.text.sampling import Sampler
 
-Given = tuple[Regions, DecoderSpec, SkipGates | None]
+Given = tuple[Partitions, DecoderSpec, SkipGates | None]
 """A part: its graph, what that expects, and its gates."""
 
 
@@ -60,11 +60,12 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
         self._gpu, tokens = gpu, trunk[1].max_tokens
         states = gpu.cuda.alloc(4 * gpu.sizes[-1] * tokens * width)
         self._link = Link(states, width, tokens)
-        regions, spec, gates = trunk
-        first = GpuPart(gpu, regions, spec, batch, gates, self._link)
+        partitions, spec, gates = trunk
+        first = GpuPart(gpu, partitions, spec, batch, gates, self._link)
         link = Link(states, width, tokens, first.control.ids)
         parts = {
-            route: GpuPart(gpu, regions, spec, batch, gates, link) for route, (regions, spec, gates) in tails.items()
+            route: GpuPart(gpu, partitions, spec, batch, gates, link)
+            for route, (partitions, spec, gates) in tails.items()
         }
         super().__init__(first, parts, router)
         self.conditional = all(part.conditional for part in self.parts)

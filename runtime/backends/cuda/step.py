@@ -1,4 +1,4 @@
-"""One step of a decoder on a GPU: regions in order, and what happens at a gate.
+"""One step of a decoder on a GPU: partitions in order, and what happens at a gate.
 
 The same walk serves four execution modes: dense; with a mask that is known beforehand; captured into a CUDA graph whose
 conditional nodes read the gates on the device; and with the host asking after each gate, where a driver has no
@@ -21,7 +21,7 @@ from adaptc.runtime.backends.cuda.memory import Memory
 from adaptc.runtime.backends.cuda.products import NO_GATE, Gate, Products, look_at_gate
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
 from adaptc.runtime.bundle.names import HIDDEN
-from adaptc.runtime.bundle.partitions import Call, Regions, When
+from adaptc.runtime.bundle.partitions import Call, Partitions, When
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
 
@@ -83,45 +83,45 @@ Chooser = Callable[[int, When, Place, Any], None]
 """Called at each gate with its number; runs one of its two sides, or both into their bodies."""
 
 
-def has_nodes(regions: Regions, driver: int) -> bool:
+def has_nodes(partitions: Partitions, driver: int) -> bool:
     """Whether a driver has the conditional nodes that these gates would need."""
-    return driver >= (ELSE_DRIVER if any(gate.otherwise for gate in regions.gates) else CONDITIONAL_DRIVER)
+    return driver >= (ELSE_DRIVER if any(gate.otherwise for gate in partitions.gates) else CONDITIONAL_DRIVER)
 
 
-def decides_itself(regions: Regions, rows: int, device: Device) -> bool:
+def decides_itself(partitions: Partitions, rows: int, device: Device) -> bool:
     """Whether a GPU reads all gates of a step of so many rows by itself."""
-    by_products = (look_at_gate(regions, when, rows, device.sm) for when in regions.gates)
-    return has_nodes(regions, device.driver) or all(by_products)
+    by_products = (look_at_gate(partitions, when, rows, device.sm) for when in partitions.gates)
+    return has_nodes(partitions, device.driver) or all(by_products)
 
 
 class Stepper:
-    """Runs regions and our own kernels between them.
+    """Runs partitions and our own kernels between them.
 
     Attributes:
         ran: Address of a byte for each gate: whether its block ran in the newest step.
         nodes: Whether every gated block is under a conditional node, for measurements.
     """
 
-    def __init__(self, cuda: Cuda, pieces: Pieces, regions: Regions, memory: Memory) -> None:
-        self._cuda, self._pieces, self._regions, self._memory = cuda, pieces, regions, memory
+    def __init__(self, cuda: Cuda, pieces: Pieces, partitions: Partitions, memory: Memory) -> None:
+        self._cuda, self._pieces, self._partitions, self._memory = cuda, pieces, partitions, memory
         self._kernels = cuda.kernels(SOURCE, NAMES)
-        self._products = Products(cuda, regions.half)
-        self._gates = regions.gates
+        self._products = Products(cuda, partitions.half)
+        self._gates = partitions.gates
         self._body = cuda.stream()
         self.ran = cuda.alloc(len(self._gates))
         self.nodes = False
         self._answer = np.zeros(1, np.uint8)
-        self.conditional = has_nodes(regions, cuda.device.driver)
+        self.conditional = has_nodes(partitions, cuda.device.driver)
 
     def load(self, place: Place) -> None:
         """Make every engine that a step needs ready."""
-        for call in self._regions.calls():
+        for call in self._partitions.calls():
             self._load(call, place)
 
     def walk(self, place: Place, choose: Chooser, stream: Any) -> None:
         """All steps but the last, the head."""
         gate = 0
-        for step in self._regions.steps[:-1]:
+        for step in self._partitions.steps[:-1]:
             self._calls(step.then, place, stream)
             if step.when is not None:
                 choose(gate, step.when, place, stream)
@@ -129,7 +129,7 @@ class Stepper:
 
     def head(self, place: Place, stream: Any, tokens: range | None = None) -> None:
         """Logits of each row, or of some tokens of the first."""
-        calls = self._regions.steps[-1].then
+        calls = self._partitions.steps[-1].then
         if tokens is None:
             self._calls(calls, place, stream)
             return
@@ -238,7 +238,7 @@ class Stepper:
 
     def _by_products(self, when: When, place: Place) -> bool:
         """Whether a block's products look at their gate themselves, so that it needs no conditional node."""
-        return not self.nodes and look_at_gate(self._regions, when, place.rows, self._cuda.device.sm)
+        return not self.nodes and look_at_gate(self._partitions, when, place.rows, self._cuda.device.sm)
 
     def _side(self, when: When, runs: bool, place: Place, stream: Any) -> None:
         calls = when.then if runs else when.otherwise
@@ -264,12 +264,12 @@ class Stepper:
         self._start("decide", (1, 1), 256, args, stream)
 
     def _load(self, call: Call, place: Place) -> None:
-        if not self._products.serves(self._regions.graphs[call.graph], place.rows):
+        if not self._products.serves(self._partitions.graphs[call.graph], place.rows):
             self._pieces.load(call.graph, place.sizes)
 
     def _calls(self, calls: Sequence[Call], place: Place, stream: Any, gate: Gate = NO_GATE) -> None:
         for call in calls:
-            graph = self._regions.graphs[call.graph]
+            graph = self._partitions.graphs[call.graph]
             reads, writes = self._memory.reads(call, place.given), self._memory.writes(call, place.given)
             if self._products.serves(graph, place.rows):
                 self._products.enqueue(graph, place.rows, reads, writes, stream, gate)

@@ -23,14 +23,14 @@ from adaptc.runtime.backends.tensorrt.engines import (
     decoder_graphs,
     plain_graph,
     profile,
-    read_regions,
+    read_partitions,
     wanted,
 )
 from adaptc.runtime.backends.tensorrt.gate_times import measured
 from adaptc.runtime.backends.tensorrt.layers import steps_of
 from adaptc.runtime.backends.tensorrt.library import Trt
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.partitions import RegionGraph
+from adaptc.runtime.bundle.partitions import PartitionGraph
 from adaptc.runtime.errors import EngineError, RequestError
 
 CHUNK = 512
@@ -94,7 +94,7 @@ def build_engines(
     device = ("", tuple(sm)) if gpu is None else (gpu.name, (gpu.sm,))
     decided = decide(bundle, mode, gpu)
     work = list(_graphs(bundle)) or list(
-        _regions(bundle, device[1], batches=batches, slots=slots, chunk=chunk, whole=whole)
+        _partitions(bundle, device[1], batches=batches, slots=slots, chunk=chunk, whole=whole)
     )
     if any("tokens" in each.sizes for each in work):
         _keep_kernels(bundle, device[1], folder.path)
@@ -158,7 +158,7 @@ class _Work:
     """An engine to build: of what, and for which sizes."""
 
     label: str
-    graph: RegionGraph
+    graph: PartitionGraph
     sizes: dict[str, tuple[int, int, int]]
 
 
@@ -170,10 +170,10 @@ def _graphs(bundle: Bundle) -> Iterator[_Work]:
             yield _Work(name, plain_graph(spec), {"batch": (1, most, most)})
 
 
-def _regions(
+def _partitions(
     bundle: Bundle, sm: Sequence[int], *, batches: Sequence[int], slots: Sequence[int], chunk: int, whole: bool
 ) -> Iterator[_Work]:
-    """The regions of a bundle's decoder, or of all parts of a stitched one, for steps and prompts; equal ones once."""
+    """The partitions of a decoder, or of all parts of a stitched one, for steps and prompts; equal ones once."""
     specs = decoder_graphs(bundle)
     most = min(spec.max_tokens for spec in specs.values())
     batches, slots = _step_sizes(bundle, batches, slots)
@@ -181,10 +181,10 @@ def _regions(
         raise RequestError(f"build: batches and chunk are from 1, slots from 1 to this bundle's max_tokens, {most}")
     seen: list[tuple[str, dict[str, tuple[int, int, int]]]] = []
     for name in specs:
-        regions = read_regions(bundle, name)
-        used = {call.graph for call in regions.calls()} | ({regions.whole.graph} if whole else set())
-        for label, graph in regions.graphs.items():
-            prompt = 1 if label == regions.whole.graph else min(chunk, most)
+        partitions = read_partitions(bundle, name)
+        used = {call.graph for call in partitions.calls()} | ({partitions.whole.graph} if whole else set())
+        for label, graph in partitions.graphs.items():
+            prompt = 1 if label == partitions.whole.graph else min(chunk, most)
             for sizes in wanted(graph, batches, slots, prompt, sm) if label in used else ():
                 this = content_of(bundle, graph.file), sizes
                 if this not in seen:
@@ -202,7 +202,7 @@ def _step_sizes(
 
 def _keep_kernels(bundle: Bundle, sm: Sequence[int], folder: Path) -> None:
     """Compile our own kernels, too."""
-    half = read_regions(bundle, decoder_graph(bundle)[0]).half
+    half = read_partitions(bundle, decoder_graph(bundle)[0]).half
     for each in sm:
         keep(SOURCE, each, folder)
         if each >= LEAST_SM:
@@ -254,7 +254,7 @@ def decide(bundle: Bundle, mode: str, gpu: Device | None) -> BuildReport:
     if gpu is None:
         return BuildReport("on_device", "the GPU is not known, so nothing was measured")
     rows = bundle.manifest.target.batch
-    if all(decides_itself(read_regions(bundle, name), rows, gpu) for name in gated):
+    if all(decides_itself(read_partitions(bundle, name), rows, gpu) for name in gated):
         return BuildReport("on_device", "the GPU reads the gates itself")
     return BuildReport("one_step_late", f"driver {gpu.driver} has no conditional nodes")
 

@@ -18,7 +18,7 @@ from adaptc.runtime.backends.tensorrt.build_report import MODES, BuildReport
 from adaptc.runtime.backends.tensorrt.library import Profile
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec
-from adaptc.runtime.bundle.partitions import RegionGraph, Regions
+from adaptc.runtime.bundle.partitions import PartitionGraph, Partitions
 from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads, parse, read_json
@@ -76,7 +76,7 @@ class EngineRecord:
 
 
 def content_of(bundle: Bundle, file: str) -> str:
-    """A hash of a graph and of the weights that it has beside it; a region's are inputs."""
+    """A hash of a graph and of the weights that it has beside it; a partition's are inputs."""
     files = bundle.manifest.files
     data = next((graph.data for graph in bundle.manifest.graphs.values() if graph.file == file), ())
     if not data:
@@ -84,9 +84,9 @@ def content_of(bundle: Bundle, file: str) -> str:
     return hashlib.sha256(" ".join(files[name].sha256 for name in (file, *data)).encode()).hexdigest()
 
 
-def plain_graph(spec: GraphSpec) -> RegionGraph:
-    """A graph with its weights, in the form of a region."""
-    return RegionGraph(spec.file, spec.inputs, spec.outputs, weights=0)
+def plain_graph(spec: GraphSpec) -> PartitionGraph:
+    """A graph with its weights, in the form of a partition."""
+    return PartitionGraph(spec.file, spec.inputs, spec.outputs, weights=0)
 
 
 def buckets(max_tokens: int) -> tuple[int, ...]:
@@ -99,12 +99,12 @@ def buckets(max_tokens: int) -> tuple[int, ...]:
     return (*sizes, max_tokens)
 
 
-def sizes_of(graph: RegionGraph) -> set[str]:
+def sizes_of(graph: PartitionGraph) -> set[str]:
     """The sizes that a graph is built for: "batch", "tokens", "slots"."""
     return {size for spec in graph.inputs for size in spec.shape if isinstance(size, str)}
 
 
-def profile(graph: RegionGraph, sizes: Mapping[str, tuple[int, int, int]]) -> Profile:
+def profile(graph: PartitionGraph, sizes: Mapping[str, tuple[int, int, int]]) -> Profile:
     """Shapes of a graph's inputs for a range of sizes."""
 
     def shapes(which: int) -> dict[str, tuple[int, ...]]:
@@ -196,7 +196,7 @@ class EngineFolder:
         self,
         records: Iterable[EngineRecord],
         bundle: Bundle,
-        graph: RegionGraph,
+        graph: PartitionGraph,
         sizes: Mapping[str, int],
         here: tuple[str, int, str],
     ) -> EngineRecord:
@@ -259,28 +259,30 @@ def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
     return next(iter(decoder_graphs(bundle).items()))
 
 
-def read_regions(bundle: Bundle, name: str) -> Regions:
-    """The regions of a graph.
+def read_partitions(bundle: Bundle, name: str) -> Partitions:
+    """The partitions of a graph.
 
     Raises:
         BundleError: the bundle was not compiled for TensorRT, or the file is damaged.
     """
-    file = f"regions/{name}.json"
+    file = f"partitions/{name}.json"
     if file not in bundle.manifest.files:
+        if f"regions/{name}.json" in bundle.manifest.files:
+            raise BundleError(f"{bundle.path}: compiled by an older adaptc; compile it again")
         backend = bundle.manifest.target.backend
         raise BundleError(f"{bundle.path}: compiled for {backend}; compile with target.backend: tensorrt")
     try:
-        regions = Regions.from_json((bundle.path / file).read_bytes())
+        partitions = Partitions.from_json((bundle.path / file).read_bytes())
     except (OSError, BundleError) as error:
         raise BundleError(f"{bundle.path / file}: {error}") from error
-    for graph in regions.graphs.values():
+    for graph in partitions.graphs.values():
         if graph.file not in bundle.manifest.files:
             raise BundleError(f"{bundle.path / file}: {graph.file!r} is not among the bundle's files")
-    return regions
+    return partitions
 
 
 def wanted(
-    graph: RegionGraph, batches: Sequence[int], slots: Sequence[int], chunk: int, sm: Sequence[int] = (LEAST_SM,)
+    graph: PartitionGraph, batches: Sequence[int], slots: Sequence[int], chunk: int, sm: Sequence[int] = (LEAST_SM,)
 ) -> list[dict[str, tuple[int, int, int]]]:
     """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`.
 

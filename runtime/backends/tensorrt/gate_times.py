@@ -69,7 +69,7 @@ def measure(decoder: GpuDecoder, most: int, clock: Callable[[], float] = perf_co
                 token = decoder.choose(token, [sampler])
 
         part.mode = kind.mode
-        part.force = (False,) * len(part.regions.gates) if kind.fixed else None
+        part.force = (False,) * len(part.partitions.gates) if kind.fixed else None
         decoder.prefill(0, prompt, kind.threshold)
         go(SETTLE)
         began = clock()
@@ -80,7 +80,7 @@ def measure(decoder: GpuDecoder, most: int, clock: Callable[[], float] = perf_co
     kinds = (_Kind(DENSE), *asked, _Kind(DENSE, fixed=True))
     turns = [[seconds(kind) for kind in kinds] for _ in range(TURNS + 1)][1:]
     dense, run, none, late_run, late_none, fixed = (median(turn) for turn in zip(*turns, strict=True))
-    return StepTimes(len(decoder.part.regions.gates), dense, (run, none), (late_run, late_none), fixed)
+    return StepTimes(len(decoder.part.partitions.gates), dense, (run, none), (late_run, late_none), fixed)
 
 
 def measured(

@@ -10,14 +10,14 @@ from adaptc.runtime.backends.tensorrt.context import Context
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder, content_of
 from adaptc.runtime.backends.tensorrt.library import Trt
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.partitions import RegionGraph
+from adaptc.runtime.bundle.partitions import PartitionGraph
 
 Sizes = Mapping[str, int]
 """How large "batch", "tokens" and "slots" are."""
 
 
 class Pieces(Protocol):
-    """What runs the graphs of a decoder's regions."""
+    """What runs the graphs of a decoder's partitions."""
 
     def load(self, graph: str, sizes: Sizes) -> None:
         """Make a graph ready for these sizes.
@@ -53,7 +53,7 @@ class Pieces(Protocol):
 class TrtPieces:
     """Engines of TensorRT. Their activations share one piece of memory: they run one after another."""
 
-    def __init__(self, bundle: Bundle, graphs: Mapping[str, RegionGraph], flavour: str, cuda: Cuda) -> None:
+    def __init__(self, bundle: Bundle, graphs: Mapping[str, PartitionGraph], flavour: str, cuda: Cuda) -> None:
         """Look for engines that fit this machine; none is loaded yet.
 
         Args:

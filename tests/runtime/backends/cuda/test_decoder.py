@@ -1,4 +1,4 @@
-"""The executor on a GPU made of host memory: real regions, the real kernels, real captured order."""
+"""The executor on a GPU made of host memory: real partitions, the real kernels, real captured order."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 
 from adaptc.compiler.weights_file import write_graphs
-from adaptc.ir import partitions as regions
+from adaptc.ir import partitions
 from adaptc.passes import Pipeline
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.runtime import RequestError, Sampling, Session
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
-from adaptc.runtime.backends.cuda.loading import graphs_of, regions_of, rows_on
+from adaptc.runtime.backends.cuda.loading import graphs_of, partitions_of, rows_on
 from adaptc.runtime.backends.cuda.memory import Weights
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
-from adaptc.runtime.backends.tensorrt.engines import decoder_graph, read_regions
+from adaptc.runtime.backends.tensorrt.engines import decoder_graph, read_partitions
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.model.budget import threshold_at
 from tests.fakes.cuda import FakeCuda
@@ -32,11 +32,11 @@ from tests.models.sessions import session_of
 IDS = [3, 17, 42, 9, 11, 5, 23, 1, 1, 44, 2]
 GATES = trt_bundle.GATES
 
-ATTENTION = ["product", "region_2", "product"]
-BLOCK = ["product", "region_4", "product"]
-FIRST = ["region", *ATTENTION, "region_3", *BLOCK]
+ATTENTION = ["product", "partition_2", "product"]
+BLOCK = ["product", "partition_4", "product"]
+FIRST = ["partition", *ATTENTION, "partition_3", *BLOCK]
 """The first of three layers, which has no gate; the others have one before their block."""
-SECOND = THIRD = ["region_5", *ATTENTION, "region_6"]
+SECOND = THIRD = ["partition_5", *ATTENTION, "partition_6"]
 LAST = ["head", "product", "highest", "choose", "write_kv"]
 
 
@@ -68,7 +68,7 @@ class Gpu:
         built: tuple[int, ...] = (1, 2),
     ) -> None:
         self.cuda = FakeCuda(replace(FakeCuda().device, driver=driver))
-        parts = regions_of(bundle)
+        parts = partitions_of(bundle)
         self.pieces = FakePieces(self.cuda, bundle.path, graphs_of(parts), built, (16, 32, 64))
         decoder = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8, mode)
         assert isinstance(decoder, GpuDecoder)
@@ -126,7 +126,7 @@ def test_a_step_is_captured_once_and_another_budget_needs_no_capture(bundle: Any
     gpu = Gpu(bundle)
     gpu.session.generate(IDS[:3], max_new_tokens=8, budget=0.5)
     gate = ["decide", "if[2]"]
-    assert gpu.captured()[-1] == ["begin_step", *FIRST, *SECOND, *gate, *THIRD, *gate, "region_7", *LAST]
+    assert gpu.captured()[-1] == ["begin_step", *FIRST, *SECOND, *gate, *THIRD, *gate, "partition_7", *LAST]
     count = len(gpu.cuda.graphs)
     gpu.session.generate(IDS[:3], max_new_tokens=8, budget=0.1)
     assert len(gpu.cuda.graphs) == count
@@ -135,7 +135,7 @@ def test_a_step_is_captured_once_and_another_budget_needs_no_capture(bundle: Any
 def test_a_dense_step_has_no_gates(bundle: Any) -> None:
     gpu = Gpu(bundle)
     gpu.session.generate(IDS[:3], max_new_tokens=4)
-    assert gpu.captured() == [["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, *BLOCK, "region_7", *LAST]]
+    assert gpu.captured() == [["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, *BLOCK, "partition_7", *LAST]]
 
 
 @pytest.mark.parametrize("policy", [{"rows": 1}, {"batch": "off"}])
@@ -162,7 +162,7 @@ def test_a_static_policy_is_a_mask_without_conditions(bundle: Any) -> None:
     gpu.part._constants = [1.0, 0.0]  # as two gates that say the same for every token
     gpu.decoder.prefill(0, np.array(IDS), threshold=0.5)
     gpu.decoder.decode([1])
-    assert gpu.captured()[-1] == ["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, "cheap", "region_7", *LAST]
+    assert gpu.captured()[-1] == ["begin_step", *FIRST, *SECOND, *BLOCK, *THIRD, "cheap", "partition_7", *LAST]
     assert gpu.part._ran.tolist() == [True, False]
 
 
@@ -194,7 +194,7 @@ def late(bundle: Any, ids: list[int], count: int, threshold: float) -> tuple[lis
                 wanted.append(step == 0 or warm or bool((values[each.when.logit] >= threshold).any()))
                 calls = each.when.then if runs else each.when.otherwise
             for call in calls:
-                regions._call(split, call, values)
+                partitions._call(split, call, values)
         for name, past in cache.items():
             new = values[name.replace("past", "new")]
             if name.endswith("key"):
@@ -292,7 +292,7 @@ def test_too_little_memory_is_one_line(bundle: Any) -> None:
 
 def small(bundle: Any, limit: int) -> None:
     cuda = FakeCuda(limit=limit)
-    parts = regions_of(bundle)
+    parts = partitions_of(bundle)
     rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1,), (16,)), bundle, parts, 1, 8)
 
 
@@ -336,4 +336,4 @@ def test_a_data_file_that_is_too_short_is_named(bundle: Any, tmp_path: Path) -> 
     short = tmp_path / "lm.data"
     short.write_bytes(b"\0" * 100)
     with pytest.raises(BundleError, match=r"lm\.data: too short for .*; compile again"):
-        Weights(FakeCuda(), short).upload(read_regions(bundle, "lm"))
+        Weights(FakeCuda(), short).upload(read_partitions(bundle, "lm"))

@@ -11,18 +11,18 @@ import pytest
 from adaptc.runtime.backends.cuda.products import ROWS, SOURCE, WARPS, WHOLE, Products
 from adaptc.runtime.backends.tensorrt.engines import wanted
 from adaptc.runtime.bundle.manifest import TensorSpec
-from adaptc.runtime.bundle.partitions import RegionGraph
+from adaptc.runtime.bundle.partitions import PartitionGraph
 from tests.fakes import cpu_kernels
 from tests.fakes.cuda import FakeCuda
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
 
 
-def graph(results: int, columns: int, *, product: bool = True) -> RegionGraph:
+def graph(results: int, columns: int, *, product: bool = True) -> PartitionGraph:
     x = TensorSpec("in0", "float16", ("batch", "tokens", columns))
     y = TensorSpec("out0", "float32", ("batch", "tokens", results))
     weight = TensorSpec("in1", "float16", (results, columns))
-    return RegionGraph("product.onnx", (x, weight), (y,), 2 * results * columns, product)
+    return PartitionGraph("product.onnx", (x, weight), (y,), 2 * results * columns, product)
 
 
 def drawn(*shape: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from adaptc.passes.skip_ffn import gating
 from adaptc.runtime.backends.cuda.device import Device
 from adaptc.runtime.backends.tensorrt.build import Progress, build_engines, decide
 from adaptc.runtime.backends.tensorrt.build_report import BuildReport
-from adaptc.runtime.backends.tensorrt.engines import EngineFolder, buckets, decoder_graph, read_regions, wanted
+from adaptc.runtime.backends.tensorrt.engines import EngineFolder, buckets, decoder_graph, read_partitions, wanted
 from adaptc.runtime.backends.tensorrt.layers import DATA_DEPENDENT, kinds
 from adaptc.runtime.backends.tensorrt.pieces import TrtPieces
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
@@ -30,7 +30,7 @@ CHUNK = 40
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Gates everywhere, so that each region has few layers to build."""
+    """Gates everywhere, so that each partition has few layers to build."""
     folder = tmp_path_factory.mktemp("rtx")
     made = trt_bundle.program("llama", gated=True)
     bundle = trt_bundle.write(folder / "bundle", made, trt_bundle.GATES)
@@ -42,15 +42,15 @@ def layers(bundle: Any, name: str) -> list[tuple[str, ...]]:
     return [r.layers for r in EngineFolder(bundle.path, "tensorrt-rtx").records() if r.name == name]
 
 
-def test_every_region_is_built_for_steps_and_prompts(bundle: Any) -> None:
+def test_every_partition_is_built_for_steps_and_prompts(bundle: Any) -> None:
     built = EngineFolder(bundle.path, "tensorrt-rtx").records()
-    assert {r.name for r in built} == set(read_regions(bundle, "lm").graphs)
+    assert {r.name for r in built} == set(read_partitions(bundle, "lm").graphs)
     assert {r.sm for r in built} == {EVERY}
     assert {r.sizes["tokens"] for r in built if r.name == "head"} == {(1, 1, 1), (1, CHUNK, CHUNK)}
 
 
 def test_nothing_waits_for_the_host(bundle: Any) -> None:
-    for name in read_regions(bundle, "lm").graphs:
+    for name in read_partitions(bundle, "lm").graphs:
         for each in layers(bundle, name):
             assert each
             assert not kinds(each) & DATA_DEPENDENT
@@ -61,13 +61,13 @@ def test_products_with_weights_are_in_engines_of_their_own(bundle: Any) -> None:
         step = min(layers(bundle, name), key=len)
         return sum("MulSum" in each or each.startswith("gemm") for each in step)
 
-    graphs = read_regions(bundle, "lm").graphs
+    graphs = read_partitions(bundle, "lm").graphs
     weights = {name for name, graph in graphs.items() if graph.product}
     assert {name: products(name) for name in weights} == dict.fromkeys(weights, 1)
     others = {name for name in graphs if name != "whole" and products(name)} - weights
     assert others == {
-        "region_2",
-        "region_5",
+        "partition_2",
+        "partition_5",
         "cheap",
     }  # attention, a gate's logit, and what is too narrow for the kernel
     # They are for prompts: a step multiplies without engines.
@@ -75,7 +75,7 @@ def test_products_with_weights_are_in_engines_of_their_own(bundle: Any) -> None:
 
 
 def test_the_cache_is_not_turned(bundle: Any) -> None:
-    step = min(layers(bundle, "region_2"), key=len)
+    step = min(layers(bundle, "partition_2"), key=len)
     assert not [each for each in step if each.startswith("kgen __myl_Tran_")]
 
 
@@ -90,7 +90,7 @@ def test_a_build_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("llama", gated=True), trt_bundle.GATES)
 
     def stop(progress: Progress) -> None:
-        if progress.record.name == "region_2":
+        if progress.record.name == "partition_2":
             raise KeyboardInterrupt
 
     sizes: dict[str, Any] = {"sm": (86,), "slots": (16,), "batches": (1,), "chunk": 1}
@@ -105,7 +105,7 @@ def test_a_build_that_was_cut_off_goes_on(tmp_path: Path) -> None:
 def test_bf16_and_a_model_without_gates(tmp_path: Path) -> None:
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("qwen3", half="bf16"))
     built = build_engines(bundle, "tensorrt-rtx", sm=(120,), slots=(16,), batches=(2,), chunk=1)
-    assert [record.name for record in built] == [*(f"region{n}" for n in ("", "_2", "_3", "_4", "_5", "_6")), "head"]
+    assert [record.name for record in built] == [*(f"partition{n}" for n in ("", "_2", "_3", "_4", "_5", "_6")), "head"]
 
 
 def test_the_command(bundle: Any) -> None:
@@ -113,7 +113,7 @@ def test_the_command(bundle: Any) -> None:
     command = ["build", str(bundle.path), *given]
     done = CliRunner().invoke(main, [*command, "--json"])
     assert done.exit_code == 0, done.output
-    assert {record["name"] for record in json.loads(done.stdout)} == {*read_regions(bundle, "lm").graphs} - {"whole"}
+    assert {record["name"] for record in json.loads(done.stdout)} == {*read_partitions(bundle, "lm").graphs} - {"whole"}
     assert "] head batch 1 tokens 1: there" in done.stderr
     assert CliRunner().invoke(main, command).stdout.startswith(f"{bundle.path}: 21 engines for tensorrt-rtx; ")
     last = CliRunner().invoke(main, command).stdout.splitlines()[-1]
@@ -173,7 +173,7 @@ def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_pat
     assert len(folder.records()) == len(list(folder.path.glob("*.plan"))) == len(first)
     assert folder.report() == BuildReport("one_step_late", "asked for")
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
-    pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
     assert (pieces.rows(), pieces.slots()) == ((1,), (16,))
     report = bundle.path / "engines" / "tensorrt-rtx.json"
     for damaged in ("{", "[]", '{"mode": "fast", "why": ""}'):
@@ -211,9 +211,9 @@ def test_sizes_that_cannot_be(bundle: Any) -> None:
 
 
 def find(bundle: Any, here: tuple[str, int, str], **sizes: int) -> str:
-    folder, regions = EngineFolder(bundle.path, "tensorrt-rtx"), read_regions(bundle, "lm")
+    folder, partitions = EngineFolder(bundle.path, "tensorrt-rtx"), read_partitions(bundle, "lm")
     given = {"batch": 1, "tokens": 1, "slots": 16} | sizes
-    return folder.find(folder.records(), bundle, regions.graphs["region_2"], given, here).key
+    return folder.find(folder.records(), bundle, partitions.graphs["partition_2"], given, here).key
 
 
 def test_why_no_engine_serves_is_one_line(bundle: Any) -> None:
@@ -231,31 +231,28 @@ def test_why_no_engine_serves_is_one_line(bundle: Any) -> None:
 
 
 def test_loading_says_why_no_engine_fits(tmp_path: Path, bundle: Any) -> None:
-    regions = read_regions(bundle, "lm")
+    partitions = read_partitions(bundle, "lm")
     with pytest.raises(EngineError, match=r"its engines are for compute capability 86, 89, 120, here is Fake \(90\)"):
-        TrtPieces(bundle, regions.graphs, "tensorrt-rtx", FakeCuda())
-    for old, new in (("regions", "on_device"), ("static", "one_step_late")):
-        with pytest.raises(RequestError, match=f"mode: '{old}' is called '{new}' now"):
-            build_engines(bundle, "tensorrt-rtx", sm=(86,), mode=old)
+        TrtPieces(bundle, partitions.graphs, "tensorrt-rtx", FakeCuda())
     bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"))
     with pytest.raises(EngineError, match=r"no tensorrt-rtx engines; run adaptc build .*bare --target tensorrt-rtx"):
-        TrtPieces(bare, read_regions(bare, "lm").graphs, "tensorrt-rtx", FakeCuda())
+        TrtPieces(bare, read_partitions(bare, "lm").graphs, "tensorrt-rtx", FakeCuda())
 
 
 def test_loading_finds_the_sizes_that_were_built(bundle: Any) -> None:
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
-    pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
     assert (pieces.rows(), pieces.slots(), pieces.tokens()) == ((1,), (16,), CHUNK)
     # There is no GPU, so the library itself refuses; its reason is passed on in one line.
     with pytest.raises(EngineError, match=r"\.plan: tensorrt-rtx cannot load it: [^\n]+$"):
-        pieces.load("region_4", {"batch": 1, "tokens": 1, "slots": 16})
+        pieces.load("partition_4", {"batch": 1, "tokens": 1, "slots": 16})
     pieces.close()
 
 
 class Loaded:
     """An engine that needs as much memory as its graph's name says."""
 
-    sizes: ClassVar[dict[str, int]] = {"region_4": 1000, "region_2": 5000, "head": 100}
+    sizes: ClassVar[dict[str, int]] = {"partition_4": 1000, "partition_2": 5000, "head": 100}
 
     def __init__(self, *given: Any) -> None:
         self.bytes = self.sizes[given[3].name]
@@ -270,16 +267,16 @@ class Loaded:
 def test_memory_of_a_loaded_engine_stays_where_captured_graphs_have_it(bundle: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("adaptc.runtime.backends.tensorrt.pieces.Context", Loaded)
     cuda = FakeCuda(replace(FakeCuda().device, sm=89), limit=3000)
-    pieces = TrtPieces(bundle, read_regions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
     sizes = {"batch": 1, "tokens": 1, "slots": 16}
-    pieces.load("region_4", sizes)
+    pieces.load("partition_4", sizes)
     loaded: dict[str, Any] = pieces._loaded
     [first] = loaded.values()
     place = first.place
     with pytest.raises(EngineError, match="out of GPU memory"):
-        pieces.load("region_2", sizes)
+        pieces.load("partition_2", sizes)
     cuda.limit = 30_000  # somebody else went: the session is as it was, and goes on
-    pieces.load("region_2", sizes)
+    pieces.load("partition_2", sizes)
     pieces.load("head", sizes)
     _, second, third = loaded.values()
     assert first.place == place
@@ -315,7 +312,7 @@ def test_sizes_of_the_cache_are_doubled_up_to_all_of_it() -> None:
 
 
 def test_a_graph_without_a_cache_is_built_once_for_all_sizes_of_it(bundle: Any) -> None:
-    regions = read_regions(bundle, "lm")
-    assert len(wanted(regions.graphs["region_4"], (1, 2), (16, 64), 8)) == 3
-    assert len(wanted(regions.graphs["region_2"], (1, 2), (16, 64), 8)) == 5
+    partitions = read_partitions(bundle, "lm")
+    assert len(wanted(partitions.graphs["partition_4"], (1, 2), (16, 64), 8)) == 3
+    assert len(wanted(partitions.graphs["partition_2"], (1, 2), (16, 64), 8)) == 5
     assert decoder_graph(bundle)[1].max_tokens == 64

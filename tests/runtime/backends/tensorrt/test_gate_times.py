@@ -17,7 +17,7 @@ from adaptc.cli import main
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import load
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
-from adaptc.runtime.backends.cuda.loading import graphs_of, regions_of, rows_on
+from adaptc.runtime.backends.cuda.loading import graphs_of, partitions_of, rows_on
 from adaptc.runtime.backends.tensorrt.build import Progress, build_engines
 from adaptc.runtime.backends.tensorrt.build_report import BuildReport, StepTimes, judged
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder
@@ -63,7 +63,7 @@ def timed(bundle: Bundle, takes: dict[str, float], send: float = 0.0, driver: in
 
 
 def on(cuda: TimedCuda, bundle: Bundle) -> tuple[TimedCuda, FakePieces, Bundle, Any]:
-    parts = regions_of(bundle)
+    parts = partitions_of(bundle)
     return cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1,), (64,)), bundle, parts
 
 

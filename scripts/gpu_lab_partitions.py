@@ -1,4 +1,4 @@
-"""Where a step's time goes: each region, each of our kernels, each layer of an engine, and the host's calls."""
+"""Where a step's time goes: each partition, each of our kernels, each layer of an engine, and the host's calls."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reset(decoder: GpuDecoder, rows: int) -> None:
     decoder.part.control.set([1] * rows, np.full(rows, 15), decoder.part.levels[:rows], (), 0, False, 0)
 
 
-def regions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
+def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
     """Time of each graph, over all layers that call it, so that weights are not in the GPU's cache."""
     place, stepper, stream = (
         decoder.part.graphs.place(rows, decoder.part.cache.slots),
@@ -52,7 +52,7 @@ def regions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
     )
     stepper.load(place)
     calls: dict[str, list[Any]] = {}
-    for call in decoder.part.regions.calls():
+    for call in decoder.part.partitions.calls():
         calls.setdefault(call.graph, []).append(call)
     found: dict[str, Any] = {}
     for name, each in calls.items():
@@ -63,7 +63,7 @@ def regions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
                 stepper._calls((call,), place, stream)
 
         seconds = captured_seconds(decoder, work, len(each) * repeat)
-        weights = decoder.part.regions.graphs[name].weights
+        weights = decoder.part.partitions.graphs[name].weights
         found[name] = {
             "ms": seconds * 1e3,
             "calls": len(each),
@@ -114,7 +114,7 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
     found = {}
     seen: set[str] = set()
     place = decoder.part.graphs.place(1, decoder.part.cache.slots)
-    for call in decoder.part.regions.calls():
+    for call in decoder.part.partitions.calls():
         if call.graph in seen:
             continue
         seen.add(call.graph)
@@ -161,7 +161,7 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     return found
 
 
-def regions_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
+def partitions_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
     """All of it for one number of rows."""
     decoder = whole_decoder(bundle, batch, 1)
     decoder.part.length[:batch] = 16
@@ -169,7 +169,7 @@ def regions_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
     reset(decoder, batch)
     found: dict[str, Any] = {"slots": decoder.part.cache.slots}
     parts: tuple[tuple[str, Callable[[], Any]], ...] = (
-        ("regions", lambda: regions_of(decoder, batch)),
+        ("partitions", lambda: partitions_of(decoder, batch)),
         ("kernels_ms", lambda: kernels_of(decoder, batch)),
         ("host_us", lambda: host_of(decoder, batch)),
         ("layers_ms", lambda: layers_of(decoder) if batch == 1 else {}),

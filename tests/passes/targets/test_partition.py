@@ -10,7 +10,7 @@ from adaptc.ir.graph import FxGraph, OnnxGraph
 from adaptc.ir.partitions import Split, run_split
 from adaptc.passes import Pipeline
 from adaptc.passes.skip_ffn import gating
-from adaptc.passes.targets.split_regions import SplitRegions, split
+from adaptc.passes.targets.partition import Partition, split
 from tests.models import tiny, trt_bundle
 from tests.passes.targets.test_legalize import drive
 
@@ -39,9 +39,9 @@ def test_pieces_in_a_row_are_the_whole(family: str, low_rank: bool, threshold: f
 def test_a_model_without_gates_is_a_body_and_a_head() -> None:
     found = trt_bundle.split_of(trt_bundle.program("llama"))
     # Equal parts of the three layers are one graph; attention's products have the shapes of the block's here.
-    layer = ["product", "region_2", "product_2", "region_3", "product", "region_4", "product_2"]
+    layer = ["product", "partition_2", "product_2", "partition_3", "product", "partition_4", "product_2"]
     assert [[call.graph for call in step.then] for step in found.steps] == [
-        ["region", *layer, *(["region_3", *layer] * 2), "region_5"],
+        ["partition", *layer, *(["partition_3", *layer] * 2), "partition_5"],
         ["head", "product_3"],
     ]
     assert [v.name for v in found.graphs["head"].model.graph.outputs] == ["out0"]
@@ -52,11 +52,11 @@ def everywhere(graph: FxGraph, *, products: bool = True) -> Split:
     return split(made.graph("lm", OnnxGraph), products=products)
 
 
-def test_regions_that_differ_in_weights_only_are_one_graph() -> None:
+def test_partitions_that_differ_in_weights_only_are_one_graph() -> None:
     found = everywhere(tiny.fx("llama"))
     calls = Counter(call.graph for step in found.steps for call in step.calls())
     products = {"product": 6, "product_2": 6, "product_3": 1}  # two shapes, each in attention and in the block
-    plain = {"region": 1, "region_2": 3, "region_3": 5, "region_4": 1, "block": 3, "head": 1}
+    plain = {"partition": 1, "partition_2": 3, "partition_3": 5, "partition_4": 1, "block": 3, "head": 1}
     assert calls == products | plain
     assert found.products == set(products)
     blocks = [step.when.then for step in found.steps if step.when is not None]
@@ -86,7 +86,7 @@ def test_a_gated_block_is_its_two_products_and_what_is_between() -> None:
 def test_products_may_stay_where_they_are() -> None:
     graph = everywhere(tiny.fx("llama"), products=False)
     calls = [call.graph for step in graph.steps for call in step.calls()]
-    assert calls == ["region", "block", "region_2", "block", "region_2", "block", "region_3", "head"]
+    assert calls == ["partition", "block", "partition_2", "block", "partition_2", "block", "partition_3", "head"]
     assert not graph.products
 
 
@@ -107,10 +107,10 @@ def test_a_gate_that_looks_at_other_gates_keeps_its_logits() -> None:
 def test_input_is_untouched_and_a_second_time_changes_nothing() -> None:
     made = trt_bundle.program("llama")
     text = made.graph("lm", OnnxGraph).text()
-    assert Pipeline((SplitRegions(),)).run(made) is made
+    assert Pipeline((Partition(),)).run(made) is made
     assert made.graph("lm", OnnxGraph).text() == text
 
 
 def test_nothing_for_tensorrt_returns_the_same_program() -> None:
     lowered = tiny.lowered("llama")
-    assert SplitRegions().apply(lowered) is lowered
+    assert Partition().apply(lowered) is lowered

@@ -1,4 +1,4 @@
-"""split_regions: a decoder is cut at its gates and products into regions, each of which becomes an engine."""
+"""partition: a decoder is cut at its gates and products into partitions, each of which becomes an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.partitions import Split
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import PRODUCT, REGION
+from adaptc.passes.emit import PARTITION, PRODUCT
 from adaptc.passes.match import path
 from adaptc.passes.skip_ffn.branch import choices, serving_only
 from adaptc.passes.targets.piece import FREE, Shared
@@ -24,14 +24,14 @@ from adaptc.runtime.bundle.plan import Run, Switch
 
 
 @dataclass(frozen=True, slots=True)
-class SplitRegions(Pass):
+class Partition(Pass):
     """Cut a decoder at its gates, and around its products with weights.
 
     Before:  one graph; y = Where(logit ≥ threshold, block(x), cheap(x)), both computed
-    After:   the graph stays, and beside it: region, product, region, when(logit) {product, block, product} else
-             {cheap}, region, …, head, product
+    After:   the graph stays, and beside it: partition, product, partition, when(logit) {product, block, product} else
+             {cheap}, partition, …, head, product
 
-    A region is all that lies between two gates or products. Weights become inputs, so that regions that differ in
+    A partition is all that lies between two gates or products. Weights become inputs, so that partitions that differ in
     nothing but their weights are one graph: of an 8-layer model with gates everywhere, ten graphs instead of 68 pieces.
     The last norm and the product with the vocabulary are a step of their own: a prompt needs them for one token only;
     the trunk of a stitched program has none, so its last step is empty.
@@ -49,20 +49,20 @@ class SplitRegions(Pass):
         PassError: a block that may be skipped gives more than one value, or the plan is not one decoder.
     """
 
-    name: ClassVar[str] = "split_regions"
+    name: ClassVar[str] = "partition"
     products: bool = True
 
     def apply(self, program: Program) -> Program:
         decoders = {
             name: graph
             for name, graph in program.at_level(OnnxGraph).items()
-            if name not in program.regions and any(value.name == "slots" for value in graph.model.graph.inputs)
+            if name not in program.partitions and any(value.name == "slots" for value in graph.model.graph.inputs)
         }
         if decoders and not (isinstance(program.plan[0], Run) and all(isinstance(s, Switch) for s in program.plan[1:])):
             plan = "; ".join(map(str, program.plan))
             raise PassError(f"plan: {plan}; TensorRT runs one decoder, with or without routes after its first part")
         found = {name: split(graph, products=self.products) for name, graph in decoders.items()}
-        return replace(program, regions={**program.regions, **found}) if found else program
+        return replace(program, partitions={**program.partitions, **found}) if found else program
 
 
 def split(graph: OnnxGraph, *, products: bool = True) -> Split:
@@ -79,7 +79,7 @@ def split(graph: OnnxGraph, *, products: bool = True) -> Split:
     steps: list[Step] = []
     needed = _crossing(main, gates, pieces)
     for index in range(len(gates) + 1):
-        steps += _plain(_calls(shared, "region", pieces.get(("main", index), []), needed))
+        steps += _plain(_calls(shared, "partition", pieces.get(("main", index), []), needed))
         if index < len(gates):
             sides = [
                 None if index in zeros and kind == "else" else pieces.get((kind, index), [])
@@ -144,10 +144,10 @@ def _assign(main: ir.Graph, gates: Sequence[_Gate]) -> dict[Place, list[ir.Node]
         if node in taken and taken[node] is None:
             continue
         if max(after, default=-1) < 0:
-            if node in first:  # a gate that looks at no state still needs a region that tells its logit
+            if node in first:  # a gate that looks at no state still needs a partition that tells its logit
                 home[node] = first[node]
             continue
-        mark = ("head", 0) if REGION in node.metadata_props else ("main", max(after))
+        mark = ("head", 0) if PARTITION in node.metadata_props else ("main", max(after))
         home[node] = _of_its_value(node, home) or taken.get(node) or mark
     pieces: dict[Place, list[ir.Node]] = {}
     for node, place in home.items():
@@ -186,7 +186,7 @@ def _crossing(main: ir.Graph, gates: Sequence[_Gate], pieces: Mapping[Place, Seq
 
 
 def _calls(shared: Shared, label: str, parts: Sequence[Part], needed: Collection[str]) -> tuple[Call, ...]:
-    """The calls of a region's parts, in order."""
+    """The calls of a partition's parts, in order."""
     calls = [shared.call("product" if part.product else label, part.nodes, needed) for part in parts]
     return tuple(call for call in calls if call is not None)
 
