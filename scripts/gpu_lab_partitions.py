@@ -39,7 +39,7 @@ def captured_seconds(decoder: GpuDecoder, work: Callable[[], None], times: int) 
 
 def reset(decoder: GpuDecoder, rows: int) -> None:
     """Back to position 16: every launch goes on by one, and there are tables for so many."""
-    decoder.flights.drain()
+    decoder.in_flight.drain()
     decoder.part.control.set([1] * rows, np.full(rows, 15), decoder.part.levels[:rows], (), 0, False, 0)
 
 

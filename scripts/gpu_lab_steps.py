@@ -104,7 +104,7 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     # the host follow.
     decoder.part.mode = "one_step_late" if how == "one_step_late" else "on_device"
     decoder.part.stepper.nodes = how == "nodes"
-    decoder.flights.drain()
+    decoder.in_flight.drain()
     decoder.part.graphs.forget("gated")
     level = -np.inf if how == "dense" else GATED
     for row in range(rows):
@@ -112,7 +112,7 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
         decoder.part.levels[row] = level
     decoder.part.length[:rows] = 16
     decoder.part.levels[:rows] = level
-    decoder.flights.drain()
+    decoder.in_flight.drain()
     samplers = [Sampler(Sampling(), [], np.random.default_rng(0)) for _ in range(rows)]
     tokens = [1] * rows
     for _ in range(4 if how == "one_step_late" else 1):  # until a mask comes again, and is captured
@@ -142,7 +142,7 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
 
 def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
     """Median over rounds of the time of a graph launched many times in a row."""
-    decoder.flights.drain()
+    decoder.in_flight.drain()
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     batch = next(size for size in decoder._gpu.sizes if size >= rows)
     if graph is None:

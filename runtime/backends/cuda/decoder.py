@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from adaptc.runtime.backends.cuda.in_flight import Flights, Read
+from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
 from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Partitions
@@ -48,7 +48,7 @@ class GpuDecoder(SingleRoute):
         self.spec, self.batch, self.gates, self._gpu = spec, batch, gates, gpu
         self.part = GpuPart(gpu, partitions, spec, batch, gates)
         self.conditional = self.part.conditional
-        self.flights = Flights(gpu.cuda, gpu.stream, self)
+        self.in_flight = InFlightSteps(gpu.cuda, gpu.stream, self)
         self._rows = 0  # of the newest step
 
     @property
@@ -63,7 +63,7 @@ class GpuDecoder(SingleRoute):
 
     def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
         """See `HostDecoder.prefill`."""
-        self.flights.drain()
+        self.in_flight.drain()
         return self.part.first(self.part.read(row, ids, threshold))
 
     def dense(self, options: RequestOptions) -> bool:
@@ -72,17 +72,17 @@ class GpuDecoder(SingleRoute):
 
     def score(self, ids: Ids, most: int, options: RequestOptions = NO_OPTIONS) -> Iterator[Logits]:
         """See `BatchDecoder.score`."""
-        self.flights.drain()
+        self.in_flight.drain()
         yield from self.part.score(ids, most, options)
 
     def decode(self, tokens: Sequence[int]) -> Logits:
         """See `BatchDecoder.decode`."""
-        self.flights.decode(tokens)
+        self.in_flight.decode(tokens)
         return self.part.logits(len(tokens))
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
         """See `TokenChooser`."""
-        return self.flights.choose(tokens, samplers)
+        return self.in_flight.choose(tokens, samplers)
 
     def ran(self, row: int) -> bytes | None:
         """See `BatchDecoder.ran`."""
@@ -90,7 +90,7 @@ class GpuDecoder(SingleRoute):
 
     def move(self, row: int, to: int) -> None:
         """See `BatchDecoder.move`."""
-        self.flights.drain()
+        self.in_flight.drain()
         self.part.move(row, to)
 
     def close(self) -> None:
@@ -100,20 +100,20 @@ class GpuDecoder(SingleRoute):
         self._gpu.cuda.close()
 
     def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
-        """See `Steps.begin`."""
+        """See `StepLauncher.begin`."""
         self._rows = len(tokens)
         self.part.begin(tokens, samplers)
 
-    def launch(self, samplers: Sequence[Sampler], ahead: int) -> Read:
-        """See `Steps.launch`."""
+    def launch(self, samplers: Sequence[Sampler], ahead: int) -> ReadStep:
+        """See `StepLauncher.launch`."""
         rows = self._rows
         slot, mode = self.part.launch(rows, samplers, ahead)
         return lambda: self.part.take(slot, rows, mode)
 
     def room(self) -> int:
-        """See `Steps.room`."""
+        """See `StepLauncher.room`."""
         return self.part.room(self._rows)
 
     def settle(self) -> None:
-        """See `Steps.settle`."""
+        """See `StepLauncher.settle`."""
         self.part.settle()

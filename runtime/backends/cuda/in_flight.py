@@ -13,17 +13,17 @@ from adaptc.runtime.text.sampling import Sampler
 AHEAD = 2
 """Steps that may be in flight: the one whose token is wanted, and the next."""
 
-Read = Callable[[], list[int]]
+ReadStep = Callable[[], list[int]]
 """Takes note of a step that is done; the token it chose in each row."""
 
 
-class Steps(Protocol):
-    """What launches the steps of a session."""
+class StepLauncher(Protocol):
+    """Launches the steps of a session."""
 
     def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
         """Tell the GPU what the host knows: each row's newest token, and how the next ones are chosen."""
 
-    def launch(self, samplers: Sequence[Sampler], ahead: int) -> Read:
+    def launch(self, samplers: Sequence[Sampler], ahead: int) -> ReadStep:
         """Launch the next step; `ahead` is how many are in flight."""
 
     def room(self) -> int:
@@ -33,13 +33,13 @@ class Steps(Protocol):
         """What goes on by itself does not go on any more."""
 
 
-class Flights:
+class InFlightSteps:
     """The steps of one session, in the order they were launched."""
 
-    def __init__(self, cuda: Cuda, stream: Any, steps: Steps) -> None:
-        self._cuda, self._stream, self._steps = cuda, stream, steps
+    def __init__(self, cuda: Cuda, stream: Any, launcher: StepLauncher) -> None:
+        self._cuda, self._stream, self._launcher = cuda, stream, launcher
         self._events = deque(cuda.event() for _ in range(AHEAD + 1))
-        self._left: deque[tuple[Any, Read]] = deque()
+        self._launched: deque[tuple[Any, ReadStep]] = deque()
         self._expected: tuple[list[int], list[int]] | None = None  # what goes on without a word
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
@@ -49,11 +49,11 @@ class Flights:
             EngineError: the graph computes no finite numbers.
         """
         names = [id(sampler) for sampler in samplers]
-        if self._expected != (list(tokens), names) or not self._left:
+        if self._expected != (list(tokens), names) or not self._launched:
             self.drain()
-            self._steps.begin(tokens, samplers)
+            self._launcher.begin(tokens, samplers)
             self._launch(samplers)
-        if len(self._left) < AHEAD and self._steps.room() > 0:
+        if len(self._launched) < AHEAD and self._launcher.room() > 0:
             self._launch(samplers)
         chosen = self._take()
         for sampler, token in zip(samplers, chosen, strict=True):
@@ -66,27 +66,27 @@ class Flights:
     def decode(self, tokens: Sequence[int]) -> None:
         """One step alone, whose logits the host wants."""
         self.drain()
-        self._steps.begin(tokens, ())
+        self._launcher.begin(tokens, ())
         self._launch(())
         self._take()
 
     def drain(self) -> None:
         """Wait for all that was launched; steps that nobody asked for are forgotten."""
-        if self._left:
+        if self._launched:
             self._cuda.sync(self._stream)
-            self._left.clear()
+            self._launched.clear()
         self._expected = None
-        self._steps.settle()
+        self._launcher.settle()
 
     def _launch(self, samplers: Sequence[Sampler]) -> None:
-        read = self._steps.launch(samplers, len(self._left))
+        read = self._launcher.launch(samplers, len(self._launched))
         event = self._events[0]
         self._events.rotate(-1)
         self._cuda.record(event, self._stream)
-        self._left.append((event, read))
+        self._launched.append((event, read))
 
     def _take(self) -> list[int]:
         """Wait for the oldest step; the tokens it chose."""
-        event, read = self._left.popleft()
+        event, read = self._launched.popleft()
         self._cuda.wait(event)
         return read()

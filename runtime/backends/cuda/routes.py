@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from adaptc.runtime.backends.cuda.control import KeptStates
-from adaptc.runtime.backends.cuda.in_flight import Flights, Read
+from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
 from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
 from adaptc.runtime.backends.cuda.step import Link
 from adaptc.runtime.bundle.manifest import DecoderSpec
@@ -69,7 +69,7 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
         }
         super().__init__(first, parts, router)
         self.conditional = all(part.conditional for part in self.parts)
-        self.flights = Flights(gpu.cuda, gpu.stream, self)
+        self.in_flight = InFlightSteps(gpu.cuda, gpu.stream, self)
         self._now: dict[str, list[int]] = {}  # rows of the newest step, by route
         self._logits = np.empty((batch, self.spec.vocab_size), np.float32)
 
@@ -87,7 +87,7 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
 
     def start(self, row: int, ids: Ids, options: RequestOptions) -> Logits:
         """See `BatchDecoder`."""
-        self.flights.drain()
+        self.in_flight.drain()
         for other in range(self.batch if row == 0 else 0):
             self._leave(other)  # of requests that are done: they would only make caches larger
         return super().start(row, ids, options)
@@ -95,28 +95,28 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
     def reroute(self, row: int, route: str) -> None:
         """See `BatchDecoder`."""
         if route != self.route(row):
-            self.flights.drain()
+            self.in_flight.drain()
             super().reroute(row, route)
 
     def explain(self, ids: Ids, budget: float | None) -> Choice:
         """See `BatchDecoder`."""
-        self.flights.drain()
+        self.in_flight.drain()
         return super().explain(ids, budget)
 
     def decode(self, tokens: Sequence[int]) -> Logits:
         """See `BatchDecoder`."""
-        self.flights.decode(tokens)
+        self.in_flight.decode(tokens)
         for route, order in self._now.items():
             self._logits[order] = self._tails[route].logits(len(order))
         return self._logits[: len(tokens)]
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
         """See `TokenChooser`."""
-        return self.flights.choose(tokens, samplers)
+        return self.in_flight.choose(tokens, samplers)
 
     def move(self, row: int, to: int) -> None:
         """See `BatchDecoder`."""
-        self.flights.drain()
+        self.in_flight.drain()
         self._leave(to)
         self._trunk.move(row, to)
         size = 4 * self._link.width * int(self._trunk.length[row])
@@ -126,7 +126,7 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
 
     def score(self, ids: Ids, most: int, options: RequestOptions) -> Iterator[Logits]:
         """See `BatchDecoder`."""
-        self.flights.drain()
+        self.in_flight.drain()
         route = self._read_alone(ids, options)
         yield from self._tails[route].score(KeptStates(0, len(ids)), most)
 
@@ -137,14 +137,14 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
         self._gpu.cuda.close()
 
     def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
-        """See `Steps.begin`."""
+        """See `StepLauncher.begin`."""
         self._now = self._groups(len(tokens))
         self._trunk.begin(tokens, ())
         for route, order in self._now.items():
             self._tails[route].begin([0] * len(order), _of(samplers, order), order)
 
-    def launch(self, samplers: Sequence[Sampler], ahead: int) -> Read:
-        """See `Steps.launch`."""
+    def launch(self, samplers: Sequence[Sampler], ahead: int) -> ReadStep:
+        """See `StepLauncher.launch`."""
         now, rows = self._now, sum(map(len, self._now.values()))
         below = self._trunk.launch(rows, (), ahead)
         above = {
@@ -163,12 +163,12 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
         return read
 
     def room(self) -> int:
-        """See `Steps.room`."""
+        """See `StepLauncher.room`."""
         rows = sum(map(len, self._now.values()))
         return min(self._trunk.room(rows), *(self._tails[route].room(len(order)) for route, order in self._now.items()))
 
     def settle(self) -> None:
-        """See `Steps.settle`."""
+        """See `StepLauncher.settle`."""
         for part in self.parts:
             part.settle()
 
