@@ -223,7 +223,7 @@ def building(bundle: Bundle, scratch: Path) -> dict[str, Any]:
 
     def build() -> None:
         with suppress(_EnoughError):
-            build_engines(bare, "tensorrt", batches=(1,), slots=(64,), chunk=1, mode="on_device", observe=_enough)
+            build_engines(bare, "tensorrt", batches=(1,), kv_buckets=(64,), chunk=1, mode="on_device", observe=_enough)
 
     told(build)  # what the library loads when it first builds stays
     shutil.rmtree(scratch / "engines")

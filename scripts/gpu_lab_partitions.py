@@ -46,7 +46,7 @@ def reset(decoder: GpuDecoder, rows: int) -> None:
 def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
     """Time of each graph, over all layers that call it, so that weights are not in the GPU's cache."""
     place, stepper, stream = (
-        decoder.part.graphs.place(rows, decoder.part.cache.slots),
+        decoder.part.graphs.place(rows, decoder.part.cache.bucket),
         decoder.part.stepper,
         decoder._gpu.stream,
     )
@@ -76,7 +76,7 @@ def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
 def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     """Milliseconds of our own kernels in a step."""
     place, stepper, control, stream = (
-        decoder.part.graphs.place(rows, decoder.part.cache.slots),
+        decoder.part.graphs.place(rows, decoder.part.cache.bucket),
         decoder.part.stepper,
         decoder.part.control,
         decoder._gpu.stream,
@@ -113,7 +113,7 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
 
     found = {}
     seen: set[str] = set()
-    place = decoder.part.graphs.place(1, decoder.part.cache.slots)
+    place = decoder.part.graphs.place(1, decoder.part.cache.bucket)
     for call in decoder.part.partitions.calls():
         if call.graph in seen:
             continue
@@ -138,7 +138,7 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     found = {}
     for way in ("dense", "on_device"):
-        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.part.cache.slots, way
+        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.part.cache.bucket, way
         for copies in (1, 2):
             graphs = [decoder.part.graphs.capture(key) for _ in range(copies)]
             for busy in (False, True):
@@ -167,7 +167,7 @@ def partitions_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
     decoder.part.length[:batch] = 16
     decoder.part.levels[:batch] = 0
     reset(decoder, batch)
-    found: dict[str, Any] = {"slots": decoder.part.cache.slots}
+    found: dict[str, Any] = {"kv_bucket": decoder.part.cache.bucket}
     parts: tuple[tuple[str, Callable[[], Any]], ...] = (
         ("partitions", lambda: partitions_of(decoder, batch)),
         ("kernels_ms", lambda: kernels_of(decoder, batch)),

@@ -146,7 +146,7 @@ def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     batch = next(size for size in decoder._gpu.sizes if size >= rows)
     if graph is None:
-        key = batch, decoder.part.cache.slots, decoder.part.execution_mode(rows, 0)
+        key = batch, decoder.part.cache.bucket, decoder.part.execution_mode(rows, 0)
         graph = decoder.part.graphs.get(key) or decoder.part.graphs.get(key)  # a mask is captured when it comes again
     begin, end = cuda.event(timing=True), cuda.event(timing=True)
     found = []
@@ -154,21 +154,21 @@ def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
         decoder.part.length[:rows] = 16
         off = decoder.part.levels[:rows]
         decoder.part.control.set([1] * rows, decoder.part.length[:rows] - 1, off, (), 0, False, 0)
-        decoder.part.slot = 0
+        decoder.part.ring_index = 0
         cuda.record(begin, stream)
         for _ in range(STEPS):
             cuda.run(graph, stream)
         cuda.record(end, stream)
         cuda.wait(end)
         found.append(cuda.seconds(begin, end) / STEPS)
-    decoder.part.slot = STEPS % RING
+    decoder.part.ring_index = STEPS % RING
     return median(found[1:])
 
 
 def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     """The dense model in one piece, with the same kernels of ours around it, captured."""
     cuda, stream, control = decoder._gpu.cuda, decoder._gpu.stream, decoder.part.control
-    place = decoder.part.graphs.place(rows, decoder.part.cache.slots)
+    place = decoder.part.graphs.place(rows, decoder.part.cache.bucket)
     call = decoder.part.partitions.whole
     decoder._gpu.pieces.load(call.graph, place.sizes)
     reads, writes = decoder.part.memory.reads(call, place.given), decoder.part.memory.writes(call, place.given)

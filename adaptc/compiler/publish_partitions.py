@@ -35,7 +35,7 @@ def partition_files(name: str, split: Split, written: bytes, data: Path, into: s
         for label, graph in split.graphs.items()
     }
     weights = _weights(split, written, data)
-    half = next(spec.dtype for graph in graphs.values() for spec in graph.inputs if "slots" in spec.shape[1:])
+    half = next(spec.dtype for graph in graphs.values() for spec in graph.inputs if "kv_bucket" in spec.shape[1:])
     partitions = Partitions(VERSION, graphs, split.steps, split.whole, weights, into, half)
     files = {
         graphs[label].file: ir.to_proto(graph.model).SerializeToString(deterministic=True)

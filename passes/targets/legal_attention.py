@@ -25,12 +25,12 @@ class Inputs:
 
     Attributes:
         positions: int32[batch, tokens], the place of each of the step's tokens in its sequence.
-        slots: int32[slots], 0, 1, 2, …: the places of the cache that the step reads.
+        cache_positions: int32[kv_bucket], 0, 1, 2, …: the positions of the cache that the step reads.
         half: The type of matrix products and of the cache.
     """
 
     positions: ir.Value
-    slots: ir.Value
+    cache_positions: ir.Value
     half: ir.DataType
 
 
@@ -81,7 +81,7 @@ def expand(graph: ir.Graph, node: ir.Node, given: Inputs) -> tuple[ir.Value, ir.
     weights = emit.cast(emit.call("Softmax", scores, axis=-1), given.half)
     rows = emit.call("Mul", emit.size(given.positions, 1), emit.constant([heads.group]))
     weights = emit.reshape(weights, [0, heads.kv, rows, -1], ["batch", heads.kv, "rows", "places"])
-    joined = _read(emit, weights, (past_value, value), given.slots)
+    joined = _read(emit, weights, (past_value, value), given.cache_positions)
     emit.replace(emit.cast(_joined(emit, joined, heads, given.positions), FLOAT))
     return key, value
 
@@ -136,7 +136,7 @@ def _grouped(emit: Emitter, query: ir.Value, heads: _Heads) -> ir.Value:
 
 
 def _scores(emit: Emitter, query: ir.Value, keys: tuple[ir.Value, ir.Value], numbers: Mapping[str, float]) -> ir.Value:
-    """Scores over the cache and then over the step's own tokens: float32[batch, kv, rows, slots + tokens]."""
+    """Scores over the cache and then over the step's own tokens: float32[batch, kv, rows, kv_bucket + tokens]."""
     turned = keys[0], emit.call("Transpose", keys[1], perm=[0, 1, 3, 2])  # the cache keeps its keys turned
     products = [emit.call("MatMul", query, key) for key in turned]
     scores = emit.cast(emit.call("Concat", *products, axis=-1), FLOAT)
@@ -147,20 +147,20 @@ def _scores(emit: Emitter, query: ir.Value, keys: tuple[ir.Value, ir.Value], num
 
 
 def _bias(emit: Emitter, given: Inputs, window: int) -> ir.Value:
-    """0 where a token may look and -1e30 where not: float32[batch, 1, tokens, 1, slots + tokens].
+    """0 where a token may look and -1e30 where not: float32[batch, 1, tokens, 1, kv_bucket + tokens].
 
-    A slot of the cache counts if it was written before this step, a token of the step if it is not later.
+    A position of the cache counts if it was written before this step, a token of the step if it is not later.
     """
     batch, tokens = emit.size(given.positions, 0), emit.size(given.positions, 1)
     here = emit.reshape(given.positions, [batch, 1, tokens, 1, 1], ["batch", 1, "tokens", 1, 1])
     mine = emit.reshape(given.positions, [batch, 1, 1, 1, tokens], ["batch", 1, 1, 1, "tokens"])
     start = emit.call("Slice", given.positions, emit.constant([0]), emit.constant([1]), emit.constant([1]))
     start = emit.reshape(start, [batch, 1, 1, 1, 1], ["batch", 1, 1, 1, 1])
-    slots = emit.reshape(given.slots, [1, 1, 1, 1, -1], [1, 1, 1, 1, "slots"])
-    written = emit.call("Less", slots, start, dtype=ir.DataType.BOOL)
+    cached = emit.reshape(given.cache_positions, [1, 1, 1, 1, -1], [1, 1, 1, 1, "kv_bucket"])
+    written = emit.call("Less", cached, start, dtype=ir.DataType.BOOL)
     earlier = emit.call("LessOrEqual", mine, here, dtype=ir.DataType.BOOL)
-    parts = [_or_far(emit, seen, here, at, window) for seen, at in ((written, slots), (earlier, mine))]
-    # Without a window all of a step's tokens see the same slots; the sum brings both parts to one shape.
+    parts = [_or_far(emit, seen, here, at, window) for seen, at in ((written, cached), (earlier, mine))]
+    # Without a window all of a step's tokens see the same cached positions; the sum brings both parts to one shape.
     zero = emit.call("Cast", emit.call("Sub", here, here), dtype=FLOAT, to=FLOAT)
     return emit.call("Concat", *(emit.call("Add", part, zero) for part in parts), axis=-1)
 
@@ -177,11 +177,11 @@ def _or_far(emit: Emitter, seen: ir.Value, here: ir.Value, there: ir.Value, wind
 def _read(emit: Emitter, weights: ir.Value, values: tuple[ir.Value, ir.Value], places: ir.Value) -> ir.Value:
     """The values that the weights ask for: of the cache, and of the step's own tokens."""
     axis, zero = emit.constant([3]), emit.constant([0])
-    slots = emit.size(places, 0)
+    bucket = emit.size(places, 0)
     end = emit.constant([2**31 - 1])
     parts = [
-        emit.call("Slice", weights, zero, slots, axis),
-        emit.call("Slice", weights, slots, end, axis),
+        emit.call("Slice", weights, zero, bucket, axis),
+        emit.call("Slice", weights, bucket, end, axis),
     ]
     past, new = (emit.call("MatMul", part, value) for part, value in zip(parts, values, strict=True))
     return emit.call("Add", past, new)

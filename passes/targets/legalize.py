@@ -42,8 +42,9 @@ class Legalize(Pass):
     Needs: ONNX level, after kv_cache, before partition. Gates as `Where`, or as the Ifs of `branch`. Graphs that
            continue no sequence (encoders) stay as they are but for their operators and products.
     Shapes: input_ids int32[batch, tokens], or in a tail hidden float32[batch, tokens, width], which a trunk gives;
-            positions int32[batch, tokens]; slots int32[slots], 0, 1, 2, …;
-            past.i.key half[batch, kv_heads, head_dim, slots], past.i.value half[batch, kv_heads, slots, head_dim];
+            positions int32[batch, tokens]; cache_positions int32[kv_bucket], 0, 1, 2, …;
+            past.i.key half[batch, kv_heads, head_dim, kv_bucket];
+            past.i.value half[batch, kv_heads, kv_bucket, head_dim];
             new.i.key, new.i.value half[batch, kv_heads, tokens, head_dim]; logits float32[batch, tokens, vocab].
     Cost: none measured; the builder fuses what is written out here. Keys lie turned in the cache: a builder that is
           given them upright turns the whole cache at every step (seen in TensorRT-RTX 1.7.1's list of layers).
@@ -118,7 +119,7 @@ def _branches(graph: ir.Graph) -> list[ir.Graph]:
 def _expand_attentions(graph: ir.Graph, half: ir.DataType) -> None:
     """Every attention written out; the cache and its bookkeeping become the device's."""
     positions = _input("positions", ir.DataType.INT32, ["batch", "tokens"])
-    given = Inputs(positions, _input("slots", ir.DataType.INT32, ["slots"]), half)
+    given = Inputs(positions, _input("cache_positions", ir.DataType.INT32, ["kv_bucket"]), half)
     for value in [value for value in graph.outputs if (value.name or "").startswith("present.")]:
         graph.outputs.remove(value)
     for layer, node in enumerate([n for n in graph if n.op_type == "GroupQueryAttention"]):
@@ -126,7 +127,7 @@ def _expand_attentions(graph: ir.Graph, half: ir.DataType) -> None:
         for cache, turned in zip(past, (True, False), strict=True):
             assert cache is not None
             batch, heads, _, width = sizes(cache)
-            places = [width, "slots"] if turned else ["slots", width]
+            places = [width, "kv_bucket"] if turned else ["kv_bucket", width]
             cache.type, cache.shape = ir.TensorType(half), ir.Shape([batch, heads, *places])
         for new, kind in zip(expand(graph, node, given), ("key", "value"), strict=True):
             new.name = f"new.{layer}.{kind}"
@@ -134,7 +135,7 @@ def _expand_attentions(graph: ir.Graph, half: ir.DataType) -> None:
     for name in ("seqlens_k", "total_sequence_length"):
         for value in [v for v in graph.inputs if v.name == name]:
             graph.inputs.remove(value)
-    graph.inputs[1:1] = [given.positions, given.slots]
+    graph.inputs[1:1] = [given.positions, given.cache_positions]
 
 
 def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:

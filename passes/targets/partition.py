@@ -56,7 +56,8 @@ class Partition(Pass):
         decoders = {
             name: graph
             for name, graph in program.at_level(OnnxGraph).items()
-            if name not in program.partitions and any(value.name == "slots" for value in graph.model.graph.inputs)
+            if name not in program.partitions
+            and any(value.name == "cache_positions" for value in graph.model.graph.inputs)
         }
         if decoders and not (isinstance(program.plan[0], Run) and all(isinstance(s, Switch) for s in program.plan[1:])):
             plan = "; ".join(map(str, program.plan))

@@ -13,7 +13,7 @@ from adaptc.ir.graph import OnnxGraph, sizes
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.partitions import Call
 
-FREE = frozenset(("positions", "slots", "threshold"))
+FREE = frozenset(("positions", "cache_positions", "threshold"))
 """Inputs of the whole that say where a step stands; what only they need is computed where it is used."""
 
 

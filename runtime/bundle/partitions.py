@@ -13,7 +13,7 @@ from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.strict_json import dumps, parse, read_json
 from adaptc.runtime.errors import BundleError
 
-VERSION = 2
+VERSION = 3
 """Of this file's form."""
 
 
@@ -23,7 +23,7 @@ class PartitionGraph:
 
     Attributes:
         file: ONNX without weights, relative to the bundle.
-        inputs: In the graph's order; a string in a shape is "batch", "tokens" or "slots".
+        inputs: In the graph's order; a string in a shape is "batch", "tokens" or "kv_bucket".
         outputs: In the graph's order.
         weights: Bytes of weights that a call reads.
         product: Whether it is y = x·Wᵀ and no more: half[batch, tokens, columns] and half[results, columns] give

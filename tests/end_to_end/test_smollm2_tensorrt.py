@@ -24,7 +24,7 @@ def test_every_partition_builds(tmp_path: Path) -> None:
     whole = capture(source.config(), source.tensors())
     graph = gating.static(whole, {layer: float(layer) for layer in range(30)}, {})
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph))
-    built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), slots=(64,), batches=(1,), chunk=1)
+    built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), kv_buckets=(64,), batches=(1,), chunk=1)
     assert [record.name for record in built] == [
         "partition",
         "partition_2",

@@ -246,13 +246,13 @@ def test_pieces_of_each_part_are_the_part(folder: Path) -> None:
     assert program.partitions["trunk"].steps[-1].calls() == ()  # there is no head
     ids = np.random.default_rng(1).integers(2, 300, (1, 6))
     given: dict[str, Any] = {"input_ids": ids.astype(np.int32), "positions": np.arange(6, dtype=np.int32)[None]}
-    given["slots"] = np.arange(16, dtype=np.int32)
+    given["cache_positions"] = np.arange(16, dtype=np.int32)
     for name in ("trunk", "tail.large", "tail.small"):
         graph = program.graph(name, OnnxGraph)
         feeds = {str(v.name): given[str(v.name)] for v in graph.model.graph.inputs if v.name in given}
         for value in graph.model.graph.inputs:
             if (value.name or "").startswith("past.") and value.shape is not None:
-                shape = [16 if size == "slots" else size for size in (1, *map(_size, value.shape[1:]))]
+                shape = [16 if size == "kv_bucket" else size for size in (1, *map(_size, value.shape[1:]))]
                 feeds[str(value.name)] = np.zeros(shape, np.float16)
         whole, pieces = graph.run(feeds), run_split(program.partitions[name], feeds)
         for output in whole:
@@ -270,7 +270,7 @@ def test_real_engines_of_every_part_build_without_a_gpu(bundle: Bundle) -> None:
     from adaptc.runtime.backends.tensorrt.layers import DATA_DEPENDENT, kinds
     from adaptc.runtime.backends.tensorrt.pieces import TrtPieces
 
-    built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), slots=(16,), batches=(1,), chunk=1)
+    built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), kv_buckets=(16,), batches=(1,), chunk=1)
     assert len({(record.graph, str(record.sizes)) for record in built}) == len(built), "equal partitions are built once"
     assert {record.name.partition("/")[0] for record in built} >= {"trunk", "tail.large", "tail.small"}
     for record in built:
@@ -278,4 +278,4 @@ def test_real_engines_of_every_part_build_without_a_gpu(bundle: Bundle) -> None:
         assert not kinds(record.layers) & DATA_DEPENDENT
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
     pieces = TrtPieces(bundle, graphs_of(partitions_of(bundle)), "tensorrt-rtx", cuda)
-    assert (pieces.rows(), pieces.slots()) == ((1,), (16,))
+    assert (pieces.rows(), pieces.kv_buckets()) == ((1,), (16,))

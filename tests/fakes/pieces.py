@@ -23,11 +23,11 @@ class FakePieces:
         bundle: Path,
         graphs: Mapping[str, PartitionGraph],
         rows: tuple[int, ...],
-        slots: tuple[int, ...],
+        kv_buckets: tuple[int, ...],
         tokens: int = 8,
     ) -> None:
         self._cuda, self._graphs = cuda, graphs
-        self._rows, self._slots, self._tokens = rows, slots, tokens
+        self._rows, self._kv_buckets, self._tokens = rows, kv_buckets, tokens
         self._sessions = {
             name: ort.InferenceSession(str(bundle / graph.file), providers=["CPUExecutionProvider"])
             for name, graph in graphs.items()
@@ -57,8 +57,8 @@ class FakePieces:
     def rows(self) -> tuple[int, ...]:
         return self._rows
 
-    def slots(self) -> tuple[int, ...]:
-        return self._slots
+    def kv_buckets(self) -> tuple[int, ...]:
+        return self._kv_buckets
 
     def tokens(self) -> int:
         return self._tokens

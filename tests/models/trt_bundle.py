@@ -24,14 +24,14 @@ from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from tests.models import skipping, tiny
 
-SLOTS = 64
+TOKENS = 64
 GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.4), (0.5, 0.6)))
 BACKBONE = Backbone("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 
 
 def program_of(graph: FxGraph, half: str = "fp16") -> Program:
     """All passes of a TensorRT target over a captured graph."""
-    passes = (Lower(), KvCache(max_tokens=SLOTS), FuseProjections(), Legalize(half), Partition())  # type: ignore[arg-type]
+    passes = (Lower(), KvCache(max_tokens=TOKENS), FuseProjections(), Legalize(half), Partition())  # type: ignore[arg-type]
     return Pipeline(passes).run(Program({"lm": graph}, (Run("lm"),)))
 
 
@@ -62,7 +62,7 @@ def write(
         plan=(Run("lm"),),
         graphs={"lm": GraphSpec("graphs/lm.onnx", (), (), ("graphs/lm.data",), decoder_spec(graph, BACKBONE, split))},
         gates={} if gates is None else {"lm": gates},
-        target=TargetRecord(backend, "fp16", SLOTS, batch),
+        target=TargetRecord(backend, "fp16", TOKENS, batch),
         versions={},
         bytes_per_token=0,
     )

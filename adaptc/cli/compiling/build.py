@@ -28,12 +28,19 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
         return tuple(int(part) for part in parts)
 
 
+def _renamed(context: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Refuse an option's old name with the new one."""
+    if value is not None:
+        raise click.UsageError("--slots is called --kv-buckets now", context)
+
+
 @click.command("build")
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="By default what it was compiled for.")
 @click.option("--sm", type=_Numbers(), default=(), help="Compute capabilities, as 86,89,120; RTX only, without a GPU.")
 @click.option("--batch", type=_Numbers(), default=(), help="Rows of a step; by default 1 and the bundle's batch.")
-@click.option("--slots", type=_Numbers(), default=(), help="Sizes of the cache; by default doubled from 256 up.")
+@click.option("--kv-buckets", type=_Numbers(), default=(), help="Cache sizes; by default doubled from 256 up.")
+@click.option("--slots", hidden=True, expose_value=False, callback=_renamed)
 @click.option("--chunk", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a prompt at once.")
 @click.option(
     "--mode",
@@ -48,7 +55,7 @@ def command(
     target: str | None,
     sm: tuple[int, ...],
     batch: tuple[int, ...],
-    slots: tuple[int, ...],
+    kv_buckets: tuple[int, ...],
     chunk: int,
     mode: str,
     as_json: bool,
@@ -68,11 +75,13 @@ def command(
     opened = open_bundle(bundle)
     flavour = target or opened.manifest.target.backend
     if flavour == "onnxruntime":
-        if given := [name for name, value in (("--sm", sm), ("--batch", batch), ("--slots", slots)) if value]:
+        if given := [name for name, value in (("--sm", sm), ("--batch", batch), ("--kv-buckets", kv_buckets)) if value]:
             raise click.UsageError(f"{given[0]}: {bundle} is for onnxruntime, which packs for every size")
         _pack(opened, as_json)
         return
-    built = build_engines(opened, flavour, sm=sm, batches=batch, slots=slots, chunk=chunk, mode=mode, observe=_tell)
+    built = build_engines(
+        opened, flavour, sm=sm, batches=batch, kv_buckets=kv_buckets, chunk=chunk, mode=mode, observe=_tell
+    )
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(record) for record in built], indent=2))
     else:

@@ -1,7 +1,8 @@
-"""The KV cache on a GPU: as many slots as the sequences need now, in memory for all that there may be.
+"""The KV cache on a GPU: as many positions as the sequences need now, in memory for all that there may be.
 
-Keys lie as [rows, heads, head_dim, slots] and values as [rows, heads, slots, head_dim], so that a step over few slots
-reads one dense piece. When the sequences outgrow their slots, the rows are moved apart once, inside the same memory.
+Keys lie as [rows, heads, head_dim, bucket] and values as [rows, heads, bucket, head_dim], so that a step over few
+positions reads one dense piece. When the sequences outgrow their KV bucket, the rows are moved apart once, inside the
+same memory.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class Cache:
     """Keys and values of every layer.
 
     Attributes:
-        slots: Slots that a row has now.
+        bucket: Positions that a row has now, one of the KV buckets.
         positions: Address of 0, 1, 2, …, int32[max_tokens].
     """
 
-    def __init__(self, cuda: Cuda, memory: Memory, spec: DecoderSpec, batch: int, sizes: tuple[int, ...]) -> None:
+    def __init__(self, cuda: Cuda, memory: Memory, spec: DecoderSpec, batch: int, buckets: tuple[int, ...]) -> None:
         """Small at first.
 
         Args:
@@ -42,11 +43,11 @@ class Cache:
             memory: Has the cache.
             spec: Its sizes.
             batch: Rows.
-            sizes: Numbers of slots that there are engines for.
+            buckets: Numbers of positions that there are engines for.
         """
         self._cuda, self._memory, self._spec, self._batch = cuda, memory, spec, batch
-        self._sizes = sorted(sizes)
-        self.slots = self._sizes[0]
+        self._buckets = sorted(buckets)
+        self.bucket = self._buckets[0]
         self.positions = cuda.alloc(4 * spec.max_tokens)
         cuda.put(self.positions, np.arange(spec.max_tokens, dtype=np.int32))
         self._scratch = 0
@@ -60,18 +61,18 @@ class Cache:
             stream: In whose order.
 
         Raises:
-            RequestError: no engine reads so many slots.
+            RequestError: no engine reads so many positions.
         """
         tokens = min(tokens, self._spec.max_tokens)
-        size = next((size for size in self._sizes if size >= tokens), None)
-        if size is None:
+        bucket = next((bucket for bucket in self._buckets if bucket >= tokens), None)
+        if bucket is None:
             raise RequestError(
-                f"prompt: {tokens} tokens; the engines serve {self._sizes[-1]}: adaptc build --slots with more"
+                f"prompt: {tokens} tokens; the engines serve {self._buckets[-1]}: adaptc build --kv-buckets with more"
             )
         if not keep:
-            self.slots = size
-        elif size > self.slots:
-            self._grow(size, stream)
+            self.bucket = bucket
+        elif bucket > self.bucket:
+            self._grow(bucket, stream)
 
     def row(self, row: int) -> dict[str, int]:
         """Addresses of the cache from this row on, by the names of the graph's inputs."""
@@ -79,7 +80,7 @@ class Cache:
         for layer, (heads, width) in enumerate(self._spec.kv):
             for kind in ("key", "value"):
                 name = f"past.{layer}.{kind}"
-                found[name] = self._memory.past[name] + row * heads * width * self.slots * HALF
+                found[name] = self._memory.past[name] + row * heads * width * self.bucket * HALF
         return found
 
     def layers(self, row: int) -> npt.NDArray[Any]:
@@ -94,21 +95,21 @@ class Cache:
     def move(self, row: int, to: int, stream: Any) -> None:
         """Copy one row over another."""
         for layer, (heads, width) in enumerate(self._spec.kv):
-            size = heads * width * self.slots * HALF
+            size = heads * width * self.bucket * HALF
             for kind in ("key", "value"):
                 start = self._memory.past[f"past.{layer}.{kind}"]
                 self._cuda.copy_rows((start + to * size, size), (start + row * size, size), size, 1, stream)
 
-    def _grow(self, size: int, stream: Any) -> None:
+    def _grow(self, bucket: int, stream: Any) -> None:
         """Move the rows apart: through scratch memory, since old and new places overlap."""
-        old, self.slots = self.slots, size
+        old, self.bucket = self.bucket, bucket
         if not self._scratch:
             largest = max(heads * width for heads, width in self._spec.kv)
-            self._scratch = self._cuda.alloc(self._batch * largest * self._sizes[-1] * HALF)
+            self._scratch = self._cuda.alloc(self._batch * largest * self._buckets[-1] * HALF)
         for layer, (heads, width) in enumerate(self._spec.kv):
             for kind, unit, lines in (("key", 1, heads * width), ("value", width, heads)):
                 address = self._memory.past[f"past.{layer}.{kind}"]
-                small, large = old * unit * HALF, size * unit * HALF
+                small, large = old * unit * HALF, bucket * unit * HALF
                 rows = self._batch * lines
                 self._cuda.copy_rows((self._scratch, small), (address, small), small, rows, stream)
                 self._cuda.clear(address, rows * large, stream)

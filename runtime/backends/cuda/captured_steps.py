@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptc.runtime.backends.cuda.cache import Cache
 from adaptc.runtime.backends.cuda.control import Control
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.step import Place, Stepper
 
 
@@ -26,7 +26,7 @@ MASKS = 64
 """Most graphs kept of `OneStepLate` masks; the one that was not used for longest goes first."""
 
 Key = tuple[int, int, ExecutionMode]
-"""Rows, slots of the cache, and the execution mode."""
+"""Rows, KV bucket and the execution mode."""
 
 
 class Graphs:
@@ -81,19 +81,19 @@ class Graphs:
 
     def _make_ready(self, place: Place) -> None:
         """Load engines, and run each once: they settle their memory then, which cannot be captured."""
-        if (place.batch, place.slots) in self._warm:
+        if (place.batch, place.bucket) in self._warm:
             return
         self._stepper.load(place)
         self._stepper.walk(place, self._stepper.all_run, self._stream)
         self._stepper.walk(place, self._stepper.masked([False] * self._gates), self._stream)
         self._stepper.head(place, self._stream)
         self._cuda.sync(self._stream)
-        self._warm.add((place.batch, place.slots))
+        self._warm.add((place.batch, place.bucket))
 
     def capture(self, key: Key) -> Any:
         """Capture a step anew."""
-        batch, slots, mode = key
-        place = self.place(batch, slots)
+        batch, bucket, mode = key
+        place = self.place(batch, bucket)
         self._make_ready(place)
         if mode == "on_device" and not self._stepper.on_device_only(place):
             return None
@@ -108,8 +108,8 @@ class Graphs:
 
     def enqueue(self, key: Key) -> None:
         """A whole step in the stream's order."""
-        batch, slots, mode = key
-        place, stepper, control = self.place(batch, slots), self._stepper, self._control
+        batch, bucket, mode = key
+        place, stepper, control = self.place(batch, bucket), self._stepper, self._control
         stepper.begin(control.state, place, control.levels, self._stream)
         at, link = control.addresses(stepper.ran), control.link
         if link is not None and link.ids:
@@ -134,10 +134,10 @@ class Graphs:
             self._stepper.choose(state, place, at, self._vocab, self._stream)
         self._stepper.write_kv(self._control.state, place, self._table, 1, self._stream)
 
-    def place(self, batch: int, slots: int) -> Place:
+    def place(self, batch: int, bucket: int) -> Place:
         """Where a step works."""
         given = self._control.given() | self._cache.row(0)
-        return Place(batch, 1, slots, given, self._control.thresholds)
+        return Place(batch, 1, bucket, given, self._control.thresholds)
 
     def forget(self, mode: ExecutionMode) -> None:
         """Drop the captured steps of one mode, so that they are captured anew when they are next needed."""

@@ -66,7 +66,7 @@ class Control:
         batch: int,
         chunk: int,
         gates: int,
-        slots: int,
+        cache_positions: int,
         link: Link | None = None,
     ) -> None:
         self._cuda, self._batch, self._gates, self.link = cuda, batch, gates, link
@@ -80,7 +80,7 @@ class Control:
         self.state, self.levels, self.ids = places["state"], places["levels"], places["ids"]
         self._choices, self._rows = places["choices"], places["rows"]
         self.thresholds = cuda.alloc(4 * batch)
-        self._given = {"input_ids": places["ids"], "positions": places["positions"], "slots": slots}
+        self._given = {"input_ids": places["ids"], "positions": places["positions"], "cache_positions": cache_positions}
         self._given["threshold"] = self.thresholds
         if link is not None and link.ids:
             self._given[HIDDEN] = cuda.alloc(4 * batch * link.width)
@@ -109,7 +109,7 @@ class Control:
         samplers: Sequence[Sampler],
         warmup: int,
         off: bool,
-        slot: int,
+        ring_index: int,
         order: Sequence[int] = (),
     ) -> None:
         """Set the state from which the next step goes on.
@@ -121,11 +121,11 @@ class Control:
             samplers: How tokens are chosen; () for the most likely.
             warmup: Positions at which every block runs.
             off: Whether several rows run every block.
-            slot: Place in the ring of the step before.
+            ring_index: Place in the ring of the step before.
             order: In a tail, which row of the trunk each row is.
         """
         rows, block = len(tokens), self._block[0]
-        block["state"] = (rows, warmup, int(off), slot)
+        block["state"] = (rows, warmup, int(off), ring_index)
         block["ids"][:rows], block["positions"][:rows], block["levels"][:rows] = tokens, before, levels
         block["choices"][:] = np.array((0, 0, 1, 0), CHOICE)
         block["rows"] = np.arange(self._batch)

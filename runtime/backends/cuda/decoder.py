@@ -107,8 +107,8 @@ class GpuDecoder(SingleRoute):
     def launch(self, samplers: Sequence[Sampler], ahead: int) -> ReadStep:
         """See `StepLauncher.launch`."""
         rows = self._rows
-        slot, mode = self.part.launch(rows, samplers, ahead)
-        return lambda: self.part.take(slot, rows, mode)
+        ring_index, mode = self.part.launch(rows, samplers, ahead)
+        return lambda: self.part.take(ring_index, rows, mode)
 
     def room(self) -> int:
         """See `StepLauncher.room`."""

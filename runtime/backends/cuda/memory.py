@@ -26,11 +26,11 @@ HEAD_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """A place for values that are never needed at the same time.
+class Buffer:
+    """Memory for values that are never needed at the same time.
 
     Attributes:
-        index: Which place.
+        index: Which buffer.
         row: Bytes that the largest value in it takes for each token of each row.
     """
 
@@ -38,7 +38,7 @@ class Slot:
     row: int
 
 
-def slots_of(partitions: Partitions) -> dict[str, Slot]:
+def buffers_of(partitions: Partitions) -> dict[str, Buffer]:
     """A place for every value that one partition writes and another reads.
 
     A place is free again after the last call that reads it. What the whole gives (logits, the step's keys and values)
@@ -73,7 +73,7 @@ def slots_of(partitions: Partitions) -> dict[str, Slot]:
             rows[place] = max(rows[place], sizes[name])
             home[name] = place
         free += [place for name, place in home.items() if last.get(name) == index and place not in free]
-    return {name: Slot(place, rows[place]) for name, place in home.items()}
+    return {name: Buffer(place, rows[place]) for name, place in home.items()}
 
 
 def row_bytes(spec: TensorSpec) -> int:
@@ -123,16 +123,16 @@ class Values:
 
     Attributes:
         bytes: All that was taken.
-        places: Addresses by the index of a `Slot`.
+        places: Addresses by the index of a `Buffer`.
         rows: Most tokens of all rows in one step.
     """
 
     def __init__(self, cuda: Cuda, several: Iterable[Partitions], rows: int) -> None:
         sizes: dict[int, int] = {}
         for partitions in several:
-            for name, slot in slots_of(partitions).items():
+            for name, buffer in buffers_of(partitions).items():
                 if name != LOGITS:
-                    sizes[slot.index] = max(slot.row, sizes.get(slot.index, 0))
+                    sizes[buffer.index] = max(buffer.row, sizes.get(buffer.index, 0))
         self.rows = rows
         self.bytes = rows * sum(sizes.values())
         self.places = {index: cuda.alloc(size * rows) for index, size in sizes.items()}
@@ -175,11 +175,11 @@ class Memory:
                 self.past[f"past.{layer}.{kind}"] = self._take("cache", batch * heads * width * spec.max_tokens * 2)
         self.values: dict[str, int] = {}
         self.row = {}
-        for name, slot in slots_of(partitions).items():
+        for name, buffer in buffers_of(partitions).items():
             if name == LOGITS:  # read by the host when other graphs may have run, so no place that others use
-                self.values[name] = self._take("values", slot.row * max(batch, min(values.rows, HEAD_ROWS)))
+                self.values[name] = self._take("values", buffer.row * max(batch, min(values.rows, HEAD_ROWS)))
             else:
-                self.values[name] = values.places[slot.index]
+                self.values[name] = values.places[buffer.index]
         for call in partitions.calls():
             for spec_, name in zip(partitions.graphs[call.graph].outputs, call.writes, strict=True):
                 self.row[name] = row_bytes(spec_)

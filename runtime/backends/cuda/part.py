@@ -81,7 +81,7 @@ class GpuPart:
         force: A mask that all steps run with, whatever their gates say, for measurements; None for the gates.
         length: Tokens of each row whose step was read.
         levels: What each row's gates are compared with.
-        slot: Place in the ring of the step launched last.
+        ring_index: Place in the ring of the step launched last.
     """
 
     def __init__(
@@ -111,17 +111,17 @@ class GpuPart:
         self._gpu, cuda, most = gpu, gpu.cuda, gpu.sizes[-1]
         self.memory = Memory(cuda, partitions, spec, most, gpu.weights, gpu.values)
         self.stepper = Stepper(cuda, gpu.pieces, partitions, self.memory)
-        self.cache = Cache(cuda, self.memory, spec, most, gpu.pieces.slots() or (spec.max_tokens,))
+        self.cache = Cache(cuda, self.memory, spec, most, gpu.pieces.kv_buckets() or (spec.max_tokens,))
         count = len(partitions.gates)
         self.control = Control(cuda, spec, most, gpu.chunk, count, self.cache.positions, link)
         self.graphs = Graphs(cuda, self.stepper, self.control, self.cache, spec.vocab_size, count, gpu.stream)
-        self.conditional = self.stepper.on_device_only(self.graphs.place(most, self.cache.slots))
+        self.conditional = self.stepper.on_device_only(self.graphs.place(most, self.cache.bucket))
         self.length = np.zeros(batch, np.int64)
         self.levels = np.full(batch, DENSE, np.float32)
-        self.slot = 0
+        self.ring_index = 0
         self.force: tuple[bool, ...] | None = None
         self._settled: tuple[Key, Any] | None = None  # the graph that goes on as long as nothing changes
-        self._room = 0  # steps that the cache has slots for
+        self._room = 0  # steps until the KV bucket is full
         self._warmup = 0 if gates is None else gates.warmup
         self._ran = np.ones(count, np.bool_)
         self._next = (True,) * count  # what the gates said in the newest step, for the one after
@@ -178,33 +178,33 @@ class GpuPart:
         rows = len(tokens)
         longest = int(self.length[:rows].max())
         self.cache.fit(longest + 1, keep=True, stream=self._gpu.stream)
-        self._room = self.cache.slots - longest
+        self._room = self.cache.bucket - longest
         off = batched_dense(self.gates, rows)
         before, levels = self.length[:rows] - 1, self.levels[:rows]
-        self.control.set(tokens, before, levels, samplers, self._warmup, off, self.slot, order)
+        self.control.set(tokens, before, levels, samplers, self._warmup, off, self.ring_index, order)
 
     def launch(self, rows: int, samplers: Sequence[Sampler], ahead: int) -> tuple[int, ExecutionMode]:
         """Launch a step; its place in the ring, and how it runs."""
-        self.slot = (self.slot + 1) % RING
+        self.ring_index = (self.ring_index + 1) % RING
         for row, sampler in enumerate(samplers):
             if not sampler.greedy:
-                self.control.points[self.slot, row] = sampler.point(ahead)
+                self.control.points[self.ring_index, row] = sampler.point(ahead)
         key, graph = self._settled or self._step(rows, ahead)
         if graph is None:
             self.graphs.enqueue(key)
         else:
             self._gpu.cuda.run(graph, self._gpu.stream)
         self._room -= 1
-        return self.slot, key[2]
+        return self.ring_index, key[2]
 
-    def take(self, slot: int, rows: int, mode: ExecutionMode) -> list[int]:
+    def take(self, ring_index: int, rows: int, mode: ExecutionMode) -> list[int]:
         """Take note of a step that is done; the tokens it chose."""
         self.length[:rows] += 1
-        self._ran[:] = self.control.ran[slot]
+        self._ran[:] = self.control.ran[ring_index]
         self._next = tuple(self._ran.tolist())
         if isinstance(mode, OneStepLate):
             self._ran[:] = mode.mask
-        chosen: list[int] = self.control.told[slot, :rows].tolist()
+        chosen: list[int] = self.control.told[ring_index, :rows].tolist()
         return chosen
 
     def room(self, rows: int) -> int:
@@ -252,7 +252,11 @@ class GpuPart:
 
     def _step(self, rows: int, ahead: int) -> tuple[Key, Any]:
         """The graph of the next step; it stays as it is once all rows are warm."""
-        key = next(size for size in self._gpu.sizes if size >= rows), self.cache.slots, self.execution_mode(rows, ahead)
+        key = (
+            next(size for size in self._gpu.sizes if size >= rows),
+            self.cache.bucket,
+            self.execution_mode(rows, ahead),
+        )
         found = key, self.graphs.get(key)
         warm = int(self.length[:rows].min()) + ahead >= self._warmup
         if warm and not isinstance(key[2], OneStepLate):
@@ -263,7 +267,7 @@ class GpuPart:
         """Run part of a prompt through every partition but the head, and put it into the cache."""
         cuda, stream, link = self._gpu.cuda, self._gpu.stream, self.link
         given = self.control.prompt(prompt, part) | self.cache.row(row)
-        place = Place(1, len(part), self.cache.slots, given, self.control.whole)
+        place = Place(1, len(part), self.cache.bucket, given, self.control.whole)
         self.stepper.load(place)
         self.stepper.walk(place, self.stepper.all_run, stream)
         table = self.control.table(self.cache.layers(row), stream)

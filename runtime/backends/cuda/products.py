@@ -184,7 +184,7 @@ def look_at_gate(partitions: Partitions, when: When, rows: int, sm: int) -> bool
     """
     graphs = [partitions.graphs[call.graph] for call in when.then]
     others = [graph for graph in graphs if not multiplies(graph, rows, sm)]
-    small = all(graph.weights == 0 and all("slots" not in spec.shape for spec in graph.inputs) for graph in others)
+    small = all(graph.weights == 0 and all("kv_bucket" not in spec.shape for spec in graph.inputs) for graph in others)
     return not when.otherwise and small and graphs[-1] not in others
 
 

@@ -66,6 +66,7 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
         parts = {
             route: GpuPart(gpu, partitions, spec, batch, gates, link)
             for route, (partitions, spec, gates) in tails.items()
+            for route, (partitions, spec, gates) in tails.items()
         }
         super().__init__(first, parts, router)
         self.conditional = all(part.conditional for part in self.parts)
@@ -155,8 +156,8 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
             self._trunk.take(below[0], rows, below[1])
             chosen = [0] * rows
             for route, order in now.items():
-                slot, mode = above[route]
-                for row, token in zip(order, self._tails[route].take(slot, len(order), mode), strict=True):
+                ring_index, mode = above[route]
+                for row, token in zip(order, self._tails[route].take(ring_index, len(order), mode), strict=True):
                     chosen[row] = token
             return chosen
 

@@ -36,14 +36,14 @@ class Place:
     Attributes:
         batch: Rows.
         tokens: Tokens of each row.
-        slots: Slots of the cache that are read.
+        bucket: Positions of the cache that are read.
         given: Addresses of the step's inputs and of the cache's rows.
         thresholds: Address of what gates are compared with, float32[batch · tokens].
     """
 
     batch: int
     tokens: int
-    slots: int
+    bucket: int
     given: Mapping[str, int]
     thresholds: int
 
@@ -55,7 +55,7 @@ class Place:
     @property
     def sizes(self) -> dict[str, int]:
         """As engines name them."""
-        return {"batch": self.batch, "tokens": self.tokens, "slots": self.slots}
+        return {"batch": self.batch, "tokens": self.tokens, "kv_bucket": self.bucket}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Stepper:
         for name in {name for call in calls for name in call.reads} - made:
             if name in self._memory.values:
                 given[name] = self._memory.values[name] + tokens.start * self._memory.row[name]
-        one = Place(1, len(tokens), place.slots, given, place.thresholds)
+        one = Place(1, len(tokens), place.bucket, given, place.thresholds)
         for call in calls:
             self._load(call, one)
         self._calls(calls, one, stream)
@@ -233,7 +233,7 @@ class Stepper:
     def write_kv(self, state: int, place: Place, layers: tuple[int, int], valid: int, stream: Any) -> None:
         """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""
         args = [(layers[0], POINTER), (place.given["positions"], POINTER), (state, POINTER)]
-        sizes = [(place.tokens, INT), (valid, INT), (place.slots, INT)]
+        sizes = [(place.tokens, INT), (valid, INT), (place.bucket, INT)]
         self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
 
     def _by_products(self, when: When, place: Place) -> bool:

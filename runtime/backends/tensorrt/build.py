@@ -63,7 +63,7 @@ def build_engines(
     *,
     sm: Sequence[int] = (),
     batches: Sequence[int] = (),
-    slots: Sequence[int] = (),
+    kv_buckets: Sequence[int] = (),
     chunk: int = CHUNK,
     whole: bool = False,
     mode: str = "auto",
@@ -76,7 +76,7 @@ def build_engines(
         flavour: "tensorrt" or "tensorrt-rtx".
         sm: Compute capabilities to build for, without a GPU; RTX only. By default this machine's GPU.
         batches: Rows of a step; by default 1 and the bundle's batch.
-        slots: Sizes of the cache; by default doubled from 256 up to the bundle's max_tokens.
+        kv_buckets: Positions of the cache that steps read; by default doubled from 256 up to the bundle's max_tokens.
         chunk: Most tokens of a prompt at once; 1 builds no engine for prompts.
         whole: Also build the dense model in one piece, to compare with.
         mode: How a session will follow gates: "on_device", "one_step_late", or "auto" for what is quickest on this
@@ -94,7 +94,7 @@ def build_engines(
     device = ("", tuple(sm)) if gpu is None else (gpu.name, (gpu.sm,))
     decided = decide(bundle, mode, gpu)
     work = list(_graphs(bundle)) or list(
-        _partitions(bundle, device[1], batches=batches, slots=slots, chunk=chunk, whole=whole)
+        _partitions(bundle, device[1], batches=batches, kv_buckets=kv_buckets, chunk=chunk, whole=whole)
     )
     if any("tokens" in each.sizes for each in work):
         _keep_kernels(bundle, device[1], folder.path)
@@ -114,7 +114,7 @@ def build_engines(
         observe(Progress(len(made), len(work), record, cached))
     folder.decide(decided)
     if mode == "auto" and gpu is not None and flavour == bundle.manifest.target.backend and _deciding(bundle):
-        sizes = _step_sizes(bundle, batches, slots)
+        sizes = _step_sizes(bundle, batches, kv_buckets)
         folder.decide(measured(bundle, decided, sizes[0][0], sizes[1][-1]))
     return made
 
@@ -171,21 +171,21 @@ def _graphs(bundle: Bundle) -> Iterator[_Work]:
 
 
 def _partitions(
-    bundle: Bundle, sm: Sequence[int], *, batches: Sequence[int], slots: Sequence[int], chunk: int, whole: bool
+    bundle: Bundle, sm: Sequence[int], *, batches: Sequence[int], kv_buckets: Sequence[int], chunk: int, whole: bool
 ) -> Iterator[_Work]:
     """The partitions of a decoder, or of all parts of a stitched one, for steps and prompts; equal ones once."""
     specs = decoder_graphs(bundle)
     most = min(spec.max_tokens for spec in specs.values())
-    batches, slots = _step_sizes(bundle, batches, slots)
-    if min(batches) < 1 or chunk < 1 or not 1 <= slots[0] <= slots[-1] <= most:
-        raise RequestError(f"build: batches and chunk are from 1, slots from 1 to this bundle's max_tokens, {most}")
+    batches, kv_buckets = _step_sizes(bundle, batches, kv_buckets)
+    if min(batches) < 1 or chunk < 1 or not 1 <= kv_buckets[0] <= kv_buckets[-1] <= most:
+        raise RequestError(f"build: batches and chunk are from 1, KV buckets from 1 to the bundle's max_tokens, {most}")
     seen: list[tuple[str, dict[str, tuple[int, int, int]]]] = []
     for name in specs:
         partitions = read_partitions(bundle, name)
         used = {call.graph for call in partitions.calls()} | ({partitions.whole.graph} if whole else set())
         for label, graph in partitions.graphs.items():
             prompt = 1 if label == partitions.whole.graph else min(chunk, most)
-            for sizes in wanted(graph, batches, slots, prompt, sm) if label in used else ():
+            for sizes in wanted(graph, batches, kv_buckets, prompt, sm) if label in used else ():
                 this = content_of(bundle, graph.file), sizes
                 if this not in seen:
                     seen.append(this)
@@ -193,11 +193,11 @@ def _partitions(
 
 
 def _step_sizes(
-    bundle: Bundle, batches: Sequence[int], slots: Sequence[int]
+    bundle: Bundle, batches: Sequence[int], kv_buckets: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Rows of a step and sizes of the cache, both rising: those given, or what a bundle gets by default."""
     most = min(spec.max_tokens for spec in decoder_graphs(bundle).values())
-    return tuple(sorted(batches or {1, bundle.manifest.target.batch})), tuple(sorted(slots)) or buckets(most)
+    return tuple(sorted(batches or {1, bundle.manifest.target.batch})), tuple(sorted(kv_buckets)) or buckets(most)
 
 
 def _keep_kernels(bundle: Bundle, sm: Sequence[int], folder: Path) -> None:

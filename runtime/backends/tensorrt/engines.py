@@ -25,7 +25,7 @@ from adaptc.runtime.bundle.strict_json import dumps, loads, parse, read_json
 from adaptc.runtime.errors import BundleError, EngineError
 
 FIRST_BUCKET = 256
-"""Fewest slots of the cache that engines are built for: smaller caches cost no less."""
+"""Fewest positions of the cache that engines are built for: smaller caches cost no less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class EngineRecord:
         library: Version of the library that built it, the only one that runs it.
         device: GPU it was built on, by name; "" for one that serves every GPU of its capabilities.
         sm: Compute capabilities.
-        sizes: Least, best and most of "batch", "tokens" and "slots", those that the graph has.
+        sizes: Least, best and most of "batch", "tokens" and "kv_bucket", those that the graph has.
         sha256: Of the engine.
         bytes: Its size.
         seconds: What building took.
@@ -90,7 +90,7 @@ def plain_graph(spec: GraphSpec) -> PartitionGraph:
 
 
 def buckets(max_tokens: int) -> tuple[int, ...]:
-    """Slots of the cache that a step may read: doubled from 256 up to `max_tokens`."""
+    """KV buckets of a step by default: doubled from 256 up to `max_tokens`."""
     sizes = []
     size = FIRST_BUCKET
     while size < max_tokens:
@@ -100,7 +100,7 @@ def buckets(max_tokens: int) -> tuple[int, ...]:
 
 
 def sizes_of(graph: PartitionGraph) -> set[str]:
-    """The sizes that a graph is built for: "batch", "tokens", "slots"."""
+    """The sizes that a graph is built for: "batch", "tokens", "kv_bucket"."""
     return {size for spec in graph.inputs for size in spec.shape if isinstance(size, str)}
 
 
@@ -206,7 +206,7 @@ class EngineFolder:
             records: Of this folder.
             bundle: Whose graph it is.
             graph: The graph.
-            sizes: Of "batch", "tokens" and "slots".
+            sizes: Of "batch", "tokens" and "kv_bucket".
             here: Version of the library, compute capability and name of the GPU.
 
         Raises:
@@ -282,7 +282,11 @@ def read_partitions(bundle: Bundle, name: str) -> Partitions:
 
 
 def wanted(
-    graph: PartitionGraph, batches: Sequence[int], slots: Sequence[int], chunk: int, sm: Sequence[int] = (LEAST_SM,)
+    graph: PartitionGraph,
+    batches: Sequence[int],
+    kv_buckets: Sequence[int],
+    chunk: int,
+    sm: Sequence[int] = (LEAST_SM,),
 ) -> list[dict[str, tuple[int, int, int]]]:
     """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`.
 
@@ -292,11 +296,15 @@ def wanted(
     few = ROWS if graph.product and min(sm) >= LEAST_SM else 0
     found: list[dict[str, tuple[int, int, int]]] = []
     for batch in batches:
-        for size in slots if batch > few else ():
-            full = {"batch": (batch,) * 3, "tokens": (1, 1, 1), "slots": (size,) * 3}
+        for bucket in kv_buckets if batch > few else ():
+            full = {"batch": (batch,) * 3, "tokens": (1, 1, 1), "kv_bucket": (bucket,) * 3}
             found.append({name: full[name] for name in sorted(names)})
     if chunk > max(1, few):
         best = min(chunk, 128)
-        full = {"batch": (1, 1, 1), "tokens": (1, best, chunk), "slots": (slots[0], slots[0], slots[-1])}
+        full = {
+            "batch": (1, 1, 1),
+            "tokens": (1, best, chunk),
+            "kv_bucket": (kv_buckets[0], kv_buckets[0], kv_buckets[-1]),
+        }
         found.append({name: full[name] for name in sorted(names)})
     return [sizes for index, sizes in enumerate(found) if sizes not in found[:index]]

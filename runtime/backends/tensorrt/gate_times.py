@@ -41,12 +41,12 @@ class _Kind:
     fixed: bool = False
 
 
-def measure(decoder: GpuDecoder, most: int, clock: Callable[[], float] = perf_counter) -> StepTimes:
+def measure(decoder: GpuDecoder, bucket: int, clock: Callable[[], float] = perf_counter) -> StepTimes:
     """Time the steps of a decoder that nobody uses after it.
 
     Args:
         decoder: Has gates.
-        most: Slots of the cache that its engines read.
+        bucket: Positions of the cache that its engines read.
         clock: Gives seconds.
 
     Raises:
@@ -54,9 +54,9 @@ def measure(decoder: GpuDecoder, most: int, clock: Callable[[], float] = perf_co
     """
     warmup = 0 if decoder.gates is None else decoder.gates.warmup
     prompt = np.zeros(max(1, warmup), np.int64)
-    steps = min(STEPS, most - len(prompt) - SETTLE - 1)
+    steps = min(STEPS, bucket - len(prompt) - SETTLE - 1)
     if steps < 1:
-        raise EngineError(f"slots: {most}; gates warm up for {warmup} positions, more are right")
+        raise EngineError(f"kv_bucket: {bucket}; gates warm up for {warmup} positions, more are right")
 
     def seconds(kind: _Kind) -> float:
         part, sampler, token = decoder.part, Sampler(Sampling(), [], np.random.default_rng(0)), [0]
@@ -84,7 +84,7 @@ def measure(decoder: GpuDecoder, most: int, clock: Callable[[], float] = perf_co
 
 
 def measured(
-    bundle: Bundle, otherwise: BuildReport, rows: int, most: int, clock: Callable[[], float] = perf_counter
+    bundle: Bundle, otherwise: BuildReport, rows: int, bucket: int, clock: Callable[[], float] = perf_counter
 ) -> BuildReport:
     """What times of steps say about a bundle's gates.
 
@@ -92,7 +92,7 @@ def measured(
         bundle: With engines for this machine, and with gates that decide at each token.
         otherwise: What is decided where nothing can be timed; if that is "one_step_late", "on_device" is no choice.
         rows: Fewest that a step has; one of them is written.
-        most: Slots of the cache that its engines read.
+        bucket: Positions of the cache that its engines read.
         clock: Gives seconds.
     """
     if bundle.manifest.switch is not None:
@@ -106,7 +106,7 @@ def measured(
     assert isinstance(decoder, GpuDecoder)
     assert decoder.gates is not None
     try:
-        times = measure(decoder, most, clock)
+        times = measure(decoder, bucket, clock)
     except EngineError as error:
         return _without(otherwise, str(error))
     finally:

@@ -13,7 +13,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.partitions import PartitionGraph
 
 Sizes = Mapping[str, int]
-"""How large "batch", "tokens" and "slots" are."""
+"""How large "batch", "tokens" and "kv_bucket" are."""
 
 
 class Pieces(Protocol):
@@ -40,8 +40,8 @@ class Pieces(Protocol):
     def rows(self) -> tuple[int, ...]:
         """Rows that a step may have."""
 
-    def slots(self) -> tuple[int, ...]:
-        """Sizes of the cache that a step may read."""
+    def kv_buckets(self) -> tuple[int, ...]:
+        """Positions of the cache that a step may read."""
 
     def tokens(self) -> int:
         """Most tokens of a prompt at once."""
@@ -78,7 +78,7 @@ class TrtPieces:
         ]
         if not self._fitting:
             first = next(iter(graphs.values()))
-            self._folder.find(self._records, bundle, first, {"batch": 1, "tokens": 1, "slots": 1}, self._here)
+            self._folder.find(self._records, bundle, first, {"batch": 1, "tokens": 1, "kv_bucket": 1}, self._here)
         self._runtime: Any = self._trt.runtime()
         self._found: dict[tuple[str, tuple[tuple[str, int], ...]], Context] = {}
         self._loaded: dict[str, Context] = {}
@@ -116,9 +116,9 @@ class TrtPieces:
         """See `Pieces.rows`."""
         return self._sizes("batch")
 
-    def slots(self) -> tuple[int, ...]:
-        """See `Pieces.slots`."""
-        return self._sizes("slots")
+    def kv_buckets(self) -> tuple[int, ...]:
+        """See `Pieces.kv_buckets`."""
+        return self._sizes("kv_bucket")
 
     def tokens(self) -> int:
         """See `Pieces.tokens`."""

@@ -16,7 +16,7 @@ from tests.close import HALF, assert_close
 from tests.models import tiny, trt_bundle
 
 Arrays = dict[str, npt.NDArray[Any]]
-SLOTS = 16
+BUCKET = 16
 FAMILIES = ("llama", "llama-yarn", "qwen2", "qwen3", "mistral-window", "gemma3")
 
 
@@ -26,13 +26,13 @@ def drive(graph: OnnxGraph, run: Any, ids: npt.NDArray[Any], threshold: float | 
     cache: Arrays = {}
     for value in graph.model.graph.inputs:
         if (value.name or "").startswith("past.") and value.shape is not None:
-            shape = [SLOTS if size == "slots" else size for size in (batch, *map(_size, value.shape[1:]))]
+            shape = [BUCKET if size == "kv_bucket" else size for size in (batch, *map(_size, value.shape[1:]))]
             cache[value.name or ""] = np.zeros(shape, np.float16)
     logits = []
     for begin, end in [(0, 6), *((t, t + 1) for t in range(6, tokens))]:
         positions = np.tile(np.arange(begin, end, dtype=np.int32), (batch, 1))
         feeds = {"input_ids": ids[:, begin:end].astype(np.int32), "positions": positions, **cache}
-        feeds["slots"] = np.arange(SLOTS, dtype=np.int32)
+        feeds["cache_positions"] = np.arange(BUCKET, dtype=np.int32)
         if threshold is not None:
             feeds["threshold"] = np.full(positions.shape, threshold if begin else -np.inf, np.float32)
         found = run(feeds)

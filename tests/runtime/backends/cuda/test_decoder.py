@@ -183,7 +183,11 @@ def late(bundle: Any, ids: list[int], count: int, threshold: float) -> tuple[lis
     mask, masks, written, begin, part = [True, True], [], list(ids), 0, list(ids)
     for step in range(count):
         here = np.arange(begin, begin + len(part), dtype=np.int32)[None]
-        feeds = {"input_ids": np.array([part], np.int32), "positions": here, "slots": np.arange(64, dtype=np.int32)}
+        feeds = {
+            "input_ids": np.array([part], np.int32),
+            "positions": here,
+            "cache_positions": np.arange(64, dtype=np.int32),
+        }
         values = {name: tensor.numpy() for name, tensor in split.weights.items()} | feeds | cache
         wanted: list[bool] = []
         for each in split.steps:

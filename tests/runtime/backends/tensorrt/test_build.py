@@ -34,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("rtx")
     made = trt_bundle.program("llama", gated=True)
     bundle = trt_bundle.write(folder / "bundle", made, trt_bundle.GATES)
-    build_engines(bundle, "tensorrt-rtx", sm=EVERY, slots=(16,), batches=(1,), chunk=CHUNK, whole=True)
+    build_engines(bundle, "tensorrt-rtx", sm=EVERY, kv_buckets=(16,), batches=(1,), chunk=CHUNK, whole=True)
     return bundle
 
 
@@ -81,7 +81,7 @@ def test_the_cache_is_not_turned(bundle: Any) -> None:
 
 def test_a_second_build_finds_all_of_them(bundle: Any) -> None:
     seen: list[Progress] = []
-    build_engines(bundle, "tensorrt-rtx", sm=EVERY, slots=(16,), batches=(1,), chunk=CHUNK, observe=seen.append)
+    build_engines(bundle, "tensorrt-rtx", sm=EVERY, kv_buckets=(16,), batches=(1,), chunk=CHUNK, observe=seen.append)
     assert seen
     assert all(progress.cached for progress in seen)
 
@@ -93,7 +93,7 @@ def test_a_build_that_was_cut_off_goes_on(tmp_path: Path) -> None:
         if progress.record.name == "partition_2":
             raise KeyboardInterrupt
 
-    sizes: dict[str, Any] = {"sm": (86,), "slots": (16,), "batches": (1,), "chunk": 1}
+    sizes: dict[str, Any] = {"sm": (86,), "kv_buckets": (16,), "batches": (1,), "chunk": 1}
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, "tensorrt-rtx", **sizes, observe=stop)
     seen: list[Progress] = []
@@ -104,12 +104,12 @@ def test_a_build_that_was_cut_off_goes_on(tmp_path: Path) -> None:
 
 def test_bf16_and_a_model_without_gates(tmp_path: Path) -> None:
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("qwen3", half="bf16"))
-    built = build_engines(bundle, "tensorrt-rtx", sm=(120,), slots=(16,), batches=(2,), chunk=1)
+    built = build_engines(bundle, "tensorrt-rtx", sm=(120,), kv_buckets=(16,), batches=(2,), chunk=1)
     assert [record.name for record in built] == [*(f"partition{n}" for n in ("", "_2", "_3", "_4", "_5", "_6")), "head"]
 
 
 def test_the_command(bundle: Any) -> None:
-    given = ["--sm", "86,89,120", "--batch", "1", "--slots", "16", "--chunk", str(CHUNK)]
+    given = ["--sm", "86,89,120", "--batch", "1", "--kv-buckets", "16", "--chunk", str(CHUNK)]
     command = ["build", str(bundle.path), *given]
     done = CliRunner().invoke(main, [*command, "--json"])
     assert done.exit_code == 0, done.output
@@ -120,6 +120,8 @@ def test_the_command(bundle: Any) -> None:
     assert last == "mode on_device: the GPU is not known, so nothing was measured"
     refused = CliRunner().invoke(main, [*command, "--mode", "in_engine"])
     assert (refused.exit_code, refused.stderr.partition(";")[0]) == (1, "Error: mode: 'in_engine'")
+    renamed = CliRunner().invoke(main, ["build", str(bundle.path), "--slots", "16"])
+    assert (renamed.exit_code, "--slots is called --kv-buckets now" in renamed.stderr) == (2, True)
     wrong = CliRunner().invoke(main, ["build", str(bundle.path), "--sm", "8.6"])
     assert wrong.exit_code == 2
     assert "whole numbers with commas are right" in wrong.stderr
@@ -165,7 +167,7 @@ def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_pat
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("llama", gated=True), trt_bundle.GATES)
     folder = EngineFolder(bundle.path, "tensorrt-rtx")
     assert folder.report().mode == "on_device"
-    sizes: dict[str, Any] = {"sm": (89,), "slots": (16,), "batches": (1,), "chunk": 1}
+    sizes: dict[str, Any] = {"sm": (89,), "kv_buckets": (16,), "batches": (1,), "chunk": 1}
     first = build_engines(bundle, "tensorrt-rtx", **sizes)
     seen: list[Progress] = []
     assert build_engines(bundle, "tensorrt-rtx", **sizes, mode="one_step_late", observe=seen.append) == first
@@ -174,7 +176,7 @@ def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_pat
     assert folder.report() == BuildReport("one_step_late", "asked for")
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
     pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
-    assert (pieces.rows(), pieces.slots()) == ((1,), (16,))
+    assert (pieces.rows(), pieces.kv_buckets()) == ((1,), (16,))
     report = bundle.path / "engines" / "tensorrt-rtx.json"
     for damaged in ("{", "[]", '{"mode": "fast", "why": ""}'):
         report.write_text(damaged)
@@ -184,7 +186,7 @@ def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_pat
 
 def test_a_capability_it_does_not_know(bundle: Any) -> None:
     with pytest.raises(EngineError, match=r"sm: 90; tensorrt-rtx .* builds for 75, 80, 86, 89, 120, 121"):
-        build_engines(bundle, "tensorrt-rtx", sm=(90,), slots=(16,), chunk=1)
+        build_engines(bundle, "tensorrt-rtx", sm=(90,), kv_buckets=(16,), chunk=1)
 
 
 def test_a_graph_that_it_cannot_read_is_named(bundle: Any, tmp_path: Path) -> None:
@@ -206,13 +208,13 @@ def test_a_bundle_for_a_cpu_is_refused(tmp_path: Path) -> None:
 
 
 def test_sizes_that_cannot_be(bundle: Any) -> None:
-    with pytest.raises(RequestError, match="slots from 1 to this bundle's max_tokens, 64"):
-        build_engines(bundle, "tensorrt-rtx", sm=(86,), slots=(65,))
+    with pytest.raises(RequestError, match="KV buckets from 1 to the bundle's max_tokens, 64"):
+        build_engines(bundle, "tensorrt-rtx", sm=(86,), kv_buckets=(65,))
 
 
 def find(bundle: Any, here: tuple[str, int, str], **sizes: int) -> str:
     folder, partitions = EngineFolder(bundle.path, "tensorrt-rtx"), read_partitions(bundle, "lm")
-    given = {"batch": 1, "tokens": 1, "slots": 16} | sizes
+    given = {"batch": 1, "tokens": 1, "kv_bucket": 16} | sizes
     return folder.find(folder.records(), bundle, partitions.graphs["partition_2"], given, here).key
 
 
@@ -226,8 +228,8 @@ def test_why_no_engine_serves_is_one_line(bundle: Any) -> None:
         find(bundle, ("0.1", *here[1:]))
     with pytest.raises(EngineError, match=f"engines are for compute capability 86, 89, 120, here is H200 .90.; {mend}"):
         find(bundle, (here[0], 90, "H200"))
-    with pytest.raises(EngineError, match=f"no engine for batch 1, slots 32, tokens 1; {mend} with these sizes"):
-        find(bundle, here, slots=32)
+    with pytest.raises(EngineError, match=f"no engine for batch 1, kv_bucket 32, tokens 1; {mend} with these sizes"):
+        find(bundle, here, kv_bucket=32)
 
 
 def test_loading_says_why_no_engine_fits(tmp_path: Path, bundle: Any) -> None:
@@ -242,10 +244,10 @@ def test_loading_says_why_no_engine_fits(tmp_path: Path, bundle: Any) -> None:
 def test_loading_finds_the_sizes_that_were_built(bundle: Any) -> None:
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
     pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
-    assert (pieces.rows(), pieces.slots(), pieces.tokens()) == ((1,), (16,), CHUNK)
+    assert (pieces.rows(), pieces.kv_buckets(), pieces.tokens()) == ((1,), (16,), CHUNK)
     # There is no GPU, so the library itself refuses; its reason is passed on in one line.
     with pytest.raises(EngineError, match=r"\.plan: tensorrt-rtx cannot load it: [^\n]+$"):
-        pieces.load("partition_4", {"batch": 1, "tokens": 1, "slots": 16})
+        pieces.load("partition_4", {"batch": 1, "tokens": 1, "kv_bucket": 16})
     pieces.close()
 
 
@@ -268,7 +270,7 @@ def test_memory_of_a_loaded_engine_stays_where_captured_graphs_have_it(bundle: A
     monkeypatch.setattr("adaptc.runtime.backends.tensorrt.pieces.Context", Loaded)
     cuda = FakeCuda(replace(FakeCuda().device, sm=89), limit=3000)
     pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
-    sizes = {"batch": 1, "tokens": 1, "slots": 16}
+    sizes = {"batch": 1, "tokens": 1, "kv_bucket": 16}
     pieces.load("partition_4", sizes)
     loaded: dict[str, Any] = pieces._loaded
     [first] = loaded.values()

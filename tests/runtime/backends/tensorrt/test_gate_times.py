@@ -109,7 +109,7 @@ def test_nodes_that_cost_more_than_they_save_leave_static(bundle: Bundle) -> Non
 def test_a_cache_without_room_after_the_warm_up(bundle: Bundle) -> None:
     decoder = rows_on(*on(TimedCuda(), bundle), 1, 8)
     assert isinstance(decoder, GpuDecoder)
-    with pytest.raises(EngineError, match="slots: 7; gates warm up for 4 positions, more are right"):
+    with pytest.raises(EngineError, match="kv_bucket: 7; gates warm up for 4 positions, more are right"):
         measure(decoder, 7)
 
 
@@ -186,7 +186,7 @@ class Machine:
         return measure(decoder, most, lambda: self.made[-1].now)
 
 
-SIZES: dict[str, Any] = {"batches": (1,), "slots": (64,), "chunk": 1}
+SIZES: dict[str, Any] = {"batches": (1,), "kv_buckets": (64,), "chunk": 1}
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def report(bundle: Bundle) -> BuildReport:
 
 def test_a_build_with_a_card_measures_and_keeps_what_it_found(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(monkeypatch, BLOCK)
-    given = ["--batch", "1", "--slots", "64", "--chunk", "1"]
+    given = ["--batch", "1", "--kv-buckets", "64", "--chunk", "1"]
     done = CliRunner().invoke(main, ["build", str(copy.path), *given])
     assert done.exit_code == 0, done.output
     found = report(copy)
