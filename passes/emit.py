@@ -15,8 +15,8 @@ FLOAT, INT = ir.DataType.FLOAT, ir.DataType.INT64
 PARTITION = "adaptc.partition"
 """Metadata of nodes that `partition` keeps apart: "head", from the last norm to the logits."""
 
-PRODUCT = "adaptc.product"
-"""Metadata of the nodes of one product with a weight, which `partition` makes a piece of its own: its name."""
+GEMM = "adaptc.gemm"
+"""Metadata of the nodes of one GEMM with a weight, which `partition` makes a partition of its own: its name."""
 
 
 class Emitter:

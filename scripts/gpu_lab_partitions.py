@@ -119,7 +119,7 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
             continue
         seen.add(call.graph)
         engine = decoder._gpu.pieces._found.get((call.graph, tuple(sorted(place.sizes.items()))))  # type: ignore[attr-defined]
-        if engine is None:  # a product of few rows, which is our own kernel's
+        if engine is None:  # a skinny GEMM, which our own kernel computes
             continue
         times = Times()
         engine._context.profiler = times

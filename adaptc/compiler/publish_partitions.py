@@ -30,7 +30,7 @@ def partition_files(name: str, split: Split, written: bytes, data: Path, into: s
             inputs=specs(graph.model.graph.inputs),
             outputs=specs(graph.model.graph.outputs),
             weights=_weight_bytes(split, label),
-            product=label in split.products,
+            gemm=label in split.gemms,
         )
         for label, graph in split.graphs.items()
     }

@@ -29,14 +29,14 @@ class Split:
         steps: In the order they run.
         whole: The dense model as one call.
         weights: By name, as calls read them.
-        products: Names of the graphs that are one product with a weight.
+        gemms: Names of the graphs that are one GEMM with a weight.
     """
 
     graphs: Mapping[str, OnnxGraph]
     steps: tuple[Step, ...]
     whole: Call
     weights: Mapping[str, ir.TensorProtocol]
-    products: frozenset[str]
+    gemms: frozenset[str]
 
 
 def run_split(split: Split, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -15,7 +15,7 @@ from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import FLOAT, PARTITION, PRODUCT, Emitter
+from adaptc.passes.emit import FLOAT, GEMM, PARTITION, Emitter
 from adaptc.passes.match import Projection, projections
 from adaptc.passes.targets.legal_attention import Inputs, expand
 from adaptc.passes.targets.legal_plain import write_out
@@ -101,7 +101,7 @@ def _finish(model: ir.Model) -> None:
 
 
 def _mark_head(graph: ir.Graph) -> None:
-    """The last norm and the product with the vocabulary are a partition of their own: a prompt needs them once."""
+    """The last norm and the GEMM with the vocabulary are a partition of their own: a prompt needs them once."""
     logits = next((value for value in graph.outputs if value.name == "logits"), None)
     node = logits.producer() if logits is not None else None
     while node is not None:
@@ -145,7 +145,7 @@ def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
 def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
     """Y = MatMul(x, Transpose(W)) in half precision, as Gemm over rows; y is float32 again.
 
-    All but the cast of x is marked as one product, from half-precision rows and a weight to float32.
+    All but the cast of x is marked as one GEMM, from half-precision rows and a weight to float32.
     """
     old = projection.matmul
     body = old.graph
@@ -153,11 +153,11 @@ def _multiply(graph: ir.Graph, projection: Projection, half: str) -> None:
     emit = Emitter(body, old)
     out, columns = fixed(projection.weight)
     weight = halved(graph, projection.weight, half)
-    given = old.inputs[0]  # not projection.x: a product right before this one has been written anew since
+    given = old.inputs[0]  # not projection.x: a GEMM right before this one has been written anew since
     assert given is not None
     x = emit.cast(given, HALVES[half])
     if out >= RESULTS and columns % COLUMNS == 0:
-        emit.mark(PRODUCT, old.name or "")
+        emit.mark(GEMM, old.name or "")
     rows = emit.reshape(x, [-1, columns], ["rows", columns])
     product = emit.call("Gemm", rows, weight, shape=["rows", out], transB=1)
     lead = [emit.size(x, axis) for axis in (0, 1)]

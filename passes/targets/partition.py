@@ -1,4 +1,4 @@
-"""partition: a decoder is cut at its gates and products into partitions, each of which becomes an engine."""
+"""partition: a decoder is cut at its gates and GEMMs into partitions, each of which becomes an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.partitions import Split
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import PARTITION, PRODUCT
+from adaptc.passes.emit import GEMM, PARTITION
 from adaptc.passes.match import path
 from adaptc.passes.skip_ffn.branch import choices, serving_only
 from adaptc.passes.targets.piece import FREE, Shared
@@ -25,32 +25,32 @@ from adaptc.runtime.bundle.plan import Run, Switch
 
 @dataclass(frozen=True, slots=True)
 class Partition(Pass):
-    """Cut a decoder at its gates, and around its products with weights.
+    """Cut a decoder at its gates, and around its GEMMs with weights.
 
     Before:  one graph; y = Where(logit ≥ threshold, block(x), cheap(x)), both computed
-    After:   the graph stays, and beside it: partition, product, partition, when(logit) {product, block, product} else
-             {cheap}, partition, …, head, product
+    After:   the graph stays, and beside it: partition, gemm, partition, when(logit) {gemm, block, gemm} else {cheap},
+             partition, …, head, gemm
 
-    A partition is all that lies between two gates or products. Weights become inputs, so that partitions that differ in
+    A partition is all that lies between two gates or GEMMs. Weights become inputs, so that partitions that differ in
     nothing but their weights are one graph: of an 8-layer model with gates everywhere, ten graphs instead of 68 pieces.
-    The last norm and the product with the vocabulary are a step of their own: a prompt needs them for one token only;
+    The last norm and the GEMM with the vocabulary are a step of their own: a prompt needs them for one token only;
     the trunk of a stitched program has none, so its last step is empty.
-    A product is a piece because a step multiplies few rows, for which 8.6 has no kernels that read the weights as
-    quickly as memory gives them; the runtime has (runtime/backends/cuda/products.py).
+    A GEMM is a partition because a step multiplies few rows, for which TensorRT 8.6 has no kernels that read weights as
+    quickly as memory gives them; the runtime has (runtime/backends/cuda/skinny_gemm.py).
 
     Needs: ONNX level, after legalize; gates as `Where`, not yet branched.
     Shapes: unchanged.
     Cost: a kernel that could be fused over a cut is not, about 2 µs for a cut on a GPU.
 
     Attributes:
-        products: Whether products are pieces; if not, they stay in the engines.
+        gemms: Whether GEMMs are partitions of their own; if not, they stay in the engines.
 
     Raises:
         PassError: a block that may be skipped gives more than one value, or the plan is not one decoder.
     """
 
     name: ClassVar[str] = "partition"
-    products: bool = True
+    gemms: bool = True
 
     def apply(self, program: Program) -> Program:
         decoders = {
@@ -62,16 +62,16 @@ class Partition(Pass):
         if decoders and not (isinstance(program.plan[0], Run) and all(isinstance(s, Switch) for s in program.plan[1:])):
             plan = "; ".join(map(str, program.plan))
             raise PassError(f"plan: {plan}; TensorRT runs one decoder, with or without routes after its first part")
-        found = {name: split(graph, products=self.products) for name, graph in decoders.items()}
+        found = {name: split(graph, gemms=self.gemms) for name, graph in decoders.items()}
         return replace(program, partitions={**program.partitions, **found}) if found else program
 
 
-def split(graph: OnnxGraph, *, products: bool = True) -> Split:
+def split(graph: OnnxGraph, *, gemms: bool = True) -> Split:
     """The pieces of a graph and the order in which they run."""
     main = graph.model.graph
     gates = [_Gate.of(choice.where) for choice in choices(main)]
     pieces = {
-        place: in_stages(nodes) if products else [Part(tuple(nodes))] for place, nodes in _assign(main, gates).items()
+        place: in_stages(nodes) if gemms else [Part(tuple(nodes))] for place, nodes in _assign(main, gates).items()
     }
     zeros = {index for index in range(len(gates)) if _is_zero(pieces.get(("else", index), []))}
     for index in zeros:
@@ -92,7 +92,7 @@ def split(graph: OnnxGraph, *, products: bool = True) -> Split:
     assert whole is not None
     weights = {name: value.const_value for name, value in main.initializers.items() if value.const_value is not None}
     graphs = {name: OnnxGraph(model) for name, model in shared.models.items()}
-    return Split(graphs, tuple(steps), whole, weights, frozenset(_named(graphs, "product")))
+    return Split(graphs, tuple(steps), whole, weights, frozenset(_named(graphs, "gemm")))
 
 
 def _named(graphs: Collection[str], label: str) -> Iterator[str]:
@@ -159,7 +159,7 @@ def _assign(main: ir.Graph, gates: Sequence[_Gate]) -> dict[Place, list[ir.Node]
 def _of_its_value(node: ir.Node, home: Mapping[ir.Node, Place]) -> Place | None:
     """A cast belongs to what makes the value it casts: in a gated block it would be a piece of its own."""
     source = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
-    if source is None or PRODUCT in node.metadata_props:
+    if source is None or GEMM in node.metadata_props:
         return None
     place = home.get(source)
     return place if place is not None and place[0] == "main" else None
@@ -188,7 +188,7 @@ def _crossing(main: ir.Graph, gates: Sequence[_Gate], pieces: Mapping[Place, Seq
 
 def _calls(shared: Shared, label: str, parts: Sequence[Part], needed: Collection[str]) -> tuple[Call, ...]:
     """The calls of a partition's parts, in order."""
-    calls = [shared.call("product" if part.product else label, part.nodes, needed) for part in parts]
+    calls = [shared.call("gemm" if part.gemm else label, part.nodes, needed) for part in parts]
     return tuple(call for call in calls if call is not None)
 
 

@@ -26,15 +26,15 @@ class PartitionGraph:
         inputs: In the graph's order; a string in a shape is "batch", "tokens" or "kv_bucket".
         outputs: In the graph's order.
         weights: Bytes of weights that a call reads.
-        product: Whether it is y = x·Wᵀ and no more: half[batch, tokens, columns] and half[results, columns] give
-            float32[batch, tokens, results]. Few rows need no engine for it (runtime/backends/cuda/products.py).
+        gemm: Whether it is y = x·Wᵀ and no more: half[batch, tokens, columns] and half[results, columns] give
+            float32[batch, tokens, results]. Few rows need no engine for it (runtime/backends/cuda/skinny_gemm.py).
     """
 
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     weights: int
-    product: bool = False
+    gemm: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Our kernels on a CPU: the text of cuda/kernels.py and products.py through a C++ compiler, threads as threads."""
+"""Our kernels on a CPU: the text of cuda/kernels.py and skinny_gemm.py through a C++ compiler, threads as threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adaptc.runtime.backends.cuda import kernels, products
+from adaptc.runtime.backends.cuda import kernels, skinny_gemm
 
 PRELUDE = """
 #define ON_CPU
@@ -72,7 +72,7 @@ static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
     warps[warp]->arrive_and_wait();
 }
 """
-"""A warp's instructions for `product`; its lanes wait for each other."""
+"""A warp's instructions for `skinny_gemm`; its lanes wait for each other."""
 
 KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 
@@ -81,7 +81,7 @@ KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 def library(more: str = "") -> ctypes.CDLL:
     """The kernels, each as `run_NAME(grid x, grid y, threads, …)`; `more` comes before them."""
     wrappers = []
-    source = kernels.SOURCE + products.SOURCE
+    source = kernels.SOURCE + skinny_gemm.SOURCE
     for name, parameters in dict(KERNEL.findall(source)).items():
         names = ", ".join(re.split(r"[\s*]+", each.strip())[-1] for each in parameters.split(","))
         wrappers.append(

@@ -41,7 +41,7 @@ class TimedCuda(FakeCuda):
         super().submit(stream, name, timed)
 
     def launch(self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[Any], stream: FakeStream) -> None:
-        self._gate = args[-2][0] if kernel.startswith("product") else 0  # reads no weight if its gate says so
+        self._gate = args[-2][0] if kernel.startswith("skinny_gemm") else 0  # reads no weight if its gate says so
         super().launch(kernel, grid, threads, args, stream)
         self._gate = 0
 

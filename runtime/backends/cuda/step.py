@@ -18,7 +18,7 @@ from adaptc.runtime.backends.cuda.device import Device
 from adaptc.runtime.backends.cuda.driver import Cuda
 from adaptc.runtime.backends.cuda.kernels import NAMES, PARTS, RING, SOURCE, THREADS
 from adaptc.runtime.backends.cuda.memory import Memory
-from adaptc.runtime.backends.cuda.products import NO_GATE, Gate, Products, look_at_gate
+from adaptc.runtime.backends.cuda.skinny_gemm import NO_FLAG, SkinnyGemm, SkipFlag, gemms_read_gate
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
 from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.bundle.partitions import Call, Partitions, When
@@ -90,8 +90,8 @@ def has_nodes(partitions: Partitions, driver: int) -> bool:
 
 def decides_itself(partitions: Partitions, rows: int, device: Device) -> bool:
     """Whether a GPU reads all gates of a step of so many rows by itself."""
-    by_products = (look_at_gate(partitions, when, rows, device.sm) for when in partitions.gates)
-    return has_nodes(partitions, device.driver) or all(by_products)
+    by_gemms = (gemms_read_gate(partitions, when, rows, device.sm) for when in partitions.gates)
+    return has_nodes(partitions, device.driver) or all(by_gemms)
 
 
 class Stepper:
@@ -105,7 +105,7 @@ class Stepper:
     def __init__(self, cuda: Cuda, pieces: Pieces, partitions: Partitions, memory: Memory) -> None:
         self._cuda, self._pieces, self._partitions, self._memory = cuda, pieces, partitions, memory
         self._kernels = cuda.kernels(SOURCE, NAMES)
-        self._products = Products(cuda, partitions.half)
+        self._skinny_gemm = SkinnyGemm(cuda, partitions.half)
         self._gates = partitions.gates
         self._body = cuda.stream()
         self.ran = cuda.alloc(len(self._gates))
@@ -165,11 +165,11 @@ class Stepper:
         return choose
 
     def on_device(self, gate: int, when: When, place: Place, stream: Any) -> None:
-        """Chooser, while capturing: products that look at their gate, or a conditional node whose condition is set."""
-        if self._by_products(when, place):
+        """Chooser, while capturing: GEMMs that read their gate, or a conditional node whose condition is set."""
+        if self._by_gemms(when, place):
             self._decide(gate, when, place, 0, stream, zeros=False)
             for call in when.then:
-                self._calls((call,), place, stream, Gate(self.ran + gate, zeros=call is when.then[-1]))
+                self._calls((call,), place, stream, SkipFlag(self.ran + gate, zeros=call is when.then[-1]))
             return
         handle = self._cuda.handle(stream)
         self._decide(gate, when, place, handle, stream, zeros=not when.otherwise)
@@ -182,7 +182,7 @@ class Stepper:
 
     def on_device_only(self, place: Place) -> bool:
         """Whether the device reads all gates of a step by itself."""
-        return self.conditional or all(self._by_products(when, place) for when in self._gates)
+        return self.conditional or all(self._by_gemms(when, place) for when in self._gates)
 
     def by_host(self, gate: int, when: When, place: Place, stream: Any) -> None:
         """Chooser: wait for the gate and ask it."""
@@ -236,9 +236,9 @@ class Stepper:
         sizes = [(place.tokens, INT), (valid, INT), (place.bucket, INT)]
         self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
 
-    def _by_products(self, when: When, place: Place) -> bool:
-        """Whether a block's products look at their gate themselves, so that it needs no conditional node."""
-        return not self.nodes and look_at_gate(self._partitions, when, place.rows, self._cuda.device.sm)
+    def _by_gemms(self, when: When, place: Place) -> bool:
+        """Whether a block's GEMMs read their gate themselves, so that it needs no conditional node."""
+        return not self.nodes and gemms_read_gate(self._partitions, when, place.rows, self._cuda.device.sm)
 
     def _side(self, when: When, runs: bool, place: Place, stream: Any) -> None:
         calls = when.then if runs else when.otherwise
@@ -264,15 +264,15 @@ class Stepper:
         self._start("decide", (1, 1), 256, args, stream)
 
     def _load(self, call: Call, place: Place) -> None:
-        if not self._products.serves(self._partitions.graphs[call.graph], place.rows):
+        if not self._skinny_gemm.serves(self._partitions.graphs[call.graph], place.rows):
             self._pieces.load(call.graph, place.sizes)
 
-    def _calls(self, calls: Sequence[Call], place: Place, stream: Any, gate: Gate = NO_GATE) -> None:
+    def _calls(self, calls: Sequence[Call], place: Place, stream: Any, flag: SkipFlag = NO_FLAG) -> None:
         for call in calls:
             graph = self._partitions.graphs[call.graph]
             reads, writes = self._memory.reads(call, place.given), self._memory.writes(call, place.given)
-            if self._products.serves(graph, place.rows):
-                self._products.enqueue(graph, place.rows, reads, writes, stream, gate)
+            if self._skinny_gemm.serves(graph, place.rows):
+                self._skinny_gemm.enqueue(graph, place.rows, reads, writes, stream, flag)
             else:
                 self._pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from adaptc.runtime.backends.cuda.device import Device
 from adaptc.runtime.backends.cuda.kernels import SOURCE
 from adaptc.runtime.backends.cuda.nvrtc import keep
-from adaptc.runtime.backends.cuda.products import LEAST_SM, source_of
+from adaptc.runtime.backends.cuda.skinny_gemm import LEAST_SM, source_of
 from adaptc.runtime.backends.cuda.step import decides_itself
 from adaptc.runtime.backends.tensorrt.build_report import MODES, RENAMED, BuildReport
 from adaptc.runtime.backends.tensorrt.engines import (

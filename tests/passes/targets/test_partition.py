@@ -38,56 +38,56 @@ def test_pieces_in_a_row_are_the_whole(family: str, low_rank: bool, threshold: f
 
 def test_a_model_without_gates_is_a_body_and_a_head() -> None:
     found = trt_bundle.split_of(trt_bundle.program("llama"))
-    # Equal parts of the three layers are one graph; attention's products have the shapes of the block's here.
-    layer = ["product", "partition_2", "product_2", "partition_3", "product", "partition_4", "product_2"]
+    # Equal parts of the three layers are one graph; attention's GEMMs have the shapes of the block's here.
+    layer = ["gemm", "partition_2", "gemm_2", "partition_3", "gemm", "partition_4", "gemm_2"]
     assert [[call.graph for call in step.then] for step in found.steps] == [
         ["partition", *layer, *(["partition_3", *layer] * 2), "partition_5"],
-        ["head", "product_3"],
+        ["head", "gemm_3"],
     ]
     assert [v.name for v in found.graphs["head"].model.graph.outputs] == ["out0"]
 
 
-def everywhere(graph: FxGraph, *, products: bool = True) -> Split:
+def everywhere(graph: FxGraph, *, gemms: bool = True) -> Split:
     made = trt_bundle.program_of(gating.static(graph, {0: 1.0, 1: 2.0, 2: 3.0}, {}))
-    return split(made.graph("lm", OnnxGraph), products=products)
+    return split(made.graph("lm", OnnxGraph), gemms=gemms)
 
 
 def test_partitions_that_differ_in_weights_only_are_one_graph() -> None:
     found = everywhere(tiny.fx("llama"))
     calls = Counter(call.graph for step in found.steps for call in step.calls())
-    products = {"product": 6, "product_2": 6, "product_3": 1}  # two shapes, each in attention and in the block
+    gemms = {"gemm": 6, "gemm_2": 6, "gemm_3": 1}  # two shapes, each in attention and in the block
     plain = {"partition": 1, "partition_2": 3, "partition_3": 5, "partition_4": 1, "block": 3, "head": 1}
-    assert calls == products | plain
-    assert found.products == set(products)
+    assert calls == gemms | plain
+    assert found.gemms == set(gemms)
     blocks = [step.when.then for step in found.steps if step.when is not None]
     assert len({calls[0].reads for calls in blocks}) == 3
     assert all(not graph.model.graph.initializers for graph in found.graphs.values())
 
 
-def test_a_product_is_rows_times_a_weight_and_no_more() -> None:
+def test_a_gemm_is_rows_times_a_weight_and_no_more() -> None:
     found = everywhere(tiny.fx("llama"))
     for step in found.steps:
         for call in step.calls():
             graph = found.graphs[call.graph].model.graph
-            if call.graph in found.products:
+            if call.graph in found.gemms:
                 x, weight = graph.inputs
                 assert [x.dtype, weight.dtype, graph.outputs[0].dtype] == [HALF, HALF, FLOAT]
                 assert call.reads[1] in found.weights
                 assert len(weight.shape or ()) == 2
-            assert sum(node.op_type == "Gemm" for node in graph) == int(call.graph in found.products)
+            assert sum(node.op_type == "Gemm" for node in graph) == int(call.graph in found.gemms)
 
 
-def test_a_gated_block_is_its_two_products_and_what_is_between() -> None:
+def test_a_gated_block_is_its_two_gemms_and_what_is_between() -> None:
     found = everywhere(tiny.fx("llama"))
     blocks = [step.when.then for step in found.steps if step.when is not None]
-    assert [[call.graph for call in calls] for calls in blocks] == [["product", "block", "product_2"]] * 3
+    assert [[call.graph for call in calls] for calls in blocks] == [["gemm", "block", "gemm_2"]] * 3
 
 
-def test_products_may_stay_where_they_are() -> None:
-    graph = everywhere(tiny.fx("llama"), products=False)
+def test_gemms_may_stay_where_they_are() -> None:
+    graph = everywhere(tiny.fx("llama"), gemms=False)
     calls = [call.graph for step in graph.steps for call in step.calls()]
     assert calls == ["partition", "block", "partition_2", "block", "partition_2", "block", "partition_3", "head"]
-    assert not graph.products
+    assert not graph.gemms
 
 
 def test_nothing_instead_of_a_block_is_no_graph() -> None:

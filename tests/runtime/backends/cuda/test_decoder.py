@@ -32,12 +32,12 @@ from tests.models.sessions import session_of
 IDS = [3, 17, 42, 9, 11, 5, 23, 1, 1, 44, 2]
 GATES = trt_bundle.GATES
 
-ATTENTION = ["product", "partition_2", "product"]
-BLOCK = ["product", "partition_4", "product"]
+ATTENTION = ["skinny_gemm", "partition_2", "skinny_gemm"]
+BLOCK = ["skinny_gemm", "partition_4", "skinny_gemm"]
 FIRST = ["partition", *ATTENTION, "partition_3", *BLOCK]
 """The first of three layers, which has no gate; the others have one before their block."""
 SECOND = THIRD = ["partition_5", *ATTENTION, "partition_6"]
-LAST = ["head", "product", "highest", "choose", "write_kv"]
+LAST = ["head", "skinny_gemm", "highest", "choose", "write_kv"]
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_static_mode_launches_no_step_before_it_knows_the_mask(bundle: Any) -> N
     assert steps[-10:] == ["begin_step", "wait"] * 5
 
 
-def test_blocks_that_nothing_stands_in_for_leave_their_products_out_by_themselves(tmp_path: Path) -> None:
+def test_blocks_that_nothing_stands_in_for_leave_their_gemms_out_by_themselves(tmp_path: Path) -> None:
     graph = gating.static(tiny.fx("llama"), {1: 1.0, 2: -1.0}, {})
     gpu = Gpu(trt_bundle.write(tmp_path / "bundle", trt_bundle.program_of(graph), GATES), driver=12000)
     assert gpu.decoder.conditional  # though this driver has no conditional nodes
@@ -272,13 +272,13 @@ def test_closing_frees_everything(bundle: Any) -> None:
 
 
 def test_a_long_part_of_a_prompt_is_multiplied_by_engines(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptc.runtime.backends.cuda.products.ROWS", 4)
+    monkeypatch.setattr("adaptc.runtime.backends.cuda.skinny_gemm.ROWS", 4)
     gpu = Gpu(bundle)
     gpu.decoder.prefill(0, np.array(IDS))
-    assert "product_2" in gpu.cuda.log  # as the graph is called; the kernel is called "product"
+    assert "gemm_2" in gpu.cuda.log  # as the graph is called; the kernel is called "skinny_gemm"
     gpu.cuda.log.clear()
     gpu.decoder.decode([1])
-    assert "product_2" not in gpu.cuda.log
+    assert "gemm_2" not in gpu.cuda.log
 
 
 def test_memory_is_taken_once(bundle: Any) -> None:

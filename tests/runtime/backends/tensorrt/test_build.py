@@ -56,22 +56,22 @@ def test_nothing_waits_for_the_host(bundle: Any) -> None:
             assert not kinds(each) & DATA_DEPENDENT
 
 
-def test_products_with_weights_are_in_engines_of_their_own(bundle: Any) -> None:
-    def products(name: str) -> int:
+def test_gemms_with_weights_are_in_engines_of_their_own(bundle: Any) -> None:
+    def gemms(name: str) -> int:
         step = min(layers(bundle, name), key=len)
         return sum("MulSum" in each or each.startswith("gemm") for each in step)
 
     graphs = read_partitions(bundle, "lm").graphs
-    weights = {name for name, graph in graphs.items() if graph.product}
-    assert {name: products(name) for name in weights} == dict.fromkeys(weights, 1)
-    others = {name for name in graphs if name != "whole" and products(name)} - weights
+    weights = {name for name, graph in graphs.items() if graph.gemm}
+    assert {name: gemms(name) for name in weights} == dict.fromkeys(weights, 1)
+    others = {name for name in graphs if name != "whole" and gemms(name)} - weights
     assert others == {
         "partition_2",
         "partition_5",
         "cheap",
     }  # attention, a gate's logit, and what is too narrow for the kernel
     # They are for prompts: a step multiplies without engines.
-    assert [len(layers(bundle, name)) for name in graphs if graphs[name].product] == [1, 1, 1]
+    assert [len(layers(bundle, name)) for name in graphs if graphs[name].gemm] == [1, 1, 1]
 
 
 def test_the_cache_is_not_turned(bundle: Any) -> None:
@@ -140,7 +140,7 @@ def test_auto_takes_static_only_where_a_driver_lacks_the_nodes_that_gates_need(b
     assert decide(bundle, "on_device", gpu(12000)) == BuildReport("on_device", "asked for")
     assert decide(bundle, "one_step_late", gpu(13000)) == BuildReport("one_step_late", "asked for")
     made = trt_bundle.program_of(gating.static(tiny.fx("llama"), {1: 1.0}, {}))
-    zeros = trt_bundle.write(tmp_path / "zeros", made, trt_bundle.GATES)  # products look at their gate themselves
+    zeros = trt_bundle.write(tmp_path / "zeros", made, trt_bundle.GATES)  # GEMMs read their gate themselves
     assert decide(zeros, "auto", gpu(12000)) == on_device
     assert decide(zeros, "auto", gpu(12000, sm=75)) == BuildReport(
         "one_step_late", "driver 12000 has no conditional nodes"

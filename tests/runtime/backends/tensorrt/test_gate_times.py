@@ -35,8 +35,8 @@ MS = 1e-3
 GATES = replace(trt_bundle.GATES, blocks=4, budget=0.0)
 """Two of four blocks have a gate, and by default half of all are skipped: all that have one."""
 
-BLOCK = {"product": 1 * MS, "cheap": 0.25 * MS, "decide": 0.125 * MS}
-"""A gated block is two products and an engine; its cheap path is an engine."""
+BLOCK = {"skinny_gemm": 1 * MS, "cheap": 0.25 * MS, "decide": 0.125 * MS}
+"""A gated block is two GEMMs and an engine; its cheap path is an engine."""
 
 TIMES = StepTimes(2, dense=10 * MS, on_device=(11 * MS, 7 * MS), one_step_late=(10.5 * MS, 8.5 * MS), fixed=6 * MS)
 
@@ -72,7 +72,7 @@ def near(times: StepTimes) -> Any:
 
 
 def test_a_gate_and_what_it_skips_are_timed_apart(bundle: Bundle) -> None:
-    # Three layers of five products and the head's: two of the blocks, of two products each, are gated.
+    # Three layers of five GEMMs and the head's: two of the blocks, of two GEMMs each, are gated.
     dense, gates, skipped = 13 * MS, 2 * (0.125 + 0.5) * MS, (4 - 2 * 0.25) * MS
     found = timed(bundle, BLOCK | {"node": 0.5 * MS})
     late = dense + 2 * 0.125 * MS
@@ -95,7 +95,7 @@ def test_a_host_that_waits_for_each_gate_is_timed_so(bundle: Bundle) -> None:
     assert found.on_device == pytest.approx(found.one_step_late)
 
 
-def test_products_that_look_at_their_gate_are_timed_so(tmp_path: Path) -> None:
+def test_gemms_that_read_their_gate_are_timed_so(tmp_path: Path) -> None:
     made = trt_bundle.program_of(gating.static(tiny.fx("llama"), {1: 1.0, 2: -1.0}, {}))
     found = timed(trt_bundle.write(tmp_path / "zeros", made, GATES), BLOCK)
     assert [found.dense, *found.on_device] == pytest.approx([13 * MS, 13.25 * MS, 9.25 * MS])

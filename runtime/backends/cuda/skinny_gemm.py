@@ -1,7 +1,7 @@
-"""Products of few rows with a weight, y = x·Wᵀ, by a kernel of our own: it reads the weights once, as they lie.
+"""Skinny GEMM: a few rows of activations times a weight, y = x·Wᵀ, by a kernel of ours that reads the weight once.
 
-TensorRT multiplies by kernels made for many rows. A step of a decoder has few, and nearly all its time is the reading
-of weights, so a step's products are done here and a prompt's by engines.
+Engines multiply by kernels made for many rows. A step of a decoder has few, and nearly all its time goes into reading
+weights, so the GEMMs of steps run here and those of prompts in engines.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SOURCE = r"""
 typedef unsigned short u16;
 typedef unsigned int u32;
 
-// A product of a gated block looks at its gate itself: left out, it reads no weight, and may give zeros.
+// A GEMM of a gated block reads its gate itself: if it is left out, it reads no weight, and may give zeros.
 static __device__ bool left_out(float* y, int results, int rows, const unsigned char* runs, int zeros) {
     if (!runs || *runs) return false;
     for (int i = threadIdx.x; zeros && i < 128; i += blockDim.x) {
@@ -81,8 +81,8 @@ static __device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32
 #endif
 
 // A block gives 16 results of 8 rows; each warp sums a share of the columns, 32 at a time, through a ring of copies
-// that are under way. Each lane reads back only what it copied itself. The order of columns inside a product does not
-// matter as long as both factors have the same, so a lane takes 8 neighbours, one copy, for two products of 16. Ragged
+// that are under way. Each lane reads back only what it copied itself. The order of columns inside an mma does not
+// matter as long as both factors have the same, so a lane takes 8 neighbours, one copy, for two mma of 16. Ragged
 // columns are a multiple of 8; past the last of them a lane takes zeros. Asking for that takes registers, and with more
 // than 64 of them a multiprocessor holds three blocks in the place of four, so columns of whole 32s do not ask.
 template <bool ragged>
@@ -139,56 +139,56 @@ static __device__ __forceinline__ void multiply(const u16* weight, const u16* x,
     }
 }
 #endif
-extern "C" __global__ void product(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
-                                   const unsigned char* runs, int zeros) {
+extern "C" __global__ void skinny_gemm(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
+                                       const unsigned char* runs, int zeros) {
     multiply<false>(weight, x, y, results, columns, rows, runs, zeros);
 }
-extern "C" __global__ void product_ragged(const u16* weight, const u16* x, float* y, int results, int columns, int rows,
-                                          const unsigned char* runs, int zeros) {
+extern "C" __global__ void skinny_gemm_ragged(const u16* weight, const u16* x, float* y, int results, int columns,
+                                              int rows, const unsigned char* runs, int zeros) {
     multiply<true>(weight, x, y, results, columns, rows, runs, zeros);
 }
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """What a product of a gated block looks at.
+class SkipFlag:
+    """Where a GEMM of a gated block reads whether it runs.
 
     Attributes:
-        runs: Address of a byte, 0 if the product is left out; 0 for no gate.
-        zeros: Whether one that is left out gives zeros; else its result stays as it is.
+        runs: Address of a byte that is 0 if the GEMM is left out; 0 for a GEMM without a gate.
+        zeros: Whether one that is left out writes zeros; else its result stays as it is.
     """
 
     runs: int = 0
     zeros: bool = False
 
 
-NO_GATE = Gate()
+NO_FLAG = SkipFlag()
 
 
 def source_of(half: str) -> str:
-    """The kernel for a type of weights: "float16", "bfloat16"."""
+    """The kernel's source for a type of weights: "float16", "bfloat16"."""
     return "#define BFLOAT\n" + SOURCE if half == "bfloat16" else SOURCE
 
 
-def multiplies(graph: PartitionGraph, rows: int, sm: int) -> bool:
+def is_skinny(graph: PartitionGraph, rows: int, sm: int) -> bool:
     """Whether the kernel computes this graph for so many rows on a GPU of this capability."""
-    return sm >= LEAST_SM and graph.product and rows <= ROWS
+    return sm >= LEAST_SM and graph.gemm and rows <= ROWS
 
 
-def look_at_gate(partitions: Partitions, when: When, rows: int, sm: int) -> bool:
-    """Whether leaving out a block's products leaves out all that costs: zeros stand for it, and it ends in one.
+def gemms_read_gate(partitions: Partitions, when: When, rows: int, sm: int) -> bool:
+    """Whether leaving out a block's GEMMs leaves out all that costs: zeros stand in for the block, and it ends in one.
 
-    What lies between its products then runs over whatever is there, and nobody reads what it gives. That should
+    What lies between its GEMMs then runs over whatever is there, and nobody reads its result. That should
     cost less than a conditional node, 5 to 11 µs (docs/results/tensorrt-h200.md).
     """
     graphs = [partitions.graphs[call.graph] for call in when.then]
-    others = [graph for graph in graphs if not multiplies(graph, rows, sm)]
+    others = [graph for graph in graphs if not is_skinny(graph, rows, sm)]
     small = all(graph.weights == 0 and all("kv_bucket" not in spec.shape for spec in graph.inputs) for graph in others)
     return not when.otherwise and small and graphs[-1] not in others
 
 
-class Products:
+class SkinnyGemm:
     """The kernel, compiled for one type of weights."""
 
     def __init__(self, cuda: Cuda, half: str) -> None:
@@ -204,11 +204,11 @@ class Products:
         self._cuda = cuda
         self._sm = cuda.device.sm
         if self._sm >= LEAST_SM:
-            self._kernels = cuda.kernels(source_of(half), ("product", "product_ragged"))
+            self._kernels = cuda.kernels(source_of(half), ("skinny_gemm", "skinny_gemm_ragged"))
 
     def serves(self, graph: PartitionGraph, rows: int) -> bool:
         """Whether it computes this graph for so many rows."""
-        return multiplies(graph, rows, self._sm)
+        return is_skinny(graph, rows, self._sm)
 
     def enqueue(
         self,
@@ -217,23 +217,23 @@ class Products:
         reads: Sequence[int],
         writes: Sequence[int],
         stream: Any,
-        gate: Gate = NO_GATE,
+        flag: SkipFlag = NO_FLAG,
     ) -> None:
         """Multiply in the stream's order.
 
         Args:
-            graph: A product: half[rows, columns] and half[results, columns] give float32[rows, results].
+            graph: A GEMM: half[rows, columns] and half[results, columns] give float32[rows, results].
             rows: At most `ROWS`.
             reads: Addresses of rows and weight, of 16 bytes' alignment.
             writes: Address of the result.
             stream: In whose order; it may be capturing.
-            gate: Whether it is left out.
+            flag: Whether it is left out.
         """
         results, columns = (int(size) for size in graph.inputs[1].shape)
         pointer, whole = ctypes.c_void_p, ctypes.c_int
         places = [(address, pointer) for address in (reads[1], reads[0], writes[0])]
         sizes = [(size, whole) for size in (results, columns, rows)]
-        asked = [(gate.runs, pointer), (int(gate.zeros), whole)]
+        asked = [(flag.runs, pointer), (int(flag.zeros), whole)]
         grid = -(-results // TILE), -(-rows // ROW_TILE)
-        kernel = self._kernels["product_ragged" if columns % WHOLE else "product"]
+        kernel = self._kernels["skinny_gemm_ragged" if columns % WHOLE else "skinny_gemm"]
         self._cuda.launch(kernel, grid, 32 * WARPS, [*places, *sizes, *asked], stream)
