@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.loading import gpu_decoder, gpu_engine
 from adaptc.runtime.backends.tensorrt.build import build_engines
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
-from adaptc.runtime.backends.cuda.kernels import RING
+from adaptc.runtime.backends.cuda.kernels.step_kernels import RING
 from adaptc.runtime.backends.cuda.loading import gpu_decoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.text.sampling import Sampler, Sampling
@@ -186,7 +186,7 @@ def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
 
 
 def time_bundle(bundle: Bundle, batch: int, whole: bool, mode: str) -> dict[str, Any]:
-    from adaptc.runtime.backends.cuda.driver import Cuda
+    from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 
     probe = Cuda()
     before = probe.free_bytes()

@@ -36,7 +36,7 @@ class Partition(Pass):
     The last norm and the GEMM with the vocabulary are a step of their own: a prompt needs them for one token only;
     the trunk of a stitched program has none, so its last step is empty.
     A GEMM is a partition because a step multiplies few rows, for which TensorRT 8.6 has no kernels that read weights as
-    quickly as memory gives them; the runtime has (runtime/backends/cuda/skinny_gemm.py).
+    quickly as memory gives them; the runtime has (runtime/backends/cuda/kernels/skinny_gemm.py).
 
     Needs: ONNX level, after legalize; gates as `Where`, not yet branched.
     Shapes: unchanged.

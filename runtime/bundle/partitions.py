@@ -27,7 +27,8 @@ class PartitionGraph:
         outputs: In the graph's order.
         weights: Bytes of weights that a call reads.
         gemm: Whether it is y = x·Wᵀ and no more: half[batch, tokens, columns] and half[results, columns] give
-            float32[batch, tokens, results]. Few rows need no engine for it (runtime/backends/cuda/skinny_gemm.py).
+            float32[batch, tokens, results]. Few rows need no engine for it
+            (runtime/backends/cuda/kernels/skinny_gemm.py).
     """
 
     file: str

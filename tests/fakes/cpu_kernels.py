@@ -1,4 +1,4 @@
-"""Our kernels on a CPU: the text of cuda/kernels.py and skinny_gemm.py through a C++ compiler, threads as threads."""
+"""Our kernels on a CPU: the text of the `.cu` files through a C++ compiler, threads as threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adaptc.runtime.backends.cuda import kernels, skinny_gemm
+from adaptc.runtime.backends.cuda.kernels.skinny_gemm import source_of
+from adaptc.runtime.backends.cuda.kernels.step_kernels import step_source
 
 PRELUDE = """
 #define ON_CPU
@@ -81,16 +82,18 @@ KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
 def library(more: str = "") -> ctypes.CDLL:
     """The kernels, each as `run_NAME(grid x, grid y, threads, …)`; `more` comes before them."""
     wrappers = []
-    source = kernels.SOURCE + skinny_gemm.SOURCE
-    for name, parameters in dict(KERNEL.findall(source)).items():
+    sources = step_source(), source_of("float16")
+    text = "".join(source.text for source in sources)
+    for name, parameters in dict(KERNEL.findall(text)).items():
         names = ", ".join(re.split(r"[\s*]+", each.strip())[-1] for each in parameters.split(","))
         wrappers.append(
             f'extern "C" void run_{name}(int gx, int gy, int n, {parameters}) '
             f"{{ on_grid(gx, gy, n, [=] {{ {name}({names}); }}); }}"
         )
     folder = Path(tempfile.mkdtemp(prefix="adaptc-kernels-"))
-    (folder / "kernels.cpp").write_text(PRELUDE + more + source + "\n".join(wrappers))
+    (folder / "kernels.cpp").write_text(PRELUDE + more + text + "\n".join(wrappers))
     command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-w"]
+    command += [f"-D{define}" for source in sources for define in source.defines]
     subprocess.run([*command, "-o", str(folder / "kernels.so"), str(folder / "kernels.cpp")], check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))
 

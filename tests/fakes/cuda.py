@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.backends.cuda.device import Device
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.driver.device import Device
+from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
 from adaptc.runtime.errors import EngineError
 from tests.fakes import cpu_kernels
 
@@ -108,7 +109,7 @@ class FakeCuda(Cuda):
     def sync(self, stream: FakeStream) -> None:
         assert stream.capture is None, "a stream that captures cannot be waited for"
 
-    def kernels(self, source: str, names: Sequence[str]) -> dict[str, str]:
+    def kernels(self, source: KernelSource, names: Sequence[str]) -> dict[str, str]:
         return {name: name for name in names}
 
     def launch(self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[Any], stream: FakeStream) -> None:

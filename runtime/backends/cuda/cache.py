@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.memory import Memory
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.errors import RequestError

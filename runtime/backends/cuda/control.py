@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.backends.cuda.cache import LAYER
-from adaptc.runtime.backends.cuda.driver import Cuda
-from adaptc.runtime.backends.cuda.kernels import PARTS, RING
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.kernels.step_kernels import PARTS, RING
 from adaptc.runtime.backends.cuda.step import Link
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import HIDDEN

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.engine import Arrays, BoundArrays, BoundRun
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.errors import EngineError

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.text.sampling import Sampler
 

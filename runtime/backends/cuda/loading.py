@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.engine import GpuEngine
 from adaptc.runtime.backends.cuda.memory import Values, Weights
 from adaptc.runtime.backends.cuda.part import Gpu, row_sizes

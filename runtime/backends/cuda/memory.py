@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
 from adaptc.runtime.bundle.partitions import Call, Partitions
 from adaptc.runtime.errors import BundleError

@@ -15,8 +15,8 @@ import numpy as np
 from adaptc.runtime.backends.cuda.cache import Cache
 from adaptc.runtime.backends.cuda.captured_steps import ExecutionMode, Graphs, Key, OneStepLate
 from adaptc.runtime.backends.cuda.control import Control, Prompt
-from adaptc.runtime.backends.cuda.driver import Cuda
-from adaptc.runtime.backends.cuda.kernels import RING
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.kernels.step_kernels import RING
 from adaptc.runtime.backends.cuda.memory import HEAD_ROWS, Memory, Values, Weights
 from adaptc.runtime.backends.cuda.step import Link, Place, Stepper
 from adaptc.runtime.backends.tensorrt.pieces import Pieces

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.backends.cuda.device import Device
-from adaptc.runtime.backends.cuda.driver import Cuda
-from adaptc.runtime.backends.cuda.kernels import NAMES, PARTS, RING, SOURCE, THREADS
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.driver.device import Device
+from adaptc.runtime.backends.cuda.kernels.skinny_gemm import NO_FLAG, SkinnyGemm, SkipFlag, gemms_read_gate
+from adaptc.runtime.backends.cuda.kernels.step_kernels import NAMES, PARTS, RING, THREADS, step_source
 from adaptc.runtime.backends.cuda.memory import Memory
-from adaptc.runtime.backends.cuda.skinny_gemm import NO_FLAG, SkinnyGemm, SkipFlag, gemms_read_gate
 from adaptc.runtime.backends.tensorrt.pieces import Pieces
 from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.bundle.partitions import Call, Partitions, When
@@ -104,7 +104,7 @@ class Stepper:
 
     def __init__(self, cuda: Cuda, pieces: Pieces, partitions: Partitions, memory: Memory) -> None:
         self._cuda, self._pieces, self._partitions, self._memory = cuda, pieces, partitions, memory
-        self._kernels = cuda.kernels(SOURCE, NAMES)
+        self._kernels = cuda.kernels(step_source(), NAMES)
         self._skinny_gemm = SkinnyGemm(cuda, partitions.half)
         self._gates = partitions.gates
         self._body = cuda.stream()

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adaptc.runtime.backends.cuda.device import Device
-from adaptc.runtime.backends.cuda.kernels import SOURCE
-from adaptc.runtime.backends.cuda.nvrtc import keep
-from adaptc.runtime.backends.cuda.skinny_gemm import LEAST_SM, source_of
+from adaptc.runtime.backends.cuda.driver.device import Device
+from adaptc.runtime.backends.cuda.driver.nvrtc import store_cubin
+from adaptc.runtime.backends.cuda.kernels.skinny_gemm import LEAST_SM, source_of
+from adaptc.runtime.backends.cuda.kernels.step_kernels import step_source
 from adaptc.runtime.backends.cuda.step import decides_itself
 from adaptc.runtime.backends.tensorrt.build_report import MODES, RENAMED, BuildReport
 from adaptc.runtime.backends.tensorrt.engines import (
@@ -142,7 +142,7 @@ def _lack(sm: Sequence[int]) -> str:
     """What to add to a builder's reasons where the GPU is nearly full, as it does not say so itself."""
     if sm:
         return ""
-    from adaptc.runtime.backends.cuda.driver import Cuda
+    from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 
     try:
         cuda = Cuda()
@@ -204,9 +204,9 @@ def _keep_kernels(bundle: Bundle, sm: Sequence[int], folder: Path) -> None:
     """Compile our own kernels, too."""
     half = read_partitions(bundle, decoder_graph(bundle)[0]).half
     for each in sm:
-        keep(SOURCE, each, folder)
+        store_cubin(step_source(), each, folder)
         if each >= LEAST_SM:
-            keep(source_of(half), each, folder)
+            store_cubin(source_of(half), each, folder)
 
 
 def check_mode(mode: str) -> None:
@@ -261,7 +261,7 @@ def decide(bundle: Bundle, mode: str, gpu: Device | None) -> BuildReport:
 
 def _gpu(flavour: str) -> Device:
     """This machine's GPU."""
-    from adaptc.runtime.backends.cuda.driver import Cuda
+    from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 
     try:
         cuda = Cuda()

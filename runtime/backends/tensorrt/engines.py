@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptc.runtime.backends.cuda.skinny_gemm import LEAST_SM, ROWS
+from adaptc.runtime.backends.cuda.kernels.skinny_gemm import LEAST_SM, ROWS
 from adaptc.runtime.backends.tensorrt.build_report import MODES, BuildReport
 from adaptc.runtime.backends.tensorrt.library import Profile
 from adaptc.runtime.bundle.folder import Bundle
@@ -290,7 +290,7 @@ def wanted(
 ) -> list[dict[str, tuple[int, int, int]]]:
     """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`.
 
-    A GEMM of few rows needs none (cuda/skinny_gemm.py), if all the capabilities `sm` have the instructions for it.
+    A skinny GEMM needs none (cuda/kernels/skinny_gemm.py), if all the capabilities `sm` have the instructions for it.
     """
     names = sizes_of(graph)
     few = ROWS if graph.gemm and min(sm) >= LEAST_SM else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.tensorrt.context import Context
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder, content_of
 from adaptc.runtime.backends.tensorrt.library import Trt

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adaptc.runtime.backends.cuda.driver import Cuda
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.tensorrt.build import _lack
 from adaptc.runtime.backends.tensorrt.context import Context
 from adaptc.runtime.backends.tensorrt.engines import EngineRecord
@@ -170,7 +170,7 @@ def test_a_builder_that_failed_on_a_full_gpu(
     free: int, sm: tuple[int, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = SimpleNamespace(free_bytes=lambda: free, close=lambda: None)
-    monkeypatch.setattr("adaptc.runtime.backends.cuda.driver.Cuda", lambda: full)
+    monkeypatch.setattr("adaptc.runtime.backends.cuda.driver.cuda.Cuda", lambda: full)
     assert _lack(sm) == said
 
 

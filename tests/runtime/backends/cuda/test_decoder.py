@@ -272,7 +272,7 @@ def test_closing_frees_everything(bundle: Any) -> None:
 
 
 def test_a_long_part_of_a_prompt_is_multiplied_by_engines(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adaptc.runtime.backends.cuda.skinny_gemm.ROWS", 4)
+    monkeypatch.setattr("adaptc.runtime.backends.cuda.kernels.skinny_gemm.ROWS", 4)
     gpu = Gpu(bundle)
     gpu.decoder.prefill(0, np.array(IDS))
     assert "gemm_2" in gpu.cuda.log  # as the graph is called; the kernel is called "skinny_gemm"

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 
 from adaptc.runtime.backends.cuda.control import CHOICE
-from adaptc.runtime.backends.cuda.kernels import NAMES, SOURCE
+from adaptc.runtime.backends.cuda.driver.nvrtc import cubin
+from adaptc.runtime.backends.cuda.kernels.step_kernels import NAMES, step_source
 from adaptc.runtime.text.sampling import Sampler, Sampling
 from tests.fakes import cpu_kernels
 
@@ -20,12 +21,9 @@ VOCAB, PARTS = 997, 8
 
 @pytest.mark.parametrize("sm", [80, 90, 120])
 def test_nvrtc_compiles_them(sm: int) -> None:
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    error, program = nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"adaptc.cu", 0, [], [])
-    options = [f"--gpu-architecture=sm_{sm}".encode(), b"--std=c++17"]
-    assert int(error) == 0
-    assert int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]) == 0
-    assert all(f"void {name}(" in SOURCE for name in NAMES)
+    pytest.importorskip("cuda.bindings.nvrtc")
+    assert cubin(step_source(), sm).startswith(b"\x7fELF")
+    assert all(f"void {name}(" in step_source().text for name in NAMES)
 
 
 class Fixed:
@@ -106,15 +104,15 @@ def test_a_gate_decides_for_all_rows() -> None:
 
 def test_states_are_kept_at_their_positions_and_taken_by_the_rows_of_a_tail() -> None:
     """Two of three rows are written; a tail has them in another order."""
-    width, slots = 5, 4
-    hidden, states = np.arange(15, dtype=np.float32).reshape(3, width), np.zeros((3, slots, width), np.float32)
+    width, max_tokens = 5, 4
+    hidden, states = np.arange(15, dtype=np.float32).reshape(3, width), np.zeros((3, max_tokens, width), np.float32)
     positions, state = np.array([2, 0, 1], np.int32), np.array([2, 0, 0, 1], np.int32)
     ran, told = np.array([1, 0], np.uint8), np.full((2, 2), 7, np.uint8)
 
     def at(array: npt.NDArray[Any]) -> tuple[int, Any]:
         return array.ctypes.data, POINTER
 
-    sizes = [(width, INT), (slots, INT)]
+    sizes = [(width, INT), (max_tokens, INT)]
     ends = [at(ran), at(told), (2, INT)]
     cpu_kernels.run("keep_states", (3, 1), 4, [at(states), at(hidden), at(positions), at(state), *sizes, *ends])
     expected = np.zeros_like(states)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adaptc.runtime.backends.cuda.skinny_gemm import ROWS, SOURCE, WARPS, WHOLE, SkinnyGemm
+from adaptc.runtime.backends.cuda.driver.nvrtc import cubin
+from adaptc.runtime.backends.cuda.kernels.skinny_gemm import ROWS, WARPS, WHOLE, SkinnyGemm, source_of
 from adaptc.runtime.backends.tensorrt.engines import wanted
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.partitions import PartitionGraph
@@ -29,13 +30,15 @@ def drawn(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float16)
 
 
-@pytest.mark.parametrize(("sm", "half"), [(80, ""), (90, "#define BFLOAT\n"), (120, "")])
+@pytest.mark.parametrize(("sm", "half"), [(80, "float16"), (90, "bfloat16"), (120, "float16")])
 def test_nvrtc_compiles_it(sm: int, half: str) -> None:
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    error, program = nvrtc.nvrtcCreateProgram((half + SOURCE).encode(), b"adaptc.cu", 0, [], [])
-    options = [f"--gpu-architecture=sm_{sm}".encode(), b"--std=c++17"]
-    assert int(error) == 0
-    assert int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]) == 0
+    pytest.importorskip("cuda.bindings.nvrtc")
+    assert cubin(source_of(half), sm).startswith(b"\x7fELF")
+
+
+def test_the_type_of_weights_is_part_of_what_is_compiled() -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    assert cubin(source_of("float16"), 90) != cubin(source_of("bfloat16"), 90)
 
 
 @pytest.mark.parametrize(

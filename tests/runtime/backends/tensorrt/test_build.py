@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from adaptc.cli import main
 from adaptc.passes.skip_ffn import gating
-from adaptc.runtime.backends.cuda.device import Device
+from adaptc.runtime.backends.cuda.driver.device import Device
 from adaptc.runtime.backends.tensorrt.build import Progress, build_engines, decide
 from adaptc.runtime.backends.tensorrt.build_report import BuildReport
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder, buckets, decoder_graph, read_partitions, wanted

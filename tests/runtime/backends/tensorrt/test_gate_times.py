@@ -159,7 +159,7 @@ class Machine:
         self.takes, self.driver, self.limit = takes, 13000, 1 << 30
         self.made: list[TimedCuda] = []
         self.built = 0
-        monkeypatch.setattr("adaptc.runtime.backends.cuda.driver.Cuda", self.cuda)
+        monkeypatch.setattr("adaptc.runtime.backends.cuda.driver.cuda.Cuda", self.cuda)
         monkeypatch.setattr("adaptc.runtime.backends.cuda.loading.Cuda", self.cuda)
         monkeypatch.setattr("adaptc.runtime.backends.cuda.loading.TrtPieces", self.pieces)
         monkeypatch.setattr("adaptc.runtime.backends.tensorrt.build.Trt", self.library)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.backends.cuda.device import Device
-from adaptc.runtime.backends.cuda.nvrtc import compiled
+from adaptc.runtime.backends.cuda.driver.device import Device
+from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
+from adaptc.runtime.backends.cuda.driver.nvrtc import cubin
 from adaptc.runtime.errors import EngineError
 
 Array = npt.NDArray[Any]
@@ -65,7 +66,7 @@ class Cuda:
         self._streams: list[Any] = []
         self._events: list[Any] = []
         self._graphs: list[tuple[Any, Any]] = []
-        self._modules: dict[str, Any] = {}
+        self._modules: dict[KernelSource, Any] = {}
 
     # Memory
 
@@ -154,15 +155,15 @@ class Cuda:
 
     # Kernels
 
-    def kernels(self, source: str, names: Sequence[str]) -> dict[str, Any]:
-        """CUDA C for this GPU; compiled, if it is not in the folder of compiled kernels.
+    def kernels(self, source: KernelSource, names: Sequence[str]) -> dict[str, Any]:
+        """Load kernels by name; the source is compiled if its code is not in the folder of compiled kernels.
 
         Raises:
             EngineError: NVRTC refuses it, or is not installed.
         """
         module = self._modules.get(source)
         if module is None:
-            code = compiled(source, self.device.sm, self._cubins)
+            code = cubin(source, self.device.sm, self._cubins)
             module = self._modules[source] = self._check(self._driver.cuModuleLoadData(code), "load kernels")
         return {
             name: self._check(self._driver.cuModuleGetFunction(module, name.encode()), f"find {name}") for name in names

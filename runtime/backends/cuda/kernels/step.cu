@@ -1,23 +1,4 @@
-"""The few kernels of our own that go between the engines: counting positions, deciding, choosing tokens, the cache.
-
-They are CUDA C, compiled by NVRTC for the GPU at hand when a session begins (0.2 s). `test_kernels.py`
-compiles the same text with a C++ compiler and holds it against NumPy.
-"""
-
-from __future__ import annotations
-
-THREADS = 1024
-"""Of a block that chooses a token."""
-
-PARTS = 64
-"""Blocks that share the search for the highest logit of a row."""
-
-RING = 64
-"""Steps whose tokens the host may not have read yet."""
-
-NAMES = ("begin_step", "decide", "highest", "choose", "write_kv", "keep_states", "take_states")
-
-SOURCE = r"""
+// The kernels between a step's partitions: counting positions, deciding gates, choosing tokens, writing the cache.
 typedef unsigned long long u64;
 #ifndef ON_CPU
 extern "C" __device__ void cudaGraphSetConditional(u64 handle, unsigned int value);
@@ -214,30 +195,30 @@ extern "C" __global__ void choose(const float* logits, int vocab, const float* v
         for (int i = me; i < gates; i += n) ran_told[state->step * gates + i] = ran[i];
 }
 
-// What the trunk of a stitched model gave, float [rows, width], is kept: [rows, slots, width]; a block is a row.
+// What the trunk of a stitched model gave, float [rows, width], is kept: [rows, max_tokens, width]; a block is a row.
 extern "C" __global__ void keep_states(float* states, const float* hidden, const int* positions, const State* state,
-                                       int width, int slots, const unsigned char* ran, unsigned char* ran_told,
+                                       int width, int max_tokens, const unsigned char* ran, unsigned char* ran_told,
                                        int gates) {
-    int row = blockIdx.x, slot = positions[row];
-    if (row < state->count && slot < slots)
+    int row = blockIdx.x, position = positions[row];
+    if (row < state->count && position < max_tokens)
         for (int i = threadIdx.x; i < width; i += blockDim.x)
-            states[((long long)row * slots + slot) * width + i] = hidden[(long long)row * width + i];
+            states[((long long)row * max_tokens + position) * width + i] = hidden[(long long)row * width + i];
     if (row == 0)
         for (int i = threadIdx.x; i < gates; i += blockDim.x) ran_told[state->step * gates + i] = ran[i];
 }
 
 // What a tail reads in this step: each of its rows is a row of the trunk, at the same position.
 extern "C" __global__ void take_states(float* hidden, const float* states, const int* rows, const int* positions,
-                                       const State* state, int width, int slots) {
+                                       const State* state, int width, int max_tokens) {
     int row = blockIdx.x;
     if (row >= state->count) return;
-    const float* from = states + ((long long)rows[row] * slots + positions[row]) * width;
+    const float* from = states + ((long long)rows[row] * max_tokens + positions[row]) * width;
     for (int i = threadIdx.x; i < width; i += blockDim.x) hidden[(long long)row * width + i] = from[i];
 }
 
 // Put a step's keys and values, half [rows, heads, tokens, width], into the cache; keys lie turned there.
 extern "C" __global__ void write_kv(const Layer* layers, const int* positions, const State* state, int tokens,
-                                    int valid, int slots) {
+                                    int valid, int bucket) {
     Layer layer = layers[blockIdx.x];
     int row = blockIdx.y;
     if (row >= state->count) return;
@@ -249,10 +230,9 @@ extern "C" __global__ void write_kv(const Layer* layers, const int* positions, c
     for (long long i = threadIdx.x; i < each; i += blockDim.x) {
         int d = i % layer.width, t = i / layer.width % tokens;
         long long head = row * (long long)layer.heads + i / layer.width / tokens;
-        int slot = positions[row * tokens + t];
-        if (t >= valid || slot >= slots) continue;
-        past_key[(head * layer.width + d) * slots + slot] = key[row * each + i];
-        past_value[(head * slots + slot) * layer.width + d] = value[row * each + i];
+        int position = positions[row * tokens + t];
+        if (t >= valid || position >= bucket) continue;
+        past_key[(head * layer.width + d) * bucket + position] = key[row * each + i];
+        past_value[(head * bucket + position) * layer.width + d] = value[row * each + i];
     }
 }
-"""

@@ -1,0 +1,1 @@
+"""Our own kernels: CUDA C in `.cu` files, and what launches it."""
