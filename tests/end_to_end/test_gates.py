@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adaptc import runtime
-from adaptc.compiler import stages as lowering
+from adaptc.compiler import pipeline
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import Compiled, compile_spec
@@ -52,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(spec: Path, into: Path, root: Path, monkeypatch: pytest.MonkeyPatch, times: Payoff) -> Compiled:
-    monkeypatch.setattr(lowering, "build_passes", lambda _: (Gating(),))
+    monkeypatch.setattr(pipeline, "build_passes", lambda _: (Gating(),))
     monkeypatch.setattr(pays, "payoff", lambda *_: times)
     cache = Cache(root)
     return compile_spec(read_spec(spec), spec.parent, into, cache)

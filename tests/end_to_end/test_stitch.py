@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from adaptc import runtime
 from adaptc.cli import main
-from adaptc.compiler import stages as lowering
+from adaptc.compiler import pipeline
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
@@ -213,7 +213,7 @@ def test_the_manifest_says_what_each_route_costs(bundle: Bundle) -> None:
     costs = bundle.manifest.route_bytes[switch.gate]
     assert costs["short"] < costs["sandwich"] < costs["large"]
     assert bundle.manifest.bytes_per_token == costs["large"]
-    assert json.loads((bundle.path / "manifest.json").read_text())["plan"][1]["switch"] == "router"
+    assert json.loads((bundle.path / "manifest.json").read_text())["plan"][1]["gate"] == "router"
 
 
 def test_the_lowered_program_comes_back_from_the_cache(folder: Path, bundle: Bundle) -> None:
@@ -248,7 +248,7 @@ def test_skipping_in_a_backbone_composes(folder: Path, monkeypatch: pytest.Monke
         assert min(found.dense, found.run, found.skipped) > 0
         return Payoff(1e-3, 1.01e-3, 0.8e-3, found.gates)
 
-    monkeypatch.setattr(lowering, "build_passes", lambda _: passes)
+    monkeypatch.setattr(pipeline, "build_passes", lambda _: passes)
     monkeypatch.setattr(pays, "payoff", measured)
     # A cache of its own: the spec, which keys it, does not know of the passes put in its place.
     made = compile_spec(read_spec(folder / "model.yaml"), folder, folder / "gated", Cache(folder / "other")).bundle

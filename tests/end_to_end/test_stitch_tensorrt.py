@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adaptc import runtime
-from adaptc.compiler import stages as lowering
+from adaptc.compiler import pipeline
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
@@ -208,7 +208,7 @@ def test_closing_frees_everything(bundle: Bundle) -> None:
 
 def test_gates_of_the_trunk_and_of_tails_decide_as_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     passes = (Gating(), stitched.stitch(weights=str(folder / "stitch.safetensors")))
-    monkeypatch.setattr(lowering, "build_passes", lambda _: passes)
+    monkeypatch.setattr(pipeline, "build_passes", lambda _: passes)
     monkeypatch.setattr(pays, "payoff", lambda *_: Payoff(1e-3, 1.01e-3, 0.8e-3, 3))
     made = []
     for name, settings in (("gpu", ("target.backend=tensorrt-rtx", "target.weights=fp16")), ("cpu", ())):
