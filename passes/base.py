@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from adaptc.errors import PassError
 from adaptc.ir.program import Program
+from adaptc.passes.store import PROCESS, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,14 @@ class Pass(ABC):
         Raises:
             PassError: the options ask for what this program cannot give.
         """
+
+    def apply_with(self, program: Program, store: Store) -> Program:
+        """`apply`, with pieces of its work read from a store and kept there; most passes have no such pieces.
+
+        Raises:
+            PassError: as `apply`.
+        """
+        return self.apply(program)
 
     def at(self, base: Path) -> Pass:
         """This pass with file names in its options made paths that start from `base`, the spec's folder."""
@@ -73,9 +82,15 @@ Begin = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Passes in the order they run; the program is verified before the first and after each."""
+    """Passes in the order they run; the program is verified before the first and after each.
+
+    Attributes:
+        passes: In order.
+        store: Where passes keep pieces of their work; by default in this process.
+    """
 
     passes: tuple[Pass, ...]
+    store: Store = PROCESS
 
     def run(self, program: Program, *observers: Observer, begin: Begin = lambda _: None) -> Program:
         """Run every pass.
@@ -93,7 +108,7 @@ class Pipeline:
             begin(pass_.name)
             began = time.perf_counter()
             try:
-                after = pass_.apply(program)
+                after = pass_.apply_with(program, self.store)
                 if after is not program:
                     after.verify()
             except PassError as error:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from adaptc.ir.graph import FxGraph
-    from adaptc.passes.lower.layers import LayerSlice
+    pass
 
 PASSES = Path(__file__).parent / "passes"
 GOLDEN = Path(__file__).parent / "golden"
@@ -41,24 +40,6 @@ def pytest_configure() -> None:
     # Exporting makes millions of objects, hardly any in a cycle, and looking for some took a fifth of its time.
     gc.set_threshold(50_000, 20, 100)
     _parse_translations_once()
-    _translate_once()
-
-
-def _translate_once() -> None:
-    """Keep what `lower` made of a slice, as it does itself within a program: tests lower the same tiny models."""
-    import onnx_ir as ir
-
-    from adaptc.passes.lower import translation
-
-    translate, known = translation.translate, dict[str, ir.Function]()
-
-    def remembered(layer_slice: LayerSlice, graph: FxGraph, name: str) -> ir.Function:
-        text = layer_slice.text(graph)
-        if text not in known:
-            known[text] = translate(layer_slice, graph, name)
-        return ir.Function("adaptc", name, graph=known[text].graph, attributes=[])
-
-    translation.translate = remembered
 
 
 def _parse_translations_once() -> None:

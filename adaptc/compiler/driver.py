@@ -10,7 +10,6 @@ from pathlib import Path
 from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.versions import versions
-from adaptc.errors import BundleError
 from adaptc.runtime.bundle.folder import Bundle, check_destination, open_bundle, write_bundle
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
@@ -55,18 +54,12 @@ def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage 
     text = calibration_text(spec.calibration, base)
     key = key_of(effective(spec), hashes, text.sha256, _pass_files(spec, base), versions())
     make = partial(_make, spec, base, sources, hashes, cache=cache, stage=stage)
-    cached = cache.find("bundle", key) is not None
-    try:
-        bundle = open_bundle(cache.get("bundle", key, make))
-    except BundleError:
-        if not cached:
-            raise
-        # Damaged since it was put there: it can be made again, so the user need not hear of it.
-        cache.drop("bundle", key)
-        cached, bundle = False, open_bundle(cache.get("bundle", key, make))
+    found = cache.find("bundle", key)
+    # The cache has compared every file's hash, or has just written it.
+    bundle = open_bundle(found or cache.put("bundle", key, make), verify=False)
     stage(stage_names.BUNDLE)
     files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
-    return Compiled(write_bundle(into, files, bundle.manifest), cached)
+    return Compiled(write_bundle(into, files, bundle.manifest), found is not None)
 
 
 def _pass_files(spec: Spec, base: Path) -> list[dict[str, str]]:

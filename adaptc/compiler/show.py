@@ -15,6 +15,7 @@ from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pipeline
+from adaptc.passes.store import PROCESS, Store
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
@@ -42,7 +43,9 @@ class Snapshot:
         return sum(" = " in line and not line.endswith("= input") for line in self.text.splitlines())
 
 
-def snapshots(spec: Spec, base: Path, until: str | None, stage: Callable[[str], None]) -> list[Snapshot]:
+def snapshots(
+    spec: Spec, base: Path, until: str | None, stage: Callable[[str], None], store: Store = PROCESS
+) -> list[Snapshot]:
     """Run the compiler's passes and keep the program's text after each.
 
     Args:
@@ -50,6 +53,7 @@ def snapshots(spec: Spec, base: Path, until: str | None, stage: Callable[[str], 
         base: The folder that relative paths in the spec start from.
         until: Stop after this pass, or `capture`; None runs all.
         stage: Told of each stage as it begins.
+        store: Where passes keep pieces of their work.
 
     Raises:
         RequestError: no such pass in this spec's pipeline.
@@ -63,7 +67,7 @@ def snapshots(spec: Spec, base: Path, until: str | None, stage: Callable[[str], 
     program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)
     taken = [Snapshot("capture", str(program), True, 0.0)]
     last = len(passes) if until is None else names.index(until)
-    Pipeline(passes[:last]).run(
+    Pipeline(passes[:last], store).run(
         program,
         lambda step: taken.append(Snapshot(step.pass_.name, str(step.after), step.changed, step.seconds)),
         begin=stage,

@@ -28,6 +28,7 @@ from adaptc.ir.blocks_file import load_blocks, save_blocks
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.program import Backbone, Program
 from adaptc.passes.base import Pass, Pipeline, Step
+from adaptc.passes.store import PROCESS, Layered
 from adaptc.runtime.bundle.manifest import ModalSpec, PassRecord
 from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -130,13 +131,15 @@ def lowered(
         # Passes that look at weights or text give what these give.
         [{name: source.sha256() for name, source in sources.items()}, text.sha256] if len(plan.to_onnx) > 1 else [],
     )
-    records: list[PassRecord] = []
-    if cache.find("lowered", key) is None:
+    entry = cache.find("lowered", key)
+    if entry is None:
+        records: list[PassRecord] = []
         program = program_from_sources(sources, text, stage)
-        program = Pipeline(plan.to_onnx).run(program, lambda step: records.append(record(step)), begin=stage)
-        cache.get("lowered", key, lambda path: _save(program, records, sources, path))
+        pipeline = Pipeline(plan.to_onnx, Layered(cache, PROCESS))
+        program = pipeline.run(program, lambda step: records.append(record(step)), begin=stage)
+        entry = cache.put("lowered", key, lambda path: _save(program, records, sources, path))
     stage(stage_names.ATTACH)
-    return _load(cache.root / "lowered" / key, sources)
+    return _load(entry, sources)
 
 
 def file_hashes(pass_: Pass) -> dict[str, str]:

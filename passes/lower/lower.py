@@ -15,9 +15,10 @@ from torch import fx
 from adaptc.ir.graph import FxGraph, OnnxGraph, attribute
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.lower import translation
+from adaptc.passes.lower.kept_translations import kept_translation, slice_key
 from adaptc.passes.lower.layers import layer_slices
 from adaptc.passes.lower.ops import OPSET
+from adaptc.passes.store import PROCESS, Store
 
 LAYER_OF_CALL = "adaptc.layer"
 """Metadata of a call of a slice, which inlining hands on to its nodes: the module path of the layer it stands for."""
@@ -33,7 +34,8 @@ class Lower(Pass):
 
     Needs: FX level. Passes on meaning (`stitch`, `skip_ffn`, `drop_modality`) come before it, passes on speed after.
     Shapes: unchanged.
-    Cost: identical layers are translated once and stamped, so depth is nearly free.
+    Cost: identical layers are translated once and stamped, so depth is nearly free. Translations are kept: a layer like
+          one of an earlier compile is not translated again.
 
     Raises:
         PassError: an operator has no ONNX form; the message names it and where it stands.
@@ -42,26 +44,30 @@ class Lower(Pass):
     name: ClassVar[str] = "lower"
 
     def apply(self, program: Program) -> Program:
+        return self.apply_with(program, PROCESS)
+
+    def apply_with(self, program: Program, store: Store) -> Program:
         functions: dict[str, ir.Function] = {}  # graphs of one backbone have layers in common
         for name, graph in program.at_level(FxGraph).items():
-            program = program.with_graph(name, OnnxGraph(_lower(graph, functions)))
+            program = program.with_graph(name, OnnxGraph(_lower(graph, functions, store)))
         return program
 
 
-def _lower(graph: FxGraph, functions: dict[str, ir.Function]) -> ir.Model:
+def _lower(graph: FxGraph, functions: dict[str, ir.Function], store: Store) -> ir.Model:
     """Translate each distinct slice once, call it wherever it stands, and inline the calls.
 
     Args:
         graph: What is lowered.
-        functions: Slices that were translated before, by their text; new ones are added.
+        functions: Slices of this program that were translated before, by their keys; new ones are added.
+        store: Has translations of earlier programs, and gets new ones.
     """
     used: dict[str, ir.Function] = {}
     values: dict[fx.Node, ir.Value] = {}
     model = _model(graph, values)
     for layer_slice in layer_slices(graph.module.graph):
-        key = layer_slice.text(graph)
+        key = slice_key(layer_slice, graph)
         if key not in functions:
-            functions[key] = translation.translate(layer_slice, graph, f"slice_{len(functions)}")
+            functions[key] = kept_translation(layer_slice, graph, f"slice_{len(functions)}", key, store)
         function = used[key] = functions[key]
         call = ir.Node(
             function.domain,

@@ -19,10 +19,13 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph, attribute
+from adaptc.ir.graph import FxGraph
 from adaptc.ir.place import no_images
 from adaptc.ir.program import Program
 from adaptc.passes.quantize.blockwise import Bits, Blocks, concatenate, curvature_of, dequantize, quantize_blocks, split
+from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
+from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
+from adaptc.passes.store import Store
 from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD
 
 WINDOW = 128
@@ -76,17 +79,6 @@ def sample_of(program: Program, name: str) -> Sample | None:
     return found
 
 
-def linear_weights(graph: FxGraph) -> dict[str, tuple[int, int]]:
-    """Weights of the graph's linear layers in the order they run, and their shapes (rows, columns)."""
-    return {name: tuple(_tensor(graph.module, name).shape) for name in map(_weight, _linears(graph))}  # type: ignore[misc]
-
-
-def alone(graph: FxGraph) -> set[str]:
-    """Weights that read what no other linear layer reads: attention's output, the block's second half, the head."""
-    linears = _linears(graph)
-    return {_weight(node) for node in linears if len(_together(node, linears)) == 1}
-
-
 def quantize_linears(
     graph: FxGraph,
     ids: Sample,
@@ -95,6 +87,7 @@ def quantize_linears(
     block_size: int | Mapping[str, int] = 32,
     symmetric: Collection[str] = (),
     walked: Walked = lambda _done, _all: None,
+    store: Store | None = None,
 ) -> dict[str, Blocks]:
     """Quantize linear layers, each on the inputs it gets from the layers quantized before it.
 
@@ -106,6 +99,7 @@ def quantize_linears(
         block_size: Columns that share a scale; for all weights, or by name.
         symmetric: 4-bit weights that do without zero points.
         walked: Told of progress.
+        store: Has the codes of earlier runs, and gets those of this one.
 
     Returns:
         By the weights' names: what MatMulNBits wants, in the weights' own shapes.
@@ -113,49 +107,89 @@ def quantize_linears(
     Raises:
         PassError: a name is no linear layer's weight, or activations are not finite.
     """
-    linears = _linears(graph)
-    unknown = set(bits) - set(map(_weight, linears))
-    if unknown:
+    names = {weight_name(node) for node in linears_of(graph)}
+    if unknown := set(bits) - names:
         raise PassError(f"{min(unknown)}: no linear layer has this weight")
-    wanted = [node for node in linears if _weight(node) in bits]
     sizes = block_size if isinstance(block_size, Mapping) else dict.fromkeys(bits, block_size)
-    blocks: dict[str, Blocks] = {}
-    walk = fx.Interpreter(graph.module)
-    walk.env.update(_feeds(graph, ids))
+    forms = {name: Form(bits[name], sizes[name], name in symmetric) for name in bits}
+    feeds = _feeds(graph, ids)
+    keys = {} if store is None else code_keys(graph, feeds, forms)
+    blocks = {} if store is None else read_codes(store, keys)
     with torch.no_grad():
-        for node in graph.module.graph.nodes:
-            if len(blocks) == len(bits):
-                break  # what comes after the last weight is not needed, least of all logits
-            if node in wanted:
-                x = walk.env[node.args[0]]
-                if _weight(node) not in blocks:
-                    group = [name for name in _together(node, wanted) if sizes[name] == sizes[_weight(node)]]
-                    blocks |= _quantize(graph, x, group, bits, sizes[group[0]], symmetric=_weight(node) in symmetric)
-                    walked(len(blocks), len(bits))
-                bias = walk.env[node.args[2]] if len(node.args) > 2 and node.args[2] is not None else None
-                if len(blocks) < len(bits):
-                    weight = torch.from_numpy(dequantize(blocks[_weight(node)]))
-                    walk.env[node] = F.linear(x.float(), weight, bias).to(x.dtype)
-            elif node.op not in ("placeholder", "output"):
-                walk.env[node] = walk.run_node(node)
-            for dead in walk.user_to_last_uses.get(node, []):
-                walk.env.pop(dead, None)
+        for chosen in _walk(graph, feeds, forms, blocks):
+            blocks |= chosen
+            walked(len(blocks), len(bits))
+            if store is not None:
+                for name, each in chosen.items():
+                    write_codes(store, keys[name], each)
     return blocks
 
 
-def _quantize(
-    graph: FxGraph,
-    x: torch.Tensor,
-    group: list[str],
-    bits: Mapping[str, Bits],
-    block_size: int,
-    *,
-    symmetric: bool,
-) -> dict[str, Blocks]:
-    """Quantize weights that read one input x [..., columns]."""
-    weights = {name: _tensor(graph.module, name).detach().float().numpy() for name in group}
-    done = {name: quantize_blocks(w, 8, block_size) for name, w in weights.items() if bits[name] == 8}
-    four = [name for name in group if bits[name] == 4]
+def _walk(
+    graph: FxGraph, feeds: Mapping[fx.Node, torch.Tensor], forms: Mapping[str, Form], known: Mapping[str, Blocks]
+) -> Iterator[dict[str, Blocks]]:
+    """Run the graph as far as it takes to choose the codes that are not known; yields those of each input."""
+    wanted = [node for node in linears_of(graph) if weight_name(node) in forms]
+    blocks, missing = dict(known), set(forms) - set(known)
+    needed = _needed([node for node in wanted if weight_name(node) in missing], set(wanted))
+    walk = fx.Interpreter(graph.module)
+    walk.env.update(feeds)
+    rounded = set(wanted)
+    for node in graph.module.graph.nodes:
+        if not missing:
+            break  # what comes after the last weight is not needed, least of all logits
+        if node in rounded and (name := weight_name(node)) in missing:
+            group = [n for n in readers_of_same(node, wanted) if n in missing and _same_size(forms, n, name)]
+            yield (chosen := _quantize(graph, walk.env[node.args[0]], group, forms))
+            blocks |= chosen
+            missing -= set(group)
+        if node in needed and node.op != "placeholder":
+            walk.env[node] = _rounded(walk, node, blocks) if node in rounded else _run(walk, node)
+        for dead in walk.user_to_last_uses.get(node, []):
+            walk.env.pop(dead, None)
+
+
+def _needed(linears: list[fx.Node], rounded: Collection[fx.Node]) -> set[fx.Node]:
+    """The nodes whose values it takes to know what these layers read."""
+    needed: set[fx.Node] = set()
+    waiting = [node.args[0] for node in linears]
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, fx.Node) or node in needed:
+            continue
+        needed.add(node)
+        if node in rounded:
+            waiting += [node.args[0], bias_of(node)]  # its weight is known by its codes
+        elif (block := block_of_skip(node)) is not None:
+            waiting.append(block)
+        else:
+            waiting += node.all_input_nodes
+    return needed
+
+
+def _rounded(walk: fx.Interpreter, linear: fx.Node, blocks: Mapping[str, Blocks]) -> torch.Tensor:
+    """What a linear layer gives with its rounded weight."""
+    x, bias = walk.env[linear.args[0]], bias_of(linear)  # type: ignore[index]
+    weight = torch.from_numpy(dequantize(blocks[weight_name(linear)]))
+    return F.linear(x.float(), weight, None if bias is None else walk.env[bias]).to(x.dtype)
+
+
+def _run(walk: fx.Interpreter, node: fx.Node) -> Any:
+    """What any other node gives; of a skip gate it is its block's result, as every block runs."""
+    block = block_of_skip(node)
+    return walk.run_node(node) if block is None else walk.env[block]
+
+
+def _same_size(forms: Mapping[str, Form], one: str, other: str) -> bool:
+    return forms[one].block_size == forms[other].block_size
+
+
+def _quantize(graph: FxGraph, x: torch.Tensor, group: list[str], forms: Mapping[str, Form]) -> dict[str, Blocks]:
+    """Quantize weights that read one input x [..., columns] and have blocks of one size."""
+    block_size, symmetric = forms[group[0]].block_size, forms[group[0]].symmetric
+    weights = {name: tensor_of(graph.module, name).detach().float().numpy() for name in group}
+    done = {name: quantize_blocks(w, 8, block_size) for name, w in weights.items() if forms[name].bits == 8}
+    four = [name for name in group if forms[name].bits == 4]
     if four:
         curve, threads = curvature_of(_hessian(x), block_size), torch.get_num_threads()
         with _one_thread(), ThreadPoolExecutor(threads) as pool:
@@ -182,30 +216,6 @@ def _hessian(x: torch.Tensor) -> npt.NDArray[np.float32]:
     hessian: npt.NDArray[np.float32] = scaled.T @ scaled
     hessian /= len(scaled)
     return hessian
-
-
-def _linears(graph: FxGraph) -> list[fx.Node]:
-    """Linear layers whose weight is the graph's own."""
-    linear = torch.ops.aten.linear.default
-    nodes = [node for node in graph.module.graph.nodes if node.target is linear]
-    return [node for node in nodes if isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"]
-
-
-def _together(node: fx.Node, wanted: list[fx.Node]) -> list[str]:
-    """Weights that read what this node reads: their Hessian is one."""
-    return list(dict.fromkeys(_weight(each) for each in wanted if each.args[0] is node.args[0]))
-
-
-def _weight(node: fx.Node) -> str:
-    source = node.args[1]
-    assert isinstance(source, fx.Node)
-    return str(source.target)
-
-
-def _tensor(module: Any, name: str) -> torch.Tensor:
-    found = attribute(module, name)
-    assert isinstance(found, torch.Tensor)
-    return found
 
 
 def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
+from adaptc.passes.store import PROCESS, Store
 from adaptc.runtime.bundle.names import LOGITS
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Gptq(Pass):
     Needs: FX level, after every pass that changes weights or adds backbones, before lower; calibration text.
     Shapes: unchanged.
     Cost: one forward pass over the calibration text, and rounding: about a minute for 135 M parameters on two cores.
+          Codes are kept: a layer is rounded again only if it, or something before it, has changed.
 
     Attributes:
         block_size: Neighbouring inputs that share a scale; as in `quantize`.
@@ -43,8 +45,12 @@ class Gptq(Pass):
     block_size: Literal[16, 32, 64, 128, 256] = 32
 
     def apply(self, program: Program) -> Program:
+        return self.apply_with(program, PROCESS)
+
+    def apply_with(self, program: Program, store: Store) -> Program:
         # Imported here: calibration needs this package's blockwise, and may be what is imported first.
-        from adaptc.passes.quantize.calibrate import alone, linear_weights, quantize_linears, sample_of
+        from adaptc.passes.quantize.calibrate import quantize_linears, sample_of
+        from adaptc.passes.quantize.linears import alone, linear_weights
         from adaptc.passes.quantize.quantize import head_block
 
         blocks = dict(program.blocks)
@@ -58,5 +64,5 @@ class Gptq(Pass):
             if graph.module.meta["outputs"] == (LOGITS,) and list(linear_weights(graph))[-1] == weights[-1]:
                 sizes[weights[-1]] = head_block(self.block_size)
             bits: dict[str, Bits] = dict.fromkeys(weights, 4)
-            blocks |= quantize_linears(graph, sample, bits, block_size=sizes, symmetric=alone(graph))
+            blocks |= quantize_linears(graph, sample, bits, block_size=sizes, symmetric=alone(graph), store=store)
         return replace(program, blocks=blocks) if len(blocks) > len(program.blocks) else program

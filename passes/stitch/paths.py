@@ -150,7 +150,7 @@ class Layout:
 
     def costs(self) -> dict[str, int]:
         """For each route, how many weights of linear layers a token goes through, the trunk's included."""
-        from adaptc.passes.quantize.calibrate import linear_weights
+        from adaptc.passes.quantize.linears import linear_weights
         from adaptc.passes.stitch.slices import LAYER
 
         def of(piece: Piece, *, head: bool) -> int:

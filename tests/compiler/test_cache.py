@@ -1,12 +1,37 @@
 from __future__ import annotations
 
 import errno
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from adaptc.compiler.cache import Cache, key_of
+from adaptc.compiler.cache import CONTENT, SEAL, Cache, key_of
 from adaptc.errors import AdaptcError
+from adaptc.passes.store import Layered, Memory
+
+KEY, OTHER = key_of("one"), key_of("other")
+
+
+def write_file(path: Path) -> None:
+    path.write_text("content")
+
+
+def write_folder(path: Path) -> None:
+    (path / "inner").mkdir(parents=True)
+    (path / "inner" / "a").write_text("first")
+    (path / "b").write_text("second")
+
+
+def flip(path: Path) -> None:
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_makes_once_and_finds_again(tmp_path: Path) -> None:
@@ -17,8 +42,8 @@ def test_makes_once_and_finds_again(tmp_path: Path) -> None:
         made.append(path)
         path.write_text("content")
 
-    first = cache.get("kind", "key", make)
-    assert cache.get("kind", "key", make) == first == cache.find("kind", "key")
+    first = cache.get("kind", KEY, make)
+    assert cache.get("kind", KEY, make) == first == cache.find("kind", KEY)
     assert first.read_text() == "content"
     assert len(made) == 1
     assert made[0] != first  # written beside its place, then renamed
@@ -34,8 +59,8 @@ def test_nothing_is_left_of_an_entry_that_failed(tmp_path: Path, error: BaseExce
         raise error
 
     with pytest.raises(type(error)):
-        cache.get("kind", "key", make)
-    assert cache.find("kind", "key") is None
+        cache.get("kind", KEY, make)
+    assert cache.find("kind", KEY) is None
     assert list((tmp_path / "kind").iterdir()) == []
 
 
@@ -44,22 +69,165 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(AdaptcError, match=r"cannot write to the cache: No space left on device; see `adaptc cache`$"):
-        Cache(tmp_path).get("kind", "key", make)
+        Cache(tmp_path).get("kind", KEY, make)
 
 
 def test_another_process_may_win(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
+    cache, theirs = Cache(tmp_path), tmp_path / "begun"
 
     def make(path: Path) -> None:
-        path.mkdir()
-        (path / "mine").write_text("1")
-        rival = tmp_path / "kind" / "key"
-        rival.mkdir()
-        (rival / "theirs").write_text("2")
+        if not theirs.exists():
+            theirs.write_text("there")
+            Cache(tmp_path).put("kind", KEY, make)
+            path.write_text("mine")
+        else:
+            path.write_text("theirs")
 
-    found = cache.get("kind", "key", make)
-    assert [p.name for p in found.iterdir()] == ["theirs"]
-    assert [p.name for p in (tmp_path / "kind").iterdir()] == ["key"]
+    assert cache.get("kind", KEY, make).read_text() == "theirs"
+    assert [p.name for p in (tmp_path / "kind").iterdir()] == [KEY]
+
+
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    renamed: list[int] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def flush(file: int) -> None:
+        flushed.append(file)
+        fsync(file)
+
+    def move(path: Path, to: Path) -> Path:
+        renamed.append(len(flushed))
+        return rename(path, to)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "rename", move)
+    Cache(tmp_path).put("kind", KEY, write_folder)
+    assert renamed == [3 + 3]  # two files and the seal, three folders
+    assert len(flushed) == 7  # and the folder that has the new name
+
+
+@pytest.mark.parametrize("file", [f"{CONTENT}/inner/a", f"{CONTENT}/b", SEAL])
+def test_a_damaged_entry_is_dropped_and_made_again(tmp_path: Path, file: str) -> None:
+    cache = Cache(tmp_path)
+    cache.put("kind", KEY, write_folder)
+    flip(tmp_path / "kind" / KEY / file)
+    assert cache.find("kind", KEY) is None
+    assert list((tmp_path / "kind").iterdir()) == []
+    again = cache.get("kind", KEY, write_folder)
+    assert (again / "inner" / "a").read_text() == "first"
+    assert cache.find("kind", KEY) == again
+
+
+@pytest.mark.parametrize("damage", ["missing", "more", "link", "moved"])
+def test_an_entry_that_is_not_what_was_written_is_damaged(tmp_path: Path, damage: str) -> None:
+    cache, key = Cache(tmp_path), KEY
+    content = cache.put("kind", KEY, write_folder)
+    match damage:
+        case "missing":
+            (content / "b").unlink()
+        case "more":
+            (content / "c").write_text("")
+        case "link":
+            (content / "c").symlink_to(content / "inner")
+        case _:
+            key = OTHER
+            (tmp_path / "kind" / KEY).rename(tmp_path / "kind" / OTHER)
+    assert cache.find("kind", key) is None
+
+
+def test_clearing_deletes_nothing_but_entries(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put("kind", KEY, write_file)
+    cache.put("other", OTHER, write_folder)
+    thesis = tmp_path / "kind" / "thesis" / "years.txt"
+    named_alike = tmp_path / "kind" / OTHER / "years.txt"  # a key's name without a seal
+    beside = tmp_path / "years.txt"
+    for path in (thesis, named_alike, beside):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("of work")
+    (tmp_path / "linked").mkdir()
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    Cache(outside).put("kind", KEY, write_file)
+    (tmp_path / "linked" / KEY).symlink_to(outside / "kind" / KEY)
+    assert cache.clear("other") > 0
+    assert cache.find("kind", KEY) is not None
+    assert cache.clear() > 0
+    assert list(cache.entries()) == []
+    assert all(path.read_text() == "of work" for path in (thesis, named_alike, beside))
+    assert Cache(outside).find("kind", KEY) is not None
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_a_killed_writer_left_is_counted_and_goes_at_the_next_write(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib\nfrom adaptc.compiler.cache import Cache\n"
+        "def make(path):\n    path.write_bytes(bytes(1000))\n    os._exit(9)\n"
+        f"Cache(pathlib.Path({str(tmp_path)!r})).put('kind', {KEY!r}, make)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    cache = Cache(tmp_path)
+    [left] = cache.entries()
+    assert (left.kind, left.key, left.bytes, left.whole) == ("kind", KEY, 1000, False)
+    cache.put("elsewhere", OTHER, write_file)
+    [entry] = cache.entries()
+    assert entry.whole
+    assert list((tmp_path / "kind").iterdir()) == []
+
+
+def test_the_unfinished_entry_of_a_writer_that_lives_stays(tmp_path: Path) -> None:
+    cache, seen = Cache(tmp_path), list[bool]()
+
+    def make(path: Path) -> None:
+        path.write_text("slow")
+        Cache(tmp_path).put("kind", OTHER, write_file)
+        seen.append(path.exists())
+        seen.append(all(entry.whole for entry in cache.entries()))
+
+    cache.put("kind", KEY, make)
+    assert seen == [True, True]
+
+
+def test_after_a_day_an_unfinished_entry_of_another_host_goes(tmp_path: Path) -> None:
+    left = tmp_path / "kind" / f".{KEY}.elsewhere.1.00000000.partial"
+    left.mkdir(parents=True)
+    assert list(Cache(tmp_path).entries()) == []
+    yesterday = time.time() - 90_000
+    os.utime(left, (yesterday, yesterday))
+    assert [entry.whole for entry in Cache(tmp_path).entries()] == [False]
+
+
+def test_a_seal_says_what_it_is(tmp_path: Path) -> None:
+    Cache(tmp_path).put("kind", KEY, write_file)
+    seal = json.loads((tmp_path / "kind" / KEY / SEAL).read_text())
+    assert (seal["kind"], seal["key"], list(seal["files"])) == ("kind", KEY, [CONTENT])
+
+
+def test_pieces_of_passes_are_entries_of_one_file(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    assert cache.read("gptq", KEY) is None
+    cache.write("gptq", KEY, b"codes")
+    assert cache.read("gptq", KEY) == b"codes"
+    flip(tmp_path / "gptq" / KEY / CONTENT)
+    assert cache.read("gptq", KEY) is None
+
+
+def test_memory_stands_behind_what_lasts(tmp_path: Path) -> None:
+    cache, memory = Cache(tmp_path), Memory()
+    memory.write("gptq", KEY, b"codes")
+    both = Layered(cache, memory)
+    assert both.read("gptq", KEY) == b"codes"
+    assert cache.read("gptq", KEY) == b"codes"  # handed on
+    both.write("gptq", OTHER, b"more")
+    assert (memory.read("gptq", OTHER), cache.read("gptq", OTHER)) == (b"more", b"more")
+
+
+def test_memory_forgets_what_was_not_asked_for_longest() -> None:
+    memory = Memory(limit=10)
+    for key in "abc":
+        memory.write("kind", key, b"1234")
+        assert memory.read("kind", "a") == b"1234"
+    assert [memory.read("kind", key) for key in "abc"] == [b"1234", None, b"1234"]
 
 
 def test_keys_follow_content_and_not_order() -> None:

@@ -130,7 +130,7 @@ def test_two_processes_may_compile_into_one_place(tiny: tuple[Path, Any], warm: 
 def test_a_damaged_cache_entry_is_made_again(tiny: tuple[Path, Any], warm: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(warm, cache)
-    for data in (cache / "bundle").glob("*/graphs/lm.data"):
+    for data in (cache / "bundle").glob("*/content/graphs/lm.data"):
         content = bytearray(data.read_bytes())
         content[100] ^= 1
         data.write_bytes(content)
@@ -198,16 +198,17 @@ def test_cache_lists_and_clears(tiny: tuple[Path, Any], warm: Path, tmp_path: Pa
 
 
 def test_show_prints_programs_and_what_passes_change(tiny: tuple[Path, Any], warm: Path, tmp_path: Path) -> None:
-    captured = run("show", tiny[0], "--after", "capture").stdout
+    kept = ("--cache-dir", tmp_path / "cache")
+    captured = run("show", tiny[0], "--after", "capture", *kept).stdout
     assert "causal_attention" in captured
-    diff = run("show", tiny[0], "--after", "kv_cache", "--diff").stdout
+    diff = run("show", tiny[0], "--after", "kv_cache", "--diff", *kept).stdout
     assert "-%model.layers.0.self_attn/Attention: " in diff
     assert "GroupQueryAttention(" in diff
-    page = run("show", tiny[0], "--html", tmp_path / "page.html")
+    page = run("show", tiny[0], "--html", tmp_path / "page.html", *kept)
     assert page.exit_code == 0
     assert "GroupQueryAttention" in (tmp_path / "page.html").read_text()
     build(tiny[0], tmp_path / "b", warm)
     assert "GroupQueryAttention(" in run("show", tmp_path / "b").stdout
-    wrong = run("show", tiny[0], "--after", "kv_cahe")
+    wrong = run("show", tiny[0], "--after", "kv_cahe", *kept)
     assert wrong.exit_code == 1
     assert "--after kv_cahe: no such pass here; there are: capture, lower, kv_cache" in wrong.stderr

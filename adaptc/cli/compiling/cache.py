@@ -21,16 +21,17 @@ def command() -> None:
 def list_entries(cache_dir: Path | None, as_json: bool) -> None:
     """List entries, the longest unused first."""
     import json
+    from dataclasses import asdict
 
     cache = open_cache(cache_dir)
     entries = list(cache.entries())
     if as_json:
-        rows = [{"kind": e.kind, "key": e.key, "bytes": e.bytes, "used": e.used, "path": str(e.path)} for e in entries]
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps([{**asdict(entry), "path": str(entry.path)} for entry in entries], indent=2))
         return
     for entry in entries:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        click.echo(f"{entry.kind:8}  {entry.key[:16]}  {entry.bytes / 1e6:9.1f} MB  used {used}")
+        left = "" if entry.whole else "  unfinished: its writer is gone, and the next write removes it"
+        click.echo(f"{entry.kind:11}  {entry.key[:16]}  {entry.bytes / 1e6:9.1f} MB  used {used}{left}")
     click.echo(f"{sum(e.bytes for e in entries) / 1e6:.1f} MB in {len(entries)} entries in {cache.root}", err=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adaptc.cli.options import SETTINGS
+from adaptc.cli.options import CACHE, SETTINGS, open_cache
 from adaptc.cli.output import stage_timer
 
 
@@ -16,7 +16,15 @@ from adaptc.cli.output import stage_timer
 @click.option("--diff", is_flag=True, help="Show what the last pass shown changed.")
 @click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a page instead.")
 @SETTINGS
-def command(subject: Path, after: str | None, diff: bool, html_file: Path | None, settings: tuple[str, ...]) -> None:
+@CACHE
+def command(
+    subject: Path,
+    after: str | None,
+    diff: bool,
+    html_file: Path | None,
+    settings: tuple[str, ...],
+    cache_dir: Path | None,
+) -> None:
     """Print a program, one operation a line."""
     from adaptc.compiler import show
     from adaptc.spec.reading import read_spec
@@ -28,7 +36,7 @@ def command(subject: Path, after: str | None, diff: bool, html_file: Path | None
         return
     spec = read_spec(subject, settings)
     with stage_timer(None) as stage:
-        taken = show.snapshots(spec, subject.parent, after, stage)
+        taken = show.snapshots(spec, subject.parent, after, stage, open_cache(cache_dir))
     if html_file is not None:
         html_file.write_text(show.page(spec.name or subject.stem, taken), encoding="utf-8")
         click.echo(f"wrote {html_file}", err=True)

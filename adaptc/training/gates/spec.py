@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -144,11 +145,11 @@ def _drawn(
             drawn = sample_by_torch(source, given, tokens, **options, device=place.device)
         else:
             dense = spec.model_copy(update={"passes": ()})
-            into = place.cache.root / "training" / sha256[:16]
-            into.parent.mkdir(parents=True, exist_ok=True)
-            compile_spec(dense, place.base, into, place.cache, stage)
-            stage(f"draw {tokens} tokens")
-            drawn = sample(into, given, tokens, **options, told=lambda _: None)
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                into = Path(scratch) / "dense"
+                compile_spec(dense, place.base, into, place.cache, stage)
+                stage(f"draw {tokens} tokens")
+                drawn = sample(into, given, tokens, **options, told=lambda _: None)
         with path.open("wb") as file:
             np.save(file, drawn, allow_pickle=False)
 

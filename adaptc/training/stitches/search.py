@@ -24,7 +24,7 @@ from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import SpecError
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
-from adaptc.passes.quantize.calibrate import linear_weights
+from adaptc.passes.quantize.linears import linear_weights
 from adaptc.passes.stitch.paths import layout
 from adaptc.passes.stitch.seams import Join
 from adaptc.passes.stitch.slices import LAYER, Backbone

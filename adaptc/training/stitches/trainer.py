@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.errors import LoadError, PassError
 from adaptc.ir.graph import FxGraph
-from adaptc.passes.quantize.calibrate import linear_weights
+from adaptc.passes.quantize.linears import linear_weights
 from adaptc.passes.stitch.least_squares import Normal, States, accumulate, feeds, run_states, state_graphs, weights_from
 from adaptc.passes.stitch.paths import Layout, tail_graph
 from adaptc.passes.stitch.slices import Backbone, states_graph

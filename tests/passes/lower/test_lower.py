@@ -12,7 +12,10 @@ from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
+from adaptc.passes.lower.kept_translations import slice_key
+from adaptc.passes.lower.layers import LayerSlice
 from adaptc.passes.lower.lower import Lower
+from adaptc.passes.store import Memory
 from adaptc.runtime.bundle.plan import Run
 from tests.close import ENGINE, assert_close
 from tests.models import tiny
@@ -76,11 +79,33 @@ def test_each_distinct_layer_is_translated_once(monkeypatch: pytest.MonkeyPatch)
         return original(layer_slice, *rest)
 
     monkeypatch.setattr(translation, "translate", spy)
-    Lower().apply(tiny.program("gemma3"))
+    store = Memory()
+    first = Lower().apply_with(tiny.program("gemma3"), store)
     # Before the layers, one layer with a window, one without, after the layers.
     assert translated == ["", "model.layers.0", "model.layers.5", ""]
+    again = Lower().apply_with(tiny.program("gemma3"), store)
+    assert len(translated) == 4  # a store has them
+    assert str(again) == str(first)
 
 
 def test_nodes_know_their_module() -> None:
     paths = {node.metadata_props["adaptc.path"] for node in tiny.onnx(tiny.lowered("llama")).model.graph}
     assert {"model.layers.2.mlp.down_proj", "model.layers.0.self_attn", "model.norm", "lm_head"} <= paths
+
+
+def test_a_translation_is_kept_with_all_that_decides_it() -> None:
+    """Numbers that the text of a layer rounds, and which inputs are those of the whole graph."""
+
+    def key(slope: float, *, reads_input: bool) -> str:
+        graph = torch.fx.Graph()
+        x = graph.placeholder("x")
+        y = x if reads_input else graph.call_function(torch.ops.aten.neg.default, (x,))
+        z = graph.call_function(torch.ops.aten.mul.Tensor, (y, slope))
+        for node in (x, y, z):
+            node.meta = {"val": torch.zeros(3, 3), "path": ""}
+        graph.output((z,))
+        return slice_key(LayerSlice.of("", [z]), FxGraph(torch.fx.GraphModule(torch.nn.Module(), graph)))
+
+    keys = [key(slope, reads_input=reads) for slope in (1.0000001, 1.0000002) for reads in (True, False)]
+    assert len(set(keys)) == 4
+    assert key(1.0000001, reads_input=True) == keys[0]

@@ -12,7 +12,8 @@ import torch
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.quantize.blockwise import Bits, Blocks, dequantize, quantize_blocks
-from adaptc.passes.quantize.calibrate import alone, calibration_ids, linear_weights, quantize_linears
+from adaptc.passes.quantize.calibrate import calibration_ids, quantize_linears
+from adaptc.passes.quantize.linears import alone, linear_weights
 from tests.models import tiny
 
 GATE = "model.layers.0.mlp.gate_proj.weight"
