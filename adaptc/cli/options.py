@@ -26,7 +26,7 @@ BASE = click.option(
     help="Folder that paths in the bundle's spec start from; by default the current one.",
 )
 ROUTES = click.option(
-    "--route", "routes", multiple=True, help="Measure this route of a stitched bundle; by default all. May be repeated."
+    "--route", "routes", multiple=True, help="Route of a stitched bundle to measure; by default all. May be repeated."
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="By default one for each physical core.")
 DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)

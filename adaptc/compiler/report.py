@@ -20,8 +20,13 @@ code { font-size: .92em } .none { color: #9aa3b5 }
 """
 
 
-def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """The few lines a person wants to see first."""
+def facts(manifest: Manifest, *, every_gate: bool = True) -> Iterator[tuple[str, str]]:
+    """The few lines a person wants to see first, as pairs of a name and what is said of it.
+
+    Args:
+        manifest: Of a bundle.
+        every_gate: Whether each gate that was judged by itself has a line; else one line counts them.
+    """
     for name, model in manifest.models.items():
         licence = f", {model.licence}" if model.licence else ""
         yield f"model {name}", f"{model.source} ({model.architecture}{licence})"
@@ -37,17 +42,23 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for name, graph in manifest.graphs.items():
         if graph.decoder is not None and name not in twins:
             cache = sum(2 * heads * width for heads, width in graph.decoder.kv) * graph.decoder.max_tokens * 4
-            yield f"KV cache of {name}", f"{cache / 1e6:.1f} MB a row"
+            yield f"KV cache of {name}", f"{cache / 1e6:.1f} MB a sequence"
         yield f"graph {name}", f"{graph.nodes} nodes"
     for name, gates in manifest.gates.items():
         yield f"gates of {name}", f"{gates.policy}, {len(gates.layers)} of {gates.blocks} feed-forward blocks"
     for name, verdict in manifest.gate_verdicts.items():
         yield f"{'kept' if verdict.pays else 'removed'} gates of {name}", verdict.why
-        for decision in verdict.each:
+        for decision in verdict.each if every_gate else ():
             yield f"gate of layer {decision.layer}", decision.why
+        if verdict.each and not every_gate:
+            own = sum(decision.leader == decision.layer for decision in verdict.each)
+            removed = sum(decision.leader is None for decision in verdict.each)
+            shared = len(verdict.each) - own - removed
+            counts = f"{own} decide for themselves, {shared} follow a neighbour's gate, {removed} were removed"
+            yield f"each gate of {name}", f"{counts}; -v lists them"
         for times in verdict.rows:
             both = f"{times.adaptive * 1e3:.2f} ms skipping, {times.dense * 1e3:.2f} ms running every block"
-            yield f"{times.rows} rows in a step", both
+            yield f"{times.rows} sequences in a step", both
     for name, gates_file in manifest.replaced_gates.items():
         yield f"gates of {name} replaced", f"by {gates_file.file}, sha256 {gates_file.sha256[:16]}"
     size = sum(record.bytes for record in manifest.files.values())

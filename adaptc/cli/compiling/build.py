@@ -36,12 +36,20 @@ def _renamed(context: click.Context, param: click.Parameter, value: str | None) 
 
 @click.command("build")
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="By default what it was compiled for.")
-@click.option("--sm", type=_Numbers(), default=(), help="Compute capabilities, as 86,89,120; RTX only, without a GPU.")
-@click.option("--batch", type=_Numbers(), default=(), help="Rows of a step; by default 1 and the bundle's batch.")
+@click.option(
+    "--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Engine to build for; by default the bundle's."
+)
+@click.option(
+    "--sm", type=_Numbers(), default=(), help="Compute capabilities, such as 86,89,120, to build for RTX without a GPU."
+)
+@click.option(
+    "--batch", type=_Numbers(), default=(), help="Numbers of sequences in a step; by default 1 and the bundle's batch."
+)
 @click.option("--kv-buckets", type=_Numbers(), default=(), help="Cache sizes; by default doubled from 256 up.")
 @click.option("--slots", hidden=True, expose_value=False, callback=_renamed)
-@click.option("--chunk", type=click.IntRange(1), default=512, show_default=True, help="Tokens of a prompt at once.")
+@click.option(
+    "--chunk", type=click.IntRange(1), default=512, show_default=True, help="Largest number of prompt tokens in a step."
+)
 @click.option(
     "--mode",
     metavar="[auto|on_device|one_step_late]",

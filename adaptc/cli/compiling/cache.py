@@ -37,7 +37,7 @@ def list_entries(cache_dir: Path | None, as_json: bool) -> None:
 
 @command.command("clear")
 @CACHE
-@click.option("--kind", help="Only entries of this kind.")
+@click.option("--kind", help="Delete only entries of this kind.")
 def clear(cache_dir: Path | None, kind: str | None) -> None:
     """Delete entries; the next compile makes them again."""
     cache = open_cache(cache_dir)

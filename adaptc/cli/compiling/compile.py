@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True)
 @SETTINGS
 @CACHE
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the stages of this compile, and stop.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Use stages that earlier runs finished.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
@@ -81,7 +81,8 @@ def _print_report(path: Path, manifest: object, cached: bool) -> None:
 
     assert isinstance(manifest, Manifest)
     table = Table.grid(padding=(0, 2))
-    for name, value in facts(manifest):
+    verbose = click.get_current_context().find_root().params.get("verbose", 0)
+    for name, value in facts(manifest, every_gate=verbose > 0):
         table.add_row(f"[dim]{name}[/]", value)
     console = Console()
     console.print(table)

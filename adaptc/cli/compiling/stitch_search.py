@@ -19,16 +19,32 @@ if TYPE_CHECKING:
 @SPEC
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("stitches"), show_default=True)
 @SETTINGS
-@click.option("--every", type=click.IntRange(1), default=2, show_default=True, help="Look at every so many layers.")
+@click.option("--every", type=click.IntRange(1), default=2, show_default=True, help="Look at every n-th layer.")
 @click.option(
-    "--keep", type=click.IntRange(1), default=12, show_default=True, help="Measure so many, spread over cost."
+    "--keep", type=click.IntRange(1), default=12, show_default=True, help="Measure this many places, spread over cost."
 )
-@click.option("--steps", type=click.IntRange(0), default=0, show_default=True, help="Train them so long first.")
-@click.option("--tokens", type=click.IntRange(256), default=4096, show_default=True, help="Measured on so many.")
-@click.option("--rows", type=click.IntRange(1), default=4, show_default=True, help="Sequences in a step.")
-@click.option("--window", type=click.IntRange(16), default=256, show_default=True, help="Tokens of a sequence.")
+@click.option(
+    "--steps",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Train the stitches for this many steps first.",
+)
+@click.option(
+    "--tokens", type=click.IntRange(256), default=4096, show_default=True, help="Number of tokens to measure on."
+)
+@click.option(
+    "--rows", type=click.IntRange(1), default=4, show_default=True, help="Number of sequences in a training step."
+)
+@click.option(
+    "--window", type=click.IntRange(16), default=256, show_default=True, help="Number of tokens of a sequence."
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="For the measured milliseconds; by default the cores.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads for the measured milliseconds; by default one for each physical core.",
+)
 @JSON
 @CACHE
 def command(
@@ -72,7 +88,7 @@ def command(
 
 
 def _print(found: Found) -> None:
-    click.echo(f"{found.enumerated} stitches, {found.dearer} of them dearer than a donor; the rest by KL:")
+    click.echo(f"{found.enumerated} stitches, {found.dearer} of them dearer than a donor; the others, by KL:")
     click.echo("cut  entry  bytes a token  ms a token  KL (nats)  log-perplexity  to the line")
     for each in found.stitches:
         click.echo(

@@ -23,27 +23,40 @@ EVERY = 10
 
 @click.command("train")
 @SPEC
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="By default what SPEC names.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; by default the one that SPEC names.",
+)
 @SETTINGS
-@click.option("--steps", type=click.IntRange(min=0), default=1000, show_default=True, help="Of the optimizer.")
-@click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Sequences in a step.")
-@click.option("--window", type=click.IntRange(min=2), default=256, show_default=True, help="Tokens of a sequence.")
+@click.option(
+    "--steps", type=click.IntRange(min=0), default=1000, show_default=True, help="Number of steps of the optimizer."
+)
+@click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Number of sequences in a step.")
+@click.option(
+    "--window", type=click.IntRange(min=2), default=256, show_default=True, help="Number of tokens of a sequence."
+)
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-3, show_default=True)
 @click.option(
-    "--sample", "sampled", type=click.IntRange(min=0), default=0, help="Tokens to draw from the model itself."
+    "--sample", "sampled", type=click.IntRange(min=0), default=0, help="Number of tokens to draw from the model itself."
 )
 @click.option(
-    "--start", type=click.IntRange(64), default=8192, show_default=True, help="Tokens the start is fitted to."
+    "--start",
+    type=click.IntRange(64),
+    default=8192,
+    show_default=True,
+    help="Number of tokens that the start is fitted to.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--part",
     type=click.Choice(["gates", "stitch", "router"]),
-    help="By default what SPEC has: the stitches of stitch, then its router, else the gates of skip_ffn.",
+    help="What to train; by default the stitches of stitch, then its router, or the gates of skip_ffn.",
 )
-@click.option("--restart", is_flag=True, help="Begin anew, whatever a killed run left.")
-@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+@click.option("--restart", is_flag=True, help="Begin anew, and ignore what an interrupted run left.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metadata as JSON.")
 @CACHE
 def command(
     spec_file: Path,
@@ -80,7 +93,7 @@ def command(
         _train_stitch(spec, recipe, place, [part] if part else [name for name, found in has.items() if found], as_json)
         return
     with stage_timer(None) as stage:
-        written, card = train_spec(spec, recipe, sampled, place, stage, _Told())
+        written, card = train_spec(spec, recipe, sampled, place, stage, _StepPrinter())
     if as_json:
         click.echo(json.dumps(asdict(card), indent=2))
         return
@@ -104,7 +117,7 @@ def _train_stitch(spec: Spec, recipe: Recipe, place: Place, parts: list[str], as
     for each in parts:
         with stage_timer(None) as stage:
             if each == "stitch":
-                written, card = train_stitches(spec, recipe, place, stage, _Told())
+                written, card = train_stitches(spec, recipe, place, stage, _StepPrinter())
                 found |= asdict(card)
             else:
                 written, found["router"] = train_router(spec, recipe, place, stage)
@@ -121,8 +134,8 @@ def _train_stitch(spec: Spec, recipe: Recipe, place: Place, parts: list[str], as
         click.echo(f"router: area {router['area']:.3f} (0.5 is chance) on {router['prompts']} held-out prompts")
 
 
-class _Told:
-    """Prints a line every so many steps, with the means since the last."""
+class _StepPrinter:
+    """Prints a line every `EVERY` steps, with the means since the line before."""
 
     def __init__(self) -> None:
         self._since: list[Progress] = []

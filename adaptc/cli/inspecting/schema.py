@@ -8,7 +8,7 @@ import click
 
 
 @click.command("schema")
-@click.option("--markdown", is_flag=True, help="Print docs/spec.md instead.")
+@click.option("--markdown", is_flag=True, help="Print the page docs/spec.md instead.")
 def command(markdown: bool) -> None:
     """Print the JSON Schema of model.yaml."""
     from adaptc.spec.json_schema import json_schema, spec_markdown

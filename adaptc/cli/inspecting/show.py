@@ -12,9 +12,14 @@ from adaptc.cli.output import stage_timer
 
 @click.command("show")
 @click.argument("subject", metavar="SPEC|BUNDLE", type=click.Path(exists=True, path_type=Path))
-@click.option("--after", metavar="PASS", help="Stop after this pass; `capture` is before the first.")
-@click.option("--diff", is_flag=True, help="Show what the last pass shown changed.")
-@click.option("--html", "html_file", type=click.Path(dir_okay=False, path_type=Path), help="Write a page instead.")
+@click.option("--after", metavar="PASS", help="Stop after this pass; `capture` stops before the first.")
+@click.option("--diff", is_flag=True, help="Print what the last pass changed.")
+@click.option(
+    "--html",
+    "html_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write an HTML page of all passes instead.",
+)
 @SETTINGS
 @CACHE
 def command(

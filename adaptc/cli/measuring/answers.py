@@ -12,13 +12,27 @@ from adaptc.cli.output import print_result, progress_bar
 
 @click.command("answers")
 @BUNDLE
-@click.option("--prompts", type=click.Path(path_type=Path), help="JSONL with `prompt` or `turns`: does text collapse?")
 @click.option(
-    "--questions", type=click.Path(path_type=Path), help="YAML or JSONL: are answers right, after 4 examples?"
+    "--prompts",
+    type=click.Path(path_type=Path),
+    help="A JSONL file with `prompt` or `turns`: do answers repeat themselves?",
 )
-@click.option("--budget", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="0 cheapest, 1 dense.")
-@click.option("--first", type=click.IntRange(1), help="Use only so many of the file.")
-@click.option("--new-tokens", type=click.IntRange(1), default=512, show_default=True, help="Most of an answer.")
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    help="A YAML or JSONL file with answers: are they right, after 4 examples?",
+)
+@click.option(
+    "--budget", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="0 is cheapest, 1 is dense."
+)
+@click.option("--first", type=click.IntRange(1), help="Use only this many entries of the file.")
+@click.option(
+    "--new-tokens",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="The largest number of tokens of an answer.",
+)
 @THREADS
 @JSON
 def command(

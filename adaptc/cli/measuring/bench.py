@@ -19,19 +19,27 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @BUNDLE
-@click.option("--against", metavar="NAMES", default="", help="Other engines, separated by commas, or `all`.")
+@click.option("--against", metavar="NAMES", default="", help="Other engines to measure, separated by commas, or `all`.")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=90, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
 @click.option(
-    "--long-tokens", type=click.IntRange(0), default=512, show_default=True, help="A second prompt, only read."
+    "--long-tokens",
+    type=click.IntRange(0),
+    default=512,
+    show_default=True,
+    help="Tokens of a second prompt, which is only read; 0 leaves it out.",
 )
 @ROUTES
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Turns of each engine.")
-@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Answers in a turn.")
-@click.option("--jobs", type=click.IntRange(2), help="Replay so many jobs instead, on a bundle with modalities.")
-@click.option("--data", type=click.Path(dir_okay=False, path_type=Path), help="Labelled rows for --jobs (.npz).")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the jobs.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the jobs' figures (PNG).")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Number of turns of each engine.")
+@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Number of answers in a turn.")
+@click.option("--jobs", type=click.IntRange(2), help="Replay this many jobs instead, on a bundle with modalities.")
+@click.option(
+    "--data", type=click.Path(dir_okay=False, path_type=Path), help="An .npz file of labelled rows, for --jobs."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the jobs.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the figures of the jobs into this PNG file."
+)
 @THREADS
 @BASE
 @CACHE
@@ -93,7 +101,9 @@ def command(
         click.echo(reason if reason.startswith(name) else f"{name}: {reason}", err=True)
     disturbed = [name for name, result in results.items() if result["disturbed"] > result["samples"]]
     if disturbed:
-        click.echo(f"disturbed by other programs, so too slow: {', '.join(disturbed)}", err=True)
+        click.echo(
+            f"other programs disturbed most samples, so these figures are too slow: {', '.join(disturbed)}", err=True
+        )
     if failed:
         click.get_current_context().exit(1)
 

@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 @click.command("eval")
 @BUNDLE
 @click.option("--text", type=click.Path(path_type=Path), required=True, help="A UTF-8 text to predict.")
-@click.option("--sweep", is_flag=True, help="A table: every policy of skip_ffn, 5 to 50 % of blocks skipped.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="What a sweep's quality runs on.")
-@click.option("--speed/--no-speed", default=True, show_default=True, help="With --sweep: time each budget too.")
-@click.option("--tokens", type=click.IntRange(2), help="Use only so many tokens of it.")
-@click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Tokens seen at once.")
-@click.option("--budget", type=click.FloatRange(0, 1), help="0 cheapest, 1 dense; for bundles with gates or a router.")
+@click.option("--sweep", is_flag=True, help="Print a table: every policy of skip_ffn, for 5 to 50 % of blocks skipped.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Device that measures the quality of a sweep."
+)
+@click.option(
+    "--speed/--no-speed", default=True, show_default=True, help="With --sweep: measure the speed under each budget too."
+)
+@click.option("--tokens", type=click.IntRange(2), help="Use only this many tokens of the text.")
+@click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Number of tokens seen at once.")
+@click.option(
+    "--budget", type=click.FloatRange(0, 1), help="0 is cheapest, 1 is dense; for bundles with gates or a router."
+)
 @ROUTES
-@click.option("--step", is_flag=True, help="Go token by token, as when text is written; slow.")
+@click.option("--step", is_flag=True, help="Go token by token, as when text is generated; slow.")
 @click.option(
     "--dense/--no-dense", default=True, show_default=True, help="Also measure the source model, run by torch."
 )

@@ -21,12 +21,24 @@ PROMPT = "Explain in a few sentences why the sky is blue and why sunsets are red
 @click.command("plot")
 @BUNDLE
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("plots"))
-@click.option("--sweep", type=click.Path(path_type=Path), help="JSON of `adaptc eval --sweep`; or it is made now.")
-@click.option("--text", type=click.Path(path_type=Path), help="A text for a sweep that is made now.")
-@click.option("--tokens", type=click.IntRange(2), default=4096, show_default=True, help="Of that text.")
-@click.option("-p", "--prompt", default=PROMPT, help="What the skip map is of; a question about the sky by default.")
+@click.option(
+    "--sweep",
+    type=click.Path(path_type=Path),
+    help="The JSON of `adaptc eval --sweep`; without it a sweep is made now.",
+)
+@click.option("--text", type=click.Path(path_type=Path), help="The text for a sweep that is made now.")
+@click.option(
+    "--tokens", type=click.IntRange(2), default=4096, show_default=True, help="Use this many tokens of the text."
+)
+@click.option("-p", "--prompt", default=PROMPT, help="The prompt of the skip map; by default a question about the sky.")
 @click.option("-n", "--max-new-tokens", type=click.IntRange(1), default=96, show_default=True)
-@click.option("--budget", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of the skip map.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Budget of the skip map: 0 is cheapest, 1 is dense.",
+)
 @click.option("--format", "ending", type=click.Choice(["png", "svg"]), default="png", show_default=True)
 @THREADS
 @BASE

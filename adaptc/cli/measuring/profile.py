@@ -18,14 +18,16 @@ DATA = click.option(
     "--data",
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
-    help="An .npz file: inputs by name, and 'labels'.",
+    help="An .npz file with the inputs by name, and 'labels'.",
 )
 
 
 @click.command("profile")
 @BUNDLE
 @DATA
-@click.option("--gate/--no-gate", default=True, show_default=True, help="Fit a gate that chooses for each request.")
+@click.option(
+    "--gate/--no-gate", default=True, show_default=True, help="Fit a modality gate, which chooses for each request."
+)
 @click.option("--largest-batch", type=click.IntRange(1, 1024), default=32, show_default=True)
 @THREADS
 @JSON

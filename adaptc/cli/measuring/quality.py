@@ -14,15 +14,26 @@ from adaptc.cli.output import status_line
 
 @click.command("quality")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--text", type=click.Path(path_type=Path), help="A UTF-8 text to predict.")
-@click.option("--tokens", type=click.IntRange(2), help="Use only so many tokens of it.")
-@click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Tokens of it seen at once.")
-@click.option("--letters", type=click.Path(path_type=Path), help="JSONL, or lm-eval's MMLU examples: which letter?")
+@click.option("--text", type=click.Path(path_type=Path), help="A UTF-8 text to predict, for perplexity.")
+@click.option("--tokens", type=click.IntRange(2), help="Use only this many tokens of the text.")
+@click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Number of tokens seen at once.")
 @click.option(
-    "--questions", type=click.Path(path_type=Path), help="YAML or JSONL: are answers right, after 4 examples?"
+    "--letters",
+    type=click.Path(path_type=Path),
+    help="A JSONL file, or lm-eval's MMLU examples: is the right letter chosen?",
 )
-@click.option("--instructions/--no-instructions", default=True, show_default=True, help="Are instructions kept?")
-@click.option("--first", type=click.IntRange(1), help="Use only so many of each.")
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    help="A YAML or JSONL file with answers: are they right, after 4 examples?",
+)
+@click.option(
+    "--instructions/--no-instructions",
+    default=True,
+    show_default=True,
+    help="Measure whether instructions are followed.",
+)
+@click.option("--first", type=click.IntRange(1), help="Use only this many entries of each file.")
 @ROUTES
 @THREADS
 @JSON

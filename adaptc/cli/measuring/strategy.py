@@ -13,9 +13,13 @@ from adaptc.cli.options import BUNDLE, JSON
 
 @click.command("strategy")
 @BUNDLE
-@click.option("--size", type=click.IntRange(1, 256), default=32, show_default=True, help="Requests of a job.")
-@click.option("--accuracy", type=click.FloatRange(0, 1), help="Only the cheapest way that has it.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the lists of several sizes (PNG).")
+@click.option("--size", type=click.IntRange(1, 256), default=32, show_default=True, help="Number of requests of a job.")
+@click.option("--accuracy", type=click.FloatRange(0, 1), help="Print only the cheapest way with this accuracy.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the lists of several sizes into this PNG file.",
+)
 @JSON
 def command(bundle: Path, size: int, accuracy: float | None, plot: Path | None, as_json: bool) -> None:
     """Print the ways to do a job that no other way beats.

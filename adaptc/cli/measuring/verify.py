@@ -14,7 +14,9 @@ from adaptc.cli.output import print_result, status_line
 
 @click.command("verify")
 @BUNDLE
-@click.option("--numbers/--no-numbers", default=True, show_default=True, help="Compare with the source model.")
+@click.option(
+    "--numbers/--no-numbers", default=True, show_default=True, help="Compare numbers with the source model too."
+)
 @ROUTES
 @THREADS
 @BASE

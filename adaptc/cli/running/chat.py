@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("chat")
 @BUNDLE
-@click.option("--system", metavar="TEXT", help="What the model is told before the first message.")
+@click.option("--system", metavar="TEXT", help="System message that the conversation starts with.")
 @generation_options
 def command(bundle: Path, system: str | None, threads: int | None, verify: bool, **options: Any) -> None:
     """Talk with a bundle.

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @click.command("generate")
 @BUNDLE
-@click.option("-p", "--prompt", "prompts", multiple=True, help="The text to continue; several make a batch.")
+@click.option("-p", "--prompt", "prompts", multiple=True, help="Text to continue; several are answered as a batch.")
 @click.option("-f", "--prompt-file", metavar="FILE", help="Read the prompt from a file; - is stdin.")
-@click.option("--stream/--no-stream", default=True, show_default=True, help="Print pieces as they are written.")
-@click.option("--trace", is_flag=True, help="Print where the time went and what was skipped, to stderr.")
-@click.option("--json", "as_json", is_flag=True, help="Print answers, ids and traces as JSON, one a line.")
+@click.option("--stream/--no-stream", default=True, show_default=True, help="Print text while it is generated.")
+@click.option("--trace", is_flag=True, help="Print times and what was skipped to stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print answers, token ids and traces as JSON, one on each line.")
 @generation_options
 def command(
     bundle: Path,

@@ -14,22 +14,43 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
-    click.option("-n", "--max-new-tokens", type=int, default=256, show_default=True, help="Most tokens of an answer."),
-    click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token."),
-    click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k likeliest tokens; 0: all."),
     click.option(
-        "--top-p", type=float, default=1.0, show_default=True, help="Keep the likeliest, together this likely."
+        "-n", "--max-new-tokens", type=int, default=256, show_default=True, help="The largest number of new tokens."
+    ),
+    click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token."),
+    click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k most likely tokens; 0 keeps all."),
+    click.option(
+        "--top-p",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Keep the most likely tokens whose probabilities add up to this.",
     ),
     click.option(
-        "--min-p", type=float, default=0.0, show_default=True, help="Keep tokens this likely beside the first."
+        "--min-p",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Keep tokens at least this likely relative to the first.",
     ),
-    click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: repeat less."),
-    click.option("--seed", type=int, help="Makes sampling repeatable."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text."),
-    click.option("--budget", type=float, help="0 cheapest, 1 dense; by default the bundle's own, 1 if it names none."),
-    click.option("--route", help="The route to take, for a stitched bundle; by default its router picks."),
-    click.option("--threads", type=int, help="By default the physical cores."),
-    click.option("--verify/--no-verify", default=True, show_default=True, help="Check every file's sha256 first."),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Values above 1 make repetition less likely.",
+    ),
+    click.option("--seed", type=int, help="Seed that makes sampling repeatable."),
+    click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be repeated."),
+    click.option("--budget", type=float, help="0 is cheapest, 1 is dense; by default the bundle's own budget, or 1."),
+    click.option("--route", help="Route of a stitched bundle; by default its router picks one."),
+    click.option("--threads", type=int, help="By default one for each physical core."),
+    click.option(
+        "--verify/--no-verify",
+        default=True,
+        show_default=True,
+        help="Compare every file's sha256 with the manifest first.",
+    ),
 )
 
 

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 @click.command("route")
 @BUNDLE
 @click.option(
-    "--prompts", "file", type=click.Path(path_type=Path), required=True, help="A UTF-8 file, a prompt a line."
+    "--prompts", "file", type=click.Path(path_type=Path), required=True, help="A UTF-8 file with a prompt on each line."
 )
-@click.option("--budget", type=click.FloatRange(0, 1), help="0 cheapest, 1 dearest; by default as it was calibrated.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 1),
+    help="0 is cheapest, 1 is dearest; by default as the router was calibrated.",
+)
 @click.option("--explain", is_flag=True, help="Also print what each route would lose and cost.")
 @THREADS
 @JSON
