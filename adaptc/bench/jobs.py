@@ -16,9 +16,9 @@ from adaptc.bench.replay import Load, arrivals, policies, replay, summary
 from adaptc.errors import RequestError
 from adaptc.machine.description import Machine
 from adaptc.runtime.loading import load_modal
-from adaptc.runtime.multimodal.gate import choose, gate_reads, probabilities
-from adaptc.runtime.multimodal.inputs import Rows
-from adaptc.runtime.multimodal.profile import GateProfile
+from adaptc.runtime.multimodal.inputs import ModalInputs
+from adaptc.runtime.multimodal.modality_gate import choose_subsets, gate_features, probabilities
+from adaptc.runtime.multimodal.profile import ModalityGate
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.multimodal.strategy import Strategies
 from adaptc.training.modality_gate import NEAR, calibration_error
@@ -85,7 +85,7 @@ def bench_jobs(
         return found | {"threads": session.profile.threads, "machine": dataclasses.asdict(Machine.here())}
 
 
-def _warm(session: ModalSession, rows: Rows) -> None:
+def _warm(session: ModalSession, rows: ModalInputs) -> None:
     """Load every graph, so that no policy pays for it."""
     for subset in session.modal.subsets:
         session.graphs.run(subset.modalities, take(rows, slice(0, 2)))
@@ -95,7 +95,9 @@ def _ratio(results: Mapping[str, Mapping[str, Any]], name: str, key: str) -> flo
     return float(results[name][key] / results["whole"][key])
 
 
-def gate_worth(session: ModalSession, gate: GateProfile, rows: Rows, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
+def gate_worth(
+    session: ModalSession, gate: ModalityGate, rows: ModalInputs, labels: npt.NDArray[np.int64]
+) -> dict[str, Any]:
     """The gate against the table of subsets, on rows that it was neither fitted nor calibrated on.
 
     Costs are the profile's seconds a row in large batches. The table's accuracy at a cost is the best mix of two
@@ -112,12 +114,12 @@ def gate_worth(session: ModalSession, gate: GateProfile, rows: Rows, labels: npt
     costs = {s.modalities: s.seconds[-1] / largest for s in session.profile.subsets}
     table = hull([(costs[each], float(found.mean())) for each, found in right.items()])
     feeds = {e: a for name in gate.subsets[0] for e, a in session.graphs.features(name, rows[name]).items()}
-    reads = gate_reads(feeds, logits[gate.subsets[0]])
+    reads = gate_features(feeds, logits[gate.subsets[0]])
     p = probabilities(gate, reads)
     truth = np.stack([right[each] for each in gate.subsets], 1)
     levels: list[dict[str, Any]] = []
     for level in gate.levels:
-        chosen = choose(gate, reads, level.price)
+        chosen = choose_subsets(gate, reads, level.price)
         accuracy = float(truth[np.arange(len(p)), chosen].mean())
         cost = costs[gate.subsets[0]] + float(np.array(gate.seconds)[chosen].mean())
         same = cost_at(table, accuracy)

@@ -22,8 +22,8 @@ from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.bundle.folder import Bundle, open_bundle, write_bundle
 from adaptc.runtime.bundle.names import PROFILE
 from adaptc.runtime.loading import load_modal
-from adaptc.runtime.multimodal.inputs import Rows
-from adaptc.runtime.multimodal.profile import Profile, SubsetProfile, wilson
+from adaptc.runtime.multimodal.inputs import ModalInputs
+from adaptc.runtime.multimodal.profile import ModalProfile, SubsetProfile, wilson
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.training.modality_gate import fit_gate
 
@@ -46,7 +46,7 @@ def profile_bundle(
     largest_batch: int = 32,
     gate: bool = True,
     stage: Callable[[str], None] = lambda _: None,
-) -> Profile:
+) -> ModalProfile:
     """Measure a bundle and write what was found into it.
 
     Args:
@@ -78,7 +78,7 @@ def profile_bundle(
                 SubsetProfile(float(found.mean()), low, high, modalities=modalities, seconds=seconds[modalities])
             )
         [name] = open_bundle(path, verify=False).manifest.modal
-        profile = Profile(
+        profile = ModalProfile(
             name,
             Machine.here().cpu,
             threads or physical_cores(),
@@ -102,7 +102,7 @@ def add_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
     return write_bundle(bundle.path, files | {name: content}, bundle.manifest)
 
 
-def read_labelled(path: Path, session: ModalSession) -> tuple[Rows, npt.NDArray[np.int64]]:
+def read_labelled(path: Path, session: ModalSession) -> tuple[ModalInputs, npt.NDArray[np.int64]]:
     """Inputs and labels.
 
     Raises:
@@ -125,12 +125,12 @@ def read_labelled(path: Path, session: ModalSession) -> tuple[Rows, npt.NDArray[
     return rows, labels.astype(np.int64)
 
 
-def take(rows: Rows, picked: Any) -> Rows:
+def take(rows: ModalInputs, picked: Any) -> ModalInputs:
     """Some of the rows."""
     return {name: {each: array[picked] for each, array in inputs.items()} for name, inputs in rows.items()}
 
 
-def outputs_of(session: ModalSession, rows: Rows, at_once: int = 32) -> dict[Subset, npt.NDArray[Any]]:
+def outputs_of(session: ModalSession, rows: ModalInputs, at_once: int = 32) -> dict[Subset, npt.NDArray[Any]]:
     """Every subset's first output for every row, float[rows, classes]; each encoder runs once for each row."""
     count = len(next(iter(next(iter(rows.values())).values())))
     parts: dict[Subset, list[npt.NDArray[Any]]] = {each.modalities: [] for each in session.modal.subsets}
@@ -143,7 +143,7 @@ def outputs_of(session: ModalSession, rows: Rows, at_once: int = 32) -> dict[Sub
     return {subset: np.concatenate(found) for subset, found in parts.items()}
 
 
-def _right(session: ModalSession, rows: Rows, labels: npt.NDArray[np.int64]) -> dict[Subset, Bools]:
+def _right(session: ModalSession, rows: ModalInputs, labels: npt.NDArray[np.int64]) -> dict[Subset, Bools]:
     found = outputs_of(session, rows)
     for logits in found.values():
         if logits.ndim != 2:
@@ -152,7 +152,7 @@ def _right(session: ModalSession, rows: Rows, labels: npt.NDArray[np.int64]) -> 
 
 
 def _seconds(
-    session: ModalSession, rows: Rows, batches: tuple[int, ...]
+    session: ModalSession, rows: ModalInputs, batches: tuple[int, ...]
 ) -> tuple[dict[Subset, tuple[float, ...]], dict[str, tuple[float, ...]]]:
     """Seconds of each subset, and of each encoder, for each batch size.
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.multimodal.inputs import Rows
-from adaptc.runtime.multimodal.scheduler import Schedule
-from adaptc.runtime.multimodal.session import ModalSession, seconds_of
-from adaptc.runtime.multimodal.strategy import Option, Strategies
+from adaptc.runtime.multimodal.inputs import ModalInputs
+from adaptc.runtime.multimodal.scheduler import ModalityScheduler
+from adaptc.runtime.multimodal.session import ModalSession
+from adaptc.runtime.multimodal.strategy import ModalityOption, Strategies, seconds_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -53,7 +53,7 @@ class Arrival:
 
     Attributes:
         time: When, in seconds.
-        requests: Rows of the data, int64[size].
+        requests: ModalInputs of the data, int64[size].
         floor: Least average accuracy.
         slack: Seconds from its coming to its deadline.
     """
@@ -89,7 +89,7 @@ class Outcome:
     options: Mapping[str, int]
 
 
-def policies(session: ModalSession) -> dict[str, tuple[Option, ...]]:
+def policies(session: ModalSession) -> dict[str, tuple[ModalityOption, ...]]:
     """What each policy may choose from."""
     every = session.options
     whole = tuple(session.modal.subsets[-1].modalities)
@@ -98,7 +98,7 @@ def policies(session: ModalSession) -> dict[str, tuple[Option, ...]]:
     return named | ({"gate": every} if len(every) > len(table) else {})
 
 
-def arrivals(load: Load, rate: float, kind: str, whole: Option, rows: int, accuracy: float) -> list[Arrival]:
+def arrivals(load: Load, rate: float, kind: str, whole: ModalityOption, rows: int, accuracy: float) -> list[Arrival]:
     """Draw jobs.
 
     Args:
@@ -127,9 +127,9 @@ def arrivals(load: Load, rate: float, kind: str, whole: Option, rows: int, accur
 
 def replay(
     session: ModalSession,
-    options: Sequence[Option],
+    options: Sequence[ModalityOption],
     jobs: Sequence[Arrival],
-    rows: Rows,
+    rows: ModalInputs,
     labels: Ints,
     strategies: Strategies | None = None,
 ) -> Outcome:
@@ -144,7 +144,7 @@ def replay(
         strategies: Over these options, if they were worked out before.
     """
     ways = strategies or Strategies(options, max(len(job.requests) for job in jobs))
-    schedule = Schedule(max(len(option.seconds) for option in options))
+    schedule = ModalityScheduler(max(len(option.seconds) for option in options))
     ends, right = [0.0] * len(jobs), [0] * len(jobs)
     expected = [0.0] * len(jobs)
     confidence: list[tuple[float, bool]] = []

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adaptc.runtime.multimodal.profile import Profile
+from adaptc.runtime.multimodal.profile import ModalProfile
 from adaptc.runtime.multimodal.strategy import Strategies
 
 COLOURS = {"whole": "#9aa3b5", "table": "#3d7dca", "gate": "#d1633c"}
 KINDS = {"saturated": "all at once", "poisson": "Poisson", "bursty": "bursty"}
 
 
-def plot_strategies(profile: Profile, strategies: Strategies, into: Path) -> None:
+def plot_strategies(profile: ModalProfile, strategies: Strategies, into: Path) -> None:
     """Draw the Pareto lists of several job sizes, and the subsets with their intervals, as a PNG."""
     figure, (left, right) = _figure()
     batch = profile.batches[-1]

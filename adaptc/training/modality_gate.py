@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.multimodal.gate import gate_reads
-from adaptc.runtime.multimodal.inputs import Rows
-from adaptc.runtime.multimodal.profile import GateLevel, GateProfile, Profile, wilson
+from adaptc.runtime.multimodal.inputs import ModalInputs
+from adaptc.runtime.multimodal.modality_gate import gate_features
+from adaptc.runtime.multimodal.profile import ModalityGate, ModalityGateLevel, ModalProfile, wilson
 from adaptc.runtime.multimodal.session import ModalSession
 
 FOLDS = 5
@@ -40,7 +40,9 @@ class _Fit:
     held_out: Floats
 
 
-def fit_gate(session: ModalSession, profile: Profile, rows: Rows, right: Mapping[Subset, Bools]) -> GateProfile | None:
+def fit_gate(
+    session: ModalSession, profile: ModalProfile, rows: ModalInputs, right: Mapping[Subset, Bools]
+) -> ModalityGate | None:
     """The best gate over all choices of its first subset.
 
     Args:
@@ -55,7 +57,7 @@ def fit_gate(session: ModalSession, profile: Profile, rows: Rows, right: Mapping
     """
     whole = profile.subsets[-1]
     target = whole.accuracy - NEAR
-    found: list[tuple[float, GateProfile]] = []
+    found: list[tuple[float, ModalityGate]] = []
     for first in profile.subsets[:-1]:
         if first.seconds[-1] > 0.6 * whole.seconds[-1]:
             continue
@@ -72,8 +74,12 @@ def fit_gate(session: ModalSession, profile: Profile, rows: Rows, right: Mapping
 
 
 def _gate(
-    session: ModalSession, profile: Profile, rows: Rows, right: Mapping[Subset, Bools], subsets: Sequence[Subset]
-) -> GateProfile:
+    session: ModalSession,
+    profile: ModalProfile,
+    rows: ModalInputs,
+    right: Mapping[Subset, Bools],
+    subsets: Sequence[Subset],
+) -> ModalityGate:
     first = subsets[0]
     reads = _reads(session, first, rows)
     mean, scale = reads.mean(0), 1 / (reads.std(0) + 1e-6)
@@ -83,7 +89,7 @@ def _gate(
     extra = _extra(profile, first, subsets)
     order = np.lexsort((extra,))
     assert order[0] == 0  # the first costs nothing beside itself
-    gate = GateProfile(
+    gate = ModalityGate(
         subsets=tuple(subsets),
         mean=_floats(mean),
         scale=_floats(scale),
@@ -97,7 +103,7 @@ def _gate(
     return replace(gate, levels=_levels(fit.held_out, truth, extra))
 
 
-def _reads(session: ModalSession, first: Subset, rows: Rows) -> Floats:
+def _reads(session: ModalSession, first: Subset, rows: ModalInputs) -> Floats:
     count = len(next(iter(next(iter(rows.values())).values())))
     parts = []
     for start in range(0, count, 32):
@@ -109,11 +115,11 @@ def _reads(session: ModalSession, first: Subset, rows: Rows) -> Floats:
             ).items()
         }
         logits = session.graphs.engine_run(session.graphs.head(first), feeds)
-        parts.append(gate_reads(feeds, next(iter(logits.values()))))
+        parts.append(gate_features(feeds, next(iter(logits.values()))))
     return np.concatenate(parts)
 
 
-def _extra(profile: Profile, first: Subset, subsets: Sequence[Subset]) -> Floats:
+def _extra(profile: ModalProfile, first: Subset, subsets: Sequence[Subset]) -> Floats:
     """Seconds a row takes in each subset beside the first, whose encoders are not run again."""
     largest = profile.batches[-1]
     found = [0.0]
@@ -201,9 +207,9 @@ def calibration_error(p: Floats, truth: Bools, parts: int = 5) -> float:
     return float(max(errors))
 
 
-def _levels(p: Floats, truth: Bools, seconds: Floats) -> tuple[GateLevel, ...]:
+def _levels(p: Floats, truth: Bools, seconds: Floats) -> tuple[ModalityGateLevel, ...]:
     """Settings from cheap to accurate that no other one beats, on rows the gate was not fitted on."""
-    found: list[tuple[float, GateLevel]] = []
+    found: list[tuple[float, ModalityGateLevel]] = []
     for price in np.concatenate([[0.0], np.geomspace(1e-3, 1.0, 80)]) / seconds.max():
         chosen = np.argmax(p - price * seconds, 1)
         right = truth[np.arange(len(p)), chosen]
@@ -212,10 +218,10 @@ def _levels(p: Floats, truth: Bools, seconds: Floats) -> tuple[GateLevel, ...]:
         found.append(
             (
                 float(shares @ seconds),
-                GateLevel(float(right.mean()), low, high, price=float(price), shares=_floats(shares)),
+                ModalityGateLevel(float(right.mean()), low, high, price=float(price), shares=_floats(shares)),
             )
         )
-    kept: list[GateLevel] = []
+    kept: list[ModalityGateLevel] = []
     for _, level in sorted(found, key=lambda each: (each[0], -each[1].accuracy)):
         if not kept or level.accuracy > kept[-1].accuracy:
             kept.append(level)

@@ -1,4 +1,4 @@
-"""Read a multimodal request; what cannot be is said before anything runs."""
+"""Read and check the inputs of a multimodal request before anything runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from adaptc.runtime.text.tokenizer import Tokenizer
 Inputs = Mapping[str, Any]
 """Values by the name of an input, or of a modality that has one input or reads text."""
 
-Rows = dict[str, dict[str, Array]]
+ModalInputs = dict[str, dict[str, Array]]
 """By modality, its inputs by name: [rows, ...] each."""
 
 
-def read_inputs(inputs: Inputs, modal: ModalSpec, specs: Mapping[str, TensorSpec], tokenizer: Tokenizer | None) -> Rows:
-    """The modalities that a request brings, as arrays that the graphs take.
+def batch_size(inputs: ModalInputs) -> int:
+    """The number of rows that inputs have."""
+    return len(next(iter(next(iter(inputs.values())).values())))
+
+
+def read_inputs(
+    inputs: Inputs, modal: ModalSpec, specs: Mapping[str, TensorSpec], tokenizer: Tokenizer | None
+) -> ModalInputs:
+    """The inputs of a request, as arrays that the graphs take.
 
     Args:
         inputs: Arrays with or without a batch axis, or texts. A modality that is absent, or None, is missing.
@@ -35,27 +42,27 @@ def read_inputs(inputs: Inputs, modal: ModalSpec, specs: Mapping[str, TensorSpec
         RequestError: an unknown name, a value of another kind or shape, values that are not finite, no modality at
             all, or different numbers of rows.
     """
-    given = {name: value for name, value in inputs.items() if value is not None}
+    values = {name: value for name, value in inputs.items() if value is not None}
     owners = {each: name for name, spec in modal.modalities.items() for each in spec.inputs}
-    found: Rows = {}
-    for name, value in given.items():
+    result: ModalInputs = {}
+    for name, value in values.items():
         if name in owners:
-            found.setdefault(owners[name], {})[name] = _array(name, value, specs[name])
+            result.setdefault(owners[name], {})[name] = _array(name, value, specs[name])
         elif name in modal.modalities:
-            found[name] = _modality(name, value, modal.modalities[name].inputs, specs, tokenizer)
+            result[name] = _modality(name, value, modal.modalities[name].inputs, specs, tokenizer)
         else:
             raise RequestError(f"inputs: no modality or input {name!r}; there are: {', '.join(modal.modalities)}")
-    for name, arrays in found.items():
+    for name, arrays in result.items():
         lacking = [each for each in modal.modalities[name].inputs if each not in arrays]
         if lacking:
             raise RequestError(f"inputs: {name} lacks {lacking[0]}; all of its inputs are needed")
-    if not found:
+    if not result:
         raise RequestError(f"inputs: none; one or more of {', '.join(modal.modalities)} are needed")
-    rows = {name: len(next(iter(arrays.values()))) for name, arrays in found.items()}
-    counts = {len(array) for arrays in found.values() for array in arrays.values()}
+    rows = {name: len(next(iter(arrays.values()))) for name, arrays in result.items()}
+    counts = {len(array) for arrays in result.values() for array in arrays.values()}
     if len(counts) != 1 or 0 in counts:
         raise RequestError(f"inputs: rows {rows}; the same number of each, from 1, is needed")
-    return {name: found[name] for name in modal.modalities if name in found}
+    return {name: result[name] for name in modal.modalities if name in result}
 
 
 def _modality(
@@ -91,8 +98,8 @@ def _tokens(
         tokens = tokenizer.encode(text)[: int(length)]
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = 1
-    found = {INPUT_IDS: ids, ATTENTION_MASK: mask}
-    return {each: found[each].astype(specs[each].dtype) for each in inputs if each in found}
+    arrays = {INPUT_IDS: ids, ATTENTION_MASK: mask}
+    return {each: arrays[each].astype(specs[each].dtype) for each in inputs if each in arrays}
 
 
 def _array(name: str, value: Any, spec: TensorSpec) -> Array:

@@ -1,4 +1,4 @@
-"""A queue of jobs on a session: one thread runs batches, and whoever submits gets a ticket."""
+"""A queue of jobs on a session: one thread runs the batches, and each caller gets a ticket."""
 
 from __future__ import annotations
 
@@ -7,33 +7,53 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from adaptc.runtime.backends.engine import Array
 from adaptc.runtime.errors import AdaptcError, RequestError
-from adaptc.runtime.multimodal.inputs import Inputs, Rows
-from adaptc.runtime.multimodal.scheduler import Admission, Batch, Schedule
-from adaptc.runtime.multimodal.session import Executed, ModalSession, check_share
-from adaptc.runtime.multimodal.strategy import Strategies
+from adaptc.runtime.multimodal.inputs import Inputs, ModalInputs, batch_size
+from adaptc.runtime.multimodal.profile import ModalProfile
+from adaptc.runtime.multimodal.scheduler import Admission, Batch, ModalityScheduler
+from adaptc.runtime.multimodal.strategy import ModalityOption, Strategies
+from adaptc.runtime.multimodal.subsets import BatchOutput
+from adaptc.runtime.validation import check_share
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 LARGEST_JOB = 256
-"""Requests of a job, at most: strategies of every size up to it are kept."""
+"""The largest number of requests in a job: strategies of every size up to it are kept."""
+
+
+class JobRunner(Protocol):
+    """What a queue needs of a session."""
+
+    @property
+    def profile(self) -> ModalProfile | None:
+        """What was measured; None if `adaptc profile` never ran on the bundle."""
+
+    @property
+    def options(self) -> tuple[ModalityOption, ...]:
+        """What can be done with a request."""
+
+    def read(self, inputs: Inputs) -> ModalInputs:
+        """Check inputs and bring them into the graphs' form."""
+
+    def execute(self, option: ModalityOption, inputs: ModalInputs) -> BatchOutput:
+        """Run an option on a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """A job that is done.
+    """The result of a job.
 
     Attributes:
         outputs: The model's outputs by name, [requests, ...].
-        modalities: For each request, the modalities it was answered from.
-        accuracy: Expected share of right answers.
-        seconds: From submitting to the last answer.
+        modalities: The modalities that each request's outputs come from.
+        accuracy: Expected share of correct outputs, 0 to 1.
+        seconds: Time from `submit` to the job's last output.
         late: Whether the deadline had passed by then.
     """
 
@@ -45,20 +65,20 @@ class JobResult:
 
 
 class Ticket:
-    """A job that was submitted.
+    """A submitted job.
 
     Attributes:
-        admission: Whether it was taken, and when it will be done.
+        admission: Whether it was accepted, and when it will be done.
     """
 
-    def __init__(self, admission: Admission, rows: Rows, deadline: float) -> None:
-        """Made by `JobQueue.submit`."""
+    def __init__(self, admission: Admission, inputs: ModalInputs, deadline: float) -> None:
+        """Created by `JobQueue.submit`."""
         self.admission = admission
-        self.rows = rows
+        self.inputs = inputs
         self.deadline = deadline
         self.began = monotonic()
-        self.right = 0.0
-        self.answers: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
+        self.correct = 0.0
+        self.outputs: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
         self._done = threading.Event()
         self._result: JobResult | AdaptcError | None = None
 
@@ -69,8 +89,8 @@ class Ticket:
             timeout: Most seconds to wait; None for ever.
 
         Raises:
-            RequestError: it was refused, or is not done in time.
-            AdaptcError: it failed.
+            RequestError: the job was refused, or is not done in time.
+            AdaptcError: the job failed.
         """
         if not self.admission.accepted:
             raise RequestError(f"job: refused: {self.admission.why}")
@@ -82,16 +102,19 @@ class Ticket:
         return self._result
 
     def settle(self, result: JobResult | AdaptcError) -> None:
-        """Give the waiting their answer."""
+        """Set the result and wake all callers that wait for it."""
         self._result = result
         self._done.set()
 
 
 class JobQueue:
-    """Runs jobs; what is wrong with one of them is said on its ticket, and the others go on."""
+    """Runs jobs; a job that fails reports its error by its ticket, and all others go on."""
 
-    def __init__(self, session: ModalSession) -> None:
+    def __init__(self, session: JobRunner) -> None:
         """Start the thread.
+
+        Args:
+            session: Runs the batches; it must stay open until the queue is closed.
 
         Raises:
             RequestError: the session's bundle was never profiled.
@@ -99,7 +122,7 @@ class JobQueue:
         if session.profile is None:
             raise RequestError("jobs: this bundle was never profiled; adaptc profile BUNDLE does")
         self._session = session
-        self._schedule = Schedule(session.profile.batches[-1])
+        self._scheduler = ModalityScheduler(session.profile.batches[-1])
         self._strategies: dict[frozenset[str], Strategies] = {}
         self._tickets: dict[int, Ticket] = {}
         self._next = 0
@@ -112,12 +135,12 @@ class JobQueue:
         """Queue a job.
 
         Args:
-            inputs: Of all its requests, as `ModalSession.infer` takes them.
-            accuracy: Least average of expected right answers, 0 to 1.
-            deadline_ms: From now.
+            inputs: Inputs of all its requests, as `ModalSession.infer` takes them.
+            accuracy: The lowest acceptable average of expected accuracy, 0 to 1.
+            deadline_ms: Milliseconds from now, above 0.
 
         Returns:
-            A ticket; it says at once if the deadline cannot be kept, and then the job is not queued.
+            A ticket; its `admission` says whether the deadline can be kept. If not, the job is not queued.
 
         Raises:
             RequestError: the inputs are wrong, there are too many or no requests, or the accuracy cannot be reached.
@@ -125,8 +148,8 @@ class JobQueue:
         check_share("accuracy", accuracy)
         if not deadline_ms > 0:
             raise RequestError(f"deadline_ms: {deadline_ms!r}; more than 0 is needed")
-        rows = self._session.read(inputs)
-        size = len(next(iter(next(iter(rows.values())).values())))
+        arrays = self._session.read(inputs)
+        size = batch_size(arrays)
         if size > LARGEST_JOB:
             raise RequestError(f"job: {size} requests; 1 to {LARGEST_JOB} are right")
         with self._changed:
@@ -135,9 +158,9 @@ class JobQueue:
             name, now = self._next, monotonic()
             self._next += 1
             deadline = now + deadline_ms / 1e3
-            strategies = self._ways(frozenset(rows))
-            admission = self._schedule.submit(name, size, accuracy, deadline, strategies, now)
-            ticket = Ticket(admission, rows, deadline)
+            strategies = self._strategies_of(frozenset(arrays))
+            admission = self._scheduler.submit(name, size, accuracy, deadline, strategies, now)
+            ticket = Ticket(admission, arrays, deadline)
             if admission.accepted:
                 self._tickets[name] = ticket
                 self._changed.notify_all()
@@ -156,60 +179,66 @@ class JobQueue:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ways(self, brought: frozenset[str]) -> Strategies:
-        """Strategies over what can be done with these modalities."""
-        if brought not in self._strategies:
-            fitting = [each for each in self._session.options if set(each.subset) <= brought]
+    def _strategies_of(self, modalities: frozenset[str]) -> Strategies:
+        """Strategies over the options that need no other modalities."""
+        if modalities not in self._strategies:
+            fitting = [each for each in self._session.options if set(each.subset) <= modalities]
             if not fitting:
-                raise RequestError(f"inputs: {'+'.join(sorted(brought))} alone was not compiled")
-            self._strategies[brought] = Strategies(fitting, LARGEST_JOB)
-        return self._strategies[brought]
+                raise RequestError(f"inputs: {'+'.join(sorted(modalities))} alone was not compiled")
+            self._strategies[modalities] = Strategies(fitting, LARGEST_JOB)
+        return self._strategies[modalities]
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                batch = self._schedule.next(monotonic())
+                batch = self._scheduler.next(monotonic())
                 while batch is None and not self._closed:
                     self._changed.wait()
-                    batch = self._schedule.next(monotonic())
+                    batch = self._scheduler.next(monotonic())
                 if batch is None:
                     return
-                rows = gather(batch.option.subset, {n: self._tickets[n].rows for n, _ in batch.rows}, batch.rows)
+                inputs = gather(batch.option.subset, {n: self._tickets[n].inputs for n, _ in batch.rows}, batch.rows)
             began = monotonic()
             try:
-                done: Executed | AdaptcError = self._session.execute(batch.option, rows)
+                output: BatchOutput | AdaptcError = self._session.execute(batch.option, inputs)
             except AdaptcError as error:
-                done = error
+                output = error
             with self._changed:
-                self._note(batch, done, monotonic() - began)
+                self._record(batch, output, monotonic() - began)
 
-    def _note(self, batch: Batch, done: Executed | AdaptcError, seconds: float) -> None:
+    def _record(self, batch: Batch, output: BatchOutput | AdaptcError, seconds: float) -> None:
+        """Hand a batch's outputs, or its error, to the tickets of its jobs."""
         now = monotonic()
-        if isinstance(done, AdaptcError):
+        if isinstance(output, AdaptcError):
             failed = dict.fromkeys(name for name, _ in batch.rows)
-            self._schedule.drop(failed, now)
+            self._scheduler.drop(failed, now)
             for name in failed:
-                self._tickets.pop(name).settle(done)
+                self._tickets.pop(name).settle(output)
             return
         for place, (name, row) in enumerate(batch.rows):
             if name in self._tickets:
                 ticket = self._tickets[name]
-                ticket.answers[row] = ({k: a[place] for k, a in done.outputs.items()}, done.modalities[place])
-                ticket.right += batch.option.accuracy
-        for name in self._schedule.done(batch, now, seconds):
+                ticket.outputs[row] = ({k: a[place] for k, a in output.outputs.items()}, output.modalities[place])
+                ticket.correct += batch.option.accuracy
+        for name in self._scheduler.done(batch, now, seconds):
             ticket = self._tickets.pop(name)
-            answers = [ticket.answers[row] for row in range(len(ticket.answers))]
-            outputs = {k: np.stack([answer[0][k] for answer in answers]) for k in answers[0][0]}
-            share = ticket.right / len(answers)
-            ticket.settle(
-                JobResult(outputs, tuple(a[1] for a in answers), share, now - ticket.began, now > ticket.deadline)
-            )
+            requests = [ticket.outputs[row] for row in range(len(ticket.outputs))]
+            outputs = {name: np.stack([arrays[name] for arrays, _ in requests]) for name in requests[0][0]}
+            modalities = tuple(used for _, used in requests)
+            accuracy = ticket.correct / len(requests)
+            ticket.settle(JobResult(outputs, modalities, accuracy, now - ticket.began, now > ticket.deadline))
 
 
-def gather(subset: Sequence[str], jobs: Mapping[int, Rows], rows: Sequence[tuple[int, int]]) -> Rows:
-    """The inputs of some requests of several jobs, as one batch."""
-    found: dict[str, dict[str, Any]] = {}
+def gather(subset: Sequence[str], jobs: Mapping[int, ModalInputs], rows: Sequence[tuple[int, int]]) -> ModalInputs:
+    """The inputs of some requests of several jobs, as one batch.
+
+    Args:
+        subset: The modalities to gather.
+        jobs: Inputs of each job, by its number.
+        rows: (job, index of the request within it), in the order of the batch.
+    """
+    gathered: dict[str, dict[str, Any]] = {}
     for name in subset:
         inputs = jobs[rows[0][0]][name]
-        found[name] = {each: np.stack([jobs[job][name][each][row] for job, row in rows]) for each in inputs}
-    return found
+        gathered[name] = {each: np.stack([jobs[job][name][each][row] for job, row in rows]) for each in inputs}
+    return gathered

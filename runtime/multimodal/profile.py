@@ -1,4 +1,4 @@
-"""What was measured of a bundle's subsets: accuracy on labelled data, and seconds on one machine."""
+"""The profile of a bundle's subsets of modalities: accuracy on labelled data, and seconds on one machine."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How often something is right on labelled rows.
+    """Measured accuracy on labelled rows.
 
     Attributes:
-        accuracy: Share of the rows it gets right.
+        accuracy: Share of the rows that are processed correctly, 0 to 1.
         low: Lower end of the 95 % interval of `accuracy` (Wilson).
         high: Upper end.
     """
@@ -36,7 +36,7 @@ class SubsetProfile(Accuracy):
 
     Attributes:
         modalities: Their names.
-        seconds: Of a batch, for each of the profile's batch sizes; encoders and the subset's own graph.
+        seconds: Time of a batch for each of the profile's batch sizes, encoders and the subset's own graph together.
     """
 
     modalities: tuple[str, ...]
@@ -44,12 +44,12 @@ class SubsetProfile(Accuracy):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateLevel(Accuracy):
-    """One setting of the gate; its accuracy is of rows that were held out.
+class ModalityGateLevel(Accuracy):
+    """One setting of the modality gate; its accuracy is measured on rows that were held out.
 
     Attributes:
         price: Accuracy that a second must buy: a row takes the subset with the largest P(correct) - price · seconds.
-        shares: Share of rows that each subset of the gate gets.
+        shares: Share of rows that goes to each subset of the gate.
     """
 
     price: float
@@ -57,17 +57,17 @@ class GateLevel(Accuracy):
 
 
 @dataclass(frozen=True, slots=True)
-class GateProfile:
-    """P(correct | subset), from the first subset's features and answer.
+class ModalityGate:
+    """The modality gate: P(correct | subset), from the first subset's features and outputs.
 
     Attributes:
         subsets: Modalities of each subset it chooses from; the first is run for every row, and its modality's
             features are what the gate reads.
-        mean: Of what it reads, float[width].
-        scale: One over its spread, float[width].
+        mean: Mean of its inputs, float[width].
+        scale: One over their standard deviation, float[width].
         weights: For each subset, float[width].
         bias: For each subset.
-        seconds: Of a row, for each subset: what it costs beside the first.
+        seconds: Extra time of a row for each subset, besides the first.
         error: Calibration error on held-out rows: mean |P - share right| over five equal parts.
         rows: How many rows were held out.
         levels: From the cheapest to the most accurate.
@@ -81,22 +81,22 @@ class GateProfile:
     seconds: tuple[float, ...]
     error: float
     rows: int
-    levels: tuple[GateLevel, ...]
+    levels: tuple[ModalityGateLevel, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """All that was measured.
+class ModalProfile:
+    """The measurements of one bundle on one machine.
 
     Attributes:
         model: The model's name in the bundle.
         cpu: The machine's processor.
-        threads: Of each engine.
+        threads: Threads of each engine.
         batches: Batch sizes that were timed, rising from 1.
-        rows: Labelled rows that accuracies are of.
-        subsets: In the bundle's order.
-        encoders: Seconds of a batch of each encoder alone, by modality.
-        gate: The learned gate, if there is one.
+        rows: Number of labelled rows behind the accuracies.
+        subsets: Their measurements, in the bundle's order.
+        encoders: Seconds of a batch for each encoder alone, by modality.
+        gate: The modality gate, if there is one.
     """
 
     model: str
@@ -106,18 +106,18 @@ class Profile:
     rows: int
     subsets: tuple[SubsetProfile, ...]
     encoders: dict[str, tuple[float, ...]]
-    gate: GateProfile | None
+    gate: ModalityGate | None
 
     def to_json(self) -> str:
         """The text of `profile.json`."""
         return dumps(self)
 
     def subset(self, modalities: tuple[str, ...]) -> SubsetProfile:
-        """What was measured of a subset."""
+        """The measurements of a subset."""
         return next(each for each in self.subsets if each.modalities == modalities)
 
 
-def read_profile(folder: Path) -> Profile | None:
+def read_profile(folder: Path) -> ModalProfile | None:
     """A bundle's profile; None if it was never profiled.
 
     Raises:
@@ -127,7 +127,7 @@ def read_profile(folder: Path) -> Profile | None:
     if not path.exists():
         return None
     try:
-        return loads(Profile, path.read_bytes())
+        return loads(ModalProfile, path.read_bytes())
     except BundleError as error:
         raise BundleError(f"{path}: {error}; `adaptc profile` writes it anew") from error
 

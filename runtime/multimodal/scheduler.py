@@ -1,9 +1,9 @@
-"""Jobs in the order of their deadlines, each as accurate as time allows; no threads and no clock of its own.
+"""The modality scheduler (MOSEL): jobs in the order of their deadlines, each as accurate as time allows.
 
-A job is many requests with an accuracy that their average must not fall below, and a deadline. Every job starts at
-the most accurate way there is. Where a deadline would be missed, jobs before it go, step by step, to cheaper ways: each
-time the step that loses the least accuracy for a second saved, and never below a job's floor. This is worked out anew
-whenever a job comes or one is done, so a step is undone as soon as there is time again.
+A job is many requests with a deadline, and with a floor under their average accuracy. Every job starts with its most
+accurate plan. Where a deadline would be missed, the jobs up to it step down to cheaper plans: each time the step that
+loses the least accuracy for a second saved, and never below a job's floor. All plans are computed anew whenever a job
+arrives or ends, so a step is undone as soon as there is time again. The scheduler has no threads and no clock.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.multimodal.strategy import Option, Point, Strategies
+from adaptc.runtime.multimodal.strategy import JobPlan, ModalityOption, Strategies
 
 DRIFT = 0.1
-"""Where a job ends sooner or later than foreseen by this share of the time all jobs need, all is worked out anew."""
+"""Plans are computed anew where a job ends this much sooner or later than predicted, as a share of all jobs' time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """The answer to a job.
+    """Whether a job is accepted.
 
     Attributes:
         accepted: Whether it is queued.
-        finish: When it will be done, on the schedule's clock, as far as can be told.
-        why: A sentence, if it is not.
+        finish: Predicted time of its end, in seconds on the caller's clock.
+        why: The reason if it is refused, else "".
     """
 
     accepted: bool
@@ -40,17 +40,17 @@ class Batch:
     """Requests to run together.
 
     Attributes:
-        option: What to do with them.
+        option: How they are processed.
         rows: (job, index of the request within it).
     """
 
-    option: Option
+    option: ModalityOption
     rows: tuple[tuple[int, int], ...]
 
 
 @dataclass(slots=True)
 class _Job:
-    """A job that is not done."""
+    """A job that has not ended."""
 
     name: int
     size: int
@@ -58,55 +58,55 @@ class _Job:
     deadline: float
     strategies: Strategies
     pending: deque[int]
-    right: float = 0.0
+    correct: float = 0.0
     running: int = 0
     counts: list[int] = field(default_factory=list)
-    known: tuple[int, list[Point]] = (0, [])
+    known: tuple[int, list[JobPlan]] = (0, [])
 
-    def ways(self) -> list[Point]:
-        """Ways to do what is left that keep the floor, cheapest first; only those on the convex hull."""
+    def plans(self) -> list[JobPlan]:
+        """Plans for the remaining requests that keep the floor, cheapest first; only those on the convex hull."""
         left = len(self.pending)
         if self.known[0] != left:
-            needed = (self.floor * self.size - self.right) / left
+            needed = (self.floor * self.size - self.correct) / left
             front = self.strategies.front(left)
-            enough = [point for point in front if point.accuracy >= needed - 1e-9] or front[-1:]
+            enough = [plan for plan in front if plan.accuracy >= needed - 1e-9] or front[-1:]
             self.known = left, hull(enough)
         return self.known[1]
 
 
-def hull(points: list[Point]) -> list[Point]:
-    """The points at which steps to the cheaper side lose ever more accuracy for a second saved."""
-    kept: list[Point] = []
-    for point in points:
-        while len(kept) > 1 and _slope(kept[-1], point) >= _slope(kept[-2], kept[-1]):
+def hull(plans: list[JobPlan]) -> list[JobPlan]:
+    """The plans at which steps to the cheaper side lose more and more accuracy for a second saved."""
+    kept: list[JobPlan] = []
+    for plan in plans:
+        while len(kept) > 1 and _slope(kept[-1], plan) >= _slope(kept[-2], kept[-1]):
             kept.pop()
-        kept.append(point)
+        kept.append(plan)
     return kept
 
 
-def _slope(cheap: Point, dear: Point) -> float:
+def _slope(cheap: JobPlan, dear: JobPlan) -> float:
     return (dear.accuracy - cheap.accuracy) / max(dear.seconds - cheap.seconds, 1e-12)
 
 
-class Schedule:
-    """Which requests to run next.
+class ModalityScheduler:
+    """Decides which requests to run next, and on which modalities.
 
     Attributes:
-        swaps: How many steps to cheaper ways the newest assignment took.
+        swaps: Steps to cheaper plans that the newest assignment took.
     """
 
     def __init__(self, largest_batch: int) -> None:
         """Start without jobs.
 
         Args:
-            largest_batch: Most requests run together.
+            largest_batch: The largest number of requests that run together.
         """
         self.swaps = 0
         self._largest = largest_batch
         self._jobs: dict[int, _Job] = {}
         self._finish: dict[int, float] = {}
         self._horizon = 0.0
-        self._spent = self._foreseen = 1e-3
+        self._spent = self._predicted = 1e-3
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -114,19 +114,19 @@ class Schedule:
     def submit(
         self, job: int, size: int, floor: float, deadline: float, strategies: Strategies, now: float, late: bool = False
     ) -> Admission:
-        """Take a job, or say why not.
+        """Accept a job, or say why not.
 
         Args:
-            job: Its number, new.
-            size: How many requests, from 1.
-            floor: Least average accuracy, 0 to 1.
-            deadline: On the schedule's clock; may be infinite.
-            strategies: What can be done with its requests.
-            now: The clock.
-            late: Take it even if its deadline cannot be kept.
+            job: Its number, which no other job has.
+            size: The number of its requests, from 1.
+            floor: The lowest acceptable average accuracy, 0 to 1.
+            deadline: In seconds on the caller's clock; may be infinite.
+            strategies: The plans for jobs like this.
+            now: The caller's clock, in seconds.
+            late: Whether it is accepted even if its deadline cannot be kept.
 
         Raises:
-            RequestError: it has no requests, or its floor cannot be reached.
+            RequestError: the job has no requests, or its floor cannot be reached.
         """
         if size < 1:
             raise RequestError("job: no requests; 1 or more are needed")
@@ -141,7 +141,7 @@ class Schedule:
         return Admission(True, finish)
 
     def next(self, now: float) -> Batch | None:
-        """The next requests to run: the earliest deadline's, and with them later jobs' that need the same.
+        """The next requests to run: those of the earliest deadline, with later jobs' requests of the same option.
 
         They count as running until `done` or `drop`.
         """
@@ -161,22 +161,22 @@ class Schedule:
                 if taken:
                     job.counts[option] -= taken
                     job.running += taken
-                    job.right += taken * chosen.accuracy
+                    job.correct += taken * chosen.accuracy
         return Batch(chosen, tuple(rows))
 
     def done(self, batch: Batch, now: float, seconds: float) -> tuple[int, ...]:
-        """Take note of a batch that ran.
+        """Record that a batch ran.
 
         Args:
             batch: From `next`.
-            now: The clock.
-            seconds: It took, with all that was decided for it; what is foreseen follows how fast the machine is now.
+            now: The caller's clock, in seconds.
+            seconds: Time that the batch took; predictions follow how fast the machine is now.
 
         Returns:
-            The jobs that are complete with it.
+            The jobs that ended with this batch.
         """
         self._spent = 0.9 * self._spent + seconds
-        self._foreseen = 0.9 * self._foreseen + batch.option.seconds[len(batch.rows) - 1]
+        self._predicted = 0.9 * self._predicted + batch.option.seconds[len(batch.rows) - 1]
         for name, _ in batch.rows:
             if name in self._jobs:
                 self._jobs[name].running -= 1
@@ -193,61 +193,61 @@ class Schedule:
         return complete
 
     def drop(self, jobs: Iterable[int], now: float) -> None:
-        """Forget jobs, done or not: one that failed, or that nobody waits for."""
+        """Remove jobs that failed, or whose callers no longer wait."""
         for name in jobs:
             self._jobs.pop(name, None)
         self._assign(now)
 
     def finish(self, job: int) -> float:
-        """When a job will be done, as far as can be told."""
+        """Predicted time of a job's end, in seconds on the caller's clock."""
         return self._finish[job]
 
     def _order(self) -> list[_Job]:
         return sorted(self._jobs.values(), key=lambda job: (job.deadline, job.name))
 
     def _assign(self, now: float) -> None:
-        """Give every job a way; see the module's docstring."""
+        """Give every job a plan; see the module's docstring."""
         self.swaps = 0
-        pace = self._spent / self._foreseen
+        pace = self._spent / self._predicted
         jobs = [job for job in self._order() if job.pending]
         hopeless = self._hopeless(jobs, now, pace)
         total = now
         at: dict[int, int] = {}
         steps: list[tuple[float, int]] = []
         for place, job in enumerate(jobs):
-            ways = job.ways()
-            at[job.name] = 0 if place < hopeless else len(ways) - 1
-            total += ways[at[job.name]].seconds * pace
+            plans = job.plans()
+            at[job.name] = 0 if place < hopeless else len(plans) - 1
+            total += plans[at[job.name]].seconds * pace
             self._push(steps, job, at[job.name])
             while total > job.deadline and steps:
                 _, name = heapq.heappop(steps)
                 other = self._jobs[name]
-                dear, cheap = other.ways()[at[name]], other.ways()[at[name] - 1]
+                dear, cheap = other.plans()[at[name]], other.plans()[at[name] - 1]
                 total -= (dear.seconds - cheap.seconds) * pace
                 at[name] -= 1
                 self._push(steps, other, at[name])
                 self.swaps += 1
         total = now
         for job in jobs:
-            way = job.ways()[at[job.name]]
-            job.counts = list(way.counts)
-            total += way.seconds * pace
+            plan = job.plans()[at[job.name]]
+            job.counts = list(plan.counts)
+            total += plan.seconds * pace
             self._finish[job.name] = total
         self._horizon = total - now
 
     @staticmethod
     def _hopeless(jobs: list[_Job], now: float, pace: float) -> int:
-        """How many jobs stand before one that is late even if all of these go the cheapest way, itself included."""
-        total, found = now, 0
+        """The number of jobs up to the last one that is late even if all of them take their cheapest plan."""
+        total, count = now, 0
         for place, job in enumerate(jobs):
-            total += job.ways()[0].seconds * pace
+            total += job.plans()[0].seconds * pace
             if total > job.deadline:
-                found = place + 1
-        return found
+                count = place + 1
+        return count
 
     @staticmethod
     def _push(steps: list[tuple[float, int]], job: _Job, at: int) -> None:
-        """Offer a job's step to the next cheaper way, priced by requests lost for a second saved."""
-        ways = job.ways()
+        """Offer a job's step to its next cheaper plan, priced by correct requests lost for a second saved."""
+        plans = job.plans()
         if at > 0:
-            heapq.heappush(steps, (_slope(ways[at - 1], ways[at]) * len(job.pending), job.name))
+            heapq.heappush(steps, (_slope(plans[at - 1], plans[at]) * len(job.pending), job.name))

@@ -12,19 +12,19 @@ import numpy as np
 from adaptc.runtime.backends.engine import Array
 from adaptc.runtime.bundle.manifest import ModalSpec, TensorSpec
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.multimodal.gate import choose, gate_reads, options, probabilities
-from adaptc.runtime.multimodal.inputs import Inputs, Rows, read_inputs
-from adaptc.runtime.multimodal.profile import Profile
-from adaptc.runtime.multimodal.strategy import Option
-from adaptc.runtime.multimodal.subsets import ModalGraphs
+from adaptc.runtime.multimodal.inputs import Inputs, ModalInputs, batch_size, read_inputs
+from adaptc.runtime.multimodal.jobs import JobQueue
+from adaptc.runtime.multimodal.modality_gate import choose_subsets, gate_features, modality_options, probabilities
+from adaptc.runtime.multimodal.profile import ModalProfile
+from adaptc.runtime.multimodal.strategy import ModalityOption, seconds_of
+from adaptc.runtime.multimodal.subsets import BatchOutput, ModalGraphs
 from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.runtime.validation import check_share
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Self
-
-    from adaptc.runtime.multimodal.jobs import JobQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class ModalTrace:
     """What was decided for a request.
 
     Attributes:
-        option: What was chosen: a subset, `image+text`, or a gate at a level, `gate@3`.
-        modalities: For each row, the modalities it was answered from.
-        accuracy: Expected share of right answers; None if the bundle was never profiled.
-        confidence: For each row P(correct), if a gate decided.
-        predicted_ms: How long it was to take; None if the bundle was never profiled.
-        ms: How long it took.
+        option: The option that ran: a subset, `image+text`, or the modality gate at a level, `gate@3`.
+        modalities: The modalities that each row's outputs come from.
+        accuracy: Expected share of correct outputs, 0 to 1; None if the bundle was never profiled.
+        confidence: P(correct) of each row, if the modality gate decided.
+        predicted_ms: Predicted milliseconds; None if the bundle was never profiled.
+        ms: Milliseconds that it took.
     """
 
     option: str
@@ -50,7 +50,7 @@ class ModalTrace:
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """An answer.
+    """The result of a request.
 
     Attributes:
         outputs: The model's outputs by name, [rows, ...] each.
@@ -61,22 +61,13 @@ class Inference:
     trace: ModalTrace
 
 
-@dataclass(frozen=True, slots=True)
-class Executed:
-    """Outputs of a batch, and from which modalities each row's came."""
-
-    outputs: dict[str, Array]
-    modalities: tuple[tuple[str, ...], ...]
-    confidence: tuple[float, ...] | None
-
-
 class ModalSession:
     """A loaded multimodal model; threads may share it, and their runs take turns.
 
     Attributes:
         modal: Its modalities and subsets.
         graphs: What runs them; `graphs.ran` counts the runs of each graph.
-        profile: What was measured; None if `adaptc profile` never ran on the bundle.
+        profile: Measured accuracy and time; None if `adaptc profile` never ran on the bundle.
     """
 
     def __init__(
@@ -85,9 +76,9 @@ class ModalSession:
         graphs: ModalGraphs,
         inputs: dict[str, TensorSpec],
         tokenizer: Tokenizer | None = None,
-        profile: Profile | None = None,
+        profile: ModalProfile | None = None,
     ) -> None:
-        """Bring the parts together; most callers want `load`.
+        """Put the parts together; most callers want `load`.
 
         Args:
             modal: The model's modalities and subsets.
@@ -103,11 +94,11 @@ class ModalSession:
         self._tokenizer = tokenizer
 
     @cached_property
-    def options(self) -> tuple[Option, ...]:
-        """What a request can be given; empty without a profile."""
-        return () if self.profile is None else options(self.profile)
+    def options(self) -> tuple[ModalityOption, ...]:
+        """The ways to process a request; empty without a profile."""
+        return () if self.profile is None else modality_options(self.profile)
 
-    def read(self, inputs: Inputs) -> Rows:
+    def read(self, inputs: Inputs) -> ModalInputs:
         """Check inputs and bring them into the graphs' form.
 
         Raises:
@@ -122,21 +113,21 @@ class ModalSession:
         deadline_ms: float | None = None,
         modalities: Sequence[str] | None = None,
     ) -> Inference:
-        """Answer one request, of one row or several.
+        """Process one request, of one row or several.
 
         Args:
             inputs: By the name of an input, or of a modality that has one input or reads text; with or without a batch
                 axis. A modality may be missing.
-            accuracy: Least expected share of right answers, 0 to 1; the quickest option that has it is taken.
-            deadline_ms: Most milliseconds; of the options that keep it (and `accuracy`), the most accurate is taken.
-            modalities: Use just these.
+            accuracy: The lowest acceptable share of correct outputs, 0 to 1; the quickest option that reaches it runs.
+            deadline_ms: Milliseconds, above 0; of the options that keep it (and `accuracy`) the most accurate runs.
+            modalities: The only modalities to use.
 
         Raises:
-            RequestError: the inputs are wrong, or no option does what is asked.
+            RequestError: the inputs are wrong, or no option fulfils the request.
             EngineError: a graph fails.
         """
         rows = self.read(inputs)
-        count = len(next(iter(next(iter(rows.values())).values())))
+        count = batch_size(rows)
         if modalities is not None:
             if accuracy is not None or deadline_ms is not None:
                 raise RequestError("modalities: together with accuracy or deadline_ms; one or the other is needed")
@@ -156,13 +147,13 @@ class ModalSession:
         name = "+".join(subset) if option is None else option.name
         return Inference(done.outputs, ModalTrace(name, done.modalities, known, done.confidence, predicted, ms))
 
-    def execute(self, option: Option, rows: Rows) -> Executed:
-        """Run an option on rows that bring all of its modalities.
+    def execute(self, option: ModalityOption, rows: ModalInputs) -> BatchOutput:
+        """Run an option on inputs that have all of its modalities.
 
         Raises:
             EngineError: a graph fails.
         """
-        count = len(next(iter(next(iter(rows.values())).values())))
+        count = batch_size(rows)
         if option.level is None:
             return self._run(option.subset, rows, count)
         return self._gated(option.level, rows, count)
@@ -173,8 +164,6 @@ class ModalSession:
         Raises:
             RequestError: the bundle was never profiled.
         """
-        from adaptc.runtime.multimodal.jobs import JobQueue
-
         return JobQueue(self)
 
     def close(self) -> None:
@@ -187,11 +176,11 @@ class ModalSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _run(self, subset: tuple[str, ...], rows: Rows, count: int) -> Executed:
-        return Executed(self.graphs.run(subset, rows), (subset,) * count, None)
+    def _run(self, subset: tuple[str, ...], rows: ModalInputs, count: int) -> BatchOutput:
+        return BatchOutput(self.graphs.run(subset, rows), (subset,) * count, None)
 
-    def _gated(self, level: int, rows: Rows, count: int) -> Executed:
-        """Run the gate's first subset, and for the rows where it pays a larger one."""
+    def _gated(self, level: int, rows: ModalInputs, count: int) -> BatchOutput:
+        """Run the modality gate's first subset, and a larger one for the rows where it pays."""
         assert self.profile is not None
         gate = self.profile.gate
         assert gate is not None
@@ -199,8 +188,8 @@ class ModalSession:
         features = {name: self.graphs.features(name, rows[name]) for name in first}
         feeds = {each: array for found in features.values() for each, array in found.items()}
         outputs = self.graphs.engine_run(self.graphs.head(first), feeds)
-        reads = gate_reads(feeds, next(iter(outputs.values())))
-        chosen = choose(gate, reads, gate.levels[level].price)
+        reads = gate_features(feeds, next(iter(outputs.values())))
+        chosen = choose_subsets(gate, reads, gate.levels[level].price)
         sure = probabilities(gate, reads)[np.arange(count), chosen]
         for index in set(chosen.tolist()) - {0}:
             picked = np.flatnonzero(chosen == index)
@@ -208,12 +197,12 @@ class ModalSession:
             for name, array in larger.items():
                 outputs[name][picked] = array
         modalities = tuple(gate.subsets[index] for index in chosen)
-        return Executed(outputs, modalities, tuple(map(float, sure)))
+        return BatchOutput(outputs, modalities, tuple(map(float, sure)))
 
     def _larger(
-        self, subset: tuple[str, ...], rows: Rows, known: dict[str, dict[str, Array]], picked: Array
+        self, subset: tuple[str, ...], rows: ModalInputs, known: dict[str, dict[str, Array]], picked: Array
     ) -> dict[str, Array]:
-        """Run a subset for some rows; what is encoded already is not encoded again."""
+        """Run a subset for some rows, with the features that are known already."""
         feeds: dict[str, Array] = {}
         for name in subset:
             if name in known:
@@ -222,7 +211,7 @@ class ModalSession:
                 feeds |= self.graphs.features(name, {each: a[picked] for each, a in rows[name].items()})
         return self.graphs.engine_run(self.graphs.head(subset), feeds)
 
-    def _asked(self, modalities: Sequence[str], rows: Rows) -> tuple[str, ...]:
+    def _asked(self, modalities: Sequence[str], rows: ModalInputs) -> tuple[str, ...]:
         for name in modalities:
             if name not in self.modal.modalities:
                 raise RequestError(f"modalities: no {name!r}; there are: {', '.join(self.modal.modalities)}")
@@ -233,7 +222,7 @@ class ModalSession:
             raise RequestError(f"modalities: {'+'.join(subset)} was not compiled; there are: {self._names()}")
         return subset
 
-    def _largest(self, rows: Rows) -> tuple[str, ...]:
+    def _largest(self, rows: ModalInputs) -> tuple[str, ...]:
         fitting = [each.modalities for each in self.modal.subsets if set(each.modalities) <= set(rows)]
         if not fitting:
             raise RequestError(f"inputs: {'+'.join(rows)} alone was not compiled; there are: {self._names()}")
@@ -242,7 +231,9 @@ class ModalSession:
     def _names(self) -> str:
         return ", ".join("+".join(each.modalities) for each in self.modal.subsets)
 
-    def _chosen(self, rows: Rows, count: int, accuracy: float | None, deadline_ms: float | None) -> Option:
+    def _chosen(
+        self, rows: ModalInputs, count: int, accuracy: float | None, deadline_ms: float | None
+    ) -> ModalityOption:
         floor = 0.0 if accuracy is None else check_share("accuracy", accuracy)
         if deadline_ms is not None and not deadline_ms > 0:
             raise RequestError(f"deadline_ms: {deadline_ms!r}; more than 0 is needed")
@@ -261,20 +252,3 @@ class ModalSession:
             least = seconds_of(quickest, count) * 1e3
             raise RequestError(f"deadline_ms: {deadline_ms:g} cannot be kept; {quickest.name} takes {least:.1f}")
         return max(intime, key=lambda each: each.accuracy)
-
-
-def seconds_of(option: Option, rows: int) -> float:
-    """How long an option takes for so many rows, in one batch or in full batches and a rest."""
-    full, rest = divmod(rows, len(option.seconds))
-    return full * option.seconds[-1] + (option.seconds[rest - 1] if rest else 0.0)
-
-
-def check_share(name: str, value: float) -> float:
-    """Refuse what is not a share.
-
-    Raises:
-        RequestError: naming it.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise RequestError(f"{name}: {value!r}; a share from 0 to 1 is needed")
-    return float(value)

@@ -1,4 +1,4 @@
-"""The cheapest way to give a job of n requests an accuracy: which subset for how many of them, in which batches.
+"""The cheapest plan that gives a job of n requests an accuracy: which subset for how many, in which batches.
 
 ::
 
@@ -6,8 +6,8 @@
     subject to  sum of counts = n,  sum of counts · accuracy >= floor · n
 
 `cost` is the least time for a count in batches of the profiled sizes, which is not linear. Both are solved exactly, by
-dynamic programming over the number of requests, and what is kept is every point that no other one beats: the Pareto
-list, from the cheapest to the most accurate.
+dynamic programming over the number of requests. Every plan that no other plan beats is kept: the Pareto front, from the
+cheapest plan to the most accurate one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """Something that can be done with a request.
+class ModalityOption:
+    """One way to process a request: a subset of its modalities, or the modality gate at one of its levels.
 
     Attributes:
-        name: A subset, `image+text`; or a gate at one of its levels, `gate@3`.
-        subset: Modalities of the subset; for a gate, those of its largest.
-        accuracy: Expected share of requests it gets right.
-        seconds: Of a batch of 1, 2, ... up to the largest batch: float[batch].
+        name: A subset, `image+text`; or the gate at a level, `gate@3`.
+        subset: Modalities of the subset; for the gate, those of its largest subset.
+        accuracy: Expected share of requests that are processed correctly, 0 to 1.
+        seconds: Time of a batch of 1, 2, ... up to the largest batch.
         level: Index of the gate's level, or None.
     """
 
@@ -44,13 +44,13 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One way to do a job.
+class JobPlan:
+    """A plan for a whole job.
 
     Attributes:
-        seconds: That it takes.
-        accuracy: Expected share of requests that are right.
-        counts: How many requests each option gets.
+        seconds: Time that it takes.
+        accuracy: Expected share of requests that are processed correctly, 0 to 1.
+        counts: The number of requests that each option gets.
     """
 
     seconds: float
@@ -59,12 +59,12 @@ class Point:
 
 
 def batch_seconds(batches: Sequence[int], seconds: Sequence[float]) -> tuple[float, ...]:
-    """Seconds of a batch of 1, 2, ... up to the largest that was timed; in between a straight line."""
+    """Seconds of a batch of 1, 2, ... up to the largest that was timed, interpolated in between."""
     sizes = np.arange(1, batches[-1] + 1)
     return tuple(float(s) for s in np.interp(sizes, batches, seconds))
 
 
-def costs(option: Option, most: int) -> Floats:
+def costs(option: ModalityOption, most: int) -> Floats:
     """The least seconds for 0, 1, ... `most` requests in batches of any size up to the option's largest."""
     best = np.zeros(most + 1)
     seconds = np.array(option.seconds)
@@ -74,60 +74,66 @@ def costs(option: Option, most: int) -> Floats:
     return best
 
 
+def seconds_of(option: ModalityOption, rows: int) -> float:
+    """The seconds that an option takes for some rows, in one batch or in full batches and a rest."""
+    full, rest = divmod(rows, len(option.seconds))
+    return full * option.seconds[-1] + (option.seconds[rest - 1] if rest else 0.0)
+
+
 class Strategies:
-    """The Pareto lists of every job size up to a largest one.
+    """The Pareto fronts of every job size up to a largest one.
 
     Attributes:
-        options: What a request can be given.
-        most: The largest job.
+        options: The ways to process a request.
+        most: The largest number of requests in a job.
     """
 
-    def __init__(self, options: Sequence[Option], most: int) -> None:
-        """Solve for every size; milliseconds to a second.
+    def __init__(self, options: Sequence[ModalityOption], most: int) -> None:
+        """Solve for every size, which takes milliseconds to a second.
 
         Args:
-            options: At least one; those that another one beats at every batch size are never used.
-            most: The largest job, from 1.
+            options: At least one; an option that another one beats at every batch size is never used.
+            most: The largest number of requests in a job, from 1.
         """
         self.options = tuple(options)
         self.most = most
         self._fronts = _fronts([(costs(each, most), each.accuracy) for each in options], most)
-        self._points: dict[int, list[Point]] = {}
+        self._plans: dict[int, list[JobPlan]] = {}
 
-    def front(self, size: int) -> list[Point]:
-        """Every way to do a job of `size` requests that no other way beats, the cheapest first.
+    def front(self, size: int) -> list[JobPlan]:
+        """Every plan for a job of `size` requests that no other plan beats, the cheapest first.
 
         Raises:
-            RequestError: no such size.
+            RequestError: there is no such size.
         """
         if not 1 <= size <= self.most:
             raise RequestError(f"job: {size} requests; 1 to {self.most} are right")
-        if size not in self._points:
-            self._points[size] = [
-                Point(float(s), float(r) / size, tuple(map(int, c)))
+        if size not in self._plans:
+            self._plans[size] = [
+                JobPlan(float(s), float(r) / size, tuple(map(int, c)))
                 for s, r, c in zip(*self._fronts[size], strict=True)
             ]
-        return self._points[size]
+        return self._plans[size]
 
-    def best(self, size: int, floor: float) -> Point:
-        """The cheapest way that reaches a floor.
+    def best(self, size: int, floor: float) -> JobPlan:
+        """The cheapest plan that reaches a floor.
 
         Raises:
-            RequestError: none does; the message says what can be had.
+            RequestError: no plan does; the message says what can be reached.
         """
         front = self.front(size)
-        for point in front:
-            if point.accuracy >= floor - 1e-9:
-                return point
+        for plan in front:
+            if plan.accuracy >= floor - 1e-9:
+                return plan
         raise RequestError(f"accuracy: {floor:.3f} cannot be reached; at most {front[-1].accuracy:.3f} can")
 
 
 _Front = tuple[Floats, Floats, Ints]
-"""Seconds, expected number right, and counts [points, options] of the points of one job size."""
+"""Seconds, expected number of correct requests, and counts [plans, options] of the plans for one job size."""
 
 
 def _fronts(options: Sequence[tuple[Floats, float]], most: int) -> list[_Front]:
-    """Add option after option; for each size keep what is not beaten."""
+    """Add option after option; for each size keep the plans that no other plan beats."""
     none = np.zeros((1, len(options)), np.int64)
     fronts: list[_Front | None] = [(np.zeros(1), np.zeros(1), none)] + [None] * most
     for index, (cost, accuracy) in enumerate(options):
@@ -147,7 +153,7 @@ def _merged(parts: list[tuple[Floats, Floats, Ints, int]], index: int) -> _Front
     seconds = np.concatenate([part[0] for part in parts])
     right = np.concatenate([part[1] for part in parts])
     order = np.lexsort((-right, seconds))
-    # A point stays if it is better than every cheaper one; differences below 1e-9 are rounding.
+    # A plan stays if it is more accurate than every cheaper one; differences below 1e-9 are rounding.
     best = np.maximum.accumulate(np.concatenate([[-1.0], right[order][:-1]]))
     kept = order[right[order] > best + 1e-9]
     starts = np.cumsum([0, *(len(part[0]) for part in parts)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from threading import RLock
 
 import numpy as np
@@ -12,20 +13,35 @@ import numpy as np
 from adaptc.runtime.backends.engine import Array, Engine
 from adaptc.runtime.bundle.manifest import ModalSpec, TensorSpec
 from adaptc.runtime.errors import EngineError
-from adaptc.runtime.multimodal.inputs import Rows
+from adaptc.runtime.multimodal.inputs import ModalInputs
 
 Features = tuple[Array, ...]
 """One row's features of one modality."""
 
 
+@dataclass(frozen=True, slots=True)
+class BatchOutput:
+    """The outputs of a batch.
+
+    Attributes:
+        outputs: The model's outputs by name, [rows, ...] each.
+        modalities: The modalities that each row's outputs come from.
+        confidence: P(correct) of each row, if the modality gate decided.
+    """
+
+    outputs: dict[str, Array]
+    modalities: tuple[tuple[str, ...], ...]
+    confidence: tuple[float, ...] | None
+
+
 class FeatureCache:
-    """Features by the content they were computed from; the longest unused goes first."""
+    """Features by the content they were computed from; the least recently used are dropped first."""
 
     def __init__(self, limit: int) -> None:
         """Start empty.
 
         Args:
-            limit: Most bytes of features; 0 keeps none.
+            limit: The largest size of all features, in bytes; 0 keeps none.
         """
         self.limit = limit
         self.bytes = 0
@@ -33,15 +49,15 @@ class FeatureCache:
         self._entries: OrderedDict[bytes, Features] = OrderedDict()
 
     def get(self, key: bytes) -> Features | None:
-        """The features, if they are there."""
-        found = self._entries.get(key)
-        if found is not None:
+        """The features of a key; None if they are not there."""
+        features = self._entries.get(key)
+        if features is not None:
             self._entries.move_to_end(key)
             self.hits += 1
-        return found
+        return features
 
     def put(self, key: bytes, features: Features) -> None:
-        """Keep them, as long as there is room."""
+        """Keep features, as long as there is room."""
         size = sum(each.nbytes for each in features)
         if size > self.limit or key in self._entries:
             return
@@ -61,11 +77,11 @@ def key_of(modality: str, arrays: Sequence[Array], row: int) -> bytes:
 
 
 class ModalGraphs:
-    """The graphs of one model; each is loaded when it first runs, so what is never asked for is never read.
+    """The graphs of one model; each is loaded when it first runs, so unused ones are never read.
 
     Attributes:
         ran: How many times each graph ran.
-        cache: Features of what was encoded.
+        cache: Features that were encoded.
     """
 
     def __init__(self, modal: ModalSpec, load: Callable[[str], Engine], cache_bytes: int = 64 << 20) -> None:
@@ -73,8 +89,8 @@ class ModalGraphs:
 
         Args:
             modal: Which graphs run for which modalities.
-            load: Gives the engine of a graph.
-            cache_bytes: Most bytes of features to keep; 0 for none.
+            load: Loads the engine of a graph.
+            cache_bytes: The largest size of the features kept, in bytes; 0 keeps none.
         """
         self.modal = modal
         self.ran: Counter[str] = Counter()
@@ -85,12 +101,12 @@ class ModalGraphs:
         self._closed = False
         self._heads = {subset.modalities: subset.graph for subset in modal.subsets}
 
-    def run(self, subset: tuple[str, ...], rows: Rows) -> dict[str, Array]:
+    def run(self, subset: tuple[str, ...], inputs: ModalInputs) -> dict[str, Array]:
         """Run a subset.
 
         Args:
             subset: Modalities in the model's order; there is a graph for them.
-            rows: At least these modalities, [rows, ...] each.
+            inputs: At least these modalities, [rows, ...] each.
 
         Returns:
             The model's outputs by name, [rows, ...].
@@ -101,7 +117,7 @@ class ModalGraphs:
         with self._lock:
             feeds: dict[str, Array] = {}
             for name in subset:
-                feeds |= self.features(name, rows[name])
+                feeds |= self.features(name, inputs[name])
             return self.engine_run(self._heads[subset], feeds)
 
     def head(self, subset: tuple[str, ...]) -> str:
@@ -109,25 +125,25 @@ class ModalGraphs:
         return self._heads[subset]
 
     def features(self, modality: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """A modality's features by name, [rows, ...]; only contents that are not in the cache are encoded."""
+        """A modality's features by name, [rows, ...]; only content that is not in the cache is encoded."""
         spec = self.modal.modalities[modality]
         if spec.encoder is None:
             return dict(arrays)
         ordered = [arrays[name] for name in spec.inputs]
         if not self.cache.limit:
-            made = self.engine_run(spec.encoder, dict(zip(spec.inputs, ordered, strict=True)))
-            return {name: made[name] for name in spec.features}
+            computed = self.engine_run(spec.encoder, dict(zip(spec.inputs, ordered, strict=True)))
+            return {name: computed[name] for name in spec.features}
         with self._lock:
             keys = [key_of(modality, ordered, row) for row in range(len(ordered[0]))]
-            known = {key: found for key in dict.fromkeys(keys) if (found := self.cache.get(key)) is not None}
+            known = {key: kept for key in dict.fromkeys(keys) if (kept := self.cache.get(key)) is not None}
             new = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
             if new:
                 order = sorted(new.values())
-                made = self.engine_run(
+                computed = self.engine_run(
                     spec.encoder, {n: np.ascontiguousarray(a[order]) for n, a in zip(spec.inputs, ordered, strict=True)}
                 )
                 for place, row in enumerate(order):
-                    known[keys[row]] = tuple(made[name][place] for name in spec.features)
+                    known[keys[row]] = tuple(computed[name][place] for name in spec.features)
                     self.cache.put(keys[row], tuple(each.copy() for each in known[keys[row]]))
         return {name: np.stack([known[key][i] for key in keys]) for i, name in enumerate(spec.features)}
 

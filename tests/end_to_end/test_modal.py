@@ -18,7 +18,7 @@ from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError
-from adaptc.runtime.multimodal.gate import gate_reads
+from adaptc.runtime.multimodal.modality_gate import gate_features
 from adaptc.runtime.multimodal.profile import read_profile, wilson
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
@@ -234,7 +234,7 @@ def test_a_gate_is_fitted_to_the_end_where_few_rows_are_wrong() -> None:
     labels = random.integers(0, 10, 500)
     logits = random.normal(size=(500, 10))
     logits[np.arange(500), labels] += random.uniform(1.5, 8, 500)
-    reads = gate_reads({"code": random.normal(size=(500, 2))}, logits * 8 / 3)
+    reads = gate_features({"code": random.normal(size=(500, 2))}, logits * 8 / 3)
     x = (reads - reads.mean(0)) / (reads.std(0) + 1e-6)
     truth = logits.argmax(1) == labels
     weights, bias = logistic(x, truth, 300.0)

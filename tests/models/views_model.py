@@ -7,7 +7,7 @@ import numpy as np
 from adaptc.runtime.backends.engine import Arrays
 from adaptc.runtime.backends.fake import FakeEngine
 from adaptc.runtime.bundle.manifest import ModalitySpec, ModalSpec, SubsetSpec, TensorSpec
-from adaptc.runtime.multimodal.profile import Profile, SubsetProfile
+from adaptc.runtime.multimodal.profile import ModalProfile, SubsetProfile
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.multimodal.subsets import ModalGraphs
 
@@ -21,7 +21,7 @@ MODAL = ModalSpec(
     ),
 )
 INPUTS = {name: TensorSpec(name, "float32", ("batch", 3)) for name in NAMES}
-PROFILE = Profile(
+PROFILE = ModalProfile(
     model="m",
     cpu="hand",
     threads=1,
@@ -56,7 +56,7 @@ def engine(graph: str) -> FakeEngine:
     return FakeEngine(specs, (TensorSpec("logits", "float32", ("batch", 2)),), fuse)
 
 
-def session(profile: Profile | None = PROFILE, cache_bytes: int = 1 << 20) -> ModalSession:
+def session(profile: ModalProfile | None = PROFILE, cache_bytes: int = 1 << 20) -> ModalSession:
     return ModalSession(MODAL, ModalGraphs(MODAL, engine, cache_bytes), INPUTS, None, profile)
 
 

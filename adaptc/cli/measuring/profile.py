@@ -11,7 +11,7 @@ from adaptc.cli.options import BUNDLE, JSON, THREADS
 from adaptc.cli.output import print_table, status_line
 
 if TYPE_CHECKING:
-    from adaptc.runtime.multimodal.profile import Profile
+    from adaptc.runtime.multimodal.profile import ModalProfile
 
 
 DATA = click.option(
@@ -46,7 +46,7 @@ def command(bundle: Path, data: Path, gate: bool, largest_batch: int, threads: i
         _print_profile(profile)
 
 
-def _print_profile(profile: Profile) -> None:
+def _print_profile(profile: ModalProfile) -> None:
     from rich.table import Table
 
     last = profile.batches[-1]

@@ -28,14 +28,14 @@ def command(bundle: Path, size: int, accuracy: float | None, plot: Path | None, 
     optimum of the integer program, by dynamic programming over the profile.
     """
     from adaptc.errors import RequestError
-    from adaptc.runtime.multimodal.gate import options
+    from adaptc.runtime.multimodal.modality_gate import modality_options
     from adaptc.runtime.multimodal.profile import read_profile
     from adaptc.runtime.multimodal.strategy import Strategies
 
     profile = read_profile(bundle)
     if profile is None:
         raise RequestError(f"{bundle}: no profile; adaptc profile {bundle} --data FILE makes one")
-    strategies = Strategies(options(profile), size)
+    strategies = Strategies(modality_options(profile), size)
     front = strategies.front(size) if accuracy is None else [strategies.best(size, accuracy)]
     names = [option.name for option in strategies.options]
     rows: list[dict[str, Any]] = [

@@ -88,4 +88,5 @@ def _heads(x: Floats, size: int) -> Floats:
 def _rotated(weights: Weights, x: Floats, span: slice) -> Floats:
     first, second = np.split(x, 2, axis=-1)
     cos, sin = weights["cos"][span], weights["sin"][span]
-    return np.concatenate((first * cos - second * sin, first * sin + second * cos), axis=-1)
+    result: Floats = np.concatenate((first * cos - second * sin, first * sin + second * cos), axis=-1)
+    return result

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.multimodal.scheduler import Batch, Schedule
-from adaptc.runtime.multimodal.strategy import Option, Strategies
+from adaptc.runtime.multimodal.scheduler import Batch, ModalityScheduler
+from adaptc.runtime.multimodal.strategy import ModalityOption, Strategies
 
-CHEAP = Option("cheap", ("c",), 0.8, (1.0, 1.2, 1.4, 1.6))
-DEAR = Option("dear", ("c", "d"), 0.9, (4.0, 8.0, 12.0, 16.0))
+CHEAP = ModalityOption("cheap", ("c",), 0.8, (1.0, 1.2, 1.4, 1.6))
+DEAR = ModalityOption("dear", ("c", "d"), 0.9, (4.0, 8.0, 12.0, 16.0))
 WAYS = Strategies((CHEAP, DEAR), 8)
 
 
-def run(schedule: Schedule, batch: Batch, now: float) -> float:
+def run(schedule: ModalityScheduler, batch: Batch, now: float) -> float:
     """Run a batch in just the time it was to take; the clock after it."""
     seconds = batch.option.seconds[len(batch.rows) - 1]
     schedule.done(batch, now + seconds, seconds)
@@ -25,7 +25,7 @@ def run(schedule: Schedule, batch: Batch, now: float) -> float:
 
 
 def test_the_earliest_deadline_comes_first() -> None:
-    schedule = Schedule(4)
+    schedule = ModalityScheduler(4)
     for job, deadline in enumerate((90.0, 30.0, 60.0)):
         assert schedule.submit(job, 1, 0.0, deadline, WAYS, 0.0).accepted
     order, now = [], 0.0
@@ -37,7 +37,7 @@ def test_the_earliest_deadline_comes_first() -> None:
 
 
 def test_alone_a_job_gets_the_most_accurate_way() -> None:
-    schedule = Schedule(4)
+    schedule = ModalityScheduler(4)
     schedule.submit(0, 4, 0.8, 100.0, WAYS, 0.0)
     batch = schedule.next(0.0)
     assert batch is not None
@@ -46,7 +46,7 @@ def test_alone_a_job_gets_the_most_accurate_way() -> None:
 
 
 def test_under_load_jobs_go_cheaper_and_come_back() -> None:
-    schedule = Schedule(4)
+    schedule = ModalityScheduler(4)
     for job in range(4):
         schedule.submit(job, 4, 0.8, 20.0, WAYS, 0.0)
     assert schedule.swaps > 0
@@ -59,7 +59,7 @@ def test_under_load_jobs_go_cheaper_and_come_back() -> None:
 
 
 def test_a_deadline_that_cannot_be_kept_is_said_at_once() -> None:
-    schedule = Schedule(4)
+    schedule = ModalityScheduler(4)
     answer = schedule.submit(0, 8, 0.9, 10.0, WAYS, 0.0)
     assert not answer.accepted
     assert answer.why == "deadline: 32.000 s are needed, 10.000 are left"
@@ -69,7 +69,7 @@ def test_a_deadline_that_cannot_be_kept_is_said_at_once() -> None:
 
 @pytest.mark.parametrize(("size", "floor"), [(0, 0.5), (1, 0.95), (9, 0.5)])
 def test_impossible_jobs_are_refused_and_nothing_is_lost(size: int, floor: float) -> None:
-    schedule = Schedule(4)
+    schedule = ModalityScheduler(4)
     schedule.submit(0, 2, 0.0, math.inf, WAYS, 0.0)
     with pytest.raises(RequestError, match=r"^(job|accuracy): "):
         schedule.submit(1, size, floor, math.inf, WAYS, 0.0)
@@ -78,7 +78,7 @@ def test_impossible_jobs_are_refused_and_nothing_is_lost(size: int, floor: float
 
 
 def test_requests_of_several_jobs_share_a_batch() -> None:
-    schedule = Schedule(4)
+    schedule = ModalityScheduler(4)
     for job in range(3):
         schedule.submit(job, 1, 0.0, 3.0, WAYS, 0.0, late=True)
     batch = schedule.next(0.0)
@@ -97,7 +97,7 @@ def test_requests_of_several_jobs_share_a_batch() -> None:
 def test_every_request_runs_once_and_no_floor_is_broken(
     jobs: list[tuple[int, float, float, float]], slow: float
 ) -> None:
-    schedule = Schedule(4)
+    schedule = ModalityScheduler(4)
     right = dict.fromkeys(range(len(jobs)), 0.0)
     seen: list[tuple[int, int]] = []
     now, coming = 0.0, 0

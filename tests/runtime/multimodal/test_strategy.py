@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.multimodal.strategy import Option, Strategies, batch_seconds, costs
+from adaptc.runtime.multimodal.strategy import ModalityOption, Strategies, batch_seconds, costs
 
 
-def least(option: Option, count: int) -> float:
+def least(option: ModalityOption, count: int) -> float:
     """The cheapest way to split a count into batches, by trying all."""
     if not count:
         return 0.0
@@ -22,14 +22,14 @@ def least(option: Option, count: int) -> float:
 
 
 @st.composite
-def option(draw: st.DrawFn, name: str) -> Option:
+def option(draw: st.DrawFn, name: str) -> ModalityOption:
     seconds = draw(st.lists(st.floats(0.1, 2), min_size=3, max_size=3))
-    return Option(name, (name,), draw(st.floats(0, 1)), tuple(float(s) for s in np.cumsum(seconds)))
+    return ModalityOption(name, (name,), draw(st.floats(0, 1)), tuple(float(s) for s in np.cumsum(seconds)))
 
 
 @settings(max_examples=60, deadline=None)
 @given(options=st.tuples(option("a"), option("b"), option("c")), size=st.integers(1, 6), floor=st.floats(0, 1))
-def test_the_best_way_is_the_best_of_all_ways(options: tuple[Option, ...], size: int, floor: float) -> None:
+def test_the_best_way_is_the_best_of_all_ways(options: tuple[ModalityOption, ...], size: int, floor: float) -> None:
     every = [
         (sum(least(o, n) for o, n in zip(options, counts, strict=True)), counts)
         for counts in product(range(size + 1), repeat=3)
@@ -53,7 +53,7 @@ def test_the_best_way_is_the_best_of_all_ways(options: tuple[Option, ...], size:
 
 @settings(max_examples=30, deadline=None)
 @given(one=option("a"), count=st.integers(1, 8))
-def test_costs_are_those_of_the_best_batches(one: Option, count: int) -> None:
+def test_costs_are_those_of_the_best_batches(one: ModalityOption, count: int) -> None:
     assert costs(one, count)[count] == pytest.approx(least(one, count))
 
 
@@ -62,7 +62,7 @@ def test_between_batches_that_were_timed_stands_a_straight_line() -> None:
 
 
 def test_sizes_have_limits() -> None:
-    strategies = Strategies([Option("a", ("a",), 0.5, (1.0,))], 3)
+    strategies = Strategies([ModalityOption("a", ("a",), 0.5, (1.0,))], 3)
     for size in (0, 4):
         with pytest.raises(RequestError, match=rf"^job: {size} requests; 1 to 3 are right$"):
             strategies.front(size)

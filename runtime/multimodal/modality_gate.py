@@ -1,4 +1,4 @@
-"""P(correct | subset) of each request, and which subset is worth its price."""
+"""The modality gate: P(correct | subset) of each request, and the subset that is worth its price."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.backends.engine import Array
-from adaptc.runtime.multimodal.profile import GateProfile, Profile
-from adaptc.runtime.multimodal.strategy import Option, batch_seconds
+from adaptc.runtime.multimodal.profile import ModalityGate, ModalProfile
+from adaptc.runtime.multimodal.strategy import ModalityOption, batch_seconds
 
 Floats = npt.NDArray[np.float64]
 
 
-def gate_reads(features: Mapping[str, Array], logits: Array) -> Floats:
-    """What a gate decides by: the first subset's features, and how sure its answer is.
+def gate_features(features: Mapping[str, Array], logits: Array) -> Floats:
+    """The gate's inputs: the first subset's features, and how confident its outputs are.
 
     Args:
-        features: By name, float[rows, ...]; what has more than one axis a row is averaged over all but the last.
+        features: By name, float[rows, ...]; features with several axes a row are averaged over all but the last.
         logits: float[rows, classes].
 
     Returns:
@@ -31,8 +31,8 @@ def gate_reads(features: Mapping[str, Array], logits: Array) -> Floats:
     second = ordered[:, 1] if p.shape[1] > 1 else 0 * ordered[:, 0]
     entropy = -(p * np.log(p + 1e-12)).sum(1)
     odds = np.log(ordered[:, 0] + 1e-6) - np.log(1 - ordered[:, 0] + 1e-6)
-    sure = np.stack([ordered[:, 0], ordered[:, 0] - second, entropy, odds], 1)
-    return np.concatenate([*flat, p, sure], 1).astype(np.float64)
+    confidence = np.stack([ordered[:, 0], ordered[:, 0] - second, entropy, odds], 1)
+    return np.concatenate([*flat, p, confidence], 1).astype(np.float64)
 
 
 def softmax(logits: Array) -> Floats:
@@ -42,7 +42,7 @@ def softmax(logits: Array) -> Floats:
     return shares
 
 
-def probabilities(gate: GateProfile, reads: Floats) -> Floats:
+def probabilities(gate: ModalityGate, reads: Floats) -> Floats:
     """P(correct) of each row with each subset, float64[rows, subsets]."""
     x = (reads - np.array(gate.mean)) * np.array(gate.scale)
     logits: Any = x @ np.array(gate.weights).T + np.array(gate.bias)
@@ -50,21 +50,21 @@ def probabilities(gate: GateProfile, reads: Floats) -> Floats:
     return result
 
 
-def choose(gate: GateProfile, reads: Floats, price: float) -> npt.NDArray[np.int64]:
+def choose_subsets(gate: ModalityGate, reads: Floats, price: float) -> npt.NDArray[np.int64]:
     """For each row, the index of the subset whose P(correct) - price · seconds is largest, int64[rows]."""
     best: npt.NDArray[np.int64] = np.argmax(probabilities(gate, reads) - price * np.array(gate.seconds), 1)
     return best
 
 
-def options(profile: Profile) -> tuple[Option, ...]:
-    """Everything a request can be given: each subset, and the gate at each of its levels."""
-    found = [
-        Option("+".join(s.modalities), s.modalities, s.accuracy, batch_seconds(profile.batches, s.seconds))
+def modality_options(profile: ModalProfile) -> tuple[ModalityOption, ...]:
+    """All ways to process a request: each subset, and the gate at each of its levels."""
+    result = [
+        ModalityOption("+".join(s.modalities), s.modalities, s.accuracy, batch_seconds(profile.batches, s.seconds))
         for s in profile.subsets
     ]
     gate = profile.gate
     if gate is None:
-        return tuple(found)
+        return tuple(result)
     first = np.array(batch_seconds(profile.batches, profile.subset(gate.subsets[0]).seconds))
     for index, level in enumerate(gate.levels):
         seconds = first.copy()
@@ -72,18 +72,18 @@ def options(profile: Profile) -> tuple[Option, ...]:
             if share:
                 seconds += expected_extra(profile, subset, gate.subsets[0], share)
         whole = tuple(dict.fromkeys(name for subset in gate.subsets for name in subset))
-        found.append(Option(f"gate@{index}", whole, level.accuracy, tuple(map(float, seconds)), index))
-    return tuple(found)
+        result.append(ModalityOption(f"gate@{index}", whole, level.accuracy, tuple(map(float, seconds)), index))
+    return tuple(result)
 
 
-def expected_extra(profile: Profile, subset: tuple[str, ...], first: tuple[str, ...], share: float) -> Floats:
-    """Seconds that a batch of 1, 2, ... takes longer if a share of it goes on to a larger subset."""
+def expected_extra(profile: ModalProfile, subset: tuple[str, ...], first: tuple[str, ...], share: float) -> Floats:
+    """The extra seconds of a batch of 1, 2, ... if a share of its rows continues with a larger subset."""
     known = [e for name, e in profile.encoders.items() if name in first and name in subset]
     own = np.array(batch_seconds(profile.batches, profile.subset(subset).seconds))
     for each in known:
         own = np.maximum(own - np.array(batch_seconds(profile.batches, each)), own * 0.02)
     sizes = np.arange(1, len(own) + 1)
-    # Of a small batch most often nothing goes on; rows are taken as independent.
+    # Of a small batch most often no row continues; rows are taken as independent.
     some = 1 - (1 - share) ** sizes
     rows = np.maximum(1.0, sizes * share / some)
     extra: Floats = some * np.interp(rows, sizes, own)
