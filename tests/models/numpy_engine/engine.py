@@ -82,7 +82,8 @@ def _attention(weights: Weights, layer: int, hidden: Floats, span: slice, keys: 
 
 def _heads(x: Floats, size: int) -> Floats:
     """[tokens, heads · size] -> [heads, tokens, size]."""
-    return x.reshape(len(x), -1, size).transpose(1, 0, 2)
+    heads: Floats = x.reshape(len(x), -1, size).transpose(1, 0, 2)
+    return heads
 
 
 def _rotated(weights: Weights, x: Floats, span: slice) -> Floats:

@@ -18,10 +18,10 @@ from adaptc.runtime.bundle.manifest import (
     Manifest,
     ModalitySpec,
     ModalSpec,
-    PlanStep,
     SubsetSpec,
     TargetRecord,
 )
+from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.loading import BACKENDS
 from tests.models.attention_lm import AttentionLm
 from tests.models.numpy_engine.backend import NumpyBackend
@@ -38,12 +38,12 @@ def write(into: Path, graph: GraphSpec, weights: Mapping[str, npt.NDArray[Any]],
         adaptc="0",
         models={},
         passes=(),
-        plan=(PlanStep("graph"),),
+        plan=(Run("graph"),),
         graphs={"graph": graph},
         gates={},
         target=TargetRecord("numpy", "fp32", LM.max_tokens, 2),
         versions={},
-        report={},
+        bytes_per_token=0,
         **also,
     )
     write_bundle(into, {graph.file: content.getvalue()}, manifest)
