@@ -65,6 +65,8 @@ def publish(
     own = program.at_level(OnnxGraph)
     twins = _without_gates(program)
     graphs = own | {_dense(name): graph for name, graph in twins.items()}
+    gates = {name: replace(gates, dense=_dense(name) if name in twins else "") for name, gates in program.gates.items()}
+    program = replace(program, gates=gates)
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
         # Partitions read all their weights from one file.
         swappable = not program.partitions
@@ -91,10 +93,7 @@ def publish(
             passes=tuple(records),
             plan=program.plan,
             graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
-            gates={
-                name: replace(gates, dense=_dense(name) if name in twins else "")
-                for name, gates in program.gates.items()
-            },
+            gates=gates,
             modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),

@@ -7,7 +7,7 @@ Capturing and translating take most of a compile and need no weight. So what the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from adaptc.families.model import multimodal_of, text_of
 from adaptc.ir.blocks_file import load_blocks, save_blocks
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.program import Backbone, Program
+from adaptc.ir.weight_names import named_after
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.store import PROCESS, Layered
 from adaptc.runtime.bundle.manifest import ModalSpec, PassRecord
@@ -48,7 +49,8 @@ class StoredProgram:
 
     Attributes:
         plan: As in the program.
-        backbones: The model in the spec that each graph's head is of, by graph name.
+        model_of: As in the program.
+        joined: As in the program, in alphabetical order.
         modal: As in the program.
         history: As in the program.
         gates: As in the program.
@@ -57,7 +59,8 @@ class StoredProgram:
     """
 
     plan: tuple[Run | Switch, ...]
-    backbones: Mapping[str, str]
+    model_of: Mapping[str, str]
+    joined: tuple[str, ...]
     modal: Mapping[str, ModalSpec]
     history: tuple[str, ...]
     gates: Mapping[str, SkipGates]
@@ -159,19 +162,21 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
     path.mkdir()
     for name, graph in program.at_level(OnnxGraph).items():
         model = graph.fork().model
-        for weight in set(_weights_of(name, sources)) & set(model.graph.initializers):
+        for weight in set(_weights_of(name, program.model(name), program.joined, sources)) & set(
+            model.graph.initializers
+        ):
             value = model.graph.initializers.pop(weight)
             value.const_value = None
             model.graph.inputs.append(value)
         ir.save(model, path / f"{name}.onnx")
     if program.blocks:
         save_blocks(program.blocks, path / BLOCKS)
-    origins = {name: backbone(source, shared=len(sources) > 1) for name, source in sources.items()}
     for file, content in program.router_weights.items():
         (path / Path(file).name).write_bytes(content)
     stored = StoredProgram(
         plan=program.plan,
-        backbones={name: next(n for n, t in origins.items() if t == each) for name, each in program.backbones.items()},
+        model_of=program.model_of,
+        joined=tuple(sorted(program.joined)),
         modal=program.modal,
         history=program.history,
         gates=program.gates,
@@ -186,49 +191,51 @@ def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[Pass
     graphs = {}
     for name in (name for step in stored.plan for name in step.graphs):
         model = ir.load(path / f"{name}.onnx")
-        _attach(model, _weights_of(name, sources))
+        _attach(model, _weights_of(name, stored.model_of.get(name, name), stored.joined, sources))
         graphs[name] = OnnxGraph(model)
     program = Program(
         graphs,
         stored.plan,
-        backbones={name: backbone(sources[source]) for name, source in stored.backbones.items()},
+        backbones={name: backbone(source) for name, source in sources.items()},
         blocks=load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {},
         gates=stored.gates,
         router_weights={file: (path / Path(file).name).read_bytes() for file in stored.routers},
+        model_of=stored.model_of,
+        joined=frozenset(stored.joined),
         history=stored.history,
         modal=stored.modal,
     )
     return program, list(stored.records)
 
 
-def _weights_of(graph: str, sources: Mapping[str, Source]) -> Mapping[str, torch.Tensor]:
+def _weights_of(
+    graph: str, model: str, joined: Collection[str], sources: Mapping[str, Source]
+) -> Mapping[str, torch.Tensor]:
     """The pretrained weights a graph may have, by their names in it; each is read when it is asked for."""
-    model = graph.partition(".")[0]  # `emoji.encode.image` is of `emoji`
-    if model in sources:
-        return sources[model].tensors()
-    # A graph of several backbones calls each weight after its backbone.
-    return Prefixed({name: source.tensors() for name, source in sources.items()})
+    if graph in joined:
+        return JoinedTensors({name: source.tensors() for name, source in sources.items()})
+    return sources[model].tensors()
 
 
-class Prefixed(Mapping[str, torch.Tensor]):
-    """Several models' weights, each under its model's name: `large.model.norm.weight`."""
+class JoinedTensors(Mapping[str, torch.Tensor]):
+    """Several models' weights by their names in a graph that joins the models; each is read when it is asked for."""
 
     def __init__(self, models: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Join the weights of each model, by the model's name."""
         self._models = models
+        self._places = {
+            named_after(model, name): (model, name) for model, weights in models.items() for name in weights
+        }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        model, _, weight = name.partition(".")
+        model, weight = self._places[name]
         return self._models[model][weight]
 
-    def __contains__(self, name: object) -> bool:
-        model, _, weight = str(name).partition(".")
-        return model in self._models and weight in self._models[model]
-
     def __iter__(self) -> Iterator[str]:
-        return (f"{model}.{weight}" for model, weights in self._models.items() for weight in weights)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return sum(map(len, self._models.values()))
+        return len(self._places)
 
 
 def _attach(model: ir.Model, tensors: Mapping[str, torch.Tensor]) -> None:

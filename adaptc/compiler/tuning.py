@@ -58,7 +58,7 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
     verdicts: dict[str, GateVerdict] = {}
     for name, gates in program.gates.items():
         graph = program.graph(name, OnnxGraph)
-        decoder = decoder_spec(graph, program.backbones[name])
+        decoder = decoder_spec(graph, program.backbone(name))
         if decoder is None or not conditionals(graph):
             continue
         found = payoff(graph, decoder)

@@ -13,6 +13,7 @@ from typing import IO
 import onnx_ir as ir
 
 from adaptc.ir.graph import OnnxGraph, fixed
+from adaptc.ir.weight_names import owner_of
 from adaptc.passes.skip_ffn.conditionals import conditionals
 from adaptc.runtime.bundle.names import is_rope_table
 
@@ -71,7 +72,7 @@ def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
         own = GATES in files and is_trained(value)
         if tensor is None or (tensor.nbytes <= INLINE_BYTES and not own):
             continue
-        data = files[GATES if own else _backbone(value.name or "", files)]
+        data = files[GATES if own else owner_of(value.name or "", files)]
         offset, length = data.add(tensor.tobytes(), shared=not own)
         value.const_value = ir.ExternalTensor(
             data.name,
@@ -160,12 +161,6 @@ def data_files(
     own = [value for value in weights if swappable and is_trained(value)]
     stored = [value for value in weights if value.const_value is not None and value not in own]
     large = [value for value in stored if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES]
-    found = {_backbone(value.name or "", backbones) for value in large}
+    found = {owner_of(value.name or "", backbones) for value in large}
     gates = (GATES,) if own else ()
     return (*(f"{backbone}.data" if backbone else data_name for backbone in sorted(found)), *gates)
-
-
-def _backbone(weight: str, backbones: Collection[str]) -> str:
-    """The backbone a weight is called after; "" for none."""
-    first = weight.partition(".")[0]
-    return first if first in backbones else ""

@@ -58,7 +58,10 @@ class Program:
     Attributes:
         graphs: The graphs by name; FX before `lower`, ONNX after.
         plan: Steps in order.
-        backbones: The pretrained parts by the name of the graph that has their head.
+        backbones: The pretrained parts by the name of the model.
+        model_of: Name of the model whose head, or whose embedding, a graph has, of graphs not called after theirs.
+        joined: Names of the graphs that several models' layers are joined in; `weight_names` says what their weights
+            are called.
         samples: Calibration text of each graph that takes token ids, int64[tokens].
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
         gates: By graph name, where blocks may be skipped.
@@ -76,6 +79,8 @@ class Program:
     gates: Mapping[str, SkipGates] = field(default_factory=lambda: EMPTY)
     partitions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
     router_weights: Mapping[str, bytes] = field(default_factory=lambda: EMPTY)
+    model_of: Mapping[str, str] = field(default_factory=lambda: EMPTY)
+    joined: frozenset[str] = frozenset()
     history: tuple[str, ...] = ()
     modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
 
@@ -109,9 +114,14 @@ class Program:
         parts = [each for modal in self.modal.values() for each in modal.modalities.values()]
         return frozenset(each.encoder for each in parts if each.encoder is not None)
 
+    def model(self, graph: str) -> str:
+        """Name of the model whose head, or whose embedding, a graph has; a dense twin has that of its gated graph."""
+        gated = next((name for name, gates in self.gates.items() if gates.dense == graph), graph)
+        return self.model_of.get(gated, gated)
+
     def backbone(self, graph: str) -> Backbone:
-        """The pretrained part that a graph is of; `emoji.encode.image` is of `emoji`."""
-        return self.backbones[graph] if graph in self.backbones else self.backbones[graph.partition(".")[0]]
+        """The pretrained part whose head, or whose embedding, a graph has."""
+        return self.backbones[self.model(graph)]
 
     def verify(self) -> None:
         """Raise PassError unless every graph is well formed and the plan runs each one it names."""

@@ -153,6 +153,7 @@ class DropModality(Pass):
                 Switch(f"{model}.modalities", routes) if len(subsets) > 1 else Run(subsets[0].graph),
             ),
             modal={**program.modal, model: ModalSpec(specs, tuple(subsets))},
+            model_of={**program.model_of, **dict.fromkeys(graphs.keys() - program.graphs.keys(), model)},
         )
 
     def _split_decoder(self, program: Program, model: str, graph: FxGraph) -> Program:
@@ -169,6 +170,7 @@ class DropModality(Pass):
             graphs={name: each for name, each in program.graphs.items() if name != model} | parts,
             plan=tuple(plan),
             modal={**program.modal, model: spec},
+            model_of={**program.model_of, **dict.fromkeys(parts, model)},
         )
 
     def _heads(self, cut: Cut) -> dict[tuple[str, ...], FxGraph]:

@@ -148,7 +148,7 @@ class SkipFfn(Pass):
             card, weights = load_gates(path)
         except LoadError as error:
             raise PassError(str(error)) from error
-        backbone = program.backbones.get(name)
+        backbone = program.backbones.get(program.model(name))
         if card.blocks != blocks:
             raise PassError(f"{path.name}: gates of a model with {card.blocks} layers; this one has {blocks}")
         if backbone is not None and backbone.sha256 and card.sha256 != backbone.sha256:

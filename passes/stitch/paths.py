@@ -109,9 +109,10 @@ class Layout:
         """Of the state that the trunk gives."""
         return self.backbones[self.trunk].width
 
-    def head(self, graph: str) -> str:
-        """The backbone whose head, or whose embedding, a graph has."""
-        return self.routes[graph.removeprefix("tail.")][-1].backbone if graph.startswith("tail.") else self.trunk
+    @property
+    def pieces(self) -> dict[str, tuple[Piece, ...]]:
+        """What each graph is made of, by the graph's name."""
+        return {"trunk": (self.base,)} | {f"tail.{route}": pieces for route, pieces in self.routes.items()}
 
     def seams(self, route: str) -> tuple[Seam | None, ...]:
         """For each piece of a route, the stitch before it; None where it goes on where the one before ended."""
@@ -174,9 +175,8 @@ class Layout:
         Raises:
             PassError: two gated backbones meet in one graph, which has one threshold.
         """
-        pieces = {"trunk": (self.base,)} | {f"tail.{route}": found for route, found in self.routes.items()}
         shared: dict[str, SkipGates] = {}
-        for name, run in pieces.items():
+        for name, run in self.pieces.items():
             backbones: set[str] = set()
             layers: list[int] = []
             before = 0

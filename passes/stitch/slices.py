@@ -20,6 +20,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, assign, attribute, path_of
+from adaptc.ir.weight_names import named_after
 from adaptc.runtime.bundle.names import IMAGE_PLACES
 
 HIDDEN = "hidden"
@@ -165,7 +166,7 @@ class Joined:
             else:
                 copies[node] = self.module.graph.node_copy(node, copies.__getitem__)
                 path = path_of(node)
-                copies[node].meta = {**node.meta, "path": f"{backbone.name}.{path}" if path else ""}
+                copies[node].meta = {**node.meta, "path": named_after(backbone.name, path) if path else ""}
         self.state = copies[end]
 
     def graph(self) -> FxGraph:
@@ -195,7 +196,7 @@ class Joined:
 
     def _weight(self, backbone: Backbone, node: fx.Node) -> fx.Node:
         """A weight or buffer of the backbone, shared, under the backbone's name."""
-        name = f"{backbone.name}.{node.target}"
+        name = named_after(backbone.name, str(node.target))
         assign(self.module, name, attribute(backbone.graph.module, str(node.target)))
         copy = self.module.graph.get_attr(name)
         copy.meta = dict(node.meta)

@@ -184,16 +184,14 @@ class Stitch(Pass):
             return program
         plan = layout(self, program)
         graphs = graphs_of(plan, self._weights(plan, program))
-        backbones = {
-            name: program.backbones[plan.head(name)] for name in graphs if plan.head(name) in program.backbones
-        }
         routes = {route: f"tail.{route}" for route in self.routes}
         router, router_weights = self._router(plan)
         return replace(
             program,
             graphs=graphs,
             plan=(Run(TRUNK), Switch(GATE, routes, router)),
-            backbones=backbones,
+            model_of={name: pieces[-1].backbone for name, pieces in plan.pieces.items()},
+            joined=frozenset(graphs),
             samples={TRUNK: program.samples[plan.trunk]} if plan.trunk in program.samples else {},
             gates=plan.gates(program.gates),
             router_weights=router_weights,
