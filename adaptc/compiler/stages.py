@@ -162,9 +162,8 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
     path.mkdir()
     for name, graph in program.at_level(OnnxGraph).items():
         model = graph.fork().model
-        for weight in set(_weights_of(name, program.model(name), program.joined, sources)) & set(
-            model.graph.initializers
-        ):
+        pretrained = _weights_of(name, program.model(name), program.joined, sources)
+        for weight in set(pretrained) & set(model.graph.initializers):
             value = model.graph.initializers.pop(weight)
             value.const_value = None
             model.graph.inputs.append(value)
