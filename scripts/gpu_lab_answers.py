@@ -87,10 +87,10 @@ def compare(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def check_answers(bundle: Bundle, expected: Path) -> dict[str, Any]:
     """A GPU's answers beside a CPU's, request by request, and all of them together."""
-    from adaptc.runtime.backends.cuda.loading import gpu_decoder
+    from adaptc.runtime.backends.tensorrt.loading import tensorrt_decoder
 
     said = json.loads(expected.read_text())
-    rows = gpu_decoder(bundle, said["batch"], said["chunk"])
+    rows = tensorrt_decoder(bundle, said["batch"], said["chunk"])
     found: list[dict[str, Any]] = []
     mine: list[dict[str, Any]] = []
     with Session(rows) as session:

@@ -19,9 +19,9 @@ import numpy as np
 
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
-from adaptc.runtime.backends.cuda.loading import gpu_decoder, gpu_engine
 from adaptc.runtime.backends.tensorrt.build import build_engines
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder
+from adaptc.runtime.backends.tensorrt.loading import tensorrt_decoder, tensorrt_engine
 from adaptc.runtime.bundle.folder import Bundle, open_bundle
 from adaptc.runtime.errors import AdaptcError, EngineError
 from adaptc.runtime.text.sampling import Sampler, Sampling
@@ -88,7 +88,7 @@ def again(decoder: Any, before: list[int]) -> None:
 
 def works(bundle: Bundle) -> list[int]:
     """Tokens of a session of its own."""
-    decoder = gpu_decoder(bundle, 1, 8)
+    decoder = tensorrt_decoder(bundle, 1, 8)
     try:
         return written(decoder, PROMPT, 6)
     finally:
@@ -159,8 +159,8 @@ def unbuilt(bundle: Bundle, scratch: Path) -> dict[str, Any]:
     shutil.rmtree(scratch / "engines")
     return {
         "told": told(lambda: works(none)),
-        "rows": told(lambda: gpu_decoder(bundle, 3, 8)),
-        "no decoder": told(lambda: gpu_engine(bundle, "lm")),
+        "rows": told(lambda: tensorrt_decoder(bundle, 3, 8)),
+        "no decoder": told(lambda: tensorrt_engine(bundle, "lm")),
     }
 
 
@@ -191,7 +191,7 @@ def loading(bundle: Bundle, scratch: Path) -> dict[str, Any]:
 
 def running(bundle: Bundle, scratch: Path) -> dict[str, Any]:
     """Nothing left when a session needs larger engines: its request fails, and when there is memory it goes on."""
-    decoder = gpu_decoder(bundle, 1, 8)
+    decoder = tensorrt_decoder(bundle, 1, 8)
     assert isinstance(decoder, GpuDecoder)
     before = written(decoder, PROMPT, 6)
     longer = np.tile(PROMPT, 5)

@@ -40,19 +40,19 @@ def captured_seconds(decoder: GpuDecoder, work: Callable[[], None], times: int) 
 def reset(decoder: GpuDecoder, rows: int) -> None:
     """Back to position 16: every launch goes on by one, and there are tables for so many."""
     decoder.in_flight.drain()
-    decoder.part.control.set([1] * rows, np.full(rows, 15), decoder.part.levels[:rows], (), 0, False, 0)
+    decoder.graph.control.set([1] * rows, np.full(rows, 15), decoder.graph.levels[:rows], (), 0, False, 0)
 
 
 def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
     """Time of each graph, over all layers that call it, so that weights are not in the GPU's cache."""
     place, stepper, stream = (
-        decoder.part.graphs.place(rows, decoder.part.cache.bucket),
-        decoder.part.stepper,
+        decoder.graph.captured.place(rows, decoder.graph.cache.bucket),
+        decoder.graph.stepper,
         decoder._gpu.stream,
     )
     stepper.load(place)
     calls: dict[str, list[Any]] = {}
-    for call in decoder.part.partitions.calls():
+    for call in decoder.graph.partitions.calls():
         calls.setdefault(call.graph, []).append(call)
     found: dict[str, Any] = {}
     for name, each in calls.items():
@@ -63,7 +63,7 @@ def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
                 stepper._calls((call,), place, stream)
 
         seconds = captured_seconds(decoder, work, len(each) * repeat)
-        weights = decoder.part.partitions.graphs[name].weights
+        weights = decoder.graph.partitions.graphs[name].weights
         found[name] = {
             "ms": seconds * 1e3,
             "calls": len(each),
@@ -76,16 +76,16 @@ def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
 def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     """Milliseconds of our own kernels in a step."""
     place, stepper, control, stream = (
-        decoder.part.graphs.place(rows, decoder.part.cache.bucket),
-        decoder.part.stepper,
-        decoder.part.control,
+        decoder.graph.captured.place(rows, decoder.graph.cache.bucket),
+        decoder.graph.stepper,
+        decoder.graph.control,
         decoder._gpu.stream,
     )
     at = control.addresses(stepper.ran)
     ways: dict[str, Callable[[], None]] = {
         "begin": lambda: stepper.begin(control.state, place, control.levels, stream),
         "choose": lambda: stepper.choose(control.state, place, at, decoder.spec.vocab_size, stream),
-        "write_kv": lambda: stepper.write_kv(control.state, place, decoder.part.graphs._table, 1, stream),
+        "write_kv": lambda: stepper.write_kv(control.state, place, decoder.graph.graphs._table, 1, stream),
     }
     found = {}
     for name, way in ways.items():
@@ -113,8 +113,8 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
 
     found = {}
     seen: set[str] = set()
-    place = decoder.part.graphs.place(1, decoder.part.cache.bucket)
-    for call in decoder.part.partitions.calls():
+    place = decoder.graph.captured.place(1, decoder.graph.cache.bucket)
+    for call in decoder.graph.partitions.calls():
         if call.graph in seen:
             continue
         seen.add(call.graph)
@@ -126,7 +126,7 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
         engine._context.enqueue_emits_profile = True
         for _ in range(3):
             times.rows = []
-            decoder.part.stepper._calls((call,), place, decoder._gpu.stream)
+            decoder.graph.stepper._calls((call,), place, decoder._gpu.stream)
             decoder._gpu.cuda.sync(decoder._gpu.stream)
         engine._context.enqueue_emits_profile = False
         found[call.graph] = times.rows
@@ -138,9 +138,9 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     found = {}
     for way in ("dense", "on_device"):
-        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.part.cache.bucket, way
+        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.graph.cache.bucket, way
         for copies in (1, 2):
-            graphs = [decoder.part.graphs.capture(key) for _ in range(copies)]
+            graphs = [decoder.graph.captured.capture(key) for _ in range(copies)]
             for busy in (False, True):
                 reset(decoder, rows)
                 spent = []
@@ -164,10 +164,10 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
 def partitions_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
     """All of it for one number of rows."""
     decoder = whole_decoder(bundle, batch, 1)
-    decoder.part.length[:batch] = 16
-    decoder.part.levels[:batch] = 0
+    decoder.graph.length[:batch] = 16
+    decoder.graph.levels[:batch] = 0
     reset(decoder, batch)
-    found: dict[str, Any] = {"kv_bucket": decoder.part.cache.bucket}
+    found: dict[str, Any] = {"kv_bucket": decoder.graph.cache.bucket}
     parts: tuple[tuple[str, Callable[[], Any]], ...] = (
         ("partitions", lambda: partitions_of(decoder, batch)),
         ("kernels_ms", lambda: kernels_of(decoder, batch)),

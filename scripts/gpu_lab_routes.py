@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.backends.cuda.loading import gpu_decoder
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
+from adaptc.runtime.backends.tensorrt.loading import tensorrt_decoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.sampling import Sampler, Sampling
@@ -36,7 +36,7 @@ def timed(rows: GpuRoutes, routes: Sequence[str]) -> dict[str, float]:
 
 
 def routes_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
-    rows = gpu_decoder(bundle, batch, 64)
+    rows = tensorrt_decoder(bundle, batch, 64)
     if not isinstance(rows, GpuRoutes):
         rows.close()
         raise SystemExit(f"{bundle.path}: has no routes; gpu_lab time is right")

@@ -33,8 +33,8 @@ from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.stitch.stitch import Routing
+from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graph
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
-from adaptc.runtime.backends.tensorrt.engines import decoder_graph
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
 from adaptc.spec.reading import read_spec

@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
 from adaptc.runtime.backends.cuda.kernels.step_kernels import RING
-from adaptc.runtime.backends.cuda.loading import gpu_decoder
+from adaptc.runtime.backends.tensorrt.loading import tensorrt_decoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.text.sampling import Sampler, Sampling
 
@@ -23,7 +23,7 @@ GATED = 0.0
 
 def whole_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder:
     """The decoder of a bundle without routes."""
-    decoder = gpu_decoder(bundle, batch, chunk)
+    decoder = tensorrt_decoder(bundle, batch, chunk)
     if not isinstance(decoder, GpuDecoder):
         decoder.close()
         raise SystemExit(f"{bundle.path}: has routes; gpu_lab routes is right")
@@ -32,8 +32,8 @@ def whole_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder:
 
 def set_mask(decoder: GpuDecoder, mask: np.ndarray) -> None:
     """Make the gates want what a mask says: their logits are weights on the device, so nothing is captured anew."""
-    for gate, runs in zip(decoder.part.partitions.gates, mask, strict=True):
-        decoder._gpu.cuda.put(decoder.part.memory.weights[gate.logit], np.array([1.0 if runs else -1.0], np.float32))
+    for gate, runs in zip(decoder.graph.partitions.gates, mask, strict=True):
+        decoder._gpu.cuda.put(decoder.graph.memory.weights[gate.logit], np.array([1.0 if runs else -1.0], np.float32))
 
 
 def kl(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -81,44 +81,44 @@ def check_mask(
     found: dict[str, float] = {"share_run": float(mask.mean())}
     set_mask(decoder, mask)
     for name, force in (("conditional", None), ("forced", tuple(map(bool, mask)))):
-        decoder.part.force = force
+        decoder.graph.force = force
         decoder.prefill(0, prompt, GATED)
         logits = np.stack([decoder.decode([token])[0].copy() for token in ids[: len(expected)]])
-        right = decoder.part._ran.tolist() == list(map(bool, mask))
+        right = decoder.graph._ran.tolist() == list(map(bool, mask))
         found[f"{name}_kl"] = float(kl(expected, logits).mean())
         found[f"{name}_same"] = float((logits.argmax(-1) == expected.argmax(-1)).mean())
         found[f"{name}_ran_right"] = float(right)
-    decoder.part.force = None
+    decoder.graph.force = None
     return found
 
 
 def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, float]:
     """Seconds of a step on the device, and of the host's own work in it."""
-    layers = len(decoder.part.partitions.gates)
+    layers = len(decoder.graph.partitions.gates)
     skipped = round(share * layers)
     mask = np.ones(layers, np.bool_)
     mask[np.linspace(0, layers - 1, skipped).round().astype(int)] = False
     set_mask(decoder, mask)
-    decoder.part.force = tuple(map(bool, mask)) if how == "forced" else None
+    decoder.graph.force = tuple(map(bool, mask)) if how == "forced" else None
     # "gated" is what a session does; "nodes" puts every block under a conditional node; "one_step_late" has
     # the host follow.
-    decoder.part.mode = "one_step_late" if how == "one_step_late" else "on_device"
-    decoder.part.stepper.nodes = how == "nodes"
+    decoder.graph.mode = "one_step_late" if how == "one_step_late" else "on_device"
+    decoder.graph.stepper.nodes = how == "nodes"
     decoder.in_flight.drain()
-    decoder.part.graphs.forget("gated")
+    decoder.graph.captured.forget("gated")
     level = -np.inf if how == "dense" else GATED
     for row in range(rows):
-        decoder.part.length[row] = 0
-        decoder.part.levels[row] = level
-    decoder.part.length[:rows] = 16
-    decoder.part.levels[:rows] = level
+        decoder.graph.length[row] = 0
+        decoder.graph.levels[row] = level
+    decoder.graph.length[:rows] = 16
+    decoder.graph.levels[:rows] = level
     decoder.in_flight.drain()
     samplers = [Sampler(Sampling(), [], np.random.default_rng(0)) for _ in range(rows)]
     tokens = [1] * rows
     for _ in range(4 if how == "one_step_late" else 1):  # until a mask comes again, and is captured
         tokens = decoder.choose(tokens, samplers)
     found = {"device": device_seconds(decoder, rows), "skipped": float(1 - mask.mean())}
-    decoder.part.length[:rows] = 16
+    decoder.graph.length[:rows] = 16
     waited: list[float] = []
     wait = decoder._gpu.cuda.wait
 
@@ -136,7 +136,7 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     decoder._gpu.cuda.wait = wait  # type: ignore[method-assign]
     found["step"] = median(steps)
     found["host"] = median(step - wait_ for step, wait_ in zip(steps, waited, strict=True))
-    decoder.part.force = None
+    decoder.graph.force = None
     return found
 
 
@@ -146,37 +146,39 @@ def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     batch = next(size for size in decoder._gpu.sizes if size >= rows)
     if graph is None:
-        key = batch, decoder.part.cache.bucket, decoder.part.execution_mode(rows, 0)
-        graph = decoder.part.graphs.get(key) or decoder.part.graphs.get(key)  # a mask is captured when it comes again
+        key = batch, decoder.graph.cache.bucket, decoder.graph.execution_mode(rows, 0)
+        graph = decoder.graph.captured.get(key) or decoder.graph.captured.get(
+            key
+        )  # a mask is captured when it comes again
     begin, end = cuda.event(timing=True), cuda.event(timing=True)
     found = []
     for _ in range(6):
-        decoder.part.length[:rows] = 16
-        off = decoder.part.levels[:rows]
-        decoder.part.control.set([1] * rows, decoder.part.length[:rows] - 1, off, (), 0, False, 0)
-        decoder.part.ring_index = 0
+        decoder.graph.length[:rows] = 16
+        off = decoder.graph.levels[:rows]
+        decoder.graph.control.set([1] * rows, decoder.graph.length[:rows] - 1, off, (), 0, False, 0)
+        decoder.graph.ring_index = 0
         cuda.record(begin, stream)
         for _ in range(STEPS):
             cuda.run(graph, stream)
         cuda.record(end, stream)
         cuda.wait(end)
         found.append(cuda.seconds(begin, end) / STEPS)
-    decoder.part.ring_index = STEPS % RING
+    decoder.graph.ring_index = STEPS % RING
     return median(found[1:])
 
 
 def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     """The dense model in one piece, with the same kernels of ours around it, captured."""
-    cuda, stream, control = decoder._gpu.cuda, decoder._gpu.stream, decoder.part.control
-    place = decoder.part.graphs.place(rows, decoder.part.cache.bucket)
-    call = decoder.part.partitions.whole
+    cuda, stream, control = decoder._gpu.cuda, decoder._gpu.stream, decoder.graph.control
+    place = decoder.graph.captured.place(rows, decoder.graph.cache.bucket)
+    call = decoder.graph.partitions.whole
     decoder._gpu.pieces.load(call.graph, place.sizes)
-    reads, writes = decoder.part.memory.reads(call, place.given), decoder.part.memory.writes(call, place.given)
+    reads, writes = decoder.graph.memory.reads(call, place.given), decoder.graph.memory.writes(call, place.given)
 
     def step() -> None:
-        decoder.part.stepper.begin(control.state, place, control.levels, stream)
+        decoder.graph.stepper.begin(control.state, place, control.levels, stream)
         decoder._gpu.pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
-        decoder.part.graphs.finish(place, control.addresses(decoder.part.stepper.ran))
+        decoder.graph.captured.finish(place, control.addresses(decoder.graph.stepper.ran))
 
     step()
     cuda.sync(stream)
@@ -191,11 +193,11 @@ def time_bundle(bundle: Bundle, batch: int, whole: bool, mode: str) -> dict[str,
     probe = Cuda()
     before = probe.free_bytes()
     decoder = whole_decoder(bundle, batch, 1)
-    gate = decoder.part.partitions.gates[0]
-    block = sum(decoder.part.partitions.graphs[call.graph].weights for call in gate.then)
+    gate = decoder.graph.partitions.gates[0]
+    block = sum(decoder.graph.partitions.graphs[call.graph].weights for call in gate.then)
     found: dict[str, Any] = {
         "weights_read": sum(
-            decoder.part.partitions.graphs[call.graph].weights for call in decoder.part.partitions.calls()
+            decoder.graph.partitions.graphs[call.graph].weights for call in decoder.graph.partitions.calls()
         ),
         "block_bytes": block,
         "taken": dict(decoder.taken),

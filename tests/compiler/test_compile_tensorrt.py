@@ -13,13 +13,13 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import PassError, SpecError
 from adaptc.passes.targets.partition import Partition
-from adaptc.runtime.backends.cuda.loading import graphs_of, partitions_of, rows_on
-from adaptc.runtime.backends.tensorrt.engines import read_partitions
+from adaptc.runtime.backends.cuda.bundle_partitions import graphs_of, partitions_of, read_partitions
+from adaptc.runtime.backends.cuda.loading import cuda_decoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.plan import Run
 from adaptc.spec.reading import read_spec
 from tests.fakes.cuda import FakeCuda
-from tests.fakes.pieces import FakePieces
+from tests.fakes.partition_runner import FakeRunner
 from tests.models import folder, gated_bundle, trt_bundle
 
 IDS = [5, 9, 40, 7, 101, 33]
@@ -37,7 +37,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Any]:
 def test_it_generates_what_the_model_does(compiled: tuple[Bundle, Any]) -> None:
     bundle, model = compiled
     parts, cuda = partitions_of(bundle), FakeCuda()
-    rows = rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
+    rows = cuda_decoder(cuda, FakeRunner(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
     with runtime.Session(rows) as session:
         result = session.generate(IDS, max_new_tokens=10)
     expected = folder.greedy(model, IDS, 10)
@@ -65,7 +65,7 @@ def test_gates_of_a_spec_are_cut_at_and_not_branched(tmp_path: Path) -> None:
     assert "branch" not in names
     assert len(read_partitions(bundle, "lm").gates) == len(bundle.manifest.gates["lm"].layers) > 0
     parts, cuda = partitions_of(bundle), FakeCuda()
-    rows = rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
+    rows = cuda_decoder(cuda, FakeRunner(cuda, bundle.path, graphs_of(parts), (1, 2), (64,)), bundle, parts, 2, 8)
     with runtime.Session(rows) as session:
         skips = session.generate(IDS, max_new_tokens=6).trace.skips
     assert skips is not None

@@ -23,7 +23,7 @@ from adaptc.runtime.errors import EngineError
 from adaptc.runtime.loading import load_modal
 from adaptc.spec.reading import read_spec
 from tests.fakes.cuda import FakeCuda
-from tests.fakes.pieces import array_at
+from tests.fakes.partition_runner import array_at
 from tests.models import views
 
 SETTINGS = ("target.backend=tensorrt-rtx", "target.weights=fp16", "target.batch=4")
@@ -77,7 +77,7 @@ def test_every_subset_on_a_fake_gpu_equals_eager(bundle: Bundle, monkeypatch: py
         made.append(engine(bundle, name))
         return made[-1]
 
-    monkeypatch.setattr("adaptc.runtime.backends.cuda.loading.gpu_engine", load)
+    monkeypatch.setattr("adaptc.runtime.backends.tensorrt.backend.tensorrt_engine", load)
     given = views.feeds(6)  # more rows than an engine takes at once
     with load_modal(bundle.path) as session:
         for subset in bundle.manifest.modal["views"].subsets:

@@ -23,9 +23,10 @@ from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.partition import Partition
-from adaptc.runtime.backends.cuda.loading import graphs_of, partitions_of, rows_on
+from adaptc.runtime.backends.cuda.bundle_partitions import graphs_of, partitions_of, read_partitions
+from adaptc.runtime.backends.cuda.loading import cuda_decoder
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
-from adaptc.runtime.backends.tensorrt.engines import content_of, read_partitions
+from adaptc.runtime.backends.tensorrt.engines import content_of
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
@@ -34,7 +35,7 @@ from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.spec.reading import read_spec
 from scripts.gpu_lab_answers import mixed
 from tests.fakes.cuda import FakeCuda
-from tests.fakes.pieces import FakePieces
+from tests.fakes.partition_runner import FakeRunner
 from tests.models import stitched
 from tests.passes.stitch.test_stitch import Gating
 
@@ -72,8 +73,8 @@ class Gpu:
 
     def __init__(self, bundle: Bundle, batch: int = 4, limit: int = 1 << 30) -> None:
         self.cuda, parts = FakeCuda(limit=limit), partitions_of(bundle)
-        self.pieces = FakePieces(self.cuda, bundle.path, graphs_of(parts), (1, 2, 4), (16, 32, 64))
-        rows = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8)
+        self.runner = FakeRunner(self.cuda, bundle.path, graphs_of(parts), (1, 2, 4), (16, 32, 64))
+        rows = cuda_decoder(self.cuda, self.runner, bundle, parts, batch, 8)
         assert isinstance(rows, GpuRoutes)
         self.rows = rows
         self.session = Session(rows, Tokenizer(bundle.path / "tokenizer"))
@@ -203,7 +204,7 @@ def test_closing_frees_everything(bundle: Bundle) -> None:
     assert len(gpu.cuda.live) == taken
     gpu.session.close()
     assert not gpu.cuda.live
-    assert gpu.pieces.closed
+    assert gpu.runner.closed
 
 
 def test_gates_of_the_trunk_and_of_tails_decide_as_on_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +269,7 @@ def test_real_engines_of_every_part_build_without_a_gpu(bundle: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx", reason="pip install 'adaptc[rtx]'")
     from adaptc.runtime.backends.tensorrt.build import build_engines
     from adaptc.runtime.backends.tensorrt.layers import DATA_DEPENDENT, kinds
-    from adaptc.runtime.backends.tensorrt.pieces import TrtPieces
+    from adaptc.runtime.backends.tensorrt.partition_runner import TensorRtRunner
 
     built = build_engines(bundle, "tensorrt-rtx", sm=(86, 89, 120), kv_buckets=(16,), batches=(1,), chunk=1)
     assert len({(record.graph, str(record.sizes)) for record in built}) == len(built), "equal partitions are built once"
@@ -277,5 +278,5 @@ def test_real_engines_of_every_part_build_without_a_gpu(bundle: Bundle) -> None:
         assert record.layers
         assert not kinds(record.layers) & DATA_DEPENDENT
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
-    pieces = TrtPieces(bundle, graphs_of(partitions_of(bundle)), "tensorrt-rtx", cuda)
-    assert (pieces.rows(), pieces.kv_buckets()) == ((1,), (16,))
+    runner = TensorRtRunner(bundle, graphs_of(partitions_of(bundle)), "tensorrt-rtx", cuda)
+    assert (runner.rows(), runner.kv_buckets()) == ((1,), (16,))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adaptc.runtime.backends.cuda.cache import Cache
-from adaptc.runtime.backends.cuda.control import Control
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
-from adaptc.runtime.backends.cuda.step import Place, Stepper
+from adaptc.runtime.backends.cuda.kv_cache import GpuKvCache
+from adaptc.runtime.backends.cuda.step import Stepper, StepPlacement
+from adaptc.runtime.backends.cuda.step_control import StepControl
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ Key = tuple[int, int, ExecutionMode]
 """Rows, KV bucket and the execution mode."""
 
 
-class Graphs:
+class CapturedSteps:
     """The graphs of one session."""
 
     def __init__(
-        self, cuda: Cuda, stepper: Stepper, control: Control, cache: Cache, vocab: int, gates: int, stream: Any
+        self, cuda: Cuda, stepper: Stepper, control: StepControl, cache: GpuKvCache, vocab: int, gates: int, stream: Any
     ) -> None:
         """Capture nothing yet.
 
@@ -79,7 +79,7 @@ class Graphs:
                 self._cuda.drop(oldest)
         return graph
 
-    def _make_ready(self, place: Place) -> None:
+    def _make_ready(self, place: StepPlacement) -> None:
         """Load engines, and run each once: they settle their memory then, which cannot be captured."""
         if (place.batch, place.bucket) in self._warm:
             return
@@ -125,7 +125,7 @@ class Graphs:
         stepper.head(place, self._stream)
         self.finish(place, at)
 
-    def finish(self, place: Place, at: dict[str, int]) -> None:
+    def finish(self, place: StepPlacement, at: dict[str, int]) -> None:
         """What follows the logits: each row's token, or the states that are kept; and the cache."""
         state, link = self._control.state, self._control.link
         if link is not None and not link.ids:
@@ -134,10 +134,10 @@ class Graphs:
             self._stepper.choose(state, place, at, self._vocab, self._stream)
         self._stepper.write_kv(self._control.state, place, self._table, 1, self._stream)
 
-    def place(self, batch: int, bucket: int) -> Place:
+    def place(self, batch: int, bucket: int) -> StepPlacement:
         """Where a step works."""
         given = self._control.given() | self._cache.row(0)
-        return Place(batch, 1, bucket, given, self._control.thresholds)
+        return StepPlacement(batch, 1, bucket, given, self._control.thresholds)
 
     def forget(self, mode: ExecutionMode) -> None:
         """Drop the captured steps of one mode, so that they are captured anew when they are next needed."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from adaptc.runtime.backends.cuda.graph import GpuGraph, GpuResources
 from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
-from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -26,12 +26,12 @@ class GpuDecoder(SingleRoute):
     Attributes:
         spec: What the graph expects.
         batch: Rows.
-        part: The graph.
+        graph: The decoder on the GPU.
         conditional: Whether gates are read by the GPU itself; if not, the host asks for each, which is slow.
     """
 
     def __init__(
-        self, gpu: Gpu, partitions: Partitions, spec: DecoderSpec, batch: int, gates: SkipGates | None = None
+        self, gpu: GpuResources, partitions: Partitions, spec: DecoderSpec, batch: int, gates: SkipGates | None = None
     ) -> None:
         """Take the GPU's memory.
 
@@ -46,39 +46,39 @@ class GpuDecoder(SingleRoute):
             EngineError: the GPU has too little memory, or engines are missing.
         """
         self.spec, self.batch, self.gates, self._gpu = spec, batch, gates, gpu
-        self.part = GpuPart(gpu, partitions, spec, batch, gates)
-        self.conditional = self.part.conditional
+        self.graph = GpuGraph(gpu, partitions, spec, batch, gates)
+        self.conditional = self.graph.conditional
         self.in_flight = InFlightSteps(gpu.cuda, gpu.stream, self)
         self._rows = 0  # of the newest step
 
     @property
     def taken(self) -> dict[str, int]:
         """What was taken of the GPU's memory, by what for: "weights", "cache", "values"."""
-        found = self.part.memory.bytes
+        found = self.graph.memory.bytes
         return found | {"values": found["values"] + self._gpu.values.bytes}
 
     def start(self, row: int, ids: Ids, options: RequestOptions) -> Logits:
         """See `BatchDecoder.start`."""
-        return self.prefill(row, ids, self.part.threshold(options))
+        return self.prefill(row, ids, self.graph.threshold(options))
 
     def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
         """See `HostDecoder.prefill`."""
         self.in_flight.drain()
-        return self.part.first(self.part.read(row, ids, threshold))
+        return self.graph.first(self.graph.read(row, ids, threshold))
 
     def dense(self, options: RequestOptions) -> bool:
         """See `BatchDecoder.dense`."""
-        return self.part.threshold(options) == DENSE
+        return self.graph.threshold(options) == DENSE
 
     def score(self, ids: Ids, most: int, options: RequestOptions = NO_OPTIONS) -> Iterator[Logits]:
         """See `BatchDecoder.score`."""
         self.in_flight.drain()
-        yield from self.part.score(ids, most, options)
+        yield from self.graph.score(ids, most, options)
 
     def decode(self, tokens: Sequence[int]) -> Logits:
         """See `BatchDecoder.decode`."""
         self.in_flight.decode(tokens)
-        return self.part.logits(len(tokens))
+        return self.graph.logits(len(tokens))
 
     def choose(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> list[int]:
         """See `TokenChooser`."""
@@ -86,34 +86,34 @@ class GpuDecoder(SingleRoute):
 
     def ran(self, row: int) -> bytes | None:
         """See `BatchDecoder.ran`."""
-        return self.part.ran(row)
+        return self.graph.ran(row)
 
     def move(self, row: int, to: int) -> None:
         """See `BatchDecoder.move`."""
         self.in_flight.drain()
-        self.part.move(row, to)
+        self.graph.move(row, to)
 
     def close(self) -> None:
         """Free all that was taken of the GPU."""
-        self.part.close()
-        self._gpu.pieces.close()
+        self.graph.close()
+        self._gpu.runner.close()
         self._gpu.cuda.close()
 
     def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:
         """See `StepLauncher.begin`."""
         self._rows = len(tokens)
-        self.part.begin(tokens, samplers)
+        self.graph.begin(tokens, samplers)
 
     def launch(self, samplers: Sequence[Sampler], ahead: int) -> ReadStep:
         """See `StepLauncher.launch`."""
         rows = self._rows
-        ring_index, mode = self.part.launch(rows, samplers, ahead)
-        return lambda: self.part.take(ring_index, rows, mode)
+        ring_index, mode = self.graph.launch(rows, samplers, ahead)
+        return lambda: self.graph.take(ring_index, rows, mode)
 
     def room(self) -> int:
         """See `StepLauncher.room`."""
-        return self.part.room(self._rows)
+        return self.graph.room(self._rows)
 
     def settle(self) -> None:
         """See `StepLauncher.settle`."""
-        self.part.settle()
+        self.graph.settle()

@@ -81,7 +81,7 @@ def row_bytes(spec: TensorSpec) -> int:
     return prod(size for size in spec.shape if isinstance(size, int)) * BYTES[spec.dtype]
 
 
-class Weights:
+class DeviceWeights:
     """A bundle's weights on the GPU: each once, however many graphs read it.
 
     Attributes:
@@ -118,8 +118,8 @@ class Weights:
         return found
 
 
-class Values:
-    """Memory for the values between partitions. Graphs run one after another, so all of a bundle's use the same.
+class SharedValues:
+    """Memory for the values between partitions. Graphs run one after another, so all of a bundle's share it.
 
     Attributes:
         bytes: All that was taken.
@@ -138,7 +138,7 @@ class Values:
         self.places = {index: cuda.alloc(size * rows) for index, size in sizes.items()}
 
 
-class Memory:
+class GraphMemory:
     """Where everything of one graph lies.
 
     Attributes:
@@ -149,7 +149,13 @@ class Memory:
     """
 
     def __init__(
-        self, cuda: Cuda, partitions: Partitions, spec: DecoderSpec, batch: int, weights: Weights, values: Values
+        self,
+        cuda: Cuda,
+        partitions: Partitions,
+        spec: DecoderSpec,
+        batch: int,
+        weights: DeviceWeights,
+        values: SharedValues,
     ) -> None:
         """Take memory and fill in the weights.
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from adaptc.runtime.backends.cuda.control import KeptStates
+from adaptc.runtime.backends.cuda.graph import GpuGraph, GpuResources
 from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
-from adaptc.runtime.backends.cuda.part import Gpu, GpuPart
-from adaptc.runtime.backends.cuda.step import Link
+from adaptc.runtime.backends.cuda.step import StateLink
+from adaptc.runtime.backends.cuda.step_control import KeptStates
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -28,7 +28,7 @@ Given = tuple[Partitions, DecoderSpec, SkipGates | None]
 """A part: its graph, what that expects, and its gates."""
 
 
-class GpuRoutes(RoutedDecoder[GpuPart]):
+class GpuRoutes(RoutedDecoder[GpuGraph]):
     """Rows over a trunk and several tails on a GPU.
 
     Attributes:
@@ -37,7 +37,7 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
 
     def __init__(
         self,
-        gpu: Gpu,
+        gpu: GpuResources,
         trunk: Given,
         tails: Mapping[str, Given],
         width: int,
@@ -59,12 +59,12 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
         """
         self._gpu, tokens = gpu, trunk[1].max_tokens
         states = gpu.cuda.alloc(4 * gpu.sizes[-1] * tokens * width)
-        self._link = Link(states, width, tokens)
+        self._link = StateLink(states, width, tokens)
         partitions, spec, gates = trunk
-        first = GpuPart(gpu, partitions, spec, batch, gates, self._link)
-        link = Link(states, width, tokens, first.control.ids)
+        first = GpuGraph(gpu, partitions, spec, batch, gates, self._link)
+        link = StateLink(states, width, tokens, first.control.ids)
         parts = {
-            route: GpuPart(gpu, partitions, spec, batch, gates, link)
+            route: GpuGraph(gpu, partitions, spec, batch, gates, link)
             for route, (partitions, spec, gates) in tails.items()
             for route, (partitions, spec, gates) in tails.items()
         }
@@ -75,7 +75,7 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
         self._logits = np.empty((batch, self.spec.vocab_size), np.float32)
 
     @property
-    def parts(self) -> tuple[GpuPart, ...]:
+    def parts(self) -> tuple[GpuGraph, ...]:
         """The trunk, and the tails in the order of the routes."""
         return (self._trunk, *self._tails.values())
 
@@ -134,7 +134,7 @@ class GpuRoutes(RoutedDecoder[GpuPart]):
     def close(self) -> None:
         """See `BatchDecoder`: free all that was taken of the GPU."""
         super().close()
-        self._gpu.pieces.close()
+        self._gpu.runner.close()
         self._gpu.cuda.close()
 
     def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler]) -> None:

@@ -18,8 +18,8 @@ from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.driver.device import Device
 from adaptc.runtime.backends.cuda.kernels.skinny_gemm import NO_FLAG, SkinnyGemm, SkipFlag, gemms_read_gate
 from adaptc.runtime.backends.cuda.kernels.step_kernels import NAMES, PARTS, RING, THREADS, step_source
-from adaptc.runtime.backends.cuda.memory import Memory
-from adaptc.runtime.backends.tensorrt.pieces import Pieces
+from adaptc.runtime.backends.cuda.memory import GraphMemory
+from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
 from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.bundle.partitions import Call, Partitions, When
 
@@ -30,7 +30,7 @@ CONDITIONAL_DRIVER, ELSE_DRIVER = 12040, 12080
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StepPlacement:
     """Where a step works.
 
     Attributes:
@@ -59,7 +59,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class StateLink:
     """Where the parts of a stitched model meet.
 
     Attributes:
@@ -79,7 +79,7 @@ class Link:
         return self.states + 4 * self.width * (row * self.tokens + token)
 
 
-Chooser = Callable[[int, When, Place, Any], None]
+Chooser = Callable[[int, When, StepPlacement, Any], None]
 """Called at each gate with its number; runs one of its two sides, or both into their bodies."""
 
 
@@ -102,8 +102,8 @@ class Stepper:
         nodes: Whether every gated block is under a conditional node, for measurements.
     """
 
-    def __init__(self, cuda: Cuda, pieces: Pieces, partitions: Partitions, memory: Memory) -> None:
-        self._cuda, self._pieces, self._partitions, self._memory = cuda, pieces, partitions, memory
+    def __init__(self, cuda: Cuda, runner: PartitionRunner, partitions: Partitions, memory: GraphMemory) -> None:
+        self._cuda, self._runner, self._partitions, self._memory = cuda, runner, partitions, memory
         self._kernels = cuda.kernels(step_source(), NAMES)
         self._skinny_gemm = SkinnyGemm(cuda, partitions.half)
         self._gates = partitions.gates
@@ -113,12 +113,12 @@ class Stepper:
         self._answer = np.zeros(1, np.uint8)
         self.conditional = has_nodes(partitions, cuda.device.driver)
 
-    def load(self, place: Place) -> None:
+    def load(self, place: StepPlacement) -> None:
         """Make every engine that a step needs ready."""
         for call in self._partitions.calls():
             self._load(call, place)
 
-    def walk(self, place: Place, choose: Chooser, stream: Any) -> None:
+    def walk(self, place: StepPlacement, choose: Chooser, stream: Any) -> None:
         """All steps but the last, the head."""
         gate = 0
         for step in self._partitions.steps[:-1]:
@@ -127,7 +127,7 @@ class Stepper:
                 choose(gate, step.when, place, stream)
                 gate += 1
 
-    def head(self, place: Place, stream: Any, tokens: range | None = None) -> None:
+    def head(self, place: StepPlacement, stream: Any, tokens: range | None = None) -> None:
         """Logits of each row, or of some tokens of the first."""
         calls = self._partitions.steps[-1].then
         if tokens is None:
@@ -138,19 +138,19 @@ class Stepper:
         for name in {name for call in calls for name in call.reads} - made:
             if name in self._memory.values:
                 given[name] = self._memory.values[name] + tokens.start * self._memory.row[name]
-        one = Place(1, len(tokens), place.bucket, given, place.thresholds)
+        one = StepPlacement(1, len(tokens), place.bucket, given, place.thresholds)
         for call in calls:
             self._load(call, one)
         self._calls(calls, one, stream)
 
-    def all_run(self, gate: int, when: When, place: Place, stream: Any) -> None:
+    def all_run(self, gate: int, when: When, place: StepPlacement, stream: Any) -> None:
         """Chooser: every block runs."""
         self._calls(when.then, place, stream)
 
     def masked(self, mask: Sequence[bool]) -> Chooser:
         """Chooser: blocks run as the mask says."""
 
-        def choose(gate: int, when: When, place: Place, stream: Any) -> None:
+        def choose(gate: int, when: When, place: StepPlacement, stream: Any) -> None:
             self._side(when, mask[gate], place, stream)
 
         return choose
@@ -158,13 +158,13 @@ class Stepper:
     def one_step_late(self, mask: Sequence[bool]) -> Chooser:
         """Chooser: blocks run as the mask says, and `ran` tells what the gates would have had run."""
 
-        def choose(gate: int, when: When, place: Place, stream: Any) -> None:
+        def choose(gate: int, when: When, place: StepPlacement, stream: Any) -> None:
             self._decide(gate, when, place, 0, stream, zeros=False)
             self._side(when, mask[gate], place, stream)
 
         return choose
 
-    def on_device(self, gate: int, when: When, place: Place, stream: Any) -> None:
+    def on_device(self, gate: int, when: When, place: StepPlacement, stream: Any) -> None:
         """Chooser, while capturing: GEMMs that read their gate, or a conditional node whose condition is set."""
         if self._by_gemms(when, place):
             self._decide(gate, when, place, 0, stream, zeros=False)
@@ -180,11 +180,11 @@ class Stepper:
             self._calls(calls, place, self._body)
             self._cuda.end_body(self._body)
 
-    def on_device_only(self, place: Place) -> bool:
+    def on_device_only(self, place: StepPlacement) -> bool:
         """Whether the device reads all gates of a step by itself."""
         return self.conditional or all(self._by_gemms(when, place) for when in self._gates)
 
-    def by_host(self, gate: int, when: When, place: Place, stream: Any) -> None:
+    def by_host(self, gate: int, when: When, place: StepPlacement, stream: Any) -> None:
         """Chooser: wait for the gate and ask it."""
         self._decide(gate, when, place, 0, stream, zeros=not when.otherwise)
         self._cuda.sync(stream)
@@ -192,12 +192,12 @@ class Stepper:
         if self._answer[0] or when.otherwise:
             self._side(when, bool(self._answer[0]), place, stream)
 
-    def begin(self, state: int, place: Place, levels: int, stream: Any) -> None:
+    def begin(self, state: int, place: StepPlacement, levels: int, stream: Any) -> None:
         """Each row goes on by one position."""
         args = [(state, POINTER), (place.given["positions"], POINTER), (levels, POINTER), (place.thresholds, POINTER)]
         self._start("begin_step", (1, 1), max(32, place.batch), [*args, (place.batch, INT), (RING, INT)], stream)
 
-    def choose(self, state: int, place: Place, at: Mapping[str, int], vocab: int, stream: Any) -> None:
+    def choose(self, state: int, place: StepPlacement, at: Mapping[str, int], vocab: int, stream: Any) -> None:
         """Each row's next token from its logits.
 
         Args:
@@ -217,37 +217,37 @@ class Stepper:
         ends = [(len(self._gates), INT), (at["stride"], INT)]
         self._start("choose", (place.batch, 1), THREADS, [*args, *ends], stream)
 
-    def keep(self, state: int, place: Place, at: Mapping[str, int], link: Link, stream: Any) -> None:
+    def keep(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
         """In the trunk of a stitched model: keep a step's states, and tell which blocks ran; `at` as in `choose`."""
         pointers = (link.states, self._memory.values[HIDDEN], place.given["positions"], state)
         ends = [(at["ran"], POINTER), (at["ran_told"], POINTER), (len(self._gates), INT)]
         args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT), *ends]
         self._start("keep_states", (place.batch, 1), 256, args, stream)
 
-    def take(self, state: int, place: Place, at: Mapping[str, int], link: Link, stream: Any) -> None:
+    def take(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
         """In a tail: read what the trunk kept for each row's position; `at` as in `choose`."""
         pointers = (place.given[HIDDEN], link.states, at["rows"], place.given["positions"], state)
         args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT)]
         self._start("take_states", (place.batch, 1), 256, args, stream)
 
-    def write_kv(self, state: int, place: Place, layers: tuple[int, int], valid: int, stream: Any) -> None:
+    def write_kv(self, state: int, place: StepPlacement, layers: tuple[int, int], valid: int, stream: Any) -> None:
         """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""
         args = [(layers[0], POINTER), (place.given["positions"], POINTER), (state, POINTER)]
         sizes = [(place.tokens, INT), (valid, INT), (place.bucket, INT)]
         self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
 
-    def _by_gemms(self, when: When, place: Place) -> bool:
+    def _by_gemms(self, when: When, place: StepPlacement) -> bool:
         """Whether a block's GEMMs read their gate themselves, so that it needs no conditional node."""
         return not self.nodes and gemms_read_gate(self._partitions, when, place.rows, self._cuda.device.sm)
 
-    def _side(self, when: When, runs: bool, place: Place, stream: Any) -> None:
+    def _side(self, when: When, runs: bool, place: StepPlacement, stream: Any) -> None:
         calls = when.then if runs else when.otherwise
         self._calls(calls, place, stream)
         if not calls:
             address = self._memory.address(when.result, place.given)
             self._cuda.clear(address, self._memory.row[when.result] * place.batch * place.tokens, stream)
 
-    def _decide(self, gate: int, when: When, place: Place, handle: int, stream: Any, *, zeros: bool) -> None:
+    def _decide(self, gate: int, when: When, place: StepPlacement, handle: int, stream: Any, *, zeros: bool) -> None:
         rows = place.batch * place.tokens
         size = self._memory.row[when.result] // 4 * rows if zeros else 0
         same = when.logit in self._memory.weights
@@ -263,18 +263,18 @@ class Stepper:
         ]
         self._start("decide", (1, 1), 256, args, stream)
 
-    def _load(self, call: Call, place: Place) -> None:
+    def _load(self, call: Call, place: StepPlacement) -> None:
         if not self._skinny_gemm.serves(self._partitions.graphs[call.graph], place.rows):
-            self._pieces.load(call.graph, place.sizes)
+            self._runner.load(call.graph, place.sizes)
 
-    def _calls(self, calls: Sequence[Call], place: Place, stream: Any, flag: SkipFlag = NO_FLAG) -> None:
+    def _calls(self, calls: Sequence[Call], place: StepPlacement, stream: Any, flag: SkipFlag = NO_FLAG) -> None:
         for call in calls:
             graph = self._partitions.graphs[call.graph]
             reads, writes = self._memory.reads(call, place.given), self._memory.writes(call, place.given)
             if self._skinny_gemm.serves(graph, place.rows):
                 self._skinny_gemm.enqueue(graph, place.rows, reads, writes, stream, flag)
             else:
-                self._pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
+                self._runner.enqueue(call.graph, place.sizes, reads, writes, stream)
 
     def _start(
         self, name: str, grid: tuple[int, int], threads: int, args: Sequence[tuple[Any, Any]], stream: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from adaptc.runtime.backends.backend import DecoderOptions, Device
 from adaptc.runtime.backends.cuda.engine import GpuEngine
-from adaptc.runtime.backends.cuda.loading import gpu_decoder, gpu_engine
+from adaptc.runtime.backends.tensorrt.loading import tensorrt_decoder, tensorrt_engine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.validation import check_count
@@ -21,10 +21,10 @@ class TensorRt:
 
     def engine(self, bundle: Bundle, graph: str, threads: int | None = None) -> GpuEngine:
         """See `Backend.engine`."""
-        return gpu_engine(bundle, graph)
+        return tensorrt_engine(bundle, graph)
 
     def decoder(self, bundle: Bundle, options: DecoderOptions) -> BatchDecoder:
         """See `Backend.decoder`."""
         check_count("batch", options.batch)
         check_count("chunk", options.chunk)
-        return gpu_decoder(bundle, options.batch, options.chunk)
+        return tensorrt_decoder(bundle, options.batch, options.chunk)

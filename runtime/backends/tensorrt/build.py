@@ -8,27 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graph, decoder_graphs, read_partitions
 from adaptc.runtime.backends.cuda.driver.device import Device
 from adaptc.runtime.backends.cuda.driver.nvrtc import store_cubin
 from adaptc.runtime.backends.cuda.kernels.skinny_gemm import LEAST_SM, source_of
 from adaptc.runtime.backends.cuda.kernels.step_kernels import step_source
 from adaptc.runtime.backends.cuda.step import decides_itself
 from adaptc.runtime.backends.tensorrt.build_report import MODES, RENAMED, BuildReport
-from adaptc.runtime.backends.tensorrt.engines import (
-    EngineFolder,
-    EngineRecord,
-    buckets,
-    content_of,
-    decoder_graph,
-    decoder_graphs,
-    plain_graph,
-    profile,
-    read_partitions,
-    wanted,
-)
+from adaptc.runtime.backends.tensorrt.engines import EngineFolder, EngineRecord, content_of
 from adaptc.runtime.backends.tensorrt.gate_times import measured
 from adaptc.runtime.backends.tensorrt.layers import steps_of
 from adaptc.runtime.backends.tensorrt.library import Trt
+from adaptc.runtime.backends.tensorrt.sizes import buckets, plain_graph, profile, wanted
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.partitions import PartitionGraph
 from adaptc.runtime.errors import EngineError, RequestError

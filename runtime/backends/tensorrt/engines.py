@@ -9,23 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptc.runtime.backends.cuda.kernels.skinny_gemm import LEAST_SM, ROWS
 from adaptc.runtime.backends.tensorrt.build_report import MODES, BuildReport
-from adaptc.runtime.backends.tensorrt.library import Profile
+from adaptc.runtime.backends.tensorrt.sizes import sizes_of
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec
-from adaptc.runtime.bundle.partitions import PartitionGraph, Partitions
-from adaptc.runtime.bundle.plan import Run, Switch
+from adaptc.runtime.bundle.partitions import PartitionGraph
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads, parse, read_json
 from adaptc.runtime.errors import BundleError, EngineError
-
-FIRST_BUCKET = 256
-"""Fewest positions of the cache that engines are built for: smaller caches cost no less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,38 +76,6 @@ def content_of(bundle: Bundle, file: str) -> str:
     if not data:
         return files[file].sha256
     return hashlib.sha256(" ".join(files[name].sha256 for name in (file, *data)).encode()).hexdigest()
-
-
-def plain_graph(spec: GraphSpec) -> PartitionGraph:
-    """A graph with its weights, in the form of a partition."""
-    return PartitionGraph(spec.file, spec.inputs, spec.outputs, weights=0)
-
-
-def buckets(max_tokens: int) -> tuple[int, ...]:
-    """KV buckets of a step by default: doubled from 256 up to `max_tokens`."""
-    sizes = []
-    size = FIRST_BUCKET
-    while size < max_tokens:
-        sizes.append(size)
-        size *= 2
-    return (*sizes, max_tokens)
-
-
-def sizes_of(graph: PartitionGraph) -> set[str]:
-    """The sizes that a graph is built for: "batch", "tokens", "kv_bucket"."""
-    return {size for spec in graph.inputs for size in spec.shape if isinstance(size, str)}
-
-
-def profile(graph: PartitionGraph, sizes: Mapping[str, tuple[int, int, int]]) -> Profile:
-    """Shapes of a graph's inputs for a range of sizes."""
-
-    def shapes(which: int) -> dict[str, tuple[int, ...]]:
-        return {
-            spec.name: tuple(size if isinstance(size, int) else sizes[size][which] for size in spec.shape)
-            for spec in graph.inputs
-        }
-
-    return Profile(shapes(0), shapes(1), shapes(2))
 
 
 class EngineFolder:
@@ -233,78 +195,3 @@ class EngineFolder:
 def _slack(record: EngineRecord) -> int:
     """How much more than one shape an engine serves."""
     return sum(most - least for least, _, most in record.sizes.values())
-
-
-def decoder_graphs(bundle: Bundle) -> dict[str, DecoderSpec]:
-    """The decoder of a bundle, or the parts of a stitched one, the trunk first: how to generate with each, by name.
-
-    Raises:
-        BundleError: the plan is another one.
-    """
-    first, *rest = bundle.manifest.plan
-    known = isinstance(first, Run) and all(isinstance(step, Switch) for step in rest) and len(rest) < 2
-    specs = {name: bundle.manifest.graphs[name].decoder for step in bundle.manifest.plan for name in step.graphs}
-    found = {name: spec for name, spec in specs.items() if spec is not None}
-    if not known or len(found) < len(specs):
-        raise BundleError(f"{bundle.path}: its plan is not one decoder, with or without routes; TensorRT runs no other")
-    return found
-
-
-def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
-    """The graph of a bundle that reads token ids: its name, and how to generate with it.
-
-    Raises:
-        BundleError: the plan is not one decoder, with or without routes.
-    """
-    return next(iter(decoder_graphs(bundle).items()))
-
-
-def read_partitions(bundle: Bundle, name: str) -> Partitions:
-    """The partitions of a graph.
-
-    Raises:
-        BundleError: the bundle was not compiled for TensorRT, or the file is damaged.
-    """
-    file = f"partitions/{name}.json"
-    if file not in bundle.manifest.files:
-        if f"regions/{name}.json" in bundle.manifest.files:
-            raise BundleError(f"{bundle.path}: compiled by an older adaptc; compile it again")
-        backend = bundle.manifest.target.backend
-        raise BundleError(f"{bundle.path}: compiled for {backend}; compile with target.backend: tensorrt")
-    try:
-        partitions = Partitions.from_json((bundle.path / file).read_bytes())
-    except (OSError, BundleError) as error:
-        raise BundleError(f"{bundle.path / file}: {error}") from error
-    for graph in partitions.graphs.values():
-        if graph.file not in bundle.manifest.files:
-            raise BundleError(f"{bundle.path / file}: {graph.file!r} is not among the bundle's files")
-    return partitions
-
-
-def wanted(
-    graph: PartitionGraph,
-    batches: Sequence[int],
-    kv_buckets: Sequence[int],
-    chunk: int,
-    sm: Sequence[int] = (LEAST_SM,),
-) -> list[dict[str, tuple[int, int, int]]]:
-    """The sizes that a graph's engines are built for: steps of fixed sizes, and prompts of any length up to `chunk`.
-
-    A skinny GEMM needs none (cuda/kernels/skinny_gemm.py), if all the capabilities `sm` have the instructions for it.
-    """
-    names = sizes_of(graph)
-    few = ROWS if graph.gemm and min(sm) >= LEAST_SM else 0
-    found: list[dict[str, tuple[int, int, int]]] = []
-    for batch in batches:
-        for bucket in kv_buckets if batch > few else ():
-            full = {"batch": (batch,) * 3, "tokens": (1, 1, 1), "kv_bucket": (bucket,) * 3}
-            found.append({name: full[name] for name in sorted(names)})
-    if chunk > max(1, few):
-        best = min(chunk, 128)
-        full = {
-            "batch": (1, 1, 1),
-            "tokens": (1, best, chunk),
-            "kv_bucket": (kv_buckets[0], kv_buckets[0], kv_buckets[-1]),
-        }
-        found.append({name: full[name] for name in sorted(names)})
-    return [sizes for index, sizes in enumerate(found) if sizes not in found[:index]]

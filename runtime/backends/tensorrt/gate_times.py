@@ -10,10 +10,10 @@ from time import perf_counter
 
 import numpy as np
 
+from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graph
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
-from adaptc.runtime.backends.cuda.loading import gpu_decoder
 from adaptc.runtime.backends.tensorrt.build_report import MODES, BuildReport, StepTimes, judged
-from adaptc.runtime.backends.tensorrt.engines import decoder_graph
+from adaptc.runtime.backends.tensorrt.loading import tensorrt_decoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.model.budget import DENSE
@@ -59,13 +59,13 @@ def measure(decoder: GpuDecoder, bucket: int, clock: Callable[[], float] = perf_
         raise EngineError(f"kv_bucket: {bucket}; gates warm up for {warmup} positions, more are right")
 
     def seconds(kind: _Kind) -> float:
-        part, sampler, token = decoder.part, Sampler(Sampling(), [], np.random.default_rng(0)), [0]
+        part, sampler, token = decoder.graph, Sampler(Sampling(), [], np.random.default_rng(0)), [0]
 
         def go(count: int) -> None:
             nonlocal token
             for _ in range(count):
                 if kind.mode == "one_step_late":  # so that the mask is new
-                    part.graphs.forget(part.execution_mode(1, 0))
+                    part.captured.forget(part.execution_mode(1, 0))
                 token = decoder.choose(token, [sampler])
 
         part.mode = kind.mode
@@ -80,7 +80,7 @@ def measure(decoder: GpuDecoder, bucket: int, clock: Callable[[], float] = perf_
     kinds = (_Kind(DENSE), *asked, _Kind(DENSE, fixed=True))
     turns = [[seconds(kind) for kind in kinds] for _ in range(TURNS + 1)][1:]
     dense, run, none, late_run, late_none, fixed = (median(turn) for turn in zip(*turns, strict=True))
-    return StepTimes(len(decoder.part.partitions.gates), dense, (run, none), (late_run, late_none), fixed)
+    return StepTimes(len(decoder.graph.partitions.gates), dense, (run, none), (late_run, late_none), fixed)
 
 
 def measured(
@@ -100,7 +100,7 @@ def measured(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the host waits for gates: it is what is timed
-            decoder = gpu_decoder(bundle, rows, 1)
+            decoder = tensorrt_decoder(bundle, rows, 1)
     except EngineError as error:
         return _without(otherwise, str(error))
     assert isinstance(decoder, GpuDecoder)

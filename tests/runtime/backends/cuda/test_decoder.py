@@ -17,15 +17,15 @@ from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.runtime import RequestError, Sampling, Session
+from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graph, graphs_of, partitions_of, read_partitions
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
-from adaptc.runtime.backends.cuda.loading import graphs_of, partitions_of, rows_on
-from adaptc.runtime.backends.cuda.memory import Weights
+from adaptc.runtime.backends.cuda.loading import cuda_decoder
+from adaptc.runtime.backends.cuda.memory import DeviceWeights
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
-from adaptc.runtime.backends.tensorrt.engines import decoder_graph, read_partitions
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.model.budget import threshold_at
 from tests.fakes.cuda import FakeCuda
-from tests.fakes.pieces import FakePieces
+from tests.fakes.partition_runner import FakeRunner
 from tests.models import skipping, tiny, trt_bundle
 from tests.models.sessions import session_of
 
@@ -69,10 +69,10 @@ class Gpu:
     ) -> None:
         self.cuda = FakeCuda(replace(FakeCuda().device, driver=driver))
         parts = partitions_of(bundle)
-        self.pieces = FakePieces(self.cuda, bundle.path, graphs_of(parts), built, (16, 32, 64))
-        decoder = rows_on(self.cuda, self.pieces, bundle, parts, batch, 8, mode)
+        self.runner = FakeRunner(self.cuda, bundle.path, graphs_of(parts), built, (16, 32, 64))
+        decoder = cuda_decoder(self.cuda, self.runner, bundle, parts, batch, 8, mode)
         assert isinstance(decoder, GpuDecoder)
-        self.decoder, self.part = decoder, decoder.part
+        self.decoder, self.part = decoder, decoder.graph
         self.session = Session(decoder)
 
     def captured(self) -> list[list[str]]:
@@ -228,7 +228,7 @@ def test_static_mode_captures_a_mask_that_comes_again_and_keeps_few(bundle: Any,
     monkeypatch.setattr("adaptc.runtime.backends.cuda.captured_steps.MASKS", 1)
     gpu = Gpu(bundle, mode="one_step_late")
     gpu.session.generate(IDS, max_new_tokens=40, budget=0.4)
-    assert len(gpu.part.graphs._late) == 1
+    assert len(gpu.part.captured._late) == 1
     gated = [graph for graph in gpu.captured() if graph.count("decide") == 2]
     assert len(gated) <= 1  # the others were dropped
     order = [entry.partition(" ")[0] for entry in gpu.cuda.log if entry.startswith(("launch", "wait"))]
@@ -268,7 +268,7 @@ def test_closing_frees_everything(bundle: Any) -> None:
     assert gpu.cuda.live
     gpu.session.close()
     assert not gpu.cuda.live
-    assert gpu.pieces.closed
+    assert gpu.runner.closed
 
 
 def test_a_long_part_of_a_prompt_is_multiplied_by_engines(bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ def test_too_little_memory_is_one_line(bundle: Any) -> None:
 def small(bundle: Any, limit: int) -> None:
     cuda = FakeCuda(limit=limit)
     parts = partitions_of(bundle)
-    rows_on(cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1,), (16,)), bundle, parts, 1, 8)
+    cuda_decoder(cuda, FakeRunner(cuda, bundle.path, graphs_of(parts), (1,), (16,)), bundle, parts, 1, 8)
 
 
 def test_one_row_runs_in_engines_for_more(bundle: Any, cpu: Session) -> None:
@@ -306,7 +306,7 @@ def test_one_row_runs_in_engines_for_more(bundle: Any, cpu: Session) -> None:
         gpu.session.generate(IDS, max_new_tokens=8, budget=0.3).ids
         == cpu.generate(IDS, max_new_tokens=8, budget=0.3).ids
     )
-    assert {key[0] for key in gpu.part.graphs._known} == {2}
+    assert {key[0] for key in gpu.part.captured._known} == {2}
 
 
 def test_more_rows_than_engines_serve(bundle: Any) -> None:
@@ -340,4 +340,4 @@ def test_a_data_file_that_is_too_short_is_named(bundle: Any, tmp_path: Path) -> 
     short = tmp_path / "lm.data"
     short.write_bytes(b"\0" * 100)
     with pytest.raises(BundleError, match=r"lm\.data: too short for .*; compile again"):
-        Weights(FakeCuda(), short).upload(read_partitions(bundle, "lm"))
+        DeviceWeights(FakeCuda(), short).upload(read_partitions(bundle, "lm"))

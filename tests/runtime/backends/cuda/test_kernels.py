@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from adaptc.runtime.backends.cuda.control import CHOICE
 from adaptc.runtime.backends.cuda.driver.nvrtc import cubin
 from adaptc.runtime.backends.cuda.kernels.step_kernels import NAMES, step_source
+from adaptc.runtime.backends.cuda.step_control import CHOICE
 from adaptc.runtime.text.sampling import Sampler, Sampling
 from tests.fakes import cpu_kernels
 

@@ -10,7 +10,7 @@ import pytest
 
 from adaptc.runtime.backends.cuda.driver.nvrtc import cubin
 from adaptc.runtime.backends.cuda.kernels.skinny_gemm import ROWS, WARPS, WHOLE, SkinnyGemm, source_of
-from adaptc.runtime.backends.tensorrt.engines import wanted
+from adaptc.runtime.backends.tensorrt.sizes import wanted
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.partitions import PartitionGraph
 from tests.fakes import cpu_kernels

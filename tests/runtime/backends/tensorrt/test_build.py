@@ -12,12 +12,14 @@ from click.testing import CliRunner
 
 from adaptc.cli import main
 from adaptc.passes.skip_ffn import gating
+from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graph, read_partitions
 from adaptc.runtime.backends.cuda.driver.device import Device
 from adaptc.runtime.backends.tensorrt.build import Progress, build_engines, decide
 from adaptc.runtime.backends.tensorrt.build_report import BuildReport
-from adaptc.runtime.backends.tensorrt.engines import EngineFolder, buckets, decoder_graph, read_partitions, wanted
+from adaptc.runtime.backends.tensorrt.engines import EngineFolder
 from adaptc.runtime.backends.tensorrt.layers import DATA_DEPENDENT, kinds
-from adaptc.runtime.backends.tensorrt.pieces import TrtPieces
+from adaptc.runtime.backends.tensorrt.partition_runner import TensorRtRunner
+from adaptc.runtime.backends.tensorrt.sizes import buckets, wanted
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
 from tests.fakes.cuda import FakeCuda
 from tests.models import gated_bundle, tiny, trt_bundle
@@ -175,8 +177,8 @@ def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_pat
     assert len(folder.records()) == len(list(folder.path.glob("*.plan"))) == len(first)
     assert folder.report() == BuildReport("one_step_late", "asked for")
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
-    pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
-    assert (pieces.rows(), pieces.kv_buckets()) == ((1,), (16,))
+    runner = TensorRtRunner(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    assert (runner.rows(), runner.kv_buckets()) == ((1,), (16,))
     report = bundle.path / "engines" / "tensorrt-rtx.json"
     for damaged in ("{", "[]", '{"mode": "fast", "why": ""}'):
         report.write_text(damaged)
@@ -235,20 +237,20 @@ def test_why_no_engine_serves_is_one_line(bundle: Any) -> None:
 def test_loading_says_why_no_engine_fits(tmp_path: Path, bundle: Any) -> None:
     partitions = read_partitions(bundle, "lm")
     with pytest.raises(EngineError, match=r"its engines are for compute capability 86, 89, 120, here is Fake \(90\)"):
-        TrtPieces(bundle, partitions.graphs, "tensorrt-rtx", FakeCuda())
+        TensorRtRunner(bundle, partitions.graphs, "tensorrt-rtx", FakeCuda())
     bare = trt_bundle.write(tmp_path / "bare", trt_bundle.program("llama"))
     with pytest.raises(EngineError, match=r"no tensorrt-rtx engines; run adaptc build .*bare --target tensorrt-rtx"):
-        TrtPieces(bare, read_partitions(bare, "lm").graphs, "tensorrt-rtx", FakeCuda())
+        TensorRtRunner(bare, read_partitions(bare, "lm").graphs, "tensorrt-rtx", FakeCuda())
 
 
 def test_loading_finds_the_sizes_that_were_built(bundle: Any) -> None:
     cuda = FakeCuda(replace(FakeCuda().device, sm=89))
-    pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
-    assert (pieces.rows(), pieces.kv_buckets(), pieces.tokens()) == ((1,), (16,), CHUNK)
+    runner = TensorRtRunner(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    assert (runner.rows(), runner.kv_buckets(), runner.tokens()) == ((1,), (16,), CHUNK)
     # There is no GPU, so the library itself refuses; its reason is passed on in one line.
     with pytest.raises(EngineError, match=r"\.plan: tensorrt-rtx cannot load it: [^\n]+$"):
-        pieces.load("partition_4", {"batch": 1, "tokens": 1, "kv_bucket": 16})
-    pieces.close()
+        runner.load("partition_4", {"batch": 1, "tokens": 1, "kv_bucket": 16})
+    runner.close()
 
 
 class Loaded:
@@ -267,19 +269,19 @@ class Loaded:
 
 
 def test_memory_of_a_loaded_engine_stays_where_captured_graphs_have_it(bundle: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("adaptc.runtime.backends.tensorrt.pieces.Context", Loaded)
+    monkeypatch.setattr("adaptc.runtime.backends.tensorrt.partition_runner.Context", Loaded)
     cuda = FakeCuda(replace(FakeCuda().device, sm=89), limit=3000)
-    pieces = TrtPieces(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
+    runner = TensorRtRunner(bundle, read_partitions(bundle, "lm").graphs, "tensorrt-rtx", cuda)
     sizes = {"batch": 1, "tokens": 1, "kv_bucket": 16}
-    pieces.load("partition_4", sizes)
-    loaded: dict[str, Any] = pieces._loaded
+    runner.load("partition_4", sizes)
+    loaded: dict[str, Any] = runner._loaded
     [first] = loaded.values()
     place = first.place
     with pytest.raises(EngineError, match="out of GPU memory"):
-        pieces.load("partition_2", sizes)
+        runner.load("partition_2", sizes)
     cuda.limit = 30_000  # somebody else went: the session is as it was, and goes on
-    pieces.load("partition_2", sizes)
-    pieces.load("head", sizes)
+    runner.load("partition_2", sizes)
+    runner.load("head", sizes)
     _, second, third = loaded.values()
     assert first.place == place
     assert place in cuda.live

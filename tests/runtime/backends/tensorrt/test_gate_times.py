@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from adaptc.cli import main
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import load
+from adaptc.runtime.backends.cuda.bundle_partitions import graphs_of, partitions_of
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
-from adaptc.runtime.backends.cuda.loading import graphs_of, partitions_of, rows_on
+from adaptc.runtime.backends.cuda.loading import cuda_decoder
 from adaptc.runtime.backends.tensorrt.build import Progress, build_engines
 from adaptc.runtime.backends.tensorrt.build_report import BuildReport, StepTimes, judged
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder
@@ -27,7 +28,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.model.budget import share_of
 from adaptc.runtime.text.sampling import Sampler, Sampling
-from tests.fakes.pieces import FakePieces
+from tests.fakes.partition_runner import FakeRunner
 from tests.fakes.timed_cuda import TimedCuda
 from tests.models import tiny, trt_bundle
 
@@ -57,14 +58,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def timed(bundle: Bundle, takes: dict[str, float], send: float = 0.0, driver: int = 13000) -> StepTimes:
     cuda = TimedCuda(takes=takes, send=send)
     cuda.device = replace(cuda.device, driver=driver)
-    decoder = rows_on(*on(cuda, bundle), 1, 8)
+    decoder = cuda_decoder(*on(cuda, bundle), 1, 8)
     assert isinstance(decoder, GpuDecoder)
     return measure(decoder, 64, lambda: cuda.now)
 
 
-def on(cuda: TimedCuda, bundle: Bundle) -> tuple[TimedCuda, FakePieces, Bundle, Any]:
+def on(cuda: TimedCuda, bundle: Bundle) -> tuple[TimedCuda, FakeRunner, Bundle, Any]:
     parts = partitions_of(bundle)
-    return cuda, FakePieces(cuda, bundle.path, graphs_of(parts), (1,), (64,)), bundle, parts
+    return cuda, FakeRunner(cuda, bundle.path, graphs_of(parts), (1,), (64,)), bundle, parts
 
 
 def near(times: StepTimes) -> Any:
@@ -107,7 +108,7 @@ def test_nodes_that_cost_more_than_they_save_leave_static(bundle: Bundle) -> Non
 
 
 def test_a_cache_without_room_after_the_warm_up(bundle: Bundle) -> None:
-    decoder = rows_on(*on(TimedCuda(), bundle), 1, 8)
+    decoder = cuda_decoder(*on(TimedCuda(), bundle), 1, 8)
     assert isinstance(decoder, GpuDecoder)
     with pytest.raises(EngineError, match="kv_bucket: 7; gates warm up for 4 positions, more are right"):
         measure(decoder, 7)
@@ -160,8 +161,8 @@ class Machine:
         self.made: list[TimedCuda] = []
         self.built = 0
         monkeypatch.setattr("adaptc.runtime.backends.cuda.driver.cuda.Cuda", self.cuda)
-        monkeypatch.setattr("adaptc.runtime.backends.cuda.loading.Cuda", self.cuda)
-        monkeypatch.setattr("adaptc.runtime.backends.cuda.loading.TrtPieces", self.pieces)
+        monkeypatch.setattr("adaptc.runtime.backends.tensorrt.loading.Cuda", self.cuda)
+        monkeypatch.setattr("adaptc.runtime.backends.tensorrt.loading.TensorRtRunner", self.runner)
         monkeypatch.setattr("adaptc.runtime.backends.tensorrt.build.Trt", self.library)
         monkeypatch.setattr("adaptc.runtime.backends.tensorrt.build.keep", lambda *_: None)
         monkeypatch.setattr("adaptc.runtime.backends.tensorrt.gate_times.measure", self.measure)
@@ -172,8 +173,8 @@ class Machine:
         self.made.append(made)
         return made
 
-    def pieces(self, bundle: Bundle, graphs: Any, flavour: str, cuda: TimedCuda) -> FakePieces:
-        return FakePieces(cuda, bundle.path, graphs, (1, 2), (64,))
+    def runner(self, bundle: Bundle, graphs: Any, flavour: str, cuda: TimedCuda) -> FakeRunner:
+        return FakeRunner(cuda, bundle.path, graphs, (1, 2), (64,))
 
     def library(self, flavour: str) -> Any:
         def build(*_: Any) -> tuple[Built, bytes]:
@@ -304,12 +305,12 @@ def test_folders_of_an_older_adaptc(copy: Bundle, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_mask_is_forgotten(bundle: Bundle) -> None:
-    decoder = rows_on(*on(cuda := TimedCuda(), bundle), 1, 8, "one_step_late")
+    decoder = cuda_decoder(*on(cuda := TimedCuda(), bundle), 1, 8, "one_step_late")
     assert isinstance(decoder, GpuDecoder)
     decoder.prefill(0, np.zeros(4, np.int64), RUN)
     token = [0]
     for _ in range(3):
         token = decoder.choose(token, [Sampler(Sampling(), [], np.random.default_rng(0))])
     assert any(cuda.graphs)
-    decoder.part.graphs.forget(decoder.part.execution_mode(1, 0))
+    decoder.graph.captured.forget(decoder.graph.execution_mode(1, 0))
     assert not any(cuda.graphs)

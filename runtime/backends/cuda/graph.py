@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.runtime.backends.cuda.cache import Cache
-from adaptc.runtime.backends.cuda.captured_steps import ExecutionMode, Graphs, Key, OneStepLate
-from adaptc.runtime.backends.cuda.control import Control, Prompt
+from adaptc.runtime.backends.cuda.captured_steps import CapturedSteps, ExecutionMode, Key, OneStepLate
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.kernels.step_kernels import RING
-from adaptc.runtime.backends.cuda.memory import HEAD_ROWS, Memory, Values, Weights
-from adaptc.runtime.backends.cuda.step import Link, Place, Stepper
-from adaptc.runtime.backends.tensorrt.pieces import Pieces
+from adaptc.runtime.backends.cuda.kv_cache import GpuKvCache
+from adaptc.runtime.backends.cuda.memory import HEAD_ROWS, DeviceWeights, GraphMemory, SharedValues
+from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
+from adaptc.runtime.backends.cuda.step import StateLink, Stepper, StepPlacement
+from adaptc.runtime.backends.cuda.step_control import Prompt, StepControl
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.bundle.partitions import Partitions
@@ -32,13 +32,13 @@ from adaptc.runtime.text.sampling import Sampler
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuResources:
     """What the graphs of one bundle share on a GPU.
 
     Attributes:
         cuda: The GPU.
         stream: In whose order all of them run.
-        pieces: What runs their partitions.
+        runner: What runs their partitions.
         weights: All weights, each once.
         values: Memory for the values between partitions.
         sizes: Numbers of rows that there are engines for, up to the session's.
@@ -48,27 +48,27 @@ class Gpu:
 
     cuda: Cuda
     stream: Any
-    pieces: Pieces
-    weights: Weights
-    values: Values
+    runner: PartitionRunner
+    weights: DeviceWeights
+    values: SharedValues
     sizes: tuple[int, ...]
     chunk: int
     mode: str = "on_device"
 
 
-def row_sizes(pieces: Pieces, batch: int) -> tuple[int, ...]:
+def row_sizes(runner: PartitionRunner, batch: int) -> tuple[int, ...]:
     """Numbers of rows that there are engines for, the last at least `batch`.
 
     Raises:
         RequestError: no engine serves so many rows.
     """
-    there = pieces.rows() or (1,)
+    there = runner.rows() or (1,)
     if there[-1] < batch:
         raise RequestError(f"batch: {batch}; the engines serve up to {there[-1]}, adaptc build --batch {batch}")
     return (*(rows for rows in there if rows < batch), min(rows for rows in there if rows >= batch))
 
 
-class GpuPart:
+class GpuGraph:
     """Sequences in rows, each a prefix of the positions of the KV cache.
 
     Attributes:
@@ -86,12 +86,12 @@ class GpuPart:
 
     def __init__(
         self,
-        gpu: Gpu,
+        gpu: GpuResources,
         partitions: Partitions,
         spec: DecoderSpec,
         batch: int,
         gates: SkipGates | None,
-        link: Link | None = None,
+        link: StateLink | None = None,
     ) -> None:
         """Take the GPU's memory.
 
@@ -109,13 +109,13 @@ class GpuPart:
         self.spec, self.batch, self.gates, self.mode = spec, batch, gates, gpu.mode
         self.partitions, self.link = partitions, link
         self._gpu, cuda, most = gpu, gpu.cuda, gpu.sizes[-1]
-        self.memory = Memory(cuda, partitions, spec, most, gpu.weights, gpu.values)
-        self.stepper = Stepper(cuda, gpu.pieces, partitions, self.memory)
-        self.cache = Cache(cuda, self.memory, spec, most, gpu.pieces.kv_buckets() or (spec.max_tokens,))
+        self.memory = GraphMemory(cuda, partitions, spec, most, gpu.weights, gpu.values)
+        self.stepper = Stepper(cuda, gpu.runner, partitions, self.memory)
+        self.cache = GpuKvCache(cuda, self.memory, spec, most, gpu.runner.kv_buckets() or (spec.max_tokens,))
         count = len(partitions.gates)
-        self.control = Control(cuda, spec, most, gpu.chunk, count, self.cache.positions, link)
-        self.graphs = Graphs(cuda, self.stepper, self.control, self.cache, spec.vocab_size, count, gpu.stream)
-        self.conditional = self.stepper.on_device_only(self.graphs.place(most, self.cache.bucket))
+        self.control = StepControl(cuda, spec, most, gpu.chunk, count, self.cache.positions, link)
+        self.captured = CapturedSteps(cuda, self.stepper, self.control, self.cache, spec.vocab_size, count, gpu.stream)
+        self.conditional = self.stepper.on_device_only(self.captured.place(most, self.cache.bucket))
         self.length = np.zeros(batch, np.int64)
         self.levels = np.full(batch, DENSE, np.float32)
         self.ring_index = 0
@@ -131,7 +131,7 @@ class GpuPart:
         """What the gates are compared with as a request wants it."""
         return threshold_of(self.gates, options.budget)
 
-    def read(self, row: int, prompt: Prompt, threshold: float) -> Place:
+    def read(self, row: int, prompt: Prompt, threshold: float) -> StepPlacement:
         """Start a row with a prompt: all but the head runs over it. Nothing may be in flight.
 
         Returns:
@@ -150,7 +150,7 @@ class GpuPart:
         self._next = (True,) * len(self._next)
         return place
 
-    def first(self, place: Place) -> Logits:
+    def first(self, place: StepPlacement) -> Logits:
         """Logits of the token that follows a prompt: float32[vocab]."""
         self.stepper.head(place, self._gpu.stream, range(place.tokens - 1, place.tokens))
         logits: Logits = self.logits(1)[0]
@@ -191,7 +191,7 @@ class GpuPart:
                 self.control.points[self.ring_index, row] = sampler.point(ahead)
         key, graph = self._settled or self._step(rows, ahead)
         if graph is None:
-            self.graphs.enqueue(key)
+            self.captured.enqueue(key)
         else:
             self._gpu.cuda.run(graph, self._gpu.stream)
         self._room -= 1
@@ -235,7 +235,7 @@ class GpuPart:
 
     def close(self) -> None:
         """Forget captured steps; the memory is the GPU's to free."""
-        self.graphs.close()
+        self.captured.close()
 
     def execution_mode(self, rows: int, ahead: int) -> ExecutionMode:
         """How a step runs: what the host knows for certain needs no conditional nodes."""
@@ -257,17 +257,17 @@ class GpuPart:
             self.cache.bucket,
             self.execution_mode(rows, ahead),
         )
-        found = key, self.graphs.get(key)
+        found = key, self.captured.get(key)
         warm = int(self.length[:rows].min()) + ahead >= self._warmup
         if warm and not isinstance(key[2], OneStepLate):
             self._settled = found
         return found
 
-    def _read(self, row: int, prompt: Prompt, part: range) -> Place:
+    def _read(self, row: int, prompt: Prompt, part: range) -> StepPlacement:
         """Run part of a prompt through every partition but the head, and put it into the cache."""
         cuda, stream, link = self._gpu.cuda, self._gpu.stream, self.link
         given = self.control.prompt(prompt, part) | self.cache.row(row)
-        place = Place(1, len(part), self.cache.bucket, given, self.control.whole)
+        place = StepPlacement(1, len(part), self.cache.bucket, given, self.control.whole)
         self.stepper.load(place)
         self.stepper.walk(place, self.stepper.all_run, stream)
         table = self.control.table(self.cache.layers(row), stream)

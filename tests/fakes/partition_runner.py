@@ -14,8 +14,8 @@ from adaptc.runtime.bundle.partitions import PartitionGraph
 from tests.fakes.cuda import FakeCuda, FakeStream
 
 
-class FakePieces:
-    """See `Pieces`."""
+class FakeRunner:
+    """See `PartitionRunner`."""
 
     def __init__(
         self,

@@ -1,56 +1,20 @@
-"""Loaded engines, each called with bare addresses: the one thing of TensorRT that a session sees."""
+"""Engines of TensorRT that run partitions: found for a call's sizes, loaded once, called with bare addresses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.partition_runner import Sizes
 from adaptc.runtime.backends.tensorrt.context import Context
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder, content_of
 from adaptc.runtime.backends.tensorrt.library import Trt
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.partitions import PartitionGraph
 
-Sizes = Mapping[str, int]
-"""How large "batch", "tokens" and "kv_bucket" are."""
 
-
-class Pieces(Protocol):
-    """What runs the graphs of a decoder's partitions."""
-
-    def load(self, graph: str, sizes: Sizes) -> None:
-        """Make a graph ready for these sizes.
-
-        Raises:
-            EngineError: no engine serves them, or it cannot be loaded.
-        """
-
-    def enqueue(self, graph: str, sizes: Sizes, reads: Sequence[int], writes: Sequence[int], stream: Any) -> None:
-        """Run a loaded graph in the stream's order.
-
-        Args:
-            graph: Its name.
-            sizes: Of this call.
-            reads: The address of each input.
-            writes: The address of each output.
-            stream: In whose order it runs; it may be capturing.
-        """
-
-    def rows(self) -> tuple[int, ...]:
-        """Rows that a step may have."""
-
-    def kv_buckets(self) -> tuple[int, ...]:
-        """Positions of the cache that a step may read."""
-
-    def tokens(self) -> int:
-        """Most tokens of a prompt at once."""
-
-    def close(self) -> None:
-        """Free the engines."""
-
-
-class TrtPieces:
+class TensorRtRunner:
     """Engines of TensorRT. Their activations share one piece of memory: they run one after another."""
 
     def __init__(self, bundle: Bundle, graphs: Mapping[str, PartitionGraph], flavour: str, cuda: Cuda) -> None:
@@ -85,7 +49,7 @@ class TrtPieces:
         self._scratch, self._size = 0, 0
 
     def load(self, graph: str, sizes: Sizes) -> None:
-        """See `Pieces.load`."""
+        """See `PartitionRunner.load`."""
         key = graph, tuple(sorted(sizes.items()))
         if key in self._found:
             return
@@ -102,7 +66,7 @@ class TrtPieces:
         self._found[key] = engine
 
     def enqueue(self, graph: str, sizes: Sizes, reads: Sequence[int], writes: Sequence[int], stream: Any) -> None:
-        """See `Pieces.enqueue`."""
+        """See `PartitionRunner.enqueue`."""
         engine = self._found[graph, tuple(sorted(sizes.items()))]
         spec = self._graphs[graph]
         shapes = {
@@ -113,19 +77,19 @@ class TrtPieces:
         engine.enqueue(shapes, dict(zip(names, (*reads, *writes), strict=True)), stream)
 
     def rows(self) -> tuple[int, ...]:
-        """See `Pieces.rows`."""
+        """See `PartitionRunner.rows`."""
         return self._sizes("batch")
 
     def kv_buckets(self) -> tuple[int, ...]:
-        """See `Pieces.kv_buckets`."""
+        """See `PartitionRunner.kv_buckets`."""
         return self._sizes("kv_bucket")
 
     def tokens(self) -> int:
-        """See `Pieces.tokens`."""
+        """See `PartitionRunner.tokens`."""
         return max((record.sizes["tokens"][2] for record in self._fitting if "tokens" in record.sizes), default=1)
 
     def close(self) -> None:
-        """See `Pieces.close`."""
+        """See `PartitionRunner.close`."""
         for engine in self._loaded.values():
             engine.close()
         self._loaded.clear()

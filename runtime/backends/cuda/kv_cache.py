@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
-from adaptc.runtime.backends.cuda.memory import Memory
+from adaptc.runtime.backends.cuda.memory import GraphMemory
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.errors import RequestError
 
@@ -27,7 +27,7 @@ LAYER = np.dtype(
 """`Layer` of the kernels."""
 
 
-class Cache:
+class GpuKvCache:
     """Keys and values of every layer.
 
     Attributes:
@@ -35,7 +35,9 @@ class Cache:
         positions: Address of 0, 1, 2, …, int32[max_tokens].
     """
 
-    def __init__(self, cuda: Cuda, memory: Memory, spec: DecoderSpec, batch: int, buckets: tuple[int, ...]) -> None:
+    def __init__(
+        self, cuda: Cuda, memory: GraphMemory, spec: DecoderSpec, batch: int, buckets: tuple[int, ...]
+    ) -> None:
         """Small at first.
 
         Args:

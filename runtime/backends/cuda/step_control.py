@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.backends.cuda.cache import LAYER
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.kernels.step_kernels import PARTS, RING
-from adaptc.runtime.backends.cuda.step import Link
+from adaptc.runtime.backends.cuda.kv_cache import LAYER
+from adaptc.runtime.backends.cuda.step import StateLink
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import HIDDEN
 from adaptc.runtime.model.budget import DENSE
@@ -43,7 +43,7 @@ Prompt = Ids | KeptStates
 """Token ids, or what the trunk made of them."""
 
 
-class Control:
+class StepControl:
     """The state of a session's steps.
 
     Attributes:
@@ -67,7 +67,7 @@ class Control:
         chunk: int,
         gates: int,
         cache_positions: int,
-        link: Link | None = None,
+        link: StateLink | None = None,
     ) -> None:
         self._cuda, self._batch, self._gates, self.link = cuda, batch, gates, link
         # One block, so that one copy sets it: state, ids, positions, levels, choices, rows.
