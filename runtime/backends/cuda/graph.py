@@ -21,7 +21,7 @@ from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
 from adaptc.runtime.backends.cuda.step import StateLink, Stepper, StepPlacement
 from adaptc.runtime.backends.cuda.step_control import Prompt, StepControl
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.names import HIDDEN
+from adaptc.runtime.bundle.names import HIDDEN, LOGITS
 from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
@@ -230,7 +230,7 @@ class GpuGraph:
         """What the head gave: float32[rows, vocab]."""
         self._gpu.cuda.sync(self._gpu.stream)
         logits = np.empty((rows, self.spec.vocab_size), np.float32)
-        self._gpu.cuda.get(self.memory.values["logits"], logits)
+        self._gpu.cuda.get(self.memory.values[LOGITS], logits)
         return logits
 
     def close(self) -> None:

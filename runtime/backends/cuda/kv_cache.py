@@ -15,6 +15,7 @@ import numpy.typing as npt
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.memory import GraphMemory
 from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.names import CACHE_KINDS, KEY, VALUE, past
 from adaptc.runtime.errors import RequestError
 
 HALF = 2
@@ -80,26 +81,26 @@ class GpuKvCache:
         """Addresses of the cache from this row on, by the names of the graph's inputs."""
         found = {}
         for layer, (heads, width) in enumerate(self._spec.kv):
-            for kind in ("key", "value"):
-                name = f"past.{layer}.{kind}"
+            for kind in CACHE_KINDS:
+                name = past(layer, kind)
                 found[name] = self._memory.past[name] + row * heads * width * self.bucket * HALF
         return found
 
     def layers(self, row: int) -> npt.NDArray[Any]:
         """What `write_kv` needs: for each layer where the step's keys and values lie, and where they go."""
         table = np.zeros(len(self._spec.kv), LAYER)
-        past = self.row(row)
+        addresses = self.row(row)
         for layer, (heads, width) in enumerate(self._spec.kv):
-            new = [self._memory.values[f"new.{layer}.{kind}"] for kind in ("key", "value")]
-            table[layer] = (*new, past[f"past.{layer}.key"], past[f"past.{layer}.value"], heads, width)
+            new = [self._memory.values[f"new.{layer}.{kind}"] for kind in CACHE_KINDS]
+            table[layer] = (*new, addresses[past(layer, KEY)], addresses[past(layer, VALUE)], heads, width)
         return table
 
     def move(self, row: int, to: int, stream: Any) -> None:
         """Copy one row over another."""
         for layer, (heads, width) in enumerate(self._spec.kv):
             size = heads * width * self.bucket * HALF
-            for kind in ("key", "value"):
-                start = self._memory.past[f"past.{layer}.{kind}"]
+            for kind in CACHE_KINDS:
+                start = self._memory.past[past(layer, kind)]
                 self._cuda.copy_rows((start + to * size, size), (start + row * size, size), size, 1, stream)
 
     def _grow(self, bucket: int, stream: Any) -> None:
@@ -109,8 +110,8 @@ class GpuKvCache:
             largest = max(heads * width for heads, width in self._spec.kv)
             self._scratch = self._cuda.alloc(self._batch * largest * self._buckets[-1] * HALF)
         for layer, (heads, width) in enumerate(self._spec.kv):
-            for kind, unit, lines in (("key", 1, heads * width), ("value", width, heads)):
-                address = self._memory.past[f"past.{layer}.{kind}"]
+            for kind, unit, lines in ((KEY, 1, heads * width), (VALUE, width, heads)):
+                address = self._memory.past[past(layer, kind)]
                 small, large = old * unit * HALF, bucket * unit * HALF
                 rows = self._batch * lines
                 self._cuda.copy_rows((self._scratch, small), (address, small), small, rows, stream)

@@ -11,6 +11,7 @@ import numpy as np
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
+from adaptc.runtime.bundle.names import CACHE_KINDS, LOGITS, past
 from adaptc.runtime.bundle.partitions import Call, Partitions
 from adaptc.runtime.errors import BundleError
 
@@ -18,7 +19,6 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "boo
 """Size of an element."""
 
 
-LOGITS = "logits"
 """What the head gives, by name."""
 
 HEAD_ROWS = 32
@@ -177,8 +177,8 @@ class GraphMemory:
         self.bytes["weights"] += weights.bytes
         self.past: dict[str, int] = {}
         for layer, (heads, width) in enumerate(spec.kv):
-            for kind in ("key", "value"):
-                self.past[f"past.{layer}.{kind}"] = self._take("cache", batch * heads * width * spec.max_tokens * 2)
+            for kind in CACHE_KINDS:
+                self.past[past(layer, kind)] = self._take("cache", batch * heads * width * spec.max_tokens * 2)
         self.values: dict[str, int] = {}
         self.row = {}
         for name, buffer in buffers_of(partitions).items():

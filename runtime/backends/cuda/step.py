@@ -20,7 +20,7 @@ from adaptc.runtime.backends.cuda.kernels.skinny_gemm import NO_FLAG, SkinnyGemm
 from adaptc.runtime.backends.cuda.kernels.step_kernels import NAMES, PARTS, RING, THREADS, step_source
 from adaptc.runtime.backends.cuda.memory import GraphMemory
 from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
-from adaptc.runtime.bundle.names import HIDDEN
+from adaptc.runtime.bundle.names import HIDDEN, LOGITS, POSITIONS
 from adaptc.runtime.bundle.partitions import Call, Partitions, When
 
 POINTER, INT = ctypes.c_void_p, ctypes.c_int
@@ -194,7 +194,7 @@ class Stepper:
 
     def begin(self, state: int, place: StepPlacement, levels: int, stream: Any) -> None:
         """Each row goes on by one position."""
-        args = [(state, POINTER), (place.given["positions"], POINTER), (levels, POINTER), (place.thresholds, POINTER)]
+        args = [(state, POINTER), (place.given[POSITIONS], POINTER), (levels, POINTER), (place.thresholds, POINTER)]
         self._start("begin_step", (1, 1), max(32, place.batch), [*args, (place.batch, INT), (RING, INT)], stream)
 
     def choose(self, state: int, place: StepPlacement, at: Mapping[str, int], vocab: int, stream: Any) -> None:
@@ -208,7 +208,7 @@ class Stepper:
             vocab: Width of the logits.
             stream: In whose order.
         """
-        logits = self._memory.values["logits"]
+        logits = self._memory.values[LOGITS]
         found = [(at["values"], POINTER), (at["places"], POINTER)]
         self._start("highest", (PARTS, place.batch), 256, [(logits, POINTER), (vocab, INT), *found], stream)
         names = ("ids", "told", "ran", "ran_told", "rows")
@@ -219,20 +219,20 @@ class Stepper:
 
     def keep(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
         """In the trunk of a stitched model: keep a step's states, and tell which blocks ran; `at` as in `choose`."""
-        pointers = (link.states, self._memory.values[HIDDEN], place.given["positions"], state)
+        pointers = (link.states, self._memory.values[HIDDEN], place.given[POSITIONS], state)
         ends = [(at["ran"], POINTER), (at["ran_told"], POINTER), (len(self._gates), INT)]
         args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT), *ends]
         self._start("keep_states", (place.batch, 1), 256, args, stream)
 
     def take(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
         """In a tail: read what the trunk kept for each row's position; `at` as in `choose`."""
-        pointers = (place.given[HIDDEN], link.states, at["rows"], place.given["positions"], state)
+        pointers = (place.given[HIDDEN], link.states, at["rows"], place.given[POSITIONS], state)
         args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT)]
         self._start("take_states", (place.batch, 1), 256, args, stream)
 
     def write_kv(self, state: int, place: StepPlacement, layers: tuple[int, int], valid: int, stream: Any) -> None:
         """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""
-        args = [(layers[0], POINTER), (place.given["positions"], POINTER), (state, POINTER)]
+        args = [(layers[0], POINTER), (place.given[POSITIONS], POINTER), (state, POINTER)]
         sizes = [(place.tokens, INT), (valid, INT), (place.bucket, INT)]
         self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
 

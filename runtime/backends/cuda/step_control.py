@@ -14,7 +14,7 @@ from adaptc.runtime.backends.cuda.kernels.step_kernels import PARTS, RING
 from adaptc.runtime.backends.cuda.kv_cache import LAYER
 from adaptc.runtime.backends.cuda.step import StateLink
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.names import HIDDEN
+from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, POSITIONS, THRESHOLD
 from adaptc.runtime.model.budget import DENSE
 from adaptc.runtime.model.decoder import Ids
 from adaptc.runtime.text.sampling import Sampler
@@ -80,8 +80,8 @@ class StepControl:
         self.state, self.levels, self.ids = places["state"], places["levels"], places["ids"]
         self._choices, self._rows = places["choices"], places["rows"]
         self.thresholds = cuda.alloc(4 * batch)
-        self._given = {"input_ids": places["ids"], "positions": places["positions"], "cache_positions": cache_positions}
-        self._given["threshold"] = self.thresholds
+        self._given = {INPUT_IDS: places["ids"], POSITIONS: places["positions"], "cache_positions": cache_positions}
+        self._given[THRESHOLD] = self.thresholds
         if link is not None and link.ids:
             self._given[HIDDEN] = cuda.alloc(4 * batch * link.width)
         self.one = cuda.alloc(16)
@@ -138,13 +138,13 @@ class StepControl:
     def prompt(self, prompt: Prompt, part: range) -> dict[str, int]:
         """Put part of a prompt there; addresses of a graph's inputs."""
         self._cuda.put(self._prompt[1], np.arange(part.start, part.stop, dtype=np.int32))
-        own = {"positions": self._prompt[1], "threshold": self.whole}
+        own = {POSITIONS: self._prompt[1], THRESHOLD: self.whole}
         if isinstance(prompt, KeptStates):
             assert self.link is not None
             own[HIDDEN] = self.link.at(prompt.row, part.start)
         else:
             self._cuda.put(self._prompt[0], np.asarray(prompt[part.start : part.stop], np.int32))
-            own["input_ids"] = self._prompt[0]
+            own[INPUT_IDS] = self._prompt[0]
         return {**self._given, **own}
 
     def table(self, layers: npt.NDArray[Any], stream: Any) -> tuple[int, int]:
