@@ -6,6 +6,7 @@ import fcntl
 import functools
 import gc
 import importlib
+import importlib.util
 import os
 import signal
 from collections.abc import Callable
@@ -24,6 +25,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "smollm2" / "model.yaml"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--accept", action="store_true", help="Rewrite golden texts with what was got.")
+    parser.addoption("--gpu-bundles", type=Path, metavar="DIR", help="Bundles of `python -m tests.gpu.prepare DIR`.")
     parser.addoption("--smollm2", type=Path, metavar="BUNDLE", help="Use this bundle of SmolLM2 instead of compiling.")
 
 
@@ -47,6 +49,8 @@ def _parse_translations_once() -> None:
 
     That takes most of a second, and tests export some hundred graphs.
     """
+    if importlib.util.find_spec("torch") is None:  # a GPU machine has the runtime alone
+        return
     apis: Any = importlib.import_module("torch.onnx._internal._lazy_import").onnxscript_apis
     apis.get_torchlib_ops = functools.cache(apis.get_torchlib_ops)
 

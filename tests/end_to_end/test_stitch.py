@@ -29,8 +29,8 @@ from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.spec.reading import read_spec
-from scripts.gpu_lab_answers import mixed
 from tests.close import ENGINE, assert_close
+from tests.gpu.answers import mixed
 from tests.models import stitched
 from tests.passes.stitch.test_stitch import Gating
 

@@ -19,7 +19,7 @@ from adaptc.runtime.model.options import RequestOptions
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
-from scripts.gpu_lab_answers import mixed
+from tests.gpu.answers import mixed
 from tests.models import shallow
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("stitch-smollm2")]

@@ -33,9 +33,9 @@ from adaptc.runtime.generation.session import Session
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.spec.reading import read_spec
-from scripts.gpu_lab_answers import mixed
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.partition_runner import FakeRunner
+from tests.gpu.answers import mixed
 from tests.models import stitched
 from tests.passes.stitch.test_stitch import Gating
 

@@ -17,7 +17,7 @@ from adaptc.runtime.bundle.plan import RouterRecord
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.model.router import NAMES, RouterNet, features, picked, read_router
 from adaptc.runtime.text.tokenizer import Tokenizer
-from scripts.gpu_lab_answers import mixed
+from tests.gpu.answers import mixed
 from tests.models.history_lm import HistoryLm, decoder_spec
 from tests.models.routed_lm import SHIFTS, WIDTH, RoutedLm
 from tests.models.sessions import session_of

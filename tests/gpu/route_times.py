@@ -39,7 +39,7 @@ def routes_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
     rows = tensorrt_decoder(bundle, batch, 64)
     if not isinstance(rows, GpuRoutes):
         rows.close()
-        raise SystemExit(f"{bundle.path}: has no routes; gpu_lab time is right")
+        raise SystemExit(f"{bundle.path}: has no routes; measure time is right")
     found: dict[str, Any] = {"taken": rows.taken}
     for route in rows.routes:
         found[route] = timed(rows, [route] * batch)

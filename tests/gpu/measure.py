@@ -1,18 +1,16 @@
-#!/usr/bin/env python3
-"""Builds, checks and times a bundle's engines on the GPU at hand, and prints a table. Needs only the runtime.
+"""Build and time a bundle's engines on the GPU at hand, and keep what was found. Needs only the runtime.
 
-usage: gpu_lab STAGE --out DIR [--bundle DIR] [--expected FILE] [--batch N …]
+usage: python -m tests.gpu.measure STAGE --out DIR [--bundle DIR] [--expected FILE] [--batch N …]
 
-stages: device    what the machine is, and what a copy moves
-        build     every engine the bundle needs, with the dense model in one piece
-        check     against what a CPU said (gpu_lab_bundles.py wrote it): tokens, KL, masks
-        time      steps: dense, in one piece, and with shares of the blocks skipped; the host's part; memory
-        partitions   where a step's time goes
-        routes    steps of each route of a stitched bundle, and of rows of several routes
-        answers   a session's answers beside those of a CPU (gpu_lab_small.py wrote them)
-        infer     subsets of modalities beside what the model says, and their times
-        bad       damaged and foreign engines, another GPU, too little memory
-        leaks     a thousand times: load, read a prompt, write two tokens, close
+stages: device      what the machine is, and what a copy moves
+        build       every engine the bundle needs, with --whole also the dense model in one piece
+        check       against what eager float32 said (prepare.py wrote it): tokens, KL, masks
+        time        steps: dense, in one piece, and with shares of the blocks skipped; the host's part; memory
+        partitions  where a step's time goes
+        routes      steps of each route of a stitched bundle, and of rows of several routes
+        answers     a session's answers beside those of a CPU (prepare.py wrote them)
+        infer       subsets of modalities beside what the model says, and their times
+        leaks       many times: load, read a prompt, write two tokens, close
 Each stage adds to DIR/results.json, so that what was measured is there if a later one fails.
 """
 
@@ -20,27 +18,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from gpu_lab_answers import check_answers, infer_bundle  # noqa: E402
-from gpu_lab_bad import CASES, bad_bundle  # noqa: E402
-from gpu_lab_partitions import partitions_bundle  # noqa: E402
-from gpu_lab_routes import routes_bundle  # noqa: E402
-from gpu_lab_steps import check_bundle, time_bundle, whole_decoder  # noqa: E402
-
-from adaptc.runtime.backends.tensorrt.build import Progress, build_engines  # noqa: E402
-from adaptc.runtime.bundle.folder import open_bundle  # noqa: E402
-from adaptc.runtime.backends.cuda.driver.cuda import Cuda  # noqa: E402
-from adaptc.runtime.backends.tensorrt.engines import EngineFolder# noqa: E402
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.tensorrt.build import Progress, build_engines
+from adaptc.runtime.backends.tensorrt.engines import EngineFolder
+from adaptc.runtime.bundle.folder import open_bundle
+from tests.gpu.answers import check_answers, infer_bundle
+from tests.gpu.leaks import load_often
+from tests.gpu.partition_times import partitions_bundle
+from tests.gpu.route_times import routes_bundle
+from tests.gpu.steps import check_bundle, time_bundle
 
 
 def device(_: argparse.Namespace) -> dict[str, object]:
@@ -49,13 +41,13 @@ def device(_: argparse.Namespace) -> dict[str, object]:
     a, b = cuda.alloc(size), cuda.alloc(size)
     begin, end = cuda.event(timing=True), cuda.event(timing=True)
     times = []
-    for _ in range(10):
+    for _round in range(10):
         cuda.record(begin, stream)
         cuda.copy_rows((b, size >> 2), (a, size >> 2), size >> 2, 4, stream)
         cuda.record(end, stream)
         cuda.wait(end)
         times.append(cuda.seconds(begin, end))
-    found = {
+    found: dict[str, object] = {
         "gpu": cuda.device.name,
         "sm": cuda.device.sm,
         "driver": cuda.device.driver,
@@ -72,7 +64,8 @@ def build(given: argparse.Namespace) -> dict[str, object]:
     def tell(progress: Progress) -> None:
         record = progress.record
         how = "cached" if progress.cached else f"{record.seconds:.1f} s"
-        print(f"{progress.done}/{progress.total} {record.name} {record.sizes} {record.bytes / 1e6:.1f} MB {how}", flush=True)
+        about = f"{record.name} {record.sizes} {record.bytes / 1e6:.1f} MB {how}"
+        print(f"{progress.done}/{progress.total} {about}", flush=True)
         records.append({"name": record.name, "sizes": record.sizes, "bytes": record.bytes, "seconds": record.seconds})
 
     bundle = open_bundle(given.bundle, verify=False)
@@ -118,47 +111,20 @@ def infer(given: argparse.Namespace) -> dict[str, object]:
     return infer_bundle(open_bundle(given.bundle, verify=False), given.expected)
 
 
-def bad(given: argparse.Namespace) -> dict[str, object]:
-    return bad_bundle(open_bundle(given.bundle, verify=False), given.case, given.bundle.parent)
-
-
 def leaks(given: argparse.Namespace) -> dict[str, object]:
-    """Memory of the GPU and of this process after the fifth load and after the last; with it how long one takes."""
-    bundle = open_bundle(given.bundle, verify=False)
-    began, loads = time.perf_counter(), 0
-    kept: list[tuple[int, int]] = []
-    while loads < given.loads and (len(kept) < 2 or time.perf_counter() - began < given.seconds):
-        decoder = whole_decoder(bundle, 1, 64)
-        decoder.prefill(0, np.arange(1, 9), 0.0)
-        for token in (1, 2):
-            decoder.decode([token])
-        decoder.close()
-        loads += 1
-        if loads == 5 or loads % 100 == 0:
-            kept.append(_held())
-            print(loads, kept[-1], f"{time.perf_counter() - began:.1f} s", flush=True)
-    kept.append(_held())
-    seconds = (time.perf_counter() - began) / loads
-    return {
-        "loads": loads,
-        "lost_gpu_bytes": kept[-1][0] - kept[0][0],
-        "grown_host_bytes": kept[-1][1] - kept[0][1],
-        "seconds_a_load": seconds,
-    }
-
-
-def _held() -> tuple[int, int]:
-    """Bytes of the GPU that are taken, and bytes of the host's memory that this process has."""
-    cuda = Cuda()
-    free = cuda.free_bytes()
-    cuda.close()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return cuda.device.bytes - free, pages * os.sysconf("SC_PAGE_SIZE")
+    return {**load_often(open_bundle(given.bundle, verify=False), given.loads, given.seconds)}
 
 
 STAGES = {
-    **{"device": device, "build": build, "check": check, "time": time_, "partitions": partitions, "routes": routes},
-    **{"answers": answers, "infer": infer, "bad": bad, "leaks": leaks},
+    "device": device,
+    "build": build,
+    "check": check,
+    "time": time_,
+    "partitions": partitions,
+    "routes": routes,
+    "answers": answers,
+    "infer": infer,
+    "leaks": leaks,
 }
 
 
@@ -172,8 +138,8 @@ def main() -> None:
     parser.add_argument("--kv-buckets", type=int, nargs="+", default=[])
     parser.add_argument("--chunk", type=int, default=64)
     parser.add_argument("--whole", action="store_true", help="also the dense model in one piece")
-    parser.add_argument("--mode", choices=["auto", "on_device", "one_step_late"], default="on_device", help="how gates are followed")
-    parser.add_argument("--case", choices=CASES, default="damaged", help="of bad")
+    modes = ["auto", "on_device", "one_step_late"]
+    parser.add_argument("--mode", choices=modes, default="on_device", help="who follows the gates")
     parser.add_argument("--loads", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--label", help="what the results are filed under; by default the stage and the bundle's name")
@@ -186,7 +152,8 @@ def main() -> None:
     file.write_text(json.dumps(results | {label: found}, indent=1) + "\n")
     with (given.out / "results.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({label: found}) + "\n")
-    print(label, json.dumps({key: value for key, value in found.items() if key not in ("layers", "answers", "each")}, indent=1), flush=True)
+    shown = {key: value for key, value in found.items() if key not in ("layers", "answers", "each")}
+    print(label, json.dumps(shown, indent=1), flush=True)
 
 
 if __name__ == "__main__":

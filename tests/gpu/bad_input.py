@@ -1,6 +1,9 @@
 """What a GPU makes of bad input: damaged and foreign engines, another GPU, too little memory at every place.
 
-Each case is a process of its own (`gpu_lab bad --case NAME`), as a library may end its process. Memory is held by plain
+Each case is a process of its own, as a library may end its process:
+
+    python -m tests.gpu.bad_input BUNDLE CASE
+ Memory is held by plain
 allocations. A case says what was told, whether a session works afterwards, and what was not given back.
 """
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -255,7 +259,11 @@ def bad_bundle(bundle: Bundle, case: str, scratch: Path) -> dict[str, Any]:
     expected = works(bundle) if case != "building" else []
     before = free_bytes()
     found = CASES[case](bundle, scratch / "changed")
-    print(case, json.dumps(found), flush=True)
     found["works_after"] = works(bundle) == expected if case != "building" else None
     found.setdefault("lost_bytes", before - free_bytes())
     return found
+
+
+if __name__ == "__main__":
+    path, name = Path(sys.argv[1]), sys.argv[2]
+    print(json.dumps(bad_bundle(open_bundle(path, verify=False), name, path.parent)))

@@ -1,26 +1,18 @@
-"""Small bundles for `gpu_lab`, of the tests' models, with what a CPU session says of each.
+"""Small bundles of the tests' models, with what a CPU session says of each.
 
 They are: routes with gates, gates with cheap paths, subsets of modalities, and one with little to load.
-
-usage: gpu_lab_small.py OUT [LEFT_OUT …]      (with adaptc[compile] and the tests; two minutes)
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from gpu_lab_answers import ask
 
 from adaptc import runtime
 from adaptc.compiler import stages as lowering
@@ -38,6 +30,7 @@ from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
 from adaptc.spec.reading import read_spec
+from tests.gpu.answers import ask
 from tests.models import skipping, stitched, tiny, trt_bundle, views
 from tests.models.sessions import session_of
 from tests.passes.stitch.test_stitch import Gating
@@ -115,7 +108,7 @@ def write_gated(out: Path) -> None:
 
 
 def write_tiny(out: Path) -> None:
-    """Three layers whose gates say what `gpu_lab` sets: little to build and to load."""
+    """Three layers whose gates say what a measurement sets: little to build and to load."""
     made = trt_bundle.program_of(gating.static(tiny.fx("llama"), {0: 1.0, 1: 2.0, 2: 3.0}, {}))
     gates = replace(trt_bundle.GATES, layers=(0, 1, 2), warmup=0)
     trt_bundle.write(out / "tiny", made, gates, batch=1, backend="tensorrt")
@@ -136,16 +129,3 @@ def write_views(out: Path) -> None:
     np.savez_compressed(out / "views-expected.npz", **said)  # type: ignore[arg-type]
     shutil.copytree(bundle.path, out / "views")
     shutil.rmtree(scratch)
-
-
-if __name__ == "__main__":
-    given = Path(sys.argv[1])
-    given.mkdir(parents=True, exist_ok=True)
-    for called in (write_routes, write_gated, write_tiny, write_views):
-        name = called.__name__.removeprefix("write_")
-        if name in sys.argv[2:]:
-            continue
-        for old in (given / name, given / "scratch", given / f"{name}.weights"):
-            shutil.rmtree(old, ignore_errors=True)
-        called(given)
-        print(name, "written", flush=True)

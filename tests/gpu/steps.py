@@ -1,4 +1,4 @@
-"""The checks and timings of `gpu_lab`."""
+"""Steps of a decoder on a GPU: compared with what eager float32 says, and timed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def whole_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder:
     decoder = tensorrt_decoder(bundle, batch, chunk)
     if not isinstance(decoder, GpuDecoder):
         decoder.close()
-        raise SystemExit(f"{bundle.path}: has routes; gpu_lab routes is right")
+        raise SystemExit(f"{bundle.path}: has routes; measure routes is right")
     return decoder
 
 
@@ -41,10 +41,12 @@ def kl(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
 
     def logs(x: np.ndarray) -> np.ndarray:
         x = x.astype(np.float64) - x.max(-1, keepdims=True)
-        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+        result: np.ndarray = x - np.log(np.exp(x).sum(-1, keepdims=True))
+        return result
 
     p, q = logs(expected), logs(found)
-    return (np.exp(p) * (p - q)).sum(-1)
+    divergence: np.ndarray = (np.exp(p) * (p - q)).sum(-1)
+    return divergence
 
 
 def check_bundle(bundle: Bundle, expected: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     decoder.graph.mode = "one_step_late" if how == "one_step_late" else "on_device"
     decoder.graph.stepper.nodes = how == "nodes"
     decoder.in_flight.drain()
-    decoder.graph.captured.forget("gated")
+    decoder.graph.captured.forget("on_device")
     level = -np.inf if how == "dense" else GATED
     for row in range(rows):
         decoder.graph.length[row] = 0
@@ -147,9 +149,8 @@ def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
     batch = next(size for size in decoder._gpu.sizes if size >= rows)
     if graph is None:
         key = batch, decoder.graph.cache.bucket, decoder.graph.execution_mode(rows, 0)
-        graph = decoder.graph.captured.get(key) or decoder.graph.captured.get(
-            key
-        )  # a mask is captured when it comes again
+        captured = decoder.graph.captured
+        graph = captured.get(key) or captured.get(key)  # a mask is captured when it comes again
     begin, end = cuda.event(timing=True), cuda.event(timing=True)
     found = []
     for _ in range(6):
@@ -172,12 +173,12 @@ def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     cuda, stream, control = decoder._gpu.cuda, decoder._gpu.stream, decoder.graph.control
     place = decoder.graph.captured.place(rows, decoder.graph.cache.bucket)
     call = decoder.graph.partitions.whole
-    decoder._gpu.pieces.load(call.graph, place.sizes)
+    decoder._gpu.runner.load(call.graph, place.sizes)
     reads, writes = decoder.graph.memory.reads(call, place.given), decoder.graph.memory.writes(call, place.given)
 
     def step() -> None:
         decoder.graph.stepper.begin(control.state, place, control.levels, stream)
-        decoder._gpu.pieces.enqueue(call.graph, place.sizes, reads, writes, stream)
+        decoder._gpu.runner.enqueue(call.graph, place.sizes, reads, writes, stream)
         decoder.graph.captured.finish(place, control.addresses(decoder.graph.stepper.ran))
 
     step()

@@ -1,5 +1,5 @@
 """What a session answers, asked of a CPU here and of a GPU there: tokens, decisions, routes, losses; and of subsets of
-modalities. `gpu_lab_small.py` writes what a CPU said; `gpu_lab answers` and `gpu_lab infer` hold a GPU against it."""
+modalities. `small_bundles.py` writes what a CPU said; tests hold a GPU against it."""
 
 from __future__ import annotations
 
