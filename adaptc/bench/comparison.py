@@ -92,8 +92,8 @@ def start(runner: Runner, job: Job) -> Turn:
         raise EngineError(f"{name}: no result after {SECONDS} seconds") from error
     if done.returncode:
         lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
-        said = lines[-1] if lines else f"exit code {done.returncode}"
-        raise EngineError(f"{name}: failed: {said[:300]}")
+        message = lines[-1] if lines else f"exit code {done.returncode}"
+        raise EngineError(f"{name}: failed: {message[:300]}")
     # Libraries may write to stdout too; the result is the last line.
     result: Turn = json.loads(done.stdout.decode().splitlines()[-1])
     return result

@@ -58,7 +58,7 @@ def summary(turns: Sequence[Turn], settings: Settings) -> dict[str, Any]:
     counted = undisturbed(turns, "samples") or every
     prefill, first, decode = zip(*counted, strict=True)
     written, read = settings.new_tokens - 1, settings.prompt_tokens
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "decode_tokens_per_second": written / median(decode),
         "prefill_tokens_per_second": read / median(prefill),
         "time_to_first_token_seconds": median(first),
@@ -75,9 +75,9 @@ def summary(turns: Sequence[Turn], settings: Settings) -> dict[str, Any]:
     if settings.long_tokens:
         whole = [sample[:3] for turn in turns for sample in turn["long_samples"]]
         long = [sample[0] for sample in undisturbed(turns, "long_samples") or whole]
-        found[long_key(settings)] = settings.long_tokens / median(long)
-        found["best"][long_key(settings)] = settings.long_tokens / min(long)
-    return found
+        figures[long_key(settings)] = settings.long_tokens / median(long)
+        figures["best"][long_key(settings)] = settings.long_tokens / min(long)
+    return figures
 
 
 def long_key(settings: Settings) -> str:
@@ -91,14 +91,14 @@ def ratios(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     Of several routes it is the first; the others are compared with it as peers are.
     """
     first, own = next(iter(results.items()))
-    found = {}
+    ratio_of = {}
     for name, other in results.items():
         if name == first:
             continue
         for key, value in own.items():
             if key.endswith("_tokens_per_second"):
-                found[f"{key.removesuffix('_tokens_per_second')}_vs_{name}"] = value / other[key]
-    return found
+                ratio_of[f"{key.removesuffix('_tokens_per_second')}_vs_{name}"] = value / other[key]
+    return ratio_of
 
 
 def same_start(ours: Sequence[int], theirs: Sequence[int]) -> int:

@@ -51,7 +51,7 @@ def bench_jobs(
             raise RequestError(f"{path}: never profiled; adaptc profile {path} does")
         rows, labels = read_labelled(data, session)
         options = policies(session)
-        ways = {name: Strategies(each, load.sizes[1]) for name, each in options.items()}
+        strategies = {name: Strategies(each, load.sizes[1]) for name, each in options.items()}
         [whole] = options["whole"]
         adaptive = list(options)[-1]
         _warm(session, rows)
@@ -59,12 +59,12 @@ def bench_jobs(
         def run(name: str, rate: float, kind: str) -> dict[str, Any]:
             stage(f"{kind}, {name}")
             jobs = arrivals(load, rate, kind, whole, len(labels), whole.accuracy)
-            return summary(replay(session, options[name], jobs, rows, labels, ways[name]), jobs)
+            return summary(replay(session, options[name], jobs, rows, labels, strategies[name]), jobs)
 
         saturated = {name: run(name, math.inf, "all at once") for name in options}
         rate = OVERLOAD * saturated[adaptive]["requests_per_second"]
         replays = {kind: {name: run(name, rate, kind) for name in options} for kind in ("poisson", "bursty")}
-        found = {
+        figures = {
             "throughput_ratio": _ratio(saturated, adaptive, "requests_per_second"),
             "job_completion_ratio": 1 / _ratio(replays["poisson"], adaptive, "mean_completion_seconds"),
             "job_completion_ratio_bursty": 1 / _ratio(replays["bursty"], adaptive, "mean_completion_seconds"),
@@ -81,8 +81,8 @@ def bench_jobs(
         gate = session.profile.gate
         if gate is not None:
             stage("gate")
-            found["gate"] = gate_worth(session, gate, rows, labels)
-        return found | {"threads": session.profile.threads, "machine": dataclasses.asdict(Machine.here())}
+            figures["gate"] = gate_worth(session, gate, rows, labels)
+        return figures | {"threads": session.profile.threads, "machine": dataclasses.asdict(Machine.here())}
 
 
 def _warm(session: ModalSession, rows: ModalInputs) -> None:
@@ -112,7 +112,7 @@ def gate_worth(
     logits = outputs_of(session, rows)
     right = {subset: each.argmax(1) == labels for subset, each in logits.items()}
     costs = {s.modalities: s.seconds[-1] / largest for s in session.profile.subsets}
-    table = hull([(costs[each], float(found.mean())) for each, found in right.items()])
+    table = hull([(costs[each], float(hits.mean())) for each, hits in right.items()])
     feeds = {e: a for name in gate.subsets[0] for e, a in session.graphs.features(name, rows[name]).items()}
     reads = gate_features(feeds, logits[gate.subsets[0]])
     p = probabilities(gate, reads)

@@ -72,10 +72,10 @@ def profile_bundle(
         batches = tuple(1 << power for power in range(largest_batch.bit_length()))
         seconds, encoders = _seconds(session, rows, batches)
         subsets = []
-        for modalities, found in right.items():
-            low, high = wilson(int(found.sum()), len(found))
+        for modalities, hits in right.items():
+            low, high = wilson(int(hits.sum()), len(hits))
             subsets.append(
-                SubsetProfile(float(found.mean()), low, high, modalities=modalities, seconds=seconds[modalities])
+                SubsetProfile(float(hits.mean()), low, high, modalities=modalities, seconds=seconds[modalities])
             )
         [name] = open_bundle(path, verify=False).manifest.modal
         profile = ModalProfile(
@@ -137,18 +137,18 @@ def outputs_of(session: ModalSession, rows: ModalInputs, at_once: int = 32) -> d
     for start in range(0, count, at_once):
         some = take(rows, slice(start, start + at_once))
         features = {name: session.graphs.features(name, inputs) for name, inputs in some.items()}
-        for subset, found in parts.items():
+        for subset, batches in parts.items():
             feeds = {each: array for name in subset for each, array in features[name].items()}
-            found.append(next(iter(session.graphs.engine_run(session.graphs.head(subset), feeds).values())))
-    return {subset: np.concatenate(found) for subset, found in parts.items()}
+            batches.append(next(iter(session.graphs.engine_run(session.graphs.head(subset), feeds).values())))
+    return {subset: np.concatenate(batches) for subset, batches in parts.items()}
 
 
 def _right(session: ModalSession, rows: ModalInputs, labels: npt.NDArray[np.int64]) -> dict[Subset, Bools]:
-    found = outputs_of(session, rows)
-    for logits in found.values():
+    outputs = outputs_of(session, rows)
+    for logits in outputs.values():
         if logits.ndim != 2:
             raise RequestError(f"output is {list(logits.shape)}; accuracy is for logits [batch, classes]")
-    return {subset: logits.argmax(1) == labels for subset, logits in found.items()}
+    return {subset: logits.argmax(1) == labels for subset, logits in outputs.items()}
 
 
 def _seconds(
@@ -176,17 +176,17 @@ def _seconds(
                 head = partial(session.graphs.engine_run, session.graphs.head(subset), feeds)
                 _time(marks[subset][place], turn, head)
     # A larger batch never takes less; where it seems to, something else was running.
-    found = {each: np.maximum.accumulate([float(np.median(m)) for m in times]) for each, times in marks.items()}
-    whole = {subset: sum((found[name] for name in subset), found[subset]) for subset in subsets}
+    medians = {each: np.maximum.accumulate([float(np.median(m)) for m in times]) for each, times in marks.items()}
+    whole = {subset: sum((medians[name] for name in subset), medians[subset]) for subset in subsets}
     return (
         {each: tuple(map(float, whole[each])) for each in subsets},
-        {name: tuple(map(float, found[name])) for name in rows},
+        {name: tuple(map(float, medians[name])) for name in rows},
     )
 
 
 def _time(marks: list[float], turn: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     began = perf_counter()
-    made = run()
+    outputs = run()
     if turn:  # the first turn loads and warms up
         marks.append(perf_counter() - began)
-    return made
+    return outputs

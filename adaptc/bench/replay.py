@@ -110,7 +110,7 @@ def arrivals(load: Load, rate: float, kind: str, whole: ModalityOption, rows: in
         accuracy: The whole's, which floors are measured from.
     """
     random = np.random.default_rng(load.seed)
-    found, now, mean = [], 0.0, sum(load.sizes) / 2
+    coming, now, mean = [], 0.0, sum(load.sizes) / 2
     for index in range(load.jobs):
         size = int(random.integers(load.sizes[0], load.sizes[1] + 1))
         requests = random.integers(0, rows, size)
@@ -121,8 +121,8 @@ def arrivals(load: Load, rate: float, kind: str, whole: ModalityOption, rows: in
             # Ten jobs at five times the rate, then a pause that brings the average back.
             gap = gap / 5 + (10 * mean / rate * 0.8 if index % 10 == 0 and index and math.isfinite(rate) else 0.0)
         now += gap
-        found.append(Arrival(now, requests, floor, slack))
-    return found
+        coming.append(Arrival(now, requests, floor, slack))
+    return coming
 
 
 def replay(

@@ -76,7 +76,7 @@ def collapse(
         `worst`, the largest of one answer; `tokens` of an answer on average; `ended`, the share of answers that ended
         by themselves; `ffn_skipped`.
     """
-    found: dict[str, list[tuple[int, int, int, bool, float]]] = {"dense": [], "budget": []}
+    measured: dict[str, list[tuple[int, int, int, bool, float]]] = {"dense": [], "budget": []}
     for done, prompt in enumerate(prompts, 1):
         for name, value in (("dense", 1.0), ("budget", budget)):
             message: list[Message] = [{"role": "user", "content": prompt}]
@@ -86,7 +86,7 @@ def collapse(
                 else session.generate(prompt, max_new_tokens=new_tokens, budget=value)
             )
             ended = result.finish_reason == "eos"
-            found[name].append((*repetition(result.ids), len(result.ids), ended, result.trace.ffn_skipped))
+            measured[name].append((*repetition(result.ids), len(result.ids), ended, result.trace.ffn_skipped))
         progress(done)
     return {
         name: {
@@ -96,7 +96,7 @@ def collapse(
             "ended": sum(each[3] for each in rows) / len(rows),
             "ffn_skipped": sum(each[4] * each[2] for each in rows) / max(1, sum(each[2] for each in rows)),
         }
-        for name, rows in found.items()
+        for name, rows in measured.items()
     }
 
 

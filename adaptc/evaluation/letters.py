@@ -75,13 +75,13 @@ def _lettered(where: str, record: dict[str, Any]) -> Lettered:
 
 def _examples(text: str) -> list[Lettered]:
     """The examples of a subject; one whose choices are not all there is left out."""
-    found = []
+    questions = []
     for match in _ITEM.finditer(text):
         choices = re.split(r"\s*\([B-J]\) ", match["choices"])
         answer = LETTERS.index(match["answer"])
         if 2 <= len(choices) <= len(LETTERS) and answer < len(choices):
-            found.append(Lettered(match["text"].strip(), tuple(choice.strip() for choice in choices), answer))
-    return found
+            questions.append(Lettered(match["text"].strip(), tuple(choice.strip() for choice in choices), answer))
+    return questions
 
 
 def likeliest(decoder: BatchDecoder, tokenizer: Tokenizer, question: Lettered, options: RequestOptions) -> int:

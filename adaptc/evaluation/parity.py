@@ -95,42 +95,42 @@ def compare(model: Model, reference: Model, prompts: Iterable[Sequence[int]], ne
     return Parity(same, new_tokens, worst, kl / positions, agreed / positions, positions)
 
 
-def worst(found: Sequence[Parity]) -> Parity:
+def worst(parities: Sequence[Parity]) -> Parity:
     """Of several comparisons of the same prompts, the worst of each figure; a NaN stays one."""
     return Parity(
-        min(each.same_tokens for each in found),
-        found[0].new_tokens,
-        float(np.max([each.max_logit_error for each in found])),
-        float(np.max([each.mean_kl for each in found])),
-        float(np.min([each.top1_agreement for each in found])),
-        found[0].positions,
+        min(each.same_tokens for each in parities),
+        parities[0].new_tokens,
+        float(np.max([each.max_logit_error for each in parities])),
+        float(np.max([each.mean_kl for each in parities])),
+        float(np.min([each.top1_agreement for each in parities])),
+        parities[0].positions,
     )
 
 
 def faults(parity: Parity, limits: Limits) -> list[str]:
     """What is outside the limits, in words; empty if nothing is."""
-    found = []
+    exceeded = []
     if parity.same_tokens < limits.same_tokens:
-        found.append(f"{parity.same_tokens} greedy tokens are the same, {limits.same_tokens} must be")
+        exceeded.append(f"{parity.same_tokens} greedy tokens are the same, {limits.same_tokens} must be")
     # Written so that a NaN fails.
     if limits.max_logit_error is not None and not parity.max_logit_error <= limits.max_logit_error:
-        found.append(f"a logit is off by {parity.max_logit_error:.2g}, at most {limits.max_logit_error:g} may be")
+        exceeded.append(f"a logit is off by {parity.max_logit_error:.2g}, at most {limits.max_logit_error:g} may be")
     if not parity.mean_kl <= limits.mean_kl:
-        found.append(f"mean KL is {parity.mean_kl:.3g} nats, at most {limits.mean_kl:g} may be")
-    return found
+        exceeded.append(f"mean KL is {parity.mean_kl:.3g} nats, at most {limits.mean_kl:g} may be")
+    return exceeded
 
 
 def _kl(p: Logits, q: Logits) -> npt.NDArray[np.float64]:
     """KL(softmax p || softmax q) of each row; float64, as differences of near equal numbers are summed."""
     log_p, log_q = _log_softmax(p), _log_softmax(q)
-    found: npt.NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(1)
-    return found
+    divergence: npt.NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    return divergence
 
 
 def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    found: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return found
+    log_probabilities: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return log_probabilities
 
 
 def _same_start(a: Sequence[int], b: Sequence[int]) -> int:

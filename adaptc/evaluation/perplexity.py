@@ -131,13 +131,13 @@ def bundle_perplexity(
             skips.extend([session.scored] if session.scored is not None else [])
             return scores
 
-        found = perplexity(score, ids, window, progress)
-    found = replace(found, routes={name: count / taken.total() for name, count in taken.items()})
+        measured = perplexity(score, ids, window, progress)
+    measured = replace(measured, routes={name: count / taken.total() for name, count in taken.items()})
     if not sum(len(each.ran) for each in skips):
-        return found
+        return measured
     whole = Skips(np.concatenate([each.ran for each in skips]), skips[0].blocks)
     skippable = np.array(bundle.manifest.graphs[name].skippable_bytes)
-    return replace(found, ffn_skipped=whole.share, bytes_not_read=float((~whole.ran @ skippable).mean()))
+    return replace(measured, ffn_skipped=whole.share, bytes_not_read=float((~whole.ran @ skippable).mean()))
 
 
 def dense_perplexity(
@@ -170,8 +170,8 @@ def dense_perplexity(
 
     def make(path: Path) -> None:
         model = Reference(source, dtype, threads)
-        found = perplexity(model.log_probabilities, ids, window, progress)
-        path.write_text(json.dumps({"perplexity": found.perplexity, "tokens": found.tokens}))
+        measured = perplexity(model.log_probabilities, ids, window, progress)
+        path.write_text(json.dumps({"perplexity": measured.perplexity, "tokens": measured.tokens}))
 
     text = hashlib.sha256(np.ascontiguousarray(ids, np.int64).tobytes()).hexdigest()
     kept = cache.get("dense_perplexity", key_of("dense_perplexity", 1, sha256, text, window, dtype), make)

@@ -71,27 +71,27 @@ def quality(
     Raises:
         RequestError: there is no such route, no tokenizer, or instructions are put to a model without a chat template.
     """
-    wanted = routes_of(bundle, routes)
-    ways: list[str | None] = [*wanted] or [None]
-    if wanted and not routes and has_router(bundle):
-        ways.append(None)
+    chosen = routes_of(bundle, routes)
+    measured_routes: list[str | None] = [*chosen] or [None]
+    if chosen and not routes and has_router(bundle):
+        measured_routes.append(None)
     if not (bundle.path / "tokenizer").exists():
         raise RequestError(f"{bundle.path}: no tokenizer; nothing can be asked")
     if tasks.instructions and not has_chat(bundle):
         raise RequestError(f"{bundle.path}: no chat template; instructions cannot be put: leave them out")
     costs = route_bytes(bundle)
-    found: dict[str, dict[str, Any]] = {}
-    for way in ways:
-        name = way or ("router" if wanted else "")
-        cost = costs.get(way or "") if wanted else bundle.manifest.bytes_per_token
-        found[name] = {"bytes_per_token": cost} if cost is not None else {}
+    results: dict[str, dict[str, Any]] = {}
+    for named_route in measured_routes:
+        name = named_route or ("router" if chosen else "")
+        cost = costs.get(named_route or "") if chosen else bundle.manifest.bytes_per_token
+        results[name] = {"bytes_per_token": cost} if cost is not None else {}
         if tasks.ids is not None:
             stage(f"{name or 'bundle'}: perplexity")
-            measured = bundle_perplexity(bundle, tasks.ids, tasks.window, route=way, threads=threads)
-            found[name] |= {"perplexity": measured.perplexity, "tokens": measured.tokens}
+            measured = bundle_perplexity(bundle, tasks.ids, tasks.window, route=named_route, threads=threads)
+            results[name] |= {"perplexity": measured.perplexity, "tokens": measured.tokens}
         stage(f"{name or 'bundle'}: questions")
-        found[name] |= _answered(bundle, tasks, way, threads)
-    return found
+        results[name] |= _answered(bundle, tasks, named_route, threads)
+    return results
 
 
 def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | None) -> dict[str, float | int]:
@@ -112,21 +112,21 @@ def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | No
             message: list[Message] = [{"role": "user", "content": instruction.prompt}]
             said = session.chat(message, max_new_tokens=INSTRUCTION_TOKENS, route=route).text
             right["instructions"].append(instruction.kept(said.strip()))
-    found: dict[str, float | int] = {}
+    shares: dict[str, float | int] = {}
     for name, each in right.items():
         if each:
-            found |= {name: sum(each) / len(each), f"{name}_asked": len(each)}
-    return found
+            shares |= {name: sum(each) / len(each), f"{name}_asked": len(each)}
+    return shares
 
 
-def table(found: Mapping[str, Mapping[str, Any]]) -> str:
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures in Markdown, a row for each route; shares with one standard error of their count."""
     columns = [
-        name for name in ("perplexity", "letters", "trivia", "instructions") if any(name in r for r in found.values())
+        name for name in ("perplexity", "letters", "trivia", "instructions") if any(name in r for r in results.values())
     ]
-    most = max((row.get("bytes_per_token") or 0 for row in found.values()), default=0)
+    most = max((row.get("bytes_per_token") or 0 for row in results.values()), default=0)
     lines = [f"| route | bytes a token | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 2)}"]
-    for route, row in found.items():
+    for route, row in results.items():
         cost = row.get("bytes_per_token")
         cells = [f"{cost / 1e6:.0f} MB, {cost / most:.1%}" if cost else ""]
         for column in columns:

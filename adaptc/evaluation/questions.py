@@ -64,8 +64,8 @@ def asked_after_examples(questions: Sequence[Question]) -> list[tuple[str, Quest
 def is_right(text: str, answers: Sequence[str]) -> bool:
     """Whether the first line of a text begins with one of the answers, case and leading articles aside."""
     lines = text.strip().splitlines() or [""]
-    said = f"{_plain(lines[0])} "
-    return any(said.startswith(f"{_plain(answer)} ") for answer in answers)
+    answer_line = f"{_plain(lines[0])} "
+    return any(answer_line.startswith(f"{_plain(answer)} ") for answer in answers)
 
 
 def _plain(text: str) -> str:

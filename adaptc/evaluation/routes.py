@@ -20,18 +20,18 @@ def has_router(bundle: Bundle) -> bool:
     return switch is not None and switch.router is not None
 
 
-def routes_of(bundle: Bundle, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+def routes_of(bundle: Bundle, named: Sequence[str] = ()) -> tuple[str, ...]:
     """The routes that are meant: those that are named, or all; none for a bundle without routes.
 
     Raises:
         RequestError: one is named that is not there.
     """
-    there = route_bytes(bundle)
-    for name in wanted:
-        if name not in there:
-            known = f"there are: {', '.join(there)}" if there else "this bundle has none"
+    available = route_bytes(bundle)
+    for name in named:
+        if name not in available:
+            known = f"there are: {', '.join(available)}" if available else "this bundle has none"
             raise RequestError(f"route: no route {name!r}; {known}")
-    return tuple(wanted or there)
+    return tuple(named or available)
 
 
 def bytes_per_token(bundle: Bundle, shares: Mapping[str, float]) -> float:

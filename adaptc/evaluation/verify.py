@@ -118,25 +118,25 @@ def routes_parity(
     """
     prompts = prompts_of(bundle)
     reference = Stitched.of(bundle, base, threads, stage)
-    found = {}
+    parities = {}
     for route in routes:
         stage(f"route {route}")
-        found[route] = _parity(bundle, route, reference.route(route), prompts, threads)
-    return found
+        parities[route] = _parity(bundle, route, reference.route(route), prompts, threads)
+    return parities
 
 
 def _parity(
     bundle: Bundle, route: str | None, reference: Model, prompts: Sequence[Sequence[int]], threads: int | None
 ) -> Parity:
     twins = any(gates.dense for gates in bundle.manifest.gates.values())
-    found = []
+    parities = []
     for gated in (False, True) if twins else (False,):
         model = BundleModel(bundle, threads, route, gated=gated)
         try:
             room = model.max_tokens - NEW_TOKENS
             if room < 1:
                 raise BundleError(f"{bundle.path}: holds {model.max_tokens} tokens; too few to compare")
-            found.append(compare(model, reference, [prompt[:room] for prompt in prompts]))
+            parities.append(compare(model, reference, [prompt[:room] for prompt in prompts]))
         finally:
             model.close()
-    return worst(found)
+    return worst(parities)

@@ -96,8 +96,8 @@ def _speeds(axes: Axes, sweep: Mapping[str, Any]) -> None:
     axes.legend(frameon=False, fontsize=8.5, loc="upper left")
     for place, row in enumerate(rows):
         if place % 2 == 0:
-            said = f"{row['ffn_skipped']:.0%}"
-            axes.annotate(said, (x[place], row["ratio"]), (0, -13), **_NOTE, ha="center", color=INK)
+            label = f"{row['ffn_skipped']:.0%}"
+            axes.annotate(label, (x[place], row["ratio"]), (0, -13), **_NOTE, ha="center", color=INK)
     axes.set_xlabel("feed-forward blocks skipped, %" if by_share else "perplexity ÷ dense")
     axes.set_ylabel(f"decode speed ÷ dense ({speed['dense_tokens_per_second']:.0f} tok/s)")
     axes.margins(0.08, 0.14)
@@ -152,8 +152,8 @@ def skip_map(skips: Skips, gates: SkipGates, tokens: Sequence[str], title: str, 
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     figure.suptitle(title, x=0.012, ha="left", fontsize=10.5, fontweight="bold", color=INK)
-    said = f"{note}{skips.share:.0%} of {gates.blocks} blocks skipped. Blue: skipped; light: ran; grey: no gate."
-    figure.text(0.012, 0.01, said, fontsize=8, color="#5a6478")
+    caption = f"{note}{skips.share:.0%} of {gates.blocks} blocks skipped. Blue: skipped; light: ran; grey: no gate."
+    figure.text(0.012, 0.01, caption, fontsize=8, color="#5a6478")
     return figure
 
 

@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from adaptc.training.stitches.search import Found
 
 
-def draw(found: Found, path: Path) -> None:
+def draw(result: Found, path: Path) -> None:
     """Write a picture of a search.
 
     Args:
-        found: What was measured.
+        result: What was measured.
         path: A .png or .svg file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,8 +22,8 @@ def draw(found: Found, path: Path) -> None:
     figure = Figure(figsize=(7.5, 5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    donors = sorted(found.donors, key=lambda donor: donor.bytes)
-    most = found.most_bytes
+    donors = sorted(result.donors, key=lambda donor: donor.bytes)
+    most = result.most_bytes
     axes.plot(
         [100 * donor.bytes / most for donor in donors],
         [donor.log_perplexity for donor in donors],
@@ -33,12 +33,12 @@ def draw(found: Found, path: Path) -> None:
         label="the models, and the line between them",
         zorder=2,
     )
-    below = [each for each in found.stitches if found.above(each) < 0]
-    above = [each for each in found.stitches if found.above(each) >= 0]
+    below = [each for each in result.stitches if result.above(each) < 0]
+    above = [each for each in result.stitches if result.above(each) >= 0]
     for group, colour, label in ((below, "tab:green", "below the line"), (above, "tab:red", "above it")):
         x, y = [100 * each.bytes / most for each in group], [each.log_perplexity for each in group]
         axes.scatter(x, y, color=colour, label=f"stitches {label}: {len(group)}", zorder=3)
-    for each in found.stitches:
+    for each in result.stitches:
         axes.annotate(
             f"{each.cut}→{each.entry}",
             (100 * each.bytes / most, each.log_perplexity),
@@ -57,7 +57,7 @@ def draw(found: Found, path: Path) -> None:
         )
     axes.set_xlabel(f"bytes of weights read for a token, % of {donors[-1].name}")
     axes.set_ylabel("log-perplexity, nats a token (lower is better)")
-    axes.set_title(f"{found.first} below, {found.second} above: cut → entry")
+    axes.set_title(f"{result.first} below, {result.second} above: cut → entry")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     figure.savefig(path)

@@ -42,12 +42,12 @@ def plot_strategies(profile: ModalProfile, strategies: Strategies, into: Path) -
     _save(figure, into)
 
 
-def plot_replay(found: Mapping[str, Any], into: Path) -> None:
+def plot_replay(figures: Mapping[str, Any], into: Path) -> None:
     """Draw throughput and completion times of each policy, as a PNG."""
     figure, (left, right) = _figure()
-    names = list(found["saturated"])
+    names = list(figures["saturated"])
     for place, name in enumerate(names):
-        each = found["saturated"][name]
+        each = figures["saturated"][name]
         left.bar(place, each["requests_per_second"], color=COLOURS[name], width=0.6)
         label = f"{each['requests_per_second']:,.0f}/s\naccuracy {each['accuracy']:.3f}"
         left.annotate(label, (place, each["requests_per_second"]), (0, 3), textcoords="offset points", ha="center")
@@ -56,9 +56,9 @@ def plot_replay(found: Mapping[str, Any], into: Path) -> None:
     left.margins(y=0.2)
     kinds = ("poisson", "bursty")
     for place, name in enumerate(names):
-        times = [found[kind][name]["mean_completion_seconds"] for kind in kinds]
+        times = [figures[kind][name]["mean_completion_seconds"] for kind in kinds]
         bars = right.bar([x + 0.27 * place for x in range(2)], times, width=0.25, color=COLOURS[name], label=name)
-        right.bar_label(bars, labels=[f"{found[kind][name]['deadlines_missed']} late" for kind in kinds], fontsize=8)
+        right.bar_label(bars, labels=[f"{figures[kind][name]['deadlines_missed']} late" for kind in kinds], fontsize=8)
     right.set_xticks([0.27, 1.27], [KINDS[kind] for kind in kinds])
     right.set(yscale="log", ylabel="mean seconds to completion", title="at the overload point")
     right.legend(frameon=False)

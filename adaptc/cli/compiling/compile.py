@@ -45,12 +45,12 @@ def command(
         return
     with tempfile.TemporaryDirectory() as scratch, stage_timer(lambda: _stage_count(spec, spec_file.parent)) as stage:
         cache = open_cache(cache_dir) if resume else Cache(Path(scratch))
-        made = compile_spec(spec, spec_file.parent, output, cache, stage)
-    manifest = made.bundle.manifest
+        compiled = compile_spec(spec, spec_file.parent, output, cache, stage)
+    manifest = compiled.bundle.manifest
     if as_json:
         click.echo(report_json(manifest), nl=False)
     else:
-        _print_report(made.bundle.path, manifest, made.cached)
+        _print_report(compiled.bundle.path, manifest, compiled.cached)
 
 
 def _stage_count(spec: Spec, base: Path) -> int:

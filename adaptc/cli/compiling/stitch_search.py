@@ -76,27 +76,27 @@ def command(
     recipe = Recipe(steps=steps, rows=rows, window=window)
     limits = Limits(every, keep, tokens, threads)
     with stage_timer(None) as stage:
-        found = search(spec, spec_file.parent, recipe, limits, device_of(device), open_cache(cache_dir), stage)
+        result = search(spec, spec_file.parent, recipe, limits, device_of(device), open_cache(cache_dir), stage)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "search.json").write_text(json.dumps(found.record(), indent=2))
-    draw(found, output / "search.png")
+    (output / "search.json").write_text(json.dumps(result.record(), indent=2))
+    draw(result, output / "search.png")
     if as_json:
-        click.echo(json.dumps(found.record(), indent=2))
+        click.echo(json.dumps(result.record(), indent=2))
     else:
-        _print(found)
+        _print(result)
     click.echo(f"wrote {output / 'search.json'} and {output / 'search.png'}", err=True)
 
 
-def _print(found: Found) -> None:
-    click.echo(f"{found.enumerated} stitches, {found.dearer} of them dearer than a donor; the others, by KL:")
+def _print(result: Found) -> None:
+    click.echo(f"{result.enumerated} stitches, {result.dearer} of them dearer than a donor; the others, by KL:")
     click.echo("cut  entry  bytes a token  ms a token  KL (nats)  log-perplexity  to the line")
-    for each in found.stitches:
+    for each in result.stitches:
         click.echo(
-            f"{each.cut:3}  {each.entry:5}  {each.bytes / found.most_bytes:12.1%}  {each.ms:10.2f}  {each.kl:9.4f}  "
-            f"{each.log_perplexity:14.4f}  {found.above(each):+11.4f}"
+            f"{each.cut:3}  {each.entry:5}  {each.bytes / result.most_bytes:12.1%}  {each.ms:10.2f}  {each.kl:9.4f}  "
+            f"{each.log_perplexity:14.4f}  {result.above(each):+11.4f}"
         )
-    for donor in found.donors:
+    for donor in result.donors:
         click.echo(
-            f"{donor.name:10}  {donor.bytes / found.most_bytes:12.1%}  {donor.ms:10.2f}  {donor.kl:9.4f}  "
+            f"{donor.name:10}  {donor.bytes / result.most_bytes:12.1%}  {donor.ms:10.2f}  {donor.kl:9.4f}  "
             f"{donor.log_perplexity:14.4f}"
         )

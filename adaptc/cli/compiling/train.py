@@ -113,24 +113,24 @@ def _train_stitch(spec: Spec, recipe: Recipe, place: Place, parts: list[str], as
 
     if not parts:
         raise SpecError("passes: nothing to train; stitch: 'weights' or 'router' names a file")
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for each in parts:
         with stage_timer(None) as stage:
             if each == "stitch":
                 written, card = train_stitches(spec, recipe, place, stage, _StepPrinter())
-                found |= asdict(card)
+                results |= asdict(card)
             else:
-                written, found["router"] = train_router(spec, recipe, place, stage)
+                written, results["router"] = train_router(spec, recipe, place, stage)
         click.echo(f"wrote {written}", err=True)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(results, indent=2))
         return
-    if "quality" in found:
+    if "quality" in results:
         click.echo("held-out text         log-perplexity  KL to the teacher, nats a token")
-        for name, measured in found["quality"].items():
+        for name, measured in results["quality"].items():
             click.echo(f"{name:20}  {measured['log_perplexity']:14.4f}  {measured['kl']:.4f}")
-    if "router" in found:
-        router = found["router"]
+    if "router" in results:
+        router = results["router"]
         click.echo(f"router: area {router['area']:.3f} (0.5 is chance) on {router['prompts']} held-out prompts")
 
 

@@ -29,9 +29,11 @@ def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_j
     _quiet()
     report = check(read_spec(spec_file, settings), spec_file.parent)
     if as_json:
-        click.echo(json.dumps({"ok": report.ok, "findings": [asdict(found) for found in report.findings]}, indent=2))
+        click.echo(
+            json.dumps({"ok": report.ok, "findings": [asdict(finding) for finding in report.findings]}, indent=2)
+        )
     else:
-        print_columns([(found.about, found.level, found.text) for found in report.findings])
+        print_columns([(finding.about, finding.level, finding.text) for finding in report.findings])
     if not report.ok:
         ctx.exit(1)
 

@@ -37,9 +37,9 @@ def command(as_json: bool) -> None:
     print_columns(rows)
 
 
-def _machine(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    cpu, memory, gpu, engines = found["cpu"], found["memory"], found["gpu"], found["engines"]
-    yield "adaptc", f"{found['adaptc'] or 'not installed'}, Python {found['python']}, {found['system']}"
+def _machine(diagnosis: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    cpu, memory, gpu, engines = diagnosis["cpu"], diagnosis["memory"], diagnosis["gpu"], diagnosis["engines"]
+    yield "adaptc", f"{diagnosis['adaptc'] or 'not installed'}, Python {diagnosis['python']}, {diagnosis['system']}"
     yield "cpu", f"{cpu['name'] or 'unknown'}, {cpu['cores']} cores, {cpu['threads']} threads"
     yield "cpu kernels", ", ".join(cpu["flags"]) or "none that matter"
     yield "memory", f"{memory['bytes'] / 1e9:.1f} GB, {memory['available_bytes'] / 1e9:.1f} free"
@@ -49,4 +49,4 @@ def _machine(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         text = engine["version"] or "not installed"
         more = ", ".join(engine.get("providers", ())) or engine.get("trouble", "")
         yield f"engine {name}", f"{text}: {more}" if more else text
-    yield "cache", f"{found['cache']['bytes'] / 1e6:,.0f} MB in {found['cache']['path']}"
+    yield "cache", f"{diagnosis['cache']['bytes'] / 1e6:,.0f} MB in {diagnosis['cache']['path']}"

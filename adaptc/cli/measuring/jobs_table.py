@@ -10,25 +10,25 @@ import click
 from adaptc.cli.output import print_table
 
 
-def print_jobs(found: Mapping[str, Any]) -> None:
+def print_jobs(figures: Mapping[str, Any]) -> None:
     """The figures as a table."""
     from rich.table import Table
 
-    table = Table(caption=f"{found['machine']['cpu']}, {found['threads']} threads")
+    table = Table(caption=f"{figures['machine']['cpu']}, {figures['threads']} threads")
     titles = ("arrivals", "policy", "requests/s", "mean done, s", "95 %, s", "accuracy", "late", "under floor")
     for title in titles:
         table.add_column(title, justify="left" if title in titles[:2] else "right", no_wrap=True)
     for kind, label in (("saturated", "all at once"), ("poisson", "Poisson"), ("bursty", "bursty")):
-        for name, each in found[kind].items():
+        for name, each in figures[kind].items():
             times = f"{each['mean_completion_seconds']:.3f}", f"{each['p95_completion_seconds']:.3f}"
             late, under = f"{each['deadlines_missed']}/{each['jobs']}", str(each["jobs_under_floor"])
             speed = f"{each['requests_per_second']:.0f}"
             table.add_row(label, name, speed, *times, f"{each['accuracy']:.4f}", late, under)
     print_table(table, width=110)
     for key in ("throughput_ratio", "job_completion_ratio", "accuracy_full", "accuracy_adaptive"):
-        click.echo(f"{key:24} {found[key]:.4g}")
-    if "gate" in found:
-        gate = found["gate"]
+        click.echo(f"{key:24} {figures[key]:.4g}")
+    if "gate" in figures:
+        gate = figures["gate"]
         click.echo(f"{'gate calibration error':24} {gate['calibration_error']:.3f}")
         if gate["cost_ratio"] is not None:
             click.echo(f"{'gate cost / table cost':24} {gate['cost_ratio']:.2f} at equal accuracy")

@@ -130,8 +130,8 @@ def walk(rule: Rule, index: int, ids: Ids, warmup: int, device: str = "cpu") -> 
         following = feeds[INPUT_IDS][0, 1:, None]
         parts = []
         for at in range(0, tokens - 1, _TOGETHER):
-            given, wanted = logits[0, at : min(at + _TOGETHER, tokens - 1)].float(), following[at : at + _TOGETHER]
-            parts.append(given.gather(1, wanted)[:, 0] - given.logsumexp(1))
+            rows, targets = logits[0, at : min(at + _TOGETHER, tokens - 1)].float(), following[at : at + _TOGETHER]
+            parts.append(rows.gather(1, targets)[:, 0] - rows.logsumexp(1))
     ran = torch.stack(walker.ran) if walker.ran else torch.ones((0, tokens), dtype=torch.bool)
     return torch.cat(parts).cpu().numpy(), ran.cpu().numpy()
 
@@ -171,12 +171,14 @@ def layers(graph: FxGraph) -> list[tuple[fx.Node, fx.Node]]:
     Raises:
         PassError: a layer is not two residual sums one after the other.
     """
-    found = []
+    pairs = []
     for block in gating.ffn_blocks(graph):
         end, middle = gating.residual(graph, block)
         inside = (block.layer, f"{block.layer}.")
-        given = [a for a in middle.all_input_nodes if path_of(a) != inside[0] and not path_of(a).startswith(inside[1])]
-        if len(given) != 1:
+        sources = [
+            a for a in middle.all_input_nodes if path_of(a) != inside[0] and not path_of(a).startswith(inside[1])
+        ]
+        if len(sources) != 1:
             raise PassError(f"{block.layer}: attention's result goes into no residual sum with the layer's input")
-        found.append((given[0], end))
-    return found
+        pairs.append((sources[0], end))
+    return pairs

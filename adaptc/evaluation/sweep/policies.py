@@ -65,20 +65,20 @@ def policies(dense: FxGraph, sample: Ids, warmup: int, learned: Learned | None, 
         seed: Of the coins.
     """
     blocks = len(gating.ffn_blocks(dense))
-    found: dict[str, Policy] = {}
+    by_name: dict[str, Policy] = {}
     if learned is not None:
         graph = gating.learned(dense, learned.layers, learned.weights, learned.leaders)
-        found["learned"] = partial(_learned, graph, learned.thresholds)
+        by_name["learned"] = partial(_learned, graph, learned.thresholds)
     importance = ffn_importance(dense, sample)
-    found["cosine"] = _Cosine(dense, sample[: len(sample) // 2 or 1], warmup)
-    found["static"] = partial(_static, _placed(dense, importance), blocks, seed)
+    by_name["cosine"] = _Cosine(dense, sample[: len(sample) // 2 or 1], warmup)
+    by_name["static"] = partial(_static, _placed(dense, importance), blocks, seed)
     gated = learned.layers if learned is not None else tuple(range(blocks))
-    found["random"] = partial(_random, gating.static(dense, dict.fromkeys(gated, 0.0), {}), len(gated), blocks, seed)
+    by_name["random"] = partial(_random, gating.static(dense, dict.fromkeys(gated, 0.0), {}), len(gated), blocks, seed)
     if learned is not None:
         graph = gating.static(dense, dict.fromkeys(gated, 0.0), learned.weights)
-        found["random+"] = partial(_random, graph, len(gated), blocks, seed)
-    found["layers"] = partial(_layers, dense, np.argsort(layer_importance(dense, sample)).tolist())
-    return found
+        by_name["random+"] = partial(_random, graph, len(gated), blocks, seed)
+    by_name["layers"] = partial(_layers, dense, np.argsort(layer_importance(dense, sample)).tolist())
+    return by_name
 
 
 def _learned(graph: FxGraph, thresholds: Sequence[tuple[float, float]], share: float) -> Rule | None:
@@ -139,11 +139,11 @@ class _Cosine:
         self._dense, self._sample, self._warmup = dense, sample, warmup
         self._blocks = len(gating.ffn_blocks(dense))
         pairs = [gating.residual(dense, block) for block in gating.ffn_blocks(dense)]
-        found = [
+        cosines = [
             np.stack([F.cosine_similarity(seen[a].float(), seen[b].float(), dim=-1).numpy() for b, a in pairs])
             for seen in states(dense, sample, {node for pair in pairs for node in pair})
         ]
-        self._cosines = np.concatenate([each[:, :, warmup:].reshape(len(pairs), -1) for each in found], 1)
+        self._cosines = np.concatenate([each[:, :, warmup:].reshape(len(pairs), -1) for each in cosines], 1)
 
     def __call__(self, share: float) -> Rule | None:
         wanted = share

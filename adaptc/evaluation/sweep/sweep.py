@@ -94,11 +94,11 @@ def sweep(
     return result
 
 
-def quality(given: Subject, ids: Ids, settings: Settings, stage: Stage = lambda _: None) -> dict[str, Any]:
+def quality(subject: Subject, ids: Ids, settings: Settings, stage: Stage = lambda _: None) -> dict[str, Any]:
     """Perplexity of every policy at every share, as `--json` prints it.
 
     Args:
-        given: What is swept.
+        subject: What is swept.
         ids: int64 [tokens], a text that nothing was trained on.
         settings: How.
         stage: Told what is being measured.
@@ -106,51 +106,53 @@ def quality(given: Subject, ids: Ids, settings: Settings, stage: Stage = lambda 
     Raises:
         RequestError: no token of a window comes after the warm-up.
     """
-    if settings.window < given.warmup + 2 or len(ids) < given.warmup + 2:
+    if settings.window < subject.warmup + 2 or len(ids) < subject.warmup + 2:
         raise RequestError(
-            f"window: {min(settings.window, len(ids))} tokens; more than the {given.warmup} of the warm-up are needed"
+            f"window: {min(settings.window, len(ids))} tokens; more than the {subject.warmup} of the warm-up are needed"
         )
-    warmup = max(1, given.warmup)  # a window's first token is read like a prompt
+    warmup = max(1, subject.warmup)  # a window's first token is read like a prompt
     stage("importance of blocks and layers")
-    given.dense.module.to(settings.device)
-    ways = policies(given.dense, given.sample, given.warmup, given.learned, settings.seed)
+    subject.dense.module.to(settings.device)
+    policy_of = policies(subject.dense, subject.sample, subject.warmup, subject.learned, settings.seed)
 
     def run(rule: Rule) -> Scored:
         rule.graph.module.to(settings.device)
         return score(rule, ids, settings.window, warmup, settings.device)
 
     stage("dense")
-    dense = run(Rule(given.dense, constant(-math.inf)))
+    dense = run(Rule(subject.dense, constant(-math.inf)))
     return {
         "method": "FX graph of the source model in float32, whole windows, a threshold for each token",
         "window": settings.window,
-        "warmup": given.warmup,
+        "warmup": subject.warmup,
         "tokens": dense.tokens[0],
         "tokens_after_warmup": dense.tokens[1],
         "seed": settings.seed,
         "device": settings.device,
         "torch": torch.__version__,
         "dense_perplexity": math.exp(dense.means[0]),
-        "policies": {name: _rows(name, way, settings.shares, run, dense, stage) for name, way in ways.items()},
-        "missing": {} if given.learned is not None else {"learned": "the bundle has no trained gates"},
+        "policies": {
+            name: _rows(name, policy, settings.shares, run, dense, stage) for name, policy in policy_of.items()
+        },
+        "missing": {} if subject.learned is not None else {"learned": "the bundle has no trained gates"},
     }
 
 
 def _rows(
-    name: str, way: Policy, shares: Sequence[float], run: Callable[[Rule], Scored], dense: Scored, stage: Stage
+    name: str, policy: Policy, shares: Sequence[float], run: Callable[[Rule], Scored], dense: Scored, stage: Stage
 ) -> list[dict[str, Any]]:
     rows = []
     for share in shares:
         stage(f"{name} {share:.0%}")
-        rule = way(share)
+        rule = policy(share)
         if rule is None:
             continue
-        found = run(rule)
-        every, after = (math.exp(ours - theirs) for ours, theirs in zip(found.means, dense.means, strict=True))
+        scored = run(rule)
+        every, after = (math.exp(ours - theirs) for ours, theirs in zip(scored.means, dense.means, strict=True))
         rows.append(
             {
                 "share": share,
-                "ffn_skipped": round(found.skipped, 5),
+                "ffn_skipped": round(scored.skipped, 5),
                 "ratio": round(every, 5),
                 "ratio_after_warmup": round(after, 5),
                 "rule": rule.about,

@@ -11,12 +11,12 @@ def columns_and_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[st
     names = list(result["policies"])
     speed = {row["share"]: row for row in result.get("speed", {}).get("rows", [])}
     heads = ["skipped", *names, *(["decode\ntok/s", "vs dense", "ceiling"] if speed else [])]
-    found = {name: {row["share"]: row for row in rows} for name, rows in result["policies"].items()}
+    by_policy = {name: {row["share"]: row for row in rows} for name, rows in result["policies"].items()}
     rows = []
-    for share in sorted({share for each in found.values() for share in each}):
+    for share in sorted({share for each in by_policy.values() for share in each}):
         cells = [f"{share:.0%}"]
         for name in names:
-            row = found[name].get(share)
+            row = by_policy[name].get(share)
             off = row is not None and abs(row["ffn_skipped"] - share) >= 0.01
             cells.append("" if row is None else f"{_ratio(row['ratio'])}{_at(row) if off else ''}")
         if speed:
