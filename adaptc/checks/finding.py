@@ -13,7 +13,7 @@ class Finding:
     """What one check came to.
 
     Attributes:
-        about: Its subject: a model's name, `stitch`, `calibration` or `machine`.
+        about: Its subject: a model's name, `models`, `passes`, `stitch`, `calibration` or `machine`.
         level: `ok`, `warn` (it will work, perhaps not as wished) or `error` (it cannot work).
         text: A sentence: what is so, and what would be right.
     """

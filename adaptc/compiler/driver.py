@@ -83,6 +83,7 @@ def _make(
     stage: Stage,
 ) -> None:
     stage(stage_names.LOAD)
+    from adaptc.checks.check import refuse_faults
     from adaptc.compiler.pipeline import plan_of
     from adaptc.compiler.publish import publish
     from adaptc.compiler.stages import lowered, record
@@ -90,6 +91,7 @@ def _make(
     from adaptc.passes.base import Pipeline
     from adaptc.runtime.bundle.gate_verdict import GateVerdict
 
+    refuse_faults(spec, base)
     plan = plan_of(spec, base)
     program, records = lowered(spec, base, plan, sources, versions(), cache, stage)
     program = Pipeline(plan.to_target).run(program, lambda step: records.append(record(step)), begin=stage)

@@ -18,11 +18,9 @@ import torch
 from adaptc.capture.module import capture_module
 from adaptc.capture.multimodal import capture_multimodal
 from adaptc.capture.text import capture
-from adaptc.checks.multimodal import multimodal_faults
 from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.pipeline import CompilePlan
-from adaptc.errors import SpecError
 from adaptc.families.model import multimodal_of, text_of
 from adaptc.ir.blocks_file import load_blocks, save_blocks
 from adaptc.ir.graph import OnnxGraph
@@ -119,13 +117,8 @@ def lowered(
     """The spec's program after its own passes and `lower`; from the cache if it was made before.
 
     Raises:
-        SpecError: more models than the passes bring together.
         AdaptcError: a model or a pass fails.
     """
-    if len(sources) > 1 and not spec.passes:
-        raise SpecError(f"models: {', '.join(sources)}, and no pass that joins them; one model is right without passes")
-    for name, fault in multimodal_faults(spec, {name: source.config() for name, source in sources.items()}):
-        raise SpecError(f"models.{name}: {fault}")
     text = calibration_text(spec.calibration, base)
     key = key_of(
         {name: source.config().to_dict() for name, source in sources.items()},

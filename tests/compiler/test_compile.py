@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adaptc import runtime
+from adaptc.checks.check import check
 from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import Compiled, compile_spec
@@ -147,6 +148,19 @@ def test_two_models_need_a_pass_that_joins_them(tiny: tuple[Path, Any], tmp_path
         SpecError, match=r"^models: a, b, and no pass that joins them; one model is right without passes$"
     ):
         build(spec, tmp_path / "b", tmp_path / "cache")
+
+
+def test_what_check_finds_wrong_is_refused_with_its_sentences(tiny: tuple[Path, Any], tmp_path: Path) -> None:
+    shutil.copytree(tiny[0].parent, tmp_path / "spec")
+    config = tmp_path / "spec" / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": 5000, "num_key_value_heads": 3}))
+    spec, stages = tmp_path / "spec" / "model.yaml", list[str]()
+    errors = [found.text for found in check(read_spec(spec), spec.parent).findings if found.level == "error"]
+    assert len(errors) == 2
+    with pytest.raises(SpecError) as caught:
+        build(spec, tmp_path / "b", tmp_path / "cache", stage=stages.append)
+    assert str(caught.value).splitlines() == [f"models.lm: {text}" for text in errors]
+    assert stages == ["find models", "load torch and transformers"]
 
 
 def test_compile_prints_stages_to_stderr_and_the_report_to_stdout(
