@@ -15,8 +15,7 @@ from unittest.mock import patch
 import numpy as np
 
 from adaptc import runtime
-from adaptc.compiler import stages as lowering
-from adaptc.compiler import tuning as pays
+from adaptc.compiler import pipeline, tuning
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.weights_file import write_graphs
@@ -58,9 +57,9 @@ def write_routes(out: Path) -> None:
     passes = (Gating(), stitched.stitch(weights=str(scratch / "stitch.safetensors"), router=router))
     made = {}
     with (
-        patch.object(lowering, "build_passes", lambda _: passes),
-        patch.object(pays, "payoff", lambda *_: Payoff(1e-3, 1.01e-3, 0.8e-3, 3)),
-        patch.object(pays, "_by_rows", lambda _, __, gates, verdict, ___: (gates, verdict)),  # skip in any batch
+        patch.object(pipeline, "build_passes", lambda _: passes),
+        patch.object(tuning, "payoff", lambda *_: Payoff(1e-3, 1.01e-3, 0.8e-3, 3)),
+        patch.object(tuning, "_by_rows", lambda _, __, gates, verdict, ___: (gates, verdict)),  # skip in any batch
     ):
         for name, settings in (("routes", (*GPU, LONGER)), ("cpu", (LONGER,))):
             read = read_spec(spec, settings)

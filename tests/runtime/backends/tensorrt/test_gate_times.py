@@ -164,7 +164,7 @@ class Machine:
         monkeypatch.setattr("adaptc.runtime.backends.tensorrt.loading.Cuda", self.cuda)
         monkeypatch.setattr("adaptc.runtime.backends.tensorrt.loading.TensorRtRunner", self.runner)
         monkeypatch.setattr("adaptc.runtime.backends.tensorrt.build.Trt", self.library)
-        monkeypatch.setattr("adaptc.runtime.backends.tensorrt.build.keep", lambda *_: None)
+        monkeypatch.setattr("adaptc.runtime.backends.tensorrt.build.store_cubin", lambda *_: None)
         monkeypatch.setattr("adaptc.runtime.backends.tensorrt.gate_times.measure", self.measure)
 
     def cuda(self, cubins: Path | None = None) -> TimedCuda:
