@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from adaptc import runtime
 from adaptc.checks.check import check
 from adaptc.cli import main
-from adaptc.compiler.cache import Cache
+from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.driver import Compiled, compile_spec
 from adaptc.errors import BundleError, SpecError
 from adaptc.runtime.bundle.folder import open_bundle
@@ -206,11 +206,24 @@ def test_cache_lists_and_clears(tiny: tuple[Path, Any], warm: Path, tmp_path: Pa
     shutil.copytree(warm, cache)
     listed = run("cache", "ls", "--cache-dir", cache, "--json")
     kinds = {entry["kind"] for entry in json.loads(listed.stdout)}
-    assert {"bundle", "lowered"} <= kinds
+    assert {"bundle", "lowered", "translation"} <= kinds
+    lines = run("cache", "ls", "--cache-dir", cache).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [entry["kind"] for entry in json.loads(listed.stdout)]
     assert run("cache", "clear", "--cache-dir", cache, "--kind", "bundle").exit_code == 0
     assert {entry.kind for entry in Cache(cache).entries()} == kinds - {"bundle"}
     run("cache", "clear", "--cache-dir", cache)
     assert list(Cache(cache).entries()) == []
+
+
+def test_many_small_entries_are_listed_as_one_line(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    for number in range(30):
+        cache.write("gptq", key_of(number), bytes(100_000))
+    cache.write("bundle", key_of("other"), b"content")
+    lines = run("cache", "ls", "--cache-dir", tmp_path).stdout.splitlines()
+    assert [line.split() for line in lines[1:]] == [["gptq", "30", "entries", "3.0", "MB"]]
+    assert lines[0].startswith("bundle ")
+    assert len(json.loads(run("cache", "ls", "--cache-dir", tmp_path, "--json").stdout)) == 31
 
 
 def test_show_prints_programs_and_what_passes_change(tiny: tuple[Path, Any], warm: Path, tmp_path: Path) -> None:
