@@ -9,13 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx_ir as ir
+
 from adaptc.compiler.pipeline import plan_of
 from adaptc.compiler.report import STYLE
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
+from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pipeline
 from adaptc.passes.store import PROCESS, Store
+from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
@@ -95,11 +99,6 @@ def bundle_text(path: Path) -> str:
     Raises:
         BundleError: it cannot be opened.
     """
-    import onnx_ir as ir
-
-    from adaptc.ir.graph import OnnxGraph
-    from adaptc.runtime.bundle.folder import open_bundle
-
     manifest = open_bundle(path).manifest
     graphs = {name: OnnxGraph(ir.load(path / spec.file)) for name, spec in manifest.graphs.items()}
     return str(Program(graphs, manifest.plan))

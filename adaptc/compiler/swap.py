@@ -15,8 +15,9 @@ import onnx_ir as ir
 from adaptc.compiler.report import report_html, report_json
 from adaptc.compiler.weights_file import GATES, is_trained
 from adaptc.errors import BundleError
+from adaptc.ir.blocks import Bits
 from adaptc.ir.gates_file import Card, load_card, load_gates
-from adaptc.passes.quantize.blockwise import Bits, quantize_blocks
+from adaptc.passes.quantize.blockwise import quantize_blocks
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GatesFile
 from adaptc.runtime.bundle.names import REPORT, REPORT_PAGE, SPEC, data_file, gates_file

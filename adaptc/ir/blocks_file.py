@@ -10,7 +10,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from adaptc.passes.quantize.blockwise import Blocks
+from adaptc.ir.blocks import Blocks
 
 
 def save_blocks(blocks: Mapping[str, Blocks], path: Path) -> None:

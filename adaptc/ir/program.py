@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from adaptc.ir.blocks import Blocks
     from adaptc.ir.graph import Graph
     from adaptc.ir.partitions import Split
-    from adaptc.passes.quantize.blockwise import Blocks
     from adaptc.runtime.bundle.manifest import ModalSpec
     from adaptc.runtime.bundle.plan import Run, Switch
     from adaptc.runtime.bundle.skip_gates import SkipGates

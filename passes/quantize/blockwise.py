@@ -7,50 +7,17 @@ weight = (code - zero point) · scale, codes 0 .. 2^bits - 1. Without zero point
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import PassError
+from adaptc.ir.blocks import Bits, Blocks
 from adaptc.passes.quantize.rounding import Curvature, curvature, round_codes, search_grid
 
-Bits = Literal[4, 8]
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """A quantized matrix [rows, columns], ready to be MatMulNBits' inputs B, scales and zero_points.
-
-    Attributes:
-        packed: uint8 [rows, blocks, block_size · bits / 8]; of two 4-bit codes the first has the low half.
-        scales: float32 [rows, blocks].
-        zero_points: uint8 [rows, ceil(blocks · bits / 8)], packed alike; None: all are 2^(bits - 1).
-        columns: Columns of the matrix; the last block is padded with weights of 0 if they do not fill it.
-        bits: Bits of a code.
-        block_size: Weights in a block: 16, 32, 64, 128 or 256.
-    """
-
-    packed: Bytes
-    scales: Floats
-    zero_points: Bytes | None
-    columns: int
-    bits: Bits
-    block_size: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of the matrix (outputs)."""
-        return int(self.scales.shape[0])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes, scales and zero points: what a matrix-vector product reads."""
-        zeros = 0 if self.zero_points is None else self.zero_points.nbytes
-        return self.packed.nbytes + self.scales.nbytes + zeros
 
 
 def quantize_blocks(

@@ -19,10 +19,11 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
 
 from adaptc.errors import PassError
+from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.place import no_images
 from adaptc.ir.program import Program
-from adaptc.passes.quantize.blockwise import Bits, Blocks, concatenate, curvature_of, dequantize, quantize_blocks, split
+from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantize, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
 from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
 from adaptc.passes.store import Store

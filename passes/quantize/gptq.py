@@ -12,7 +12,7 @@ from adaptc.passes.store import PROCESS, Store
 from adaptc.runtime.bundle.names import LOGITS
 
 if TYPE_CHECKING:
-    from adaptc.passes.quantize.blockwise import Bits
+    from adaptc.ir.blocks import Bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, PATH, Projection, array, initializer, path, projections, replace
-from adaptc.passes.quantize.blockwise import Bits, Blocks, concatenate, quantize_blocks, rows_from
+from adaptc.passes.quantize.blockwise import concatenate, quantize_blocks, rows_from
 
 BITS: Mapping[str, Bits] = {"int8": 8, "int4": 4}
 BlockSize = Literal[16, 32, 64, 128, 256]

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 
 from adaptc.errors import PassError
-from adaptc.passes.quantize.blockwise import Bits, Blocks, concatenate, curvature_of, dequantize, quantize_blocks, split
+from adaptc.ir.blocks import Bits, Blocks
+from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantize, quantize_blocks, split
 
 Floats = npt.NDArray[np.float32]
 
