@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
-from adaptc.runtime.backends.tensorrt.build import Progress, build_engines
+from adaptc.runtime.backends.tensorrt.build import BuildProgress, build_engines
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder
 from adaptc.runtime.bundle.folder import open_bundle
 from tests.gpu.answers import check_answers, infer_bundle
@@ -61,7 +61,7 @@ def build(given: argparse.Namespace) -> dict[str, object]:
     began = time.perf_counter()
     records = []
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: BuildProgress) -> None:
         record = progress.record
         how = "cached" if progress.cached else f"{record.seconds:.1f} s"
         about = f"{record.name} {record.sizes} {record.bytes / 1e6:.1f} MB {how}"

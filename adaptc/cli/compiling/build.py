@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from adaptc.runtime.backends.tensorrt.build import Progress
+    from adaptc.runtime.backends.tensorrt.build import BuildProgress
     from adaptc.runtime.bundle.folder import Bundle
 
 
@@ -115,7 +115,7 @@ def _pack(bundle: Bundle, as_json: bool) -> None:
         )
 
 
-def _tell(progress: Progress) -> None:
+def _tell(progress: BuildProgress) -> None:
     record = progress.record
     sizes = " ".join(
         f"{name} {least if least == most else f'{least}-{most}'}" for name, (least, _, most) in record.sizes.items()

@@ -14,8 +14,8 @@ from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.errors import EngineError
 
 
-class Runner(Protocol):
-    """What runs a graph over addresses; see `trt_context.Context`."""
+class EngineContext(Protocol):
+    """An engine that runs one graph over addresses; `tensorrt.context.Context` is one."""
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """The type that it has for an input or output."""
@@ -31,7 +31,12 @@ class GpuEngine:
     """One graph; see `Engine`. The first size of every tensor is the number of rows."""
 
     def __init__(
-        self, cuda: Cuda, runner: Runner, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], rows: int
+        self,
+        cuda: Cuda,
+        runner: EngineContext,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        rows: int,
     ) -> None:
         """Take the memory for a run.
 

@@ -32,7 +32,7 @@ NEARLY_FULL = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BuildProgress:
     """An engine that is there now.
 
     Attributes:
@@ -58,7 +58,7 @@ def build_engines(
     chunk: int = CHUNK,
     whole: bool = False,
     mode: str = "auto",
-    observe: Callable[[Progress], None] = lambda _: None,
+    observe: Callable[[BuildProgress], None] = lambda _: None,
 ) -> list[EngineRecord]:
     """Build every engine a bundle needs; those that are there are kept.
 
@@ -102,7 +102,7 @@ def build_engines(
             record, plan, timings = _built(trt, bundle.path / each.graph.file, each, record, sm, timings)
             folder.write(record, plan)
         made.append(record)
-        observe(Progress(len(made), len(work), record, cached))
+        observe(BuildProgress(len(made), len(work), record, cached))
     folder.decide(decided)
     if mode == "auto" and gpu is not None and flavour == bundle.manifest.target.backend and _deciding(bundle):
         sizes = _step_sizes(bundle, batches, kv_buckets)

@@ -14,7 +14,7 @@ from adaptc.cli import main
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graph, read_partitions
 from adaptc.runtime.backends.cuda.driver.device import Device
-from adaptc.runtime.backends.tensorrt.build import Progress, build_engines, decide
+from adaptc.runtime.backends.tensorrt.build import BuildProgress, build_engines, decide
 from adaptc.runtime.backends.tensorrt.build_report import BuildReport
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder
 from adaptc.runtime.backends.tensorrt.layers import DATA_DEPENDENT, kinds
@@ -82,7 +82,7 @@ def test_the_cache_is_not_turned(bundle: Any) -> None:
 
 
 def test_a_second_build_finds_all_of_them(bundle: Any) -> None:
-    seen: list[Progress] = []
+    seen: list[BuildProgress] = []
     build_engines(bundle, "tensorrt-rtx", sm=EVERY, kv_buckets=(16,), batches=(1,), chunk=CHUNK, observe=seen.append)
     assert seen
     assert all(progress.cached for progress in seen)
@@ -91,14 +91,14 @@ def test_a_second_build_finds_all_of_them(bundle: Any) -> None:
 def test_a_build_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     bundle = trt_bundle.write(tmp_path / "bundle", trt_bundle.program("llama", gated=True), trt_bundle.GATES)
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: BuildProgress) -> None:
         if progress.record.name == "partition_2":
             raise KeyboardInterrupt
 
     sizes: dict[str, Any] = {"sm": (86,), "kv_buckets": (16,), "batches": (1,), "chunk": 1}
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, "tensorrt-rtx", **sizes, observe=stop)
-    seen: list[Progress] = []
+    seen: list[BuildProgress] = []
     build_engines(bundle, "tensorrt-rtx", **sizes, observe=seen.append)
     assert [p.cached for p in seen] == [True] * 2 + [False] * 7
     assert not list((bundle.path / "engines").rglob("*.partial"))
@@ -171,7 +171,7 @@ def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_pat
     assert folder.report().mode == "on_device"
     sizes: dict[str, Any] = {"sm": (89,), "kv_buckets": (16,), "batches": (1,), "chunk": 1}
     first = build_engines(bundle, "tensorrt-rtx", **sizes)
-    seen: list[Progress] = []
+    seen: list[BuildProgress] = []
     assert build_engines(bundle, "tensorrt-rtx", **sizes, mode="one_step_late", observe=seen.append) == first
     assert all(progress.cached for progress in seen)
     assert len(folder.records()) == len(list(folder.path.glob("*.plan"))) == len(first)

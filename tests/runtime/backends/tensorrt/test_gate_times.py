@@ -19,7 +19,7 @@ from adaptc.runtime import load
 from adaptc.runtime.backends.cuda.bundle_partitions import graphs_of, partitions_of
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
 from adaptc.runtime.backends.cuda.loading import cuda_decoder
-from adaptc.runtime.backends.tensorrt.build import Progress, build_engines
+from adaptc.runtime.backends.tensorrt.build import BuildProgress, build_engines
 from adaptc.runtime.backends.tensorrt.build_report import BuildReport, StepTimes, judged
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder
 from adaptc.runtime.backends.tensorrt.gate_times import RUN, measure, measured
@@ -275,7 +275,7 @@ def test_modes_share_engines(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> N
     machine, folder = Machine(monkeypatch, BLOCK), EngineFolder(copy.path, "tensorrt")
     build_engines(copy, "tensorrt", **SIZES, mode="on_device")
     files, built = sorted(folder.path.iterdir()), machine.built
-    seen: list[Progress] = []
+    seen: list[BuildProgress] = []
     build_engines(copy, "tensorrt", **SIZES, mode="one_step_late", observe=seen.append)
     assert all(progress.cached for progress in seen)
     assert (sorted(folder.path.iterdir()), machine.built) == (files, built)
