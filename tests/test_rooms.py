@@ -1,10 +1,30 @@
-"""The rooms and their imports, as the picture of docs/architecture.md shows them."""
+"""The rooms: no circle, no import of a floor above, and a picture that is current."""
 
 from __future__ import annotations
 
+import networkx as nx
 import pytest
 
-from tests.rooms import House, Room
+from tests.picture import draw
+from tests.rooms import FLOORS, MUTUAL, PICTURE, House, Room, house
+
+
+def circles(graph: nx.DiGraph[str]) -> list[list[str]]:
+    return [sorted(each) for each in nx.strongly_connected_components(graph) if len(each) > 1]
+
+
+def test_no_rooms_import_each_other() -> None:
+    assert circles(nx.DiGraph(house().imports - MUTUAL)) == []
+
+
+def test_floors_know_only_what_is_below_them() -> None:
+    read = house()
+    upwards = [(a, b) for a, b in read.imports if FLOORS.index(read.rooms[a].floor) > FLOORS.index(read.rooms[b].floor)]
+    assert upwards == []
+
+
+def test_the_picture_is_current() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == draw(house()), "python -m tests.rooms draws it anew"
 
 
 def test_a_picture_shows_rooms_and_the_arrows_that_others_do_not_imply() -> None:
