@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from adaptc.passes.match import PATH, path
+from adaptc.ir.marks import HEAD, PATH, in_head, label
 
 FLOAT, INT = ir.DataType.FLOAT, ir.DataType.INT64
-
-PARTITION = "adaptc.partition"
-"""Metadata of nodes that `partition` keeps apart: "head", from the last norm to the logits."""
 
 GEMM = "adaptc.gemm"
 """Metadata of the nodes of one GEMM with a weight, which `partition` makes a partition of its own: its name."""
@@ -31,9 +28,9 @@ class Emitter:
         self.graph = graph
         self.before = before
         self._count = 0
-        self._marks = {PATH: path(before)}
-        if PARTITION in before.metadata_props:
-            self._marks[PARTITION] = before.metadata_props[PARTITION]
+        self._marks = {PATH: label(before)}
+        if in_head(before):
+            self._marks[HEAD] = before.metadata_props[HEAD]
 
     def mark(self, key: str, value: str) -> None:
         """Give the nodes from here on metadata."""

@@ -8,16 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-PATH = "adaptc.path"
-"""Metadata of a node: the module it belongs to."""
+from adaptc.ir.marks import PATH, label
 
 PARTS = "adaptc.parts"
 """Metadata of a fused weight: names of the weights it was joined from, with commas."""
-
-
-def path(node: ir.Node) -> str:
-    """The module a node belongs to, for messages and names."""
-    return node.metadata_props.get(PATH) or node.name or node.op_type
 
 
 def name_new_nodes(graph: ir.Graph) -> None:
@@ -30,7 +24,7 @@ def name_new_nodes(graph: ir.Graph) -> None:
         consumers = [use.node for value in node.outputs for use in value.uses()]
         scale = next((v.name for v in node.inputs if v is not None and v.is_initializer()), None)
         owner = (
-            scale.rpartition(".")[0] if scale else next((path(c) for c in consumers if PATH in c.metadata_props), "")
+            scale.rpartition(".")[0] if scale else next((label(c) for c in consumers if PATH in c.metadata_props), "")
         )
         node.metadata_props[PATH] = owner
         base = name = f"{owner or 'graph'}/{node.op_type}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -19,14 +18,12 @@ from torch import fx
 
 from adaptc.errors import LoadError
 from adaptc.ir import attention
-from adaptc.ir.graph import FxGraph, assign, path_of
+from adaptc.ir.graph import FxGraph, assign
+from adaptc.ir.marks import LAYER, path_of
 from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-LAYER = re.compile(r"^(?P<stem>(?:.*\.)?layers)\.(?P<index>\d+)(?=\.|$)")
-"""Where a decoder layer's module path begins: `model.layers.3`."""
 
 
 def capture(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> FxGraph:

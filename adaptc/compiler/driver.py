@@ -88,19 +88,24 @@ def _make(
     from adaptc.compiler.publish import publish
     from adaptc.compiler.stages import lowered, record
     from adaptc.compiler.tuning import paying
-    from adaptc.passes.base import Pipeline
+    from adaptc.passes.base import Pipeline, Step
     from adaptc.runtime.bundle.gate_verdict import GateVerdict
 
     refuse_faults(spec, base)
     plan = plan_of(spec, base)
     program, records = lowered(spec, base, plan, sources, versions(), cache, stage)
-    program = Pipeline(plan.to_target).run(program, lambda step: records.append(record(step)), begin=stage)
+
+    def observe(step: Step) -> None:
+        records.append(record(step))
+
+    program = Pipeline(plan.to_target).run(program, observe, begin=stage)
     verdicts: dict[str, GateVerdict] = {}
     if plan.tunes:
         stage(stage_names.TUNE)
         if program.gates:
             text = calibration_text(spec.calibration, base)
             program, verdicts = paying(program, {name: text.ids(sources[name]) for name in sources}, spec.target.batch)
+    program = Pipeline(plan.to_emit).run(program, observe, begin=stage)
     stage(stage_names.WEIGHTS)
     publish(spec, program, records, sources, hashes, versions(), into, verdicts, trained_gates(spec, base))
 

@@ -36,18 +36,20 @@ class CompilePlan:
         models: Names of the models that are captured.
         to_onnx: Passes from captured graphs to ONNX graphs: the spec's own, `gptq` for int4, `lower`.
         to_target: Passes from ONNX graphs to graphs that the target runs well.
-        tunes: Whether gates are timed on this machine, to keep only those that pay.
+        tunes: Whether gates are timed on this machine then, to keep only those that pay.
+        to_emit: Passes that write what was kept in the target's own form.
     """
 
     models: tuple[str, ...]
     to_onnx: tuple[Pass, ...]
     to_target: tuple[Pass, ...]
     tunes: bool
+    to_emit: tuple[Pass, ...]
 
     @property
     def passes(self) -> tuple[Pass, ...]:
         """All passes, in order."""
-        return (*self.to_onnx, *self.to_target)
+        return (*self.to_onnx, *self.to_target, *self.to_emit)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -63,6 +65,7 @@ class CompilePlan:
         yield from (pass_.name for pass_ in self.to_target)
         if self.tunes:
             yield stage_names.TUNE
+        yield from (pass_.name for pass_ in self.to_emit)
         yield from (stage_names.WEIGHTS, stage_names.BUNDLE)
 
 
@@ -85,18 +88,19 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
         to_onnx=(*own, *rounding, Lower()),
         to_target=_onnxruntime(target) if on_cpu else _tensorrt(target),
         tunes=on_cpu,
+        to_emit=(Branch(),) if on_cpu else (),  # last, as it hides blocks inside branches
     )
 
 
 def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
-    """What ONNX Runtime's graphs go through; `branch` comes last, as it hides blocks inside branches."""
+    """What ONNX Runtime's graphs go through."""
     weights: Pass
     match target.weights:
         case "int8" | "int4" as stored:
             weights = Quantize(stored, target.block_size)
         case stored:
             weights = FloatWeights("fp16" if stored == "fp16" else "fp32")
-    return KvCache(max_tokens=target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), weights, Branch()
+    return KvCache(max_tokens=target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), weights
 
 
 def _tensorrt(target: TargetSpec) -> tuple[Pass, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -16,7 +15,6 @@ from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skipp
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.graph import OnnxGraph, sizes
 from adaptc.ir.program import EMPTY, Program
-from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.gate_verdict import GateVerdict
 from adaptc.runtime.bundle.manifest import (
@@ -62,11 +60,7 @@ def publish(
     Raises:
         BundleError: it cannot be written.
     """
-    own = program.at_level(OnnxGraph)
-    twins = _without_gates(program)
-    graphs = own | {_dense(name): graph for name, graph in twins.items()}
-    gates = {name: replace(gates, dense=_dense(name) if name in twins else "") for name, gates in program.gates.items()}
-    program = replace(program, gates=gates)
+    graphs = program.at_level(OnnxGraph)
     with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
         # Partitions read all their weights from one file.
         swappable = not program.partitions
@@ -93,7 +87,7 @@ def publish(
             passes=tuple(records),
             plan=program.plan,
             graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
-            gates=gates,
+            gates=dict(program.gates),
             modal=dict(program.modal),
             target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
             versions=dict(versions),
@@ -104,19 +98,6 @@ def publish(
         files[REPORT] = report_json(manifest).encode()
         files[REPORT_PAGE] = report_html(spec.name or "-".join(spec.models), manifest).encode()
         return write_bundle(into, files, manifest)
-
-
-def _without_gates(program: Program) -> dict[str, OnnxGraph]:
-    """By name, a decoder's graph as it is without its gates; of a stitched program none, as its parts are many."""
-    if program.partitions or any(isinstance(step, Switch) for step in program.plan):
-        return {}
-    gated = {name: program.graph(name, OnnxGraph) for name in program.gates}
-    return {name: run_always(graph, range(len(conditionals(graph)))) for name, graph in gated.items()}
-
-
-def _dense(name: str) -> str:
-    """What a graph is called without its gates."""
-    return f"{name}.dense"
 
 
 def _model(source: Source, sha256: str) -> ModelRecord:
@@ -159,6 +140,7 @@ def _bytes_per_token(program: Program) -> int:
     if isinstance(last, Switch):
         return max(_route_bytes(program)[last.gate].values())
     graphs = program.at_level(OnnxGraph)
+    twins = {gates.dense for gates in program.gates.values()}  # each reads what its graph reads but for gates
     # An image's encoder runs once for an image: of a model that writes only its decoder, which has its name, counts.
     once = program.encoders if set(program.modal) & set(graphs) else frozenset()
-    return sum(read_bytes_per_token(graph) for name, graph in graphs.items() if name not in once)
+    return sum(read_bytes_per_token(graph) for name, graph in graphs.items() if name not in once | twins)

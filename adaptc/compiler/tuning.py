@@ -1,4 +1,8 @@
-"""Does it pay? What a conditional costs and what a skipped block saves, on the machine that compiles."""
+"""Does it pay? What a conditional costs and what a skipped block saves, on the machine that compiles.
+
+Everything is decided on the graph whose gates are Skip nodes. What is timed is derived from it: the graph with all its
+gates, with some grouped or taken out, or with none, each in the form that `branch` gives it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.program import EMPTY, Program
-from adaptc.passes.skip_ffn.conditionals import conditionals, grouped, run_always
+from adaptc.passes.skip_ffn.branch import branched
+from adaptc.passes.skip_ffn.skips import grouped, run_always, skips
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.gate_verdict import GateVerdict, Payoff, RowTimes
@@ -48,7 +53,7 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
     """Measure the gates of every graph; group or take out those that do not pay.
 
     Args:
-        program: After `branch`.
+        program: After all passes but `branch`, which emits what is decided here.
         ids: By graph name, int64 [tokens] of the calibration text; without it gates are kept or removed together.
         batch: Most rows of a step.
 
@@ -59,9 +64,9 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
     for name, gates in program.gates.items():
         graph = program.graph(name, OnnxGraph)
         decoder = decoder_spec(graph, program.backbone(name))
-        if decoder is None or not conditionals(graph):
+        if decoder is None or not skips(graph.model.graph):
             continue
-        found = payoff(graph, decoder)
+        found = payoff(graph, decoder, gates.batch)
         verdict = GateVerdict(found, *found.verdict(gates))
         if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
             graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text)
@@ -123,16 +128,17 @@ def _by_rows(
     return replace(gates, rows=most), replace(verdict, rows=tuple(RowTimes(*each) for each in found))
 
 
-def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -> Payoff:
+def payoff(graph: OnnxGraph, decoder: DecoderSpec, batch: str = "any", threads: int | None = None) -> Payoff:
     """Time a gated graph and its dense twin; some seconds.
 
     Args:
-        graph: After `branch`, with at least one gate.
+        graph: Before `branch`, with at least one gate.
         decoder: What the graph expects.
+        batch: How the rows of a step decide together: see `SkipGates`.
         threads: Of the engine; None for the physical cores, as when it runs.
     """
-    count = len(conditionals(graph))
-    spec = SkipGates("", tuple(range(count)), count, 0, "any", ())
+    count = len(skips(graph.model.graph))
+    spec = SkipGates("", tuple(range(count)), count, 0, batch, ())
     graphs = {"gated": graph, "shared": grouped(graph, [0] * count), "dense": run_always(graph, range(count))}
     with running(graphs, decoder, spec, threads=threads) as [gated, shared, dense]:
         kinds = {
@@ -154,15 +160,17 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, threads: int | None = None) -
 def running(
     graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: SkipGates, rows: int = 1, threads: int | None = None
 ) -> Iterator[list[HostDecoder]]:
-    """Decoders of some graphs, for as long as the context lasts; those without gates are told so."""
+    """Decoders of some graphs before `branch`, for as long as the context lasts; those without gates are told so."""
+    together = gates.batch == "group"
     with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
-        for name, content in write_graphs(graphs, Path(folder), "weights.data").items():
+        emitted = {name: branched(graph, together=together) for name, graph in graphs.items()}
+        for name, content in write_graphs(emitted, Path(folder), "weights.data").items():
             (Path(folder) / f"{name}.onnx").write_bytes(content)
         made: list[HostDecoder] = []
         try:
             for name, graph in graphs.items():
                 engine = OrtEngine(Path(folder) / f"{name}.onnx", threads)
-                given = gates if conditionals(graph) else None
+                given = gates if skips(graph.model.graph) else None
                 made.append(HostDecoder(engine, decoder, rows, min(CHUNK, decoder.max_tokens), given))
             yield made
         finally:

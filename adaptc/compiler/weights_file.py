@@ -13,8 +13,9 @@ from typing import IO
 import onnx_ir as ir
 
 from adaptc.ir.graph import OnnxGraph, fixed
+from adaptc.ir.onnx_ops import define
 from adaptc.ir.weight_names import owner_of
-from adaptc.passes.skip_ffn.conditionals import conditionals
+from adaptc.passes.skip_ffn.branch import conditionals
 from adaptc.runtime.bundle.names import is_rope_table
 
 INLINE_BYTES = 1024
@@ -65,8 +66,12 @@ class DataFile:
 
 
 def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
-    """The graph as ONNX, its weights moved to the file of their backbone; "" is for all others."""
+    """The graph as ONNX, its weights moved to the file of their backbone; "" is for all others.
+
+    Operators of adaptc's that are left bring their definitions, so that any ONNX engine runs the file.
+    """
     clone = graph.fork().model
+    define(clone)
     for value in clone.graph.initializers.values():
         tensor = value.const_value
         own = GATES in files and is_trained(value)

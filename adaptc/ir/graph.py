@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptc.errors import PassError
+from adaptc.ir.marks import path_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,15 +41,6 @@ class Graph(Protocol):
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run plainly and slowly: the oracle that faster forms are held against."""
-
-
-def path_of(node: fx.Node) -> str:
-    """The module a node came from, `model.layers.3.mlp`; empty for what belongs to no module."""
-    if "path" in node.meta:
-        return str(node.meta["path"])
-    stack = node.meta.get("nn_module_stack") or {}
-    path = [str(entry[0]) for entry in stack.values()][-1:] or [""]
-    return "" if path[0].startswith("_empty_nn_module_stack") else path[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +191,15 @@ class OnnxGraph:
         import onnx_ir as ir
         import onnxruntime as ort
 
+        from adaptc.ir.onnx_ops import define
+
+        model = ir.external_data.load_to_model(self.model.clone())
+        define(model)
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3
         session = ort.InferenceSession(
-            ir.to_proto(ir.external_data.load_to_model(self.model.clone())).SerializeToString(),
+            ir.to_proto(model).SerializeToString(),
             options,
             providers=["CPUExecutionProvider"],
         )
@@ -256,7 +252,7 @@ def _node_lines(graph: Any, indent: str) -> list[str]:
         values = ", ".join("-" if v is None else _reference(v) for v in node.inputs)
         options = {key: _attribute_text(attr) for key, attr in sorted(node.attributes.items())}
         shown = "".join(f", {key}={value}" for key, value in options.items() if value is not None)
-        path = node.metadata_props.get("adaptc.path", "")
+        path = path_of(node)
         results = ", ".join(_typed(v) for v in node.outputs if v.name)
         comment = f"  # {path}" if path else ""
         lines.append(f"{indent}{results} = {node.op_type}({values}{shown}){comment}")

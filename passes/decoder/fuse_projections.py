@@ -11,9 +11,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.ir.graph import OnnxGraph, fixed
+from adaptc.ir.marks import PATH, label
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.match import PARTS, PATH, Projection, initializer, path, projections
+from adaptc.passes.match import PARTS, Projection, initializer, projections
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def _fuse(model: ir.Model, gate_up: bool) -> bool:
         packed = _concatenate(graph, parts[0].matmul, parts, "gate_up_proj")
         sizes = ir.node("Constant", [], {"value_ints": [fixed(p.weight)[0] for p in parts]})
         split = ir.node("Split", [packed, sizes.outputs[0]], {"axis": -1}, num_outputs=2)
-        owner = path(parts[0].matmul).rpartition(".")[0]
+        owner = label(parts[0].matmul).rpartition(".")[0]
         for new in (sizes, split):
             new.name = f"{owner}.gate_up_proj/{new.op_type}"
             new.metadata_props[PATH] = f"{owner}.gate_up_proj"
@@ -83,7 +84,7 @@ def _pairs(found: Iterable[Projection]) -> list[list[Projection]]:
     """Two projections of one input and one shape in one module: a gated feed-forward."""
     by_module: dict[tuple[ir.Value, str], list[Projection]] = {}
     for projection in found:
-        by_module.setdefault((projection.x, path(projection.matmul).rpartition(".")[0]), []).append(projection)
+        by_module.setdefault((projection.x, label(projection.matmul).rpartition(".")[0]), []).append(projection)
     return [parts for parts in by_module.values() if len(parts) == 2 and _alike(parts) and _same_shape(parts)]
 
 
@@ -102,7 +103,7 @@ def _alike(parts: Sequence[Projection]) -> bool:
 
 def _concatenate(graph: ir.Graph, before: ir.Node, parts: Sequence[Projection], name: str) -> ir.Value:
     """One MatMul over the parts' rows, inserted before `before`; returns its result."""
-    owner = path(parts[0].matmul).rpartition(".")[0]
+    owner = label(parts[0].matmul).rpartition(".")[0]
     rows = sum(fixed(p.weight)[0] for p in parts)
     columns = fixed(parts[0].weight)[1]
     weight = initializer(graph, _joined(f"{owner}.{name}.weight", [p.weight for p in parts], (rows, columns)))

@@ -7,24 +7,25 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.marks import label
+from adaptc.ir.onnx_ops import is_causal_attention
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.lower.ops import WINDOW
-from adaptc.passes.match import initializer, path
-
-POSITIONS = "position_ids"
-SEQLENS = "seqlens_k"
+from adaptc.passes.match import initializer
+from adaptc.runtime.bundle.names import CACHE_KINDS, POSITION_IDS, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, rope_table
+from adaptc.runtime.bundle.names import past as past_name
+from adaptc.runtime.bundle.names import present as present_name
 
 
 @dataclass(frozen=True, slots=True)
 class KvCache(Pass):
     """Give each attention a KV cache; positions and RoPE move into the attention kernel.
 
-    Before:  o = Attention(RoPE(q), RoPE(k), v), over all tokens at once
+    Before:  o = CausalAttention(RoPE(q), RoPE(k), v), over all tokens at once
     After:   o, present = GroupQueryAttention(q, k, v, past, seqlens_k, total_sequence_length, cos, sin)
 
     The runtime binds one buffer as `past.i.key` and `present.i.key`, so a step writes its tokens' keys and values and
@@ -51,39 +52,33 @@ class KvCache(Pass):
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
-            if any(map(_is_causal, graph.model.graph)):
+            if any(map(is_causal_attention, graph.model.graph)):
                 fork = graph.fork()
                 _cache(fork, self.max_tokens)
                 program = program.with_graph(name, fork)
         return program
 
 
-def _is_causal(node: ir.Node) -> bool:
-    """Whether it is a decoder's attention; an encoder's sees all its tokens at once and keeps none."""
-    return node.op_type == "Attention" and bool(node.attributes.get_int("is_causal", 0))
-
-
 def _cache(graph: OnnxGraph, max_tokens: int) -> None:
     model = graph.model
     main = model.graph
     model.opset_imports["com.microsoft"] = 1
-    seqlens = ir.Value(name=SEQLENS, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
-    total = ir.Value(name="total_sequence_length", type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([]))
+    seqlens = ir.Value(name=SEQLENS_K, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
+    total = ir.Value(name=TOTAL_SEQUENCE_LENGTH, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([]))
     main.inputs.extend([seqlens, total])
     tables: dict[tuple[str, str], tuple[ir.Value, ir.Value]] = {}
-    spatial = any(value.name == POSITIONS and len(value.shape or ()) == 3 for value in main.inputs)
-    attentions = [node for node in main if _is_causal(node)]
+    spatial = any(value.name == POSITION_IDS and len(value.shape or ()) == 3 for value in main.inputs)
+    attentions = [node for node in main if is_causal_attention(node)]
     for layer, node in enumerate(attentions):
         query, key, value = (_unrotated(v, node) for v in node.inputs[:3])
         if query.tables != key.tables or query.tables is None or value.tables is not None:
-            raise PassError(f"{path(node)}: query and key must share one rotary embedding, and value have none")
+            raise PassError(f"{label(node)}: query and key must share one rotary embedding, and value have none")
         if query.tables not in tables and not spatial:
             tables[query.tables] = _tables(graph, query.tables, max_tokens, len(tables))
         turns = () if spatial else tables[query.tables]
         kv_heads, head_dim = key.heads, key.width
-        past = [_cache_value(f"past.{layer}.{kind}", kv_heads, max_tokens, head_dim) for kind in ("key", "value")]
-        present = [_cache_value(f"present.{layer}.{kind}", kv_heads, max_tokens, head_dim) for kind in ("key", "value")]
-        window = int(node.metadata_props.get(WINDOW, "0"))
+        past = [_cache_value(past_name(layer, kind), kv_heads, max_tokens, head_dim) for kind in CACHE_KINDS]
+        present = [_cache_value(present_name(layer, kind), kv_heads, max_tokens, head_dim) for kind in CACHE_KINDS]
         turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
         flat = [*turned, *(_flat(main, node, part) for part in (query, key, value)[len(turned) :])]
         out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=ir.Shape(["batch", "tokens", query.size]))
@@ -95,12 +90,12 @@ def _cache(graph: OnnxGraph, max_tokens: int) -> None:
                 "kv_num_heads": kv_heads,
                 "scale": node.attributes.get_float("scale", head_dim**-0.5),
                 "softcap": node.attributes.get_float("softcap", 0.0),
-                "local_window_size": window or -1,
+                "local_window_size": node.attributes.get_int("window", 0) or -1,
                 "do_rotary": int(not spatial),
             },
             domain="com.microsoft",
             outputs=[out, *present],
-            name=f"{path(node)}/GroupQueryAttention",
+            name=f"{label(node)}/GroupQueryAttention",
             metadata_props=dict(node.metadata_props),
         )
         main.insert_before(node, fused)
@@ -108,7 +103,8 @@ def _cache(graph: OnnxGraph, max_tokens: int) -> None:
         main.inputs.extend(past)
         main.outputs.extend(present)
     RemoveUnusedNodesPass()(model)
-    for unused in [v for v in main.inputs if v.name == POSITIONS and not v.uses()]:
+    RemoveUnusedOpsetsPass()(model)
+    for unused in [v for v in main.inputs if v.name == POSITION_IDS and not v.uses()]:
         main.inputs.remove(unused)
 
 
@@ -148,7 +144,7 @@ def _unrotated(value: ir.Value | None, attention: ir.Node) -> _Part:
     if value is None or producer is None or producer.op_type != "Transpose" or value.shape is None:
         found = producer.op_type if producer is not None else "an input"
         raise PassError(
-            f"{path(attention)}: expects its heads transposed from [batch, tokens, heads, width], rotated by halves; "
+            f"{label(attention)}: expects its heads transposed from [batch, tokens, heads, width], rotated by halves; "
             f"found {found}"
         )
     source = producer.inputs[0]
@@ -216,13 +212,10 @@ def _joined(main: ir.Graph, attention: ir.Node, place: int, part: _Part) -> ir.V
 
 def _after(attention: ir.Node) -> ir.Value:
     """The attention's result with heads joined: [batch, tokens, heads · width]."""
-    value = attention.outputs[0]
-    for op_type in ("Transpose", "Reshape"):
-        users = [use.node for use in value.uses()]
-        if len(users) != 1 or users[0].op_type != op_type:
-            raise PassError(f"{path(attention)}: its heads must be joined by {op_type}; found {users or 'nothing'}")
-        value = users[0].outputs[0]
-    return value
+    users = [use.node for use in attention.outputs[0].uses()]
+    if len(users) != 1 or users[0].op_type != "Reshape":
+        raise PassError(f"{label(attention)}: its heads must be joined by one Reshape; found {users or 'nothing'}")
+    return users[0].outputs[0]
 
 
 def _tables(graph: OnnxGraph, names: tuple[str, str], positions: int, number: int) -> tuple[ir.Value, ir.Value]:
@@ -238,9 +231,9 @@ def _tables(graph: OnnxGraph, names: tuple[str, str], positions: int, number: in
         probe.graph.inputs.remove(value)
     for name in [n for n, v in probe.graph.initializers.items() if not v.uses()]:
         probe.graph.initializers.pop(name)
-    arrays = OnnxGraph(probe).run({POSITIONS: np.arange(positions, dtype=np.int64)[None]})
+    arrays = OnnxGraph(probe).run({POSITION_IDS: np.arange(positions, dtype=np.int64)[None]})
     return tuple(  # type: ignore[return-value]
-        initializer(graph.model.graph, ir.tensor(arrays[name][0].astype(np.float32), name=f"rope.{number}.{kind}"))
+        initializer(graph.model.graph, ir.tensor(arrays[name][0].astype(np.float32), name=rope_table(number, kind)))
         for kind, name in zip(("cos", "sin"), names, strict=True)
     )
 
@@ -252,5 +245,5 @@ def _cache_value(name: str, heads: int, positions: int, width: int) -> ir.Value:
 
 def _static(size: object, node: ir.Node) -> int:
     if not isinstance(size, int):
-        raise PassError(f"{path(node)}: heads and head size must be fixed; found {size}")
+        raise PassError(f"{label(node)}: heads and head size must be fixed; found {size}")
     return size

@@ -8,11 +8,10 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.marks import PATH, in_head, path_of
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.match import PATH
-
-NAME = "logits_from"
+from adaptc.runtime.bundle.names import LOGITS_FROM
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +32,7 @@ class LogitsFrom(Pass):
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
-            if any(v.name == NAME for v in graph.model.graph.inputs):
+            if any(v.name == LOGITS_FROM for v in graph.model.graph.inputs):
                 continue
             fork = graph.fork()
             if _slice_head(fork.model.graph):
@@ -42,23 +41,18 @@ class LogitsFrom(Pass):
 
 
 def _slice_head(graph: ir.Graph) -> bool:
-    logits = next((value for value in graph.outputs if value.name == "logits"), None)
-    node = logits.producer() if logits is not None else None
-    while node is not None and node.op_type != "MatMul":
-        # Between the head and the logits stand at most Gemma's soft cap: elementwise, one value in, one out.
-        sources = [v for v in node.inputs if v is not None and v.producer() is not None]
-        node = sources[0].producer() if sources else None
-    tokens = logits is not None and logits.shape is not None and len(logits.shape) == 3
-    if logits is None or not tokens or node is None or node.inputs[0] is None:
+    node = next((node for node in graph if in_head(node) and node.op_type == "MatMul"), None)
+    shape = node.outputs[0].shape if node is not None else None
+    if node is None or node.inputs[0] is None or shape is None or len(shape) != 3:
         return False  # no decoder: a classifier's logits have no axis of tokens
     hidden = node.inputs[0]
-    start = ir.Value(name=NAME, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
-    end = ir.node("Constant", [], {"value_ints": [2**31]}, name=f"{NAME}/end")
-    axis = ir.node("Constant", [], {"value_ints": [1]}, name=f"{NAME}/axis")
-    cut = ir.node("Slice", [hidden, start, end.outputs[0], axis.outputs[0]], name=f"{NAME}/Slice")
+    start = ir.Value(name=LOGITS_FROM, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+    end = ir.node("Constant", [], {"value_ints": [2**31]}, name=f"{LOGITS_FROM}/end")
+    axis = ir.node("Constant", [], {"value_ints": [1]}, name=f"{LOGITS_FROM}/axis")
+    cut = ir.node("Slice", [hidden, start, end.outputs[0], axis.outputs[0]], name=f"{LOGITS_FROM}/Slice")
     for new in (end, axis, cut):
         new.outputs[0].name = new.name
-        new.metadata_props[PATH] = node.metadata_props.get(PATH, "")
+        new.metadata_props[PATH] = path_of(node)
     cut.outputs[0].type = hidden.type
     cut.outputs[0].shape = ir.Shape(["batch", "scored", *list(hidden.shape or ())[2:]])
     graph.inputs.append(start)

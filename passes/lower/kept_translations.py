@@ -15,6 +15,7 @@ from torch import fx
 
 from adaptc.ir import graph as graph_module
 from adaptc.ir.graph import FxGraph
+from adaptc.ir.onnx_ops import DOMAIN
 from adaptc.passes.lower import translation
 from adaptc.passes.lower.layers import LayerSlice
 from adaptc.passes.store import Store, code_of, piece_key, versions_of
@@ -56,7 +57,7 @@ def kept_translation(layer_slice: LayerSlice, graph: FxGraph, name: str, key: st
         store.write(KIND, key, model.SerializeToString(deterministic=True))
         return function
     kept = ir.from_proto(onnx.ModelProto.FromString(content))
-    return ir.Function("adaptc", name, graph=kept.graph, attributes=[])
+    return ir.Function(DOMAIN, name, graph=kept.graph, attributes=[])
 
 
 def _text(value: object) -> str:

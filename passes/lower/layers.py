@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from adaptc.ir.graph import FxGraph, path_of
-
-LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
+from adaptc.ir.graph import FxGraph
+from adaptc.ir.marks import LAYER, path_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,20 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import CommonSubexpressionEliminationPass, InlinePass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    InlinePass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+)
 from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 from torch import fx
 
 from adaptc.ir.graph import FxGraph, OnnxGraph, attribute
+from adaptc.ir.marks import PATH, path_of
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
+from adaptc.passes.lower.head import mark_head
 from adaptc.passes.lower.kept_translations import kept_translation, slice_key
 from adaptc.passes.lower.layers import layer_slices
 from adaptc.passes.lower.ops import OPSET
@@ -29,8 +36,9 @@ class Lower(Pass):
     """Turn every FX graph into an ONNX graph.
 
     Before:  torch.fx over aten operators, weights shared with the pretrained model
-    After:   ONNX opset 23; RMSNorm, RoPE and attention are single nodes; weights are initializers under their
-             transformers names; every node knows its module path
+    After:   ONNX opset 23; RMSNorm, RoPE, attention and the skip gate are single nodes, the last two of adaptc's own
+             domain; weights are initializers under their transformers names; every node knows its module path, and
+             whether it is of the head
 
     Needs: FX level. Passes on meaning (`stitch`, `skip_ffn`, `drop_modality`) come before it, passes on speed after.
     Shapes: unchanged.
@@ -85,7 +93,9 @@ def _lower(graph: FxGraph, functions: dict[str, ir.Function], store: Store) -> i
     InlinePass()(model)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
+    RemoveUnusedOpsetsPass()(model)
     _name_by_path(model.graph)
+    mark_head(model.graph)
     return model
 
 
@@ -131,9 +141,9 @@ def _name_by_path(graph: ir.Graph) -> None:
     taken: Counter[str] = Counter()
     ends = {value.name for value in graph.outputs}
     for node in graph:
-        place, path = node.metadata_props.pop(LAYER_OF_CALL, ""), node.metadata_props.get("adaptc.path", "")
-        node.metadata_props["adaptc.path"] = ".".join(filter(None, (place, path)))
-        name = f"{node.metadata_props['adaptc.path'] or 'graph'}/{node.op_type}"
+        place, path = node.metadata_props.pop(LAYER_OF_CALL, ""), path_of(node)
+        node.metadata_props[PATH] = ".".join(filter(None, (place, path)))
+        name = f"{node.metadata_props[PATH] or 'graph'}/{node.op_type}"
         taken[name] += 1
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
         for index, value in enumerate(node.outputs):

@@ -17,8 +17,10 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
+from adaptc.ir.marks import PATH
+from adaptc.ir.onnx_ops import DOMAIN
 from adaptc.passes.lower.layers import LayerSlice
-from adaptc.passes.lower.ops import OPSET, TRANSLATIONS, WINDOW
+from adaptc.passes.lower.ops import OPSET, TRANSLATIONS
 from adaptc.passes.lower.rope import Rope
 
 
@@ -34,7 +36,26 @@ def translate(layer_slice: LayerSlice, graph: FxGraph, name: str) -> ir.Function
         PassError: torch's exporter has no ONNX form for something in it.
     """
     module = layer_slice.module()
-    examples, free = _examples(module, graph.dims)
+    model = _export(module, graph.dims, layer_slice.layer)
+    optimizer.optimize_ir(model)
+    onnx_fusions.fuse(model)
+    pattern.RewriteRuleSet([Rope().rule()]).apply_to_model(model)
+    RemoveUnusedNodesPass()(model)
+    _rename_sizes(model.graph, module, graph.dims)
+    _read_sizes_off_inputs(model.graph, layer_slice)
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))
+        node.metadata_props.clear()
+        # An aten operator may become several nodes, the last scope being the operator's own name.
+        path = max(scopes[:-1] or [""], key=len)
+        node.metadata_props[PATH] = "" if path.startswith("_empty") else path
+    _lift_constants(model.graph)
+    return ir.Function(DOMAIN, name, graph=model.graph, attributes=[])
+
+
+def _export(module: fx.GraphModule, dims: Mapping[str, str], layer: str) -> ir.Model:
+    """A module as torch's exporter writes it."""
+    examples, free = _examples(module, dims)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -50,26 +71,9 @@ def translate(layer_slice: LayerSlice, graph: FxGraph, name: str) -> ir.Function
             )
         except torch.onnx.OnnxExporterError as error:
             cause = str(error.__cause__ or error).splitlines()[0]
-            raise PassError(f"{layer_slice.layer or 'outside the layers'}: no ONNX form: {cause}") from error
+            raise PassError(f"{layer or 'outside the layers'}: no ONNX form: {cause}") from error
     assert program is not None  # only without dynamo
-    model = program.model
-    optimizer.optimize_ir(model)
-    onnx_fusions.fuse(model)
-    pattern.RewriteRuleSet([Rope().rule()]).apply_to_model(model)
-    RemoveUnusedNodesPass()(model)
-    _rename_sizes(model.graph, module, graph.dims)
-    _read_sizes_off_inputs(model.graph, layer_slice)
-    for node in model.graph:
-        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "['']"))
-        window = node.metadata_props.get(WINDOW)
-        node.metadata_props.clear()
-        if window is not None:
-            node.metadata_props[WINDOW] = window
-        # An aten operator may become several nodes, the last scope being the operator's own name.
-        path = max(scopes[:-1] or [""], key=len)
-        node.metadata_props["adaptc.path"] = "" if path.startswith("_empty") else path
-    _lift_constants(model.graph)
-    return ir.Function("adaptc", name, graph=model.graph, attributes=[])
+    return program.model
 
 
 def _examples(module: fx.GraphModule, dims: Mapping[str, str]) -> tuple[tuple[torch.Tensor, ...], Any]:

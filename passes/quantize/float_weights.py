@@ -10,9 +10,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.marks import PATH, label
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.match import PATH, Projection, initializer, path, projections, replace
+from adaptc.passes.match import Projection, initializer, projections, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ def _multiply(graph: ir.Graph, projection: Projection) -> None:
         [projection.x, projection.weight],
         {"transB": 1},
         domain="com.microsoft",
-        name=f"{path(old)}/FusedMatMul",
-        metadata_props={PATH: path(old)},
+        name=f"{label(old)}/FusedMatMul",
+        metadata_props={PATH: label(old)},
     )
     replace(graph, old.outputs[0], node)
 

@@ -12,9 +12,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.graph import OnnxGraph, fixed, sizes
+from adaptc.ir.marks import PATH, in_head, label
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.match import PARTS, PATH, Projection, array, initializer, path, projections, replace
+from adaptc.passes.match import PARTS, Projection, array, initializer, projections, replace
 from adaptc.passes.quantize.blockwise import concatenate, quantize_blocks, rows_from
 
 BITS: Mapping[str, Bits] = {"int8": 8, "int4": 4}
@@ -77,7 +78,7 @@ class Quantize(Pass):
         graph, bits = model.graph, BITS[self.weights]
         for projection in list(projections(graph)):
             blocks = _known(projection.weight, known, bits)
-            split_head = bits == 4 and _is_head(projection.result)
+            split_head = bits == 4 and in_head(projection.matmul)
             if blocks is None:
                 size = head_block(self.block_size) if split_head else self.block_size
                 blocks = quantize_blocks(array(projection.weight), bits, size)
@@ -104,16 +105,6 @@ def _is_table(value: ir.Value | None, block_size: int) -> bool:
     )
 
 
-def _is_head(value: ir.Value) -> bool:
-    """Whether a projection's result is the logits, but for Gemma 2's soft cap."""
-    while not value.is_graph_output():
-        users = [use.node for use in value.uses()]
-        if len(users) != 1 or users[0].op_type not in ("Div", "Tanh", "Mul"):
-            return False
-        value = users[0].outputs[0]
-    return value.name == "logits"
-
-
 def _known(weight: ir.Value, known: Mapping[str, Blocks], bits: Bits) -> Blocks | None:
     """Codes chosen earlier for this weight, or for all the parts it was fused from."""
     names = weight.metadata_props.get(PARTS, weight.name or "").split(",")
@@ -129,7 +120,7 @@ def _multiply(graph: ir.Graph, projection: Projection, parts: Sequence[Blocks]) 
         return
     assert projection.bias is None
     nodes = [_nbits(graph, projection, part, f".{index}") for index, part in enumerate(parts)]
-    owner = path(projection.matmul)
+    owner = label(projection.matmul)
     joined = ir.node("Concat", [n.outputs[0] for n in nodes], {"axis": -1}, name=f"{owner}/Concat")
     joined.metadata_props[PATH] = owner
     for node, part in zip(nodes, parts, strict=True):
@@ -141,7 +132,7 @@ def _multiply(graph: ir.Graph, projection: Projection, parts: Sequence[Blocks]) 
 
 
 def _nbits(graph: ir.Graph, projection: Projection, blocks: Blocks, suffix: str) -> ir.Node:
-    owner = path(projection.matmul)
+    owner = label(projection.matmul)
     inputs = [projection.x, *_constants(graph, f"{projection.weight.name}{suffix}", blocks), None, projection.bias]
     while inputs[-1] is None:
         inputs.pop()
@@ -189,7 +180,7 @@ def _look_up(graph: ir.Graph, node: ir.Node, block_size: BlockSize) -> None:
         [codes, node.inputs[1], scales, zeros],
         {"bits": blocks.bits, "block_size": blocks.block_size, "gather_axis": 0, "quantize_axis": 1},
         domain="com.microsoft",
-        name=f"{path(node)}/GatherBlockQuantized",
-        metadata_props={PATH: path(node)},
+        name=f"{label(node)}/GatherBlockQuantized",
+        metadata_props={PATH: label(node)},
     )
     replace(graph, node.outputs[0], gather)

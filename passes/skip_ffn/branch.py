@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.marks import PATH, label
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.match import PATH, path
+from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, run_always, serving_only, skips
+from adaptc.runtime.bundle.names import RAN
+from adaptc.runtime.bundle.plan import Switch
 
-THRESHOLD = "threshold"
-"""The input that gates are compared with: float32 [batch, tokens]."""
-
-RAN = "ran"
-"""The output that says which blocks ran: bool [gates]."""
+GATE = "adaptc.gate"
+"""Metadata of an If that `branch` made: the index of its gate, in the order of `ran`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Branch(Pass):
     """Run a block that has a gate only where the gate wants it.
 
-    Before:  y = Where(logit ≥ threshold, block(x), cheap(x)), both computed
-    After:   ran = any(logit ≥ threshold); y = If(ran) {block(x)} else {cheap(x)}
+    Before:  y = Skip(logit, threshold, block(x), cheap(x))
+    After:   ran = any(logit ≥ threshold); y = If(ran) {block(x)} else {cheap(x)}; and, unless the program has routes,
+             the same graph without gates beside it, `GRAPH.dense`
 
     What only the block needs moves into the branch, so that a skipped block reads none of its weights. Weights stay
     where they are and branches read them from outside. The decision is one for the whole step: several rows, or
     several tokens of a prompt, run the block if one of them wants it; with `batch: group`, if they do on average.
+    Blocks that read one logit share its decision. A program with routes has no dense twin, as its parts are many.
 
     Needs: ONNX level, last: a pass before it finds blocks where they were.
     Shapes: threshold float32[batch, tokens]; new output `ran`, bool[gates] in the order of layers.
@@ -42,78 +43,76 @@ class Branch(Pass):
     name: ClassVar[str] = "branch"
 
     def apply(self, program: Program) -> Program:
+        routes = any(isinstance(step, Switch) for step in program.plan)
         for name, graph in program.at_level(OnnxGraph).items():
-            if any(True for _ in choices(graph.model.graph)):
-                fork = graph.fork()
-                gates = program.gates.get(name)
-                _branch(fork.model, together=gates is not None and gates.batch == "group")
-                program = program.with_graph(name, fork)
+            count = len(skips(graph.model.graph))
+            if not count:
+                continue
+            gates = program.gates.get(name)
+            gated = branched(graph, together=gates is not None and gates.batch == "group")
+            program = program.with_graph(name, gated)
+            if routes:
+                continue
+            program = program.with_graph(dense_name(name), run_always(graph, range(count)))
+            if gates is not None:
+                program = replace(program, gates={**program.gates, name: replace(gates, dense=dense_name(name))})
         return program
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A Where that takes a block's result or what stands in for it.
+def dense_name(graph: str) -> str:
+    """What the dense twin of a graph is called."""
+    return f"{graph}.dense"
 
-    Attributes:
-        where: Its node; the second input is the block's result, the third what stands in for it.
-        wanted: bool[batch, tokens], for each token whether it wants the block.
+
+def branched(graph: OnnxGraph, *, together: bool = False) -> OnnxGraph:
+    """A fork with an If for each Skip node; a graph without any as it is.
+
+    Args:
+        graph: What is rewritten.
+        together: Whether the tokens of a step run a block if they want it on average; if not, if one of them does.
     """
-
-    where: ir.Node
-    wanted: ir.Value
-
-
-def choices(graph: ir.Graph) -> Iterator[Choice]:
-    """Every Where over a comparison with the input `threshold`, in order."""
-    for node in graph:
-        if node.op_type != "Where":
-            continue
-        spread = node.inputs[0]
-        unsqueeze = spread.producer() if spread is not None else None
-        wanted = unsqueeze.inputs[0] if unsqueeze is not None and unsqueeze.op_type == "Unsqueeze" else None
-        compare = wanted.producer() if wanted is not None else None
-        threshold = compare.inputs[1] if compare is not None and compare.op_type == "GreaterOrEqual" else None
-        if threshold is None or not threshold.is_graph_input() or threshold.name != THRESHOLD:
-            continue
-        assert wanted is not None
-        yield Choice(node, wanted)
+    if not skips(graph.model.graph):
+        return graph
+    fork = graph.fork()
+    main = fork.model.graph
+    gates = skips(main)
+    leaders = {gate.logit: gate for gate in reversed(gates)}  # of gates that read one logit, the first
+    comparisons = _comparisons(main, [gate for gate in gates if leaders[gate.logit] is gate])
+    decide = _decide_on_average if together else _decide_if_any
+    decisions = {logit: decide(main, leaders[logit].node, *compared) for logit, compared in comparisons.items()}
+    for index, gate in enumerate(gates):
+        _replace(main, gate, decisions[gate.logit], index)
+    _report(main, [decisions[gate.logit] for gate in gates])
+    RemoveUnusedNodesPass()(fork.model)
+    RemoveUnusedOpsetsPass()(fork.model)
+    NameFixPass()(fork.model)  # ONNX Runtime refuses equal names inside a branch, and passes may give them
+    return fork
 
 
-def _branch(model: ir.Model, *, together: bool) -> None:
-    graph = model.graph
-    decisions = [_replace(graph, choice, together=together) for choice in _folded(graph, list(choices(graph)))]
-    joined = ir.node("Concat", decisions, {"axis": 0}, name=f"{RAN}/Concat", metadata_props={PATH: ""})
-    joined.outputs[0].name = joined.name
-    flat = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{RAN}/flat", metadata_props={PATH: ""})
-    flat.outputs[0].name = flat.name
-    ran = ir.node("Reshape", [joined.outputs[0], flat.outputs[0]], name=f"{RAN}/Reshape", metadata_props={PATH: ""})
-    _describe(ran.outputs[0], RAN, ir.DataType.BOOL, [len(decisions)])
-    graph.extend([joined, flat, ran])
-    graph.outputs.append(ran.outputs[0])
-    RemoveUnusedNodesPass()(model)
+def conditionals(graph: OnnxGraph) -> list[ir.Node]:
+    """The Ifs that `branch` made, in the order of `ran`."""
+    return [node for node in graph.model.graph if GATE in node.metadata_props]
 
 
-def _folded(graph: ir.Graph, found: list[Choice]) -> list[Choice]:
-    """Compare x·w with threshold - b, where gates say x·w + b: two nodes fewer for each gate.
+def _comparisons(graph: ir.Graph, gates: Sequence[Skip]) -> Mapping[ir.Value, tuple[ir.Value, ir.Value]]:
+    """By logit, what is compared with what: float[batch, tokens] or [batch, tokens, 1] each.
 
-    At batch 1 a node costs some microseconds whatever it computes. Gates of another form are left as they are.
+    Gates say x·w + b: x·w is compared with threshold - b, two nodes fewer for each gate. At batch 1 a node costs some
+    microseconds whatever it computes. Gates of another form are compared as they are.
     """
-    products = [_product(choice.wanted) for choice in found]
-    gates = [product for product in products if product is not None]
-    if len(gates) < len(found):
-        return found
-    threshold = next(value for value in graph.inputs if value.name == THRESHOLD)
-    last = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{THRESHOLD}/axis")
-    wide = ir.node("Unsqueeze", [threshold, last.outputs[0]], name=f"{THRESHOLD}/Unsqueeze")
-    biases = ir.node("Concat", [bias for _, bias in gates], {"axis": 0}, name=f"{THRESHOLD}/Concat")
-    levels = ir.node("Sub", [wide.outputs[0], biases.outputs[0]], name=f"{THRESHOLD}/Sub")
+    products = [_product(gate.logit) for gate in gates]
+    folded = [product for product in products if product is not None]
+    if len(folded) < len(gates):
+        return {gate.logit: (gate.logit, gate.threshold) for gate in gates}
+    threshold = gates[0].threshold
+    stem = threshold.name
+    last = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{stem}/axis")
+    wide = ir.node("Unsqueeze", [threshold, last.outputs[0]], name=f"{stem}/Unsqueeze")
+    biases = ir.node("Concat", [bias for _, bias in folded], {"axis": 0}, name=f"{stem}/Concat")
+    levels = ir.node("Sub", [wide.outputs[0], biases.outputs[0]], name=f"{stem}/Sub")
+    count = len(folded)
     split = ir.node(
-        "Split",
-        [levels.outputs[0]],
-        {"axis": -1, "num_outputs": len(gates)},
-        num_outputs=len(gates),
-        name=f"{THRESHOLD}/Split",
+        "Split", [levels.outputs[0]], {"axis": -1, "num_outputs": count}, num_outputs=count, name=f"{stem}/Split"
     )
     first = next(iter(graph))
     for node in (last, wide, biases, levels, split):
@@ -122,24 +121,19 @@ def _folded(graph: ir.Graph, found: list[Choice]) -> list[Choice]:
             value.name, value.type = f"{node.name}:{index}", threshold.type
         graph.insert_before(first, node)
     last.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    folded = []
-    for choice, (product, _), level in zip(found, gates, split.outputs, strict=True):
+    for level, (product, _) in zip(split.outputs, folded, strict=True):
         level.shape = product.shape
-        wants = ir.node("GreaterOrEqual", [product, level], name=f"{path(choice.where)}/wants")
-        wants.metadata_props[PATH] = path(choice.where)
-        wants.outputs[0].name, wants.outputs[0].type = wants.name, ir.TensorType(ir.DataType.BOOL)
-        wants.outputs[0].shape = product.shape
-        graph.insert_before(choice.where, wants)
-        folded.append(Choice(choice.where, wants.outputs[0]))
-    return folded
+    return {
+        gate.logit: (product, level) for gate, (product, _), level in zip(gates, folded, split.outputs, strict=True)
+    }
 
 
-def _product(wanted: ir.Value) -> tuple[ir.Value, ir.Value] | None:
+def _product(logit: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     """x·w and b, float[batch, tokens, 1] and float[1], of a gate that says Squeeze(x·w + b, -1)."""
-    compare = wanted.producer()
-    squeeze = _producer(compare, "Squeeze")
-    add = _producer(squeeze, "Add")
-    if add is None:
+    squeeze = logit.producer()
+    total = squeeze.inputs[0] if squeeze is not None and squeeze.op_type == "Squeeze" else None
+    add = total.producer() if total is not None else None
+    if add is None or add.op_type != "Add":
         return None
     for value, bias in (add.inputs, reversed(add.inputs)):
         if value is not None and bias is not None and value.shape is not None and bias.is_initializer():
@@ -148,88 +142,84 @@ def _product(wanted: ir.Value) -> tuple[ir.Value, ir.Value] | None:
     return None
 
 
-def _producer(node: ir.Node | None, op_type: str) -> ir.Node | None:
-    """What makes a node's first input, if it is of this kind."""
-    value = node.inputs[0] if node is not None else None
-    found = value.producer() if value is not None else None
-    return found if found is not None and found.op_type == op_type else None
-
-
-def _replace(graph: ir.Graph, choice: Choice, *, together: bool) -> ir.Value:
-    """Put an If in the place of a choice; its condition, bool of one element."""
-    where = choice.where
-    rank = len(choice.wanted.shape or ())
-    if together:
-        decision = _mean(graph, choice, [1] * rank)
-    else:
-        decision = ir.node("ReduceMax", [choice.wanted], {"keepdims": 1}, name=f"{path(where)}/ReduceMax")
-        _describe(decision.outputs[0], decision.name or "", ir.DataType.BOOL, [1] * rank)
-    branches = {
-        name: _side(graph, where, at, f"{path(where)}/{name}") for at, name in ((1, "then_branch"), (2, "else_branch"))
-    }
-    chosen = ir.node("If", [decision.outputs[0]], branches, name=f"{path(where)}/If")
-    for node in (decision, chosen):
-        node.metadata_props[PATH] = path(where)
-    old, new = where.outputs[0], chosen.outputs[0]
-    new.type, new.shape = old.type, old.shape
-    graph.insert_before(where, [decision, chosen])
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(where, safe=True)
-    old.name, new.name = f"{old.name}:before", old.name
+def _decide_if_any(graph: ir.Graph, before: ir.Node, value: ir.Value, level: ir.Value) -> ir.Value:
+    """One decision for all tokens of a step: whether one of them wants the block."""
+    stem = label(before)
+    wants = ir.node("GreaterOrEqual", [value, level], name=f"{stem}/wants", metadata_props={PATH: stem})
+    _describe(wants.outputs[0], f"{stem}/wants", ir.DataType.BOOL, level.shape)
+    decision = ir.node(
+        "ReduceMax", [wants.outputs[0]], {"keepdims": 1}, name=f"{stem}/ReduceMax", metadata_props={PATH: stem}
+    )
+    _describe(decision.outputs[0], f"{stem}/ReduceMax", ir.DataType.BOOL, _ones(level))
+    graph.insert_before(before, [wants, decision])
     return decision.outputs[0]
 
 
-def _mean(graph: ir.Graph, choice: Choice, shape: list[int]) -> ir.Node:
+def _decide_on_average(graph: ir.Graph, before: ir.Node, value: ir.Value, level: ir.Value) -> ir.Value:
     """One decision for all tokens of a step: whether they are above their thresholds on average.
 
     A token whose threshold is -inf is infinitely far above, so a block that it needs always runs.
     """
-    compare = choice.wanted.producer()
-    assert compare is not None
-    stem = path(choice.where)
-    above = ir.node("Sub", [compare.inputs[0], compare.inputs[1]], name=f"{stem}/above")
+    stem = label(before)
+    above = ir.node("Sub", [value, level], name=f"{stem}/above")
     mean = ir.node("ReduceMean", [above.outputs[0]], {"keepdims": 1}, name=f"{stem}/ReduceMean")
     zero = ir.node("Constant", [], {"value_float": 0.0}, name=f"{stem}/zero")
     decision = ir.node("GreaterOrEqual", [mean.outputs[0], zero.outputs[0]], name=f"{stem}/decision")
-    for node, size in ((above, None), (mean, shape), (zero, [])):
+    for node, shape in ((above, level.shape), (mean, _ones(level)), (zero, ir.Shape([])), (decision, _ones(level))):
         node.metadata_props[PATH] = stem
-        value = node.outputs[0]
-        value.name, value.type = node.name, ir.TensorType(ir.DataType.FLOAT)
-        value.shape = choice.wanted.shape if size is None else ir.Shape(size)
-    _describe(decision.outputs[0], decision.name or "", ir.DataType.BOOL, shape)
-    graph.insert_before(choice.where, [above, mean, zero])
-    return decision
+        dtype = ir.DataType.BOOL if node is decision else ir.DataType.FLOAT
+        _describe(node.outputs[0], node.name or "", dtype, shape)
+    graph.insert_before(before, [above, mean, zero, decision])
+    return decision.outputs[0]
 
 
-def _side(graph: ir.Graph, where: ir.Node, at: int, name: str) -> ir.Graph:
-    """A branch that computes input `at` of a choice, of the nodes that serve nothing else."""
-    value = where.inputs[at]
-    assert value is not None
-    nodes = serving_only(graph, where, at)
+def _ones(value: ir.Value) -> ir.Shape:
+    """The shape of a value reduced over all axes, which are kept."""
+    return ir.Shape([1] * len(value.shape or ()))
+
+
+def _replace(graph: ir.Graph, gate: Skip, decision: ir.Value, index: int) -> None:
+    """Put an If in the place of a Skip node."""
+    stem = label(gate.node)
+    branches = {
+        name: _side(graph, gate, at, value, f"{stem}/{name}")
+        for name, at, value in (("then_branch", FULL, gate.full), ("else_branch", CHEAP, gate.cheap))
+    }
+    marks = {PATH: stem, GATE: str(index)}
+    chosen = ir.node("If", [decision], branches, name=f"{stem}/If", metadata_props=marks)
+    old, new = gate.result, chosen.outputs[0]
+    new.type, new.shape = old.type, old.shape
+    graph.insert_before(gate.node, chosen)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(gate.node, safe=True)
+    old.name, new.name = f"{old.name}:before", old.name
+
+
+def _side(graph: ir.Graph, gate: Skip, at: int, value: ir.Value, name: str) -> ir.Graph:
+    """A branch that computes one input of a Skip node, of the nodes that serve nothing else."""
+    nodes = serving_only(graph, gate, at)
     graph.remove(nodes)
-    taken: Counter[str] = Counter()
-    for node in nodes:  # onnxruntime refuses equal names inside a branch, and passes may give them
-        taken[node.name or ""] += 1
-        node.name = node.name if taken[node.name or ""] == 1 else f"{node.name}_{taken[node.name or '']}"
     if value.producer() not in nodes:
         # Others need the value too, or it is a constant: a branch must still compute what it gives.
-        identity = ir.node("Identity", [value], name=f"{name}/Identity", metadata_props={PATH: path(where)})
-        identity.outputs[0].type, identity.outputs[0].shape = value.type, value.shape
-        identity.outputs[0].name = identity.name
+        identity = ir.node("Identity", [value], name=f"{name}/Identity", metadata_props={PATH: label(gate.node)})
+        _describe(identity.outputs[0], f"{name}/Identity", value.dtype, value.shape)
         nodes, value = [*nodes, identity], identity.outputs[0]
     return ir.Graph([], [value], nodes=nodes, name=name)
 
 
-def serving_only(graph: ir.Graph, where: ir.Node, at: int) -> list[ir.Node]:
-    """The nodes all of whose results lead to input `at` of a choice and nowhere else, in order."""
-    found: set[ir.Node] = set()
-    for node in reversed(graph):
-        users = [use for result in node.outputs for use in result.uses()]
-        ends = any(result.is_graph_output() for result in node.outputs)
-        if users and not ends and all(use.node in found or (use.node is where and use.idx == at) for use in users):
-            found.add(node)
-    return [node for node in graph if node in found]
+def _report(graph: ir.Graph, decisions: Sequence[ir.Value]) -> None:
+    """Add the output `ran`."""
+    joined = ir.node("Concat", decisions, {"axis": 0}, name=f"{RAN}/Concat")
+    flat = ir.node("Constant", [], {"value_ints": [-1]}, name=f"{RAN}/flat")
+    ran = ir.node("Reshape", [joined.outputs[0], flat.outputs[0]], name=f"{RAN}/Reshape")
+    for node in (joined, flat, ran):
+        node.metadata_props[PATH] = ""
+        node.outputs[0].name = node.name
+    _describe(ran.outputs[0], RAN, ir.DataType.BOOL, ir.Shape([len(decisions)]))
+    graph.extend([joined, flat, ran])
+    graph.outputs.append(ran.outputs[0])
 
 
-def _describe(value: ir.Value, name: str, dtype: ir.DataType, shape: list[int]) -> None:
-    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+def _describe(value: ir.Value, name: str, dtype: ir.DataType | None, shape: ir.Shape | None) -> None:
+    value.name, value.shape = name, shape
+    value.type = None if dtype is None else ir.TensorType(dtype)

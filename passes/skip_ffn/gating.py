@@ -9,7 +9,6 @@ them in a dense graph fuses them here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,11 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from adaptc.errors import PassError
 from adaptc.ir import skip  # noqa: F401  (declares adaptc::skip)
-from adaptc.ir.graph import FxGraph, assign, path_of
-from adaptc.runtime.bundle.names import PIXEL_VALUES
+from adaptc.ir.graph import FxGraph, assign
+from adaptc.ir.marks import LAYER, path_of
+from adaptc.runtime.bundle.names import PIXEL_VALUES, THRESHOLD
 
 aten = torch.ops.aten
-LAYER = re.compile(r"^(?:.*\.)?layers\.\d+(?=\.|$)")
-THRESHOLD = "threshold"
-"""The input that gates are compared with: float32 [batch, tokens]; -inf runs every block."""
 
 
 @dataclass(frozen=True, slots=True)

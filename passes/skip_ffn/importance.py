@@ -15,8 +15,8 @@ from torch import fx
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.place import no_images
 from adaptc.ir.skip import RUN
-from adaptc.passes.skip_ffn.gating import THRESHOLD, ffn_blocks, residual
-from adaptc.runtime.bundle.names import INPUT_IDS, POSITION_IDS
+from adaptc.passes.skip_ffn.gating import ffn_blocks, residual
+from adaptc.runtime.bundle.names import INPUT_IDS, POSITION_IDS, THRESHOLD
 
 Ids = npt.NDArray[np.int64]
 Seen = Callable[[fx.Node, torch.Tensor], torch.Tensor]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
+from adaptc.ir.marks import LAYER
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +153,6 @@ class Layout:
     def costs(self) -> dict[str, int]:
         """For each route, how many weights of linear layers a token goes through, the trunk's included."""
         from adaptc.passes.quantize.linears import linear_weights
-        from adaptc.passes.stitch.slices import LAYER
 
         def of(piece: Piece, *, head: bool) -> int:
             total = 0

@@ -9,7 +9,6 @@ norm and the head. Weights are shared with the backbone and carry its name: `lar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,14 +18,14 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph, assign, attribute, path_of
+from adaptc.ir.graph import FxGraph, assign, attribute
+from adaptc.ir.marks import LAYER, path_of
 from adaptc.ir.weight_names import named_after
 from adaptc.runtime.bundle.names import IMAGE_PLACES
 
 HIDDEN = "hidden"
 """What is handed from one graph to the next: float [batch, tokens, width], the residual stream between two layers."""
 
-LAYER = re.compile(r"^(?:.*\.)?layers\.(?P<index>\d+)(?=\.|$)")
 IDS, POSITIONS = "input_ids", "position_ids"
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from adaptc.errors import PassError
-from adaptc.passes.match import path
+from adaptc.ir.marks import label
+from adaptc.ir.onnx_ops import is_skip
 
 OPERATORS = frozenset(
     (
@@ -58,11 +59,12 @@ def check(model: ir.Model) -> None:
     if opset > 17:
         raise PassError(f"opset {opset}; TensorRT 8.6 reads up to 17")
     for node in model.graph:
-        _check_node(node, inside=None)
+        if not is_skip(node):  # the runtime decides: a partition ends before it
+            _check_node(node, inside=None)
 
 
 def _check_node(node: ir.Node, inside: ir.Node | None) -> None:
-    where = path(node)
+    where = label(node)
     if node.domain not in ("", "ai.onnx"):
         raise PassError(f"{where}: {node.domain}.{node.op_type}; only ONNX's own operators are built")
     if node.op_type not in OPERATORS:
@@ -79,9 +81,9 @@ def _check_node(node: ir.Node, inside: ir.Node | None) -> None:
 
 
 def _check_if(node: ir.Node, inside: ir.Node | None) -> None:
-    where = path(node)
+    where = label(node)
     if inside is not None:
-        raise PassError(f"{where}: an If inside that of {path(inside)}; nested ones fail with sizes known at run time")
+        raise PassError(f"{where}: an If inside that of {label(inside)}; nested ones fail with sizes known at run time")
     condition = node.inputs[0].producer() if node.inputs[0] is not None else None
     if condition is not None and condition.op_type == "Gather":
         raise PassError(f"{where}: its condition is taken out of a vector, which stops the device; one scalar a gate")

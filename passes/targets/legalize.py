@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import FLOAT, GEMM, PARTITION, Emitter
+from adaptc.passes.emit import FLOAT, GEMM, Emitter
 from adaptc.passes.match import Projection, projections
 from adaptc.passes.targets.legal_attention import Inputs, expand
 from adaptc.passes.targets.legal_plain import write_out
@@ -39,7 +39,7 @@ class Legalize(Pass):
              needs to share memory with an input. Products of matrices are in half precision, all else in float32.
              A weight goes into Gemm as it is stored, transposed by the kernel.
 
-    Needs: ONNX level, after kv_cache, before partition. Gates as `Where`, or as the Ifs of `branch`. Graphs that
+    Needs: ONNX level, after kv_cache, before partition. Skip gates stay as they are. Graphs that
            continue no sequence (encoders) stay as they are but for their operators and products.
     Shapes: input_ids int32[batch, tokens], or in a tail hidden float32[batch, tokens, width], which a trunk gives;
             positions int32[batch, tokens]; cache_positions int32[kv_bucket], 0, 1, 2, …;
@@ -75,7 +75,6 @@ class Legalize(Pass):
 
 
 def _write_decoder(graph: ir.Graph, half: str) -> None:
-    _mark_head(graph)
     _expand_attentions(graph, HALVES[half])
     for projection in list(projections(graph)):
         _multiply(graph, projection, half)
@@ -95,21 +94,9 @@ def _finish(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         graph.initializers.pop(name)
-    model.opset_imports.clear()
     model.opset_imports[""] = OPSET
+    RemoveUnusedOpsetsPass()(model)
     model.ir_version = 8
-
-
-def _mark_head(graph: ir.Graph) -> None:
-    """The last norm and the GEMM with the vocabulary are a partition of their own: a prompt needs them once."""
-    logits = next((value for value in graph.outputs if value.name == "logits"), None)
-    node = logits.producer() if logits is not None else None
-    while node is not None:
-        node.metadata_props[PARTITION] = "head"
-        if node.op_type == "RMSNormalization":
-            break
-        made = [value.producer() for value in node.inputs if value is not None and value.producer() is not None]
-        node = next((each for each in made if each is not None and each.op_type not in ("Constant", "Transpose")), None)
 
 
 def _branches(graph: ir.Graph) -> list[ir.Graph]:

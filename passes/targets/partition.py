@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.marks import in_head, label
 from adaptc.ir.partitions import Split
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import GEMM, PARTITION
-from adaptc.passes.match import path
-from adaptc.passes.skip_ffn.branch import choices, serving_only
+from adaptc.passes.emit import GEMM
+from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, serving_only, skips
 from adaptc.passes.targets.piece import FREE, Shared
 from adaptc.passes.targets.stages import Part, in_stages
 from adaptc.runtime.bundle.partitions import Call, Step, When
@@ -27,7 +27,7 @@ from adaptc.runtime.bundle.plan import Run, Switch
 class Partition(Pass):
     """Cut a decoder at its gates, and around its GEMMs with weights.
 
-    Before:  one graph; y = Where(logit ≥ threshold, block(x), cheap(x)), both computed
+    Before:  one graph; y = Skip(logit, threshold, block(x), cheap(x))
     After:   the graph stays, and beside it: partition, gemm, partition, when(logit) {gemm, block, gemm} else {cheap},
              partition, …, head, gemm
 
@@ -38,7 +38,7 @@ class Partition(Pass):
     A GEMM is a partition because a step multiplies few rows, for which TensorRT 8.6 has no kernels that read weights as
     quickly as memory gives them; the runtime has (runtime/backends/cuda/kernels/skinny_gemm.py).
 
-    Needs: ONNX level, after legalize; gates as `Where`, not yet branched.
+    Needs: ONNX level, after legalize; not after branch.
     Shapes: unchanged.
     Cost: a kernel that could be fused over a cut is not, about 2 µs for a cut on a GPU.
 
@@ -69,7 +69,7 @@ class Partition(Pass):
 def split(graph: OnnxGraph, *, gemms: bool = True) -> Split:
     """The pieces of a graph and the order in which they run."""
     main = graph.model.graph
-    gates = [_Gate.of(choice.where) for choice in choices(main)]
+    gates = skips(main)
     pieces = {
         place: in_stages(nodes) if gemms else [Part(tuple(nodes))] for place, nodes in _assign(main, gates).items()
     }
@@ -100,42 +100,17 @@ def _named(graphs: Collection[str], label: str) -> Iterator[str]:
     return (name for name in graphs if name.partition("_")[0] == label)
 
 
-@dataclass(frozen=True, slots=True)
-class _Gate:
-    """A choice between a block's result and what stands in for it.
-
-    Attributes:
-        where: Its node; the second input is the block's result, the third what stands in for it.
-        logit: What is compared with the threshold.
-        nodes: The choice and the comparison, which the device does.
-    """
-
-    where: ir.Node
-    logit: ir.Value
-    nodes: tuple[ir.Node, ...]
-
-    @classmethod
-    def of(cls, where: ir.Node) -> _Gate:
-        """Where(Unsqueeze(GreaterOrEqual(logit, threshold)), full, cheap)."""
-        unsqueeze = where.inputs[0].producer() if where.inputs[0] is not None else None
-        compare = unsqueeze.inputs[0].producer() if unsqueeze is not None and unsqueeze.inputs[0] is not None else None
-        assert unsqueeze is not None
-        assert compare is not None
-        assert compare.inputs[0] is not None
-        return cls(where, compare.inputs[0], (compare, unsqueeze, where))
-
-
 Place = tuple[str, int]
 """A piece: "main", "then", "else" or "head", and after how many gates, or of which."""
 
 
-def _assign(main: ir.Graph, gates: Sequence[_Gate]) -> dict[Place, list[ir.Node]]:
+def _assign(main: ir.Graph, gates: Sequence[Skip]) -> dict[Place, list[ir.Node]]:
     """Which nodes belong to which piece, in order; nodes that only need where a step stands are in none."""
-    level = {gate.where.outputs[0]: index + 1 for index, gate in enumerate(gates)}
-    taken: dict[ir.Node, Place | None] = {node: None for gate in gates for node in gate.nodes}
+    level = {gate.result: index + 1 for index, gate in enumerate(gates)}
+    taken: dict[ir.Node, Place | None] = {gate.node: None for gate in gates}
     for index, gate in enumerate(gates):
-        for at, kind in ((1, "then"), (2, "else")):
-            taken |= dict.fromkeys(serving_only(main, gate.where, at), (kind, index))
+        for at, kind in ((FULL, "then"), (CHEAP, "else")):
+            taken |= dict.fromkeys(serving_only(main, gate, at), (kind, index))
     home: dict[ir.Node, Place] = {}
     first = {gate.logit.producer(): ("main", index) for index, gate in enumerate(gates)}
     for node in main:
@@ -148,7 +123,7 @@ def _assign(main: ir.Graph, gates: Sequence[_Gate]) -> dict[Place, list[ir.Node]
             if node in first:  # a gate that looks at no state still needs a partition that tells its logit
                 home[node] = first[node]
             continue
-        mark = ("head", 0) if PARTITION in node.metadata_props else ("main", max(after))
+        mark = ("head", 0) if in_head(node) else ("main", max(after))
         home[node] = _of_its_value(node, home) or taken.get(node) or mark
     pieces: dict[Place, list[ir.Node]] = {}
     for node, place in home.items():
@@ -172,7 +147,7 @@ def _level(value: ir.Value, level: Mapping[ir.Value, int]) -> int:
     return 0 if value.is_graph_input() and value.name not in FREE else -1
 
 
-def _crossing(main: ir.Graph, gates: Sequence[_Gate], pieces: Mapping[Place, Sequence[Part]]) -> set[str]:
+def _crossing(main: ir.Graph, gates: Sequence[Skip], pieces: Mapping[Place, Sequence[Part]]) -> set[str]:
     """Names of the values that one piece makes and another reads, or that the whole gives."""
     home = {node: part for parts in pieces.values() for part in parts for node in part.nodes}
     names = {value.name or "" for value in main.outputs}
@@ -182,7 +157,7 @@ def _crossing(main: ir.Graph, gates: Sequence[_Gate], pieces: Mapping[Place, Seq
             if any(use.node in home and home[use.node] is not part for use in value.uses()):
                 names.add(value.name or "")
     for gate in gates:
-        names |= {value.name or "" for value in gate.where.inputs[1:] if value is not None}
+        names |= {gate.full.name or "", gate.cheap.name or ""}
     return names
 
 
@@ -196,17 +171,17 @@ def _plain(calls: tuple[Call, ...]) -> list[Step]:
     return [Step(calls)] if calls else []
 
 
-def _when(shared: Shared, gate: _Gate, sides: Sequence[Sequence[Part] | None], needed: Collection[str]) -> When:
+def _when(shared: Shared, gate: Skip, sides: Sequence[Sequence[Part] | None], needed: Collection[str]) -> When:
     """The two sides of a gate, which write one value with their last call; None for zeros."""
-    result = gate.where.outputs[0].name or ""
+    result = gate.result.name or ""
     found: list[tuple[Call, ...]] = []
-    for value, label, parts in zip(gate.where.inputs[1:], ("block", "cheap"), sides, strict=True):
-        calls = () if parts is None else _calls(shared, label, parts, needed)
+    for value, side, parts in zip((gate.full, gate.cheap), ("block", "cheap"), sides, strict=True):
+        calls = () if parts is None else _calls(shared, side, parts, needed)
         if parts is None:
             found.append(())
-        elif not calls or calls[-1].writes != ((value.name if value is not None else ""),):
+        elif not calls or calls[-1].writes != (value.name or "",):
             raise PassError(
-                f"{path(gate.where)}: its {label} gives {calls[-1].writes if calls else 'nothing'}; one value is right"
+                f"{label(gate.node)}: its {side} gives {calls[-1].writes if calls else 'nothing'}; one value is right"
             )
         else:
             found.append((*calls[:-1], replace(calls[-1], writes=(result,))))
@@ -222,14 +197,14 @@ def _is_zero(parts: Sequence[Part]) -> bool:
     return any(tensor is not None and not tensor.numpy().any() for tensor in constants)
 
 
-def _dense(main: ir.Graph, gates: Sequence[_Gate]) -> list[ir.Node]:
+def _dense(main: ir.Graph, gates: Sequence[Skip]) -> list[ir.Node]:
     """All nodes of the model that runs every block."""
-    left = {node for gate in gates for node in gate.nodes}
+    left = {gate.node for gate in gates}
     for gate in gates:
-        left |= set(serving_only(main, gate.where, 2))
+        left |= set(serving_only(main, gate, CHEAP))
     return [node for node in main if node not in left and node.op_type != "Constant"]
 
 
-def _stand_ins(gates: Sequence[_Gate]) -> dict[ir.Value, ir.Value]:
+def _stand_ins(gates: Sequence[Skip]) -> dict[ir.Value, ir.Value]:
     """In the dense model a block's result stands for the choice."""
-    return {gate.where.outputs[0]: gate.where.inputs[1] for gate in gates if gate.where.inputs[1] is not None}
+    return {gate.result: gate.full for gate in gates}

@@ -73,7 +73,9 @@ def test_a_compile_does_what_a_dry_run_says(settings: tuple[str, ...], tmp_path:
     assert names == dry_run(path, settings, "pass") == shown(path, settings)
     taken = snapshots(spec, path.parent, None, lambda _: None)
     assert [each.after for each in taken] == ["capture", *names]
-    assert [each.changed for each in taken[1:]] == [record.changed for record in manifest.passes]
+    emitted = len(plan_of(spec, path.parent).to_emit)  # what they do depends on which gates pay on this machine
+    changed = [record.changed for record in manifest.passes]
+    assert [each.changed for each in taken[1 : len(taken) - emitted]] == changed[: len(changed) - emitted]
 
 
 @pytest.mark.parametrize("settings", [(), ("target.weights=int4",), GPU], ids=["plain", "int4", "tensorrt"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from adaptc.compiler.tuning import payoff
-from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
+from adaptc.passes.skip_ffn.branch import branched, conditionals
+from adaptc.passes.skip_ffn.skips import run_always
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from tests.close import ENGINE, assert_close
 from tests.models import gated_bundle, skipping, tiny
@@ -14,7 +15,7 @@ from tests.models.gated_bundle import GATES
 
 
 def test_times_of_a_tiny_model_are_finite() -> None:
-    found = payoff(skipping.onnx(gated_bundle.program(gated=True)), gated_bundle.DECODER, threads=1)
+    found = payoff(skipping.onnx(gated_bundle.program(gated=True, emitted=False)), gated_bundle.DECODER, threads=1)
     assert found.gates == 2
     assert 0 < found.dense < 1
     assert 0 < found.run < 1
@@ -49,7 +50,7 @@ def test_noise_is_no_negative_cost() -> None:
 
 
 def test_without_gates_the_graph_is_the_dense_twin() -> None:
-    gated, dense = (skipping.onnx(gated_bundle.program(gated=given)) for given in (True, False))
+    gated, dense = (skipping.onnx(gated_bundle.program(gated=given, emitted=False)) for given in (True, False))
     before = gated.text()
     twin = run_always(gated, (0, 1))
     assert gated.text() == before
@@ -62,7 +63,7 @@ def test_without_gates_the_graph_is_the_dense_twin() -> None:
 
 @pytest.mark.parametrize("dropped", [0, 1])
 def test_a_gate_that_is_dropped_runs_always(dropped: int) -> None:
-    graph = run_always(skipping.onnx(skipping.branched("llama")), [dropped])
+    graph = branched(run_always(skipping.onnx(skipping.lowered("llama")), [dropped]))
     graph.verify()
     [left] = conditionals(graph)
     assert f"layers.{skipping.GATED[1 - dropped]}." in (left.name or "")

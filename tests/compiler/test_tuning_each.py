@@ -10,7 +10,8 @@ import pytest
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.tuning import paying
 from adaptc.compiler.tuning_each import Ran, decide
-from adaptc.passes.skip_ffn.conditionals import conditionals, grouped
+from adaptc.passes.skip_ffn.branch import branched, conditionals
+from adaptc.passes.skip_ffn.skips import grouped, skips
 from adaptc.runtime.bundle.gate_verdict import Payoff, RowTimes
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from tests.models import gated_bundle, skipping, tiny
@@ -45,11 +46,12 @@ def test_neighbours_that_say_the_same_pay_together() -> None:
 
 
 def test_grouped_blocks_follow_the_first_gate() -> None:
-    whole = skipping.onnx(skipping.branched("llama"))
-    graph = grouped(whole, (0, 0))
+    before = skipping.onnx(skipping.lowered("llama"))
+    whole, graph = branched(before), branched(grouped(before, (0, 0)))
     graph.verify()
     assert len(conditionals(graph)) == 2
     assert len(conditionals(whole)) == 2
+    assert sum(node.op_type == "ReduceMax" for node in graph.model.graph) == 1
     weights = set(whole.model.graph.initializers) - set(graph.model.graph.initializers)
     assert any(name.startswith("model.layers.2.skip.gate") for name in weights)
     seen = set()
@@ -64,7 +66,7 @@ def test_grouped_blocks_follow_the_first_gate() -> None:
 
 @pytest.mark.parametrize(("gain", "left"), [(1.0, (1, 2)), (1e-9, ())])
 def test_what_is_left_is_measured_again(gain: float, left: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    program = replace(gated_bundle.program(gated=True), gates={"lm": GATES})
+    program = replace(gated_bundle.program(gated=True, emitted=False), gates={"lm": GATES})
     times = Payoff(1e-3, 1e-3 + 2e-6, 1e-3 - gain * 1e-3, 2, 1e-3 + 1e-6)
     monkeypatch.setattr(pays, "payoff", lambda *_: times)
     after, verdicts = paying(program, {"lm": IDS})
@@ -74,21 +76,21 @@ def test_what_is_left_is_measured_again(gain: float, left: tuple[int, ...], monk
 
 
 def test_a_gate_that_hardly_skips_is_removed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = replace(gated_bundle.program(gated=True), gates={"lm": GATES})
+    program = replace(gated_bundle.program(gated=True, emitted=False), gates={"lm": GATES})
     monkeypatch.setattr(pays, "payoff", lambda *_: Payoff(1e-3, 1.02e-3, 0.9e-3, 2))
     monkeypatch.setattr(pays, "stepwise", lambda *_: ran("xxxxxxxx..", "x........."))
     after, verdicts = paying(program, {"lm": IDS})
     gates = after.gates["lm"]
     assert gates.layers == (1,)
     assert [each.leader for each in verdicts["lm"].each] == [1, None]
-    assert len(conditionals(skipping.onnx(after))) == 1
+    assert len(skips(skipping.onnx(after).model.graph)) == 1
     shares = [share for share, _ in gates.thresholds]
     assert shares == sorted(shares)
     assert shares[0] == 0 < shares[-1] <= 1 / 3
 
 
 def test_rows_of_a_step_that_gain_nothing_run_dense(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = replace(gated_bundle.program(gated=True), gates={"lm": GATES})
+    program = replace(gated_bundle.program(gated=True, emitted=False), gates={"lm": GATES})
     monkeypatch.setattr(pays, "payoff", lambda *_: Payoff(1e-3, 1.001e-3, 0.5e-3, 2))
     slow = {1: 0.5, 2: 0.9, 4: 1.2, 8: 1.3}
     monkeypatch.setattr(pays, "_timed", lambda _, level, rows=1: lambda: [slow[rows] if level > -np.inf else 1.0])

@@ -158,7 +158,7 @@ def test_a_window_within_the_warm_up_is_refused() -> None:
 
 
 def test_speeds_are_of_each_budget_beside_the_dense_twin(tmp_path: Path) -> None:
-    bundle = gated_bundle.write(tmp_path / "bundle")
+    bundle = gated_bundle.write(tmp_path / "bundle", dense=True)
     found = speeds(bundle, IDS, (0.0, 0.1, 0.5, 0.9), Timing(context=8, steps=20, turns=2, threads=1))
     assert [row["share"] for row in found["rows"]] == [0.0, 0.1, 0.5], "0.9 is more than these gates can skip"
     dense, _, most = found["rows"]
@@ -169,6 +169,8 @@ def test_speeds_are_of_each_budget_beside_the_dense_twin(tmp_path: Path) -> None
     assert all(row["tokens_per_second"] > 0 for row in found["rows"])
     twin = gated_bundle.write(tmp_path / "twin", gated=False)
     assert found["dense_bytes_per_token"] == twin.manifest.bytes_per_token
+    with pytest.raises(RequestError, match="no graph without gates"):
+        speeds(gated_bundle.write(tmp_path / "alone"), IDS, (0.1,), Timing())
     with pytest.raises(RequestError, match="no gates"):
         speeds(twin, IDS, (0.1,), Timing())
     with pytest.raises(RequestError, match=r"text: 20 tokens; 28 are needed"):

@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers.models import WordLevel
 
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
+from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_norms import FuseNorms
@@ -27,10 +28,11 @@ BACKBONE = Backbone("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 DECODER = DecoderSpec(tiny.VOCAB, 64, ((2, 16),) * 3, 0, (), None)
 
 
-def program(*, gated: bool) -> Program:
-    """All passes of an int4 target, with gates or without."""
+def program(*, gated: bool, emitted: bool = True) -> Program:
+    """All passes of an int4 target, with gates or without; unless `emitted`, all but `branch`."""
     if gated:
-        gates = Pipeline((Quantize(block_size=16), Branch())).run(skipping.lowered("llama", low_rank=True))
+        passes = (Quantize(block_size=16), Branch()) if emitted else (Quantize(block_size=16),)
+        gates = Pipeline(passes).run(skipping.lowered("llama", low_rank=True))
         return replace(gates, backbones={"lm": BACKBONE})
     return Pipeline((FuseNorms(), FuseProjections(), Quantize(block_size=16))).run(tiny.cached("llama"))
 
@@ -43,33 +45,31 @@ def words() -> dict[str, bytes]:
     return tiny_tokenizer.files(made, None)
 
 
-def write(into: Path, *, gated: bool = True, tokenizer: bool = False) -> Bundle:
-    """Write it; `into`'s folder must be there."""
-    graph = skipping.onnx(program(gated=gated))
+def write(into: Path, *, gated: bool = True, tokenizer: bool = False, dense: bool = False) -> Bundle:
+    """Write it, with its dense twin too if `dense`; `into`'s folder must be there."""
+    whole = program(gated=gated)
+    graphs = {name: whole.graph(name, OnnxGraph) for name in ("lm", *(("lm.dense",) if dense else ()))}
     scratch = into.parent / f"{into.name}.weights"
     scratch.mkdir()
-    content = write_graphs({"lm": graph}, scratch, "lm.data")["lm"]
+    written = write_graphs(graphs, scratch, "lm.data")
+    reads = {name: tuple(f"graphs/{file}" for file in data_files(graph, "lm.data")) for name, graph in graphs.items()}
     manifest = Manifest(
         adaptc="0",
         models={"lm": ModelRecord("lm.gguf", None, None, "llama", "0" * 64)},
         passes=(),
         plan=(Run("lm"),),
         graphs={
-            "lm": GraphSpec(
-                "graphs/lm.onnx",
-                (),
-                (),
-                tuple(f"graphs/{file}" for file in data_files(graph, "lm.data")),
-                DECODER,
-                skippable_bytes=tuple(skippable_bytes(graph)),
+            name: GraphSpec(
+                f"graphs/{name}.onnx", (), (), reads[name], DECODER, skippable_bytes=tuple(skippable_bytes(graph))
             )
+            for name, graph in graphs.items()
         },
-        gates={"lm": GATES} if gated else {},
+        gates={"lm": replace(GATES, dense="lm.dense" if dense else "")} if gated else {},
         target=TargetRecord("onnxruntime", "int4", 64, 2),
         versions={},
-        bytes_per_token=read_bytes_per_token(graph),
+        bytes_per_token=read_bytes_per_token(graphs["lm"]),
     )
-    files: dict[str, Path | bytes] = {"graphs/lm.onnx": content}
-    files |= {f"graphs/{file}": scratch / file for file in data_files(graph, "lm.data")}
+    files: dict[str, Path | bytes] = {f"graphs/{name}.onnx": content for name, content in written.items()}
+    files |= {file: scratch / Path(file).name for each in reads.values() for file in each}
     files |= {f"tokenizer/{name}": text for name, text in (words() if tokenizer else {}).items()}
     return write_bundle(into, files, manifest)

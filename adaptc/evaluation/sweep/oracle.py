@@ -17,10 +17,11 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.evaluation.text import Ids, windows
-from adaptc.ir.graph import FxGraph, path_of
+from adaptc.ir.graph import FxGraph
+from adaptc.ir.marks import path_of
 from adaptc.ir.skip import RUN
 from adaptc.passes.skip_ffn import gating
-from adaptc.runtime.bundle.names import INPUT_IDS, POSITION_IDS
+from adaptc.runtime.bundle.names import INPUT_IDS, POSITION_IDS, THRESHOLD
 
 Floats = npt.NDArray[np.float32]
 Levels = Callable[[int, int], Floats]
@@ -123,7 +124,7 @@ def walk(rule: Rule, index: int, ids: Ids, warmup: int, device: str = "cpu") -> 
     feeds = {
         INPUT_IDS: torch.from_numpy(np.ascontiguousarray(ids))[None].to(device),
         POSITION_IDS: torch.arange(tokens, device=device)[None],
-        gating.THRESHOLD: walker.level,
+        THRESHOLD: walker.level,
     }
     with torch.no_grad():
         [logits] = walker.run(*(feeds[name] for name in rule.graph.inputs))

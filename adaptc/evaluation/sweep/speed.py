@@ -1,16 +1,14 @@
 """How fast a bundle writes under each budget, beside its dense twin and the ceiling that bytes set.
 
-The dense twin is the same graph with every gate and conditional taken out. All write the same tokens of a text after
+The dense twin is the bundle's graph without gates. All write the same tokens of a text after
 the same prompt, in turns, so that what else the machine does falls on all alike.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -18,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from adaptc.compiler.weights_file import read_bytes_per_token, write_graphs
+from adaptc.compiler.weights_file import read_bytes_per_token
 from adaptc.errors import RequestError
 from adaptc.evaluation.text import Ids
 from adaptc.ir.graph import OnnxGraph
 from adaptc.machine.turns import in_turns
-from adaptc.passes.skip_ffn.conditionals import conditionals, run_always
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
@@ -63,42 +60,40 @@ def speeds(
         stage: Told of each turn.
 
     Raises:
-        RequestError: the text is too short, or the bundle has no gates.
+        RequestError: the text is too short, or the bundle has no gates or no dense twin.
     """
     name = bundle.manifest.reader
     gates, decoder = bundle.manifest.gates.get(name), bundle.manifest.graphs[name].decoder
     if gates is None or decoder is None:
         raise RequestError(f"{bundle.path}: no gates; its speed is the same under every budget")
+    if not gates.dense:
+        raise RequestError(f"{bundle.path}: no graph without gates in it; a bundle that is compiled again has one")
     context = max(timing.context, gates.warmup)
     needed = context + timing.steps
     if len(ids) < needed or decoder.max_tokens < needed:
         raise RequestError(f"text: {min(len(ids), decoder.max_tokens)} tokens; {needed} are needed for timing")
-    graph = OnnxGraph(ir.load(bundle.path / bundle.manifest.graphs[name].file))
-    twin = run_always(graph, range(len(conditionals(graph))))
     most = gates.thresholds[-1][0]
     wanted = [share for share in shares if share <= most + 0.005]
     levels = {
         share: DENSE if share <= 0 else threshold_at(gates.thresholds, max(0.0, 1 - share / most)) for share in wanted
     }
-    with tempfile.TemporaryDirectory(prefix="adaptc-twin-") as folder:
-        for file, content in write_graphs({"dense": twin}, Path(folder), "dense.data").items():
-            (Path(folder) / f"{file}.onnx").write_bytes(content)
-        own = bundle.path / bundle.manifest.graphs[name].file
-        gated = HostDecoder(OrtEngine(own, timing.threads), decoder, 1, context, gates)
-        dense = HostDecoder(OrtEngine(Path(folder) / "dense.onnx", timing.threads), decoder, 1, context)
-        measurements: dict[float | None, Callable[[], tuple[list[float], list[bytes]]]] = {
-            None: partial(_turn, dense, ids[:needed], context, DENSE)
-        }
-        for share in wanted:
-            measurements[share] = partial(_turn, gated, ids[:needed], context, levels[share])
-        results = in_turns(measurements, timing.turns, lambda turn: stage(f"speed, turn {turn} of {timing.turns}"))
-        times = {share: [seconds for seconds, _ in found] for share, found in results.items()}
-        ran = {share: results[share][-1][1] for share in wanted}
-        skips = {share: gated.skips(steps) for share, steps in ran.items()}
-        gated.close()
-        dense.close()
+    files = {graph: bundle.path / bundle.manifest.graphs[graph].file for graph in (name, gates.dense)}
+    gated = HostDecoder(OrtEngine(files[name], timing.threads), decoder, 1, context, gates)
+    dense = HostDecoder(OrtEngine(files[gates.dense], timing.threads), decoder, 1, context)
+    measurements: dict[float | None, Callable[[], tuple[list[float], list[bytes]]]] = {
+        None: partial(_turn, dense, ids[:needed], context, DENSE)
+    }
+    for share in wanted:
+        measurements[share] = partial(_turn, gated, ids[:needed], context, levels[share])
+    results = in_turns(measurements, timing.turns, lambda turn: stage(f"speed, turn {turn} of {timing.turns}"))
+    times = {share: [seconds for seconds, _ in found] for share, found in results.items()}
+    ran = {share: results[share][-1][1] for share in wanted}
+    skips = {share: gated.skips(steps) for share, steps in ran.items()}
+    gated.close()
+    dense.close()
     skippable = np.array(bundle.manifest.graphs[name].skippable_bytes)
-    read, whole = read_bytes_per_token(graph), read_bytes_per_token(twin)
+    whole = read_bytes_per_token(OnnxGraph(ir.load(files[gates.dense])))
+    read = bundle.manifest.bytes_per_token
     base = _seconds(times[None])
     rows = []
     for share in wanted:

@@ -23,11 +23,12 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import SpecError
 from adaptc.ir.graph import FxGraph
+from adaptc.ir.marks import LAYER
 from adaptc.ir.program import Program
 from adaptc.passes.quantize.linears import linear_weights
 from adaptc.passes.stitch.paths import layout
 from adaptc.passes.stitch.seams import Join
-from adaptc.passes.stitch.slices import LAYER, Backbone
+from adaptc.passes.stitch.slices import Backbone
 from adaptc.passes.stitch.stitch import Route, Slice, Stitch
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.sources.calibration_text import calibration_text

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.marks import in_head, path_of
 from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
 from adaptc.passes.lower.kept_translations import slice_key
@@ -89,7 +90,7 @@ def test_each_distinct_layer_is_translated_once(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_nodes_know_their_module() -> None:
-    paths = {node.metadata_props["adaptc.path"] for node in tiny.onnx(tiny.lowered("llama")).model.graph}
+    paths = {path_of(node) for node in tiny.onnx(tiny.lowered("llama")).model.graph}
     assert {"model.layers.2.mlp.down_proj", "model.layers.0.self_attn", "model.norm", "lm_head"} <= paths
 
 
@@ -109,3 +110,11 @@ def test_a_translation_is_kept_with_all_that_decides_it() -> None:
     keys = [key(slope, reads_input=reads) for slope in (1.0000001, 1.0000002) for reads in (True, False)]
     assert len(set(keys)) == 4
     assert key(1.0000001, reads_input=True) == keys[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "operators"), [("llama", "RMSNormalization MatMul"), ("gemma2", "RMSNormalization MatMul Div Tanh Mul")]
+)
+def test_the_head_is_marked(family: str, operators: str) -> None:
+    graph = tiny.onnx(tiny.lowered(family)).model.graph
+    assert [node.op_type for node in graph if in_head(node)] == operators.split()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import onnx_ir as ir
 import pytest
 
 from adaptc.ir.graph import OnnxGraph
-from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.quantize import Quantize
 from adaptc.passes.skip_ffn.branch import Branch
+from adaptc.passes.skip_ffn.skips import run_always, skips
+from adaptc.runtime.bundle.plan import Switch
 from tests import touched
 from tests.close import ENGINE, assert_close
 from tests.models import skipping, tiny
@@ -148,12 +150,40 @@ def test_gates_of_another_form_are_compared_as_they_are() -> None:
 
 
 def test_another_choice_is_left_alone() -> None:
-    """A Where that no gate decides: only a comparison with the input `threshold` makes a choice."""
+    """A Where over a comparison with the input `threshold`, which no gate made."""
     program = skipping.lowered("llama")
-    graph = skipping.onnx(program).fork()
-    next(v for v in graph.model.graph.inputs if v.name == "threshold").name = "level"
-    renamed: Program = program.with_graph("lm", graph)
-    assert Branch().apply(renamed) is renamed
+    graph = run_always(skipping.onnx(program), range(len(skipping.GATED)))
+    main = graph.model.graph
+    threshold = ir.Value(name="threshold", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["batch", "tokens"]))
+    main.inputs.append(threshold)
+    runs = ir.node("GreaterOrEqual", [threshold, threshold], name="runs")
+    chosen = ir.node("Where", [runs.outputs[0], threshold, threshold], name="chosen")
+    for node, dtype in ((runs, ir.DataType.BOOL), (chosen, ir.DataType.FLOAT)):
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = (
+            node.name,
+            ir.TensorType(dtype),
+            threshold.shape,
+        )
+    main.extend([runs, chosen])
+    main.outputs.append(chosen.outputs[0])
+    other = program.with_graph("lm", graph)
+    other.verify()
+    assert Branch().apply(other) is other
+
+
+def test_the_dense_twin_stands_beside_the_gated_graph() -> None:
+    program = skipping.branched("llama")
+    dense = program.graph("lm.dense", OnnxGraph)
+    assert "threshold" not in {value.name for value in dense.model.graph.inputs}
+    assert not any(node.op_type == "If" for node in dense.model.graph)
+    ids = tiny.feeds(2, 5)["input_ids"]
+    assert_close(tiny.step(dense, ids)[0], tiny.eager("llama", tiny.feeds(2, 5)), **ENGINE)
+
+
+def test_a_program_with_routes_has_no_dense_twin() -> None:
+    lowered = skipping.lowered("llama")
+    routed = replace(lowered, plan=(*lowered.plan, Switch("route", {"own": "lm"})))
+    assert set(Branch().apply(routed).graphs) == {"lm"}
 
 
 def test_nodes_of_one_name_can_stand_in_one_branch() -> None:
@@ -168,8 +198,7 @@ def test_nodes_of_one_name_can_stand_in_one_branch() -> None:
 def test_what_others_read_stays_outside_the_branch() -> None:
     """A block's result that is also an output of the graph is computed whether it is taken or not."""
     graph = skipping.onnx(skipping.lowered("llama")).fork()
-    full = next(n for n in graph.model.graph if n.op_type == "Where").inputs[1]
-    assert full is not None
+    full = skips(graph.model.graph)[0].full
     graph.model.graph.outputs.append(full)
     after = Pipeline((Branch(),)).run(skipping.lowered("llama").with_graph("lm", graph))
     ids = tiny.feeds(1, 1)["input_ids"]

@@ -1,0 +1,95 @@
+"""adaptc's own operators at ONNX level, each defined by ONNX's operators.
+
+A node says what is meant, passes carry it as it is, and each target writes it in the way it runs best. Until then a
+graph runs with the definitions here, as functions of its model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import onnx
+import onnx_ir as ir
+
+DOMAIN = "adaptc"
+VERSION = 1
+
+SKIP = "Skip"
+"""Takes `full` where logit ≥ threshold, elsewhere `cheap`: see `adaptc.ir.skip`."""
+
+CAUSAL_ATTENTION = "CausalAttention"
+"""Attention from each position to itself and those before it, over all tokens at once: see `adaptc.ir.attention`."""
+
+_SKIP = """
+<domain: "adaptc", opset_import: ["": 23]>
+Skip (logit, threshold, full, cheap) => (chosen)
+{
+    runs = GreaterOrEqual (logit, threshold)
+    last = Constant <value_ints = [-1]> ()
+    runs_whole = Unsqueeze (runs, last)
+    chosen = Where (runs_whole, full, cheap)
+}
+"""
+
+_CAUSAL_ATTENTION = """
+<domain: "adaptc", opset_import: ["": 23]>
+CausalAttention <scale: float = 1.0, window: int = 0, softcap: float = 0.0> (query, key, value) => (result)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    first = Constant <value_ints = [0]> ()
+    second = Constant <value_ints = [1]> ()
+    size = Shape <start = 2, end = 3> (query)
+    tokens = Squeeze (size)
+    position = Range (zero, tokens, one)
+    looks = Unsqueeze (position, second)
+    seen = Unsqueeze (position, first)
+    ago = Sub (looks, seen)
+    width = Constant <value_int: int = @window> ()
+    inside = Less (ago, width)
+    unlimited = Less (width, one)
+    mask = Or (inside, unlimited)
+    heads = Attention <is_causal = 1, scale: float = @scale, softcap: float = @softcap> (query, key, value, mask)
+    result = Transpose <perm = [0, 2, 1, 3]> (heads)
+}
+"""
+
+DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
+    {name: onnx.parser.parse_function(text) for name, text in ((SKIP, _SKIP), (CAUSAL_ATTENTION, _CAUSAL_ATTENTION))}
+)
+"""By operator."""
+
+
+def is_skip(node: ir.Node) -> bool:
+    """Whether a node chooses between a block's result and what stands in for it."""
+    return node.domain == DOMAIN and node.op_type == SKIP
+
+
+def is_causal_attention(node: ir.Node) -> bool:
+    """Whether a node is a decoder's attention over whole sequences."""
+    return node.domain == DOMAIN and node.op_type == CAUSAL_ATTENTION
+
+
+def define(model: ir.Model) -> None:
+    """Add the definitions of adaptc's operators that a model uses, so that any ONNX engine runs it."""
+    for name in {node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN}:
+        function = ir.serde.deserialize_function(DEFINITIONS[name])
+        # A function must be of its model's opset; ours use nothing that changed since the oldest one we write.
+        function.opset_imports[""] = model.opset_imports[""]
+        model.functions[function.identifier()] = function
+
+
+def schema(name: str) -> onnx.defs.OpSchema:
+    """An operator's signature, as torch's exporter asks for it."""
+    definition = DEFINITIONS[name]
+    parameter = onnx.defs.OpSchema.FormalParameter
+    return onnx.defs.OpSchema(
+        name,
+        DOMAIN,
+        VERSION,
+        inputs=[parameter(each, "T") for each in definition.input],
+        outputs=[parameter(each, "T") for each in definition.output],
+        type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
+        attributes=[onnx.defs.OpSchema.Attribute(each.name, each) for each in definition.attribute_proto],
+    )
