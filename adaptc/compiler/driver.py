@@ -85,7 +85,7 @@ def _make(
     stage(stage_names.LOAD)
     from adaptc.checks.check import refuse_faults
     from adaptc.compiler.pipeline import plan_of
-    from adaptc.compiler.publish import publish
+    from adaptc.compiler.publish import BundleParts
     from adaptc.compiler.stages import lowered, record
     from adaptc.compiler.tuning import paying
     from adaptc.passes.base import Pipeline, Step
@@ -107,7 +107,8 @@ def _make(
             program, verdicts = paying(program, {name: text.ids(sources[name]) for name in sources}, spec.target.batch)
     program = Pipeline(plan.to_emit).run(program, observe, begin=stage)
     stage(stage_names.WEIGHTS)
-    publish(spec, program, records, sources, hashes, versions(), into, verdicts, trained_gates(spec, base))
+    trained = trained_gates(spec, base)
+    BundleParts(spec, program, records, sources, hashes, versions(), verdicts, trained).write(into)
 
 
 def trained_gates(spec: Spec, base: Path) -> dict[str, Path]:

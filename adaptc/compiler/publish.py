@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from adaptc.compiler.report import report_html, report_json
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.graph import OnnxGraph, sizes
-from adaptc.ir.program import EMPTY, Program
+from adaptc.ir.program import Program
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.gate_verdict import GateVerdict
 from adaptc.runtime.bundle.manifest import (
@@ -33,71 +34,121 @@ from adaptc.spec.reading import effective
 from adaptc.spec.schema import Spec
 
 
-def publish(
-    spec: Spec,
-    program: Program,
-    records: Sequence[PassRecord],
-    sources: Mapping[str, Source],
-    hashes: Mapping[str, str],
-    versions: Mapping[str, str],
-    into: Path,
-    verdicts: Mapping[str, GateVerdict] = EMPTY,
-    trained: Mapping[str, Path] = EMPTY,
-) -> Bundle:
-    """Write a program as a bundle.
+@dataclass(frozen=True, slots=True)
+class BundleParts:
+    """What a bundle is written from.
 
-    Args:
+    Attributes:
         spec: What was compiled.
         program: After all passes.
         records: The passes as they ran.
-        sources: The models it came from.
-        hashes: Their sha256.
-        versions: Of the libraries that took part.
-        into: The bundle's folder.
+        sources: The models it came from, by name.
+        hashes: Their sha256, by name.
+        versions: Versions of the libraries that took part.
         verdicts: By graph name, whether gates paid; those that did not are no longer in `program`.
-        trained: By graph name, the file its gates were trained into; kept in the bundle as it is.
-
-    Raises:
-        BundleError: it cannot be written.
+        trained: By graph name, the file its gates were trained into; the bundle has it as it is.
     """
-    graphs = program.at_level(OnnxGraph)
-    with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
-        # Partitions read all their weights from one file.
-        swappable = not program.partitions
-        data = f"{'-'.join(sources)}.data"
-        backbones = tuple(sources) if len(sources) > 1 and not program.partitions else ()
-        written = write_graphs(graphs, Path(scratch), data, backbones, swappable=swappable)
-        files: dict[str, Path | bytes] = {graph_file(name): content for name, content in written.items()}
-        for name, split in program.partitions.items():
-            files |= partition_files(name, split, written[name], Path(scratch) / data, data_file(data))
-        reads = {name: data_files(graph, data, backbones, swappable=swappable) for name, graph in graphs.items()}
-        for each in dict.fromkeys(each for names in reads.values() for each in names):
-            files[data_file(each)] = Path(scratch) / each
-        files |= program.router_weights
-        files[SPEC] = effective(spec).encode()
-        files |= {gates_file(name): path for name, path in trained.items() if name in program.gates}
-        for name, content in next(iter(sources.values())).tokenizer_files().items():
-            files[f"{TOKENIZER}/{name}"] = content
-        for name in program.modal:
-            if (images := image_spec(sources[name])) is not None:
-                files[IMAGES] = images.to_json()
-        manifest = Manifest(
+
+    spec: Spec
+    program: Program
+    records: Sequence[PassRecord]
+    sources: Mapping[str, Source]
+    hashes: Mapping[str, str]
+    versions: Mapping[str, str]
+    verdicts: Mapping[str, GateVerdict]
+    trained: Mapping[str, Path]
+
+    def write(self, into: Path) -> Bundle:
+        """Write the bundle, whole or not at all.
+
+        Args:
+            into: The bundle's folder.
+
+        Raises:
+            BundleError: it cannot be written.
+        """
+        manifest = self.manifest()
+        with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
+            files = self._graph_files(Path(scratch)) | self._gate_files() | self._input_files()
+            files[SPEC] = effective(self.spec).encode()
+            files[REPORT] = report_json(manifest).encode()
+            files[REPORT_PAGE] = report_html(self.spec.name or "-".join(self.spec.models), manifest).encode()
+            return write_bundle(into, files, manifest)
+
+    def manifest(self) -> Manifest:
+        """What the bundle says of itself; its files' hashes come when they are written."""
+        target = self.spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})
+        return Manifest(
             adaptc=__version__,
-            models={name: _model(source, hashes[name]) for name, source in sources.items()},
-            passes=tuple(records),
-            plan=program.plan,
-            graphs={name: _graph(name, graph, reads[name], program) for name, graph in graphs.items()},
-            gates=dict(program.gates),
-            modal=dict(program.modal),
-            target=TargetRecord(**spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})),
-            versions=dict(versions),
-            bytes_per_token=_bytes_per_token(program),
-            route_bytes=_route_bytes(program),
-            gate_verdicts=dict(verdicts),
+            models={name: _model(source, self.hashes[name]) for name, source in self.sources.items()},
+            passes=tuple(self.records),
+            plan=self.program.plan,
+            graphs={name: self._graph(name, graph) for name, graph in self._graphs.items()},
+            gates=dict(self.program.gates),
+            modal=dict(self.program.modal),
+            target=TargetRecord(**target),
+            versions=dict(self.versions),
+            bytes_per_token=_bytes_per_token(self.program),
+            route_bytes=_route_bytes(self.program),
+            gate_verdicts=dict(self.verdicts),
         )
-        files[REPORT] = report_json(manifest).encode()
-        files[REPORT_PAGE] = report_html(spec.name or "-".join(spec.models), manifest).encode()
-        return write_bundle(into, files, manifest)
+
+    @property
+    def _graphs(self) -> dict[str, OnnxGraph]:
+        return self.program.at_level(OnnxGraph)
+
+    @property
+    def _data_name(self) -> str:
+        return f"{'-'.join(self.sources)}.data"
+
+    @property
+    def _backbones(self) -> tuple[str, ...]:
+        """Models whose weights have a file of their own."""
+        return tuple(self.sources) if len(self.sources) > 1 and self._swappable else ()
+
+    @property
+    def _swappable(self) -> bool:
+        """Whether weights of gates have a file of their own; partitions read all their weights from one file."""
+        return not self.program.partitions
+
+    def _data_files(self, graph: OnnxGraph) -> tuple[str, ...]:
+        return data_files(graph, self._data_name, self._backbones, swappable=self._swappable)
+
+    def _graph_files(self, scratch: Path) -> dict[str, Path | bytes]:
+        """Graphs, their partitions and weights; weights are written to `scratch`."""
+        graphs = self._graphs
+        written = write_graphs(graphs, scratch, self._data_name, self._backbones, swappable=self._swappable)
+        files: dict[str, Path | bytes] = {graph_file(name): content for name, content in written.items()}
+        for name, split in self.program.partitions.items():
+            data = scratch / self._data_name
+            files |= partition_files(name, split, written[name], data, data_file(self._data_name))
+        names = dict.fromkeys(each for graph in graphs.values() for each in self._data_files(graph))
+        return files | {data_file(name): scratch / name for name in names}
+
+    def _gate_files(self) -> dict[str, Path | bytes]:
+        trained = {gates_file(name): path for name, path in self.trained.items() if name in self.program.gates}
+        return {**self.program.router_weights, **trained}
+
+    def _input_files(self) -> dict[str, Path | bytes]:
+        """What turns text and images into the graphs' inputs."""
+        tokenizer = next(iter(self.sources.values())).tokenizer_files()
+        files: dict[str, Path | bytes] = {f"{TOKENIZER}/{name}": content for name, content in tokenizer.items()}
+        for name in self.program.modal:
+            if (images := image_spec(self.sources[name])) is not None:
+                files[IMAGES] = images.to_json()
+        return files
+
+    def _graph(self, name: str, graph: OnnxGraph) -> GraphSpec:
+        main, split = graph.model.graph, self.program.partitions.get(name)
+        return GraphSpec(
+            file=graph_file(name),
+            inputs=tuple(map(_tensor, main.inputs)),
+            outputs=tuple(map(_tensor, main.outputs)),
+            data=tuple(map(data_file, self._data_files(graph))),
+            decoder=decoder_spec(graph, self.program.backbone(name), split),
+            nodes=sum(1 for _ in main.all_nodes()),
+            skippable_bytes=tuple(skippable_bytes(graph)),
+        )
 
 
 def _model(source: Source, sha256: str) -> ModelRecord:
@@ -114,19 +165,6 @@ def _route_bytes(program: Program) -> dict[str, dict[str, int]]:
             routes[step.gate] = {route: before + costs[name] for route, name in step.routes.items()}
         before += max(costs.values())
     return routes
-
-
-def _graph(name: str, graph: OnnxGraph, data: Sequence[str], program: Program) -> GraphSpec:
-    main, backbone, split = graph.model.graph, program.backbone(name), program.partitions.get(name)
-    return GraphSpec(
-        file=graph_file(name),
-        inputs=tuple(map(_tensor, main.inputs)),
-        outputs=tuple(map(_tensor, main.outputs)),
-        data=tuple(map(data_file, data)),
-        decoder=decoder_spec(graph, backbone, split),
-        nodes=sum(1 for _ in main.all_nodes()),
-        skippable_bytes=tuple(skippable_bytes(graph)),
-    )
 
 
 def _tensor(value: ir.Value) -> TensorSpec:
