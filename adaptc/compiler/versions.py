@@ -26,14 +26,11 @@ def _code_hash() -> str:
     """Eight digits that change when adaptc's code does, so that a developer's cache is never stale.
 
     All of the code is hashed, also what cannot change a bundle: a list of what can would have to be kept right.
-    Entries that survive an edit of other code have keys of their own (`code_hash` of the folder that makes them).
+    Only codes of matrices and translations of layers outlive an edit elsewhere: their keys hash the rooms that make
+    them (`code_of` in passes/store.py).
     """
-    return _hash_of("adaptc", "adaptc.passes", "adaptc.runtime")[:8]
-
-
-def _hash_of(*packages: str) -> str:
     total = hashlib.sha256()
-    for package in packages:
+    for package in ("adaptc", "adaptc.passes", "adaptc.runtime"):
         spec = importlib.util.find_spec(package)
         assert spec is not None
         assert spec.origin is not None
@@ -41,4 +38,4 @@ def _hash_of(*packages: str) -> str:
         # Links are not followed: in a checkout `adaptc/passes` leads to a package that has a turn of its own.
         for file in sorted(file for file in folder.rglob("*") if file.suffix in CODE):
             total.update(f"{package}/{file.relative_to(folder).as_posix()}\0".encode() + file.read_bytes())
-    return total.hexdigest()
+    return total.hexdigest()[:8]
