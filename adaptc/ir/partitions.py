@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from adaptc.ir.graph import OnnxGraph
-    from adaptc.runtime.bundle.partitions import Call, Step
+    from adaptc.runtime.bundle.partitions import Call, PartitionStep
 
     Array = npt.NDArray[Any]
 
@@ -33,7 +33,7 @@ class Split:
     """
 
     graphs: Mapping[str, OnnxGraph]
-    steps: tuple[Step, ...]
+    steps: tuple[PartitionStep, ...]
     whole: Call
     weights: Mapping[str, ir.TensorProtocol]
     gemms: frozenset[str]

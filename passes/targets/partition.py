@@ -18,8 +18,8 @@ from adaptc.passes.base import Pass
 from adaptc.passes.emit import GEMM
 from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, serving_only, skips
 from adaptc.passes.targets.piece import FREE, Shared
-from adaptc.passes.targets.stages import Part, in_stages
-from adaptc.runtime.bundle.partitions import Call, Step, When
+from adaptc.passes.targets.stages import Stage, in_stages
+from adaptc.runtime.bundle.partitions import Call, PartitionStep, When
 from adaptc.runtime.bundle.plan import Run, Switch
 
 
@@ -71,13 +71,13 @@ def split(graph: OnnxGraph, *, gemms: bool = True) -> Split:
     main = graph.model.graph
     gates = skips(main)
     pieces = {
-        place: in_stages(nodes) if gemms else [Part(tuple(nodes))] for place, nodes in _assign(main, gates).items()
+        place: in_stages(nodes) if gemms else [Stage(tuple(nodes))] for place, nodes in _assign(main, gates).items()
     }
     zeros = {index for index in range(len(gates)) if _is_zero(pieces.get(("else", index), []))}
     for index in zeros:
         del pieces["else", index]
     shared = Shared({}, Counter())
-    steps: list[Step] = []
+    steps: list[PartitionStep] = []
     needed = _crossing(main, gates, pieces)
     for index in range(len(gates) + 1):
         steps += _plain(_calls(shared, "partition", pieces.get(("main", index), []), needed))
@@ -86,8 +86,8 @@ def split(graph: OnnxGraph, *, gemms: bool = True) -> Split:
                 None if index in zeros and kind == "else" else pieces.get((kind, index), [])
                 for kind in ("then", "else")
             ]
-            steps.append(Step((), _when(shared, gates[index], sides, needed)))
-    steps.append(Step(_calls(shared, "head", pieces.get(("head", 0), []), needed)))
+            steps.append(PartitionStep((), _when(shared, gates[index], sides, needed)))
+    steps.append(PartitionStep(_calls(shared, "head", pieces.get(("head", 0), []), needed)))
     whole = shared.call("whole", _dense(main, gates), {v.name or "" for v in main.outputs}, _stand_ins(gates))
     assert whole is not None
     weights = {name: value.const_value for name, value in main.initializers.items() if value.const_value is not None}
@@ -147,7 +147,7 @@ def _level(value: ir.Value, level: Mapping[ir.Value, int]) -> int:
     return 0 if value.is_graph_input() and value.name not in FREE else -1
 
 
-def _crossing(main: ir.Graph, gates: Sequence[Skip], pieces: Mapping[Place, Sequence[Part]]) -> set[str]:
+def _crossing(main: ir.Graph, gates: Sequence[Skip], pieces: Mapping[Place, Sequence[Stage]]) -> set[str]:
     """Names of the values that one piece makes and another reads, or that the whole gives."""
     home = {node: part for parts in pieces.values() for part in parts for node in part.nodes}
     names = {value.name or "" for value in main.outputs}
@@ -161,17 +161,17 @@ def _crossing(main: ir.Graph, gates: Sequence[Skip], pieces: Mapping[Place, Sequ
     return names
 
 
-def _calls(shared: Shared, label: str, parts: Sequence[Part], needed: Collection[str]) -> tuple[Call, ...]:
+def _calls(shared: Shared, label: str, parts: Sequence[Stage], needed: Collection[str]) -> tuple[Call, ...]:
     """The calls of a partition's parts, in order."""
     calls = [shared.call("gemm" if part.gemm else label, part.nodes, needed) for part in parts]
     return tuple(call for call in calls if call is not None)
 
 
-def _plain(calls: tuple[Call, ...]) -> list[Step]:
-    return [Step(calls)] if calls else []
+def _plain(calls: tuple[Call, ...]) -> list[PartitionStep]:
+    return [PartitionStep(calls)] if calls else []
 
 
-def _when(shared: Shared, gate: Skip, sides: Sequence[Sequence[Part] | None], needed: Collection[str]) -> When:
+def _when(shared: Shared, gate: Skip, sides: Sequence[Sequence[Stage] | None], needed: Collection[str]) -> When:
     """The two sides of a gate, which write one value with their last call; None for zeros."""
     result = gate.result.name or ""
     found: list[tuple[Call, ...]] = []
@@ -188,7 +188,7 @@ def _when(shared: Shared, gate: Skip, sides: Sequence[Sequence[Part] | None], ne
     return When(gate.logit.name or "", found[0], found[1], result)
 
 
-def _is_zero(parts: Sequence[Part]) -> bool:
+def _is_zero(parts: Sequence[Stage]) -> bool:
     """Whether what stands in for a block is nothing: x · 0."""
     nodes = [node for part in parts for node in part.nodes]
     if [node.op_type for node in nodes if node.op_type != "Constant"] != ["Mul"]:

@@ -39,7 +39,7 @@ class Shared:
         """A call of the graph of these nodes, which is added if no earlier one is the same; None if there are none."""
         if not nodes:
             return None
-        piece = Piece.of(nodes, needed, stand_ins or {})
+        piece = Subgraph.of(nodes, needed, stand_ins or {})
         model = piece.model()
         content = OnnxGraph(model).bytes()
         for name, other in self.models.items():
@@ -52,7 +52,7 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Subgraph:
     """Some nodes of a graph, with what they read and what others read of them."""
 
     nodes: tuple[ir.Node, ...]
@@ -61,7 +61,7 @@ class Piece:
     stand_ins: Mapping[ir.Value, ir.Value]
 
     @classmethod
-    def of(cls, nodes: Sequence[ir.Node], needed: Collection[str], stand_ins: Mapping[ir.Value, ir.Value]) -> Piece:
+    def of(cls, nodes: Sequence[ir.Node], needed: Collection[str], stand_ins: Mapping[ir.Value, ir.Value]) -> Subgraph:
         """The piece, with the nodes of no piece that it needs."""
         inside = set(nodes)
         closed = _closed(nodes, inside, stand_ins)

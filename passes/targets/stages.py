@@ -11,7 +11,7 @@ from adaptc.passes.emit import GEMM
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Stage:
     """Nodes that become one piece.
 
     Attributes:
@@ -23,8 +23,8 @@ class Part:
     gemm: bool = False
 
 
-def in_stages(nodes: Sequence[ir.Node]) -> list[Part]:
-    """Parts in an order in which each finds what it reads.
+def in_stages(nodes: Sequence[ir.Node]) -> list[Stage]:
+    """Stages in an order in which each finds what it reads.
 
     A GEMM is a part of its own, in an odd stage; all else that needs the same number of GEMMs before it is one
     part, in an even stage.
@@ -43,7 +43,7 @@ def in_stages(nodes: Sequence[ir.Node]) -> list[Part]:
                 stage = max(stage, stages[producer] + _cuts(_gemm(producer), gemm))
         stages[node] = stage
         parts.setdefault((stage, gemm), []).append(node)
-    return [Part(tuple(parts[key]), bool(key[1])) for key in sorted(parts, key=lambda key: key[0])]
+    return [Stage(tuple(parts[key]), bool(key[1])) for key in sorted(parts, key=lambda key: key[0])]
 
 
 def _gemm(node: ir.Node) -> str:

@@ -72,7 +72,7 @@ class When:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PartitionStep:
     """Calls one after another, or a choice.
 
     Attributes:
@@ -114,7 +114,7 @@ class Partitions:
 
     version: int
     graphs: dict[str, PartitionGraph]
-    steps: tuple[Step, ...]
+    steps: tuple[PartitionStep, ...]
     whole: Call
     weights: dict[str, WeightRecord]
     data: str
@@ -140,7 +140,7 @@ class Partitions:
             return tuple(map(renamed, calls))
 
         steps = tuple(
-            Step(
+            PartitionStep(
                 all_of(step.then),
                 None
                 if step.when is None
