@@ -102,7 +102,7 @@ def _pack(bundle: Bundle, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from adaptc.runtime.backends.onnxruntime_cpu.packed import pack
+    from adaptc.runtime.backends.onnxruntime_cpu.packing import pack
 
     record = pack(bundle, lambda name: click.echo(f"{name}: pack", err=True))
     if as_json:

@@ -23,7 +23,7 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-_QUIET = 4  # fatal only: what fails is raised, and warnings are the compiler's business
+_QUIET = 4  # fatal messages only: errors are raised, and warnings concern the compiler
 
 
 class OrtEngine:
@@ -34,7 +34,7 @@ class OrtEngine:
 
         Args:
             file: The ONNX file; its external data lies beside it.
-            threads: Threads that work on one step; by default the physical cores.
+            threads: Threads that work on one run; None for the physical cores.
 
         Raises:
             EngineError: onnxruntime is not installed, or cannot load the file.
@@ -72,7 +72,7 @@ class OrtEngine:
 
 
 class _OrtRun:
-    """Bare pointers in an IOBinding, and the arrays they point to."""
+    """A bound run: pointers in an IOBinding, and the arrays that they point to."""
 
     def __init__(
         self,
@@ -109,14 +109,14 @@ class _OrtRun:
 
 
 def save_packed(file: Path, folder: Path) -> tuple[Path, Path]:
-    """Load a graph and write it as ONNX Runtime made it, with its weights as the kernels packed them.
+    """Load a graph and write it as ONNX Runtime optimized it, with its weights as the kernels packed them.
 
     Args:
         file: The ONNX file.
         folder: Where to write.
 
     Returns:
-        The written graph and its data file, where each weight's external data say what was packed for it.
+        The written graph and its data file; the external data of each weight name its packed blocks.
 
     Raises:
         EngineError: as `OrtEngine`.
@@ -151,7 +151,7 @@ def onnxruntime() -> ModuleType:
     """ONNX Runtime's Python package.
 
     Raises:
-        EngineError: it is not there.
+        EngineError: it is not installed.
     """
     try:
         import onnxruntime
@@ -164,7 +164,7 @@ def onnxruntime() -> ModuleType:
 
 
 def _failures(ort: ModuleType) -> tuple[type[Exception], ...]:
-    """What onnxruntime raises: a dozen exceptions that share no base of their own."""
+    """The exceptions that onnxruntime raises; they have no common base class of their own."""
     own = vars(ort.capi.onnxruntime_pybind11_state).values()
     return (
         RuntimeError,

@@ -14,7 +14,8 @@ from adaptc import runtime
 from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, pack, packed_record
+from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, packed_record
+from adaptc.runtime.backends.onnxruntime_cpu.packing import pack
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.spec.reading import read_spec
 from tests.models import stitched
