@@ -1,1 +1,1 @@
-"""From a request to an answer: requests, sessions, the decode loop, scoring."""
+"""From a request to its result: requests, sequences, sessions, the decoding loop, scoring."""

@@ -52,7 +52,7 @@ def _stepwise(decoder: BatchDecoder, ids: Ids, options: RequestOptions, ran: lis
 
 
 def _log_softmax_at(logits: Logits, ids: Ids) -> npt.NDArray[np.float32]:
-    """Log softmax(logits)[row, ids[row]] for each row; `logits` is used as scratch space."""
+    """Log softmax(logits)[i, ids[i]] for each position i; `logits` is used as scratch space."""
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(ids)), ids]
     np.exp(logits, out=logits)

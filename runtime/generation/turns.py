@@ -12,10 +12,10 @@ _POLL_SECONDS = 0.002  # between looks at a busy session, from a coroutine that 
 
 
 class Turns:
-    """Who may use a session now, and when it may be freed."""
+    """The lock of a session, and when the session may be freed."""
 
     def __init__(self, free: Callable[[], None]) -> None:
-        """Nobody's turn.
+        """Start unlocked.
 
         Args:
             free: Called once, after `close`, when no request is running.
@@ -30,7 +30,7 @@ class Turns:
         """Wait for a turn and hold it.
 
         Raises:
-            RequestError: the session is closed, or this very thread holds the turn and would wait for ever.
+            RequestError: the session is closed, or this thread holds the turn and would wait forever.
         """
         if self._thread == threading.get_ident():
             raise RequestError("session: a stream of this thread is open; finish or close it first")
@@ -42,7 +42,7 @@ class Turns:
             self._end()
 
     def check(self) -> None:
-        """Say so if the session was closed.
+        """Refuse to go on if the session was closed.
 
         Raises:
             RequestError: it was.
@@ -73,8 +73,8 @@ class Turns:
             while (piece := await loop.run_in_executor(thread, next, pieces, None)) is not None:
                 yield piece
         finally:
-            # A step that is still running ends before this is its turn; nobody waits for it here. Who asks from this
-            # thread meanwhile may wait: what is left to do needs neither this thread nor its loop.
+            # The worker first ends a step that is still running, and nothing waits for it here. A request from this
+            # thread may wait for the turn meanwhile, since the worker needs neither this thread nor its loop.
             self._thread = None
             thread.submit(self._end_stream, pieces)
             thread.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""How much of a model runs: from a budget to the threshold its gates are compared with, and what they then skipped."""
+"""From a budget to the threshold that skip gates are compared with, and which blocks the gates then skipped."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Skips:
     """Which blocks ran, token by token, after the warm-up.
 
     Attributes:
-        ran: bool [tokens, gates], in the order of the gated layers; tokens that are written or scored one by one, but
-            for the first `warmup` positions.
+        ran: bool [tokens, gates], in the order of the gated layers, for all tokens after the first `warmup` positions
+            that are written or scored one by one.
         blocks: All feed-forward blocks of the model, those without a gate included.
     """
 
@@ -50,9 +50,9 @@ def collect_skips(steps: Sequence[bytes], gates: Sequence[SkipGates]) -> Skips |
     return Skips(ran, sum(each.blocks for each in gates))
 
 
-def batched_dense(gates: SkipGates | None, rows: int) -> bool:
-    """Whether the batch policy has every block run in a step of so many rows."""
-    return gates is not None and rows > 1 and (rows > gates.rows or gates.batch == "off")
+def batched_dense(gates: SkipGates | None, sequences: int) -> bool:
+    """Whether the gates' batch policy runs every block in a step of some sequences."""
+    return gates is not None and sequences > 1 and (sequences > gates.rows or gates.batch == "off")
 
 
 def check_budget(value: object) -> float:
@@ -70,15 +70,15 @@ def check_budget(value: object) -> float:
 def threshold_at(thresholds: Sequence[tuple[float, float]], budget: float) -> float:
     """The threshold of a budget.
 
-    The share of blocks that are to be skipped falls in a line from the largest of the table, at budget 0, to none at 1.
+    The share of blocks to skip falls linearly from the largest of the table, at budget 0, to none at 1.
 
     Args:
         thresholds: (share of all blocks skipped, threshold), both rising, from (0, -inf).
         budget: From 0 to 1.
 
     Returns:
-        Between the table's thresholds, in a line; -inf at budget 1. Below the first finite one, on the line through
-        the first two.
+        The threshold, interpolated between the table's; -inf at budget 1. Below the first finite one it lies on the
+        line through the first two.
     """
     points = _finite(thresholds)
     if budget >= 1 or not points:
@@ -106,5 +106,5 @@ def _share(points: Sequence[tuple[float, float]], budget: float) -> float:
 
 
 def threshold_of(gates: SkipGates | None, budget: float | None) -> float:
-    """The threshold of a budget for a graph's gates, by default of the gates' own; -inf without gates."""
+    """The threshold of a budget, None for the gates' own; -inf without gates."""
     return DENSE if gates is None else threshold_at(gates.thresholds, gates.budget if budget is None else budget)

@@ -1,4 +1,4 @@
-"""What a decoder is fed beside its tokens: images' features in the place of some, and positions that follow images."""
+"""Inputs of a decoder besides its tokens: image features in the place of some, and positions that follow images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Feeds = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inserts:
-    """Values for some tokens of a prompt.
+    """Features that stand in the place of some tokens of a prompt.
 
     Attributes:
-        places: int64 [places], rising.
+        places: int64 [places], indices of these tokens, rising.
         values: float32 [places, width].
-        positions: int64 [3, tokens]; None where a token's position is how many stand before it.
+        positions: int64 [3, tokens]: time, row and column; None where a token's position is its index.
     """
 
     places: Ids
@@ -32,7 +32,7 @@ class Inserts:
 
     @property
     def shift(self) -> int:
-        """What is added to how many tokens stand before one that follows the prompt, to get its position."""
+        """The difference between position and index of every token that follows the prompt."""
         return 0 if self.positions is None else int(self.positions.max()) + 1 - self.positions.shape[1]
 
 
@@ -40,11 +40,11 @@ class ExtraInputs:
     """Fills the inputs that a decoder has besides tokens and cache; for a graph without any it gives none."""
 
     def __init__(self, inputs: Sequence[TensorSpec], batch: int) -> None:
-        """Look at what the graph takes.
+        """Read from a graph which of these inputs it has.
 
         Args:
-            inputs: The graph's.
-            batch: Rows of the cache.
+            inputs: The inputs of the graph.
+            batch: Slots of the cache.
         """
         width = next((tensor.shape[-1] for tensor in inputs if tensor.name == IMAGE_FEATURES), None)
         self._nothing: Feeds = {}
@@ -54,32 +54,32 @@ class ExtraInputs:
         self._shifts = np.zeros(batch, np.int64)
         self._positions: dict[int, Ids] = {}
 
-    def read(self, row: int, start: int, tokens: int, inserts: Inserts | None) -> Feeds:
-        """Feeds for some tokens of a prompt, of which `start` stand before them."""
+    def read(self, slot: int, start: int, tokens: int, inserts: Inserts | None) -> Feeds:
+        """Feeds for `tokens` tokens of a prompt from index `start` on."""
         feeds = dict(self._nothing)
         if inserts is not None and feeds:
             first, last = np.searchsorted(inserts.places, (start, start + tokens))
             feeds = {IMAGE_FEATURES: inserts.values[first:last], IMAGE_PLACES: inserts.places[first:last] - start}
         if self._spatial:
-            given = None if inserts is None else inserts.positions
-            self._shifts[row] = 0 if inserts is None else inserts.shift
+            positions = None if inserts is None else inserts.positions
+            self._shifts[slot] = 0 if inserts is None else inserts.shift
             plain = np.broadcast_to(np.arange(start, start + tokens), (3, tokens))
-            part = plain if given is None else given[:, start : start + tokens]
+            part = plain if positions is None else positions[:, start : start + tokens]
             feeds[POSITION_IDS] = np.ascontiguousarray(part[:, None])
         return feeds
 
-    def step(self, rows: int) -> Feeds:
-        """Feeds for a token of each of the first rows; `advance` changes what they hold."""
+    def step(self, count: int) -> Feeds:
+        """Feeds for one token of each of the first slots; `advance` changes their contents."""
         if not self._spatial:
             return dict(self._nothing)
-        self._positions[rows] = np.zeros((3, rows, 1), np.int64)
-        return {**self._nothing, POSITION_IDS: self._positions[rows]}
+        self._positions[count] = np.zeros((3, count, 1), np.int64)
+        return {**self._nothing, POSITION_IDS: self._positions[count]}
 
     def advance(self, last: npt.NDArray[np.int32]) -> None:
-        """Set the positions of the first rows' newest tokens, of which `last` stand before them."""
+        """Set the positions of the newest tokens in the first slots, whose indices are `last`."""
         if self._spatial and len(last) in self._positions:
             self._positions[len(last)][:, :, 0] = last + self._shifts[: len(last)]
 
-    def move(self, row: int, to: int) -> None:
-        """Put one row in the place of another."""
-        self._shifts[to] = self._shifts[row]
+    def move(self, slot: int, to: int) -> None:
+        """Move a sequence to another slot."""
+        self._shifts[to] = self._shifts[slot]

@@ -53,8 +53,8 @@ class RouterNet:
     def losses(self, x: Array) -> Array:
         """Predicted losses: float32 [..., 2 · width] -> [..., routes]."""
         w = self.weights
-        found: Array = np.tanh(x @ w["w1"].T + w["b1"]) @ w["w2"].T + w["b2"]
-        return found
+        result: Array = np.tanh(x @ w["w1"].T + w["b1"]) @ w["w2"].T + w["b2"]
+        return result
 
     def threshold_at(self, budget: float) -> float:
         """The threshold of a budget: the mean cost goes in a line from the cheapest route's to the dearest's."""
@@ -97,8 +97,8 @@ def picked(losses: Mapping[str, float], costs: Mapping[str, int], threshold: flo
 def features(states: Array) -> Array:
     """What the router reads of a prompt: float32 [tokens, width] -> [2 · width]."""
     z = states / np.sqrt(np.mean(np.square(states), axis=-1, keepdims=True) + 1e-6)
-    found: Array = np.concatenate([z.mean(0), z[-1]]).astype(np.float32)
-    return found
+    result: Array = np.concatenate([z.mean(0), z[-1]]).astype(np.float32)
+    return result
 
 
 def router_of(bundle: Bundle, switch: Switch) -> RouterNet | None:
@@ -143,5 +143,5 @@ def _tensor(about: Mapping[str, object], data: bytes) -> Array:
     if about["dtype"] != "F32":
         raise ValueError(f"dtype {about['dtype']}, not F32")
     start, end = about["data_offsets"]  # type: ignore[misc]
-    found: Array = np.frombuffer(data[start:end], "<f4").reshape(about["shape"])  # type: ignore[call-overload, has-type]
-    return found
+    result: Array = np.frombuffer(data[start:end], "<f4").reshape(about["shape"])  # type: ignore[call-overload, has-type]
+    return result

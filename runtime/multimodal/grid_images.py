@@ -16,7 +16,7 @@ from adaptc.runtime.multimodal.subsets import key_of
 
 
 class GridImages(Images):
-    """Puts images of any size into prompts.
+    """Inserts images of any size into prompts.
 
     An image is uint8 [height, width, channels] or float32 [channels, height, width], both sides multiples of what takes
     one place; or `pixel_values` and `image_grid_thw` by name, as the model's processor gives them.
@@ -51,11 +51,11 @@ class GridImages(Images):
         key = key_of(self.modality, [array[None] for array in feeds.values()], 0)
         known = self.graphs.cache.get(key)
         if known is None:
-            made = self.graphs.engine_run(str(self.graphs.modal.modalities[self.modality].encoder), feeds)
-            known = (made[IMAGE_FEATURES],)
+            encoded = self.graphs.engine_run(str(self.graphs.modal.modalities[self.modality].encoder), feeds)
+            known = (encoded[IMAGE_FEATURES],)
             self.graphs.cache.put(key, known)
-        found: Pixels = known[0]
-        return found
+        features: Pixels = known[0]
+        return features
 
     def _corners(self, picture: Picture) -> Ids:
         """Row and column of each patch: int64 [places, patches of a place, 2]."""
@@ -84,26 +84,24 @@ class GridImages(Images):
         frames = np.repeat(parts[:, :, :, :, :, None], self.grid.frames, 5)  # [rows, columns, m, m, channels, t, p, p]
         return Picture(np.ascontiguousarray(frames.reshape(rows * columns, merge * merge, -1)), rows * columns, rows)
 
-    def _processed(self, given: Mapping[str, Any]) -> list[Picture]:
-        """Patches and grids as the processor gives them."""
+    def _processed(self, images: Mapping[str, Any]) -> list[Picture]:
+        """The pictures of patches and grids as the model's processor gives them."""
         merge = self.grid.merge
         try:
-            patches = finite(0, np.asarray(given[PIXEL_VALUES]))
-            grids = np.asarray(given["image_grid_thw"])
+            patches = finite(0, np.asarray(images[PIXEL_VALUES]))
+            grids = np.asarray(images["image_grid_thw"])
         except KeyError as error:
             raise RequestError(f"images: no {error}; pixel_values and image_grid_thw are needed") from error
-        wanted = int(self._encoder.inputs[0].shape[2])
+        size = int(self._encoder.inputs[0].shape[2])
         fits = grids.ndim == 2 and grids.shape[1] == 3 and not (grids[:, 1:] % merge).any() and (grids[:, 0] == 1).all()
-        if not fits or patches.shape != (int(grids.prod(1).sum()), wanted):
+        if not fits or patches.shape != (int(grids.prod(1).sum()), size):
             raise RequestError(
                 f"images: pixel_values float32{list(patches.shape)} and image_grid_thw {grids.tolist()}; patches of "
-                f"{wanted} numbers are needed, as many as the grids [1, rows, columns] have, by {merge} divisible"
+                f"{size} numbers are needed, as many as the grids [1, rows, columns] have, by {merge} divisible"
             )
         parts = np.split(patches, np.cumsum(grids.prod(1))[:-1])
         return [
-            Picture(
-                np.ascontiguousarray(part.reshape(-1, merge * merge, wanted)), len(part) // merge**2, int(h) // merge
-            )
+            Picture(np.ascontiguousarray(part.reshape(-1, merge * merge, size)), len(part) // merge**2, int(h) // merge)
             for part, (_, h, _) in zip(parts, grids, strict=True)
         ]
 
@@ -116,17 +114,17 @@ def positions(ids: Ids, token: int, pictures: Sequence[Picture]) -> Ids:
         token: That token.
         pictures: The images, in order.
     """
-    found = np.zeros((3, len(ids)), np.int64)
+    result = np.zeros((3, len(ids)), np.int64)
     left = iter(pictures)
     here, at = 0, 0
     while at < len(ids):
         if ids[at] != token:
-            found[:, at] = here
+            result[:, at] = here
             here, at = here + 1, at + 1
             continue
         picture = next(left)
         columns = picture.places // picture.rows
         place = np.arange(picture.places)
-        found[:, at : at + picture.places] = here + np.stack([0 * place, place // columns, place % columns])
+        result[:, at : at + picture.places] = here + np.stack([0 * place, place // columns, place % columns])
         here, at = here + max(picture.rows, columns), at + picture.places
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""Images of a request: read, encoded by their own graph, and put where the prompt says."""
+"""Images of a request: read, encoded by their own graph, and inserted into the prompt."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Picture:
 
 
 class Images:
-    """Puts images into prompts.
+    """Inserts images into prompts.
 
     Attributes:
         spec: How the model takes them.
@@ -136,12 +136,12 @@ class Images:
         """
         pictures = self.read(images)
         count, total = len(pictures), sum(each.places for each in pictures)
-        found = int((ids == self.spec.token).sum())
-        if found == count != total:
+        tokens = int((ids == self.spec.token).sum())
+        if tokens == count != total:
             ids = self._widened(ids, pictures)
-        elif found != total:
+        elif tokens != total:
             raise RequestError(
-                f"prompt: {found} image tokens (id {self.spec.token}) and {count} images; "
+                f"prompt: {tokens} image tokens (id {self.spec.token}) and {count} images; "
                 f"one for each image is needed, or {total}"
             )
         return ids, partial(self.encode, ids, pictures) if count else None
@@ -151,14 +151,14 @@ class Images:
         self.graphs.close()
 
     def encode(self, ids: Ids, pictures: Sequence[Picture]) -> Inserts:
-        """Run the encoder on a prompt's images, those apart that it has seen lately.
+        """Encode a prompt's images; those in the cache are not encoded again.
 
         Raises:
             EngineError: it fails.
         """
         name = self._encoder.inputs[0].name
-        given = {name: np.stack([each.pixels for each in pictures])}
-        features = self.graphs.features(self.modality, given)[IMAGE_FEATURES]
+        pixels = {name: np.stack([each.pixels for each in pictures])}
+        features = self.graphs.features(self.modality, pixels)[IMAGE_FEATURES]
         places = np.flatnonzero(ids == self.spec.token)
         return Inserts(places, np.ascontiguousarray(features.reshape(len(places), -1)))
 
@@ -195,8 +195,8 @@ class Images:
         if image.dtype.kind != "f" or image.shape != shape:
             bytes_ = f"uint8[{height}, {width}, {channels}]"
             form = f"float32[{channels}, {height}, {width}] as its processor gives it"
-            wanted = f"{bytes_}, or {form}" if self.spec.mean else form
-            raise RequestError(f"images[{index}]: {image.dtype}{list(image.shape)}; {wanted}, is needed")
+            needed = f"{bytes_}, or {form}" if self.spec.mean else form
+            raise RequestError(f"images[{index}]: {image.dtype}{list(image.shape)}; {needed}, is needed")
         return finite(index, image)
 
     def _widened(self, ids: Ids, pictures: Sequence[Picture]) -> Ids:
@@ -223,30 +223,32 @@ def finite(index: int, image: npt.NDArray[Any]) -> Pixels:
     return np.ascontiguousarray(image, np.float32)
 
 
-def uses_images(modal: ModalSpec | None, images: Images | None, given: bool, modalities: Sequence[str] | None) -> bool:
+def uses_images(
+    modal: ModalSpec | None, images: Images | None, has_images: bool, modalities: Sequence[str] | None
+) -> bool:
     """Whether a request's images are used.
 
     Args:
         modal: The model's modalities; None for a model that never had any but text.
         images: What puts images into prompts, if the bundle has it.
-        given: Whether the request has images.
-        modalities: What it wants to be used; None for all that is given.
+        has_images: Whether the request has images.
+        modalities: The only modalities to use; None for all that the request has.
 
     Raises:
-        RequestError: the bundle cannot do it.
+        RequestError: the bundle does not run on these modalities.
     """
-    if images is None and given and modalities is None:
+    if images is None and has_images and modalities is None:
         raise RequestError("images: this bundle reads text only")
     known = ["text"] if modal is None else list(modal.modalities)
-    seen = images.modality if images is not None else None
-    wanted = [name for name in known if name != seen or given] if modalities is None else list(modalities)
-    for name in wanted:
+    image = images.modality if images is not None else None
+    used = [name for name in known if name != image or has_images] if modalities is None else list(modalities)
+    for name in used:
         if name not in known:
             raise RequestError(f"modalities: no {name!r}; there are: {', '.join(known)}")
-    if seen in wanted and not given:
-        raise RequestError(f"modalities: {seen}: the request has no images")
+    if image in used and not has_images:
+        raise RequestError(f"modalities: {image}: the request has no images")
     subsets = [("text",)] if modal is None else [each.modalities for each in modal.subsets]
-    if tuple(name for name in known if name in wanted) not in subsets:
+    if tuple(name for name in known if name in used) not in subsets:
         there = ", ".join("+".join(subset) for subset in subsets)
-        raise RequestError(f"modalities: {'+'.join(wanted)} was not compiled; there are: {there}")
-    return seen in wanted
+        raise RequestError(f"modalities: {'+'.join(used)} was not compiled; there are: {there}")
+    return image in used

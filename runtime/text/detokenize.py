@@ -1,4 +1,4 @@
-"""Turn a growing answer into text piece by piece: only whole characters, and never a stop string."""
+"""Turn a growing sequence into text piece by piece: only whole characters, and never a stop string."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PATIENCE = 8  # tokens; a character has at most 4 bytes, so after these it is n
 
 
 class Decoding(Protocol):
-    """The text of one answer as its tokens come in."""
+    """The text of one sequence as its tokens come in."""
 
     def push(self, token: int) -> str:
         """The text that is certain now; the pieces joined are the text of all tokens."""
@@ -49,18 +49,18 @@ class WindowDecoding:
         self._decode = decode
         self._window: list[int] = []
         self._out = 0  # characters of the window's text that are out
-        self._told = 0  # tokens of the window whose text is out
+        self._sent = 0  # tokens of the window whose text is out
 
     def push(self, token: int) -> str:
         """See `Decoding.push`."""
         self._window.append(token)
         text = self._decode(self._window)
-        waiting = len(self._window) - self._told
+        waiting = len(self._window) - self._sent
         if len(text) <= self._out or (text.endswith(_UNFINISHED) and waiting < _PATIENCE):
             return ""
         piece = text[self._out :]
-        self._window = self._window[self._told :]
-        self._told = len(self._window)
+        self._window = self._window[self._sent :]
+        self._sent = len(self._window)
         self._out = len(self._decode(self._window))
         return piece
 
@@ -70,7 +70,7 @@ class WindowDecoding:
 
 
 class Text:
-    """The text of one answer up to the first stop string.
+    """The text of one sequence up to the first stop string.
 
     Text that may be the beginning of a stop string is held back until it is certain.
 
@@ -99,11 +99,11 @@ class Text:
 
     def _until_stop(self, piece: str) -> str:
         text = self._held + piece
-        found = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
-        if found:
-            # The one that was complete first, however the text was cut into pieces.
+        matches = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if matches:
+            # The stop string that was complete first, whatever pieces the text came in.
             self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
+            return text[: min(matches)[1]]
         certain = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[certain:]
         return text[:certain]

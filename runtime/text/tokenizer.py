@@ -60,7 +60,7 @@ class Tokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def decoding(self) -> Decoding:
-        """A fresh decoding of one answer, token by token."""
+        """A new decoding of one sequence, token by token."""
         return ByteDecoding(self._bytes_of) if self._byte_level else WindowDecoding(self.decode)
 
     def render(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:

@@ -36,7 +36,9 @@ class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
         try:
             self._states: States = lazy_zeros((self.batch, self.spec.max_tokens, width))
         except MemoryError as error:
-            raise RequestError(f"batch: {self.batch} rows of {self.spec.max_tokens} states do not fit") from error
+            raise RequestError(
+                f"batch: {self.batch} sequences of {self.spec.max_tokens} states do not fit in memory"
+            ) from error
         self._lengths = [0] * self.batch  # states kept for each slot
         self._logits = np.empty((self.batch, self.spec.vocab_size), np.float32)
 
