@@ -1,4 +1,4 @@
-"""A module that a factory built -> FX graph: `torch.export` with a free batch, module paths kept."""
+"""Module that a factory built -> FX graph: `torch.export` with a free batch, module paths kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from adaptc.capture.text import tidy
+from adaptc.capture.tidy import tidy
 from adaptc.errors import LoadError
 from adaptc.ir.graph import UNUSED, FxGraph
 from adaptc.runtime.bundle.names import LOGITS
@@ -68,7 +68,7 @@ def _outputs(result: Any) -> tuple[str, ...]:
 
 
 def _flat_output(module: fx.GraphModule) -> None:
-    """A graph returns a tuple, whatever tree the module returned."""
+    """Make the graph return a tuple, whatever tree the module returns."""
     output = module.graph.output_node()
     output.args = (tuple(output.all_input_nodes),)
     if len(module.meta["outputs"]) != len(output.all_input_nodes):
@@ -76,13 +76,13 @@ def _flat_output(module: fx.GraphModule) -> None:
 
 
 def _unused(exported: fx.GraphModule, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters that the whole model does not read: what stands for a missing modality, perhaps."""
+    """Return parameters that the whole model does not read, such as stand-ins for a missing modality."""
     read = {str(node.target) for node in exported.graph.nodes if node.op == "get_attr"}
     return {name: parameter for name, parameter in module.named_parameters() if name not in read}
 
 
 def _register_constants(module: fx.GraphModule) -> None:
-    """Tensors that tracing made are plain attributes; as buffers they survive a fork."""
+    """Make buffers of the tensors that tracing left as plain attributes, so that they survive a fork."""
     for node in module.graph.nodes:
         if node.op != "get_attr":
             continue

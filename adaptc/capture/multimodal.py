@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from adaptc.capture.text import attach, layer_kinds, shallow, stamp, tidy, tied
+from adaptc.capture.stamp import stamp
+from adaptc.capture.text import layer_kinds, shallow
+from adaptc.capture.tidy import tidy
+from adaptc.capture.weights import attach, tied
 from adaptc.errors import LoadError
 from adaptc.families.base import MultimodalFamily
 from adaptc.families.model import model_of, multimodal_of

@@ -64,7 +64,7 @@ def norms_minus_one(name: str, values: Array, heads: int, kv_heads: int) -> Arra
 
 
 def sliding_window(file: GgufHeader, architecture: str, values: Mapping[str, Any], deepest: int) -> dict[str, Any]:
-    """The window and the scale of queries of a family with sliding layers.
+    """Return the config values of a family with sliding layers: the window, and the scale of queries.
 
     Args:
         file: The header.

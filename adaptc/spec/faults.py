@@ -1,4 +1,4 @@
-"""Pydantic's findings as sentences a user can act on."""
+"""Pydantic's errors as sentences a user can act on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _close(name: str, known: Iterable[str]) -> str | None:
 
 
 def faults_of(error: ValidationError, kind: Any, data: Any, prefix: Path = ()) -> list[Fault]:
-    """Return one fault for each place pydantic found wrong.
+    """Return one fault for each value that pydantic refused.
 
     Args:
         error: What pydantic raised.
@@ -67,16 +67,16 @@ def faults_of(error: ValidationError, kind: Any, data: Any, prefix: Path = ()) -
         data: The values that were validated.
         prefix: Where `data` stands in the document.
     """
-    found: dict[Path, list[ErrorDetails]] = {}
+    by_path: dict[Path, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] == "default_factory_not_called":
-            continue  # it follows from another fault, which is told
-        found.setdefault(_path(detail, data), []).append(detail)
-    # Where a value may be of several kinds, the kind that fits best complains deepest inside.
+            continue  # it follows from another fault, which has its own line
+        by_path.setdefault(_path(detail, data), []).append(detail)
+    # Where a value may be of several kinds, the kind that fits best has its errors deepest inside.
     best = {
         path: details
-        for path, details in found.items()
-        if _expected(details[0]) is None or not any(other != path == other[: len(path)] for other in found)
+        for path, details in by_path.items()
+        if _expected(details[0]) is None or not any(other != path == other[: len(path)] for other in by_path)
     }
     return [Fault(prefix + path, what) for path, details in best.items() if (what := _what(details, kind, path, data))]
 
@@ -110,12 +110,12 @@ def unknown_keys(kind: Any, data: Any, prefix: Path = ()) -> list[Fault]:
 
 
 def _renamed(kind: Any, path: Path) -> Mapping[str, str]:
-    """The new names of keys that a pass had in an earlier release, by their old names."""
+    """Return the new names of keys that a pass had in an earlier release, by their old names."""
     return getattr(kind, "renamed", {}) if path == () else {}
 
 
 def _path(detail: ErrorDetails, data: Any) -> Path:
-    """The error's place in the data, without the tags pydantic adds for unions and keys."""
+    """Return the error's place in the data, without the tags pydantic adds for unions and keys."""
     path: list[str | int] = []
     for part in detail["loc"]:
         inside = (
@@ -130,7 +130,7 @@ def _path(detail: ErrorDetails, data: Any) -> Path:
 
 
 def _what(details: Sequence[ErrorDetails], kind: Any, path: Path, data: Any) -> str:
-    """What is wrong at a path; empty if another fault says it better."""
+    """Return what is wrong at a path; empty if another fault states it better."""
     detail = details[0]
     code, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     if code in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -168,7 +168,7 @@ def _expected(detail: ErrorDetails) -> str | None:
 
 
 def _fields(kind: Any, path: Path) -> list[str]:
-    """The names of the fields at a path within a type; empty where it has none."""
+    """Return the names of the fields at a path within a type; empty where it has none."""
     for part in path:
         kind = _plain(kind)
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -187,7 +187,7 @@ def _fields(kind: Any, path: Path) -> list[str]:
 
 
 def _plain(kind: Any) -> Any:
-    """The type without Annotated and `| None`."""
+    """Return the type without Annotated and `| None`."""
     while (origin := typing.get_origin(kind)) in (typing.Annotated, typing.Union, types.UnionType):
         options = [each for each in typing.get_args(kind) if each is not type(None)]
         if origin is not typing.Annotated and len(options) > 1:

@@ -9,11 +9,14 @@ from adaptc.spec.positions import Document, Path, read_yaml
 
 
 def apply_set(document: Document, override: str) -> None:
-    """Apply one `--set a.b.0.c=value`; what is missing on the way is made.
+    """Apply one `--set a.b.0.c=value`; mappings that are missing on the way are added.
 
     Args:
         document: Changed in place; faults are added to it.
         override: Keys and list indices with dots between, `=`, and a YAML value.
+
+    Raises:
+        SpecError: it has another form, or leads through a value without keys.
     """
     keys, equals, text = override.partition("=")
     names = keys.strip().split(".")

@@ -1,4 +1,4 @@
-"""YAML as plain values that remember their lines, with every fault found, and `--set` on top."""
+"""YAML as plain values with the line of each, and every fault in it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Fault:
     """One thing that is wrong.
 
     Attributes:
-        path: Where in the document.
+        path: Its place in the document.
         what: What is wrong, and what would be right.
     """
 
@@ -65,7 +65,7 @@ class Document:
         data: The values.
         lines: Line, from 1, of each key and list entry.
         set_by: The `--set` text of each path that one has changed.
-        faults: What was wrong already while reading.
+        faults: Faults that reading the document already showed.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Document:
     faults: list[Fault] = field(default_factory=list)
 
     def error(self, faults: Sequence[Fault]) -> SpecError:
-        """Return the error that says the first fault of each place, a line each, in the order of the file."""
+        """Return the error that states the first fault of each place, a line each, in the order of the file."""
         first: dict[Path, Fault] = {}
         for fault in faults:
             first.setdefault(fault.path, fault)
@@ -130,7 +130,7 @@ def read_yaml(text: str, name: str) -> Document:
 
 
 class _Walk:
-    """From nodes to values, noting lines."""
+    """Turns nodes of YAML into values, and records their lines."""
 
     __slots__ = ("count", "document", "loader")
 

@@ -74,10 +74,10 @@ def parse_spec(text: str, name: str = "model.yaml", overrides: Iterable[str] = (
         apply_set(document, override)
     if not isinstance(document.data, dict):
         raise SpecError(f"{name}:1: expected keys and values, beginning with 'version: 1'")
-    given = {key: value for key, value in document.data.items() if key not in _OPTIONAL or value is not None}
+    values = {key: value for key, value in document.data.items() if key not in _OPTIONAL or value is not None}
     faults = list(document.faults)
-    passes = _pass_entries(given.get("passes", []), faults)
-    sections = {key: value for key, value in given.items() if key != "passes"}
+    passes = _pass_entries(values.get("passes", []), faults)
+    sections = {key: value for key, value in values.items() if key != "passes"}
     spec = None
     try:
         spec = Spec.model_validate_json(json.dumps(sections))
@@ -90,13 +90,13 @@ def parse_spec(text: str, name: str = "model.yaml", overrides: Iterable[str] = (
     return spec.model_copy(update={"passes": tuple(passes.values())})
 
 
-def _pass_entries(given: Any, faults: list[Fault]) -> dict[int, PassEntry]:
-    """Bring the two ways to write a pass into one; by index, as a faulty one is left out."""
+def _pass_entries(items: Any, faults: list[Fault]) -> dict[int, PassEntry]:
+    """Return the passes by their index in the list, in one form; faulty ones are left out."""
     entries: dict[int, PassEntry] = {}
-    if not isinstance(given, list):
+    if not isinstance(items, list):
         faults.append(Fault(("passes",), "expected a list; begin each pass with '- '"))
         return entries
-    for index, item in enumerate(given):
+    for index, item in enumerate(items):
         if isinstance(item, str):
             entries[index] = PassEntry(item, {})
         elif isinstance(item, dict) and len(item) == 1:

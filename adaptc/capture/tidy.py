@@ -1,0 +1,49 @@
+"""Drop from an exported graph what only the exporter needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from adaptc.ir.marks import path_of
+
+
+def tidy(module: fx.GraphModule) -> None:
+    """Drop guards, assertions, casts to the type that a value already has, and dead masks, in place."""
+    aten = torch.ops.aten
+    for node in list(module.graph.nodes):
+        if node.target in ("_guards_fn", aten._assert_tensor_metadata.default):
+            module.graph.erase_node(node)
+        elif node.target in (aten.to.dtype, aten.to.device, aten.alias.default, aten.detach_.default):
+            source = node.args[0]
+            if source.meta["val"].dtype == node.meta["val"].dtype:
+                node.replace_all_uses_with(source)
+                module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    _share_sizes(module.graph)
+    for node in module.graph.nodes:
+        node.meta = {"val": node.meta.get("val"), "path": path_of(node)}
+
+
+def _share_sizes(graph: fx.Graph) -> None:
+    """Read each symbolic size off the first input that has it, so that the other inputs can be rewritten away."""
+    first: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.sym_size.int:
+            same = first.setdefault(str(node.meta["val"]), node)
+            if same is node:
+                node.args = _owner(graph, str(node.meta["val"]))
+            else:
+                node.replace_all_uses_with(same)
+                graph.erase_node(node)
+
+
+def _owner(graph: fx.Graph, size: str) -> tuple[fx.Node, int]:
+    """Return the first input with this size, and its axis."""
+    return next(
+        (node, axis)
+        for node in graph.nodes
+        if node.op == "placeholder"
+        for axis, symbol in enumerate(node.meta["val"].shape)
+        if str(symbol) == size
+    )
