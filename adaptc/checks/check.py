@@ -12,7 +12,7 @@ from adaptc.checks.language_model import architecture, head_findings, rope_findi
 from adaptc.checks.model_size import Size, size_of, size_of_shapes
 from adaptc.checks.multimodal import image_findings, keeps_images, module_findings
 from adaptc.checks.resources import room_findings, version_findings
-from adaptc.checks.stitch import stitch_faults
+from adaptc.checks.stitch import spec_faults
 from adaptc.compiler.pipeline import plan_of
 from adaptc.errors import LoadError, SpecError
 from adaptc.families.model import text_of
@@ -90,7 +90,7 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
             sizes.append(size_of(config, spec.target, model.dtype, images=keeps_images(spec, name)))
             yield _size(name, sizes[-1], spec.target)
     if spec.passes and len(known) == len(spec.models):
-        for fault in stitch_faults(spec, known):
+        for fault in spec_faults(spec, known):
             yield Finding("stitch", "error", fault)
     yield from _passes(spec, base)
     if sizes:

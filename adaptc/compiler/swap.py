@@ -16,7 +16,7 @@ from adaptc.compiler.report import report_html, report_json
 from adaptc.compiler.weights_file import GATES, is_trained
 from adaptc.errors import BundleError
 from adaptc.ir.blocks import Bits
-from adaptc.ir.gates_file import Card, load_card, load_gates
+from adaptc.ir.gates_file import GatesMetadata, load_gates, load_gates_metadata
 from adaptc.passes.quantize.blockwise import quantize_blocks
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GatesFile
@@ -54,8 +54,8 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
             f"{bundle.path}: no learned gates; `adaptc compile` with skip_ffn, policy learned, puts some in"
         )
     [name] = names
-    card, weights = load_gates(path)
-    _check(path, card, load_card(kept[name]), bundle)
+    metadata, weights = load_gates(path)
+    _check(path, metadata, load_gates_metadata(kept[name]), bundle)
     graph = ir.load(bundle.path / bundle.manifest.graphs[name].file).graph
     places = {v.name or "": v.const_value for v in graph.initializers.values() if is_trained(v)}
     made = _made(places, weights, 4 if bundle.manifest.target.weights == "int4" else 8)
@@ -67,12 +67,12 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
         assert len(content) == place.nbytes, f"{constant}: {len(content)} bytes, not {place.nbytes}"
         data[place.offset : place.offset + place.nbytes] = content
     gates = bundle.manifest.gates[name]
-    if gates.layers == card.layers:
-        table = ((0.0, DENSE), *card.thresholds)
+    if gates.layers == metadata.layers:
+        table = ((0.0, DENSE), *metadata.thresholds)
     else:  # some gates were taken out: each threshold still has its meaning, and the shares shrink alike
-        part = len(gates.layers) / len(card.layers)
-        table = ((0.0, DENSE), *((share * part, level) for share, level in card.thresholds))
-    gates = replace(gates, warmup=max(gates.warmup, card.warmup), thresholds=table)
+        part = len(gates.layers) / len(metadata.layers)
+        table = ((0.0, DENSE), *((share * part, level) for share, level in metadata.thresholds))
+    gates = replace(gates, warmup=max(gates.warmup, metadata.warmup), thresholds=table)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest = replace(
         bundle.manifest,
@@ -87,13 +87,13 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
     return write_bundle(bundle.path, files, manifest)
 
 
-def _check(path: Path, card: Card, old: Card, bundle: Bundle) -> None:
+def _check(path: Path, metadata: GatesMetadata, old: GatesMetadata, bundle: Bundle) -> None:
     """Refuse gates of another model or form."""
     models = bundle.manifest.models.values()
-    if card.sha256 not in [model.sha256 for model in models]:
+    if metadata.sha256 not in [model.sha256 for model in models]:
         origin = ", ".join(model.source for model in models)
-        raise BundleError(f"{path}: gates of {card.model}, other weights than {origin}; train for this model")
-    for what, new, right in (("layers", card.layers, old.layers), ("rank", card.rank, old.rank)):
+        raise BundleError(f"{path}: gates of {metadata.model}, other weights than {origin}; train for this model")
+    for what, new, right in (("layers", metadata.layers, old.layers), ("rank", metadata.rank, old.rank)):
         if new != right:
             shown = [list(each) if isinstance(each, tuple) else each for each in (new, right)]
             raise BundleError(f"{path}: {what} {shown[0]}; this bundle's are {shown[1]}: compile again for others")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 from adaptc.errors import LoadError
 from adaptc.sources.base import Source
@@ -15,7 +16,11 @@ def vocabulary(source: Source) -> str:
     Raises:
         LoadError: it has no tokenizer, or a damaged one.
     """
-    tokens = tokens_of(source)
+    return hash_of(tokens_of(source))
+
+
+def hash_of(tokens: Mapping[str, int]) -> str:
+    """Return a hash of tokens and their ids, as 64 hex digits."""
     return hashlib.sha256(json.dumps(sorted(tokens.items())).encode()).hexdigest()
 
 

@@ -17,20 +17,21 @@ from adaptc.errors import LoadError
 Moments = tuple[torch.Tensor, torch.Tensor]
 """Adam's running means of a weight's gradient and of its square."""
 
-KEY = "adaptc.training"
+KEY = "adaptc.training.2"
+"""Key of the metadata in the header; its number changes when files of an earlier release no longer fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Where a training is.
+    """The state of a training between two steps.
 
     Attributes:
-        run: What must be the same for it to go on: recipe, layers, text.
-        step: Steps done.
+        run: What must be the same for the training to go on: recipe, layers, text.
+        step: Number of steps done.
         curve: (step, loss).
         weights: By name.
         moments: By the weights' names.
-        logits: What gates said lately.
+        buffers: What else the objective must have, by name.
     """
 
     run: Mapping[str, Any]
@@ -38,23 +39,24 @@ class Checkpoint:
     curve: tuple[tuple[int, float], ...]
     weights: Mapping[str, torch.Tensor]
     moments: Mapping[str, Moments]
-    logits: torch.Tensor
+    buffers: Mapping[str, torch.Tensor]
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write it; the one that was there stays until the new one is whole."""
+    """Write a checkpoint; the file that was there stays until the new one is whole."""
     tensors = {f"weight.{name}": weight for name, weight in checkpoint.weights.items()}
     for name, (first, second) in checkpoint.moments.items():
         tensors |= {f"first.{name}": first, f"second.{name}": second}
+    tensors |= {f"buffer.{name}": buffer for name, buffer in checkpoint.buffers.items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {"run": dict(checkpoint.run), "step": checkpoint.step, "curve": checkpoint.curve}
     half = path.with_name(f".{path.name}.part")
-    save_file(tensors | {"logits": checkpoint.logits.contiguous()}, half, metadata={KEY: json.dumps(about)})
+    save_file(tensors, half, metadata={KEY: json.dumps(about)})
     half.replace(path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read it.
+    """Read a checkpoint.
 
     Raises:
         LoadError: it is damaged, or no checkpoint.
@@ -69,7 +71,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             for name in weights
             if f"first.{name}" in tensors
         }
+        buffers = {name.removeprefix("buffer."): t for name, t in tensors.items() if name.startswith("buffer.")}
         curve = tuple((step, loss) for step, loss in about["curve"])
-        return Checkpoint(about["run"], about["step"], curve, weights, moments, tensors["logits"])
+        return Checkpoint(about["run"], about["step"], curve, weights, moments, buffers)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise LoadError(f"{path}: cannot be read ({error}); --restart begins anew") from error

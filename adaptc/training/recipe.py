@@ -1,4 +1,4 @@
-"""How gates are trained, and how far a training is."""
+"""The options of a training."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train.
+    """How gates, cheap paths or stitches are trained.
 
     Attributes:
         steps: Optimizer steps end to end; 0 leaves the start as it is.
         rows: Sequences in a step.
         window: Tokens of a sequence.
-        learning_rate: Of cheap paths, at its peak.
-        least: Smallest share of all blocks that a step skips.
-        most: Largest.
+        learning_rate: Learning rate at its peak.
+        least: Smallest share of all blocks that a step skips, 0 to 1.
+        most: Largest share of all blocks that a step skips, 0 to 1.
         fits: How often gates are fitted anew on the way, at even distances.
         start: Tokens that the start, and each later fit of gates, is made on.
-        seed: Of everything drawn.
+        seed: Seed of everything that is drawn.
         bfloat16: Whether to compute the model in bfloat16; gates and cheap paths are kept in float32.
     """
 
@@ -32,20 +32,3 @@ class Recipe:
     start: int = 8192
     seed: int = 0
     bfloat16: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One step.
-
-    Attributes:
-        step: Its number, from 1.
-        steps: Of so many.
-        loss: KL(dense || gated), nats a token after the warm-up.
-        share: Share of all blocks that were skipped there.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    share: float

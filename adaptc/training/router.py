@@ -6,8 +6,7 @@ what follows the prompt. A prompt on which two routes are nearly alike then hard
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,29 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
-from adaptc.passes.stitch.least_squares import feeds
-from adaptc.passes.stitch.routing import CARD, LOST, PREDICTED
-from adaptc.runtime.bundle.replace import write_whole
+from adaptc.ir.router_file import RouterMetadata, save_router
+from adaptc.passes.stitch.plan import tail_name
+from adaptc.passes.stitch.rules import TRUNK
+from adaptc.passes.stitch.states import feeds
 from adaptc.runtime.model.router import features
+from adaptc.training.loop import Optimization, Stage, StepLoss, Training
 
 Array = npt.NDArray[np.float32]
-HIDDEN, STEPS, PATIENCE = 32, 600, 60
+HIDDEN, STEPS, RATE, WEIGHT_DECAY = 32, 600, 2e-3, 0.3
+PATIENCE = 60
+"""Steps without a better loss on the stopping prompts, after which training ends."""
+
 LEAST = 32
-"""Prompts that a router can be trained and calibrated on."""
+"""Smallest number of prompts that a router can be trained and calibrated on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompts:
-    """What is known of some prompts.
+    """Prompts, and what each route loses on them.
 
     Attributes:
-        features: What the router reads: float32 [prompts, 2 · width].
-        lost: What each route loses against the dearest on what follows, nats a token: float32 [prompts, routes].
+        features: Features that the router reads: float32 [prompts, 2 · width].
+        lost: Loss of each route against the dearest on what follows, nats a token: float32 [prompts, routes].
     """
 
     features: Array
@@ -50,16 +54,16 @@ def observe(
     graphs: Mapping[str, FxGraph],
     costs: Mapping[str, float],
     ids: npt.NDArray[np.int64],
-    stage: Callable[[str], None] = lambda _: None,
+    stage: Stage = lambda _: None,
     device: str = "cpu",
 ) -> Prompts:
-    """Run every route over every prompt.
+    """Run every route over every prompt and return what it loses.
 
     Args:
         graphs: A stitched program's, at FX level: `trunk` and `tail.ROUTE`.
         costs: By route.
         ids: int64 [prompts, tokens]: the first half of each is the prompt, the second what follows.
-        stage: Told what is being done.
+        stage: Called with the name of each stage as it begins.
         device: "cpu" or "cuda".
     """
     half = ids.shape[1] // 2
@@ -71,108 +75,153 @@ def observe(
             stage(f"prompts {at} of {len(ids)}")
         rows = torch.from_numpy(ids[at : at + 8]).to(device)
         with torch.no_grad():
-            [states] = graphs["trunk"].module(*feeds(graphs["trunk"], rows))
+            [states] = graphs[TRUNK].module(*feeds(graphs[TRUNK], rows))
             seen += [features(each[:half].float().cpu().numpy()) for each in states]
             by_route = []
             for route in costs:
-                tail = graphs[f"tail.{route}"]
+                tail = graphs[tail_name(route)]
                 [logits] = tail.module(*feeds(tail, rows, states))
-                given = logits[:, half - 1 : -1].float().transpose(1, 2)
-                by_route.append(F.cross_entropy(given, rows[:, half:], reduction="none").mean(1).cpu().numpy())
+                scores = logits[:, half - 1 : -1].float().transpose(1, 2)
+                by_route.append(F.cross_entropy(scores, rows[:, half:], reduction="none").mean(1).cpu().numpy())
             losses.append(np.stack(by_route, 1))
     lost = np.concatenate(losses)
     dearest = list(costs).index(max(costs, key=lambda route: costs[route]))
     return Prompts(np.stack(seen), (lost - lost[:, dearest : dearest + 1]).astype(np.float32))
 
 
+class RouterObjective:
+    """A router's net, towards the standardized losses of training prompts; the weights that stop best are kept."""
+
+    def __init__(self, prompts: Prompts, seed: int = 0) -> None:
+        """Standardize the prompts; a fifth of them says when to stop.
+
+        Args:
+            prompts: To train on.
+            seed: Seed of everything that is drawn.
+
+        Raises:
+            PassError: too few prompts.
+        """
+        if len(prompts.lost) < LEAST:
+            raise PassError(f"{len(prompts.lost)} prompts; at least {LEAST} are needed, and some hundred are right")
+        self._random = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(prompts.lost), generator=self._random).numpy()
+        stop, train = prompts[order[: len(order) // 5]], prompts[order[len(order) // 5 :]]
+        self._mean, self._scale = train.features.mean(0), train.features.std(0) + 1e-3
+        self._middle, self._spread = train.lost.mean(0), train.lost.std(0) + 1e-6
+        self._train, self._stop = self._standardized(train), self._standardized(stop)
+        self._weights: dict[str, torch.nn.Parameter] = {}
+        self._best, self._kept, self._since = float("inf"), dict[str, torch.Tensor](), 0
+
+    def start(self, stage: Stage = lambda _: None) -> None:
+        """Draw the weights."""
+        inputs, outputs = self._train[0].shape[1], self._train[1].shape[1]
+        w1 = torch.randn(HIDDEN, inputs, generator=self._random) * 0.3 / inputs**0.5
+        w2 = torch.randn(outputs, HIDDEN, generator=self._random) * 0.3 / HIDDEN**0.5
+        drawn = {"w1": w1, "b1": torch.zeros(HIDDEN), "w2": w2, "b2": torch.zeros(outputs)}
+        self.restore(drawn, {})
+
+    def weights(self) -> Mapping[str, torch.nn.Parameter]:
+        """Return w1, b1, w2 and b2, for standardized features and losses."""
+        return self._weights
+
+    def begin_step(self, step: int) -> None:
+        """Do nothing: gradients train everything."""
+
+    def backward(self, step: int, random: np.random.Generator) -> StepLoss:
+        """Add the gradients of all training prompts."""
+        x, y = self._train
+        # Noise on what is read: there are more features than prompts.
+        loss = F.smooth_l1_loss(self._net(x + 0.3 * torch.randn(x.shape, generator=self._random)), y)
+        torch.autograd.backward(loss)
+        return StepLoss(float(loss.detach()))
+
+    def clip_groups(self) -> tuple[()]:
+        """Return no group: gradients are not clipped."""
+        return ()
+
+    def finished(self) -> bool:
+        """Keep the weights if they are the best so far; return whether none were for `PATIENCE` steps."""
+        with torch.no_grad():
+            loss = float(F.smooth_l1_loss(self._net(self._stop[0]), self._stop[1]))
+        self._since += 1
+        if loss < self._best:
+            self._best, self._since = loss, 0
+            self._kept = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        return self._since > PATIENCE
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for a checkpoint to fit."""
+        return {"prompts": len(self._train[0]), "features": self._train[0].shape[1], "routes": self._train[1].shape[1]}
+
+    def buffers(self) -> Mapping[str, torch.Tensor]:
+        """Return nothing: a router trains in seconds and begins anew."""
+        return {}
+
+    def restore(self, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]) -> None:
+        """Take these weights."""
+        self._weights = {name: torch.nn.Parameter(weight.clone()) for name, weight in weights.items()}
+        self._kept = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def best(self) -> dict[str, Array]:
+        """Return the best weights, float32: w1 [hidden, 2 · width], b1, w2 [routes, hidden], b2.
+
+        Both standardizations are folded into them, so that the router at run time knows nothing of them.
+        """
+        w1, b1, w2, b2 = (self._kept[name].numpy() for name in ("w1", "b1", "w2", "b2"))
+        inner = w1 / self._scale
+        return {
+            "w1": inner.astype(np.float32),
+            "b1": (b1 - inner @ self._mean).astype(np.float32),
+            "w2": (w2 * self._spread[:, None]).astype(np.float32),
+            "b2": (b2 * self._spread + self._middle).astype(np.float32),
+        }
+
+    def _standardized(self, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+        features = (prompts.features - self._mean) / self._scale
+        return torch.from_numpy(features), torch.from_numpy((prompts.lost - self._middle) / self._spread)
+
+    def _net(self, x: torch.Tensor) -> torch.Tensor:
+        w1, b1, w2, b2 = (self._weights[name] for name in ("w1", "b1", "w2", "b2"))
+        return torch.tanh(x @ w1.T + b1) @ w2.T + b2
+
+
 def fitted(prompts: Prompts, seed: int = 0) -> dict[str, Array]:
-    """Weights of a router, float32: w1 [hidden, 2 · width], b1, w2 [routes, hidden], b2.
-
-    A fifth of the prompts says when to stop.
-
-    Args:
-        prompts: To train on.
-        seed: Of everything drawn.
+    """Train a router; see `RouterObjective.best` for what is returned.
 
     Raises:
         PassError: too few prompts.
     """
-    if len(prompts.lost) < LEAST:
-        raise PassError(f"{len(prompts.lost)} prompts; at least {LEAST} are needed, and some hundred are right")
-    random = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(prompts.lost), generator=random).numpy()
-    stop, train = prompts[order[: len(order) // 5]], prompts[order[len(order) // 5 :]]
-    mean, scale = train.features.mean(0), train.features.std(0) + 1e-3
-    middle, spread = train.lost.mean(0), train.lost.std(0) + 1e-6
-    x, y, stop_x, stop_y = (
-        torch.from_numpy(each)
-        for each in (
-            (train.features - mean) / scale,
-            (train.lost - middle) / spread,
-            (stop.features - mean) / scale,
-            (stop.lost - middle) / spread,
-        )
-    )
-    w1 = torch.randn(HIDDEN, x.shape[1], generator=random) * 0.3 / x.shape[1] ** 0.5
-    w2 = torch.randn(y.shape[1], HIDDEN, generator=random) * 0.3 / HIDDEN**0.5
-    weights = [w1, torch.zeros(HIDDEN), w2, torch.zeros(y.shape[1])]
-    for weight in weights:
-        weight.requires_grad_(True)
-    optimizer = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.3)
-    best, kept, since = float("inf"), [weight.detach().clone() for weight in weights], 0
-    for _ in range(STEPS):
-        # Noise on what is read: there are more features than prompts.
-        loss = F.smooth_l1_loss(_net(weights, x + 0.3 * torch.randn(x.shape, generator=random)), y)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-        with torch.no_grad():
-            now = float(F.smooth_l1_loss(_net(weights, stop_x), stop_y))
-        since += 1
-        if now < best:
-            best, kept, since = now, [weight.detach().clone() for weight in weights], 0
-        if since > PATIENCE:
-            break
-    w1_, b1, w2_, b2 = (weight.numpy() for weight in kept)
-    # Both standardizations go into the matrices, so that the router at run time knows nothing of them.
-    inner = w1_ / scale
-    return {
-        "w1": inner.astype(np.float32),
-        "b1": (b1 - inner @ mean).astype(np.float32),
-        "w2": (w2_ * spread[:, None]).astype(np.float32),
-        "b2": (b2 * spread + middle).astype(np.float32),
-    }
-
-
-def _net(weights: list[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    w1, b1, w2, b2 = weights
-    return torch.tanh(x @ w1.T + b1) @ w2.T + b2
+    objective = RouterObjective(prompts, seed)
+    objective.start()
+    Training(objective, Optimization(STEPS, seed, lambda _: RATE, (0.9, 0.999), WEIGHT_DECAY)).run()
+    return objective.best()
 
 
 def predicted(weights: Mapping[str, Array], x: Array) -> Array:
-    """What a router says: float32 [..., 2 · width] -> [..., routes]."""
-    found: Array = np.tanh(x @ weights["w1"].T + weights["b1"]) @ weights["w2"].T + weights["b2"]
-    return found
+    """Return what a router predicts: float32 [..., 2 · width] -> [..., routes]."""
+    losses: Array = np.tanh(x @ weights["w1"].T + weights["b1"]) @ weights["w2"].T + weights["b2"]
+    return losses
 
 
-def recovered(said: Array, lost: Array, cheap: int) -> tuple[Array, float]:
-    """How much of the gap between the cheapest and the dearest route is recovered, by the share sent to the dearest.
+def recovered(losses: Array, lost: Array, cheap: int) -> tuple[Array, float]:
+    """Return how much of the gap between cheapest and dearest route is recovered, by the share sent to the dearest.
 
     Args:
-        said: What the router predicts each route loses: float32 [prompts, routes].
-        lost: What it loses; of the same shape.
+        losses: Loss of each route as the router predicts it: float32 [prompts, routes].
+        lost: The measured loss; of the same shape.
         cheap: The cheapest route's column.
 
     Returns:
         float32 [prompts + 1], 0 at no prompt and 1 at all; and its area, which is 0.5 for a router that draws lots.
     """
-    order = np.argsort(-said[:, cheap], kind="stable")
+    order = np.argsort(-losses[:, cheap], kind="stable")
     gained = np.concatenate([[0.0], np.cumsum(lost[order, cheap])])
     curve: Array = (gained / gained[-1]).astype(np.float32)
     return curve, float(np.trapezoid(curve, dx=1 / (len(curve) - 1)))
 
 
-def save_router(
+def write_router(
     weights: Mapping[str, Array],
     routes: tuple[str, ...],
     held_out: Prompts,
@@ -180,10 +229,5 @@ def save_router(
     path: Path,
 ) -> None:
     """Write a router with the held-out prompts that it is calibrated on; the old file stays until this one is whole."""
-    from safetensors.numpy import save
-
-    tensors = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
-    tensors[PREDICTED] = np.ascontiguousarray(predicted(weights, held_out.features), np.float32)
-    tensors[LOST] = np.ascontiguousarray(held_out.lost, np.float32)
-    card = json.dumps({"routes": list(routes), "training": dict(training)})
-    write_whole(path, save(tensors, metadata={CARD: card}))
+    metadata = RouterMetadata(routes, dict(training))
+    save_router(metadata, weights, predicted(weights, held_out.features), held_out.lost, path)

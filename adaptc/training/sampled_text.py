@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,7 @@ TOP_P = 0.98
 """What is drawn from: the likeliest tokens with this much probability together, at temperature 1."""
 
 
-def sample(
-    bundle: Path, text: Ids, tokens: int, *, window: int, seed: int, batch: int = 16, told: Callable[[int], None]
-) -> Ids:
+def sample(bundle: Path, text: Ids, tokens: int, *, window: int, seed: int, batch: int = 16) -> Ids:
     """Draw texts that begin with pieces of a given one, at temperature 1.
 
     Args:
@@ -36,7 +33,6 @@ def sample(
         window: Tokens of each text, its beginning included.
         seed: Of everything drawn.
         batch: Texts drawn together.
-        told: Called with the tokens drawn so far.
 
     Returns:
         int64 [texts · window]: texts that an end token cut short are left out.
@@ -55,7 +51,6 @@ def sample(
             )
             texts = [[*prompt, *result.ids] for prompt, result in zip(prompts, results, strict=True)]
             drawn += [np.array(each, np.int64) for each in texts if len(each) == window]
-            told(len(drawn) * window)
     return np.concatenate(drawn)
 
 

@@ -145,25 +145,27 @@ class SkipFfn(Pass):
             raise PassError("gates: policy 'learned' needs a file; `adaptc train` makes one")
         path = Path(self.gates)
         try:
-            card, weights = load_gates(path)
+            metadata, weights = load_gates(path)
         except LoadError as error:
             raise PassError(str(error)) from error
         backbone = program.backbones.get(program.model(name))
-        if card.blocks != blocks:
-            raise PassError(f"{path.name}: gates of a model with {card.blocks} layers; this one has {blocks}")
-        if backbone is not None and backbone.sha256 and card.sha256 != backbone.sha256:
-            raise PassError(f"{path.name}: gates of {card.model}, other weights than {backbone.origin}; train again")
-        if self.layers not in ("auto", card.layers):
-            raise PassError(f"layers: {list(self.layers)}; the gates in {path.name} are for {list(card.layers)}")
+        if metadata.blocks != blocks:
+            raise PassError(f"{path.name}: gates of a model with {metadata.blocks} layers; this one has {blocks}")
+        if backbone is not None and backbone.sha256 and metadata.sha256 != backbone.sha256:
+            raise PassError(
+                f"{path.name}: gates of {metadata.model}, other weights than {backbone.origin}; train again"
+            )
+        if self.layers not in ("auto", metadata.layers):
+            raise PassError(f"layers: {list(self.layers)}; the gates in {path.name} are for {list(metadata.layers)}")
         places = gating.ffn_blocks(graph)
-        wanted = {n: s for layer in card.layers for n, s in gating.parameters(places[layer], card.rank).items()}
+        wanted = {n: s for layer in metadata.layers for n, s in gating.parameters(places[layer], metadata.rank).items()}
         wrong = [n for n, shape in wanted.items() if n not in weights or tuple(weights[n].shape) != shape]
         if wrong:
             found = list(weights[wrong[0]].shape) if wrong[0] in weights else "missing"
             raise PassError(f"{path.name}: {wrong[0]}: {found}; shape {list(wanted[wrong[0]])} is right")
-        fork = gating.learned(graph, card.layers, weights)
-        gates = self._gates("learned", card.layers, blocks, card.thresholds)
-        return fork, replace(gates, warmup=max(self.warmup, card.warmup))
+        fork = gating.learned(graph, metadata.layers, weights)
+        gates = self._gates("learned", metadata.layers, blocks, metadata.thresholds)
+        return fork, replace(gates, warmup=max(self.warmup, metadata.warmup))
 
     def _gates(self, policy: str, layers: tuple[int, ...], blocks: int, levels: Levels) -> SkipGates:
         table = ((0.0, float("-inf")), *levels)

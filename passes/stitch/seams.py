@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import fx
@@ -21,34 +20,12 @@ from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.marks import path_of
 from adaptc.passes.skip_ffn.gating import Builder, FfnBlock, ffn_blocks
-from adaptc.passes.stitch.slices import Backbone
+from adaptc.passes.stitch.options import JoinOptions
+from adaptc.passes.stitch.slices import LayeredDecoder
 
 aten = torch.ops.aten
 EPSILON = 1e-6
 Weights = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """How backbones are joined.
-
-    Attributes:
-        kind: `linear`, or `residual`, which adds a small nonlinear part.
-        init: What the stitch starts from, and is where nothing was trained: the linear map that is nearest to the
-            backbones' own states on the calibration text.
-        rank: Width of the nonlinear part of `residual`.
-        adapters: Rank of the adapters on the route's blocks; 0 for none.
-    """
-
-    kind: Literal["linear", "residual"] = "linear"
-    init: Literal["least_squares"] = "least_squares"
-    rank: int = 64
-    adapters: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, least in (("rank", self.rank, 1), ("adapters", self.adapters, 0)):
-            if not least <= value <= 4096:
-                raise PassError(f"{name}: {value}; {least} to 4096 is right")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +34,10 @@ class Seam:
 
     Attributes:
         route: Name of the route.
-        number: Which of its seams, from 0.
+        number: Which of the route's seams it is, from 0.
         source: (backbone, layer): the state that this layer of the backbone would read is handed over.
         target: (backbone, layer) that reads it.
-        widths: Of the state before and after.
+        widths: Size of the state before and after.
     """
 
     route: str
@@ -71,7 +48,7 @@ class Seam:
 
     @property
     def stem(self) -> str:
-        """What the names of its weights begin with."""
+        """The stem of its weights' names."""
         return f"stitch.{self.route}.{self.number}"
 
     @property
@@ -79,7 +56,7 @@ class Seam:
         """Whether the state itself goes on, as the two sides are one backbone."""
         return self.source[0] == self.target[0]
 
-    def shapes(self, join: Join) -> dict[str, tuple[int, ...]]:
+    def shapes(self, join: JoinOptions) -> dict[str, tuple[int, ...]]:
         """Names and shapes of its weights."""
         before, after = self.widths
         shapes: dict[str, tuple[int, ...]] = {f"{self.stem}.weight": (after, before), f"{self.stem}.bias": (after,)}
@@ -108,14 +85,14 @@ def add_stitch(module: fx.GraphModule, state: fx.Node, seam: Seam, weights: Weig
     return new.call(aten.add.Tensor, stem, state, result) if seam.passes else result
 
 
-def adapter_shapes(backbone: Backbone, layers: Iterable[int], route: str, rank: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a route's adapters on some layers of a backbone."""
-    blocks = ffn_blocks(backbone.graph)
+def adapter_shapes(decoder: LayeredDecoder, layers: Iterable[int], route: str, rank: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a route's adapters on some layers of a decoder."""
+    blocks = ffn_blocks(decoder.graph)
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in layers:
-        stem = f"{backbone.name}.{blocks[layer].layer}.adapter.{route}"
+        stem = f"{decoder.name}.{blocks[layer].layer}.adapter.{route}"
         for part in ("attention", "mlp"):
-            shapes |= {f"{stem}.{part}.a": (rank, backbone.width), f"{stem}.{part}.b": (backbone.width, rank)}
+            shapes |= {f"{stem}.{part}.a": (rank, decoder.width), f"{stem}.{part}.b": (decoder.width, rank)}
     return shapes
 
 

@@ -1,10 +1,10 @@
 """Cut captured decoders into runs of layers and join such runs, of one decoder or of several, into a new graph.
 
-    backbone:   ids ─> embedding ─> layer 0 ─ … ─> layer n-1 ─> norm, head ─> logits
+    decoder:   ids ─> embedding ─> layer 0 ─ … ─> layer n-1 ─> norm, head ─> logits
     slice:   hidden ─> layer a ─ … ─> layer b-1 ─> hidden
 
 A slice that begins at layer 0 of the first graph takes the embedding with it, one that ends at the last layer takes the
-norm and the head. Weights are shared with the backbone and carry its name: `large.model.layers.3.mlp.up_proj.weight`.
+norm and the head. Weights are shared with the decoder and carry its name: `large.model.layers.3.mlp.up_proj.weight`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,16 @@ from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph, assign, attribute
 from adaptc.ir.marks import LAYER, path_of
 from adaptc.ir.weight_names import named_after
-from adaptc.runtime.bundle.names import IMAGE_PLACES
-
-HIDDEN = "hidden"
-"""What is handed from one graph to the next: float [batch, tokens, width], the residual stream between two layers."""
-
-IDS, POSITIONS = "input_ids", "position_ids"
+from adaptc.runtime.bundle.names import HIDDEN, IMAGE_PLACES, INPUT_IDS, LOGITS
 
 
 @dataclass(frozen=True, eq=False)
-class Backbone:
-    """A captured decoder, and where it can be cut.
+class LayeredDecoder:
+    """A captured decoder seen as layers, between which it can be cut.
 
     Attributes:
-        name: What its weights are called after.
-        graph: The decoder.
+        name: Name of the model; the names of its weights begin with it.
+        graph: The decoder's graph.
     """
 
     name: str
@@ -50,6 +45,12 @@ class Backbone:
     def width(self) -> int:
         """Size of the state between layers."""
         return int(self.states[-1].meta["val"].shape[-1])
+
+    @property
+    def rms_norm(self) -> bool:
+        """Whether its layers read the state through RMS norms: none of them has a layer norm."""
+        nodes = self.graph.module.graph.nodes
+        return not any(n.target is torch.ops.aten.layer_norm.default for n in nodes if layer_of(n) is not None)
 
     @cached_property
     def states(self) -> tuple[fx.Node, ...]:
@@ -101,16 +102,16 @@ def _width(node: fx.Node) -> int:
     return shape[-1] if len(shape) == 3 and isinstance(shape[-1], int) else 0
 
 
-class Joined:
-    """A graph in the making, of slices one after another.
+class GraphAssembly:
+    """A graph under construction, from runs of layers one after another.
 
     Attributes:
-        module: What owns the graph and its weights.
+        module: Owner of the graph and its weights.
         state: The newest state, float [batch, tokens, width]; None before the first slice.
     """
 
     def __init__(self) -> None:
-        """Nothing is in it yet."""
+        """Make an empty assembly."""
         self.module = fx.GraphModule(torch.nn.Module(), fx.Graph())
         self.state: fx.Node | None = None
         self._result = HIDDEN
@@ -118,23 +119,23 @@ class Joined:
         self._inputs: dict[str, fx.Node] = {}
         self._copies: dict[str, dict[fx.Node, fx.Node]] = {}
 
-    def read(self, backbone: Backbone, width: int) -> None:
+    def read(self, decoder: LayeredDecoder, width: int) -> None:
         """Begin with a state from another graph.
 
         Args:
-            backbone: The one whose slice comes next: names of sizes are taken from it.
+            decoder: The one whose slice comes next: names of sizes are taken from it.
             width: Of the state.
         """
-        like = backbone.states[0].meta["val"]
+        like = decoder.states[0].meta["val"]
         with like.fake_mode:
             value = torch.empty(*like.shape[:2], width, dtype=torch.float32)
         self.state = self._input(HIDDEN, value)
 
-    def append(self, backbone: Backbone, first: int, last: int, *, head: bool) -> None:
-        """Add layers `first` to `last - 1` of a backbone; before the first slice, with its embedding.
+    def append(self, decoder: LayeredDecoder, first: int, last: int, *, head: bool) -> None:
+        """Add layers `first` to `last - 1` of a decoder; before the first slice, with its embedding.
 
         Args:
-            backbone: Whose.
+            decoder: The decoder that the layers are part of.
             first: Index from 0.
             last: One more than the last index.
             head: Also add its norm and head: the graph then gives logits.
@@ -142,30 +143,30 @@ class Joined:
         Raises:
             PassError: something else than the state comes from a layer that is left out.
         """
-        self._dims.update(backbone.graph.dims)
-        end = _logits(backbone.graph) if head else backbone.states[last]
-        self._result = "logits" if head else HIDDEN
-        copies = self._copies.setdefault(backbone.name, {})
+        self._dims.update(decoder.graph.dims)
+        end = _logits(decoder.graph) if head else decoder.states[last]
+        self._result = LOGITS if head else HIDDEN
+        copies = self._copies.setdefault(decoder.name, {})
         if self.state is not None:
-            copies[backbone.states[first]] = self.state
-        for node in _needed(backbone.graph.module.graph, end, set(copies)):
+            copies[decoder.states[first]] = self.state
+        for node in _needed(decoder.graph.module.graph, end, set(copies)):
             if node.op == "placeholder":
-                if node.target != IDS or self.state is None:
+                if node.target != INPUT_IDS or self.state is None:
                     copies[node] = self._input(str(node.target), node.meta["val"])
                 continue
             index = layer_of(node) if node.op == "call_function" else None
             if index is not None and not first <= index < last:
                 raise PassError(
-                    f"'{backbone.name}': layer {last - 1} reads {node.name} of layer {index}, which is left out"
+                    f"'{decoder.name}': layer {last - 1} reads {node.name} of layer {index}, which is left out"
                 )
             if node.op == "get_attr":
-                copies[node] = self._weight(backbone, node)
+                copies[node] = self._weight(decoder, node)
             elif node.target is torch.ops.aten.sym_size.int and self.state is not None:
                 copies[node] = self._size(int(node.args[1]), node)  # type: ignore[arg-type]
             else:
                 copies[node] = self.module.graph.node_copy(node, copies.__getitem__)
                 path = path_of(node)
-                copies[node].meta = {**node.meta, "path": named_after(backbone.name, path) if path else ""}
+                copies[node].meta = {**node.meta, "path": named_after(decoder.name, path) if path else ""}
         self.state = copies[end]
 
     def graph(self) -> FxGraph:
@@ -193,28 +194,28 @@ class Joined:
         copy.meta = dict(node.meta)
         return copy
 
-    def _weight(self, backbone: Backbone, node: fx.Node) -> fx.Node:
-        """A weight or buffer of the backbone, shared, under the backbone's name."""
-        name = named_after(backbone.name, str(node.target))
-        assign(self.module, name, attribute(backbone.graph.module, str(node.target)))
+    def _weight(self, decoder: LayeredDecoder, node: fx.Node) -> fx.Node:
+        """A weight or buffer of the decoder, shared, under the decoder's name."""
+        name = named_after(decoder.name, str(node.target))
+        assign(self.module, name, attribute(decoder.graph.module, str(node.target)))
         copy = self.module.graph.get_attr(name)
         copy.meta = dict(node.meta)
         return copy
 
 
-def states_graph(backbone: Backbone, cuts: Mapping[str, int], *, logits: bool) -> FxGraph:
-    """The backbone with some of its states as outputs; nothing that is not needed for them is computed.
+def states_graph(decoder: LayeredDecoder, cuts: Mapping[str, int], *, logits: bool) -> FxGraph:
+    """The decoder with some of its states as outputs; nothing that is not needed for them is computed.
 
     Args:
-        backbone: A captured decoder.
+        decoder: A captured decoder.
         cuts: For each output's name, the layer that reads the state.
         logits: Whether its logits are an output too, the last.
     """
-    fork = backbone.graph.fork()
-    found = Backbone(backbone.name, fork).states
+    fork = decoder.graph.fork()
+    found = LayeredDecoder(decoder.name, fork).states
     output = fork.module.graph.output_node()
     output.args = ((*(found[cut] for cut in cuts.values()), *((_logits(fork),) if logits else ())),)
-    fork.module.meta["outputs"] = (*cuts, *(("logits",) if logits else ()))
+    fork.module.meta["outputs"] = (*cuts, *((LOGITS,) if logits else ()))
     fork.module.graph.eliminate_dead_code()
     fork.module.recompile()
     return fork

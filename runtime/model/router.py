@@ -21,7 +21,8 @@ from adaptc.runtime.bundle.plan import RouterRecord, Switch
 from adaptc.runtime.errors import BundleError
 
 Array = npt.NDArray[np.float32]
-CARD = "adaptc.router"
+METADATA = "adaptc.router"
+"""Key of the metadata in a router file's header."""
 NAMES = ("w1", "b1", "w2", "b2")
 
 
@@ -129,12 +130,12 @@ def read_router(content: bytes, routes: Sequence[str], where: str) -> dict[str, 
     try:
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])
-        card = json.loads(header["__metadata__"][CARD])
+        metadata = json.loads(header["__metadata__"][METADATA])
         weights = {name: _tensor(header[name], content[8 + size :]) for name in NAMES}
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{where}: no router: {error}; `adaptc train` makes one") from error
-    if tuple(card["routes"]) != tuple(routes):
-        raise BundleError(f"{where}: a router of {', '.join(card['routes'])}; of {', '.join(routes)} is right")
+    if tuple(metadata["routes"]) != tuple(routes):
+        raise BundleError(f"{where}: a router of {', '.join(metadata['routes'])}; of {', '.join(routes)} is right")
     return weights
 
 

@@ -21,7 +21,7 @@ from adaptc.compiler.stages import program_from_sources
 from adaptc.compiler.swap import swap_gates
 from adaptc.compiler.weights_file import GATES
 from adaptc.errors import AdaptcError
-from adaptc.ir.gates_file import Card, load_gates, save_gates
+from adaptc.ir.gates_file import GatesMetadata, load_gates, save_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import Bundle, load, open_bundle
@@ -41,10 +41,10 @@ def gates_file(spec: Path, path: Path, seed: int, **changed: Any) -> Path:
     program = program_from_sources({"lm": source}, calibration_text(None, spec.parent), lambda _: None)
     places = gating.ffn_blocks(program.graph("lm", FxGraph))
     random = torch.Generator().manual_seed(seed)
-    card = Card("tiny", source.sha256(), (1, 2), 3, 4, 2, ((0.1, -0.4), (0.5, 0.6 + seed)))
-    card = dataclasses.replace(card, **changed)
-    shapes = {n: s for layer in card.layers for n, s in gating.parameters(places[layer], card.rank).items()}
-    save_gates(card, {n: torch.randn(s, generator=random) * 0.3 for n, s in shapes.items()}, path)
+    metadata = GatesMetadata("tiny", source.sha256(), (1, 2), 3, 4, 2, ((0.1, -0.4), (0.5, 0.6 + seed)))
+    metadata = dataclasses.replace(metadata, **changed)
+    shapes = {n: s for layer in metadata.layers for n, s in gating.parameters(places[layer], metadata.rank).items()}
+    save_gates(metadata, {n: torch.randn(s, generator=random) * 0.3 for n, s in shapes.items()}, path)
     return path
 
 
@@ -116,9 +116,9 @@ def test_what_does_not_fit_is_refused_in_one_line(built: tuple[Path, Bundle], tm
         with pytest.raises(AdaptcError, match=text) as caught:
             swap_gates(bundle, file)
         assert "\n" not in str(caught.value)
-    card, weights = load_gates(gates_file(spec, file, 3))
+    metadata, weights = load_gates(gates_file(spec, file, 3))
     weights["model.layers.1.skip.gate.weight"][0] = float("nan")
-    save_gates(card, weights, file)
+    save_gates(metadata, weights, file)
     with pytest.raises(AdaptcError, match="has NaN"):
         swap_gates(bundle, file)
     with pytest.raises(AdaptcError, match="no such file"):

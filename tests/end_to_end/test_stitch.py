@@ -23,7 +23,6 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.weights_file import INLINE_BYTES
 from adaptc.ir.graph import FxGraph
 from adaptc.passes import Pipeline
-from adaptc.passes.stitch.paths import layout
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.bundle.plan import Switch
@@ -58,7 +57,7 @@ def build(folder: Path, into: str, *overrides: str) -> Bundle:
 
 
 def given() -> Any:
-    return stitched.halved(stitched.weights(layout(stitched.stitch(), stitched.program())))
+    return stitched.halved(stitched.weights(stitched.stitch().plan(stitched.program())))
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

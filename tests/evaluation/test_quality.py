@@ -18,7 +18,6 @@ from adaptc.evaluation import instructions, letters
 from adaptc.evaluation.instructions import INSTRUCTIONS
 from adaptc.evaluation.letters import Lettered, likeliest, read_lettered
 from adaptc.evaluation.quality import table
-from adaptc.passes.stitch.paths import layout
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import load_decoder
@@ -112,7 +111,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_the_likeliest_letter_is_the_models(bundle: Bundle) -> None:
     tokenizer, rows = Tokenizer(bundle.path / "tokenizer"), load_decoder(bundle, DecoderOptions(threads=1))
-    given = stitched.halved(stitched.weights(layout(stitched.stitch(), stitched.program())))
+    given = stitched.halved(stitched.weights(stitched.stitch().plan(stitched.program())))
     item = Lettered(ITEMS[0]["question"], ("red", "green", "blue"), 1)  # type: ignore[arg-type]
     ids = np.array([tokenizer.encode(item.prompt)])
     picks = [tokenizer.encode(letter, special=False)[-1] for letter in letters.LETTERS[:3]]

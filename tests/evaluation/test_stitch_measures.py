@@ -13,8 +13,7 @@ from click.testing import CliRunner, Result
 from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.ir.stitch_file import StitchCard, save_stitches
-from adaptc.passes.stitch.paths import layout
+from adaptc.ir.stitch_file import StitchMetadata, save_stitches
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.spec.reading import read_spec
 from tests.models import stitched
@@ -60,9 +59,9 @@ def test_verify_sees_other_stitches(bundle: Bundle, folder: Path, tmp_path: Path
     for file in folder.iterdir():
         if file.name not in ("stitch.safetensors", "bundle", "cache"):
             (tmp_path / file.name).symlink_to(file)
-    plan = layout(stitched.stitch(), stitched.program())
+    plan = stitched.stitch().plan(stitched.program())
     other = {name: value * 1.05 for name, value in stitched.weights(plan).items()}
-    save_stitches(StitchCard({}, {}), other, tmp_path / "stitch.safetensors")
+    save_stitches(StitchMetadata({}, {}), other, tmp_path / "stitch.safetensors")
     shown = run("verify", bundle, "--base", tmp_path, "--route", "large", "--route", "small")
     assert shown.exit_code == 1
     assert "not its source model in fp32: small: " in shown.stderr
@@ -99,7 +98,7 @@ def eager_perplexity(bundle: Bundle, route: str) -> float:
     from adaptc.evaluation.text import windows
     from adaptc.runtime.text.tokenizer import Tokenizer
 
-    plan = layout(stitched.stitch(), stitched.program())
+    plan = stitched.stitch().plan(stitched.program())
     given = stitched.halved(stitched.weights(plan))
     ids = np.array(Tokenizer(bundle.path / "tokenizer").encode(TEXT))
     lost = []

@@ -23,7 +23,7 @@ from adaptc.passes import Pipeline
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.branch import Branch
-from adaptc.passes.stitch.stitch import Routing
+from adaptc.passes.stitch.options import RouterOptions
 from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graph
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.gate_verdict import Payoff
@@ -53,7 +53,7 @@ def write_routes(out: Path) -> None:
     scratch = out / "scratch"
     scratch.mkdir()
     spec = stitched.write(scratch)
-    router = Routing(str(scratch / "router.safetensors"), target_share=0.25)
+    router = RouterOptions(str(scratch / "router.safetensors"), target_share=0.25)
     passes = (Gating(), stitched.stitch(weights=str(scratch / "stitch.safetensors"), router=router))
     made = {}
     with (

@@ -14,9 +14,9 @@ import transformers
 
 from adaptc.capture.text import capture
 from adaptc.ir.program import Program
-from adaptc.passes.stitch.paths import Layout, layout
-from adaptc.passes.stitch.seams import Join
-from adaptc.passes.stitch.stitch import Route, Slice, Stitch
+from adaptc.passes.stitch.options import JoinOptions, Route, Slice
+from adaptc.passes.stitch.plan import StitchPlan
+from adaptc.passes.stitch.stitch import Stitch
 from adaptc.runtime.bundle.plan import Run
 from tests.models.tiny_tokenizer import byte_level, save
 
@@ -28,9 +28,9 @@ HEADS = {"large": 32, "small": 16}
 
 ROUTES = {
     "large": Route((Slice("large", (3, 6)),)),
-    "small": Route((Slice("small", (1, 4)),), Join(kind="residual", rank=6, adapters=4)),
-    "short": Route((Slice("large", (5, 6)),), Join()),
-    "sandwich": Route((Slice("small", (1, 2)), Slice("large", (4, 6))), Join()),
+    "small": Route((Slice("small", (1, 4)),), JoinOptions(kind="residual", rank=6, adapters=4)),
+    "short": Route((Slice("large", (5, 6)),), JoinOptions()),
+    "sandwich": Route((Slice("small", (1, 2)), Slice("large", (4, 6))), JoinOptions()),
 }
 """The donor's own layers; another backbone's; fewer of its own; through the other backbone and back."""
 
@@ -94,7 +94,7 @@ def program(family: str = "qwen2") -> Program:
     return Program(graphs, tuple(map(Run, graphs)), samples=dict.fromkeys(graphs, ids))
 
 
-def weights(plan: Layout) -> dict[str, torch.Tensor]:
+def weights(plan: StitchPlan) -> dict[str, torch.Tensor]:
     """Random weights for all stitches and adapters of a layout."""
     random = torch.Generator().manual_seed(5)
     return {name: torch.randn(shape, generator=random) * 0.1 for name, shape in plan.shapes().items()}
@@ -105,7 +105,7 @@ def eager(
 ) -> npt.NDArray[np.float32]:
     """Logits of a route, composed of transformers' own layers: float32 [batch, tokens, vocab]."""
     pass_ = ROUTES[route]
-    runs = [("large", 0, 3), *((s.source.model, *s.source.layer_range) for s in pass_.slices)]
+    runs = [("large", 0, 3), *((s.layers.model, *s.layers.layer_range) for s in pass_.slices)]
     with torch.no_grad():
         state = model("large", family).model.embed_tokens(torch.from_numpy(ids))
         before, seams = ("large", 0), 0
@@ -155,13 +155,13 @@ def run_layer(owner: Any, index: int, state: torch.Tensor, extra: Mapping[str, t
 
 def write(folder: Path, spec: str = SPEC) -> Path:
     """Write both models, their stitches and a spec; returns the spec's path."""
-    from adaptc.ir.stitch_file import StitchCard, save_stitches
+    from adaptc.ir.stitch_file import StitchMetadata, save_stitches
 
     for name in SHAPES:
         model(name).save_pretrained(folder / name)
         save(byte_level(), folder / name)
-    plan = layout(stitch(), program())
-    save_stitches(StitchCard({}, {}), halved(weights(plan)), folder / "stitch.safetensors")
+    plan = stitch().plan(program())
+    save_stitches(StitchMetadata({}, {}), halved(weights(plan)), folder / "stitch.safetensors")
     routed(folder / "router.safetensors")
     path = folder / "model.yaml"
     path.write_text(spec)
@@ -170,13 +170,13 @@ def write(folder: Path, spec: str = SPEC) -> Path:
 
 def routed(path: Path, routes: tuple[str, ...] = tuple(ROUTES)) -> None:
     """Write a random router for the pair, with random held-out prompts."""
-    from adaptc.training.router import Prompts, save_router
+    from adaptc.training.router import Prompts, write_router
 
     random = np.random.default_rng(9)
     shapes = {"w1": (8, 96), "b1": (8,), "w2": (len(routes), 8), "b2": (len(routes),)}
     found = {name: random.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
     lost = random.uniform(0, 1, (64, len(routes))).astype(np.float32)
-    save_router(found, routes, Prompts(random.normal(size=(64, 96)).astype(np.float32), lost), {}, path)
+    write_router(found, routes, Prompts(random.normal(size=(64, 96)).astype(np.float32), lost), {}, path)
 
 
 def halved(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import pytest
 
 from adaptc.checks.check import check
 from adaptc.ir.graph import FxGraph
-from adaptc.passes.stitch.slices import Backbone
+from adaptc.passes.stitch.slices import LayeredDecoder
 from adaptc.plots.stitches import draw
 from adaptc.spec.reading import parse_spec
 from adaptc.training.stitches.search import Donor, Found, Measured, Price, spread, stitches
@@ -17,8 +17,8 @@ from tests.models import stitched
 PRICES = {"large": (Price(100, 1.0), Price(50, 0.5)), "small": (Price(10, 0.2), Price(20, 0.3))}
 
 
-def backbones() -> dict[str, Backbone]:
-    return {name: Backbone(name, stitched.program().graph(name, FxGraph)) for name in stitched.SHAPES}
+def backbones() -> dict[str, LayeredDecoder]:
+    return {name: LayeredDecoder(name, stitched.program().graph(name, FxGraph)) for name in stitched.SHAPES}
 
 
 def test_every_cut_and_entry_is_priced_by_its_path() -> None:

@@ -16,14 +16,13 @@ from adaptc.errors import LoadError, PassError
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.stitch_file import load_stitches, save_stitches
 from adaptc.passes import Pipeline
-from adaptc.passes.stitch.paths import layout
-from adaptc.passes.stitch.routing import HeldOut, calibrated, p_value
-from adaptc.passes.stitch.seams import Join
-from adaptc.passes.stitch.stitch import Route, Routing, Slice
+from adaptc.passes.stitch.calibration import HeldOut, calibrated, p_value
+from adaptc.passes.stitch.options import JoinOptions, Route, RouterOptions, Slice
+from adaptc.training.loop import Training
 from adaptc.training.recipe import Recipe
-from adaptc.training.router import Prompts, fitted, observe, predicted, recovered, save_router
-from adaptc.training.stitches.spec import card_of
-from adaptc.training.stitches.trainer import StitchTrainer, kl
+from adaptc.training.router import Prompts, fitted, observe, predicted, recovered, write_router
+from adaptc.training.stitches.measure import measure, stitch_metadata
+from adaptc.training.stitches.objective import StitchObjective, kl, stitch_training
 from tests.models import stitched
 
 RECIPE = Recipe(steps=12, rows=4, window=32, start=2048, learning_rate=5e-3)
@@ -39,8 +38,9 @@ def text(tokens: int = 6000) -> Any:
     return np.array(ids)
 
 
-def trainer(recipe: Recipe = RECIPE, **options: Any) -> StitchTrainer:
-    return StitchTrainer([layout(stitched.stitch(), stitched.program())], text(), recipe, **options)
+def trainer(recipe: Recipe = RECIPE, **options: Any) -> Training[StitchObjective]:
+    objective = StitchObjective([stitched.stitch().plan(stitched.program())], text(), recipe, **options)
+    return stitch_training(objective)
 
 
 def test_kl_and_its_gradient_are_torchs() -> None:
@@ -55,14 +55,14 @@ def test_kl_and_its_gradient_are_torchs() -> None:
     torch.testing.assert_close(gradient, given.grad)
 
 
-def test_training_lowers_the_kl_of_routes_and_leaves_the_backbone_lossesalone() -> None:
+def test_training_lowers_the_kl_of_routes_and_leaves_the_backbones_alone() -> None:
     training = trainer()
     before = {n: p.clone() for n, p in stitched.program().graph("large", FxGraph).module.named_parameters()}
-    training.start()
-    _, start = training.measure()
+    training.objective.start()
+    _, start = measure(training.objective)
     assert set(start) == {"small", "short", "sandwich"}, "the donor's own layers need no stitch"
     training.run()
-    alone, end = training.measure()
+    alone, end = measure(training.objective)
     assert alone["large"].kl == pytest.approx(0, abs=1e-6)
     # Least squares leaves nothing to learn where one layer of a random model is left out.
     assert start["short"].kl < 0.01
@@ -74,10 +74,10 @@ def test_training_lowers_the_kl_of_routes_and_leaves_the_backbone_lossesalone() 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = trainer()
-    whole.start()
+    whole.objective.start()
     whole.run()
     half = trainer()
-    half.start()
+    half.objective.start()
     checkpoint = tmp_path / "checkpoint"
 
     def killed(progress: Any) -> None:
@@ -87,57 +87,52 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         half.run(killed, checkpoint, every=4)
     again = trainer()
-    assert again.load(checkpoint)
+    assert again.resume(checkpoint)
     assert again.step == 4
     again.run()
-    for name, weight in whole.weights.items():
-        torch.testing.assert_close(again.weights[name], weight, rtol=1e-4, atol=1e-5)
+    for name, weight in whole.objective.weights().items():
+        torch.testing.assert_close(again.objective.weights()[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     first = trainer(Recipe(steps=1, rows=4, window=32, start=512))
-    first.start()
+    first.objective.start()
     first.run(checkpoint=tmp_path / "c")
-    assert not trainer().load(tmp_path / "none")
-    with pytest.raises(LoadError, match=r"of another recipe, text, routes or version; --restart begins anew$"):
-        trainer().load(tmp_path / "c")
+    assert not trainer().resume(tmp_path / "none")
+    with pytest.raises(LoadError, match=r"of another recipe, text, layers or routes; --restart begins anew$"):
+        trainer().resume(tmp_path / "c")
 
 
 def test_routes_with_other_trunks_learn_in_one_pass() -> None:
     """As in a search: the backbones run once a step, and each route begins where its own trunk ends."""
     plans = [
-        layout(
-            stitched.stitch(
-                trunk=Slice("large", (0, cut)), routes={f"c{cut}": Route((Slice("small", (2, 4)),), Join())}
-            ),
-            stitched.program(),
-        )
+        stitched.stitch(
+            trunk=Slice("large", (0, cut)), routes={f"c{cut}": Route((Slice("small", (2, 4)),), JoinOptions())}
+        ).plan(stitched.program())
         for cut in (1, 4)
     ]
-    both = StitchTrainer(plans, text(), RECIPE)
-    both.start()
+    both = stitch_training(StitchObjective(plans, text(), RECIPE))
+    both.objective.start()
     both.run()
     for plan in plans:
-        alone = StitchTrainer([plan], text(), RECIPE)
-        alone.start()
+        alone = stitch_training(StitchObjective([plan], text(), RECIPE))
+        alone.objective.start()
         alone.run()
-        for name, weight in alone.weights.items():
-            torch.testing.assert_close(both.weights[name], weight, rtol=1e-4, atol=1e-5)
-    both.keep(["c4"])
-    assert {name.split(".")[1] for name in both.weights} == {"c4"}
+        for name, weight in alone.objective.weights().items():
+            torch.testing.assert_close(both.objective.weights()[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_trained_compiles(tmp_path: Path) -> None:
     training = trainer(Recipe(steps=2, rows=4, window=32, start=512))
-    training.start()
+    training.objective.start()
     training.run()
-    plan = training.routes["small"]
-    card = card_of(training, [plan], {"large": "", "small": ""}, {})
-    assert card.routes["sandwich"] == (("large", 0, 3), ("small", 1, 2), ("large", 4, 6))
-    assert card.quality["model large"]["kl"] == pytest.approx(0, abs=1e-6)
+    plan = training.objective.routes["small"]
+    metadata = stitch_metadata(training, [plan], {"large": "", "small": ""}, {})
+    assert metadata.routes["sandwich"] == (("large", 0, 3), ("small", 1, 2), ("large", 4, 6))
+    assert metadata.quality["model large"]["kl"] == pytest.approx(0, abs=1e-6)
     path = tmp_path / "stitch.safetensors"
-    save_stitches(card, dict(training.weights), path)
-    assert load_stitches(path)[0] == card
+    save_stitches(metadata, dict(training.objective.weights()), path)
+    assert load_stitches(path)[0] == metadata
     stitched.stitch(weights=str(path)).apply(stitched.program())
 
 
@@ -145,10 +140,10 @@ def test_refuses_too_little_text_and_nothing_to_train() -> None:
     with pytest.raises(
         PassError, match=r"^a text of 100 tokens; at least 512 are needed for training, and some hundred"
     ):
-        StitchTrainer([layout(stitched.stitch(), stitched.program())], text()[:100], RECIPE)
+        StitchObjective([stitched.stitch().plan(stitched.program())], text()[:100], RECIPE)
     donor = stitched.stitch(routes={"large": Route((Slice("large", (3, 6)),))})
     with pytest.raises(PassError, match=r"^routes: none with a stitch; there is nothing to train$"):
-        StitchTrainer([layout(donor, stitched.program())], text(), RECIPE)
+        StitchObjective([donor.plan(stitched.program())], text(), RECIPE)
 
 
 def hard_and_easy(count: int = 400, seed: int = 0) -> Prompts:
@@ -179,7 +174,7 @@ def test_too_few_prompts_are_refused() -> None:
 
 def test_observed_losses_are_the_routes_own() -> None:
     program = Pipeline((stitched.stitch(),)).run(stitched.program())
-    plan = layout(stitched.stitch(), stitched.program())
+    plan = stitched.stitch().plan(stitched.program())
     ids = text(320).reshape(10, 32)
     found = observe(program.at_level(FxGraph), plan.costs(), ids)
     given = {n: p for g in program.at_level(FxGraph).values() for n, p in g.module.named_parameters()}
@@ -192,14 +187,14 @@ def test_observed_losses_are_the_routes_own() -> None:
     assert found.features.shape == (10, 96)
 
 
-def routing(path: Path, **options: float) -> Routing:
-    return Routing(str(path), **options)
+def routing(path: Path, **options: float) -> RouterOptions:
+    return RouterOptions(str(path), **options)
 
 
 @pytest.fixture
 def router(tmp_path: Path) -> Path:
     path = tmp_path / "router.safetensors"
-    save_router(fitted(hard_and_easy()), ("dear", "middle", "cheap"), hard_and_easy(500, seed=1), {}, path)
+    write_router(fitted(hard_and_easy()), ("dear", "middle", "cheap"), hard_and_easy(500, seed=1), {}, path)
     return path
 
 
@@ -252,10 +247,10 @@ def test_refuses_what_cannot_be_met(router: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(PassError, match=r"^router.safetensors: a router of dear, middle, cheap; the routes are a, b$"):
         calibrated(routing(router, target_share=0.5), {"a": 1, "b": 2})
-    with pytest.raises(PassError, match=r"^none: no such file; `adaptc train` makes one$"):
+    with pytest.raises(PassError, match=r"none: no such file; `adaptc train` makes one$"):
         calibrated(routing(tmp_path / "none", target_share=0.5), COSTS)
     (tmp_path / "bad").write_bytes(b"not a router")
-    with pytest.raises(PassError, match=r"^bad: no router \(.*; a file of `adaptc train` is right$"):
+    with pytest.raises(PassError, match=r"bad: cannot be read as a router \(.*; a file of `adaptc train` is right$"):
         calibrated(routing(tmp_path / "bad", target_share=0.5), COSTS)
 
 

@@ -19,9 +19,11 @@ from adaptc.passes.skip_ffn.importance import decisions
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.training.gates import cheap_paths
+from adaptc.training.gates.measure import gates_metadata
+from adaptc.training.gates.objective import GateObjective, gate_training
 from adaptc.training.gates.start import gate
-from adaptc.training.gates.trainer import Trainer
-from adaptc.training.recipe import Progress, Recipe
+from adaptc.training.loop import Progress, Training
+from adaptc.training.recipe import Recipe
 from tests.models import folder, tiny
 
 RECIPE = Recipe(steps=6, rows=4, window=32, learning_rate=3e-3, least=0.2, most=0.5, start=512, bfloat16=False)
@@ -36,9 +38,9 @@ def text(tokens: int = 4096) -> Any:
     return ids
 
 
-def trainer(recipe: Recipe = RECIPE, tokens: int = 4096, **changed: Any) -> Trainer:
+def trainer(recipe: Recipe = RECIPE, tokens: int = 4096, **changed: Any) -> Training[GateObjective]:
     options: dict[str, Any] = {"layers": (1, 2), "rank": 8, "warmup": 4}
-    return Trainer(tiny.fx("llama"), text(tokens), recipe, **(options | changed))
+    return gate_training(GateObjective(tiny.fx("llama"), text(tokens), recipe, **(options | changed)))
 
 
 def block(random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -104,8 +106,8 @@ def test_a_gate_predicts_the_loss() -> None:
 def test_training_helps_and_leaves_the_model_alone() -> None:
     before = {name: p.clone() for name, p in tiny.fx("llama").module.named_parameters()}
     made = trainer(dataclasses.replace(RECIPE, steps=60, learning_rate=1e-2, least=0.5, most=0.5))
-    made.start()
-    for name, weight in made.weights.items():
+    made.objective.start()
+    for name, weight in made.objective.weights().items():
         weight.data *= 0.0 if ".cheap.down" in name else 1.0
     told: list[Progress] = []
     made.run(told.append)
@@ -118,10 +120,10 @@ def test_training_helps_and_leaves_the_model_alone() -> None:
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     whole = trainer()
-    whole.start()
+    whole.objective.start()
     whole.run()
     first = trainer()
-    first.start()
+    first.objective.start()
 
     def kill(progress: Progress) -> None:
         if progress.step == 4:
@@ -130,44 +132,50 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         first.run(kill, tmp_path / "c", every=3)
     second = trainer()
-    assert second.load(tmp_path / "c")
+    assert second.resume(tmp_path / "c")
     assert second.step == 3
     second.run()
     assert second.curve == whole.curve
-    assert all(torch.equal(weight, whole.weights[name]) for name, weight in second.weights.items())
+    assert all(
+        torch.equal(weight, whole.objective.weights()[name]) for name, weight in second.objective.weights().items()
+    )
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     made = trainer()
-    made.start()
+    made.objective.start()
     made.run(checkpoint=tmp_path / "c")
-    assert not trainer().load(tmp_path / "none")
+    assert not trainer().resume(tmp_path / "none")
     with pytest.raises(LoadError, match="another recipe"):
-        trainer(dataclasses.replace(RECIPE, seed=1)).load(tmp_path / "c")
+        trainer(dataclasses.replace(RECIPE, seed=1)).resume(tmp_path / "c")
     (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:-7])
     with pytest.raises(LoadError, match="cannot be read"):
-        trainer().load(tmp_path / "c")
+        trainer().resume(tmp_path / "c")
 
 
 def test_the_card_says_what_the_gates_do(tmp_path: Path) -> None:
     from adaptc.ir.gates_file import save_gates
 
     made = trainer(dataclasses.replace(RECIPE, start=4096), tokens=16384)
-    made.start()
+    made.objective.start()
     made.run()
-    card = made.card("tiny", "", {"text": "made up"})
-    shares = [share for share, _ in card.thresholds]
+    metadata = gates_metadata(made, "tiny", "", {"text": "made up"})
+    shares = [share for share, _ in metadata.thresholds]
     assert shares == sorted(shares)
     assert shares[0] == pytest.approx(0.05, abs=0.02)
     assert shares[-1] > 0.4
-    assert card.perplexity[0] == (0.0, 1.0)
-    assert card.training["text"] == "made up"
-    save_gates(card, dict(made.weights), tmp_path / "g")
-    assert load_gates(tmp_path / "g")[0] == card
-    # On text of the same kind the shares are those of the card.
-    graph = SkipFfn(gates=str(tmp_path / "g"), warmup=4).apply(tiny.program("llama")).graph("lm", type(made.dense))
-    for share, threshold in card.thresholds:
-        ran = decisions(graph, made.train[:32], threshold, 4)
+    assert metadata.perplexity[0] == (0.0, 1.0)
+    assert metadata.training["text"] == "made up"
+    save_gates(metadata, dict(made.objective.weights()), tmp_path / "g")
+    assert load_gates(tmp_path / "g")[0] == metadata
+    # On text of the same kind the shares are those of the metadata.
+    graph = (
+        SkipFfn(gates=str(tmp_path / "g"), warmup=4)
+        .apply(tiny.program("llama"))
+        .graph("lm", type(made.objective.dense))
+    )
+    for share, threshold in metadata.thresholds:
+        ran = decisions(graph, made.objective.text.train[:32], threshold, 4)
         assert float((~ran).mean()) * 2 / 3 == pytest.approx(share, abs=0.05)
 
 
@@ -182,7 +190,7 @@ def test_the_card_says_what_the_gates_do(tmp_path: Path) -> None:
 def test_what_cannot_be_trained_on_is_refused(changed: dict[str, Any], match: str) -> None:
     options: dict[str, Any] = {"ids": text(), "layers": (1, 2), "rank": 8, "warmup": 4}
     with pytest.raises(PassError, match=match):
-        Trainer(tiny.fx("llama"), recipe=RECIPE, **(options | changed))
+        GateObjective(tiny.fx("llama"), recipe=RECIPE, **(options | changed))
 
 
 def run(*arguments: str | Path) -> Result:
@@ -200,9 +208,9 @@ def test_from_a_spec_to_a_bundle(tmp_path: Path) -> None:
     options = ("--steps", "12", "--rows", "2", "--window", "32", "--cache-dir", tmp_path / "cache")
     done = run("train", spec, *options, "--sample", "600", "--json")
     assert done.exit_code == 0, done.stderr
-    card = json.loads(done.stdout)
-    assert (card["blocks"], card["rank"]) == (3, 4)
-    assert card["training"]["sampled_tokens"] == 600
+    metadata = json.loads(done.stdout)
+    assert (metadata["blocks"], metadata["rank"]) == (3, 4)
+    assert metadata["training"]["sampled_tokens"] == 600
     assert "step 10/12  KL " in done.stderr
     assert not list(tmp_path.glob("g/*.checkpoint"))
     made = run("compile", spec, "-o", tmp_path / "b", "--cache-dir", tmp_path / "cache", "--json")
@@ -222,9 +230,9 @@ def test_gates_without_cheap_paths_are_fitted_alone(tmp_path: Path) -> None:
     spec.write_text(spec.read_text() + "passes: [skip_ffn: {gates: gates.safetensors, cheap: identity, warmup: 4}]\n")
     done = run("train", spec, "--steps", "12", "--window", "32", "--start", "1024", "--json")
     assert done.exit_code == 0, done.stderr
-    card, weights = load_gates(tmp_path / "gates.safetensors")
-    assert card.rank == json.loads(done.stdout)["rank"] == 0
-    assert card.thresholds
+    metadata, weights = load_gates(tmp_path / "gates.safetensors")
+    assert metadata.rank == json.loads(done.stdout)["rank"] == 0
+    assert metadata.thresholds
     assert {name.partition(".skip.")[2] for name in weights} == {"gate.weight", "gate.bias"}
 
 

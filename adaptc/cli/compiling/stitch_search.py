@@ -68,9 +68,9 @@ def command(
     """
     from adaptc.plots.stitches import draw
     from adaptc.spec.reading import read_spec
-    from adaptc.training.gates.spec import device_of
     from adaptc.training.recipe import Recipe
     from adaptc.training.stitches.search import Limits, search
+    from adaptc.training.workspace import device_of
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window)

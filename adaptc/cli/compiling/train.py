@@ -13,8 +13,9 @@ from adaptc.cli.output import stage_timer
 
 if TYPE_CHECKING:
     from adaptc.spec.schema import Spec
-    from adaptc.training.gates.spec import Place
-    from adaptc.training.recipe import Progress, Recipe
+    from adaptc.training.loop import Progress
+    from adaptc.training.recipe import Recipe
+    from adaptc.training.workspace import Workspace
 
 
 EVERY = 10
@@ -80,36 +81,39 @@ def command(
     from dataclasses import asdict
 
     from adaptc.spec.reading import read_spec
-    from adaptc.training.gates.spec import Place, device_of, train_spec
+    from adaptc.training.gates.run import train_gates
     from adaptc.training.recipe import Recipe
-    from adaptc.training.stitches.spec import stitch_of
+    from adaptc.training.stitches.run import stitch_of
+    from adaptc.training.workspace import Workspace, device_of
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, start=start, seed=seed)
-    place = Place(spec_file.parent, output, open_cache(cache_dir), restart, device_of(device))
+    workspace = Workspace(spec_file.parent, output, open_cache(cache_dir), restart, device_of(device))
     stitch = stitch_of(spec)
     if part in ("stitch", "router") or (part is None and stitch is not None):
         has = {"stitch": stitch and stitch.weights, "router": stitch and stitch.router}
-        _train_stitch(spec, recipe, place, [part] if part else [name for name, found in has.items() if found], as_json)
+        _train_stitch(
+            spec, recipe, workspace, [part] if part else [name for name, found in has.items() if found], as_json
+        )
         return
     with stage_timer(None) as stage:
-        written, card = train_spec(spec, recipe, sampled, place, stage, _StepPrinter())
+        written, metadata = train_gates(spec, recipe, sampled, workspace, stage, _StepPrinter())
     if as_json:
-        click.echo(json.dumps(asdict(card), indent=2))
+        click.echo(json.dumps(asdict(metadata), indent=2))
         return
     click.echo("blocks skipped  threshold  perplexity / dense (held-out text)")
-    for (share, level), (_, ratio) in zip(card.thresholds, card.perplexity[1:], strict=True):
+    for (share, level), (_, ratio) in zip(metadata.thresholds, metadata.perplexity[1:], strict=True):
         click.echo(f"{share:13.1%}  {level:9.3f}  {ratio:.3f}")
     click.echo(f"wrote {written}", err=True)
 
 
-def _train_stitch(spec: Spec, recipe: Recipe, place: Place, parts: list[str], as_json: bool) -> None:
+def _train_stitch(spec: Spec, recipe: Recipe, workspace: Workspace, parts: list[str], as_json: bool) -> None:
     """Train stitches, a router or both, and print what was measured."""
     import json
     from dataclasses import asdict
 
     from adaptc.errors import SpecError
-    from adaptc.training.stitches.spec import train_router, train_stitches
+    from adaptc.training.stitches.run import train_router, train_stitches
 
     if not parts:
         raise SpecError("passes: nothing to train; stitch: 'weights' or 'router' names a file")
@@ -117,10 +121,10 @@ def _train_stitch(spec: Spec, recipe: Recipe, place: Place, parts: list[str], as
     for each in parts:
         with stage_timer(None) as stage:
             if each == "stitch":
-                written, card = train_stitches(spec, recipe, place, stage, _StepPrinter())
-                results |= asdict(card)
+                written, metadata = train_stitches(spec, recipe, workspace, stage, _StepPrinter())
+                results |= asdict(metadata)
             else:
-                written, results["router"] = train_router(spec, recipe, place, stage)
+                written, results["router"] = train_router(spec, recipe, workspace, stage)
         click.echo(f"wrote {written}", err=True)
     if as_json:
         click.echo(json.dumps(results, indent=2))

@@ -146,7 +146,7 @@ def _sweep(
 ) -> None:
     """Measure every policy at every share and print the table."""
     from adaptc.evaluation.sweep.sweep import Options, Settings, sweep
-    from adaptc.training.gates.spec import device_of
+    from adaptc.training.workspace import device_of
 
     options = Options(Settings(window, device=device_of(device)), speed, threads, base)
     with status_line() as stage:

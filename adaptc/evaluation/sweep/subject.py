@@ -75,9 +75,9 @@ def spec_subject(spec: Spec, base: Path, stage: Stage = lambda _: None) -> tuple
     [*paths] = trained_gates(spec, base).values()
     if not paths:
         return _subject(spec, base, source, WARMUP, None, stage), source
-    card, weights = load_gates(paths[0])
-    learned = Learned(card.layers, weights, ((0.0, -math.inf), *card.thresholds), card.layers)
-    return _subject(spec, base, source, card.warmup, learned, stage), source
+    metadata, weights = load_gates(paths[0])
+    learned = Learned(metadata.layers, weights, ((0.0, -math.inf), *metadata.thresholds), metadata.layers)
+    return _subject(spec, base, source, metadata.warmup, learned, stage), source
 
 
 def _subject(spec: Spec, base: Path, source: Source, warmup: int, learned: Learned | None, stage: Stage) -> Subject:

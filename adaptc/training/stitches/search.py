@@ -26,16 +26,16 @@ from adaptc.ir.graph import FxGraph
 from adaptc.ir.marks import LAYER
 from adaptc.ir.program import Program
 from adaptc.passes.quantize.linears import linear_weights
-from adaptc.passes.stitch.paths import layout
-from adaptc.passes.stitch.seams import Join
-from adaptc.passes.stitch.slices import Backbone
-from adaptc.passes.stitch.stitch import Route, Slice, Stitch
+from adaptc.passes.stitch.options import JoinOptions, Route, Slice
+from adaptc.passes.stitch.slices import LayeredDecoder
+from adaptc.passes.stitch.stitch import Stitch
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
 from adaptc.training.recipe import Recipe
-from adaptc.training.stitches.trainer import Quality, StitchTrainer
+from adaptc.training.stitches.measure import Quality, measure
+from adaptc.training.stitches.objective import StitchObjective, stitch_training
 
 Stage = Callable[[str], None]
 Node = tuple[str, int]
@@ -164,7 +164,7 @@ def search(spec: Spec, base: Path, recipe: Recipe, limits: Limits, device: str, 
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     text = calibration_text(spec.calibration, base)
     program = program_from_sources(sources, text, stage)
-    backbones = {name: Backbone(name, program.graph(name, FxGraph)) for name in spec.models}
+    backbones = {name: LayeredDecoder(name, program.graph(name, FxGraph)) for name in spec.models}
     prices = {name: _prices(spec, name, backbone, base, limits, cache, stage) for name, backbone in backbones.items()}
     all_ = list(stitches(backbones, first, second, prices))
     dearest = max(_whole(backbones[name], prices[name]).bytes for name in backbones)
@@ -184,7 +184,7 @@ def search(spec: Spec, base: Path, recipe: Recipe, limits: Limits, device: str, 
 
 
 def stitches(
-    backbones: Mapping[str, Backbone], first: str, second: str, prices: Mapping[str, tuple[Price, Price]]
+    backbones: Mapping[str, LayeredDecoder], first: str, second: str, prices: Mapping[str, tuple[Price, Price]]
 ) -> Iterator[tuple[int, int, Price]]:
     """Every path from the first model's ids to the second one's logits with one stitch: cut, entry, price."""
     import networkx as nx
@@ -228,27 +228,26 @@ def _measure(
     stage: Stage,
 ) -> tuple[dict[tuple[int, int], Quality], dict[str, Quality]]:
     """Fit, train if asked for, and measure stitches and donors."""
-    end = Backbone(second, program.graph(second, FxGraph)).layers
+    end = LayeredDecoder(second, program.graph(second, FxGraph)).layers
     plans = [
-        layout(
-            Stitch(Slice(first, (0, cut)), {f"c{cut}_e{entry}": Route((Slice(second, (entry, end)),), Join())}),
-            program,
+        Stitch(Slice(first, (0, cut)), {f"c{cut}_e{entry}": Route((Slice(second, (entry, end)),), JoinOptions())}).plan(
+            program
         )
         for cut, entry, _ in chosen
     ]
-    trainer = StitchTrainer(plans, program.samples[first], recipe, device=device)
-    trainer.start(stage)
+    objective = StitchObjective(plans, program.samples[first], recipe, device=device)
+    objective.start(stage)
     if recipe.steps:
         stage(f"train {len(plans)} stitches, {recipe.steps} steps")
-        trainer.run()
+        stitch_training(objective).run()
     stage(f"measure {len(plans)} stitches")
-    rows = trainer.held_out[: max(1, limits.tokens // recipe.window)]
-    alone, routes = trainer.measure(rows)
+    rows = objective.text.held_out[: max(1, limits.tokens // recipe.window)]
+    alone, routes = measure(objective, rows)
     return {(cut, entry): routes[f"c{cut}_e{entry}"] for cut, entry, _ in chosen}, alone
 
 
 def _prices(
-    spec: Spec, name: str, backbone: Backbone, base: Path, limits: Limits, cache: Cache, stage: Stage
+    spec: Spec, name: str, backbone: LayeredDecoder, base: Path, limits: Limits, cache: Cache, stage: Stage
 ) -> tuple[Price, Price]:
     """What a layer of a model costs, and what all else does, in the spec's target."""
     alone = spec.model_copy(update={"models": {name: spec.models[name]}, "passes": ()})
@@ -276,7 +275,7 @@ def step_ms(bundle: Bundle, threads: int | None) -> float:
     return float(np.median(times)) * 1e3
 
 
-def _weights(backbone: Backbone) -> tuple[float, float]:
+def _weights(backbone: LayeredDecoder) -> tuple[float, float]:
     """Weights of linear layers: of a decoder layer on average, and of all else."""
     inside = rest = 0
     for name, (rows, columns) in linear_weights(backbone.graph).items():
@@ -287,7 +286,7 @@ def _weights(backbone: Backbone) -> tuple[float, float]:
     return inside / backbone.layers, rest
 
 
-def _whole(backbone: Backbone, prices: tuple[Price, Price]) -> Price:
+def _whole(backbone: LayeredDecoder, prices: tuple[Price, Price]) -> Price:
     layer, rest = prices
     return Price(layer.bytes * backbone.layers + rest.bytes, layer.ms * backbone.layers + rest.ms)
 

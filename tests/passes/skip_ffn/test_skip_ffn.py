@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from adaptc.cli import main
 from adaptc.errors import PassError, SpecError
-from adaptc.ir.gates_file import Card, load_card, load_gates, save_gates
+from adaptc.ir.gates_file import GatesMetadata, load_gates, load_gates_metadata, save_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
@@ -47,13 +47,13 @@ def program(family: str = "llama") -> Program:
     return dataclasses.replace(tiny.program(family), samples={"lm": SAMPLE})
 
 
-def card(layers: tuple[int, ...] = (1, 2), blocks: int = 3, rank: int = 4) -> Card:
-    return Card("tiny", "", layers, blocks, rank, 4, ((0.1, -0.5), (0.6, 0.5)))
+def metadata(layers: tuple[int, ...] = (1, 2), blocks: int = 3, rank: int = 4) -> GatesMetadata:
+    return GatesMetadata("tiny", "", layers, blocks, rank, 4, ((0.1, -0.5), (0.6, 0.5)))
 
 
 def gates_file(folder: Path, family: str = "llama", rank: int = 4, **changed: Any) -> Path:
     """Random gates for a tiny model."""
-    about = card(rank=rank)
+    about = metadata(rank=rank)
     blocks = gating.ffn_blocks(tiny.fx(family))
     random = torch.Generator().manual_seed(5)
     shapes = {name: s for layer in about.layers for name, s in gating.parameters(blocks[layer], rank).items()}
@@ -354,7 +354,7 @@ def test_examples_say_what_their_gates_are(name: str) -> None:
     [pass_] = build_passes(read_spec(path))
     assert isinstance(pass_, SkipFfn)
     assert pass_.gates is not None
-    assert load_card(path.parent / pass_.gates).rank == pass_.rank
+    assert load_gates_metadata(path.parent / pass_.gates).rank == pass_.rank
 
 
 def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
@@ -383,17 +383,17 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
 def test_gates_of_another_model_are_refused(changed: dict[str, Any], text: str, tmp_path: Path) -> None:
     path = gates_file(tmp_path)
     _, weights = load_gates(path)
-    save_gates(dataclasses.replace(card(), **changed), weights, path)
+    save_gates(dataclasses.replace(metadata(), **changed), weights, path)
     with pytest.raises(PassError, match=text):
         SkipFfn(gates=str(path)).apply(program())
 
 
 def test_damaged_gates_are_refused(tmp_path: Path) -> None:
     path = gates_file(tmp_path)
-    assert load_card(path) == card()
+    assert load_gates_metadata(path) == metadata()
     _, weights = load_gates(path)
     weights["model.layers.1.skip.gate.weight"][3] = float("nan")
-    save_gates(card(), weights, path)
+    save_gates(metadata(), weights, path)
     for content, text in [
         (path.read_bytes(), "has NaN"),
         (path.read_bytes()[:-9], "cannot be read"),

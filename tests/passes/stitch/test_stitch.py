@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 
 from adaptc.errors import PassError, SpecError
 from adaptc.ir.graph import FxGraph
-from adaptc.ir.program import Backbone as Pretrained
-from adaptc.ir.program import Program
-from adaptc.ir.stitch_file import StitchCard, save_stitches
+from adaptc.ir.program import Backbone, Program
+from adaptc.ir.stitch_file import StitchMetadata, save_stitches
 from adaptc.passes import Pass, Pipeline
 from adaptc.passes.quantize.gptq import Gptq
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
-from adaptc.passes.stitch.least_squares import feeds, fitted, normed
-from adaptc.passes.stitch.paths import graphs_of, layout
-from adaptc.passes.stitch.seams import Join
-from adaptc.passes.stitch.slices import Backbone, states_graph
-from adaptc.passes.stitch.stitch import Route, Routing, Slice, Source, Stitch
+from adaptc.passes.stitch.graphs import stitched_graphs
+from adaptc.passes.stitch.least_squares import fitted, normed
+from adaptc.passes.stitch.options import JoinOptions, LayerRange, Route, RouterOptions, Slice
+from adaptc.passes.stitch.slices import LayeredDecoder, states_graph
+from adaptc.passes.stitch.states import feeds
+from adaptc.passes.stitch.stitch import Stitch
 from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.spec.passes import build_passes
@@ -69,9 +69,9 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
 @settings(max_examples=8, deadline=None)
 @given(family=st.sampled_from(["qwen2", "llama", "qwen3"]), batch=st.integers(1, 3), tokens=st.integers(1, 12))
 def test_equals_eager(family: str, batch: int, tokens: int) -> None:
-    plan = layout(stitched.stitch(), stitched.program(family))
+    plan = stitched.stitch().plan(stitched.program(family))
     given_ = stitched.weights(plan)
-    graphs = graphs_of(plan, given_)
+    graphs = stitched_graphs(plan, given_)
     ids = ids_of(batch, tokens)
     for route in stitched.ROUTES:
         assert_close(run(graphs, route, ids), stitched.eager(route, ids, given_, family), atol=1e-4)
@@ -108,15 +108,18 @@ def test_no_match_returns_the_same_program() -> None:
 
 def test_the_start_is_the_least_squares_map() -> None:
     """Against numpy's own solution of the same weighted problem, which has no ridge."""
-    routes = {"small": Route((Slice("small", (1, 4)),), Join()), "short": Route((Slice("large", (5, 6)),), Join())}
+    routes = {
+        "small": Route((Slice("small", (1, 4)),), JoinOptions()),
+        "short": Route((Slice("large", (5, 6)),), JoinOptions()),
+    }
     program = stitched.program()
-    plan = layout(stitched.stitch(routes=routes), program)
+    plan = stitched.stitch(routes=routes).plan(program)
     ids = program.samples["large"]
     found = fitted(plan, ids)
     rows = torch.from_numpy(ids[: len(ids) // 256 * 256].reshape(-1, 256))
     for route, name, layer in (("small", "small", 1), ("short", "large", 5)):
-        h = state(plan.backbones["large"], 3, rows)
-        y = state(plan.backbones[name], layer, rows)
+        h = state(plan.decoders["large"], 3, rows)
+        y = state(plan.decoders[name], layer, rows)
         x = torch.cat([normed(h), torch.ones(len(h), 1)], 1).double()
         weight = 1 / y.double().norm(dim=1, keepdim=True)
         target = y.double() - (h.double() if name == "large" else 0)
@@ -131,7 +134,7 @@ def test_the_start_is_the_least_squares_map() -> None:
         assert best < 0.9 * nothing, "or there would be nothing to fit"
 
 
-def state(backbone: Backbone, layer: int, rows: torch.Tensor) -> torch.Tensor:
+def state(backbone: LayeredDecoder, layer: int, rows: torch.Tensor) -> torch.Tensor:
     graph = states_graph(backbone, {"x": layer}, logits=False)
     with torch.no_grad():
         [found] = graph.module(*feeds(graph, rows))
@@ -244,7 +247,7 @@ def small(first: int, end: int) -> Slice:
         ),
         (
             large(0, 3),
-            Route((large(3, 6),), Join()),
+            Route((large(3, 6),), JoinOptions()),
             "routes.r: stitch: it goes on where the trunk ends; leave the stitch out",
         ),
     ],
@@ -264,9 +267,9 @@ def test_refuses_no_routes_and_names_that_are_none() -> None:
 
 def test_refuses_slices_of_two_forms() -> None:
     with pytest.raises(PassError, match=r"^sources: beside model and layer_range; one of the two forms is right$"):
-        Slice("large", (0, 2), (Source("large", (0, 2)),))
+        Slice("large", (0, 2), (LayerRange("large", (0, 2)),))
     with pytest.raises(PassError, match=r"^sources: 2 models in one slice; a stitch runs layers one after another"):
-        Slice(sources=(Source("large", (0, 2)), Source("small", (0, 2))))
+        Slice(sources=(LayerRange("large", (0, 2)), LayerRange("small", (0, 2))))
     with pytest.raises(PassError, match=r"^a slice without model and layer_range; \{model: NAME"):
         Slice("large")
 
@@ -274,12 +277,12 @@ def test_refuses_slices_of_two_forms() -> None:
 @pytest.mark.parametrize(("field", "value"), [("rank", 0), ("adapters", -1), ("adapters", 5000)])
 def test_refuses_ranks(field: str, value: int) -> None:
     with pytest.raises(PassError, match=rf"^{field}: {value}; [01] to 4096 is right$"):
-        Join(**{field: value})  # type: ignore[arg-type]
+        JoinOptions(**{field: value})  # type: ignore[arg-type]
 
 
 def test_refuses_other_vocabularies() -> None:
-    def backbone(size: int, vocabulary: str) -> Pretrained:
-        return Pretrained("x.gguf", "qwen2", size, None, (), None, 128, "", vocabulary)
+    def backbone(size: int, vocabulary: str) -> Backbone:
+        return Backbone("x.gguf", "qwen2", size, None, (), None, 128, "", vocabulary)
 
     for other, message in (
         (backbone(9, "a"), "'small' has 9 token ids, 'large' 300; models with one vocabulary are right"),
@@ -308,7 +311,7 @@ def test_refuses_gates_that_hand_on_a_second_value() -> None:
 
 def test_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
     program = stitched.program()
-    given_ = stitched.weights(layout(stitched.stitch(), program))
+    given_ = stitched.weights(stitched.stitch().plan(program))
     path = tmp_path / "stitch.safetensors"
     pass_ = stitched.stitch(weights=str(path))
     with pytest.raises(PassError, match=r"no such file; `adaptc train` makes one$"):
@@ -317,18 +320,18 @@ def test_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(PassError, match=r"cannot be read .*a file of `adaptc train` is right$"):
         pass_.apply(program)
     name = "stitch.small.0.weight"
-    save_stitches(StitchCard({}, {}), {**given_, name: torch.zeros(3, 4)}, path)
+    save_stitches(StitchMetadata({}, {}), {**given_, name: torch.zeros(3, 4)}, path)
     with pytest.raises(PassError) as caught:
         pass_.apply(program)
     assert str(caught.value) == (f"stitch.safetensors: {name}: [3, 4]; shape [32, 48] is right: train for these routes")
-    save_stitches(StitchCard({}, {}), {**given_, name: torch.full((32, 48), math.nan)}, path)
+    save_stitches(StitchMetadata({}, {}), {**given_, name: torch.full((32, 48), math.nan)}, path)
     with pytest.raises(PassError, match=r"stitch.small.0.weight has NaN or infinite values; train again$"):
         pass_.apply(program)
-    backbone = Pretrained("x.gguf", "qwen2", 300, None, (), None, 128, "1234")
-    save_stitches(StitchCard({"large": "5678"}, {}), given_, path)
+    backbone = Backbone("x.gguf", "qwen2", 300, None, (), None, 128, "1234")
+    save_stitches(StitchMetadata({"large": "5678"}, {}), given_, path)
     with pytest.raises(PassError, match=r"^stitch.safetensors: stitches of other weights than x.gguf; train again$"):
         pass_.apply(dataclasses.replace(program, backbones={"large": backbone}))
-    save_stitches(StitchCard({"large": "1234"}, {}), given_, path)
+    save_stitches(StitchMetadata({"large": "1234"}, {}), given_, path)
     pass_.apply(dataclasses.replace(program, backbones={"large": backbone}))
 
 
@@ -347,7 +350,7 @@ def test_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
 )
 def test_refuses_wishes_of_a_router(options: dict[str, float], message: str) -> None:
     with pytest.raises(PassError) as caught:
-        Routing("r", **options)
+        RouterOptions("r", **options)
     assert str(caught.value) == message
 
 
@@ -361,8 +364,10 @@ def test_refuses_to_fit_to_nothing() -> None:
 
 def test_options_come_from_yaml_and_are_checked() -> None:
     [built] = build_passes(parse_spec(stitched.SPEC))
-    forms = {"small": Route((Slice(sources=(Source("small", (1, 4)),)),), Join("residual", rank=6, adapters=4))}
-    router = Routing("router.safetensors", target_share=0.25)
+    forms = {
+        "small": Route((Slice(sources=(LayerRange("small", (1, 4)),)),), JoinOptions("residual", rank=6, adapters=4))
+    }
+    router = RouterOptions("router.safetensors", target_share=0.25)
     assert built == stitched.stitch(weights="stitch.safetensors", routes=stitched.ROUTES | forms, router=router)
     assert built.files() == {"weights": "stitch.safetensors", "router": "router.safetensors"}
     at = built.at(Path("/x"))

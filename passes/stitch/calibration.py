@@ -1,44 +1,43 @@
-"""Calibrate a router: from what it predicted for held-out prompts, and what these really lost, to thresholds."""
+"""Set a router's threshold as the spec asks, from the held-out prompts that are stored in the router's file.
+
+Training decides what the router predicts (adaptc/training/router.py). The threshold depends on the spec's options and
+on the costs of its routes, so it is set when the spec is compiled.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
-from adaptc.errors import PassError
+from adaptc.errors import LoadError, PassError
+from adaptc.ir.router_file import load_router
+from adaptc.passes.stitch.options import RouterOptions
 from adaptc.runtime.bundle.names import gates_file
 from adaptc.runtime.bundle.plan import RouterRecord
 
-if TYPE_CHECKING:
-    from adaptc.passes.stitch.stitch import Routing
-
 Array = npt.NDArray[np.float32]
-CARD = "adaptc.router"
-PREDICTED, LOST = "held_out.predicted", "held_out.lost"
 LEVELS = 32
 """Points of the table that a budget moves along."""
 
 MOST = 1.0
-"""Nats a token: what one prompt counts at most in a bound, which needs losses that are bounded."""
+"""Largest loss, in nats a token, that one prompt counts in a bound: a bound needs losses that are bounded."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """What is known of prompts that a router was not trained on.
+    """Prompts that a router was not trained on.
 
     Attributes:
-        predicted: What the router said each route loses against the dearest, nats a token: float32 [prompts, routes].
-        lost: What it really lost; of the same shape.
-        costs: Of each route, as a share of the dearest's.
+        predicted: Loss of each route against the dearest as the router predicts it, nats a token:
+            float32 [prompts, routes].
+        lost: The measured loss; of the same shape.
+        costs: Cost of each route as a share of the dearest route's: float32 [routes].
     """
 
     predicted: Array
@@ -50,8 +49,8 @@ class HeldOut:
         order = np.argsort(self.costs, kind="stable")
         fits = self.predicted[:, order] <= threshold
         place = np.where(fits.any(1), fits.argmax(1), len(order) - 1)
-        found: npt.NDArray[np.int64] = order[place]
-        return found
+        picks: npt.NDArray[np.int64] = order[place]
+        return picks
 
     def share(self, threshold: float) -> float:
         """Share of prompts that take the dearest route."""
@@ -63,8 +62,8 @@ class HeldOut:
 
     def losses(self, threshold: float) -> Array:
         """What each prompt loses, at least 0 and at most `MOST`."""
-        found: Array = np.clip(self.lost[np.arange(len(self.lost)), self.picks(threshold)], 0, MOST)
-        return found
+        losses: Array = np.clip(self.lost[np.arange(len(self.lost)), self.picks(threshold)], 0, MOST)
+        return losses
 
     def thresholds(self) -> list[float]:
         """All that differ in what they pick, rising: from every prompt on the dearest route to none."""
@@ -73,64 +72,52 @@ class HeldOut:
         return [-math.inf, *np.unique(points).tolist(), math.inf]
 
 
-def calibrated(routing: Routing, costs: Mapping[str, float]) -> RouterRecord:
-    """A router with the threshold that was asked for.
+def calibrated(options: RouterOptions, costs: Mapping[str, float]) -> RouterRecord:
+    """Return a router with the threshold that the options ask for.
 
     Args:
-        routing: The spec's options; its `weights` is a path.
+        options: The spec's options; its `weights` is a path.
         costs: By route, in the order of the program; any unit.
 
     Raises:
         PassError: the file is missing, damaged or of other routes, or what was asked for cannot be met.
     """
-    held_out = read(Path(routing.weights), costs)
-    threshold, bound = _threshold(routing, held_out)
-    levels = [(held_out.cost(level), level) for level in held_out.thresholds()]
-    falling = [point for place, point in enumerate(levels) if place == 0 or point[0] < levels[place - 1][0]]
-    kept = falling[:: max(1, len(falling) // LEVELS)]
-    found = {"mean_cost": held_out.cost(threshold), "share": held_out.share(threshold), "prompts": len(held_out.lost)}
-    return RouterRecord(gates_file("router"), threshold, tuple(kept), bound | found)
-
-
-def read(path: Path, costs: Mapping[str, float]) -> HeldOut:
-    """What a router's file holds of held-out prompts.
-
-    Raises:
-        PassError: as `calibrated`.
-    """
+    path = Path(options.weights)
     try:
-        content = path.read_bytes()
-        tensors = load(content)
-        size = int.from_bytes(content[:8], "little")
-        card = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][CARD])
-        predicted, lost = tensors[PREDICTED], tensors[LOST]
-    except FileNotFoundError:
-        raise PassError(f"{path.name}: no such file; `adaptc train` makes one") from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise PassError(f"{path.name}: no router ({error}); a file of `adaptc train` is right") from error
-    if card["routes"] != list(costs):
-        raise PassError(f"{path.name}: a router of {', '.join(card['routes'])}; the routes are {', '.join(costs)}")
+        router = load_router(path)
+    except LoadError as error:
+        raise PassError(str(error)) from error
+    if router.routes != tuple(costs):
+        raise PassError(f"{path.name}: a router of {', '.join(router.routes)}; the routes are {', '.join(costs)}")
     most = max(costs.values())
-    return HeldOut(predicted, lost, np.array([cost / most for cost in costs.values()], np.float32))
+    shares = np.array([cost / most for cost in costs.values()], np.float32)
+    held_out = HeldOut(router.predicted, router.lost, shares)
+    threshold, bound = _threshold(options, held_out)
+    points = [(held_out.cost(level), level) for level in held_out.thresholds()]
+    falling = [point for place, point in enumerate(points) if place == 0 or point[0] < points[place - 1][0]]
+    levels = tuple(falling[:: max(1, len(falling) // LEVELS)])
+    measured = {"mean_cost": held_out.cost(threshold), "share": held_out.share(threshold)}
+    bound |= measured | {"prompts": len(held_out.lost)}
+    return RouterRecord(gates_file("router"), threshold, levels, bound)
 
 
-def _threshold(routing: Routing, held_out: HeldOut) -> tuple[float, dict[str, Any]]:
+def _threshold(options: RouterOptions, held_out: HeldOut) -> tuple[float, dict[str, Any]]:
     """The threshold that gives what was asked for, and what can be said of it."""
     rising = held_out.thresholds()
-    if routing.target_share is not None:
+    if options.target_share is not None:
         # More prompts than wished on the dearest route cost more than was asked for.
-        found = next(level for level in rising if held_out.share(level) <= routing.target_share)
-        return found, {"target_share": routing.target_share}
-    if routing.mean_cost is not None:
-        fitting = [level for level in rising if held_out.cost(level) <= routing.mean_cost]
+        threshold = next(level for level in rising if held_out.share(level) <= options.target_share)
+        return threshold, {"target_share": options.target_share}
+    if options.mean_cost is not None:
+        fitting = [level for level in rising if held_out.cost(level) <= options.mean_cost]
         if not fitting:
             raise PassError(
-                f"router: mean_cost: {routing.mean_cost:g}; the cheapest route costs {held_out.costs.min():.2f} of the "
+                f"router: mean_cost: {options.mean_cost:g}; the cheapest route costs {held_out.costs.min():.2f} of the "
                 "dearest, so that or more is right"
             )
-        return fitting[0], {"mean_cost_asked": routing.mean_cost}
-    assert routing.max_loss is not None
-    return _within(held_out, rising, routing.max_loss, routing.confidence)
+        return fitting[0], {"mean_cost_asked": options.mean_cost}
+    assert options.max_loss is not None
+    return _within(held_out, rising, options.max_loss, options.confidence)
 
 
 def _within(held_out: HeldOut, rising: Sequence[float], most: float, confidence: float) -> tuple[float, dict[str, Any]]:

@@ -1,0 +1,117 @@
+"""`adaptc train`: from a spec with `skip_ffn` to the file of gates that it names."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.compiler.cache import key_of
+from adaptc.compiler.driver import compile_spec
+from adaptc.compiler.stages import program_from_sources
+from adaptc.errors import SpecError
+from adaptc.ir.gates_file import GatesMetadata, save_gates
+from adaptc.ir.graph import FxGraph
+from adaptc.passes.drop_modality.decoder import text_only
+from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
+from adaptc.sources.base import Source
+from adaptc.sources.find import find_source
+from adaptc.spec.passes import build_passes
+from adaptc.spec.schema import Spec
+from adaptc.training.gates.measure import gates_metadata
+from adaptc.training.gates.objective import GateObjective, gate_training
+from adaptc.training.loop import OnProgress, Stage
+from adaptc.training.recipe import Recipe
+from adaptc.training.sampled_text import sample, sample_by_torch
+from adaptc.training.workspace import Workspace, checkpoint_of, provenance, whole_text
+
+
+def train_gates(
+    spec: Spec, recipe: Recipe, sampled: int, workspace: Workspace, stage: Stage, on_progress: OnProgress
+) -> tuple[Path, GatesMetadata]:
+    """Train the gates of a spec's `skip_ffn`.
+
+    Args:
+        spec: Of one model, with `skip_ffn: {policy: learned, gates: FILE}`.
+        recipe: The options of the training.
+        sampled: Tokens to draw from the model itself, besides the whole calibration text; 0 for none.
+        workspace: Where it reads and writes, and what it runs on.
+        stage: Called with the name of each stage as it begins.
+        on_progress: Called after each step.
+
+    Returns:
+        The file that was written, and its metadata.
+
+    Raises:
+        SpecError: no such pass, or more models than one.
+        AdaptcError: the text is too short, the model cannot be read, a checkpoint is of another run.
+    """
+    pass_ = _pass(spec)
+    output = workspace.output_for(str(pass_.gates))
+    [(name, model)] = spec.models.items()
+    source = find_source(model, workspace.base)
+    text = whole_text(spec, workspace.base)
+    program = program_from_sources({name: source}, text, stage)
+    ids = program.samples[name]
+    if sampled:
+        ids = np.concatenate([ids, _drawn(spec, source, recipe, sampled, workspace, stage)])
+    # Every kind of text shall be among what is held out, and among the tokens of the start.
+    rows = ids[: len(ids) // recipe.window * recipe.window].reshape(-1, recipe.window)
+    ids = np.random.default_rng(recipe.seed).permutation(rows).reshape(-1)
+    objective = GateObjective(
+        text_only(program.graph(name, FxGraph)),
+        ids,
+        recipe,
+        layers=None if pass_.layers == "auto" else pass_.layers,
+        rank=pass_.rank,
+        warmup=pass_.warmup,
+        device=workspace.device,
+    )
+    training, checkpoint = gate_training(objective), checkpoint_of(output)
+    training.start_or_resume(checkpoint, stage, restart=workspace.restart)
+    stage(f"train, {recipe.steps} steps")
+    training.run(on_progress, checkpoint)
+    about = {"sampled_tokens": sampled, **provenance(text)}
+    metadata = gates_metadata(training, source.origin, source.sha256(), about, stage)
+    save_gates(metadata, dict(objective.weights()), output)
+    checkpoint.unlink(missing_ok=True)
+    return output, metadata
+
+
+def _pass(spec: Spec) -> SkipFfn:
+    passes = [each for each in build_passes(spec) if isinstance(each, SkipFfn) and each.policy == "learned"]
+    if len(passes) != 1 or passes[0].gates is None:
+        raise SpecError("passes: nothing to train; 'skip_ffn: {policy: learned, gates: FILE}' is right")
+    if len(spec.models) != 1:
+        raise SpecError(f"models: {', '.join(spec.models)}; gates are trained for one model at a time")
+    return passes[0]
+
+
+def _drawn(
+    spec: Spec, source: Source, recipe: Recipe, tokens: int, workspace: Workspace, stage: Stage
+) -> npt.NDArray[np.int64]:
+    """Return text drawn from the model as it was before any pass; it is kept in the cache."""
+    text = whole_text(spec, workspace.base)
+    start = text.ids(source)
+    sha256 = source.sha256()
+    options = {"window": recipe.window, "seed": recipe.seed}
+
+    def make(path: Path) -> None:
+        if workspace.device != "cpu":
+            drawn = sample_by_torch(source, start, tokens, **options, device=workspace.device)
+        else:
+            dense = spec.model_copy(update={"passes": ()})
+            with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+                into = Path(scratch) / "dense"
+                compile_spec(dense, workspace.base, into, workspace.cache, stage)
+                stage(f"draw {tokens} tokens")
+                drawn = sample(into, start, tokens, **options)
+        with path.open("wb") as file:
+            np.save(file, drawn, allow_pickle=False)
+
+    stage(f"draw {tokens} tokens")
+    key = key_of("drawn", 1, sha256, text.sha256, tokens, options, workspace.device)
+    ids: npt.NDArray[np.int64] = np.load(workspace.cache.get("drawn", key, make))
+    return ids

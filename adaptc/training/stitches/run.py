@@ -1,0 +1,138 @@
+"""`adaptc train` for a spec with `stitch`: its stitches, and its router."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from adaptc.compiler.stages import program_from_sources
+from adaptc.errors import SpecError
+from adaptc.ir.graph import FxGraph
+from adaptc.ir.program import Program
+from adaptc.ir.stitch_file import StitchMetadata, save_stitches
+from adaptc.passes.base import Pass, Pipeline
+from adaptc.passes.stitch.plan import StitchPlan
+from adaptc.passes.stitch.stitch import Stitch
+from adaptc.sources.base import Source
+from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.find import find_source
+from adaptc.spec.passes import build_passes
+from adaptc.spec.schema import Spec
+from adaptc.training.loop import OnProgress, Stage
+from adaptc.training.recipe import Recipe
+from adaptc.training.router import fitted, observe, predicted, recovered, write_router
+from adaptc.training.stitches.measure import stitch_metadata
+from adaptc.training.stitches.objective import StitchObjective, stitch_training
+from adaptc.training.workspace import Workspace, checkpoint_of, provenance, whole_text
+
+PROMPTS = 1024
+"""Prompts that a router is trained and calibrated on, at most."""
+
+PROMPT = 128
+"""Tokens of a prompt together with what follows it."""
+
+
+def stitch_of(spec: Spec) -> Stitch | None:
+    """Return the spec's `stitch`, if it has one."""
+    return next((each for each in build_passes(spec) if isinstance(each, Stitch)), None)
+
+
+def train_stitches(
+    spec: Spec, recipe: Recipe, workspace: Workspace, stage: Stage, on_progress: OnProgress
+) -> tuple[Path, StitchMetadata]:
+    """Train all stitches of a spec in one pass.
+
+    Args:
+        spec: With `stitch: {weights: FILE, …}`.
+        recipe: The options of the training.
+        workspace: Where it reads and writes, and what it runs on.
+        stage: Called with the name of each stage as it begins.
+        on_progress: Called after each step.
+
+    Returns:
+        The file that was written, and its metadata.
+
+    Raises:
+        SpecError: the spec names no file for them.
+        AdaptcError: the text is too short, a model cannot be read, a checkpoint is of another run.
+    """
+    pass_ = stitch_of(spec)
+    if pass_ is None or pass_.weights is None:
+        raise SpecError("passes: nothing to train; 'stitch: {weights: FILE, …}' names the file of trained stitches")
+    output = workspace.output_for(pass_.weights)
+    program, sources, plan = _program(spec, pass_, workspace, stage)
+    objective = StitchObjective([plan], program.samples[plan.trunk.model], recipe, device=workspace.device)
+    training, checkpoint = stitch_training(objective), checkpoint_of(output)
+    training.start_or_resume(checkpoint, stage, restart=workspace.restart)
+    stage(f"train, {recipe.steps} steps")
+    training.run(on_progress, checkpoint)
+    stage("measure")
+    hashes = {name: source.sha256() for name, source in sources.items()}
+    about = provenance(calibration_text(spec.calibration, workspace.base))
+    metadata = stitch_metadata(training, [plan], hashes, about)
+    save_stitches(metadata, dict(objective.weights()), output)
+    checkpoint.unlink(missing_ok=True)
+    return output, metadata
+
+
+def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, stage: Stage) -> tuple[Path, dict[str, float]]:
+    """Train the router of a spec whose stitches are trained.
+
+    Args:
+        spec: With `stitch: {router: {weights: FILE, …}}`.
+        recipe: The options of the training; its seed is used.
+        workspace: Where it reads and writes, and what it runs on.
+        stage: Called with the name of each stage as it begins.
+
+    Returns:
+        The file that was written; and on held-out prompts, which it holds for calibration, the area under the curve of
+        performance gap recovered (0.5 is chance) and how many they were.
+
+    Raises:
+        SpecError: the spec names no router.
+        AdaptcError: too few prompts; and as compiling.
+    """
+    pass_ = stitch_of(spec)
+    if pass_ is None or pass_.router is None:
+        raise SpecError("passes: no router to train; 'stitch: {router: {weights: FILE, …}, …}' names its file")
+    output = workspace.output_for(pass_.router.weights)
+    program, _, plan = _program(spec, pass_, workspace, stage)
+    at = pass_.at(workspace.base)
+    assert isinstance(at, Stitch)
+    stitched = Pipeline((replace(at, router=None),)).run(program)
+    ids = program.samples[plan.trunk.model]
+    rows = ids[: len(ids) // PROMPT * PROMPT].reshape(-1, PROMPT)
+    rows = np.random.default_rng(recipe.seed).permutation(rows)[:PROMPTS]
+    costs = plan.costs()
+    prompts = observe(stitched.at_level(FxGraph), costs, rows, stage, workspace.device)
+    # Half for training, half for thresholds: a bound holds for prompts that the router has not seen.
+    train, held_out = prompts[: len(rows) // 2], prompts[len(rows) // 2 :]
+    weights = fitted(train, recipe.seed)
+    cheap = list(costs).index(min(costs, key=lambda route: costs[route]))
+    _, area = recovered(predicted(weights, held_out.features), held_out.lost, cheap)
+    quality = {"area": area, "prompts": len(held_out.lost), "mean_gap": float(held_out.lost[:, cheap].mean())}
+    write_router(
+        weights,
+        tuple(costs),
+        held_out,
+        provenance(calibration_text(spec.calibration, workspace.base)) | quality,
+        output,
+    )
+    return output, quality
+
+
+def _program(
+    spec: Spec, pass_: Stitch, workspace: Workspace, stage: Stage
+) -> tuple[Program, dict[str, Source], StitchPlan]:
+    """Return the captured models after the passes before `stitch`, over the whole calibration text."""
+    sources = {name: find_source(model, workspace.base) for name, model in spec.models.items()}
+    program = program_from_sources(sources, whole_text(spec, workspace.base), stage)
+    before: list[Pass] = []
+    for each in build_passes(spec):
+        if isinstance(each, Stitch):
+            break
+        before.append(each.at(workspace.base))
+    program = Pipeline(tuple(before)).run(program)
+    return program, sources, pass_.plan(program)

@@ -1,0 +1,72 @@
+"""Where a training reads and writes, what it runs on, and what its files say of their origin."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptc import __version__
+from adaptc.compiler.cache import Cache
+from adaptc.errors import SpecError
+from adaptc.sources.calibration_text import CalibrationText, calibration_text
+from adaptc.spec.schema import Spec
+
+WHOLE = 1 << 40
+"""More tokens than a calibration text has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Where a training keeps things, and what it runs on.
+
+    Attributes:
+        base: Folder that relative paths in the spec start from.
+        output: File to write; None for the one that the spec names.
+        cache: Cache for the bundle that text is drawn with.
+        restart: Whether to begin anew, whatever checkpoint is there.
+        device: "cpu" or "cuda".
+    """
+
+    base: Path
+    output: Path | None
+    cache: Cache
+    restart: bool
+    device: str
+
+    def output_for(self, name: str) -> Path:
+        """Return the file to write, in a folder that exists; `name` is the one that the spec names."""
+        output = self.output or self.base / name
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return output
+
+
+def checkpoint_of(output: Path) -> Path:
+    """Return the checkpoint beside a file of trained parts."""
+    return output.with_suffix(".checkpoint")
+
+
+def whole_text(spec: Spec, base: Path) -> CalibrationText:
+    """Return the whole calibration text of a spec, not its first tokens alone."""
+    return replace(calibration_text(spec.calibration, base), tokens=WHOLE)
+
+
+def provenance(text: CalibrationText) -> dict[str, Any]:
+    """Return data and versions, for readers of a file of trained parts."""
+    libraries = {each: importlib.metadata.version(each) for each in ("torch", "transformers")}
+    return {"date": time.strftime("%Y-%m-%d"), "text": text.name, "versions": {"adaptc": __version__, **libraries}}
+
+
+def device_of(name: str) -> str:
+    """Return the name of a torch device, which must be there.
+
+    Raises:
+        SpecError: torch finds no such device.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SpecError("--device cuda: torch finds no GPU here; --device cpu is right")
+    return name
