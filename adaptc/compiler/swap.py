@@ -16,7 +16,7 @@ from adaptc.compiler.report import report_html, report_json
 from adaptc.compiler.weights_file import GATES, is_trained
 from adaptc.errors import BundleError
 from adaptc.ir.blocks import Bits
-from adaptc.ir.gates_file import GatesMetadata, load_gates, load_gates_metadata
+from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, load_gates_metadata
 from adaptc.passes.quantize.blockwise import quantize_blocks
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GatesFile

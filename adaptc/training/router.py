@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import FxGraph
-from adaptc.ir.router_file import RouterMetadata, save_router
+from adaptc.ir.stored.router_file import RouterMetadata, save_router
 from adaptc.passes.stitch.plan import tail_name
 from adaptc.passes.stitch.rules import TRUNK
 from adaptc.passes.stitch.states import feeds

@@ -138,7 +138,7 @@ class SkipFfn(Pass):
         return fork, self._gates("cosine", tuple(layers), blocks, levels)
 
     def _learned(self, program: Program, name: str, graph: FxGraph, blocks: int) -> tuple[FxGraph, SkipGates]:
-        from adaptc.ir.gates_file import load_gates
+        from adaptc.ir.stored.gates_file import load_gates
         from adaptc.passes.skip_ffn import gating
 
         if self.gates is None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import LoadError, PassError
-from adaptc.ir.router_file import load_router
+from adaptc.ir.stored.router_file import load_router
 from adaptc.passes.stitch.options import RouterOptions
 from adaptc.runtime.bundle.names import gates_file
 from adaptc.runtime.bundle.plan import RouterRecord

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from adaptc.errors import LoadError, PassError
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
-from adaptc.ir.stitch_file import load_stitches
+from adaptc.ir.stored.stitch_file import load_stitches
 from adaptc.passes.base import Pass
 from adaptc.passes.stitch.calibration import calibrated
 from adaptc.passes.stitch.graphs import stitched_graphs

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.ir.stitch_file import StitchMetadata, save_stitches
+from adaptc.ir.stored.stitch_file import StitchMetadata, save_stitches
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.spec.reading import read_spec
 from tests.models import stitched

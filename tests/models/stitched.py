@@ -155,7 +155,7 @@ def run_layer(owner: Any, index: int, state: torch.Tensor, extra: Mapping[str, t
 
 def write(folder: Path, spec: str = SPEC) -> Path:
     """Write both models, their stitches and a spec; returns the spec's path."""
-    from adaptc.ir.stitch_file import StitchMetadata, save_stitches
+    from adaptc.ir.stored.stitch_file import StitchMetadata, save_stitches
 
     for name in SHAPES:
         model(name).save_pretrained(folder / name)

@@ -104,7 +104,7 @@ def test_check_has_nothing_to_say_of_a_right_spec(folder: Path) -> None:
                 "as the head reads that"
             ),
         ),
-        ("model: small", "model: middle", "no model 'middle'; there are: large, small"),
+        ("model: small", "model: middle", "routes.small: no model 'middle'; there are: large, small"),
     ],
 )
 def test_check_refuses_before_weights_are_read(folder: Path, old: str, new: str, message: str) -> None:

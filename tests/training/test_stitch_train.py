@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from adaptc.errors import LoadError, PassError
 from adaptc.ir.graph import FxGraph
-from adaptc.ir.stitch_file import load_stitches, save_stitches
+from adaptc.ir.stored.stitch_file import load_stitches, save_stitches
 from adaptc.passes import Pipeline
 from adaptc.passes.stitch.calibration import HeldOut, calibrated, p_value
 from adaptc.passes.stitch.options import JoinOptions, Route, RouterOptions, Slice

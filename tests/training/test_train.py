@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from adaptc.cli import main
 from adaptc.errors import LoadError, PassError
-from adaptc.ir.gates_file import load_gates
+from adaptc.ir.stored.gates_file import load_gates
 from adaptc.passes.skip_ffn.importance import decisions
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.runtime.bundle.folder import open_bundle
@@ -154,7 +154,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_card_says_what_the_gates_do(tmp_path: Path) -> None:
-    from adaptc.ir.gates_file import save_gates
+    from adaptc.ir.stored.gates_file import save_gates
 
     made = trainer(dataclasses.replace(RECIPE, start=4096), tokens=16384)
     made.objective.start()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
-from adaptc.ir.gates_file import GatesMetadata
+from adaptc.ir.stored.gates_file import GatesMetadata
 from adaptc.training.gates.objective import GateObjective
 from adaptc.training.loop import Stage, Training
 from adaptc.training.text import batches

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
-from adaptc.ir.stitch_file import StitchMetadata
+from adaptc.ir.stored.stitch_file import StitchMetadata
 from adaptc.passes.stitch.plan import StitchPlan
 from adaptc.passes.stitch.states import feeds
 from adaptc.training.loop import Training

@@ -11,7 +11,7 @@ from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import SpecError
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
-from adaptc.ir.stitch_file import StitchMetadata, save_stitches
+from adaptc.ir.stored.stitch_file import StitchMetadata, save_stitches
 from adaptc.passes.base import Pass, Pipeline
 from adaptc.passes.stitch.plan import StitchPlan
 from adaptc.passes.stitch.stitch import Stitch

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from adaptc.cli import main
 from adaptc.errors import PassError, SpecError
-from adaptc.ir.gates_file import GatesMetadata, load_gates, load_gates_metadata, save_gates
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Program
+from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, load_gates_metadata, save_gates
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from adaptc.errors import PassError, SpecError
 from adaptc.ir.graph import FxGraph
 from adaptc.ir.program import Backbone, Program
-from adaptc.ir.stitch_file import StitchMetadata, save_stitches
+from adaptc.ir.stored.stitch_file import StitchMetadata, save_stitches
 from adaptc.passes import Pass, Pipeline
 from adaptc.passes.quantize.gptq import Gptq
 from adaptc.passes.skip_ffn import gating

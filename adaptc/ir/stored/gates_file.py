@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
-from adaptc.ir.trained_file import check_finite, load_trained, save_trained
+from adaptc.ir.stored.trained_file import check_finite, load_trained, save_trained
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import LoadError
-from adaptc.ir.trained_file import load_trained, save_trained
+from adaptc.ir.stored.trained_file import load_trained, save_trained
 from adaptc.runtime.model.router import METADATA as KEY
 
 Array = npt.NDArray[np.float32]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptc.ir.trained_file import check_finite, load_trained, save_trained
+from adaptc.ir.stored.trained_file import check_finite, load_trained, save_trained
 
 if TYPE_CHECKING:
     import torch
