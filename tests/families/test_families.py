@@ -17,7 +17,7 @@ from adaptc import runtime
 from adaptc.checks.check import check
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.errors import LoadError
+from adaptc.errors import LoadError, SpecError
 from adaptc.families.base import DecoderFamily
 from adaptc.families.table import DECODERS, FAMILIES, MULTIMODAL, family_of, gguf_family, supported
 from adaptc.spec.reading import read_spec
@@ -71,7 +71,7 @@ def test_a_package_adds_a_family_with_one_file(tmp_path: Path) -> None:
 
 def test_without_its_package_the_family_is_refused(tmp_path: Path) -> None:
     spec, _ = folder.write(tmp_path, "olmo2", **TOY_CONFIG)
-    with pytest.raises(LoadError, match="architecture 'olmo2' is not supported; supported: llama, "):
+    with pytest.raises(SpecError, match="architecture 'olmo2' is not supported; supported: llama, "):
         compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache"))
 
 
