@@ -348,13 +348,22 @@ def test_schema_and_help_know_the_cheap_path() -> None:
     assert "cheap: str  (default 'low_rank(64)')" in told
 
 
-@pytest.mark.parametrize("name", ["smollm2_skip/model.yaml", "qwen_skip/0.5b.yaml", "qwen_skip/1.5b.yaml"])
-def test_examples_say_what_their_gates_are(name: str) -> None:
-    path = ROOT / "examples" / name
+def test_the_example_with_gates_has_the_cheap_paths_that_its_spec_says() -> None:
+    path = ROOT / "examples" / "smollm2_skip" / "model.yaml"
     [pass_] = build_passes(read_spec(path))
     assert isinstance(pass_, SkipFfn)
     assert pass_.gates is not None
     assert load_gates_metadata(path.parent / pass_.gates).rank == pass_.rank
+
+
+@pytest.mark.parametrize(("name", "rank"), [("0.5b", 256), ("1.5b", 128)])
+def test_the_example_whose_gates_are_trained_first_says_how(name: str, rank: int) -> None:
+    """The README's command writes the file that the spec names."""
+    folder = ROOT / "examples" / "qwen_skip"
+    [pass_] = build_passes(read_spec(folder / f"{name}.yaml"))
+    assert isinstance(pass_, SkipFfn)
+    assert (pass_.gates, pass_.rank) == (f"{name}.safetensors", rank)
+    assert f"$ adaptc train {name}.yaml --set" in (folder / "README.md").read_text()
 
 
 def test_what_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
