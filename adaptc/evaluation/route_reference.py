@@ -99,8 +99,8 @@ class RouteReference:
             THRESHOLD: np.full((1, len(ids)), -np.inf, np.float32),
         }
         feeds |= self.trunk.run(feeds)
-        found: Logits = self.tail.run(feeds)[LOGITS][0]
-        return found
+        logits: Logits = self.tail.run(feeds)[LOGITS][0]
+        return logits
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
         """The most likely continuation, all of it computed again for each token; an end token does not end it."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from adaptc.training.stitches.search import Found
+    from adaptc.training.stitches.search_result import SearchResult
 
 
-def draw(result: Found, path: Path) -> None:
+def draw(result: SearchResult, path: Path) -> None:
     """Write a picture of a search.
 
     Args:

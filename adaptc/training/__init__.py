@@ -1,1 +1,1 @@
-"""What is trained: gates and cheap paths, stitches, routers, modality gates."""
+"""Training of skip gates, stitches, routers and modality gates."""

@@ -20,7 +20,7 @@ PROMPT = 16
 """Tokens of the given text that each drawn text begins with."""
 
 TOP_P = 0.98
-"""What is drawn from: the likeliest tokens with this much probability together, at temperature 1."""
+"""Probability of the likeliest tokens that are drawn from, together, at temperature 1."""
 
 
 def sample(bundle: Path, text: Ids, tokens: int, *, window: int, seed: int, batch: int = 16) -> Ids:
@@ -57,7 +57,7 @@ def sample(bundle: Path, text: Ids, tokens: int, *, window: int, seed: int, batc
 def sample_by_torch(
     source: Source, text: Ids, tokens: int, *, window: int, seed: int, device: str, batch: int = 1024
 ) -> Ids:
-    """The same, drawn by torch: on a GPU a thousand texts at a time, a million tokens in well under a minute.
+    """Draw such texts with torch: on a GPU a thousand texts at a time, a million tokens in well under a minute.
 
     Args:
         source: The model.
@@ -93,7 +93,7 @@ def sample_by_torch(
 
 
 def _drawn(logits: torch.Tensor, dice: torch.Generator) -> torch.Tensor:
-    """One token for each row, int64 [rows, 1], by nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751)."""
+    """Draw one token for each row, int64 [rows, 1], by nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751)."""
     import torch
 
     likely, places = logits.float().softmax(-1).sort(-1, descending=True)

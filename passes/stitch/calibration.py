@@ -61,7 +61,7 @@ class HeldOut:
         return float(self.costs[self.picks(threshold)].mean())
 
     def losses(self, threshold: float) -> Array:
-        """What each prompt loses, at least 0 and at most `MOST`."""
+        """Return what each prompt loses, at least 0 and at most `MOST`."""
         losses: Array = np.clip(self.lost[np.arange(len(self.lost)), self.picks(threshold)], 0, MOST)
         return losses
 
@@ -102,7 +102,7 @@ def calibrated(options: RouterOptions, costs: Mapping[str, float]) -> RouterReco
 
 
 def _threshold(options: RouterOptions, held_out: HeldOut) -> tuple[float, dict[str, Any]]:
-    """The threshold that gives what was asked for, and what can be said of it."""
+    """Return the threshold that the options ask for, and what holds of it."""
     rising = held_out.thresholds()
     if options.target_share is not None:
         # More prompts than wished on the dearest route cost more than was asked for.
@@ -121,7 +121,7 @@ def _threshold(options: RouterOptions, held_out: HeldOut) -> tuple[float, dict[s
 
 
 def _within(held_out: HeldOut, rising: Sequence[float], most: float, confidence: float) -> tuple[float, dict[str, Any]]:
-    """The highest threshold whose mean loss is at most `most` with this confidence.
+    """Return the highest threshold whose mean loss is at most `most` with this confidence.
 
     Thresholds are tested in order, from the one that loses nothing, until one cannot be shown to be good enough; so no
     correction for testing many is needed (fixed-sequence testing in Learn then Test, arXiv:2110.01052).
@@ -143,7 +143,7 @@ def _within(held_out: HeldOut, rising: Sequence[float], most: float, confidence:
 
 
 def p_value(mean: float, count: int, most: float) -> float:
-    """How likely so small a mean of losses in [0, 1] is, if the true mean were above `most`.
+    """Return how likely so small a mean of losses in [0, 1] is, if the true mean were above `most`.
 
     The smaller of Hoeffding's and Bentkus's bounds (Bates et al., arXiv:2101.02703, section 3.1).
     """

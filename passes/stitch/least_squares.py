@@ -20,7 +20,7 @@ from adaptc.passes.stitch.states import States, run_states, state_graphs
 Ids = npt.NDArray[np.int64]
 WINDOW, TOKENS, ROWS = 256, 16384, 8
 RIDGE = 1e-4
-"""Of the mean diagonal of the normal equations: less than the noise of states, enough to solve them."""
+"""Ridge, as a share of the mean diagonal of the normal equations: less than the noise of states, enough to solve."""
 
 
 class NormalEquations:

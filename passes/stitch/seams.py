@@ -121,10 +121,10 @@ def _places(graph: FxGraph, route: str) -> Iterator[tuple[str, fx.Node, fx.Node]
 
 
 def _attention(graph: FxGraph, block: FfnBlock) -> fx.Node:
-    """What a layer's attention gives: the result of its output projection."""
+    """Return the result of a layer's attention, which is that of its output projection."""
     path = f"{block.layer}.self_attn.o_proj"
-    found = [n for n in graph.module.graph.nodes if n.target is aten.linear.default and path_of(n) == path]
-    if len(found) != 1:
-        raise PassError(f"{block.layer}: {len(found)} projections at '{path}'; adapters need one")
-    projection: fx.Node = found[0]
+    projections = [n for n in graph.module.graph.nodes if n.target is aten.linear.default and path_of(n) == path]
+    if len(projections) != 1:
+        raise PassError(f"{block.layer}: {len(projections)} projections at '{path}'; adapters need one")
+    projection: fx.Node = projections[0]
     return projection

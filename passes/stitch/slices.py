@@ -38,7 +38,7 @@ class LayeredDecoder:
 
     @property
     def layers(self) -> int:
-        """How many decoder layers it has."""
+        """Number of decoder layers."""
         return len(self.states) - 1
 
     @property
@@ -54,7 +54,7 @@ class LayeredDecoder:
 
     @cached_property
     def states(self) -> tuple[fx.Node, ...]:
-        """What each layer reads, in order, and what the last one gives.
+        """The states that the layers read, in order, and the one that the last layer gives.
 
         Raises:
             PassError: no decoder layers, or more than one value goes from layer to layer.
@@ -92,7 +92,7 @@ class LayeredDecoder:
 
 
 def layer_of(node: fx.Node) -> int | None:
-    """The index of the decoder layer a node belongs to; None outside of layers."""
+    """Return the index of the decoder layer a node belongs to; None outside of layers."""
     match = LAYER.match(path_of(node))
     return int(match["index"]) if match else None
 
@@ -170,7 +170,7 @@ class GraphAssembly:
         self.state = copies[end]
 
     def graph(self) -> FxGraph:
-        """What was joined; its one output is called `logits` if it ends with a head, else `hidden`."""
+        """Return the graph; its one output is called `logits` if it ends with a head, else `hidden`."""
         assert self.state is not None
         self.module.graph.output((self.state,))
         self.module.meta["outputs"] = (self._result,)
@@ -204,7 +204,7 @@ class GraphAssembly:
 
 
 def states_graph(decoder: LayeredDecoder, cuts: Mapping[str, int], *, logits: bool) -> FxGraph:
-    """The decoder with some of its states as outputs; nothing that is not needed for them is computed.
+    """Return the decoder with some of its states as outputs; nothing that is not needed for them is computed.
 
     Args:
         decoder: A captured decoder.
@@ -212,9 +212,9 @@ def states_graph(decoder: LayeredDecoder, cuts: Mapping[str, int], *, logits: bo
         logits: Whether its logits are an output too, the last.
     """
     fork = decoder.graph.fork()
-    found = LayeredDecoder(decoder.name, fork).states
+    states = LayeredDecoder(decoder.name, fork).states
     output = fork.module.graph.output_node()
-    output.args = ((*(found[cut] for cut in cuts.values()), *((_logits(fork),) if logits else ())),)
+    output.args = ((*(states[cut] for cut in cuts.values()), *((_logits(fork),) if logits else ())),)
     fork.module.meta["outputs"] = (*cuts, *((LOGITS,) if logits else ()))
     fork.module.graph.eliminate_dead_code()
     fork.module.recompile()
@@ -228,12 +228,12 @@ def _logits(graph: FxGraph) -> fx.Node:
 
 
 def _needed(graph: fx.Graph, end: fx.Node, known: set[fx.Node]) -> list[fx.Node]:
-    """What must be computed for a node, in order, if `known` is there."""
-    found: set[fx.Node] = set()
+    """Return the nodes that must be computed for a node, in order, if `known` are there."""
+    needed: set[fx.Node] = set()
     open_ = [end]
     while open_:
         node = open_.pop()
-        if node not in found and node not in known:
-            found.add(node)
+        if node not in needed and node not in known:
+            needed.add(node)
             open_ += node.all_input_nodes
-    return [node for node in graph.nodes if node in found]
+    return [node for node in graph.nodes if node in needed]

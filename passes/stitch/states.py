@@ -17,13 +17,13 @@ States = dict[tuple[str, int], torch.Tensor]
 
 def state_graphs(decoders: Mapping[str, LayeredDecoder], seams: Iterable[Seam]) -> dict[str, FxGraph]:
     """Return, for each decoder with a seam, a graph that gives its states there, named by layer."""
-    wanted: dict[str, set[int]] = {}
+    cuts: dict[str, set[int]] = {}
     for seam in seams:
         for decoder, layer in (seam.source, seam.target):
-            wanted.setdefault(decoder, set()).add(layer)
+            cuts.setdefault(decoder, set()).add(layer)
     return {
         name: states_graph(decoders[name], {str(layer): layer for layer in sorted(layers)}, logits=False)
-        for name, layers in wanted.items()
+        for name, layers in cuts.items()
     }
 
 

@@ -70,8 +70,8 @@ class Stitch(Pass):
         check_ranges(self.trunk.layers, self.routes)
 
     def files(self) -> dict[str, str]:
-        given = {"weights": self.weights, "router": self.router.weights if self.router is not None else None}
-        return {name: path for name, path in given.items() if path is not None}
+        files = {"weights": self.weights, "router": self.router.weights if self.router is not None else None}
+        return {name: path for name, path in files.items() if path is not None}
 
     def at(self, base: Path) -> Pass:
         paths = {name: str(base / value) for name, value in self.files().items()}
@@ -104,7 +104,7 @@ class Stitch(Pass):
         )
 
     def _weights(self, plan: StitchPlan, program: Program) -> dict[str, torch.Tensor]:
-        """The trained weights, or a least-squares fit."""
+        """Return the trained weights, or a least-squares fit."""
         shapes = plan.shapes()
         if self.weights is None:
             if not shapes:
@@ -128,7 +128,7 @@ class Stitch(Pass):
         return {name: weights[name] for name in shapes}
 
     def _router(self, plan: StitchPlan) -> tuple[RouterRecord | None, dict[str, bytes]]:
-        """The router, and its file's content by the file's name in the bundle; none if requests name their routes."""
+        """Return the router, and its file's content by its name in the bundle; none if requests name their routes."""
         if self.router is None:
             return None, {}
         record = calibrated(self.router, plan.costs())

@@ -11,20 +11,21 @@ from adaptc.ir.graph import FxGraph
 from adaptc.passes.stitch.slices import LayeredDecoder
 from adaptc.plots.stitches import draw
 from adaptc.spec.reading import parse_spec
-from adaptc.training.stitches.search import Donor, Found, Measured, Price, spread, stitches
+from adaptc.training.stitches.candidates import Price, spread, stitches
+from adaptc.training.stitches.search_result import Donor, MeasuredStitch, SearchResult
 from tests.models import stitched
 
 PRICES = {"large": (Price(100, 1.0), Price(50, 0.5)), "small": (Price(10, 0.2), Price(20, 0.3))}
 
 
-def backbones() -> dict[str, LayeredDecoder]:
+def decoders() -> dict[str, LayeredDecoder]:
     return {name: LayeredDecoder(name, stitched.program().graph(name, FxGraph)) for name in stitched.SHAPES}
 
 
 def test_every_cut_and_entry_is_priced_by_its_path() -> None:
-    found = {(cut, entry): price for cut, entry, price in stitches(backbones(), "large", "small", PRICES)}
+    found = {(cut, entry): price for cut, entry, price in stitches(decoders(), "large", "small", PRICES)}
     assert set(found) == {(cut, entry) for cut in range(1, 7) for entry in range(4)}
-    weights = backbones()["large"]
+    weights = decoders()["large"]
     layer = sum(
         parameter.numel()
         for name, parameter in weights.graph.module.named_parameters()
@@ -47,11 +48,11 @@ def test_what_is_measured_is_spread_over_cost() -> None:
     assert spread(every, 99) == every
 
 
-def found() -> Found:
-    return Found(
+def result() -> SearchResult:
+    return SearchResult(
         "large",
         "small",
-        (Measured(3, 1, 60, 1.0, 2.5, 0.1), Measured(2, 1, 50, 0.9, 2.9, 0.3)),
+        (MeasuredStitch(3, 1, 60, 1.0, 2.5, 0.1), MeasuredStitch(2, 1, 50, 0.9, 2.9, 0.3)),
         (Donor("large", 100, 2.0, 2.0, 0.0), Donor("small", 20, 0.5, 3.0, 0.4)),
         24,
         6,
@@ -59,14 +60,14 @@ def found() -> Found:
 
 
 def test_the_line_between_the_models_tells_good_from_bad() -> None:
-    good, bad = found().stitches
-    assert found().above(good) == pytest.approx(2.5 - 2.5)
-    assert found().above(bad) == pytest.approx(2.9 - 2.625)
-    assert found().record()["stitches"][1]["above_line"] == pytest.approx(0.275)
+    good, bad = result().stitches
+    assert result().above(good) == pytest.approx(2.5 - 2.5)
+    assert result().above(bad) == pytest.approx(2.9 - 2.625)
+    assert result().record()["stitches"][1]["above_line"] == pytest.approx(0.275)
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
-    draw(found(), tmp_path / "search.svg")
+    draw(result(), tmp_path / "search.svg")
     text = (tmp_path / "search.svg").read_text()
     assert text.startswith("<?xml")
     assert len(text) > 5000
@@ -125,9 +126,9 @@ def test_check_refuses_other_vocabularies_before_weights_are_read(folder: Path, 
     a, b = list(vocabulary)[40:42]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     file.write_text(json.dumps(tokenizer))
-    [said] = faults(there, stitched.SPEC)
+    [fault] = faults(there, stitched.SPEC)
     first = min(a, b)
-    assert said == (
+    assert fault == (
         f"2 tokens have other ids in 'small' than in 'large': {first!r} is {vocabulary[first]}, not "
         f"{vocabulary[max(a, b)]}; models with one vocabulary are right"
     )

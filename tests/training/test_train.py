@@ -58,8 +58,8 @@ def test_a_cheap_path_is_found_where_there_is_one() -> None:
     costs = cheap_paths.metric(torch.randn(1, 500, 24, generator=random))
     begun = cheap_paths.begun(n, y, costs, [own], 4)
     assert {float(row[0]) for row in begun.gate[0]} == {float(row[0]) for row in own[0][:4]}
-    found = cheap_paths.fitted(begun, n, y, costs, random)
-    assert float((found.given(0, n[0]) - y[0]).square().mean()) < 0.05 * float(y.var())
+    path = cheap_paths.fitted(begun, n, y, costs, random)
+    assert float((path.result(0, n[0]) - y[0]).square().mean()) < 0.05 * float(y.var())
 
 
 def test_a_cheap_path_is_right_where_it_counts() -> None:
@@ -74,7 +74,7 @@ def test_a_cheap_path_is_right_where_it_counts() -> None:
     there = cheap_paths.fitted(even, n, y, costs, random, counts[None].float() + 0.01)
 
     def error(paths: cheap_paths.CheapPaths, rows: torch.Tensor) -> float:
-        return float((paths.given(0, n[0][rows]) - y[0][rows]).square().mean())
+        return float((paths.result(0, n[0][rows]) - y[0][rows]).square().mean())
 
     assert error(there, counts) < 0.2 * error(even, counts)
     assert error(there, ~counts) > error(even, ~counts)
@@ -98,23 +98,23 @@ def test_a_gate_predicts_the_loss() -> None:
     expected = (x[:, 3] * 1.5 - 2).exp()
     loss = expected * torch.empty(4000).exponential_(generator=random)
     weight, bias = gate(x, loss)
-    said = (x @ weight + bias)[:, 0]
-    assert float(torch.corrcoef(torch.stack([said, expected.log()]))[0, 1]) > 0.95
-    assert abs(float(said.exp().mean() / loss.mean()) - 1) < 0.3
+    logits = (x @ weight + bias)[:, 0]
+    assert float(torch.corrcoef(torch.stack([logits, expected.log()]))[0, 1]) > 0.95
+    assert abs(float(logits.exp().mean() / loss.mean()) - 1) < 0.3
 
 
 def test_training_helps_and_leaves_the_model_alone() -> None:
     before = {name: p.clone() for name, p in tiny.fx("llama").module.named_parameters()}
-    made = trainer(dataclasses.replace(RECIPE, steps=60, learning_rate=1e-2, least=0.5, most=0.5))
-    made.objective.start()
-    for name, weight in made.objective.weights().items():
+    training = trainer(dataclasses.replace(RECIPE, steps=60, learning_rate=1e-2, least=0.5, most=0.5))
+    training.objective.start()
+    for name, weight in training.objective.weights().items():
         weight.data *= 0.0 if ".cheap.down" in name else 1.0
-    told: list[Progress] = []
-    made.run(told.append)
-    losses = [each.loss for each in told]
-    assert [each.step for each in told] == list(range(1, 61))
+    progress: list[Progress] = []
+    training.run(progress.append)
+    losses = [each.loss for each in progress]
+    assert [each.step for each in progress] == list(range(1, 61))
     assert np.mean(losses[-15:]) < 0.8 * np.mean(losses[:15])
-    assert all(0 <= each.share <= 2 / 3 for each in told)
+    assert all(0 <= each.share <= 2 / 3 for each in progress)
     assert all(torch.equal(p, before[name]) for name, p in tiny.fx("llama").module.named_parameters())
 
 
@@ -142,9 +142,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    made = trainer()
-    made.objective.start()
-    made.run(checkpoint=tmp_path / "c")
+    training = trainer()
+    training.objective.start()
+    training.run(checkpoint=tmp_path / "c")
     assert not trainer().resume(tmp_path / "none")
     with pytest.raises(LoadError, match="another recipe"):
         trainer(dataclasses.replace(RECIPE, seed=1)).resume(tmp_path / "c")
@@ -153,29 +153,29 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         trainer().resume(tmp_path / "c")
 
 
-def test_the_card_says_what_the_gates_do(tmp_path: Path) -> None:
+def test_the_metadata_says_what_the_gates_do(tmp_path: Path) -> None:
     from adaptc.ir.stored.gates_file import save_gates
 
-    made = trainer(dataclasses.replace(RECIPE, start=4096), tokens=16384)
-    made.objective.start()
-    made.run()
-    metadata = gates_metadata(made, "tiny", "", {"text": "made up"})
+    training = trainer(dataclasses.replace(RECIPE, start=4096), tokens=16384)
+    training.objective.start()
+    training.run()
+    metadata = gates_metadata(training, "tiny", "", {"text": "made up"})
     shares = [share for share, _ in metadata.thresholds]
     assert shares == sorted(shares)
     assert shares[0] == pytest.approx(0.05, abs=0.02)
     assert shares[-1] > 0.4
     assert metadata.perplexity[0] == (0.0, 1.0)
     assert metadata.training["text"] == "made up"
-    save_gates(metadata, dict(made.objective.weights()), tmp_path / "g")
+    save_gates(metadata, dict(training.objective.weights()), tmp_path / "g")
     assert load_gates(tmp_path / "g")[0] == metadata
     # On text of the same kind the shares are those of the metadata.
     graph = (
         SkipFfn(gates=str(tmp_path / "g"), warmup=4)
         .apply(tiny.program("llama"))
-        .graph("lm", type(made.objective.dense))
+        .graph("lm", type(training.objective.dense))
     )
     for share, threshold in metadata.thresholds:
-        ran = decisions(graph, made.objective.text.train[:32], threshold, 4)
+        ran = decisions(graph, training.objective.text.train[:32], threshold, 4)
         assert float((~ran).mean()) * 2 / 3 == pytest.approx(share, abs=0.05)
 
 
@@ -213,8 +213,8 @@ def test_from_a_spec_to_a_bundle(tmp_path: Path) -> None:
     assert metadata["training"]["sampled_tokens"] == 600
     assert "step 10/12  KL " in done.stderr
     assert not list(tmp_path.glob("g/*.checkpoint"))
-    made = run("compile", spec, "-o", tmp_path / "b", "--cache-dir", tmp_path / "cache", "--json")
-    assert made.exit_code == 0, made.stderr
+    training = run("compile", spec, "-o", tmp_path / "b", "--cache-dir", tmp_path / "cache", "--json")
+    assert training.exit_code == 0, training.stderr
     manifest = open_bundle(tmp_path / "b").manifest
     assert next(record.name for record in manifest.passes) == "skip_ffn"
     assert set(manifest.gate_verdicts) == {"lm"}

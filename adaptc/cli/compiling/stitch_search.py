@@ -12,7 +12,7 @@ from adaptc.cli.options import CACHE, JSON, SETTINGS, SPEC, open_cache
 from adaptc.cli.output import stage_timer
 
 if TYPE_CHECKING:
-    from adaptc.training.stitches.search import Found
+    from adaptc.training.stitches.search_result import SearchResult
 
 
 @click.command("stitch-search")
@@ -87,7 +87,7 @@ def command(
     click.echo(f"wrote {output / 'search.json'} and {output / 'search.png'}", err=True)
 
 
-def _print(result: Found) -> None:
+def _print(result: SearchResult) -> None:
     click.echo(f"{result.enumerated} stitches, {result.dearer} of them dearer than a donor; the others, by KL:")
     click.echo("cut  entry  bytes a token  ms a token  KL (nats)  log-perplexity  to the line")
     for each in result.stitches:

@@ -18,7 +18,7 @@ RATE = 1e-3
 """Learning rate of a first fit; one that goes on takes half."""
 
 EVEN = 0.1
-"""Of the metric, this much is the same for all directions: a Fisher matrix of few tokens knows nothing of many."""
+"""Share of the metric that is the same for all directions: a Fisher matrix of few tokens knows nothing of many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +37,23 @@ class CheapPaths:
     down: torch.Tensor
     bias: torch.Tensor
 
-    def given(self, layer: int, n: torch.Tensor) -> torch.Tensor:
-        """What one of them gives for float32 [tokens, width], of that shape."""
+    def result(self, layer: int, n: torch.Tensor) -> torch.Tensor:
+        """Return the result of one path for its input, both float32 [tokens, width]."""
         return _inner(n, self.gate[layer], self.up[layer]) @ self.down[layer].T + self.bias[layer]
 
     def weights(self, layer: int) -> dict[str, torch.Tensor]:
-        """Matrices of one of them by name, copies."""
+        """Return copies of one path's matrices, by name."""
         parts = {"gate": self.gate, "up": self.up, "down": self.down, "bias": self.bias}
         return {name: each[layer].clone() for name, each in parts.items()}
 
     def only(self, layers: Sequence[int]) -> CheapPaths:
-        """Those of some layers."""
+        """Return the paths of some layers."""
         where = list(layers)
         return CheapPaths(self.gate[where], self.up[where], self.down[where], self.bias[where])
 
 
 def metric(slopes: torch.Tensor) -> torch.Tensor:
-    """What a wrong result costs: symmetric float32 [layers, width, width], the mean of its diagonal 1.
+    """Return what a wrong result costs: symmetric float32 [layers, width, width], the mean of its diagonal 1.
 
     The loss of an error e is ½ (g · e)² to second order, so its mean is eᵀ G e with G = mean g gᵀ. The whole matrix
     serves better than its diagonal: ×1.100 against ×1.103 of dense perplexity at 25 % skipped (SmolLM2-135M, 224
@@ -63,28 +63,28 @@ def metric(slopes: torch.Tensor) -> torch.Tensor:
         slopes: [layers, tokens, width], gradients of the log likelihood by results; see `skip_ffn/importance.py`.
     """
     width = slopes.shape[-1]
-    found = torch.zeros(len(slopes), width, width, device=slopes.device)
+    fisher = torch.zeros(len(slopes), width, width, device=slopes.device)
     for part in chunks(slopes.shape[1]):
         some = slopes[:, part].float()
-        found += some.transpose(1, 2) @ some
-    found /= found.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-30
-    return (1 - EVEN) * found + EVEN * torch.eye(width, device=slopes.device)
+        fisher += some.transpose(1, 2) @ some
+    fisher /= fisher.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] + 1e-30
+    return (1 - EVEN) * fisher + EVEN * torch.eye(width, device=slopes.device)
 
 
 def begun(
     inputs: torch.Tensor, results: torch.Tensor, costs: torch.Tensor, own: Sequence[Sequence[torch.Tensor]], rank: int
 ) -> CheapPaths:
-    """Paths of the blocks' own neurons that do most.
+    """Return paths of the blocks' own neurons that do most.
 
     Of SmolLM2-135M's middle blocks 170 of 1536 neurons leave 0.42 to 0.62 of the squared error, fitted 0.34 to 0.52;
     160 random ones without `up` 0.8 and 0.55.
 
     Args:
-        inputs: [layers, tokens, width], what the blocks read.
-        results: [layers, tokens, width], what they give.
+        inputs: Inputs of the blocks, [layers, tokens, width].
+        results: Results of the blocks, [layers, tokens, width].
         costs: As `metric` gives them.
         own: For each layer the block's gate and up [inner width, width] and down [width, inner width].
-        rank: Inner neurons to have.
+        rank: Number of inner neurons of a path.
     """
     gates, ups = [], []
     for layer, (gate, up, down) in enumerate(own):
@@ -105,15 +105,15 @@ def fitted(
     random: torch.Generator,
     weights: torch.Tensor | None = None,
 ) -> CheapPaths:
-    """Paths with the least error on all tokens, or on those that matter.
+    """Return paths with the least error on all tokens, or on those that matter.
 
     Args:
-        paths: Where to begin.
-        inputs: [layers, tokens, width], what the blocks read.
-        results: [layers, tokens, width], what they give.
+        paths: Paths to begin with.
+        inputs: Inputs of the blocks, [layers, tokens, width].
+        results: Results of the blocks, [layers, tokens, width].
         costs: As `metric` gives them.
-        random: Draws batches.
-        weights: float32 [layers, tokens], what each token's error counts; None for all the same.
+        random: Generator that draws batches.
+        weights: float32 [layers, tokens], weight of each token's error; None for equal weights.
     """
     tokens = inputs.shape[1]
     scale = torch.stack([each.float().std() for each in results])[:, None] + 1e-12
@@ -129,8 +129,8 @@ def fitted(
         some = torch.randint(tokens, (min(BATCH, tokens),), generator=random).to(inputs.device)
         n, y = inputs[:, some].float(), results[:, some].float()
         with torch.enable_grad():
-            given = _inner(n, gate, up) @ down.transpose(1, 2) + bias[:, None]
-            error = ((given - y / scale[..., None]) @ root).square().mean(-1)
+            result = _inner(n, gate, up) @ down.transpose(1, 2) + bias[:, None]
+            error = ((result - y / scale[..., None]) @ root).square().mean(-1)
             loss = (error if weights is None else error * weights[:, some]).mean(1).sum()
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -149,8 +149,8 @@ def _solved(
     results: torch.Tensor,
     weights: torch.Tensor | None = None,
 ) -> CheapPaths:
-    """Down and bias of the least squared error, with a ridge; the metric does not matter to it."""
-    found = []
+    """Solve down and bias for the least squared error, with a ridge; the metric does not matter to it."""
+    solutions = []
     for layer in range(len(gate)):
         rank = gate.shape[1]
         gram = torch.zeros(rank + 1, rank + 1, device=gate.device)
@@ -163,11 +163,11 @@ def _solved(
             right += counted.T @ results[layer, part].float()
         ridge = 1e-4 * gram.diagonal()[:-1].mean() + 1e-12
         gram.diagonal()[:-1].add_(ridge)
-        found.append(torch.linalg.solve(gram.double(), right.double()).float())
-    whole = torch.stack(found)
+        solutions.append(torch.linalg.solve(gram.double(), right.double()).float())
+    whole = torch.stack(solutions)
     return CheapPaths(gate, up, whole[:, :-1].transpose(1, 2).contiguous(), whole[:, -1].contiguous())
 
 
 def chunks(tokens: int) -> Iterator[slice]:
-    """So many tokens, in parts of `CHUNK`."""
+    """Yield slices of so many tokens, `CHUNK` each."""
     yield from (slice(at, at + CHUNK) for at in range(0, tokens, CHUNK))

@@ -173,14 +173,14 @@ class GateObjective:
         ids, positions = self.feeds(rows)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bfloat16):
             with torch.no_grad():
-                [wanted] = dense(ids, positions)
+                [target] = dense(ids, positions)
                 if not len(self._logits):
                     _, *logits = module(ids, positions, self.levels(rows, -math.inf))
                     self._remember(logits)
             threshold = float(self._logits.quantile(min(0.98, share / self.most)))
             predicted, *logits = module(ids, positions, self.levels(rows, threshold))
         after = slice(self.warmup, None)
-        p, q = (F.log_softmax(each[:, after].flatten(0, 1).float(), -1) for each in (wanted, predicted))
+        p, q = (F.log_softmax(each[:, after].flatten(0, 1).float(), -1) for each in (target, predicted))
         skipped = torch.stack([(each[:, after] < threshold).float().mean() for each in logits]).mean()
         self._remember(logits)
         return F.kl_div(q, p, log_target=True, reduction="batchmean"), float(skipped) * self.most

@@ -17,7 +17,7 @@ Ids = npt.NDArray[np.int64]
 def refitted(
     graph: FxGraph, ids: Ids, thresholds: torch.Tensor, warmup: int, seed: int, device: str, *, bfloat16: bool
 ) -> dict[str, torch.Tensor]:
-    """Weights of all gates of a graph, fitted to the loss of skipping where other blocks are skipped as they say now.
+    """Return the weights of all gates of a graph, fitted to the loss of skipping where other blocks are skipped as now.
 
     The loss is to second order, as at the start of training; the gradient is that of the gated graph.
 
@@ -26,27 +26,27 @@ def refitted(
         ids: int64 [sequences, tokens].
         thresholds: float32 [tokens], what gates are compared with at each position.
         warmup: Positions at the start of each sequence that are left out.
-        seed: Of the drawn text.
-        device: Where the graph's weights are.
+        seed: Seed of the drawn text.
+        device: Device of the graph's weights.
         bfloat16: Whether to compute the model in bfloat16; gates are fitted in float32, or the line search finds no
             way down and every gate says its layer's mean.
     """
     gates = [node for node in graph.module.graph.nodes if node.target is torch.ops.adaptc.skip.default]
     wanted = {node for each in gates for node in (each, _state(each), *each.all_input_nodes[2:])}
     random = torch.Generator(device).manual_seed(seed)
-    found: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = [([], []) for _ in gates]
+    samples: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = [([], []) for _ in gates]
     for at in range(0, len(ids), ROWS):
         part = ids[at : at + ROWS]
         levels = thresholds.to(device).expand(part.shape)
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             values, slopes = sensitivities(graph, part, set(gates), wanted, random, levels)
-        for node, (states, losses) in zip(gates, found, strict=True):
+        for node, (states, losses) in zip(gates, samples, strict=True):
             full, cheap = (values[side] for side in node.all_input_nodes[2:])
             loss = (slopes[node] * (cheap - full)).sum(-1).square() / 2
             states.append(values[_state(node)][:, warmup:].flatten(0, 1).float())
             losses.append(loss[:, warmup:].flatten().float())
     weights = {}
-    for node, (states, losses) in zip(gates, found, strict=True):
+    for node, (states, losses) in zip(gates, samples, strict=True):
         weight, bias = gate(torch.cat(states), torch.cat(losses))
         product, constant = _linear(node)
         weights[str(product.args[1].target)] = weight  # type: ignore[union-attr]
@@ -55,11 +55,11 @@ def refitted(
 
 
 def _linear(node: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """x·w and b of a gate that says squeeze(x·w + b)."""
+    """Return x·w and b of a gate whose logit is squeeze(x·w + b)."""
     product, bias = node.all_input_nodes[0].all_input_nodes[0].all_input_nodes
     return product, bias
 
 
 def _state(node: fx.Node) -> fx.Node:
-    """What a gate reads."""
+    """Return the state that a gate reads."""
     return _linear(node)[0].all_input_nodes[0]

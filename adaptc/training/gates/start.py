@@ -32,7 +32,7 @@ SOFT = 0.35
 """Nats over which a token's weight falls from counting to not counting, around the gates' threshold."""
 
 LEAST = 0.02
-"""What the tokens count that no gate lets through: other budgets skip some of them too."""
+"""Least weight of a token, also of those that no gate lets through: other budgets skip some of them too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Start:
     """A fitted gate and cheap path of one block.
 
     Attributes:
-        block: Which.
+        block: The block.
         weights: By name, see `adaptc.passes.skip_ffn.gating.parameters`.
     """
 
@@ -49,13 +49,13 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What the dense model computes, by block: bfloat16 [blocks, tokens, width].
+class Activations:
+    """Activations and gradients of the dense model, by block: bfloat16 [blocks, tokens, width].
 
     Attributes:
         states: Normed states before attention.
-        inputs: What the blocks read.
-        results: What they give.
+        inputs: Inputs of the blocks.
+        results: Results of the blocks.
         slopes: Gradients of a drawn text's log likelihood by results; see `importance.ffn_importance`.
     """
 
@@ -64,12 +64,12 @@ class Seen:
     results: torch.Tensor
     slopes: torch.Tensor
 
-    def only(self, places: Sequence[int]) -> Seen:
-        """That of some blocks; of all, itself."""
+    def only(self, places: Sequence[int]) -> Activations:
+        """Return those of some blocks; itself for all of them."""
         where = list(places)
         if where == list(range(len(self.states))):
             return self
-        return Seen(self.states[where], self.inputs[where], self.results[where], self.slopes[where])
+        return Activations(self.states[where], self.inputs[where], self.results[where], self.slopes[where])
 
 
 def started(
@@ -83,77 +83,77 @@ def started(
     device: str,
     stage: Callable[[str], None],
 ) -> list[Start]:
-    """Fitted parameters of gates and cheap paths, for the blocks whose cheap paths lose least, in order.
+    """Return fitted gates and cheap paths, for the blocks whose cheap paths lose least, in order.
 
     Args:
         graph: A captured decoder.
         ids: int64 [sequences, tokens].
         blocks: Those that may get a gate.
-        keep: How many of them shall.
+        keep: Number of blocks that get a gate.
         rank: Inner neurons of the cheap paths; 0 for none.
         warmup: Positions at the start of each sequence that are left out: the first carry huge activations.
-        seed: Of what is drawn.
-        device: What it is computed on; the graph's weights stay there.
-        stage: Told what is being done.
+        seed: Seed of what is drawn.
+        device: Device to compute on; the graph's weights stay there.
+        stage: Called with the name of each stage as it begins.
     """
     stage("run the dense model")
-    seen = _seen(graph, ids, blocks, warmup, seed, device)
+    dense = _activations(graph, ids, blocks, warmup, seed, device)
     random = torch.Generator().manual_seed(seed)
     paths: CheapPaths | None = None
     if rank:
         stage("fit cheap paths")
         own = [[graph.module.get_parameter(name).detach().float() for name in block.weights] for block in blocks]
-        costs = cheap_paths.metric(seen.slopes)
-        paths = cheap_paths.begun(seen.inputs, seen.results, costs, own, rank)
-        paths = cheap_paths.fitted(paths, seen.inputs, seen.results, costs, random)
-    losses = _losses(seen, paths)
+        costs = cheap_paths.metric(dense.slopes)
+        paths = cheap_paths.begun(dense.inputs, dense.results, costs, own, rank)
+        paths = cheap_paths.fitted(paths, dense.inputs, dense.results, costs, random)
+    losses = _losses(dense, paths)
     best = sorted(losses.mean(1).argsort(stable=True)[:keep].tolist())
-    seen, losses = seen.only(best), losses[best]
+    dense, losses = dense.only(best), losses[best]
     stage("fit gates")
-    gates = _gates(seen, losses)
+    gates = _gates(dense, losses)
     if paths is not None:
         stage("fit cheap paths to what is skipped")
-        weights = _counted(seen, gates, SKIPPED * len(ffn_blocks(graph)) / len(best))
-        paths = cheap_paths.fitted(paths.only(best), seen.inputs, seen.results, costs[best], random, weights)
-        losses = _losses(seen, paths)
+        weights = _counted(dense, gates, SKIPPED * len(ffn_blocks(graph)) / len(best))
+        paths = cheap_paths.fitted(paths.only(best), dense.inputs, dense.results, costs[best], random, weights)
+        losses = _losses(dense, paths)
         stage("fit gates to that")
-        gates = _gates(seen, losses)
-    found = []
+        gates = _gates(dense, losses)
+    starts = []
     for at, place in enumerate(best):
         stem = f"{blocks[place].layer}.skip"
         fitted = {} if paths is None else {f"{stem}.cheap.{leaf}": w for leaf, w in paths.weights(at).items()}
         fitted |= {f"{stem}.gate.weight": gates[at][0], f"{stem}.gate.bias": gates[at][1]}
         assert {name: tuple(each.shape) for name, each in fitted.items()} == parameters(blocks[place], rank)
-        found.append(Start(blocks[place], fitted))
-    return found
+        starts.append(Start(blocks[place], fitted))
+    return starts
 
 
-def _losses(seen: Seen, paths: CheapPaths | None) -> torch.Tensor:
-    """What skipping costs, to second order: float32 [blocks, tokens], nats."""
-    found = []
-    for block, (n, y, slopes) in enumerate(zip(seen.inputs, seen.results, seen.slopes, strict=True)):
+def _losses(dense: Activations, paths: CheapPaths | None) -> torch.Tensor:
+    """Return what skipping costs each token, to second order: float32 [blocks, tokens], nats."""
+    losses = []
+    for block, (n, y, slopes) in enumerate(zip(dense.inputs, dense.results, dense.slopes, strict=True)):
         parts = []
         for part in cheap_paths.chunks(len(n)):
-            instead = 0.0 if paths is None else paths.given(block, n[part].float())
+            instead = 0.0 if paths is None else paths.result(block, n[part].float())
             parts.append((slopes[part].float() * (instead - y[part].float())).sum(-1).square() / 2)
-        found.append(torch.cat(parts))
-    return torch.stack(found)
+        losses.append(torch.cat(parts))
+    return torch.stack(losses)
 
 
-def _gates(seen: Seen, losses: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [gate(states.float(), loss) for states, loss in zip(seen.states, losses, strict=True)]
+def _gates(dense: Activations, losses: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [gate(states.float(), loss) for states, loss in zip(dense.states, losses, strict=True)]
 
 
-def _counted(seen: Seen, gates: Sequence[tuple[torch.Tensor, torch.Tensor]], share: float) -> torch.Tensor:
-    """How much each token counts when this share of what gates decide is skipped: float32 [blocks, tokens]."""
-    said = torch.stack([(x.float() @ w)[:, 0] + b for x, (w, b) in zip(seen.states, gates, strict=True)])
+def _counted(dense: Activations, gates: Sequence[tuple[torch.Tensor, torch.Tensor]], share: float) -> torch.Tensor:
+    """Return the weight of each token when gates skip this share of their blocks: float32 [blocks, tokens]."""
+    logits = torch.stack([(x.float() @ w)[:, 0] + b for x, (w, b) in zip(dense.states, gates, strict=True)])
     # torch.quantile takes 16 million values at most; a smaller part of them is as good.
-    some = said.flatten()[:: max(1, said.numel() // (1 << 20))]
-    return torch.sigmoid((some.quantile(min(0.95, share)) - said) / SOFT) + LEAST
+    some = logits.flatten()[:: max(1, logits.numel() // (1 << 20))]
+    return torch.sigmoid((some.quantile(min(0.95, share)) - logits) / SOFT) + LEAST
 
 
 def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [width, 1] and bias [1] of a gate that says the logarithm of the loss to expect.
+    """Return weight [width, 1] and bias [1] of a gate whose logit is the logarithm of the loss to expect.
 
     Losses of single tokens are noisy and never negative, as those of an exponential distribution; its likelihood is
     what is maximized, which is a convex problem. Logits are in one unit, log nats, for all layers, so one threshold
@@ -185,8 +185,10 @@ def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return slope[:, None].contiguous(), level + bias.detach() - mean @ slope
 
 
-def _seen(graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, seed: int, device: str) -> Seen:
-    wanted = {node for block in blocks for node in (block.state, block.normed, block.result)}
+def _activations(
+    graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, seed: int, device: str
+) -> Activations:
+    kept = {node for block in blocks for node in (block.state, block.normed, block.result)}
     random = torch.Generator(device).manual_seed(seed)
     graph.module.to(device)
     rows, tokens = ids.shape
@@ -194,9 +196,9 @@ def _seen(graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, see
     # In place and in half the bits: 131 k tokens of 23 layers of SmolLM2 are 13 GB so, and twice 27 GB otherwise.
     states, inputs, results, slopes = (torch.empty(shape, dtype=torch.bfloat16, device=device) for _ in range(4))
     for at in range(0, rows, ROWS):
-        values, found = sensitivities(graph, ids[at : at + ROWS], {block.result for block in blocks}, wanted, random)
+        values, gradients = sensitivities(graph, ids[at : at + ROWS], {block.result for block in blocks}, kept, random)
         for place, block in enumerate(blocks):
-            kept = (values[block.state], values[block.normed], values[block.result], found[block.result])
-            for into, each in zip((states, inputs, results, slopes), kept, strict=True):
+            parts = (values[block.state], values[block.normed], values[block.result], gradients[block.result])
+            for into, each in zip((states, inputs, results, slopes), parts, strict=True):
                 into[place, at : at + ROWS] = each[:, warmup:]
-    return Seen(*(each.flatten(1, 2) for each in (states, inputs, results, slopes)))
+    return Activations(*(each.flatten(1, 2) for each in (states, inputs, results, slopes)))

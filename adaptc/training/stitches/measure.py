@@ -49,16 +49,16 @@ def measure(objective: StitchObjective, ids: Ids | None = None) -> tuple[dict[st
     alone, routed = ({name: [0.0, 0.0] for name in names} for names in (objective.decoders, objective.routes))
     for part in batches(rows, objective.recipe.rows):
         with torch.no_grad():
-            states, wanted, others = objective.run_decoders(decoders, part)
+            states, target, others = objective.run_decoders(decoders, part)
             for name, logits in others.items():
-                _count(alone[name], wanted, logits, part)
+                _count(alone[name], target, logits, part)
             del others
             for route, tail in tails.items():
                 hidden = objective.trunk_states(states, route)
                 with objective.autocast():
                     inputs = feeds(tail, torch.from_numpy(part).to(objective.device), hidden)
                     [predicted] = tail.module(*inputs)
-                _count(routed[route], wanted, predicted, part)
+                _count(routed[route], target, predicted, part)
     count = rows.shape[0] * (rows.shape[1] - 1)
     by_decoder, by_route = (
         {name: Quality(loss / count, divergence / rows.size) for name, (loss, divergence) in sums.items()}
@@ -67,12 +67,12 @@ def measure(objective: StitchObjective, ids: Ids | None = None) -> tuple[dict[st
     return by_decoder, by_route
 
 
-def _count(sums: list[float], wanted: torch.Tensor, predicted: torch.Tensor, rows: Ids) -> None:
+def _count(sums: list[float], target: torch.Tensor, predicted: torch.Tensor, rows: Ids) -> None:
     """Add the negative log likelihood and the KL of some sequences."""
     following = torch.from_numpy(rows[:, 1:]).to(predicted.device)
     for at in range(len(predicted)):
         sums[0] += float(F.cross_entropy(predicted[at, :-1].float(), following[at], reduction="sum"))
-    sums[1] += kl(wanted, predicted)[0] * rows.size
+    sums[1] += kl(target, predicted)[0] * rows.size
 
 
 def stitch_metadata(

@@ -106,12 +106,12 @@ class StitchObjective:
         decoders, tails = self._graphs
         rows = self.text.draw(random, self.recipe.rows)
         ids = torch.from_numpy(rows).to(self.device)
-        states, wanted, _ = self.run_decoders(decoders, rows)
+        states, target, _ = self.run_decoders(decoders, rows)
         losses = []
         for route, tail in tails.items():
             with self.autocast():
                 [predicted] = tail.module(*feeds(tail, ids, self.trunk_states(states, route)))
-            loss, gradient = kl(wanted, predicted)
+            loss, gradient = kl(target, predicted)
             torch.autograd.backward(predicted, gradient)
             losses.append(loss)
             del predicted, gradient
@@ -216,16 +216,16 @@ def stitch_training(objective: StitchObjective) -> Training[StitchObjective]:
     return Training(objective, Optimization.of(objective.recipe))
 
 
-def kl(wanted: torch.Tensor, predicted: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Return the mean KL(wanted || predicted) of logits, nats a token, and its gradient at `predicted`.
+def kl(target: torch.Tensor, predicted: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Return the mean KL(target || predicted) of logits, nats a token, and its gradient at `predicted`.
 
     It is computed by hand and in chunks, as float32 probabilities of a whole step do not fit beside each other.
 
     Args:
-        wanted: float [..., vocab].
+        target: float [..., vocab].
         predicted: float [..., vocab].
     """
-    p, q = (each.detach().reshape(-1, each.shape[-1]) for each in (wanted, predicted))
+    p, q = (each.detach().reshape(-1, each.shape[-1]) for each in (target, predicted))
     gradient, total = torch.empty_like(q), torch.zeros((), device=q.device)
     size = max(1, TOGETHER // p.shape[1])
     for at in range(0, len(p), size):
