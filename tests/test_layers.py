@@ -167,3 +167,12 @@ def test_a_room_is_small_and_says_what_it_is(room: str) -> None:
     said = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8")))
     assert said is not None
     assert said.split("\n")[0].endswith("."), "the first line is a sentence that says the room's idea"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests" / "runtime").rglob("*.py")), ids=lambda file: file.stem)
+def test_tests_of_the_runtime_need_no_compiler(file: Path) -> None:
+    """`make oldest` runs them where only the runtime is installed."""
+    for module in imports(file):
+        known = not module.name.startswith("adaptc") or module.name.startswith("adaptc.runtime")
+        assert known or not module.at_once, f"{file.relative_to(ROOT)}:{module.line}: imports {module.name}"
+        assert module.name.partition(".")[0] != "torch" or not module.at_once, file

@@ -231,7 +231,7 @@ def test_show_prints_programs_and_what_passes_change(tiny: tuple[Path, Any], war
     captured = run("show", tiny[0], "--after", "capture", *kept).stdout
     assert "causal_attention" in captured
     diff = run("show", tiny[0], "--after", "kv_cache", "--diff", *kept).stdout
-    assert "-%model.layers.0.self_attn/Attention: " in diff
+    assert "-%model.layers.0.self_attn/CausalAttention: " in diff
     assert "GroupQueryAttention(" in diff
     page = run("show", tiny[0], "--html", tmp_path / "page.html", *kept)
     assert page.exit_code == 0

@@ -26,7 +26,6 @@ from adaptc.passes.decoder.logits_from import LogitsFrom
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.passes.drop_modality.drop_modality import DropModality
 from adaptc.passes.lower.lower import Lower
-from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.plan import Run
@@ -162,7 +161,7 @@ def test_blocks_of_the_decoder_are_skipped_with_images_and_without() -> None:
     encoder = program.graphs["lm.encode.image"]
     made = Pipeline((SkipFfn(policy="static", layers=(1, 2), warmup=0),)).run(program)
     made = replace(made, graphs={"lm": made.graphs["lm"]}, plan=(Run("lm"),))  # lowering the encoder would add nothing
-    made = Pipeline((Lower(), KvCache(max_tokens=64), LogitsFrom(), Branch())).run(made)
+    made = Pipeline((Lower(), KvCache(max_tokens=64), LogitsFrom())).run(made)  # `running` emits the branches
     assert list(made.gates) == ["lm"]
     gates = made.gates["lm"]
     ids, places = prompt("llava")

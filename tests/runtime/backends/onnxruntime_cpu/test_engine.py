@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.models import tiny_tokenizer
 from tests.models.attention_lm import AttentionLm
 from tests.models.sessions import session_of
 
+OLD = version("onnxruntime").startswith("1.23.")
 LM = AttentionLm()
 SPEC = DecoderSpec(LM.vocab, LM.max_tokens, ((LM.kv_heads, LM.head_dim),) * LM.layers, None, (), None)
 PROMPTS = [np.random.default_rng(n).integers(0, LM.vocab, n).tolist() for n in (5, 20, 1, 33, 8)]
@@ -75,6 +77,7 @@ def test_a_file_that_does_not_load(tmp_path: Path, content: bytes | None) -> Non
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.skipif(OLD, reason="onnxruntime 1.23 does not look where external data lies")
 def test_external_data_cannot_leave_the_folder(tmp_path: Path) -> None:
     model = LM.model()
     whole = tmp_path / "whole.onnx"
