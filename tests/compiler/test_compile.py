@@ -208,7 +208,7 @@ def test_cache_lists_and_clears(tiny: tuple[Path, Any], warm: Path, tmp_path: Pa
     kinds = {entry["kind"] for entry in json.loads(listed.stdout)}
     assert {"bundle", "lowered", "translation"} <= kinds
     lines = run("cache", "ls", "--cache-dir", cache).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == [entry["kind"] for entry in json.loads(listed.stdout)]
+    assert {line.split()[0] for line in lines} == kinds  # many entries of a kind are one line
     assert run("cache", "clear", "--cache-dir", cache, "--kind", "bundle").exit_code == 0
     assert {entry.kind for entry in Cache(cache).entries()} == kinds - {"bundle"}
     run("cache", "clear", "--cache-dir", cache)
