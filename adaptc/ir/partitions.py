@@ -38,6 +38,26 @@ class Split:
     weights: Mapping[str, ir.TensorProtocol]
     gemms: frozenset[str]
 
+    def text(self) -> str:
+        """The steps, one call a line, and then each distinct partition; the same text for the same split."""
+        lines: list[str] = []
+        for step in self.steps:
+            if step.when is None:
+                lines += _lines(step.then, "")
+                continue
+            lines.append(f"when %{step.when.logit} reaches the threshold -> %{step.when.result}")
+            lines += _lines(step.when.then, "  then ")
+            lines += _lines(step.when.otherwise, "  else ") or ["  else zeros"]
+        graphs = "".join(f"\n# partition {name}\n{graph.text()}" for name, graph in self.graphs.items())
+        return "\n".join(lines) + graphs
+
+
+def _lines(calls: tuple[Call, ...], prefix: str) -> list[str]:
+    return [
+        f"{prefix}{', '.join(f'%{name}' for name in call.writes)} = {call.graph}({', '.join(call.reads)})"
+        for call in calls
+    ]
+
 
 def run_split(split: Split, feeds: Mapping[str, Array]) -> dict[str, Array]:
     """Run the pieces one after another by ONNX Runtime: the proof that they are the whole.

@@ -137,4 +137,9 @@ class Program:
     def __str__(self) -> str:
         plan = "; ".join(map(str, self.plan))
         graphs = "".join(f"\n# graph {name}\n{graph.text()}" for name, graph in self.graphs.items())
-        return f"# plan: {plan}{graphs}"
+        codes = "".join(
+            f"\n# codes {name}: int{each.bits}[{each.rows}, {each.columns}] in blocks of {each.block_size}"
+            for name, each in sorted(self.blocks.items())
+        )
+        partitions = "".join(f"\n# partitions of {name}\n{split.text()}" for name, split in self.partitions.items())
+        return f"# plan: {plan}{codes}{graphs}{partitions}"

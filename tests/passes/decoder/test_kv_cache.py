@@ -18,9 +18,9 @@ def test_golden(golden: Callable[[str, str], None]) -> None:
     golden("kv_cache/llama", str(Pipeline((KvCache(max_tokens=64),)).run(tiny.lowered("llama"))))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2"])
 def test_equals_eager(family: str) -> None:
-    """A prompt in one step, then tokens one by one: the same logits as the whole text at once."""
+    """A prompt in one step, then tokens one by one, of any sizes; test_every_pass.py has every family."""
     graph = tiny.onnx(tiny.cached(family))
 
     @settings(max_examples=4, deadline=None)

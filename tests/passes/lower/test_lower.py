@@ -19,15 +19,21 @@ from adaptc.passes.lower.lower import Lower
 from adaptc.passes.store import Memory
 from adaptc.runtime.bundle.plan import Run
 from tests.close import ENGINE, assert_close
-from tests.models import tiny
+from tests.models import skipping, tiny
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
     golden("lower/llama", str(tiny.lowered("llama")))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_golden_of_gates(golden: Callable[[str, str], None]) -> None:
+    golden("lower/llama-gated", str(Pipeline((Lower(),)).run(Program({"lm": skipping.gated("llama")}, (Run("lm"),)))))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2"])
 def test_equals_eager(family: str) -> None:
+    """For any sizes; test_every_pass.py has every family."""
+
     @settings(max_examples=6, deadline=None)
     @given(batch=st.integers(1, 3), tokens=st.integers(1, 24), seed=st.integers(0, 2**20))
     def check(batch: int, tokens: int, seed: int) -> None:

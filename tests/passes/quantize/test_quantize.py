@@ -87,6 +87,11 @@ def test_a_head_keeps_eight_bits_for_frequent_tokens() -> None:
     assert [(n.attributes.get_int("bits", 0), n.attributes.get_int("N", 0)) for n in nodes] == [(8, 7), (4, 54)]
 
 
+def test_golden_of_gptq(golden: Callable[[str, str], None]) -> None:
+    program = replace(tiny.program("llama-tied"), samples={"lm": tiny.feeds(1, 300, seed=9)["input_ids"][0]})
+    golden("gptq/llama-tied", str(Pipeline((Gptq(block_size=16),)).run(program)))
+
+
 def test_codes_chosen_by_gptq_are_stored() -> None:
     program = replace(tiny.program("llama"), samples={"lm": tiny.feeds(1, 300, seed=9)["input_ids"][0]})
     chosen = Pipeline((Gptq(block_size=16),)).run(program)

@@ -1,62 +1,22 @@
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
 from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph
 from adaptc.passes import Pipeline
+from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.targets.legality import check
 from adaptc.passes.targets.legalize import Legalize
-from tests.close import HALF, assert_close
 from tests.models import tiny, trt_bundle
 
-Arrays = dict[str, npt.NDArray[Any]]
-BUCKET = 16
-FAMILIES = ("llama", "llama-yarn", "qwen2", "qwen3", "mistral-window", "gemma3")
 
-
-def drive(graph: OnnxGraph, run: Any, ids: npt.NDArray[Any], threshold: float | None = None) -> npt.NDArray[Any]:
-    """Logits of all tokens: six read at once and whole, the others one by one, with a cache written by hand."""
-    batch, tokens = ids.shape
-    cache: Arrays = {}
-    for value in graph.model.graph.inputs:
-        if (value.name or "").startswith("past.") and value.shape is not None:
-            shape = [BUCKET if size == "kv_bucket" else size for size in (batch, *map(_size, value.shape[1:]))]
-            cache[value.name or ""] = np.zeros(shape, np.float16)
-    logits = []
-    for begin, end in [(0, 6), *((t, t + 1) for t in range(6, tokens))]:
-        positions = np.tile(np.arange(begin, end, dtype=np.int32), (batch, 1))
-        feeds = {"input_ids": ids[:, begin:end].astype(np.int32), "positions": positions, **cache}
-        feeds["cache_positions"] = np.arange(BUCKET, dtype=np.int32)
-        if threshold is not None:
-            feeds["threshold"] = np.full(positions.shape, threshold if begin else -np.inf, np.float32)
-        found = run(feeds)
-        for name, past in cache.items():
-            new = found[name.replace("past", "new")]
-            if name.endswith("key"):
-                past[..., begin:end] = new.swapaxes(2, 3)
-            else:
-                past[:, :, begin:end] = new
-        logits.append(found["logits"])
-    return np.concatenate(logits, 1)
-
-
-def _size(size: Any) -> Any:
-    return size if isinstance(size, int) else str(size)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_equals_eager(family: str) -> None:
-    feeds = tiny.feeds(batch=2, tokens=11)
-    graph = trt_bundle.program(family).graph("lm", OnnxGraph)
-    logits, eager = drive(graph, graph.run, feeds["input_ids"]), tiny.eager(family, feeds)
-    scale = np.abs(eager).max()
-    assert_close(logits / scale, eager / scale, **HALF)
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    fused = Pipeline((FuseProjections(),)).run(tiny.cached("llama"))
+    golden("legalize/llama", str(Pipeline((Legalize(),)).run(fused)))
 
 
 def test_every_operator_is_one_that_tensorrt_has() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +13,7 @@ from adaptc.passes import Pipeline
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.targets.partition import Partition, split
 from tests.models import tiny, trt_bundle
-from tests.passes.targets.test_legalize import drive
+from tests.models.drive import partitioned
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -30,10 +31,16 @@ def test_pieces_in_a_row_are_the_whole(family: str, low_rank: bool, threshold: f
         ran.extend(bool(values[f"ran.{gate}"]) for gate in range(2))
         return values
 
-    np.testing.assert_array_equal(drive(graph, pieces, ids, threshold), drive(graph, graph.run, ids, threshold))
+    np.testing.assert_array_equal(
+        partitioned(graph, pieces, ids, threshold), partitioned(graph, graph.run, ids, threshold)
+    )
     decided = ran[2:]  # after the prompt
     mixed = len(set(decided)) == 2 or family != "gemma2"  # the others' gates are of one mind here
     assert {-np.inf: all(decided), np.inf: not any(decided), 0.0: mixed}[threshold]
+
+
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    golden("partition/llama-gated", trt_bundle.split_of(trt_bundle.program("llama", gated=True)).text())
 
 
 def test_a_model_without_gates_is_a_body_and_a_head() -> None:
@@ -100,8 +107,8 @@ def test_a_gate_that_looks_at_other_gates_keeps_its_logits() -> None:
     made = trt_bundle.program_of(graph)
     whole, found = made.graph("lm", OnnxGraph), trt_bundle.split_of(made)
     ids = tiny.feeds(batch=1, tokens=11)["input_ids"]
-    pieces = drive(whole, lambda feeds: run_split(found, feeds), ids, -0.5)
-    np.testing.assert_array_equal(pieces, drive(whole, whole.run, ids, -0.5))
+    pieces = partitioned(whole, lambda feeds: run_split(found, feeds), ids, -0.5)
+    np.testing.assert_array_equal(pieces, partitioned(whole, whole.run, ids, -0.5))
 
 
 def test_input_is_untouched_and_a_second_time_changes_nothing() -> None:
