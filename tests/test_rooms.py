@@ -1,4 +1,4 @@
-"""The rooms: no circle, no import of a floor above, and a picture that is current."""
+"""The rooms: no circle of rooms or modules, no import in a function that hides one, and a picture that is current."""
 
 from __future__ import annotations
 
@@ -6,15 +6,55 @@ import networkx as nx
 import pytest
 
 from tests.picture import draw
-from tests.rooms import FLOORS, MUTUAL, PICTURE, House, Room, house
+from tests.repo import all_modules, imports
+from tests.rooms import FLOORS, PICTURE, House, Room, house, known
+
+ALL = all_modules()
+
+LATE: dict[str, str] = {
+    "adaptc.bench.peer_loaders": "it is one of several engines, each imported in the process that measures it",
+    "adaptc.checks.multimodal": "it loads torch, and callers work without it",
+    "adaptc.checks.stitch": "it loads torch, and callers work without it",
+    "adaptc.compiler.driver": "it loads torch, and callers work without it",
+    "adaptc.evaluation.route_reference": "it loads torch, and callers work without it",
+    "adaptc.spec.passes": "it loads torch, and callers work without it",
+    "adaptc.training.sampled_text": "it loads transformers, and only sampling needs it",
+    "adaptc.ir.graph": "it loads onnx, and FX graphs work without it",
+    "adaptc.passes.drop_modality.drop_modality": "it loads torch, and callers work without it",
+    "adaptc.passes.quantize.gptq": "it loads torch, and callers work without it",
+    "adaptc.passes.skip_ffn.skip_ffn": "it loads torch, and callers work without it",
+    "adaptc.runtime.backends.tensorrt.build": "it loads the CUDA driver, and engines of RTX are built without a GPU",
+}
+"""Modules that import modules of adaptc in functions, and why; commands do so too, so that the help is quick."""
 
 
 def circles(graph: nx.DiGraph[str]) -> list[list[str]]:
     return [sorted(each) for each in nx.strongly_connected_components(graph) if len(each) > 1]
 
 
+def test_no_modules_import_each_other() -> None:
+    """Imports in functions count too: they are where circles hide."""
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    for module, file in ALL.items():
+        for found in imports(file):
+            target = known(found.name, ALL)
+            if target is not None and not found.checked_only:
+                graph.add_edge(module, target)
+    assert circles(graph) == []
+
+
+def test_imports_in_functions_have_a_reason() -> None:
+    late = {
+        module
+        for module, file in ALL.items()
+        for found in imports(file)
+        if known(found.name, ALL) is not None and not found.at_once and not module.startswith("adaptc.cli")
+    }
+    assert late == set(LATE)
+
+
 def test_no_rooms_import_each_other() -> None:
-    assert circles(nx.DiGraph(house().imports - MUTUAL)) == []
+    assert circles(nx.DiGraph(house().imports)) == []
 
 
 def test_floors_know_only_what_is_below_them() -> None:

@@ -13,8 +13,7 @@ from adaptc.checks.model_size import Size, size_of, size_of_shapes
 from adaptc.checks.multimodal import image_findings, keeps_images, module_findings
 from adaptc.checks.resources import room_findings, version_findings
 from adaptc.checks.stitch import spec_faults
-from adaptc.compiler.pipeline import plan_of
-from adaptc.errors import LoadError, SpecError
+from adaptc.errors import LoadError
 from adaptc.families.model import text_of
 from adaptc.sources.base import Source
 from adaptc.sources.find import find_source
@@ -53,18 +52,6 @@ def check(spec: Spec, base: Path) -> CheckReport:
     return CheckReport(tuple(_findings(spec, base)))
 
 
-def refuse_faults(spec: Spec, base: Path) -> None:
-    """Refuse to compile what `check` finds an error in, with the same sentence.
-
-    Raises:
-        SpecError: a line for each such finding, which begins with the part of the spec that it is about.
-    """
-    errors = [finding for finding in check(spec, base).findings if finding.level == "error"]
-    if errors:
-        places = [f"models.{each.about}" if each.about in spec.models else each.about for each in errors]
-        raise SpecError("\n".join(f"{place}: {each.text}" for place, each in zip(places, errors, strict=True)))
-
-
 def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
     sizes: list[Size] = []
     known: dict[str, tuple[Source, PretrainedConfig]] = {}
@@ -92,24 +79,14 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
     if spec.passes and len(known) == len(spec.models):
         for fault in spec_faults(spec, known):
             yield Finding("stitch", "error", fault)
-    yield from _passes(spec, base)
+    if len(spec.models) > 1 and not spec.passes:
+        text = f"{', '.join(spec.models)}, and no pass that joins them; one model is right without passes"
+        yield Finding("models", "error", text)
     if sizes:
         yield from room_findings(sizes, base)
     yield from version_findings()
     if spec.calibration is not None:
         yield _calibration(spec.calibration, base)
-
-
-def _passes(spec: Spec, base: Path) -> Iterator[Finding]:
-    if len(spec.models) > 1 and not spec.passes:
-        text = f"{', '.join(spec.models)}, and no pass that joins them; one model is right without passes"
-        yield Finding("models", "error", text)
-    try:
-        names = [pass_.name for pass_ in plan_of(spec, base).passes]
-    except SpecError as error:
-        yield Finding("passes", "error", str(error))
-    else:
-        yield Finding("passes", "ok", ", ".join(names))
 
 
 def _size(name: str, size: Size, target: TargetSpec) -> Finding:

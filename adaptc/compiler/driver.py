@@ -83,8 +83,8 @@ def _make(
     stage: Stage,
 ) -> None:
     stage(stage_names.LOAD)
-    from adaptc.checks.check import refuse_faults
     from adaptc.compiler.pipeline import plan_of
+    from adaptc.compiler.preflight import refuse_faults
     from adaptc.compiler.publish import BundleParts
     from adaptc.compiler.stages import lowered, record
     from adaptc.compiler.tuning import paying

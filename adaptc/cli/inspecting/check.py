@@ -23,11 +23,11 @@ def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_j
     """
     from dataclasses import asdict
 
-    from adaptc.checks.check import check
+    from adaptc.compiler.preflight import preflight
     from adaptc.spec.reading import read_spec
 
     _quiet()
-    report = check(read_spec(spec_file, settings), spec_file.parent)
+    report = preflight(read_spec(spec_file, settings), spec_file.parent)
     if as_json:
         click.echo(
             json.dumps({"ok": report.ok, "findings": [asdict(finding) for finding in report.findings]}, indent=2)

@@ -19,6 +19,7 @@ from adaptc.passes.stitch.options import JoinOptions, Route, Slice
 from adaptc.passes.stitch.slices import LayeredDecoder
 from adaptc.passes.stitch.stitch import Stitch
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.loading import load
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
@@ -137,8 +138,6 @@ def _prices(
 
 def step_ms(bundle: Bundle, threads: int | None) -> float:
     """Milliseconds of a decode step of one sequence: the median of 24."""
-    from adaptc.runtime import load
-
     with load(bundle.path, threads=threads, batch=1, verify=False) as session:
         trace = session.generate([1] * 16, max_new_tokens=2).trace  # warms up
         times = []

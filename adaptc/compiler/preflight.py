@@ -1,0 +1,44 @@
+"""What is found before a compile: whether the spec fits its models and this machine, and which passes would run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaptc.checks.check import CheckReport, check
+from adaptc.checks.finding import Finding
+from adaptc.compiler.pipeline import plan_of
+from adaptc.errors import SpecError
+from adaptc.spec.schema import Spec
+
+
+def preflight(spec: Spec, base: Path) -> CheckReport:
+    """Check a spec against its models, this machine and the list of passes, without reading a weight.
+
+    Args:
+        spec: What would be compiled.
+        base: Folder that relative paths start from: the spec's.
+
+    Returns:
+        The findings of `check`, and one that names the passes in order. A spec that cannot work raises nothing: it has
+        findings of level `error`.
+    """
+    return CheckReport((*check(spec, base).findings, _passes(spec, base)))
+
+
+def refuse_faults(spec: Spec, base: Path) -> None:
+    """Refuse to compile what `preflight` finds an error in, with the same sentence.
+
+    Raises:
+        SpecError: a line for each such finding, which begins with the part of the spec that it is about.
+    """
+    errors = [finding for finding in preflight(spec, base).findings if finding.level == "error"]
+    if errors:
+        places = [f"models.{each.about}" if each.about in spec.models else each.about for each in errors]
+        raise SpecError("\n".join(f"{place}: {each.text}" for place, each in zip(places, errors, strict=True)))
+
+
+def _passes(spec: Spec, base: Path) -> Finding:
+    try:
+        return Finding("passes", "ok", ", ".join(pass_.name for pass_ in plan_of(spec, base).passes))
+    except SpecError as error:
+        return Finding("passes", "error", str(error))

@@ -1,0 +1,31 @@
+"""What is found before a compile, beside what `check` finds: the list of passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adaptc.checks.finding import Finding
+from adaptc.compiler.preflight import preflight, refuse_faults
+from adaptc.errors import SpecError
+from adaptc.spec.reading import read_spec
+from tests.models import folder
+
+
+def test_the_passes_are_named_in_order(tmp_path: Path) -> None:
+    spec, _ = folder.write(tmp_path, weights="int4")
+    findings = preflight(read_spec(spec), tmp_path).findings
+    names = "gptq, lower, kv_cache, logits_from, fuse_norms, fuse_projections, quantize, branch"
+    assert findings[-1] == Finding("passes", "ok", names)
+    refuse_faults(read_spec(spec), tmp_path)
+
+
+def test_every_error_is_a_line_of_the_refusal(tmp_path: Path) -> None:
+    spec, _ = folder.write(tmp_path)
+    broken = read_spec(spec, ["models.lm.source=nowhere", "calibration.text=none.txt"])
+    errors = [each.text for each in preflight(broken, tmp_path).findings if each.level == "error"]
+    assert len(errors) == 2
+    with pytest.raises(SpecError) as refused:
+        refuse_faults(broken, tmp_path)
+    assert str(refused.value).splitlines() == [f"models.lm: {errors[0]}", f"calibration: {errors[1]}"]
