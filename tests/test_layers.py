@@ -169,6 +169,16 @@ def test_a_room_is_small_and_says_what_it_is(room: str) -> None:
     assert said.split("\n")[0].endswith("."), "the first line is a sentence that says the room's idea"
 
 
+def test_no_two_classes_have_one_name() -> None:
+    """Whoever reads a name knows which noun it is."""
+    homes: dict[str, list[str]] = {}
+    for module, file in ALL.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "tests" / "runtime").rglob("*.py")), ids=lambda file: file.stem)
 def test_tests_of_the_runtime_need_no_compiler(file: Path) -> None:
     """`make oldest` runs them where only the runtime is installed."""

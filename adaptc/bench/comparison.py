@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptc.bench.figures import Settings, Turn, is_settled, ratios, same_start, summary
+from adaptc.bench.figures import BenchSettings, Turn, is_settled, ratios, same_start, summary
 from adaptc.bench.peer_loaders import Job
 from adaptc.bench.peers import ADAPTC, Peer
 from adaptc.bench.prompt import TEXT
@@ -54,7 +54,7 @@ Start = Callable[[Runner, Job], Turn]
 """Run a job in a process of its own."""
 
 
-def prompts(bundle: Bundle, settings: Settings) -> tuple[list[int], list[int]]:
+def prompts(bundle: Bundle, settings: BenchSettings) -> tuple[list[int], list[int]]:
     """The two prompts as token ids: the start of one English text, repeated if it is too short.
 
     Raises:
@@ -102,7 +102,7 @@ def start(runner: Runner, job: Job) -> Turn:
 def bench(
     runners: Sequence[Runner],
     ids: tuple[list[int], list[int]],
-    settings: Settings,
+    settings: BenchSettings,
     progress: Callable[[str], None] = lambda _: None,
     start: Start = start,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -153,7 +153,7 @@ def bench(
 
 def report_of(
     results: Mapping[str, Mapping[str, Any]],
-    settings: Settings,
+    settings: BenchSettings,
     missing: Mapping[str, str],
     failed: Mapping[str, str],
 ) -> dict[str, Any]:

@@ -15,7 +15,7 @@ DISTURBED = 0.15
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class BenchSettings:
     """How to measure.
 
     Attributes:
@@ -35,7 +35,7 @@ class Settings:
     samples: int = 3
 
 
-def is_settled(turns: Sequence[Turn], settings: Settings) -> bool:
+def is_settled(turns: Sequence[Turn], settings: BenchSettings) -> bool:
     """Whether at least half of the samples that were asked for are undisturbed."""
     wanted = settings.rounds * settings.samples / 2
     kinds = ("samples", "long_samples") if settings.long_tokens else ("samples",)
@@ -47,7 +47,7 @@ def undisturbed(turns: Sequence[Turn], kind: str) -> list[list[float]]:
     return [sample[:3] for turn in turns for sample in turn[kind] if (sample[3] or 0) <= DISTURBED]
 
 
-def summary(turns: Sequence[Turn], settings: Settings) -> dict[str, Any]:
+def summary(turns: Sequence[Turn], settings: BenchSettings) -> dict[str, Any]:
     """One engine's figures: medians over the undisturbed samples of all turns, and the best sample.
 
     Returns:
@@ -80,7 +80,7 @@ def summary(turns: Sequence[Turn], settings: Settings) -> dict[str, Any]:
     return figures
 
 
-def long_key(settings: Settings) -> str:
+def long_key(settings: BenchSettings) -> str:
     """What the reading speed of the long prompt is called: `prefill_512_tokens_per_second`."""
     return f"prefill_{settings.long_tokens}_tokens_per_second"
 

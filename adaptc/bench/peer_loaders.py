@@ -145,8 +145,8 @@ def load_openvino_genai(job: Job) -> Write:
     pipeline = genai.LLMPipeline(job.model, "CPU", INFERENCE_NUM_THREADS=job.threads, scheduler_config=scheduler)
     times: list[float] = []
 
-    class Clock(genai.StreamerBase):  # type: ignore[misc]
-        """Told of every token."""
+    class TokenTimes(genai.StreamerBase):  # type: ignore[misc]
+        """Notes when each token comes."""
 
         def write(self, token: object) -> Any:
             times.append(perf_counter())
@@ -161,7 +161,7 @@ def load_openvino_genai(job: Job) -> Write:
         ids.data[0], mask.data[0] = list(prompt), 1
         config = genai.GenerationConfig(max_new_tokens=new_tokens, ignore_eos=True, do_sample=False)
         start = perf_counter()
-        out = pipeline.generate(genai.TokenizedInputs(ids, mask), config, Clock())
+        out = pipeline.generate(genai.TokenizedInputs(ids, mask), config, TokenTimes())
         first = times[0] - start
         return Sample(first, first, times[-1] - times[0], list(out.tokens[0]))
 
@@ -181,8 +181,8 @@ def load_transformers(dtype: str) -> Callable[[Job], Write]:
         def write(prompt: Sequence[int], new_tokens: int) -> Sample:
             times: list[float] = []
 
-            class Clock(transformers.generation.BaseStreamer):  # type: ignore[misc]
-                """Told of the prompt, then of every token."""
+            class TokenStreamer(transformers.generation.BaseStreamer):  # type: ignore[misc]
+                """Notes when the prompt is read and when each token comes."""
 
                 def put(self, value: object) -> None:
                     times.append(perf_counter())
@@ -198,7 +198,7 @@ def load_transformers(dtype: str) -> Callable[[Job], Write]:
                 max_new_tokens=new_tokens,
                 min_new_tokens=new_tokens,
                 do_sample=False,
-                streamer=Clock(),
+                streamer=TokenStreamer(),
             )
             first = times[1] - start
             return Sample(first, first, times[-1] - times[1], out[0, len(prompt) :].tolist())

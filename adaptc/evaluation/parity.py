@@ -19,7 +19,7 @@ NEW_TOKENS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ParityLimits:
     """What is allowed; None is not looked at.
 
     Attributes:
@@ -34,10 +34,10 @@ class Limits:
 
 
 LIMITS = {
-    "fp32": Limits(NEW_TOKENS, 1e-3, 1e-6),
-    "fp16": Limits(0, None, 1e-3),
-    "int8": Limits(0, None, 0.02),
-    "int4": Limits(0, None, 0.25),
+    "fp32": ParityLimits(NEW_TOKENS, 1e-3, 1e-6),
+    "fp16": ParityLimits(0, None, 1e-3),
+    "int8": ParityLimits(0, None, 0.02),
+    "int4": ParityLimits(0, None, 0.25),
 }
 """By the bundle's weights. With fewer bits one near tie can change all tokens that follow, so only KL is judged."""
 
@@ -107,7 +107,7 @@ def worst(parities: Sequence[Parity]) -> Parity:
     )
 
 
-def faults(parity: Parity, limits: Limits) -> list[str]:
+def faults(parity: Parity, limits: ParityLimits) -> list[str]:
     """What is outside the limits, in words; empty if nothing is."""
     exceeded = []
     if parity.same_tokens < limits.same_tokens:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from adaptc.errors import PassError
 from adaptc.ir.marks import path_of
+from adaptc.runtime.bundle.names import LOGITS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +102,7 @@ class FxGraph:
 
         with torch.no_grad():
             outputs = self.module(*(torch.from_numpy(feeds[name]) for name in self.inputs))
-        names = self.module.meta.get("outputs", ("logits",))
+        names = self.module.meta.get("outputs", (LOGITS,))
         return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
 
     def _type(self, value: Any) -> str:

@@ -116,7 +116,7 @@ def read_yaml(text: str, name: str) -> Document:
         node = loader.get_single_node()
         if node is None:
             raise SpecError(f"{name}:1: the file is empty; a spec begins with 'version: 1'")
-        document.data = _Walk(loader, document).value(node, (), ())
+        document.data = _NodeWalk(loader, document).value(node, (), ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
@@ -129,7 +129,7 @@ def read_yaml(text: str, name: str) -> Document:
     return document
 
 
-class _Walk:
+class _NodeWalk:
     """Turns nodes of YAML into values, and records their lines."""
 
     __slots__ = ("count", "document", "loader")

@@ -14,6 +14,7 @@ from adaptc.ir.marks import PATH, label
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.match import Projection, initializer, projections, replace
+from adaptc.runtime.bundle.names import is_rope_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def _narrow(graph: ir.Graph) -> None:
     for value in list(graph.initializers.values()):
         if value.dtype != ir.DataType.FLOAT or value.shape is None or len(value.shape) < 2 or not value.uses():
             continue
-        if (value.name or "").startswith("rope."):
+        if is_rope_table(value.name):
             continue
         narrow = initializer(graph, _half(value))
         for user, index in [(use.node, use.idx) for use in value.uses()]:

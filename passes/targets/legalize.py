@@ -21,6 +21,18 @@ from adaptc.passes.targets.legal_attention import Inputs, expand
 from adaptc.passes.targets.legal_plain import write_out
 from adaptc.passes.targets.legal_weights import HALVES, halved
 from adaptc.passes.targets.legality import check
+from adaptc.runtime.bundle.names import (
+    CACHE_KINDS,
+    CACHE_POSITIONS,
+    HIDDEN,
+    INPUT_IDS,
+    POSITIONS,
+    SEQLENS_K,
+    TOTAL_SEQUENCE_LENGTH,
+    cache_tensor,
+    is_rope_table,
+    step_cache,
+)
 
 OPSET = 17
 """What TensorRT 8.6 reads; later versions read it too."""
@@ -105,10 +117,11 @@ def _branches(graph: ir.Graph) -> list[ir.Graph]:
 
 def _expand_attentions(graph: ir.Graph, half: ir.DataType) -> None:
     """Every attention written out; the cache and its bookkeeping become the device's."""
-    positions = _input("positions", ir.DataType.INT32, ["batch", "tokens"])
-    given = Inputs(positions, _input("cache_positions", ir.DataType.INT32, ["kv_bucket"]), half)
-    for value in [value for value in graph.outputs if (value.name or "").startswith("present.")]:
-        graph.outputs.remove(value)
+    positions = _input(POSITIONS, ir.DataType.INT32, ["batch", "tokens"])
+    given = Inputs(positions, _input(CACHE_POSITIONS, ir.DataType.INT32, ["kv_bucket"]), half)
+    for value in list(graph.outputs):
+        if cache_tensor(value.name) is not None:
+            graph.outputs.remove(value)
     for layer, node in enumerate([n for n in graph if n.op_type == "GroupQueryAttention"]):
         past = node.inputs[3:5]
         for cache, turned in zip(past, (True, False), strict=True):
@@ -116,10 +129,10 @@ def _expand_attentions(graph: ir.Graph, half: ir.DataType) -> None:
             batch, heads, _, width = sizes(cache)
             places = [width, "kv_bucket"] if turned else ["kv_bucket", width]
             cache.type, cache.shape = ir.TensorType(half), ir.Shape([batch, heads, *places])
-        for new, kind in zip(expand(graph, node, given), ("key", "value"), strict=True):
-            new.name = f"new.{layer}.{kind}"
+        for new, kind in zip(expand(graph, node, given), CACHE_KINDS, strict=True):
+            new.name = step_cache(layer, kind)
             graph.outputs.append(new)
-    for name in ("seqlens_k", "total_sequence_length"):
+    for name in (SEQLENS_K, TOTAL_SEQUENCE_LENGTH):
         for value in [v for v in graph.inputs if v.name == name]:
             graph.inputs.remove(value)
     graph.inputs[1:1] = [given.positions, given.cache_positions]
@@ -156,7 +169,7 @@ def _halve_tables(graph: ir.Graph, half: str) -> None:
     """Look embeddings up in half precision; what is found goes on as float32."""
     for node in list(graph):
         table = node.inputs[0] if node.op_type == "Gather" else None
-        if table is None or not table.is_initializer() or (table.name or "").startswith("rope."):
+        if table is None or not table.is_initializer() or is_rope_table(table.name):
             continue
         if table.dtype != FLOAT or len(table.shape or ()) != 2:
             continue
@@ -176,10 +189,10 @@ def _narrow_ids(graph: ir.Graph) -> None:
 def _measure_positions(graph: ir.Graph) -> None:
     """A step's sizes are asked of its positions, which every piece may read: no shape goes from engine to engine."""
     given = {value.name: value for value in graph.inputs}
-    for name in given.keys() & {"input_ids", "hidden"}:
+    for name in given.keys() & {INPUT_IDS, HIDDEN}:
         for use in given[name].uses():
             if use.node.op_type == "Shape":
-                use.node.replace_input_with(0, given["positions"])
+                use.node.replace_input_with(0, given[POSITIONS])
 
 
 def _norm(graph: ir.Graph, node: ir.Node) -> None:

@@ -19,6 +19,7 @@ from adaptc.passes.emit import GEMM
 from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, serving_only, skips
 from adaptc.passes.targets.piece import FREE, Shared
 from adaptc.passes.targets.stages import Stage, in_stages
+from adaptc.runtime.bundle.names import CACHE_POSITIONS
 from adaptc.runtime.bundle.partitions import Call, PartitionStep, When
 from adaptc.runtime.bundle.plan import Run, Switch
 
@@ -57,7 +58,7 @@ class Partition(Pass):
             name: graph
             for name, graph in program.at_level(OnnxGraph).items()
             if name not in program.partitions
-            and any(value.name == "cache_positions" for value in graph.model.graph.inputs)
+            and any(value.name == CACHE_POSITIONS for value in graph.model.graph.inputs)
         }
         if decoders and not (isinstance(program.plan[0], Run) and all(isinstance(s, Switch) for s in program.plan[1:])):
             plan = "; ".join(map(str, program.plan))

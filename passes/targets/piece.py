@@ -11,9 +11,10 @@ import onnx_ir as ir
 from adaptc.errors import PassError
 from adaptc.ir.graph import OnnxGraph, sizes
 from adaptc.runtime.bundle.manifest import TensorSpec
+from adaptc.runtime.bundle.names import CACHE_POSITIONS, POSITIONS, THRESHOLD
 from adaptc.runtime.bundle.partitions import Call
 
-FREE = frozenset(("positions", "cache_positions", "threshold"))
+FREE = frozenset((POSITIONS, CACHE_POSITIONS, THRESHOLD))
 """Inputs of the whole that say where a step stands; what only they need is computed where it is used."""
 
 

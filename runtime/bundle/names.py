@@ -19,6 +19,9 @@ POSITION_IDS = "position_ids"
 POSITIONS = "positions"
 """Input of a decoder in partitions: int32 [batch, tokens]."""
 
+CACHE_POSITIONS = "cache_positions"
+"""Input of a decoder in partitions: int32 [kv_bucket], 0, 1, 2, …: the positions of the cache that a step reads."""
+
 HIDDEN = "hidden"
 """What a graph reads in the place of token ids, or gives in the place of logits, if it is one part of a decoder."""
 
@@ -57,6 +60,11 @@ def past(layer: int, kind: str) -> str:
 def present(layer: int, kind: str) -> str:
     """Name of a layer's cache as an output; `kind` is KEY or VALUE."""
     return f"present.{layer}.{kind}"
+
+
+def step_cache(layer: int, kind: str) -> str:
+    """Name of what a step of a decoder in partitions adds to a layer's cache; `kind` is KEY or VALUE."""
+    return f"new.{layer}.{kind}"
 
 
 @dataclass(frozen=True, slots=True)

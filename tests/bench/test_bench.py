@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from adaptc.bench import comparison as bench
 from adaptc.bench import peer_models, peers
 from adaptc.bench.comparison import Runner
-from adaptc.bench.figures import Settings, summary
+from adaptc.bench.figures import BenchSettings, summary
 from adaptc.bench.peer_loaders import Job, Sample, Write
 from adaptc.bench.peers import ADAPTC, PEERS, Peer
 from adaptc.cli import main
@@ -34,7 +34,7 @@ from tests.models import attention_bundle
 from tests.sources.test_sources import source, tiny
 
 LM = attention_bundle.LM
-SMALL = Settings(threads=1, prompt_tokens=9, new_tokens=5, long_tokens=20, rounds=2, samples=2)
+SMALL = BenchSettings(threads=1, prompt_tokens=9, new_tokens=5, long_tokens=20, rounds=2, samples=2)
 IDS = (list(range(9)), list(range(20)))
 
 
@@ -235,7 +235,7 @@ def test_the_warm_up_is_not_counted() -> None:
 
 
 def test_prompts_have_the_length_asked_for(bundle: Bundle) -> None:
-    settings = Settings(1, prompt_tokens=20, new_tokens=10, long_tokens=80)
+    settings = BenchSettings(1, prompt_tokens=20, new_tokens=10, long_tokens=80)
     prompt, long = bench.prompts(bundle, settings)
     assert (len(prompt), len(long)) == (20, 80)
     assert long[:20] == prompt
@@ -243,7 +243,7 @@ def test_prompts_have_the_length_asked_for(bundle: Bundle) -> None:
 
 def test_prompts_must_fit_the_bundle(bundle: Bundle) -> None:
     with pytest.raises(RequestError, match="prompt: 513 tokens are needed; this bundle holds 96: ask for fewer"):
-        bench.prompts(bundle, Settings(1, 20, 10))
+        bench.prompts(bundle, BenchSettings(1, 20, 10))
 
 
 def test_the_command_prints_json(bundle: Bundle) -> None:

@@ -17,7 +17,7 @@ from adaptc.evaluation.sweep.oracle import Rule, constant, layers, score, walk
 from adaptc.evaluation.sweep.policies import Learned, policies
 from adaptc.evaluation.sweep.speed import Timing, speeds
 from adaptc.evaluation.sweep.subject import Subject
-from adaptc.evaluation.sweep.sweep import Settings, quality
+from adaptc.evaluation.sweep.sweep import SweepSettings, quality
 from adaptc.evaluation.sweep.table import columns_and_rows
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import Session, SkipGates
@@ -130,7 +130,7 @@ def test_coins_are_drawn_anew_for_each_window_and_alike_for_each_run() -> None:
 
 def test_a_sweep_as_a_table() -> None:
     given = Subject(tiny.fx("llama"), SAMPLE, WARMUP, learned())
-    result = quality(given, IDS, Settings(window=50, shares=(0.2, 0.5)))
+    result = quality(given, IDS, SweepSettings(window=50, shares=(0.2, 0.5)))
     assert result["tokens"] == 147
     assert result["tokens_after_warmup"] == 3 * (49 - WARMUP)
     assert result["missing"] == {}
@@ -147,14 +147,14 @@ def test_a_sweep_as_a_table() -> None:
 
 
 def test_without_trained_gates_their_columns_are_missing_and_said_so() -> None:
-    result = quality(Subject(tiny.fx("llama"), SAMPLE, WARMUP, None), IDS, Settings(window=50, shares=(0.3,)))
+    result = quality(Subject(tiny.fx("llama"), SAMPLE, WARMUP, None), IDS, SweepSettings(window=50, shares=(0.3,)))
     assert list(result["policies"]) == ["cosine", "static", "random", "layers"]
     assert result["missing"] == {"learned": "the bundle has no trained gates"}
 
 
 def test_a_window_within_the_warm_up_is_refused() -> None:
     with pytest.raises(RequestError, match=r"window: 5 tokens; more than the 4 of the warm-up are needed"):
-        quality(Subject(tiny.fx("llama"), SAMPLE, WARMUP, None), IDS, Settings(window=5))
+        quality(Subject(tiny.fx("llama"), SAMPLE, WARMUP, None), IDS, SweepSettings(window=5))
 
 
 def test_speeds_are_of_each_budget_beside_the_dense_twin(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from adaptc.cli import main
 from adaptc.evaluation import verify
-from adaptc.evaluation.parity import LIMITS, NEW_TOKENS, Limits, Logits, Parity, compare, faults, worst
+from adaptc.evaluation.parity import LIMITS, NEW_TOKENS, Logits, Parity, ParityLimits, compare, faults, worst
 from adaptc.evaluation.text import Ids
 from adaptc.evaluation.verify import BundleModel
 from adaptc.runtime import Bundle, BundleError, open_bundle
@@ -94,7 +94,7 @@ def test_numbers_that_are_none_fail_in_every_precision(weights: str) -> None:
 def test_limits_are_looser_with_fewer_bits() -> None:
     order = [LIMITS[weights].mean_kl for weights in ("fp32", "fp16", "int8", "int4")]
     assert order == sorted(order)
-    assert LIMITS["fp32"] == Limits(20, 1e-3, 1e-6)
+    assert LIMITS["fp32"] == ParityLimits(20, 1e-3, 1e-6)
 
 
 def test_hashes_only(bundle: Bundle) -> None:

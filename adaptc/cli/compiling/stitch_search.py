@@ -69,12 +69,12 @@ def command(
     from adaptc.plots.stitches import draw
     from adaptc.spec.reading import read_spec
     from adaptc.training.recipe import Recipe
-    from adaptc.training.stitches.search import Limits, search
+    from adaptc.training.stitches.search import SearchLimits, search
     from adaptc.training.workspace import device_of
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window)
-    limits = Limits(every, keep, tokens, threads)
+    limits = SearchLimits(every, keep, tokens, threads)
     with stage_timer(None) as stage:
         result = search(spec, spec_file.parent, recipe, limits, device_of(device), open_cache(cache_dir), stage)
     output.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ def command(
             print_jobs(replayed)
         return
     from adaptc.bench.comparison import bench, prompts, report_of
-    from adaptc.bench.figures import Settings
+    from adaptc.bench.figures import BenchSettings
     from adaptc.bench.runners import runners_of
     from adaptc.evaluation.routes import routes_of
     from adaptc.runtime import open_bundle
@@ -87,7 +87,7 @@ def command(
     names = _peer_names(against)
     opened = open_bundle(bundle)
     chosen = routes_of(opened, routes)
-    settings = Settings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
+    settings = BenchSettings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
     ids = prompts(opened, settings)
     with status_line() as stage:
         runners, missing = runners_of(opened, names, chosen, base, open_cache(cache_dir), stage)

@@ -145,10 +145,10 @@ def _sweep(
     as_json: bool,
 ) -> None:
     """Measure every policy at every share and print the table."""
-    from adaptc.evaluation.sweep.sweep import Options, Settings, sweep
+    from adaptc.evaluation.sweep.sweep import Options, SweepSettings, sweep
     from adaptc.training.workspace import device_of
 
-    options = Options(Settings(window, device=device_of(device)), speed, threads, base)
+    options = Options(SweepSettings(window, device=device_of(device)), speed, threads, base)
     with status_line() as stage:
         result = sweep(subject, text, tokens, options, stage)
     for name, reason in result["missing"].items():

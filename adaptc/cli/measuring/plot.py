@@ -80,10 +80,10 @@ def command(
 
 def _sweep(bundle: Bundle, text: Path, tokens: int, threads: int | None, base: Path) -> dict[str, Any]:
     """A sweep that is made now."""
-    from adaptc.evaluation.sweep.sweep import Options, Settings, sweep
+    from adaptc.evaluation.sweep.sweep import Options, SweepSettings, sweep
 
     with status_line() as stage:
-        return sweep(bundle.path, text, tokens, Options(Settings(), True, threads, base), stage)
+        return sweep(bundle.path, text, tokens, Options(SweepSettings(), True, threads, base), stage)
 
 
 def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: int | None) -> Any:

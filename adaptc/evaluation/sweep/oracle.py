@@ -120,7 +120,7 @@ def walk(rule: Rule, index: int, ids: Ids, warmup: int, device: str = "cpu") -> 
     level = torch.from_numpy(rule.levels(index, tokens).astype(np.float32))[None].clone()
     level[:, :warmup] = RUN
     said = torch.from_numpy(rule.said(index, tokens)).to(device) if rule.said is not None else None
-    walker = _Walk(rule, said, level.to(device), warmup)
+    walker = _GatedWalk(rule, said, level.to(device), warmup)
     feeds = {
         INPUT_IDS: torch.from_numpy(np.ascontiguousarray(ids))[None].to(device),
         POSITION_IDS: torch.arange(tokens, device=device)[None],
@@ -137,7 +137,7 @@ def walk(rule: Rule, index: int, ids: Ids, warmup: int, device: str = "cpu") -> 
     return torch.cat(parts).cpu().numpy(), ran.cpu().numpy()
 
 
-class _Walk(fx.Interpreter):
+class _GatedWalk(fx.Interpreter):
     """Runs a graph by a rule and notes which blocks ran."""
 
     def __init__(self, rule: Rule, said: torch.Tensor | None, level: torch.Tensor, warmup: int) -> None:

@@ -27,7 +27,7 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SweepSettings:
     """How to sweep.
 
     Attributes:
@@ -54,7 +54,7 @@ class Options:
         base: The folder that paths in a bundle's spec start from.
     """
 
-    settings: Settings
+    settings: SweepSettings
     speed: bool = True
     threads: int | None = None
     base: Path = Path()
@@ -94,7 +94,7 @@ def sweep(
     return result
 
 
-def quality(subject: Subject, ids: Ids, settings: Settings, stage: Stage = lambda _: None) -> dict[str, Any]:
+def quality(subject: Subject, ids: Ids, settings: SweepSettings, stage: Stage = lambda _: None) -> dict[str, Any]:
     """Perplexity of every policy at every share, as `--json` prints it.
 
     Args:

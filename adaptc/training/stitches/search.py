@@ -32,7 +32,7 @@ from adaptc.training.stitches.search_result import Donor, MeasuredStitch, Search
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SearchLimits:
     """How far a search goes.
 
     Attributes:
@@ -49,7 +49,7 @@ class Limits:
 
 
 def search(
-    spec: Spec, base: Path, recipe: Recipe, limits: Limits, device: str, cache: Cache, stage: Stage
+    spec: Spec, base: Path, recipe: Recipe, limits: SearchLimits, device: str, cache: Cache, stage: Stage
 ) -> SearchResult:
     """Enumerate the stitches between two models, price them, and measure those that can pay.
 
@@ -97,7 +97,7 @@ def _measure(
     second: str,
     chosen: Sequence[Candidate],
     recipe: Recipe,
-    limits: Limits,
+    limits: SearchLimits,
     device: str,
     stage: Stage,
 ) -> tuple[dict[tuple[int, int], Quality], dict[str, Quality]]:
@@ -121,7 +121,7 @@ def _measure(
 
 
 def _prices(
-    spec: Spec, name: str, decoder: LayeredDecoder, base: Path, limits: Limits, cache: Cache, stage: Stage
+    spec: Spec, name: str, decoder: LayeredDecoder, base: Path, limits: SearchLimits, cache: Cache, stage: Stage
 ) -> tuple[Price, Price]:
     """Return the price of a layer of a model and of everything else, in the spec's target."""
     alone = spec.model_copy(update={"models": {name: spec.models[name]}, "passes": ()})

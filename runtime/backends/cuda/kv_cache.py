@@ -15,7 +15,7 @@ import numpy.typing as npt
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.memory import GraphMemory
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.names import CACHE_KINDS, KEY, VALUE, past
+from adaptc.runtime.bundle.names import CACHE_KINDS, KEY, VALUE, past, step_cache
 from adaptc.runtime.errors import RequestError
 
 HALF = 2
@@ -91,7 +91,7 @@ class GpuKvCache:
         table = np.zeros(len(self._spec.kv), LAYER)
         addresses = self.row(row)
         for layer, (heads, width) in enumerate(self._spec.kv):
-            new = [self._memory.values[f"new.{layer}.{kind}"] for kind in CACHE_KINDS]
+            new = [self._memory.values[step_cache(layer, kind)] for kind in CACHE_KINDS]
             table[layer] = (*new, addresses[past(layer, KEY)], addresses[past(layer, VALUE)], heads, width)
         return table
 

@@ -14,7 +14,7 @@ from adaptc.runtime.backends.cuda.kernels.step_kernels import PARTS, RING
 from adaptc.runtime.backends.cuda.kv_cache import LAYER
 from adaptc.runtime.backends.cuda.step import StateLink
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, POSITIONS, THRESHOLD
+from adaptc.runtime.bundle.names import CACHE_POSITIONS, HIDDEN, INPUT_IDS, POSITIONS, THRESHOLD
 from adaptc.runtime.model.budget import DENSE
 from adaptc.runtime.model.decoder import Ids
 from adaptc.runtime.text.sampling import Sampler
@@ -80,7 +80,7 @@ class StepControl:
         self.state, self.levels, self.ids = places["state"], places["levels"], places["ids"]
         self._choices, self._rows = places["choices"], places["rows"]
         self.thresholds = cuda.alloc(4 * batch)
-        self._given = {INPUT_IDS: places["ids"], POSITIONS: places["positions"], "cache_positions": cache_positions}
+        self._given = {INPUT_IDS: places["ids"], POSITIONS: places["positions"], CACHE_POSITIONS: cache_positions}
         self._given[THRESHOLD] = self.thresholds
         if link is not None and link.ids:
             self._given[HIDDEN] = cuda.alloc(4 * batch * link.width)
