@@ -19,7 +19,7 @@ LATE: dict[str, str] = {
     "adaptc.evaluation.route_reference": "it loads torch, and callers work without it",
     "adaptc.spec.passes": "it loads torch, and callers work without it",
     "adaptc.training.sampled_text": "it loads transformers, and only sampling needs it",
-    "adaptc.ir.graph": "it loads onnx, and FX graphs work without it",
+    "adaptc.ir.onnx_graph": "it loads onnx, and a graph is held and changed without it",
     "adaptc.passes.drop_modality.drop_modality": "it loads torch, and callers work without it",
     "adaptc.passes.quantize.gptq": "it loads torch, and callers work without it",
     "adaptc.passes.skip_ffn.skip_ffn": "it loads torch, and callers work without it",

@@ -11,7 +11,7 @@ from torch import fx
 
 from adaptc.capture.tidy import tidy
 from adaptc.errors import LoadError
-from adaptc.ir.graph import UNUSED, FxGraph
+from adaptc.ir.fx_graph import UNUSED, FxGraph
 from adaptc.runtime.bundle.names import LOGITS
 
 BATCH = "batch"

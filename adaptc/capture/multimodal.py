@@ -22,7 +22,7 @@ from adaptc.errors import LoadError
 from adaptc.families.base import MultimodalFamily
 from adaptc.families.model import model_of, multimodal_of
 from adaptc.ir import attention
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.place import PATCHES
 from adaptc.runtime.bundle.names import IMAGE_PLACES, INPUT_IDS, LOGITS, PIXEL_VALUES
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import LoadError
-from adaptc.ir.graph import assign
+from adaptc.ir.fx_graph import assign
 from adaptc.ir.marks import LAYER
 
 

@@ -19,7 +19,7 @@ from adaptc.capture.stamp import stamp
 from adaptc.capture.tidy import tidy
 from adaptc.capture.weights import attach, tied
 from adaptc.ir import attention
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS
 
 if TYPE_CHECKING:

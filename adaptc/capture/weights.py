@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import LoadError
-from adaptc.ir.graph import assign
+from adaptc.ir.fx_graph import assign
 
 
 def tied(model: torch.nn.Module) -> dict[str, str]:

@@ -14,7 +14,7 @@ from adaptc.compiler.publish_partitions import partition_files
 from adaptc.compiler.report import report_html, report_json
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
-from adaptc.ir.graph import OnnxGraph, sizes
+from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.gate_verdict import GateVerdict

@@ -15,7 +15,7 @@ from adaptc.compiler.pipeline import plan_of
 from adaptc.compiler.report import STYLE
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
-from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pipeline
 from adaptc.passes.store import PROCESS, Store

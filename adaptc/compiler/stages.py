@@ -22,7 +22,7 @@ from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.pipeline import CompilePlan
 from adaptc.families.model import multimodal_of, text_of
-from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Backbone, Program
 from adaptc.ir.stored.blocks_file import load_blocks, save_blocks
 from adaptc.ir.weight_names import named_after

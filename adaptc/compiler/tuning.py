@@ -18,7 +18,7 @@ import numpy as np
 from adaptc.compiler.tuning_each import Ids, decide, remeasured, stepwise
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
-from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import EMPTY, Program
 from adaptc.passes.skip_ffn.branch import branched
 from adaptc.passes.skip_ffn.skips import grouped, run_always, skips

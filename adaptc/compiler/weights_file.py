@@ -12,7 +12,7 @@ from typing import IO
 
 import onnx_ir as ir
 
-from adaptc.ir.graph import OnnxGraph, fixed
+from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.onnx_ops import define
 from adaptc.ir.weight_names import owner_of
 from adaptc.passes.skip_ffn.branch import conditionals

@@ -18,7 +18,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS, SPEC, THRESHOLD
 
 if TYPE_CHECKING:
-    from adaptc.ir.graph import FxGraph
+    from adaptc.ir.fx_graph import FxGraph
     from adaptc.ir.program import Program
 
 
@@ -76,7 +76,7 @@ class Stitched:
         Raises:
             RequestError: there is none of this name.
         """
-        from adaptc.ir.graph import FxGraph
+        from adaptc.ir.fx_graph import FxGraph
 
         if name not in self.tails:
             raise RequestError(f"route: no route {name!r}; there are: {', '.join(self.tails)}")

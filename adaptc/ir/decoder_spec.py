@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptc.ir.graph import OnnxGraph, sizes
+from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import KEY, cache_tensor, is_rope_table
 

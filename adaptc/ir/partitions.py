@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
-    from adaptc.ir.graph import OnnxGraph
+    from adaptc.ir.onnx_graph import OnnxGraph
     from adaptc.runtime.bundle.partitions import Call, PartitionStep
 
     Array = npt.NDArray[Any]

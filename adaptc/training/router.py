@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.router_file import RouterMetadata, save_router
 from adaptc.passes.stitch.plan import tail_name
 from adaptc.passes.stitch.rules import TRUNK

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from onnxscript.rewriter import pattern
 from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_rms_normalization
 
-from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.match import name_new_nodes

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from adaptc.ir.graph import OnnxGraph, fixed
 from adaptc.ir.marks import PATH, label
+from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, initializer, projections

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.marks import label
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import is_causal_attention
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.marks import PATH, in_head, path_of
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.runtime.bundle.names import LOGITS_FROM

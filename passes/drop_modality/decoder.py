@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.place import PATCHES
 from adaptc.passes.drop_modality import stand_ins
 from adaptc.passes.drop_modality.graph import Cut, cut, extract, head

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import path_of
 
 SIZE = torch.ops.aten.sym_size.int

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph, assign, attribute
+from adaptc.ir.fx_graph import FxGraph, assign, attribute
 from adaptc.passes.drop_modality.graph import Cut, encoder, feature_names
 
 LABELS = "labels"

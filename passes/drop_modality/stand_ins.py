@@ -10,7 +10,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir import place as placing  # noqa: F401  (declares adaptc::place)
-from adaptc.ir.graph import UNUSED, FxGraph, assign
+from adaptc.ir.fx_graph import UNUSED, FxGraph, assign
 from adaptc.passes.drop_modality.graph import SIZE, Cut, StandIn, feature_names
 from adaptc.passes.drop_modality.reshape import remeasured
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from torch import fx
 
 from adaptc.ir import graph as graph_module
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.onnx_ops import DOMAIN
 from adaptc.passes.lower import translation
 from adaptc.passes.lower.layers import LayerSlice

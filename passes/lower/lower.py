@@ -17,8 +17,9 @@ from onnx_ir.passes.common import (
 from onnx_ir.tensor_adapters import TorchTensor, from_torch_dtype
 from torch import fx
 
-from adaptc.ir.graph import FxGraph, OnnxGraph, attribute
+from adaptc.ir.fx_graph import FxGraph, attribute
 from adaptc.ir.marks import PATH, path_of
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.lower.head import mark_head

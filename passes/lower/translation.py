@@ -16,7 +16,7 @@ from onnxscript.rewriter import onnx_fusions, pattern
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import PATH
 from adaptc.ir.onnx_ops import DOMAIN
 from adaptc.passes.lower.layers import LayerSlice

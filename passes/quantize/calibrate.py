@@ -20,7 +20,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.place import no_images
 from adaptc.ir.program import Program
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantize, quantize_blocks, split

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from adaptc.ir.graph import FxGraph, attribute
+from adaptc.ir.fx_graph import FxGraph, attribute
 
 LINEAR = torch.ops.aten.linear.default
 

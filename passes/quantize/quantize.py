@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.ir.blocks import Bits, Blocks
-from adaptc.ir.graph import OnnxGraph, fixed, sizes
 from adaptc.ir.marks import PATH, in_head, label
+from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, array, initializer, projections, replace

@@ -9,8 +9,8 @@ from typing import ClassVar
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.marks import PATH, label
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, run_always, serving_only, skips

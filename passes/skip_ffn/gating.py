@@ -19,7 +19,7 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from adaptc.errors import PassError
 from adaptc.ir import skip  # noqa: F401  (declares adaptc::skip)
-from adaptc.ir.graph import FxGraph, assign
+from adaptc.ir.fx_graph import FxGraph, assign
 from adaptc.ir.marks import LAYER, path_of
 from adaptc.runtime.bundle.names import PIXEL_VALUES, THRESHOLD
 

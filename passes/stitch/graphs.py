@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.stitch.plan import StitchPlan, tail_name
 from adaptc.passes.stitch.rules import TRUNK
 from adaptc.passes.stitch.seams import add_adapters, add_stitch

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import LAYER
 from adaptc.passes.quantize.linears import linear_weights
 from adaptc.passes.stitch.options import JoinOptions, LayerRange, Route

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import path_of
 from adaptc.passes.skip_ffn.gating import Builder, FfnBlock, ffn_blocks
 from adaptc.passes.stitch.options import JoinOptions

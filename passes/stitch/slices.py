@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph, assign, attribute
+from adaptc.ir.fx_graph import FxGraph, assign, attribute
 from adaptc.ir.marks import LAYER, path_of
 from adaptc.ir.weight_names import named_after
 from adaptc.runtime.bundle.names import HIDDEN, IMAGE_PLACES, INPUT_IDS, LOGITS

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.stitch.seams import Seam
 from adaptc.passes.stitch.slices import LayeredDecoder, states_graph
 from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD

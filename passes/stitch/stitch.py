@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adaptc.errors import LoadError, PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.ir.stored.stitch_file import load_stitches
 from adaptc.passes.base import Pass

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from adaptc.ir.graph import fixed, sizes
+from adaptc.ir.onnx_graph import fixed, sizes
 from adaptc.passes.emit import FLOAT, Emitter
 
 FAR = -1e30

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import OnnxGraph, fixed, sizes
+from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.emit import FLOAT, GEMM, Emitter

@@ -10,8 +10,8 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import OnnxGraph
 from adaptc.ir.marks import in_head, label
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.partitions import Split
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import OnnxGraph, sizes
+from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.names import CACHE_POSITIONS, POSITIONS, THRESHOLD
 from adaptc.runtime.bundle.partitions import Call

@@ -21,7 +21,7 @@ from adaptc.compiler.stages import program_from_sources
 from adaptc.compiler.swap import swap_gates
 from adaptc.compiler.weights_file import GATES
 from adaptc.errors import AdaptcError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, save_gates
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import Bundle, load, open_bundle

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adaptc.compiler.weights_file import PAGE, read_bytes_per_token, write_graphs
-from adaptc.ir.graph import OnnxGraph, fixed
+from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.passes import Pipeline
 from adaptc.passes.quantize.float_weights import FloatWeights
 from tests.close import ENGINE, assert_close

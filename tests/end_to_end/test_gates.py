@@ -17,7 +17,7 @@ from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import Compiled, compile_spec
 from adaptc.evaluation.verify import BundleModel
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pass
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.partitions import run_split
 from adaptc.ir.program import Program
 from tests.models import tiny

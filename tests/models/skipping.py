@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_norms import FuseNorms

@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from adaptc.capture.text import capture
-from adaptc.ir.graph import FxGraph, OnnxGraph, sizes
+from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
 from adaptc.runtime.bundle.plan import Run
 

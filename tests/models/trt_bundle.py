@@ -9,7 +9,8 @@ from pathlib import Path
 from adaptc.compiler.publish_partitions import partition_files
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
-from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.partitions import Split
 from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adaptc.checks.check import check
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.stitch.slices import LayeredDecoder
 from adaptc.plots.stitches import draw
 from adaptc.spec.reading import parse_spec

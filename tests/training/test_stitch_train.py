@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from adaptc.errors import LoadError, PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.stitch_file import load_stitches, save_stitches
 from adaptc.passes import Pipeline
 from adaptc.passes.stitch.calibration import HeldOut, calibrated, p_value

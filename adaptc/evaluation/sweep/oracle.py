@@ -17,7 +17,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.evaluation.text import Ids, windows
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import path_of
 from adaptc.ir.skip import RUN
 from adaptc.passes.skip_ffn import gating

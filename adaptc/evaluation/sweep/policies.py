@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.evaluation.sweep.oracle import Floats, Rule, constant, layers
 from adaptc.evaluation.text import Ids
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.importance import decisions, ffn_importance, fisher, states
 from adaptc.passes.skip_ffn.skip_ffn import region as cosine_layers

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from adaptc.compiler.weights_file import read_bytes_per_token
 from adaptc.errors import RequestError
 from adaptc.evaluation.text import Ids
-from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.machine.turns import in_turns
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores

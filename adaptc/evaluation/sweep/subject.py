@@ -13,7 +13,7 @@ from adaptc.errors import RequestError
 from adaptc.evaluation.reference import source_of
 from adaptc.evaluation.sweep.policies import Learned
 from adaptc.evaluation.text import Ids
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.gates_file import load_gates
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.runtime.bundle.folder import Bundle

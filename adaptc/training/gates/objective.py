@@ -26,7 +26,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.importance import levels as gate_levels
 from adaptc.training.gates.refit import refitted

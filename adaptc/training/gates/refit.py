@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.skip_ffn.importance import ROWS, sensitivities
 from adaptc.training.gates.start import gate
 

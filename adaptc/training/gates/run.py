@@ -12,7 +12,7 @@ from adaptc.compiler.cache import key_of
 from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import SpecError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.gates_file import GatesMetadata, save_gates
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.skip_ffn.gating import FfnBlock, ffn_blocks, parameters
 from adaptc.passes.skip_ffn.importance import ROWS, sensitivities
 from adaptc.training.gates import cheap_paths

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.quantize.linears import linear_weights
 from adaptc.passes.stitch.graphs import tail_graph
 from adaptc.passes.stitch.least_squares import NormalEquations, accumulate, weights_from

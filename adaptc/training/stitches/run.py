@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import SpecError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.ir.stored.stitch_file import StitchMetadata, save_stitches
 from adaptc.passes.base import Pass, Pipeline

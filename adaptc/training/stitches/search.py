@@ -13,7 +13,7 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import SpecError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.stitch.options import JoinOptions, Route, Slice
 from adaptc.passes.stitch.slices import LayeredDecoder

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import fixed
+from adaptc.ir.onnx_graph import fixed
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.kv_cache import KvCache
 from tests.close import ENGINE, assert_close

@@ -16,7 +16,8 @@ from torch import nn
 
 from adaptc.capture.module import capture_module
 from adaptc.errors import PassError, SpecError
-from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
 from adaptc.passes.drop_modality.drop_modality import DropModality

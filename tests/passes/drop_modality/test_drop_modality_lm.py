@@ -17,7 +17,7 @@ from adaptc.capture.text import capture
 from adaptc.compiler.tuning import running
 from adaptc.errors import PassError
 from adaptc.ir.decoder_spec import decoder_spec
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import path_of
 from adaptc.ir.program import Backbone, Program
 from adaptc.passes import Pipeline

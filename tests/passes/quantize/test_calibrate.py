@@ -11,7 +11,7 @@ import torch
 
 from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.quantize.blockwise import dequantize, quantize_blocks
 from adaptc.passes.quantize.calibrate import calibration_ids, quantize_linears
 from adaptc.passes.quantize.linears import alone, linear_weights

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
 from adaptc.passes.lower.lower import Lower

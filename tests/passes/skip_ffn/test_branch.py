@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 
-from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.passes import Pipeline
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.quantize import Quantize

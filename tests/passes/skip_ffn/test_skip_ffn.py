@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from adaptc.cli import main
 from adaptc.errors import PassError, SpecError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, load_gates_metadata, save_gates
 from adaptc.passes import Pipeline

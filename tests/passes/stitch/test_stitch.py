@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptc.errors import PassError, SpecError
-from adaptc.ir.graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Backbone, Program
 from adaptc.ir.stored.stitch_file import StitchMetadata, save_stitches
 from adaptc.passes import Pass, Pipeline

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from adaptc.errors import PassError
-from adaptc.ir.graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.targets.legality import check

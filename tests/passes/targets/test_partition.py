@@ -7,7 +7,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from adaptc.ir.graph import FxGraph, OnnxGraph
+from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.partitions import Split, run_split
 from adaptc.passes import Pipeline
 from adaptc.passes.skip_ffn import gating
