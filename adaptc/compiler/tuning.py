@@ -20,6 +20,7 @@ from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import EMPTY, Program
+from adaptc.machine.turns import in_turns
 from adaptc.passes.skip_ffn.branch import branched
 from adaptc.passes.skip_ffn.skips import grouped, run_always, skips
 from adaptc.runtime.backends.host.decoder import HostDecoder
@@ -30,10 +31,13 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
 
 STEPS = 32
-"""Decode steps timed of each kind: turns of four, as a busy machine is busy for a while."""
+"""Decode steps that are timed of each kind, four in a turn, because a busy machine is busy for a while."""
 
 TURNS = 8
-"""Of each kind, one after the other; one more before them warms up."""
+"""Turns in which each kind is timed once; one more before them warms up."""
+
+TURNS_BY_ROWS = 3
+"""The same for each number of rows that a step may have."""
 
 TOKENS = 224
 """Tokens of the calibration text on which gates are judged one by one."""
@@ -58,7 +62,7 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
         batch: Most rows of a step.
 
     Returns:
-        The program; and by graph name what was found.
+        The program; and by graph name the verdict on its gates.
     """
     verdicts: dict[str, GateVerdict] = {}
     for name, gates in program.gates.items():
@@ -66,8 +70,8 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
         decoder = decoder_spec(graph, program.backbone(name))
         if decoder is None or not skips(graph.model.graph):
             continue
-        found = payoff(graph, decoder, gates.batch)
-        verdict = GateVerdict(found, *found.verdict(gates))
+        times = payoff(graph, decoder, gates.batch)
+        verdict = GateVerdict(times, *times.verdict(gates))
         if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
             graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text)
         if verdict.pays and batch > 1:
@@ -76,7 +80,7 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
         kept = {**program.gates, name: gates}
         if not verdict.pays:
             del kept[name]
-            graph = run_always(graph, range(found.gates))
+            graph = run_always(graph, range(times.gates))
         program = replace(program.with_graph(name, graph), gates=kept)
     return program, verdicts
 
@@ -111,21 +115,17 @@ def _by_rows(
 ) -> tuple[SkipGates, GateVerdict]:
     """Find up to how many rows of a step skipping is quicker than running every block of the same graph."""
     level = gates.thresholds[len(gates.thresholds) // 2][1]
-    found: list[tuple[int, float, float]] = []
+    times: list[RowTimes] = []
     most = 1
     with running({"gated": graph}, decoder, replace(gates, warmup=0), batch) as [gated]:
         for rows in sorted({*(2**n for n in range(1, 11) if 2**n < batch), batch}):
             kinds = {value: _timed(gated, value, rows) for value in (level, DENSE)}
-            times: dict[float, list[float]] = {value: [] for value in kinds}
-            for turn in range(4):
-                for value, steps in kinds.items():
-                    taken = steps()
-                    times[value] += taken if turn else []  # the first turn warms up
-            found.append((rows, low(times[level]), low(times[DENSE])))
-            if found[-1][1] > WORTH * found[-1][2]:
+            seconds = {value: low_of(turns) for value, turns in in_turns(kinds, TURNS_BY_ROWS).items()}
+            times.append(RowTimes(rows, seconds[level], seconds[DENSE]))
+            if seconds[level] > WORTH * seconds[DENSE]:
                 break
             most = rows
-    return replace(gates, rows=most), replace(verdict, rows=tuple(RowTimes(*each) for each in found))
+    return replace(gates, rows=most), replace(verdict, rows=tuple(times))
 
 
 def payoff(graph: OnnxGraph, decoder: DecoderSpec, batch: str = "any", threads: int | None = None) -> Payoff:
@@ -135,7 +135,7 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, batch: str = "any", threads: 
         graph: Before `branch`, with at least one gate.
         decoder: What the graph expects.
         batch: How the rows of a step decide together: see `SkipGates`.
-        threads: Of the engine; None for the physical cores, as when it runs.
+        threads: Threads of the engine; None takes the physical cores, as when it runs.
     """
     count = len(skips(graph.model.graph))
     spec = SkipGates("", tuple(range(count)), count, 0, batch, ())
@@ -147,40 +147,35 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, batch: str = "any", threads: 
             "shared": _timed(shared, DENSE),
             "skipped": _timed(gated, np.inf),
         }
-        times: dict[str, list[float]] = {name: [] for name in kinds}
-        for turn in range(1 + TURNS):
-            for name, steps in kinds.items():
-                found = steps()
-                times[name] += found if turn else []  # the first turn warms up
-    quick = {name: low(taken) for name, taken in times.items()}
-    return Payoff(quick["dense"], quick["run"], quick["skipped"], count, quick["shared"])
+        seconds = {name: low_of(turns) for name, turns in in_turns(kinds, TURNS).items()}
+    return Payoff(seconds["dense"], seconds["run"], seconds["skipped"], count, seconds["shared"])
 
 
 @contextmanager
 def running(
     graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: SkipGates, rows: int = 1, threads: int | None = None
 ) -> Iterator[list[HostDecoder]]:
-    """Decoders of some graphs before `branch`, for as long as the context lasts; those without gates are told so."""
+    """Decoders of some graphs before `branch`, for as long as the context lasts; a graph without gates gets none."""
     together = gates.batch == "group"
     with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
         emitted = {name: branched(graph, together=together) for name, graph in graphs.items()}
         for name, content in write_graphs(emitted, Path(folder), "weights.data").items():
             (Path(folder) / f"{name}.onnx").write_bytes(content)
-        made: list[HostDecoder] = []
+        decoders: list[HostDecoder] = []
         try:
             for name, graph in graphs.items():
                 engine = OrtEngine(Path(folder) / f"{name}.onnx", threads)
-                given = gates if skips(graph.model.graph) else None
-                made.append(HostDecoder(engine, decoder, rows, min(CHUNK, decoder.max_tokens), given))
-            yield made
+                own_gates = gates if skips(graph.model.graph) else None
+                decoders.append(HostDecoder(engine, decoder, rows, min(CHUNK, decoder.max_tokens), own_gates))
+            yield decoders
         finally:
-            for each in made:
-                each.close()
+            for running_decoder in decoders:
+                running_decoder.close()
 
 
-def low(seconds: Sequence[float]) -> float:
-    """The lower fifth of some times: what else the machine does makes steps longer, never shorter."""
-    return float(np.quantile(np.array(seconds), 0.2))
+def low_of(turns: Sequence[Sequence[float]]) -> float:
+    """The lower fifth of the steps of all turns, in seconds: other work makes steps longer, never shorter."""
+    return float(np.quantile(np.concatenate([np.array(steps) for steps in turns]), 0.2))
 
 
 def _timed(decoder: HostDecoder, threshold: float, rows: int = 1) -> Callable[[], list[float]]:
