@@ -50,7 +50,7 @@ class Pass(ABC):
         return replace(self, **{name: str(base / value) for name, value in self.files().items()})
 
     def files(self) -> dict[str, str]:
-        """Options that name files its result depends on, where given."""
+        """Options that name files the result depends on; an option that is not set is left out."""
         return {}
 
     def options(self) -> dict[str, Any]:

@@ -49,8 +49,8 @@ class Emitter:
         Args:
             op_type: In ONNX's own domain.
             *inputs: Its inputs; None leaves one out.
-            dtype: Of the result; by default the first input's.
-            shape: Of the result, where it is known.
+            dtype: Type of the result; by default the first input's.
+            shape: Shape of the result, where it is known.
             **attributes: The node's.
         """
         (result,) = self.calls(op_type, inputs, 1, dtype, **attributes)

@@ -1,1 +1,1 @@
-"""What can be told before compiling: whether a spec fits its models, and what this machine has."""
+"""What can be known before compiling: whether a spec fits its models, and what this machine has."""

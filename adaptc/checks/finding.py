@@ -14,7 +14,7 @@ class Finding:
 
     Attributes:
         about: Its subject: a model's name, `models`, `passes`, `stitch`, `calibration` or `machine`.
-        level: `ok`, `warn` (it will work, perhaps not as wished) or `error` (it cannot work).
+        level: `ok`, `warn` (it will work, perhaps not as intended) or `error` (it cannot work).
         text: A sentence: what is so, and what would be right.
     """
 

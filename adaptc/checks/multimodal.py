@@ -23,7 +23,7 @@ def multimodal_faults(spec: Spec, configs: Mapping[str, Any]) -> Iterator[tuple[
 
     Args:
         spec: What would be compiled.
-        configs: Of the models that could be read.
+        configs: By model name, the configs that could be read.
     """
     for name, config in configs.items():
         if multimodal_of(config) is None:

@@ -86,7 +86,7 @@ class Cache:
         return entry / CONTENT
 
     def put(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
-        """Add an entry: `make` writes its content to the path it is given, as a file or a folder.
+        """Add an entry: `make` gets a path and writes the content there, as a file or a folder.
 
         Returns:
             The content's path.

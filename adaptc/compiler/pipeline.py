@@ -1,7 +1,7 @@
 """The list of passes that a spec goes through, made in one place.
 
 `compile`, `compile --dry-run`, `show`, `check`, the manifest's records and the cache's keys all read it here. A pass
-stands in the list whether or not it will find something to do: one that does not returns the program it was given.
+stands in the list whether or not it will find something to do: one that does not returns its input.
 """
 
 from __future__ import annotations

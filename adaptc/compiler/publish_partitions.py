@@ -18,7 +18,7 @@ def partition_files(name: str, split: Split, written: bytes, data: Path, into: s
     """A graph's partitions as files of a bundle.
 
     Args:
-        name: Of the whole graph.
+        name: Name of the whole graph.
         split: Its pieces.
         written: The whole graph as ONNX, which says where large weights lie.
         data: The file they lie in; small ones are added at its end.

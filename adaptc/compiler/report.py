@@ -21,10 +21,10 @@ code { font-size: .92em } .none { color: #9aa3b5 }
 
 
 def facts(manifest: Manifest, *, every_gate: bool = True) -> Iterator[tuple[str, str]]:
-    """The few lines a person wants to see first, as pairs of a name and what is said of it.
+    """The few lines a person wants to see first, as pairs of a name and a text.
 
     Args:
-        manifest: Of a bundle.
+        manifest: Manifest of a bundle.
         every_gate: Whether each gate that was judged by itself has a line; else one line counts them.
     """
     for name, model in manifest.models.items():

@@ -17,8 +17,8 @@ def decoder_spec(graph: OnnxGraph, backbone: Backbone, split: Split | None = Non
     """How to generate with a graph.
 
     Args:
-        graph: After `kv_cache`; its cached keys are [batch, kv_heads, max_tokens, head_dim]. Of a decoder in
-            partitions [batch, kv_heads, head_dim, positions], where positions are only known when it runs.
+        graph: After `kv_cache`; its cached keys are [batch, kv_heads, max_tokens, head_dim]. In a decoder in
+            partitions they are [batch, kv_heads, head_dim, positions], and positions are only known when it runs.
         backbone: The pretrained part whose head it has.
         split: The graph in partitions, if it was cut.
 

@@ -1,6 +1,6 @@
 """One operator for an image between words, so that every graph says what it means.
 
-Pretrained models compare token ids with an image token to find where an image's features go. Our graphs are told the
+Pretrained models compare token ids with an image token to find where an image's features go. Our graphs read the
 places instead: without places nothing is put anywhere, a text may hold the token itself, and a part of a prompt can be
 read by itself.
 """

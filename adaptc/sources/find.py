@@ -30,7 +30,7 @@ def find_source(model: ModelSpec, base: Path) -> Source:
         base: Folder that relative paths start from: the spec's.
 
     Returns:
-        The source. Of a hub repository nothing is fetched before it is needed.
+        The source. Files of a hub repository are fetched when they are needed, not before.
 
     Raises:
         LoadError: there is no such model; the message says what would help.

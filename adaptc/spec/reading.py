@@ -59,7 +59,7 @@ def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:
 
 
 def parse_spec(text: str, name: str = "model.yaml", overrides: Iterable[str] = ()) -> Spec:
-    """Check the text of a spec; see `read_spec`.
+    """Check the text of a spec, as `read_spec` does for a file.
 
     Args:
         text: YAML.

@@ -114,7 +114,7 @@ def _check_convex(name: str, drawn: nx.DiGraph, region: frozenset[fx.Node]) -> N
 
 
 def narrowed(cut_: Cut, modality: str, row: Sequence[int]) -> Cut:
-    """The cut with a modality's region ended at its last value of a given shape that all it hands on comes from.
+    """The cut with a modality's region ended at the last value of shape `row` that all it hands on comes from.
 
     A layer that reads only this modality's features belongs to its region, yet what stands for the features may be made
     to go through that layer too.

@@ -76,7 +76,7 @@ def refitted(graph: FxGraph, features: Mapping[str, torch.Tensor], labels: torch
     """The graph with its last linear layer fitted to the labels.
 
     Args:
-        graph: Of a subset; its one output is logits [batch, classes].
+        graph: Graph of a subset; its one output is logits [batch, classes].
         features: What it reads, over the data.
         labels: int64[rows].
         name: The new weights are `NAME.weight` and `NAME.bias`.

@@ -156,7 +156,7 @@ def _resized(
 
 
 def _beside(source: list[int], result: list[int], old: Mapping[int, int]) -> set[int]:
-    """Of a `view`, the axes of its result that are made of axes whose size has changed; empty if that is unknown."""
+    """Axes of a `view`'s result that are made of axes whose size has changed; empty if that is unknown."""
     back = {now: was for was, now in old.items()}
     for changed in [axis for axis, size in enumerate(source) if size in back]:
         before = [back[size] if axis == changed else size for axis, size in enumerate(source)]

@@ -43,8 +43,8 @@ def kept_translation(layer_slice: LayerSlice, graph: FxGraph, name: str, key: st
     Args:
         layer_slice: What is translated.
         graph: The graph it was cut from.
-        name: Of the function.
-        key: The slice's key, see `slice_key`.
+        name: Name of the function.
+        key: The slice's key, from `slice_key`.
         store: Where translations are kept.
 
     Raises:

@@ -30,7 +30,7 @@ def translate(layer_slice: LayerSlice, graph: FxGraph, name: str) -> ir.Function
     Args:
         layer_slice: What is translated.
         graph: The graph it was cut from, which names sizes.
-        name: Of the function.
+        name: Name of the function.
 
     Raises:
         PassError: torch's exporter has no ONNX form for something in it.

@@ -125,7 +125,7 @@ def round_codes(matrix: Floats, curve: Curvature, bits: int, *, symmetric: bool)
 
     Args:
         matrix: float32 [rows, columns].
-        curve: Of the inputs that the matrix meets.
+        curve: Curvature from the inputs that the matrix meets.
         bits: 4 or 8.
         symmetric: Keep every zero point at 2^(bits - 1).
 

@@ -35,7 +35,7 @@ def ffn_importance(graph: FxGraph, ids: Ids, seed: int = 0) -> list[float]:
     Args:
         graph: A captured decoder.
         ids: int64 [sequences, tokens].
-        seed: Of the drawn text.
+        seed: Seed of the drawn text.
     """
     return fisher(graph, ids, {block.result: None for block in ffn_blocks(graph)}, seed)
 
@@ -47,7 +47,7 @@ def fisher(graph: FxGraph, ids: Ids, changes: Mapping[fx.Node, fx.Node | None], 
         graph: A captured decoder.
         ids: int64 [sequences, tokens].
         changes: A node, and the earlier node whose value takes its place; None for zero.
-        seed: Of the drawn text.
+        seed: Seed of the drawn text.
     """
     wanted = {*changes, *(node for node in changes.values() if node is not None)}
     random = torch.Generator(_device(graph)).manual_seed(seed)
@@ -73,8 +73,8 @@ def sensitivities(
     Args:
         graph: A captured decoder.
         ids: int64 [sequences, tokens], read at once.
-        nodes: Whose values the gradient is taken by.
-        wanted: Whose values are given, those of `nodes` among them.
+        nodes: Nodes whose values the gradient is taken by.
+        wanted: Nodes whose values are returned, those of `nodes` among them.
         random: Draws the text; on the device where the graph's weights are.
         threshold: What gates are compared with, float32 [sequences, tokens]; for a graph with gates.
 
@@ -184,5 +184,5 @@ def _walk(
 
 
 def _device(graph: FxGraph) -> torch.device:
-    """Where a graph's weights are, and so everything it is given."""
+    """The device of a graph's weights, where its inputs must be too."""
     return next(graph.module.parameters()).device

@@ -50,7 +50,7 @@ class SkipFfn(Pass):
         batch: With several rows in a step: `any` runs a block if one row wants it, `group` if they want it on average
             (a row may then lose a block that it wanted), `off` runs all. How many rows still gain is measured when
             compiling; more run dense.
-        budget: Of requests that name none: 0 skips as much as the gates can, 1 nothing.
+        budget: Default budget for requests without one: 0 skips as much as the gates can, 1 nothing.
         tau: For `cosine`: from this similarity on, 0 to 1, blocks are skipped.
         k: For `cosine`: how many.
         model: Which model's blocks, in a spec of several; None for all.

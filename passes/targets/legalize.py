@@ -58,8 +58,8 @@ class Legalize(Pass):
             past.i.key half[batch, kv_heads, head_dim, kv_bucket];
             past.i.value half[batch, kv_heads, kv_bucket, head_dim];
             new.i.key, new.i.value half[batch, kv_heads, tokens, head_dim]; logits float32[batch, tokens, vocab].
-    Cost: none measured; the builder fuses what is written out here. Keys lie turned in the cache: a builder that is
-          given them upright turns the whole cache at every step (seen in TensorRT-RTX 1.7.1's list of layers).
+    Cost: none measured; the builder fuses what is written out here. Keys lie turned in the cache: a builder that
+          reads them upright turns the whole cache at every step (seen in TensorRT-RTX 1.7.1's list of layers).
 
     Attributes:
         half: Type of matrix products, of weights and of the cache. bf16 needs TensorRT 10 or RTX.

@@ -190,7 +190,7 @@ def _when(shared: Shared, gate: Skip, sides: Sequence[Sequence[Stage] | None], n
 
 
 def _is_zero(parts: Sequence[Stage]) -> bool:
-    """Whether what stands in for a block is nothing: x · 0."""
+    """Whether the stand-in of a block is zero, which is exported as x · 0."""
     nodes = [node for part in parts for node in part.nodes]
     if [node.op_type for node in nodes if node.op_type != "Constant"] != ["Mul"]:
         return False

@@ -134,7 +134,7 @@ def _closed(nodes: Sequence[ir.Node], inside: set[ir.Node], stand_ins: Mapping[i
 
 
 def _is_free(node: ir.Node) -> bool:
-    """Whether a node needs nothing but constants and where the step stands."""
+    """Whether a node needs nothing but constants and the step's positions."""
     todo = [node]
     while todo:
         for value in todo.pop().inputs:

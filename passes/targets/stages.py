@@ -30,7 +30,7 @@ def in_stages(nodes: Sequence[ir.Node]) -> list[Stage]:
     part, in an even stage.
 
     Args:
-        nodes: Of one partition, in an order in which they can run; marked with `GEMM` by `legalize`.
+        nodes: Nodes of one partition, in an order in which they can run; marked with `GEMM` by `legalize`.
     """
     stages: dict[ir.Node, int] = {}
     parts: dict[tuple[int, str], list[ir.Node]] = {}

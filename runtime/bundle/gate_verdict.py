@@ -12,7 +12,7 @@ class Payoff:
     """Times of a decode step, in seconds, batch 1: the 20th percentile, as other programs only ever slow a step.
 
     Attributes:
-        dense: Of the same graph without gates.
+        dense: The same graph without gates.
         run: With gates, when every block runs.
         skipped: With gates, when every block with a gate is skipped.
         gates: Number of gates.
@@ -34,7 +34,7 @@ class Payoff:
 
     @property
     def cost(self) -> float:
-        """Seconds a gate and its conditional take; 0 if it cannot be told from the noise."""
+        """Seconds a gate and its conditional take; 0 if it cannot be distinguished from noise."""
         return max(0.0, self.run - self.dense) / self.gates
 
     @property

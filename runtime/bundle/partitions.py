@@ -131,7 +131,7 @@ class Partitions:
             yield from step.calls()
 
     def called(self, prefix: str) -> Partitions:
-        """The same with longer names for its graphs, where those of several decoders are told apart."""
+        """The same with longer names for its graphs, so that those of several decoders differ."""
 
         def renamed(call: Call) -> Call:
             return replace(call, graph=prefix + call.graph)

@@ -74,7 +74,7 @@ def to_json(value: Any) -> Any:
 
 
 def read_json(kind: type[T], value: Any, *, defaults: bool = False) -> T:
-    """Read a dataclass from parsed JSON; see `loads`.
+    """Read a dataclass from parsed JSON, by the rules of `loads`.
 
     Raises:
         BundleError: a key is missing, unknown or of the wrong type.
@@ -175,7 +175,7 @@ def _read_object(kind: Any, value: Any, where: str, defaults: bool) -> Any:
 
 
 def _option(value: object, options: tuple[Any, ...]) -> Any:
-    """Which of a union's types a value is meant to be: a JSON object is told by having the first field's key."""
+    """Which of a union's types a value is meant to be: a JSON object is recognised by the first field's key."""
 
     def matches(kind: Any) -> bool:
         if dataclasses.is_dataclass(kind) and isinstance(value, dict):

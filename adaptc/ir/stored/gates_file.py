@@ -1,4 +1,4 @@
-"""Trained skip gates on disk; see `trained_file`."""
+"""Trained skip gates on disk, in the format of `trained_file`."""
 
 from __future__ import annotations
 

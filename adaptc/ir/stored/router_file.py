@@ -1,4 +1,4 @@
-"""Trained routers on disk, with the held-out prompts that thresholds are set by; see `trained_file`."""
+"""Trained routers on disk, with the held-out prompts that thresholds are set by, in the format of `trained_file`."""
 
 from __future__ import annotations
 
