@@ -25,7 +25,7 @@ from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.model.budget import DENSE, threshold_at
+from adaptc.runtime.model.budget import DENSE, Skips, threshold_at
 
 Stage = Callable[[str], None]
 
@@ -86,39 +86,61 @@ def speeds(
     for share in wanted:
         measurements[share] = partial(_turn, gated, ids[:needed], context, levels[share])
     results = in_turns(measurements, timing.turns, lambda turn: stage(f"speed, turn {turn} of {timing.turns}"))
-    times = {share: [seconds for seconds, _ in found] for share, found in results.items()}
-    ran = {share: results[share][-1][1] for share in wanted}
-    skips = {share: gated.skips(steps) for share, steps in ran.items()}
+    seconds = {share: _seconds([steps for steps, _ in turns]) for share, turns in results.items()}
+    skips = {share: gated.skips(results[share][-1][1]) for share in wanted}
     gated.close()
     dense.close()
     skippable = np.array(bundle.manifest.graphs[name].skippable_bytes)
     whole = read_bytes_per_token(OnnxGraph(ir.load(files[gates.dense])))
-    read = bundle.manifest.bytes_per_token
-    base = _seconds(times[None])
-    rows = []
-    for share in wanted:
-        found_skips, seconds = skips[share], _seconds(times[share])
-        assert found_skips is not None
-        less = float((~found_skips.ran @ skippable).mean())
-        rows.append(
-            {
-                "share": share,
-                "budget": round(max(0.0, 1 - share / most), 4),
-                "ffn_skipped": round(found_skips.share, 5),
-                "tokens_per_second": round(1 / seconds, 2),
-                "ratio": round(base / seconds, 4),
-                "ceiling": round(whole / (read - less), 4),
-                "bytes_not_read": round(less),
-            }
-        )
+    reads = _Reads(whole, bundle.manifest.bytes_per_token, skippable)
+    rows = [
+        {
+            "share": share,
+            "budget": round(max(0.0, 1 - share / most), 4),
+            **_figures(skips[share], seconds[share], seconds[None], reads),
+        }
+        for share in wanted
+    ]
     return {
-        "dense_tokens_per_second": round(1 / base, 2),
+        "dense_tokens_per_second": round(1 / seconds[None], 2),
         "dense_bytes_per_token": whole,
         "threads": timing.threads or physical_cores(),
         "context": context,
         "steps": timing.steps,
         "turns": timing.turns,
         "rows": rows,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """Bytes of weights that a decode step reads.
+
+    Attributes:
+        dense: Bytes that the dense twin reads.
+        gated: Bytes that the graph with gates reads when it runs every block.
+        skippable: int64 [gates], bytes of each block with a gate.
+    """
+
+    dense: int
+    gated: int
+    skippable: npt.NDArray[np.int64]
+
+    def saved(self, skips: Skips) -> float:
+        """Bytes that a step does not read, on average, because blocks are skipped."""
+        return float((~skips.ran @ self.skippable).mean())
+
+
+def _figures(skips: Skips | None, seconds: float, dense_seconds: float, reads: _Reads) -> dict[str, float]:
+    """What a row says of one share: how much is skipped, the speed, and the ratio that the saved bytes would allow."""
+    assert skips is not None
+    saved = reads.saved(skips)
+    return {
+        "ffn_skipped": round(skips.share, 5),
+        "tokens_per_second": round(1 / seconds, 2),
+        "ratio": round(dense_seconds / seconds, 4),
+        "ceiling": round(reads.dense / (reads.gated - saved), 4),
+        "bytes_not_read": round(saved),
     }
 
 
