@@ -155,7 +155,7 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, batch: str = "any", threads: 
 def running(
     graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: SkipGates, rows: int = 1, threads: int | None = None
 ) -> Iterator[list[HostDecoder]]:
-    """Decoders of some graphs before `branch`, for as long as the context lasts; a graph without gates gets none."""
+    """Decoders of graphs before `branch`, open as long as the context; `gates` go to those graphs that have any."""
     together = gates.batch == "group"
     with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
         emitted = {name: branched(graph, together=together) for name, graph in graphs.items()}
