@@ -11,12 +11,9 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    pass
 
 PASSES = Path(__file__).parent / "passes"
 GOLDEN = Path(__file__).parent / "golden"

@@ -37,7 +37,7 @@ class Runner:
     Attributes:
         peer: The engine.
         model: What it loads.
-        route: Of a stitched bundle; None for any other model.
+        route: Route of a stitched bundle; None for any other model.
     """
 
     peer: Peer

@@ -19,7 +19,7 @@ class BenchSettings:
     """How to measure.
 
     Attributes:
-        threads: Of every engine.
+        threads: Threads of every engine.
         prompt_tokens: Tokens that are read before writing.
         new_tokens: Tokens that are written.
         long_tokens: Tokens of a second prompt that is only read; 0 leaves it out.

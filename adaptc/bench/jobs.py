@@ -36,7 +36,7 @@ def bench_jobs(
         path: The bundle.
         data: An .npz file of labelled rows that neither training nor profiling saw.
         load: How jobs come.
-        threads: Of each engine; by default the physical cores.
+        threads: Threads of each engine; by default the physical cores.
         stage: Told of each replay.
 
     Returns:

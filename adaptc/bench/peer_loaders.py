@@ -25,7 +25,7 @@ class Job:
         new_tokens: Tokens to write after `prompt`, at least 2.
         threads: Threads to compute with.
         samples: How often each prompt is answered, the warm-up aside.
-        route: Of a stitched bundle.
+        route: Route of a stitched bundle.
     """
 
     model: str

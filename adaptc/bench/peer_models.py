@@ -26,7 +26,7 @@ def model_of(form: str, source: Source, sha256: str, cache: Cache, stage: Callab
         source: The model.
         sha256: Its hash.
         cache: Where converted models are kept.
-        stage: Told what takes long.
+        stage: Called with a text that says what takes long.
 
     Raises:
         LoadError: this source cannot be had in this form.

@@ -53,7 +53,7 @@ def profile_bundle(
         path: The bundle's folder.
         data: An .npz file: inputs as `infer` takes them, [rows, ...], and `labels` int64[rows]. Training must not have
             seen them.
-        threads: Of each engine; by default the physical cores.
+        threads: Threads of each engine; by default the physical cores.
         largest_batch: Batches of 1, 2, 4, ... up to it are timed.
         gate: Fit a gate as well.
         stage: Told of each stage.

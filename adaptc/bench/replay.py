@@ -37,7 +37,7 @@ class Load:
         sizes: Requests of a job: from, to.
         margin: How far floors lie below the whole's accuracy: from, to.
         slack: Deadlines, in multiples of the time the whole takes for the job alone: from, to.
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
     """
 
     jobs: int = 120
@@ -73,8 +73,8 @@ class Outcome:
         busy: Seconds that something ran or was decided.
         completion: Seconds from coming to end, of each job.
         late: Whether each job missed its deadline.
-        right: Of each job, how many requests were right.
-        expected: Of each job, its expected accuracy.
+        right: By job, the number of requests that were right.
+        expected: By job, its expected accuracy.
         confidence: For each request that a gate decided, (P(correct), whether it was).
         options: How many requests each option got.
     """
@@ -106,7 +106,7 @@ def arrivals(load: Load, rate: float, kind: str, whole: ModalityOption, rows: in
         rate: Requests a second, on average; infinite for all at once.
         kind: "poisson", or "bursty": bursts of five times the rate, and quiet between.
         whole: The option with every modality, which deadlines are measured in.
-        rows: Of the data.
+        rows: Rows of the data.
         accuracy: The whole's, which floors are measured from.
     """
     random = np.random.default_rng(load.seed)

@@ -27,7 +27,7 @@ def runners_of(
     Args:
         bundle: An opened bundle; it is measured by each of `routes`, or once if there are none.
         names: Peers to measure beside it, of `PEERS`.
-        routes: Of a stitched bundle.
+        routes: Routes of a stitched bundle.
         base: The folder that paths in the bundle's spec start from.
         cache: Where converted models are kept.
         stage: Called with what takes long.

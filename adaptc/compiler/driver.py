@@ -42,7 +42,7 @@ def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage 
         base: The folder that relative paths in the spec start from.
         into: The bundle's folder; an older bundle there stays until the new one is whole.
         cache: Stages that were made before are taken from here.
-        stage: Told of each stage as it begins.
+        stage: Called with the name of each stage as it begins.
 
     Raises:
         AdaptcError: in all its kinds; nothing is left half done.

@@ -56,7 +56,7 @@ def snapshots(
         spec: What to compile.
         base: The folder that relative paths in the spec start from.
         until: Stop after this pass, or `capture`; None runs all.
-        stage: Told of each stage as it begins.
+        stage: Called with the name of each stage as it begins.
         store: Where passes keep pieces of their work.
 
     Raises:

@@ -64,7 +64,7 @@ def collapse(
     """Answer every prompt, dense and under a budget.
 
     Args:
-        session: Of batch 1.
+        session: A session of batch 1.
         prompts: Each is answered by itself.
         budget: 0 to 1.
         new_tokens: Most tokens of an answer.
@@ -125,7 +125,7 @@ def factoids(
         bundle: An opened bundle with a tokenizer.
         questions: More than four.
         budget: 0 to 1.
-        threads: Of the engine.
+        threads: Threads of the engine.
         progress: Called with how many questions are done.
 
     Returns:

@@ -23,7 +23,7 @@ class ParityLimits:
     """What is allowed; None is not looked at.
 
     Attributes:
-        same_tokens: Of `NEW_TOKENS` greedy tokens, how many must be the same from the start, for every prompt.
+        same_tokens: Number of `NEW_TOKENS` greedy tokens that must be the same from the start, for every prompt.
         max_logit_error: Largest difference of a logit.
         mean_kl: Mean over positions of KL(source model || bundle), in nats.
     """
@@ -48,7 +48,7 @@ class Parity:
 
     Attributes:
         same_tokens: Greedy tokens that are the same from the start, in the worst prompt.
-        new_tokens: Of so many.
+        new_tokens: Number of new tokens that were compared.
         max_logit_error: Largest absolute difference of a logit.
         mean_kl: Mean KL(source model || bundle) of the next token, nats.
         top1_agreement: Share of positions at which both have the same most likely token.

@@ -63,7 +63,7 @@ def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress 
         score: The model.
         ids: int64 [tokens], at least 2.
         window: Tokens in a window, from 2.
-        progress: Told after each window how many tokens of the text are done.
+        progress: Called after each window with the number of tokens of the text that are done.
 
     Raises:
         RequestError: the text or the window is too short.
@@ -108,8 +108,8 @@ def bundle_perplexity(
         step: Token by token through the graph as it runs when it writes.
         budget: How much of the model runs, 0 to 1, where the bundle has gates; below 1 it goes token by token. None for
             dense, and for what a router was calibrated to.
-        route: Of a stitched bundle; None lets its router pick one for each window, which it reads whole.
-        threads: Of the engine; None for the physical cores.
+        route: Route of a stitched bundle; None lets its router pick one for each window, which it reads whole.
+        threads: Threads of the engine; None for the physical cores.
         progress: As for `perplexity`.
 
     Raises:

@@ -59,9 +59,9 @@ def quality(
     Args:
         bundle: An opened bundle with a tokenizer.
         tasks: What is asked.
-        routes: Of a stitched bundle; by default all, and what its router picks.
-        threads: Of the engine.
-        stage: Told what is done.
+        routes: Routes of a stitched bundle; by default all, and what its router picks.
+        threads: Threads of the engine.
+        stage: Called with a text that says what is being done.
 
     Returns:
         By route, "router" for the router's choices and "" for a bundle without routes: `bytes_per_token`, of the router

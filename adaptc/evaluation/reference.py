@@ -121,7 +121,7 @@ def folder_of(source: Source, sha256: str, cache: Cache, stage: Callable[[str], 
         source: The model.
         sha256: Its hash.
         cache: Where a folder made from another form is kept.
-        stage: Told when one has to be made.
+        stage: Called with a text when one has to be made.
 
     Raises:
         LoadError: torch or transformers is missing, or the model cannot be read.

@@ -27,7 +27,7 @@ class Stitched:
     """What the passes of a bundle's spec make of its models, before rounding.
 
     Attributes:
-        program: Of FX graphs: a trunk, and a tail for each route.
+        program: A program of FX graphs: a trunk, and a tail for each route.
         tails: Names of the tails, by route.
     """
 
@@ -43,8 +43,8 @@ class Stitched:
         Args:
             bundle: An opened bundle with routes.
             base: The folder that paths in its spec start from.
-            threads: Of torch; None leaves them as they are.
-            stage: Told what is done.
+            threads: Threads of torch; None leaves them as they are.
+            stage: Called with a text that says what is being done.
 
         Raises:
             LoadError: a model is not there or has changed, or torch is missing.

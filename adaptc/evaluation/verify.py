@@ -40,8 +40,8 @@ class BundleModel:
 
         Args:
             bundle: An opened bundle.
-            threads: Of the engine; None for the physical cores.
-            route: Of a stitched bundle.
+            threads: Threads of the engine; None for the physical cores.
+            route: Route of a stitched bundle.
             gated: Whether every block is run by the graph with gates, where there is one without them too.
 
         Raises:
@@ -89,7 +89,7 @@ def parity_of(bundle: Bundle, base: Path, threads: int | None = None) -> Parity:
     Args:
         bundle: An opened bundle of one model.
         base: The folder that paths in its spec start from.
-        threads: Of both.
+        threads: Threads of both.
 
     Raises:
         LoadError: the source model is not there or has changed, or torch is missing.
@@ -108,8 +108,8 @@ def routes_parity(
         bundle: An opened bundle.
         base: As for `parity_of`.
         routes: Which.
-        threads: Of both.
-        stage: Told what is done.
+        threads: Threads of both.
+        stage: Called with a text that says what is being done.
 
     Raises:
         LoadError: as `parity_of`.

@@ -45,7 +45,7 @@ def curves(sweep: Mapping[str, Any], title: str) -> Figure:
 
     Args:
         sweep: What `adaptc eval --sweep --json` prints.
-        title: Of the picture.
+        title: Title of the picture.
     """
     speed = sweep.get("speed")
     figure = _figure(11 if speed else 6.4, 4.6)
@@ -119,9 +119,9 @@ def skip_map(skips: Skips, gates: SkipGates, tokens: Sequence[str], title: str, 
 
     Args:
         skips: What ran, one row for each of `tokens`.
-        gates: Of the bundle.
+        gates: Gates of the bundle.
         tokens: The text of each token.
-        title: Of the picture.
+        title: Title of the picture.
         note: What is said under it first.
 
     Raises:

@@ -149,7 +149,7 @@ def static(graph: FxGraph, importance: Mapping[int, float], weights: Mapping[str
     Args:
         graph: A captured decoder.
         importance: By layer.
-        weights: Of cheap paths; without one a skipped block gives zero.
+        weights: Weights of cheap paths; without one a skipped block gives zero.
     """
     fork, threshold, blocks = _open(graph)
     for layer, value in importance.items():

@@ -48,13 +48,13 @@ class _Heads:
         return self.query // self.kv
 
 
-def expand(graph: ir.Graph, node: ir.Node, given: Inputs) -> tuple[ir.Value, ir.Value]:
+def expand(graph: ir.Graph, node: ir.Node, step_inputs: Inputs) -> tuple[ir.Value, ir.Value]:
     """Replace a GroupQueryAttention by plain operators.
 
     Args:
         graph: Where it is.
         node: As `kv_cache` and `fuse_projections` leave it.
-        given: The graph's inputs for it.
+        step_inputs: The graph's inputs that attention reads.
 
     Returns:
         The step's keys and values, [batch, kv_heads, tokens, head_dim].
@@ -66,23 +66,25 @@ def expand(graph: ir.Graph, node: ir.Node, given: Inputs) -> tuple[ir.Value, ir.
     heads = _Heads(numbers["num_heads"], numbers["kv_num_heads"], _width(past_value))
     emit = Emitter(graph, node)
     query, key, value = _split(emit, node, heads)
-    query, key = (_rotate(emit, part, node, given.positions) for part in (query, key))
+    query, key = (_rotate(emit, part, node, step_inputs.positions) for part in (query, key))
     scale = emit.constant(numbers["scale"], FLOAT)
-    query = emit.cast(emit.call("Mul", query, scale, shape=["batch", "tokens", heads.query, heads.width]), given.half)
-    key, value = (_by_head(emit, emit.cast(part, given.half), heads) for part in (key, value))
+    query = emit.cast(
+        emit.call("Mul", query, scale, shape=["batch", "tokens", heads.query, heads.width]), step_inputs.half
+    )
+    key, value = (_by_head(emit, emit.cast(part, step_inputs.half), heads) for part in (key, value))
     query = _grouped(emit, query, heads)
     scores = _scores(emit, query, (past_key, key), numbers)
     scores = emit.reshape(
         scores,
-        [0, heads.kv, emit.size(given.positions, 1), heads.group, -1],
+        [0, heads.kv, emit.size(step_inputs.positions, 1), heads.group, -1],
         ["batch", heads.kv, "tokens", heads.group, "places"],
     )
-    scores = emit.call("Add", scores, _bias(emit, given, int(numbers["local_window_size"])))
-    weights = emit.cast(emit.call("Softmax", scores, axis=-1), given.half)
-    rows = emit.call("Mul", emit.size(given.positions, 1), emit.constant([heads.group]))
+    scores = emit.call("Add", scores, _bias(emit, step_inputs, int(numbers["local_window_size"])))
+    weights = emit.cast(emit.call("Softmax", scores, axis=-1), step_inputs.half)
+    rows = emit.call("Mul", emit.size(step_inputs.positions, 1), emit.constant([heads.group]))
     weights = emit.reshape(weights, [0, heads.kv, rows, -1], ["batch", heads.kv, "rows", "places"])
-    joined = _read(emit, weights, (past_value, value), given.cache_positions)
-    emit.replace(emit.cast(_joined(emit, joined, heads, given.positions), FLOAT))
+    joined = _read(emit, weights, (past_value, value), step_inputs.cache_positions)
+    emit.replace(emit.cast(_joined(emit, joined, heads, step_inputs.positions), FLOAT))
     return key, value
 
 
@@ -146,17 +148,17 @@ def _scores(emit: Emitter, query: ir.Value, keys: tuple[ir.Value, ir.Value], num
     return scores
 
 
-def _bias(emit: Emitter, given: Inputs, window: int) -> ir.Value:
+def _bias(emit: Emitter, step_inputs: Inputs, window: int) -> ir.Value:
     """0 where a token may look and -1e30 where not: float32[batch, 1, tokens, 1, kv_bucket + tokens].
 
     A position of the cache counts if it was written before this step, a token of the step if it is not later.
     """
-    batch, tokens = emit.size(given.positions, 0), emit.size(given.positions, 1)
-    here = emit.reshape(given.positions, [batch, 1, tokens, 1, 1], ["batch", 1, "tokens", 1, 1])
-    mine = emit.reshape(given.positions, [batch, 1, 1, 1, tokens], ["batch", 1, 1, 1, "tokens"])
-    start = emit.call("Slice", given.positions, emit.constant([0]), emit.constant([1]), emit.constant([1]))
+    batch, tokens = emit.size(step_inputs.positions, 0), emit.size(step_inputs.positions, 1)
+    here = emit.reshape(step_inputs.positions, [batch, 1, tokens, 1, 1], ["batch", 1, "tokens", 1, 1])
+    mine = emit.reshape(step_inputs.positions, [batch, 1, 1, 1, tokens], ["batch", 1, 1, 1, "tokens"])
+    start = emit.call("Slice", step_inputs.positions, emit.constant([0]), emit.constant([1]), emit.constant([1]))
     start = emit.reshape(start, [batch, 1, 1, 1, 1], ["batch", 1, 1, 1, 1])
-    cached = emit.reshape(given.cache_positions, [1, 1, 1, 1, -1], [1, 1, 1, 1, "kv_bucket"])
+    cached = emit.reshape(step_inputs.cache_positions, [1, 1, 1, 1, -1], [1, 1, 1, 1, "kv_bucket"])
     written = emit.call("Less", cached, start, dtype=ir.DataType.BOOL)
     earlier = emit.call("LessOrEqual", mine, here, dtype=ir.DataType.BOOL)
     parts = [_or_far(emit, seen, here, at, window) for seen, at in ((written, cached), (earlier, mine))]

@@ -12,7 +12,7 @@ class Payoff:
     """Times of a decode step, in seconds, batch 1: the 20th percentile, as other programs only ever slow a step.
 
     Attributes:
-        dense: The same graph without gates.
+        dense: Without gates, every block runs.
         run: With gates, when every block runs.
         skipped: With gates, when every block with a gate is skipped.
         gates: Number of gates.

@@ -103,7 +103,7 @@ class Partitions:
     """A decoder cut into partitions.
 
     Attributes:
-        version: Of this form.
+        version: Version of this form.
         graphs: By name.
         steps: In order; the last is the head, from the last norm to the logits.
         whole: The dense model in one piece, to hold the pieces against.

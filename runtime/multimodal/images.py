@@ -46,8 +46,8 @@ class ImageSpec:
         before: Tokens that stand before an image's places.
         after: Tokens that stand after them.
         scale: What bytes are multiplied with.
-        mean: Of each channel, taken off after scaling; empty if the model does not say how bytes become numbers.
-        std: Of each channel; what is left is divided by it.
+        mean: Mean of each channel, taken off after scaling; empty if the model does not say how bytes become numbers.
+        std: Standard deviation of each channel; what is left is divided by it.
         grid: How images of any size are cut up; None where they are of one size.
     """
 

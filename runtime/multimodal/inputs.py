@@ -35,7 +35,7 @@ def read_inputs(
     Args:
         inputs: Arrays with or without a batch axis, or texts. A modality that is absent, or None, is missing.
         modal: The model's modalities.
-        specs: Of every input, by name.
+        specs: Specs of every input, by name.
         tokenizer: For texts.
 
     Raises:

@@ -83,7 +83,7 @@ class ModalSession:
         Args:
             modal: The model's modalities and subsets.
             graphs: Closed with the session.
-            inputs: Of all modalities, by name.
+            inputs: Inputs of all modalities, by name.
             tokenizer: Without one, texts must come as token ids.
             profile: Without one, no accuracy or deadline can be asked for.
         """

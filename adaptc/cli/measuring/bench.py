@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from adaptc.cli.measuring.jobs_table import print_jobs
 from adaptc.cli.options import BASE, BUNDLE, CACHE, JSON, ROUTES, THREADS, open_cache
 from adaptc.cli.output import print_table, status_line
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command("bench")

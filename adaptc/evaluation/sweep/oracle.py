@@ -86,7 +86,7 @@ def score(rule: Rule, ids: Ids, window: int, warmup: int, device: str = "cpu") -
         ids: int64 [tokens].
         window: Tokens in a window; they do not overlap.
         warmup: Positions at the start of each where every block runs.
-        device: Of torch.
+        device: Device of torch.
     """
     blocks = len(gating.ffn_blocks(rule.graph))
     loss, tokens, skipped, places = [0.0, 0.0], [0, 0], 0.0, 0
@@ -107,10 +107,10 @@ def walk(rule: Rule, index: int, ids: Ids, warmup: int, device: str = "cpu") -> 
 
     Args:
         rule: Which blocks tokens skip.
-        index: Of the window, for rules that draw.
+        index: Index of the window, for rules that draw.
         ids: int64 [tokens].
         warmup: Positions where every block runs.
-        device: Of torch.
+        device: Device of torch.
 
     Returns:
         Natural log-probabilities of all tokens but the first, float32 [tokens - 1]; and which gated blocks ran, bool

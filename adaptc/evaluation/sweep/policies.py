@@ -62,7 +62,7 @@ def policies(dense: FxGraph, sample: Ids, warmup: int, learned: Learned | None, 
         sample: int64 [sequences, tokens], the text that importance and tau are measured on.
         warmup: Positions at the start of a sequence where every block runs.
         learned: The trained gates, if there are any.
-        seed: Of the coins.
+        seed: Seed of the coins.
     """
     blocks = len(gating.ffn_blocks(dense))
     by_name: dict[str, Policy] = {}

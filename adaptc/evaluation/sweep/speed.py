@@ -37,8 +37,8 @@ class Timing:
     Attributes:
         context: Tokens that are read before; at least the gates' warm-up is.
         steps: Tokens that are written in a turn.
-        turns: Of each budget and of the dense twin; one more warms up.
-        threads: Of the engine; None for the physical cores.
+        turns: Turns of each budget and of the dense twin; one more warms up.
+        threads: Threads of the engine; None for the physical cores.
     """
 
     context: int = 64
@@ -55,9 +55,9 @@ def speeds(
     Args:
         bundle: With gates, of any policy.
         ids: int64 [tokens] that are written, whatever the model would choose.
-        shares: Of all feed-forward blocks; those beyond the bundle's largest are left out. 0 is budget 1.
-        timing: How.
-        stage: Told of each turn.
+        shares: Shares of all feed-forward blocks; those beyond the bundle's largest are left out. 0 is budget 1.
+        timing: How long and how often each kind is timed.
+        stage: Called with a text as each turn begins.
 
     Raises:
         RequestError: the text is too short, or the bundle has no gates or no dense twin.

@@ -32,9 +32,9 @@ class SweepSettings:
 
     Attributes:
         window: Tokens in a window.
-        shares: Of all feed-forward blocks, rising.
-        device: Of torch: "cpu" or "cuda".
-        seed: Of random skipping.
+        shares: Shares of all feed-forward blocks, rising.
+        device: Device of torch: "cpu" or "cuda".
+        seed: Seed of random skipping.
     """
 
     window: int = 512
@@ -50,7 +50,7 @@ class Options:
     Attributes:
         settings: How quality is measured.
         speed: Whether a bundle's speed is measured at each share too.
-        threads: Of the engine; None for the physical cores.
+        threads: Threads of the engine; None for the physical cores.
         base: The folder that paths in a bundle's spec start from.
     """
 
@@ -74,7 +74,7 @@ def sweep(
         text: A UTF-8 file that nothing was trained on.
         tokens: Use only so many tokens of it, from the start.
         options: How to measure.
-        stage: Told what is being measured.
+        stage: Called with a text that says what is being measured.
 
     Raises:
         LoadError: a model or gates cannot be read.
@@ -101,7 +101,7 @@ def quality(subject: Subject, ids: Ids, settings: SweepSettings, stage: Stage = 
         subject: What is swept.
         ids: int64 [tokens], a text that nothing was trained on.
         settings: How.
-        stage: Told what is being measured.
+        stage: Called with a text that says what is being measured.
 
     Raises:
         RequestError: no token of a window comes after the warm-up.

@@ -24,7 +24,7 @@ class PartitionRunner(Protocol):
 
         Args:
             graph: Its name.
-            sizes: Of this call.
+            sizes: Sizes of this call.
             reads: The address of each input.
             writes: The address of each output.
             stream: In whose order it runs; it may be capturing.

@@ -50,7 +50,7 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
             gpu: The GPU and what runs on it; closed with this.
             trunk: What all requests run.
             tails: By route, the default first.
-            width: Of a state.
+            width: Width of a state.
             batch: Rows.
             router: Picks a route where a request names none.
 

@@ -64,7 +64,7 @@ class StateLink:
 
     Attributes:
         states: Address of what the trunk gave, float32[rows, tokens, width].
-        width: Of a state.
+        width: Width of a state.
         tokens: Positions of a row.
         ids: Address of the tokens that the trunk reads next, where tails write; 0 in the trunk itself.
     """

@@ -28,7 +28,7 @@ class KeptStates:
     """A prompt that the trunk of a stitched model has read: its states in one row.
 
     Attributes:
-        row: Of the trunk.
+        row: Row of the trunk.
         tokens: How many.
     """
 

@@ -37,8 +37,8 @@ class TwinEngine:
         """Load the graphs of `preload`.
 
         Args:
-            inputs: Of the gated graph.
-            outputs: Of the gated graph.
+            inputs: Inputs of the gated graph.
+            outputs: Outputs of the gated graph.
             load: Loads one of the graphs.
             preload: What is loaded now. Without "dense" every step computes the gates; without "gated" that graph is
                 loaded by the first step that may skip.

@@ -26,7 +26,7 @@ class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
         Args:
             trunk: Reads ids and gives states.
             tails: Read states and give logits, by route; each has as many slots as the trunk.
-            width: Of a state.
+            width: Width of a state.
             router: Picks the route of a request that names none; without it that is the first route.
 
         Raises:

@@ -36,9 +36,9 @@ class BuildProgress:
     """An engine that is there now.
 
     Attributes:
-        done: How many are.
-        total: Of how many.
-        record: The newest.
+        done: Number of engines that are there.
+        total: Number of engines in all.
+        record: Record of the newest.
         cached: Whether it was there before.
     """
 

@@ -38,20 +38,20 @@ class StepTimes:
     fixed: float
 
     def both(self, mode: str) -> tuple[float, float]:
-        """Of a mode: with every gated block, with none."""
+        """Times of a step in an execution mode: with every gated block, and with none."""
         return self.on_device if mode == "on_device" else self.one_step_late
 
     def at(self, mode: str, share: float) -> float:
-        """With this share of the gated blocks skipped; a straight line, as it was on an H200."""
+        """Time of a step with this share of the gated blocks skipped; a straight line, as it was on an H200."""
         run, none = self.both(mode)
         return run + (none - run) * share
 
     def cost(self, mode: str) -> float:
-        """Of one gate."""
+        """Time that one gate adds to a step."""
         return (self.both(mode)[0] - self.dense) / self.gates
 
     def saved(self, mode: str) -> float:
-        """By one block that is skipped, its gate's cost not counted."""
+        """Time that one skipped block saves, its gate's cost not counted."""
         run, none = self.both(mode)
         return (run - none) / self.gates
 
@@ -84,7 +84,7 @@ def judged(times: StepTimes, gates: SkipGates, modes: Sequence[str] = MODES) -> 
     Gates whose default is to skip nothing are judged at the most that they skip: whoever names a budget gets that.
 
     Args:
-        times: Of a step.
+        times: Times of a step.
         gates: What they skip.
         modes: To choose from. A later one must be worth it: its decisions come late.
     """

@@ -165,10 +165,10 @@ class EngineFolder:
         """The tightest engine of a graph for these sizes.
 
         Args:
-            records: Of this folder.
+            records: Records of this folder.
             bundle: Whose graph it is.
             graph: The graph.
-            sizes: Of "batch", "tokens" and "kv_bucket".
+            sizes: Sizes of "batch", "tokens" and "kv_bucket".
             here: Version of the library, compute capability and name of the GPU.
 
         Raises:

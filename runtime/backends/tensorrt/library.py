@@ -62,7 +62,7 @@ class Trt:
 
     Attributes:
         flavour: "tensorrt" or "tensorrt-rtx".
-        version: Of the library.
+        version: Version of the library.
     """
 
     def __init__(self, flavour: str) -> None:

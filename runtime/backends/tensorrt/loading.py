@@ -23,7 +23,7 @@ def tensorrt_engine(bundle: Bundle, name: str) -> GpuEngine:
 
     Args:
         bundle: Compiled for TensorRT, and built on this machine.
-        name: Of the graph.
+        name: Name of the graph.
 
     Raises:
         EngineError: no GPU, no engine that fits it, or too little memory.

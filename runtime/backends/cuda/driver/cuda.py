@@ -177,7 +177,7 @@ class Cuda:
         Args:
             kernel: From `kernels`.
             grid: Blocks.
-            threads: Of each block.
+            threads: Threads of each block.
             args: (value, ctypes type) for each parameter.
             stream: In whose order it runs.
         """
