@@ -147,7 +147,8 @@ def test_specs_in_pages_are_valid(page: Path, monkeypatch: pytest.MonkeyPatch, t
         install_example(tmp_path, monkeypatch)
     for block in blocks(page):
         if block.language == "yaml":
-            assert build_passes(parse_spec(block.code)) is not None
+            spec = parse_spec(block.code)
+            assert [pass_.name for pass_ in build_passes(spec)] == [entry.name for entry in spec.passes]
 
 
 def install_example(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -57,9 +58,10 @@ def test_a_bundle_generates_what_the_model_does(
     stop = expected.index(1) + 1 if 1 in expected else len(expected)
     agree = sum(a == b for a, b in zip(result.ids, expected[:stop], strict=False))
     # Random weights make flat predictions, where few bits flip a choice; wide formats must not flip any.
-    assert agree == stop if weights in ("fp32", "fp16") else agree >= 1
-    assert len(scores) == len(IDS) - 1
-    assert (scores < 0).all()
+    assert agree == stop or weights in ("int8", "int4")
+    off = float(np.abs(scores - folder.scores(model, IDS)).mean())
+    # 1e-7, 2.2e-4, 2.7e-3 and 0.063 were seen.
+    assert off < {"fp32": 1e-5, "fp16": 1e-3, "int8": 0.01, "int4": 0.15}[weights]
 
 
 def test_the_second_compile_is_a_copy(tiny: tuple[Path, Any], warm: Path, tmp_path: Path) -> None:
@@ -144,9 +146,7 @@ def test_a_damaged_cache_entry_is_made_again(tiny: tuple[Path, Any], warm: Path,
 def test_two_models_need_a_pass_that_joins_them(tiny: tuple[Path, Any], tmp_path: Path) -> None:
     spec = tiny[0].with_name("two.yaml")
     spec.write_text("version: 1\nmodels: {a: {source: model}, b: {source: model}}\n")
-    with pytest.raises(
-        SpecError, match=r"^models: a, b, and no pass that joins them; one model is right without passes$"
-    ):
+    with pytest.raises(SpecError, match=r"^models: a, b, and no pass that joins them"):
         build(spec, tmp_path / "b", tmp_path / "cache")
 
 

@@ -92,7 +92,7 @@ def test_a_device_that_it_was_not_compiled_for(compiled: tuple[Bundle, Any], tmp
 def test_weights_that_a_backend_does_not_run(tmp_path: Path, backend: str, weights: str, right: str) -> None:
     spec = tmp_path / "model.yaml"
     spec.write_text(f"version: 1\nmodels:\n  lm: {{source: m}}\ntarget: {{backend: {backend}, weights: {weights}}}\n")
-    with pytest.raises(SpecError, match=f"target.weights: .*{backend} does not run {weights}; there are: {right}"):
+    with pytest.raises(SpecError, match=f"target.weights: .*{backend} does not run {weights}"):
         read_spec(spec)
 
 

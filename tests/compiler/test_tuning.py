@@ -1,25 +1,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from adaptc.compiler import tuning
 from adaptc.compiler.tuning import payoff
 from adaptc.passes.skip_ffn.branch import branched, conditionals
 from adaptc.passes.skip_ffn.skips import run_always
+from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from tests.close import ENGINE, assert_close
 from tests.models import gated_bundle, skipping, tiny
 from tests.models.gated_bundle import GATES
 
 
-def test_times_of_a_tiny_model_are_finite() -> None:
-    found = payoff(skipping.onnx(gated_bundle.program(gated=True, emitted=False)), gated_bundle.DECODER, threads=1)
-    assert found.gates == 2
-    assert 0 < found.dense < 1
-    assert 0 < found.run < 1
-    assert 0 < found.skipped < 1
+def test_each_form_of_a_graph_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is fixed: a step takes as many milliseconds as blocks run, and one more where gates decide."""
+
+    def timed(decoder: HostDecoder, threshold: float) -> Callable[[], list[float]]:
+        decoder.prefill(0, np.array([1, 2, 3]), threshold)
+        decoder.decode([4])
+        ran = decoder.ran(0)
+        blocks = 3 if ran is None else 1 + sum(ran)
+        return lambda: [(blocks + (ran is not None)) * 1e-3]
+
+    monkeypatch.setattr(tuning, "_timed", timed)
+    times = payoff(skipping.onnx(gated_bundle.program(gated=True, emitted=False)), gated_bundle.DECODER, threads=1)
+    assert times == Payoff(dense=3e-3, run=4e-3, skipped=2e-3, gates=2, shared=4e-3)
 
 
 def test_gates_pay_when_they_skip_more_than_they_cost() -> None:

@@ -214,7 +214,7 @@ def test_a_factory_that_fixes_the_batch_is_told(compiled: Path) -> None:
         def forward(self, x: Any) -> Any:
             return x.reshape(len(x), 2, 2)
 
-    with pytest.raises(LoadError, match=r"^capture: forward fixes the batch; x\.shape\[0\] leaves it free"):
+    with pytest.raises(LoadError, match=r"^capture: forward fixes the batch"):
         capture_module(Fixed(), {"x": torch.zeros(1, 4)})
 
 

@@ -74,12 +74,12 @@ def test_a_damaged_file_is_told(bundle: Bundle) -> None:
     file = bundle.path / "graphs" / PACKED
     content = bytearray(file.read_bytes())
     file.write_bytes(bytes(len(content)))
-    with pytest.raises(runtime.BundleError, match=rf"{PACKED}: changed since it was written; adaptc build packs again"):
+    with pytest.raises(runtime.BundleError, match=f"{PACKED}: changed since it was written"):
         runtime.load(bundle.path)
     with pytest.raises(runtime.EngineError, match=r"trunk\.onnx: onnxruntime cannot load it: .*pre-packed weights"):
         runtime.load(bundle.path, verify=False)
     file.write_bytes(content[:-1])
-    with pytest.raises(runtime.BundleError, match=rf"{PACKED}: not the {len(content)} bytes that were packed; "):
+    with pytest.raises(runtime.BundleError, match=rf"{PACKED}: not the {len(content)} bytes that were packed"):
         runtime.load(bundle.path, verify=False)
 
 

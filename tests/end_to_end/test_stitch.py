@@ -281,5 +281,5 @@ def test_a_manifest_refuses_a_switch_that_leads_nowhere(bundle: Bundle, tmp_path
     assert isinstance(switch, Switch)
     wrong = dataclasses.replace(switch, routes={"a": "tail.b"})
     files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
-    with pytest.raises(runtime.BundleError, match=r"^plan\[1\]: no graph 'tail.b'; there are: trunk, tail.large"):
+    with pytest.raises(runtime.BundleError, match=r"^plan\[1\]: no graph 'tail.b'"):
         write_bundle(tmp_path / "b", files, dataclasses.replace(bundle.manifest, plan=(bundle.manifest.plan[0], wrong)))

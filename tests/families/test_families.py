@@ -71,7 +71,7 @@ def test_a_package_adds_a_family_with_one_file(tmp_path: Path) -> None:
 
 def test_without_its_package_the_family_is_refused(tmp_path: Path) -> None:
     spec, _ = folder.write(tmp_path, "olmo2", **TOY_CONFIG)
-    with pytest.raises(SpecError, match="architecture 'olmo2' is not supported; supported: llama, "):
+    with pytest.raises(SpecError, match="architecture 'olmo2' is not supported"):
         compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache"))
 
 

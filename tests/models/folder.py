@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 
@@ -37,3 +39,11 @@ def greedy(model: Any, ids: list[int], count: int) -> list[int]:
         for _ in range(count):
             given.append(int(model(torch.tensor([given]), use_cache=False).logits[0, -1].argmax()))
     return given[len(ids) :]
+
+
+def scores(model: Any, ids: list[int]) -> npt.NDArray[np.float32]:
+    """Log probabilities that transformers gives to all ids but the first, float32[ids - 1]."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids]), use_cache=False).logits[0, :-1].float()
+    result: npt.NDArray[np.float32] = logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+    return result

@@ -274,7 +274,7 @@ def test_a_set_value_replaces_a_faulty_one() -> None:
 def test_read_spec_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.yaml"
     path.write_text(HEAD + "naem: x\n")
-    with pytest.raises(SpecError, match=rf"^{path}:5: naem: unknown key; did you mean 'name'\?$"):
+    with pytest.raises(SpecError, match=rf"^{path}:5: naem: unknown key.*'name'"):
         read_spec(path)
 
 

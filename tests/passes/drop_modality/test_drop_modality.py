@@ -228,7 +228,7 @@ def test_options_come_from_yaml_and_are_checked() -> None:
     [pass_] = build_passes(spec)
     assert isinstance(pass_, DropModality)
     assert pass_.subsets() == (("text",), ("image", "text"))
-    with pytest.raises(SpecError, match=r"passes\.0\.drop_modality.keeps: unknown key; did you mean 'keep'\?"):
+    with pytest.raises(SpecError, match=r"passes\.0\.drop_modality.keeps: unknown key.*'keep'"):
         parse_spec(
             "version: 1\nmodels: {m: {source: x}}\npasses:\n  - drop_modality:\n"
             "      modalities: {image: [pixels], text: [ids]}\n      keeps: all\n"
@@ -236,5 +236,5 @@ def test_options_come_from_yaml_and_are_checked() -> None:
 
 
 def test_language_models_are_left_alone_unless_named() -> None:
-    with pytest.raises(PassError, match=r"^modalities: image: no input 'pixels'; the model has: input_ids"):
+    with pytest.raises(PassError, match=r"^modalities: image: no input 'pixels'"):
         DropModality(modalities=views.MODALITIES).apply(tiny.program("llama"))

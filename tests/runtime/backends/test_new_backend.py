@@ -106,7 +106,7 @@ def test_a_dense_graph_in_numpy(tmp_path: Path) -> None:
 
 def test_a_bundle_without_its_backend_is_refused(tmp_path: Path) -> None:
     path = decoder_bundle(tmp_path / "bundle")
-    with pytest.raises(BundleError, match=r"compiled for 'numpy'; there are backends for: onnxruntime, tensorrt, "):
+    with pytest.raises(BundleError, match="compiled for 'numpy'"):
         load(path)
 
 

@@ -233,7 +233,7 @@ def test_links_cannot_leave_the_bundle(written: Path, tmp_path: Path, link: str)
 def test_what_a_graph_needs_is_in_the_bundle(path: Path) -> None:
     with pytest.raises(BundleError, match=r"graphs\.decoder: 'graphs/lm\.data' is not among the bundle"):
         write_bundle(path, {"graphs/decoder.onnx": b"x"}, manifest())
-    with pytest.raises(BundleError, match=r"plan\[0\]: no graph 'other'; there are: decoder$"):
+    with pytest.raises(BundleError, match=r"plan\[0\]: no graph 'other'"):
         write_bundle(path, FILES, manifest(plan=(Run("other"),)))
     with pytest.raises(BundleError, match=r"^manifest: .*; plain, finite JSON values are needed$"):
         write_bundle(path, FILES, manifest(passes=(PassRecord("gptq", {"damp": float("nan")}, True, 0.5),)))
@@ -248,7 +248,7 @@ def test_only_a_bundle_is_replaced(path: Path, tmp_path: Path) -> None:
         other = tmp_path / f"other {name}"
         other.mkdir()
         (other / name).write_text("{}")
-        with pytest.raises(BundleError, match=r"exists and is not a bundle; remove it or name"):
+        with pytest.raises(BundleError, match="exists and is not a bundle"):
             write_bundle(other, FILES, manifest())
         assert (other / name).read_text() == "{}"
     file = tmp_path / "file"

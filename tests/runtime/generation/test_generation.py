@@ -187,7 +187,7 @@ def test_numbers_that_are_not_finite_are_an_engine_error(value: float) -> None:
 
     with session_of(lm.engine, lm.spec) as running:
         lm.engine.function = broken
-        with pytest.raises(EngineError, match=r"^logits: the highest is (nan|inf|-inf); "):
+        with pytest.raises(EngineError, match=r"^logits: the highest is (nan|inf|-inf)"):
             running.generate([1])
 
 
@@ -204,7 +204,7 @@ def test_score_is_the_log_probability_of_each_token(ids: list[int], chunk: int, 
 
 def test_score_refuses_what_cannot_be() -> None:
     with session() as running:
-        with pytest.raises(RequestError, match=r"^prompt: 41 tokens; this bundle holds 40"):
+        with pytest.raises(RequestError, match=r"^prompt: 41 tokens"):
             running.score([1] * 41)
         assert running.score([1] * 40).shape == (39,)
 

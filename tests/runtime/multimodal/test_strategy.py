@@ -38,7 +38,7 @@ def test_the_best_way_is_the_best_of_all_ways(options: tuple[ModalityOption, ...
     ]
     strategies = Strategies(options, size)
     if not every:
-        with pytest.raises(RequestError, match=r"^accuracy: .* cannot be reached; at most "):
+        with pytest.raises(RequestError, match=r"^accuracy: .* cannot be reached"):
             strategies.best(size, floor)
         return
     found = strategies.best(size, floor)
@@ -64,5 +64,5 @@ def test_between_batches_that_were_timed_stands_a_straight_line() -> None:
 def test_sizes_have_limits() -> None:
     strategies = Strategies([ModalityOption("a", ("a",), 0.5, (1.0,))], 3)
     for size in (0, 4):
-        with pytest.raises(RequestError, match=rf"^job: {size} requests; 1 to 3 are right$"):
+        with pytest.raises(RequestError, match=rf"^job: {size} requests"):
             strategies.front(size)

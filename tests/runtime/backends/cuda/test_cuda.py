@@ -105,7 +105,7 @@ def test_no_gpu_to_take(install: Install, answers: dict[str, Any], line: str) ->
 
 def test_no_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(EngineError, match=r"^cuda-bindings: not installed \(.*\); pip install 'adaptc\[tensorrt\]'$"):
+    with pytest.raises(EngineError, match=r"^cuda-bindings: not installed \(.*\)"):
         Cuda()
 
 
@@ -128,7 +128,7 @@ def test_out_of_memory_says_so_and_what_was_taken_is_freed(install: Install) -> 
 
 def test_a_graph_that_has_no_memory(install: Install) -> None:
     library = install(cudaGraphInstantiate=(Code.cudaErrorMemoryAllocation, 0))
-    with pytest.raises(EngineError, match=r"^cuda: cannot make a graph ready: out of GPU memory; a smaller batch"):
+    with pytest.raises(EngineError, match=r"^cuda: cannot make a graph ready: out of GPU memory"):
         Cuda().end_capture(object())
     assert library.called.count("cudaGraphDestroy") == 1, "what was captured is lost, and freed"
 

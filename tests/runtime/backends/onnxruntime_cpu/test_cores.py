@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,5 +45,11 @@ def test_a_container_s_share_counts(machine: Path, files: dict[str, str], expect
     assert cores.physical_cores() == expected
 
 
-def test_this_machine() -> None:
-    assert cores.physical_cores() >= 1
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to a CPU")
+def test_a_process_that_is_bound_to_one_cpu_has_one_core() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert cores.physical_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -106,7 +106,7 @@ def test_a_graph_of_another_form(file: Path) -> None:
     with pytest.raises(EngineError, match=r"^past\.1\.key: the graph has it, and no array is bound to it$"):
         session_of(OrtEngine(file, threads=1), other)
     other = DecoderSpec(LM.vocab, 16, SPEC.kv, None, (), None)
-    with pytest.raises(EngineError, match=r"^past\.0\.key: float32\[1, 2, 16, 16\]; float32\[batch, 2, 48"):
+    with pytest.raises(EngineError, match=r"^past\.0\.key: float32\[1, 2, 16, 16\]"):
         session_of(OrtEngine(file, threads=1), other)
 
 
@@ -123,7 +123,7 @@ def test_a_step_that_fails(file: Path) -> None:
     with pytest.raises(EngineError, match=r"decoder\.onnx: onnxruntime failed: .*batch_size must be 1") as error:
         step()
     assert "\n" not in str(error.value)
-    with pytest.raises(EngineError, match=r"^nonsense: the graph has no such tensor; there are: input_ids, "):
+    with pytest.raises(EngineError, match=r"^nonsense: the graph has no such tensor"):
         step.rebind({"nonsense": feeds["input_ids"]}, {})
     with pytest.raises(EngineError, match=r"^input_ids: the array is not C-contiguous$"):
         step.rebind({"input_ids": np.zeros((4, 4), np.int64)[:, ::2]}, {})

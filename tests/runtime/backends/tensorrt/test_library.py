@@ -75,13 +75,11 @@ def test_flags_and_sources() -> None:
 
 
 def test_a_flavour_that_is_not_there() -> None:
-    with pytest.raises(EngineError, match="openvino: no such engine; there are: tensorrt, tensorrt-rtx"):
+    with pytest.raises(EngineError, match="openvino: no such engine"):
         Trt("openvino")
 
 
 def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
-    with pytest.raises(
-        EngineError, match=r"tensorrt: not installed or not loadable \(.*\); pip install 'adaptc\[tensorrt\]'"
-    ):
+    with pytest.raises(EngineError, match=r"tensorrt: not installed or not loadable \(.*\)"):
         Trt("tensorrt")
