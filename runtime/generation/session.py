@@ -247,7 +247,7 @@ class Session:
         """
         self._check_route(route)
         if self._streamed is None or self._streamed.route is None:
-            raise RequestError("reroute: no answer is being streamed; it changes the route of one that has begun")
+            raise RequestError("reroute: no sequence is being streamed; it changes the route of one that has begun")
         self._streamed.route = route
 
     def close(self) -> None:

@@ -100,7 +100,7 @@ def test_reroute_reads_the_kept_states_and_goes_on(tmp_path: Path) -> None:
         for _ in stream:
             pass
         result = session.last
-        with pytest.raises(RequestError, match=r"^reroute: no answer is being streamed"):
+        with pytest.raises(RequestError, match=r"^reroute: no sequence is being streamed"):
             session.reroute("dear")
     assert result is not None
     [(first, before), (at, after)] = result.trace.routes
@@ -161,7 +161,7 @@ def test_refuses_routes_that_are_not_there() -> None:
                 call([1], route="fast")
         with pytest.raises(RequestError, match=r"^route: no route 'fast'"):
             session.reroute("fast")
-        with pytest.raises(RequestError, match=r"^reroute: no answer is being streamed"):
+        with pytest.raises(RequestError, match=r"^reroute: no sequence is being streamed"):
             session.reroute("cheap")
     plain = HistoryLm(decoder_spec())
     with session_of(plain.engine, plain.spec) as session, pytest.raises(RequestError) as caught:
