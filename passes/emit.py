@@ -1,4 +1,8 @@
-"""Add ONNX nodes to a graph, each named and typed, in the place of one that goes."""
+"""Add ONNX nodes to a graph, each named and typed, in the place of one that goes.
+
+onnx_ir's Tape appends to the end of a graph and leaves results without a type; rewrites insert in the middle, and the
+graph must stay valid after each.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +53,9 @@ class Emitter:
         Args:
             op_type: In ONNX's own domain.
             *inputs: Its inputs; None leaves one out.
-            dtype: Type of the result; by default the first input's.
+            dtype: Type of the result; by default that of the first input.
             shape: Shape of the result, where it is known.
-            **attributes: The node's.
+            **attributes: Attributes of the node.
         """
         (result,) = self.calls(op_type, inputs, 1, dtype, **attributes)
         result.shape = None if shape is None else ir.Shape(shape)
