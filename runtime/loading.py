@@ -81,10 +81,12 @@ def load(
     if verify:
         backend.check(bundle)
     batch = bundle.manifest.target.batch if batch is None else batch
+    # The tokenizer comes first: an engine gives back free memory once it has loaded, what parsing one left included.
+    tokenizer = _tokenizer(bundle)
     decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, threads, budget))
     return Session(
         decoder,
-        _tokenizer(bundle),
+        tokenizer,
         spec=spec,
         budget=budget,
         modal=bundle.manifest.modal.get(name) if backend.takes_images else None,
