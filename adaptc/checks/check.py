@@ -63,19 +63,10 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
                 yield from module_findings(name, source, spec)
                 yield _size(name, size, spec.target)
                 continue
-            config = source.config()
+            known[name] = source, source.config()
+            yield from _model_findings(spec, name, *known[name], sizes)
         except LoadError as error:
             yield Finding(name, "error", str(error))
-            continue
-        known[name] = source, config
-        text = text_of(config)
-        shape = [architecture(name, text), *image_findings(name, config, spec), *head_findings(name, text, spec.target)]
-        yield from shape
-        yield from rope_findings(name, text, spec.target)
-        yield from vocabulary_findings(name, source, text)
-        if all(finding.level != "error" for finding in shape):
-            sizes.append(size_of(config, spec.target, model.dtype, images=keeps_images(spec, name)))
-            yield _size(name, sizes[-1], spec.target)
     if spec.passes and len(known) == len(spec.models):
         for fault in spec_faults(spec, known):
             yield Finding("stitch", "error", fault)
@@ -87,6 +78,25 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
     yield from version_findings()
     if spec.calibration is not None:
         yield _calibration(spec.calibration, base)
+
+
+def _model_findings(
+    spec: Spec, name: str, source: Source, config: PretrainedConfig, sizes: list[Size]
+) -> Iterator[Finding]:
+    """Yield what there is to say of one language model; its size is appended to `sizes`.
+
+    Raises:
+        LoadError: it cannot be read further.
+    """
+    text = text_of(config)
+    shape = [architecture(name, text), *image_findings(name, config, spec), *head_findings(name, text, spec.target)]
+    yield from shape
+    yield from rope_findings(name, text, spec.target)
+    yield from vocabulary_findings(name, source, text)
+    if all(finding.level != "error" for finding in shape):
+        sizes.append(size_of(config, spec.target, spec.models[name].dtype, images=keeps_images(spec, name)))
+        yield _size(name, sizes[-1], spec.target)
+    yield from (Finding(name, "warn", remark) for remark in source.remarks())
 
 
 def _size(name: str, size: Size, target: TargetSpec) -> Finding:

@@ -9,6 +9,7 @@ from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import head_dim_of
 from adaptc.errors import LoadError
 from adaptc.sources.base import Source
+from adaptc.sources.vocabulary import tokens_of
 from adaptc.spec.schema import TargetSpec
 
 if TYPE_CHECKING:
@@ -60,21 +61,20 @@ def rope_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> It
 
 def vocabulary_findings(name: str, source: Source, config: PretrainedConfig) -> Iterator[Finding]:
     """Yield what there is to say of a model's tokenizer and special tokens."""
-    from tokenizers import Tokenizer
-
     try:
         files = source.tokenizer_files()
-        tokens = Tokenizer.from_str(files["tokenizer.json"].decode()).get_vocab_size()
+        past = max(tokens_of(source).values(), default=0) + 1 - config.vocab_size
     except LoadError as error:
         yield Finding(name, "error", str(error))
         return
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        yield Finding(name, "error", f"{source.origin}: tokenizer.json cannot be read: {error}")
-        return
-    if tokens > config.vocab_size:
-        text = f"the tokenizer has {tokens:,} tokens, the model {config.vocab_size:,}; they do not belong together"
-        yield Finding(name, "error", text)
+    if past > 0:
+        text = (
+            f"the tokenizer's ids go to {config.vocab_size + past - 1:,}, the embedding's to {config.vocab_size - 1:,}: "
+            "prompts with a token past it are refused"
+        )
+        yield Finding(name, "warn", text)
     else:
+        tokens = config.vocab_size + past
         yield Finding(name, "ok", f"vocabulary of {config.vocab_size:,}, {tokens:,} used by the tokenizer")
     ids = source.token_ids()
     outside = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from adaptc.errors import foreign
 from adaptc.families.base import MultimodalFamily
 from adaptc.families.table import family_of
 
@@ -31,11 +32,16 @@ def decoder_path(config: Any) -> str:
 
 
 def model_of(config: Any, **options: Any) -> Any:
-    """Build the model of a config; `options` are those of transformers' `from_config`."""
+    """Build the model of a config; `options` are those of transformers' `from_config`.
+
+    Raises:
+        LoadError: transformers cannot build it: a value of the config is out of range.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = AutoModelForCausalLM if multimodal_of(config) is None else AutoModelForImageTextToText
-    return kind.from_config(config, **options)
+    with foreign(f"{config.model_type}: transformers cannot build a model of this config"):
+        return kind.from_config(config, **options)
 
 
 def renamed(config: Any, names: Iterable[str]) -> dict[str, str]:

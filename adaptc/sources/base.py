@@ -66,7 +66,7 @@ class Source(ABC):
 
     @abstractmethod
     def tokenizer_files(self) -> dict[str, bytes]:
-        """Return `tokenizer.json`, `tokenizer_config.json` and, where there is one, `chat_template.jinja`.
+        """Return `tokenizer.json`, `tokenizer_config.json` and, where there are some, the files of chat templates.
 
         Raises:
             LoadError: there is no tokenizer, or one that cannot be brought into this form.
@@ -98,6 +98,14 @@ class Source(ABC):
     def image_processor(self) -> dict[str, Any]:
         """Return the settings of the model's image processor; empty where it has none."""
         return {}
+
+    def remarks(self) -> tuple[str, ...]:
+        """Return what is worth a warning, a sentence each: what the source says twice, or what nothing reads.
+
+        Raises:
+            LoadError: as in `config`.
+        """
+        return ()
 
     def paths(self) -> tuple[Path, ...]:
         """Return the paths of `files()`, sorted."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adaptc.errors import LoadError
 from adaptc.sources.base import Source
-from adaptc.sources.folder import FolderSource
+from adaptc.sources.folder.source import FolderSource
 from adaptc.sources.gguf.source import GgufSource
 from adaptc.sources.hub import HubSource
 from adaptc.sources.module import ModuleSource

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
 from adaptc.sources.base import Source, TokenIds
-from adaptc.sources.folder import FolderSource
+from adaptc.sources.folder.files import CONFIGS, TOKENIZER
+from adaptc.sources.folder.source import FolderSource
+from adaptc.sources.folder.weights import INDEX
 
 if TYPE_CHECKING:
     import torch
 
-_WITHOUT_WEIGHTS = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md"]
+_WITHOUT_WEIGHTS = [*CONFIGS, *TOKENIZER, INDEX, "adapter_config.json", "README.md"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class HubSource(Source):
     def files(self) -> dict[str, Path]:
         """See `Source.files`; fetches the weights."""
         return self._fetch(weights=True).files()
+
+    def remarks(self) -> tuple[str, ...]:
+        """See `Source.remarks`."""
+        return self._fetch(weights=False).remarks()
 
     def licence(self) -> str | None:
         """See `Source.licence`."""

@@ -13,7 +13,8 @@ from adaptc.families.model import decoder_path, model_of, text_of
 if TYPE_CHECKING:
     import torch
 
-_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
+"""The name of the head's weight in every family."""
 
 
 class Tensors(Mapping[str, "torch.Tensor"]):
@@ -50,7 +51,19 @@ class Tensors(Mapping[str, "torch.Tensor"]):
 
 
 def check_shapes(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
-    """Compare tensors on disk with what transformers' model of this config has.
+    """Compare tensors on disk with what transformers' model of this config has, as `needed` does, and refuse others.
+
+    Raises:
+        LoadError: as in `needed`, or a tensor has no place in the model.
+    """
+    names = needed(origin, config, shapes)
+    for name in without_place(config, shapes):
+        raise LoadError(f"{origin}: tensor {name} has no place in a {config.model_type} model")
+    return names
+
+
+def needed(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Compare tensors on disk with what transformers' model of this config needs.
 
     Args:
         origin: The model's name in the spec, for errors.
@@ -61,18 +74,14 @@ def check_shapes(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]
         The names the model needs, without a tied head.
 
     Raises:
-        LoadError: one is missing, has another shape, or has no place in the model.
+        LoadError: one is missing, or has another shape.
     """
-    import torch
-
     stem = re.compile(rf"{re.escape(decoder_path(config))}\.layers\.(\d+)\.")
     layers = {match[1] for name in shapes if (match := stem.match(name))}
-    if len(layers) != (depth := text_of(config).num_hidden_layers):
+    if len(layers) < (depth := text_of(config).num_hidden_layers):
         raise LoadError(f"{origin}: weights for {len(layers)} layers; by its config there are {depth}")
-    with torch.device("meta"):
-        state = model_of(config).state_dict()
-    wanted = {name: tuple(value.shape) for name, value in state.items()}
-    tied = {_HEAD} if config.tie_word_embeddings else set()
+    wanted = _wanted(config)
+    tied = {HEAD} if config.tie_word_embeddings else set()
     for name in wanted.keys() - tied:
         if name not in shapes:
             raise LoadError(f"{origin}: the weights have no {name}, which a {config.model_type} model needs")
@@ -80,6 +89,18 @@ def check_shapes(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]
             raise LoadError(
                 f"{origin}: {name} is {list(shapes[name])}; by its config it should be {list(wanted[name])}"
             )
-    for name in sorted(shapes.keys() - wanted.keys()):
-        raise LoadError(f"{origin}: tensor {name} has no place in a {config.model_type} model")
     return wanted.keys() - tied
+
+
+def without_place(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return the names of tensors on disk that transformers' model of this config does not have, in order."""
+    return sorted(shapes.keys() - _wanted(config).keys())
+
+
+def _wanted(config: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of transformers' model."""
+    import torch
+
+    with torch.device("meta"):
+        state = model_of(config).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items()}

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-from adaptc.errors import LoadError
+from adaptc.errors import foreign
 from adaptc.sources.base import Source
 
 
@@ -33,8 +33,6 @@ def tokens_of(source: Source) -> dict[str, int]:
     from tokenizers import Tokenizer
 
     content = source.tokenizer_files()["tokenizer.json"].decode()
-    try:
+    with foreign(f"{source.origin}: tokenizer.json cannot be read"):
         ids: dict[str, int] = Tokenizer.from_str(content).get_vocab()
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise LoadError(f"{source.origin}: tokenizer.json cannot be read: {error}") from error
     return ids

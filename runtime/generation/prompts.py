@@ -47,7 +47,9 @@ class PromptReader:
             RequestError: the prompt is of another kind, empty, too long, or holds ids the model does not have.
         """
         if isinstance(prompt, str):
-            ids = np.array(self.need_tokenizer("a text as prompt").encode(prompt), np.int64)
+            ids = _within(
+                np.array(self.need_tokenizer("a text as prompt").encode(prompt), np.int64), self.spec.vocab_size
+            )
         else:
             ids = _checked_ids(prompt, self.spec.vocab_size)
         if len(ids) == 0 and self.spec.bos_token_id is not None:
@@ -109,7 +111,12 @@ def _checked_ids(prompt: Sequence[int] | Ids, vocab: int) -> Ids:
         ids = np.array(None)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise RequestError(f"prompt: {type(prompt).__name__}; a text or a list of token ids is needed")
+    return np.ascontiguousarray(_within(ids, vocab), np.int64)
+
+
+def _within(ids: Ids, vocab: int) -> Ids:
+    """Ids, all of which the model has; a tokenizer may know more."""
     wrong = ids[(ids < 0) | (ids >= vocab)]
     if len(wrong):
         raise RequestError(f"prompt: token id {wrong[0]}; ids go from 0 to {vocab - 1}")
-    return np.ascontiguousarray(ids, np.int64)
+    return ids

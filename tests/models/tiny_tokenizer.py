@@ -45,7 +45,13 @@ def byte_fallback() -> Tokenizer:
 
 def files(tokenizer: Tokenizer, template: str | None = TEMPLATE) -> dict[str, bytes]:
     """The files of a bundle's tokenizer folder."""
-    config = {"bos_token": {"content": "<|start|>"}, "eos_token": "<|end|>", "model_max_length": 1e30}
+    bos = {"__type": "AddedToken", "content": "<|start|>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # else a llama's is taken for one of SentencePiece
+        "bos_token": bos,
+        "eos_token": "<|end|>",
+        "model_max_length": 1e30,
+    }
     found = {
         "tokenizer.json": tokenizer.to_str().encode(),
         "tokenizer_config.json": json.dumps(config).encode(),

@@ -213,7 +213,7 @@ def test_refuses_missing_shards_and_shards_elsewhere(tmp_path: Path) -> None:
     index["weight_map"]["model.norm.weight"] = "../x.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert refusal(lambda: source(tmp_path).tensors()) == (
-        f"{tmp_path}: model.safetensors.index.json names a file outside the folder: ../x.safetensors"
+        f"{tmp_path}: model.safetensors.index.json names a file outside the folder: '../x.safetensors'"
     )
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {')
     assert refusal(lambda: source(tmp_path).tensors()).startswith(
@@ -232,7 +232,6 @@ def test_refuses_weights_that_do_not_fit_the_config(tmp_path: Path) -> None:
             f"the weights have no {norm}, which a llama model needs",
         ),
         (whole | {norm: torch.ones(63)}, f"{norm} is [63]; by its config it should be [64]"),
-        (whole | {"model.extra": torch.ones(1)}, "tensor model.extra has no place in a llama model"),
         (
             whole | {norm: torch.ones(64, dtype=torch.int8)},
             f"{norm} is I8; adaptc reads F64, F32, F16, BF16",

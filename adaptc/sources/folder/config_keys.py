@@ -1,0 +1,169 @@
+"""Keys of a config.json: read by transformers' config class, known to leave a graph as it is, refused, or unknown.
+
+A key whose value makes another model, in a way that capture does not follow, is refused by name. A key that nobody
+knows is a remark: transformers ignores it too, but a release that reads it may make another model of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from adaptc.errors import LoadError
+
+_ABSENT = "null, or no such key,"
+
+
+def _is_null(value: Any) -> bool:
+    return value is None
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False
+
+
+def _is_on(value: Any) -> bool:
+    return value is None or value is True
+
+
+def _is_one(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and value == 1)
+
+
+_ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
+    {
+        # transformers builds its masks by these; adaptc's attention is causal.
+        "is_causal": (_is_on, "true"),
+        "use_bidirectional_attention": (_is_off, "false"),
+        # Part of each head's width without RoPE: the families' own code does not run so.
+        "partial_rotary_factor": (_is_one, "1"),
+        # Layers of several widths.
+        "per_layer_config": (_is_null, _ABSENT),
+        # Weights in files of other names.
+        "transformers_weights": (_is_null, _ABSENT),
+    }
+)
+"""Keys that make another model unless their value is accepted, and the value that is right."""
+
+IMPLEMENTATION = (
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_attn_implementation_autoset",
+    "experts_implementation",
+    "_experts_implementation",
+)
+"""Keys that say by which code something is computed, not what: adaptc has its own, and fetches none."""
+
+_WITHOUT_EFFECT = frozenset(
+    (
+        *IMPLEMENTATION,
+        # What the files were made with, and for.
+        "_commit_hash",
+        "_name_or_path",
+        "auto_map",
+        "finetuning_task",
+        "name_or_path",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        # Training, and outputs beside the logits.
+        "classifier_dropout",
+        "gradient_checkpointing",
+        "is_llama_config",
+        "num_labels",
+        "output_attentions",
+        "pretraining_tp",
+        "use_cache",
+        # transformers' older releases wrote these for every model; no decoder reads them.
+        "add_cross_attention",
+        "cross_attention_hidden_size",
+        "decoder_start_token_id",
+        "is_decoder",
+        "prefix",
+        "pruned_heads",
+        "sep_token_id",
+        "task_specific_params",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "torchscript",
+        "use_bfloat16",
+        # Other spellings, which the config classes read.
+        "rope_scaling",
+        "rope_theta",
+        "rope_local_base_freq",
+        "sliding_window_pattern",
+        "_sliding_window_pattern",
+        "_pad_token_id",
+        "image_token_id",
+        "quantization_config",
+        "model_type",
+    )
+)
+
+
+def refuse_keys(origin: str, values: Mapping[str, Any]) -> None:
+    """Refuse a key that makes another model, in a config or a part of it.
+
+    Args:
+        origin: The model's name in the spec, for errors.
+        values: The content of config.json.
+
+    Raises:
+        LoadError: there is one; the message names it.
+    """
+    quantization = values.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise LoadError(
+            f"{origin}: its weights are quantized by {method or 'an unnamed method'}; give the model as it was before"
+        )
+    for place, part in _parts(values):
+        rope = part.get("rope_parameters")
+        for key, value in {**part, **(rope if isinstance(rope, dict) else {})}.items():
+            accepts, right = _ACCEPTED.get(key, (None, ""))
+            if accepts is not None and not accepts(value):
+                raise LoadError(
+                    f"{origin}: config.json: {place}{key} is {str(value)[:40]}, which makes another model than adaptc "
+                    f"captures; {right} is right"
+                )
+
+
+def unknown_keys(config: Any, values: Mapping[str, Any]) -> list[str]:
+    """Return a remark for the keys that neither transformers' config class nor adaptc knows; none if all are known.
+
+    Args:
+        config: The transformers config of the values.
+        values: The content of config.json.
+    """
+    unknown = sorted(_unknown(config, values, ""))
+    if not unknown:
+        return []
+    names = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
+    return [f"config.json: {names}: no key of transformers' {config.model_type}; it is not read, nor by transformers"]
+
+
+def _unknown(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str]:
+    from transformers import GenerationConfig
+
+    known = _WITHOUT_EFFECT | _ACCEPTED.keys() | GenerationConfig().to_dict().keys() | config.attribute_map.keys()
+    known |= {field.name for field in dataclasses.fields(config)}
+    for key, value in values.items():
+        part = getattr(config, key, None) if key in config.sub_configs else None
+        if part is not None and isinstance(value, dict):
+            yield from _unknown(part, value, f"{place}{key}.")
+        elif key not in known:
+            yield f"{place}{key}"
+
+
+def _parts(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A config and its language model's, each with the place of its keys."""
+    yield "", values
+    text = values.get("text_config")
+    if isinstance(text, dict):
+        yield "text_config.", text

@@ -1,0 +1,134 @@
+"""A folder's tokenizer: transformers reads it, and its fast form is what a bundle has.
+
+Which ids a text has depends on a dozen files and on the tokenizer's class (added tokens, special tokens, prefix
+spaces, what stands around a text). `AutoTokenizer` knows these rules, and every other user of the folder has its ids.
+So it reads the folder, and what it made is written as one canonical `tokenizer.json`. The runtime's tokenizer is then
+asked for the same texts: a tokenizer whose rules that file cannot hold is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from adaptc.errors import LoadError, foreign
+from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.sources.folder.files import deciding_files
+from adaptc.sources.hashes import file_digest, hash_of
+
+_PROBES = (
+    "Hello, world! It's 2026, isn't it?",
+    "  two  spaces, a\ttab\n\n\nlines \r\n and an end   ",
+    "1234567 3.14159 0x1F 1,000,000 ١٢٣ 四五",
+    "def f(x):\n    return {'a': [x**2, -x]}  # code\n",
+    "Ünïcode naïve Straße ﬁne Å Å e\u0301 İstanbul",
+    "日本語のテキスト 中文 한국어 ไทย हिन्दी العربية עברית Русский ελληνικά",
+    "👩‍👩‍👧 👍🏽 🏳️‍🌈 \u200b\u00ad\ufeff \x00\x07\x1b\x7f",
+    "CamelCase snake_case UPPER don't DON'T we'll ’s",
+    "",
+    " ",
+)
+_MAX_TOKENS = 64  # of the added tokens, so many are tried within a text
+_NAME = re.compile(r"[\w-][\w.-]*")
+_LOADING = ("is_local", "local_files_only", "chat_template")  # how it was loaded, and what has files of its own
+
+
+def tokenizer_files(origin: str, folder: Path) -> dict[str, bytes]:
+    """Return the tokenizer that `AutoTokenizer` makes of a folder, as the files of a bundle.
+
+    Args:
+        origin: The model's name in the spec, for errors.
+        folder: A Hugging Face folder; no code in it is run, and nothing is fetched.
+
+    Returns:
+        `tokenizer.json`; `tokenizer_config.json`, in which special tokens are strings by their roles; and, where there
+        are some, `chat_template.jinja` and `additional_chat_templates/NAME.jinja`.
+
+    Raises:
+        LoadError: there is no tokenizer, transformers cannot read it, it has no fast form, or the runtime would give
+            other ids.
+    """
+    files = deciding_files(folder)
+    return dict(_read(origin, folder, hash_of({name: file_digest(origin, path) for name, path in files.items()})))
+
+
+@lru_cache(maxsize=4)  # a large vocabulary takes a second or two, and a compile asks for it several times
+def _read(origin: str, folder: Path, content: str) -> Mapping[str, bytes]:
+    """`content` is the hash of all that is read."""
+    from transformers import AutoTokenizer
+
+    with foreign(f"{origin}: transformers cannot read its tokenizer"), _quiet():
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        kind = type(tokenizer).__name__
+        raise LoadError(f"{origin}: its tokenizer, {kind}, has no fast form (tokenizer.json), which the runtime needs")
+    with tempfile.TemporaryDirectory() as scratch, foreign(f"{origin}: its tokenizer cannot be written"):
+        into = Path(scratch)
+        with _quiet():
+            tokenizer.save_pretrained(into)
+        config = json.loads((into / "tokenizer_config.json").read_bytes())
+        files = {
+            "tokenizer.json": (into / "tokenizer.json").read_bytes(),
+            "tokenizer_config.json": _config(config, tokenizer.special_tokens_map),
+            **_templates(origin, tokenizer.chat_template),
+        }
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (into / name).write_bytes(files[name])
+        _compare(origin, tokenizer, Tokenizer(into))
+    return MappingProxyType(files)
+
+
+def _config(saved: Mapping[str, Any], roles: Mapping[str, Any]) -> bytes:
+    """What transformers saves, with each special token as a plain string."""
+    kept = {key: value for key, value in saved.items() if key not in _LOADING}
+    named = {role: str(token) for role, token in roles.items() if not isinstance(token, list)}
+    return json.dumps(kept | named, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def _templates(origin: str, template: object) -> dict[str, bytes]:
+    """The files of one chat template, or of several by name."""
+    templates = template if isinstance(template, dict) else {"default": template} if template is not None else {}
+    files = {}
+    for name, source in templates.items():
+        if not isinstance(source, str) or not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise LoadError(f"{origin}: chat template {name!r} is {type(source).__name__}; a named text is right")
+        own = name != "default"
+        files[f"additional_chat_templates/{name}.jinja" if own else "chat_template.jinja"] = source.encode()
+    return files
+
+
+def _compare(origin: str, wanted: Any, ours: Tokenizer) -> None:
+    """Refuse a tokenizer whose ids or texts the runtime does not give."""
+    added = [token.content for token in wanted.added_tokens_decoder.values()]
+    marked = [f"a{token}b {token} c" for token in (*added[: _MAX_TOKENS // 2], *added[-_MAX_TOKENS // 2 :])]
+    for text in (*_PROBES, *marked, "".join(added[:_MAX_TOKENS])):
+        for special in (True, False):
+            ids = wanted(text, add_special_tokens=special)["input_ids"]
+            if ours.encode(text, special=special) != ids:
+                raise LoadError(
+                    f"{origin}: transformers reads {text!r} as {ids[:12]}, and its tokenizer's fast form does not; "
+                    "a tokenizer whose tokenizer.json says all is right"
+                )
+            text_of = wanted.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            if ours.decode(ids) != text_of:
+                raise LoadError(f"{origin}: ids {ids[:12]} are {text_of!r} to transformers, and not to the fast form")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from warnings over files that adaptc checks itself."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
