@@ -67,9 +67,10 @@ def vocabulary_findings(name: str, source: Source, config: PretrainedConfig) -> 
     except LoadError as error:
         yield Finding(name, "error", str(error))
         return
+    last = config.vocab_size - 1
     if past > 0:
         text = (
-            f"the tokenizer's ids go to {config.vocab_size + past - 1:,}, the embedding's to {config.vocab_size - 1:,}: "
+            f"the tokenizer's ids go to {last + past:,}, the embedding's to {last:,}: "
             "prompts with a token past it are refused"
         )
         yield Finding(name, "warn", text)
