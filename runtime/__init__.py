@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, TensorSpec
     from adaptc.runtime.bundle.skip_gates import SkipGates
     from adaptc.runtime.generation.result import Result, Trace
+    from adaptc.runtime.generation.scoring import Scores
     from adaptc.runtime.generation.session import Session
-    from adaptc.runtime.loading import load, load_modal
+    from adaptc.runtime.generation.stream import AsyncStream, Stream
+    from adaptc.runtime.loading import load, load_modal, load_tokenizer
     from adaptc.runtime.model.budget import Skips
     from adaptc.runtime.model.router import Choice
     from adaptc.runtime.multimodal.jobs import JobQueue, Ticket
     from adaptc.runtime.multimodal.session import Inference, ModalSession
     from adaptc.runtime.text.sampling import Sampling
+    from adaptc.runtime.text.tokenizer import Tokenizer
 
 __all__ = [
     "AdaptcError",
+    "AsyncStream",
     "Bundle",
     "BundleError",
     "Choice",
@@ -48,19 +52,24 @@ __all__ = [
     "RequestError",
     "Result",
     "Sampling",
+    "Scores",
     "Session",
     "SkipGates",
     "Skips",
+    "Stream",
     "TensorSpec",
     "Ticket",
+    "Tokenizer",
     "Trace",
     "load",
     "load_modal",
+    "load_tokenizer",
     "open_bundle",
 ]
 
 # Where each name is, so that importing this package costs nothing until one is used.
 _HOMES = {
+    "AsyncStream": "generation.stream",
     "Bundle": "bundle.folder",
     "Choice": "model.router",
     "DecoderSpec": "bundle.manifest",
@@ -73,14 +82,18 @@ _HOMES = {
     "OrtEngine": "backends.onnxruntime_cpu.engine",
     "Result": "generation.result",
     "Sampling": "text.sampling",
+    "Scores": "generation.scoring",
     "Session": "generation.session",
     "SkipGates": "bundle.skip_gates",
     "Skips": "model.budget",
+    "Stream": "generation.stream",
     "TensorSpec": "bundle.manifest",
     "Ticket": "multimodal.jobs",
+    "Tokenizer": "text.tokenizer",
     "Trace": "generation.result",
     "load": "loading",
     "load_modal": "loading",
+    "load_tokenizer": "loading",
     "open_bundle": "bundle.folder",
 }
 

@@ -16,7 +16,7 @@ from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.decoder import BatchDecoder
-from adaptc.runtime.model.plan import decoder_graph, is_modal
+from adaptc.runtime.model.plan import check_budget_fits, decoder_graph, is_modal
 from adaptc.runtime.multimodal.grid_images import GridImages
 from adaptc.runtime.multimodal.images import Images, read_image_spec
 from adaptc.runtime.multimodal.profile import read_profile
@@ -66,9 +66,9 @@ def load(
     if device not in ("auto", "cpu", "gpu"):
         raise RequestError(f"device: {device!r}; there are: auto, cpu, gpu")
     if threads is not None:
-        check_count("threads", threads, most=_MOST_THREADS)
+        threads = check_count("threads", threads, most=_MOST_THREADS)
     if budget is not None:
-        check_budget(budget)
+        budget = check_budget(budget)
     bundle = open_bundle(path, verify)
     backend = _backend(bundle, backends)
     if device not in ("auto", backend.device):
@@ -78,6 +78,7 @@ def load(
         # Only the bundle knows which of the two it is; callers who know as well call `load_modal`.
         return cast("Session", _modal_session(bundle, backend, threads, _FEATURE_BYTES))
     name, spec = decoder_graph(bundle)
+    check_budget_fits(bundle, budget)
     if verify:
         backend.check(bundle)
     batch = bundle.manifest.target.batch if batch is None else batch
@@ -91,7 +92,24 @@ def load(
         budget=budget,
         modal=bundle.manifest.modal.get(name) if backend.takes_images else None,
         images=_images(bundle, name, backend, threads) if backend.takes_images else None,
+        label=_label(bundle),
     )
+
+
+def load_tokenizer(path: str | Path, *, verify: bool = True) -> Tokenizer:
+    """The tokenizer of a bundle by itself: no engine is needed, and no weights are read into memory.
+
+    Args:
+        path: The bundle's folder.
+        verify: Whether every file's sha256 is compared with the manifest's.
+
+    Raises:
+        BundleError: there is no bundle, it is damaged, or it has no tokenizer.
+    """
+    tokenizer = _tokenizer(open_bundle(path, verify))
+    if tokenizer is None:
+        raise BundleError(f"{path}: has no tokenizer; its prompts are token ids")
+    return tokenizer
 
 
 def load_decoder(
@@ -135,9 +153,8 @@ def load_modal(
         RequestError: a value is out of range.
     """
     if threads is not None:
-        check_count("threads", threads, most=_MOST_THREADS)
-    if cache_bytes:
-        check_count("cache_bytes", cache_bytes)
+        threads = check_count("threads", threads, most=_MOST_THREADS)
+    cache_bytes = check_count("cache_bytes", cache_bytes, least=0)
     bundle = open_bundle(path, verify)
     if not is_modal(bundle.manifest):
         if bundle.manifest.modal:
@@ -156,6 +173,12 @@ def _backend(bundle: Bundle, backends: Mapping[str, Backend]) -> Backend:
 def _tokenizer(bundle: Bundle) -> Tokenizer | None:
     folder = bundle.path / "tokenizer"
     return Tokenizer(folder) if folder.exists() else None
+
+
+def _label(bundle: Bundle) -> str:
+    """The models of a bundle and its engine, for people."""
+    models = "+".join(Path(each.source).name for each in bundle.manifest.models.values())
+    return f"{models} on {bundle.manifest.target.backend} in {bundle.manifest.target.weights}"
 
 
 def _modal_session(bundle: Bundle, backend: Backend, threads: int | None, cache_bytes: int) -> ModalSession:

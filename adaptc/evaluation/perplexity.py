@@ -126,10 +126,10 @@ def bundle_perplexity(
 
         def score(piece: Ids) -> npt.NDArray[np.float32]:
             scores = session.score(piece, step=step, budget=budget, route=route)
-            if route is None and has_router(bundle) and session.scored_route is not None:
-                taken[session.scored_route] += 1
-            skips.extend([session.scored] if session.scored is not None else [])
-            return scores
+            if route is None and has_router(bundle) and scores.route is not None:
+                taken[scores.route] += 1
+            skips.extend([scores.skips] if scores.skips is not None else [])
+            return scores.values
 
         measured = perplexity(score, ids, window, progress)
     measured = replace(measured, routes={name: count / taken.total() for name, count in taken.items()})

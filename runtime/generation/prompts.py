@@ -14,14 +14,15 @@ from adaptc.runtime.generation.request import Request
 from adaptc.runtime.model.decoder import Ids
 from adaptc.runtime.multimodal.images import Encode, Images, uses_images
 from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.runtime.validation import shown
 
 Prompt: TypeAlias = "str | Sequence[int] | Ids"
 Prompts: TypeAlias = "list[str] | list[list[int]] | list[Ids]"
 
 
 def is_batch(prompt: Prompt | Prompts) -> bool:
-    """Whether this is a list of prompts, not one prompt."""
-    return isinstance(prompt, (list, tuple)) and any(not isinstance(p, (int, np.integer)) for p in prompt[:1])
+    """Whether this is a list of prompts, not one prompt; an empty list is a batch of none."""
+    return isinstance(prompt, (list, tuple)) and all(not isinstance(p, (int, np.integer)) for p in prompt[:1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,11 +48,12 @@ class PromptReader:
             RequestError: the prompt is of another kind, empty, too long, or holds ids the model does not have.
         """
         if isinstance(prompt, str):
-            ids = _within(
-                np.array(self.need_tokenizer("a text as prompt").encode(prompt), np.int64), self.spec.vocab_size
-            )
-        else:
-            ids = _checked_ids(prompt, self.spec.vocab_size)
+            return self.checked(self.need_tokenizer("a text as prompt").encode(prompt))
+        return self.checked(prompt)
+
+    def checked(self, prompt: Sequence[int] | Ids) -> Ids:
+        """See `ids`, for a prompt that is ids already."""
+        ids = self._in_vocabulary(_whole_numbers(prompt))
         if len(ids) == 0 and self.spec.bos_token_id is not None:
             ids = np.array([self.spec.bos_token_id])
         if len(ids) == 0:
@@ -83,6 +85,14 @@ class PromptReader:
             raise RequestError(f"{purpose}: this bundle has no tokenizer; token ids are needed")
         return self.tokenizer
 
+    def _in_vocabulary(self, ids: Ids) -> Ids:
+        wrong = ids[(ids < 0) | (ids >= self.spec.vocab_size)]
+        if len(wrong):
+            name = None if self.tokenizer is None else self.tokenizer.token(int(wrong[0]))
+            token = f"token id {wrong[0]}" if name is None else f"token {shown(name)} with id {wrong[0]}"
+            raise RequestError(f"prompt: {token}; ids go from 0 to {self.spec.vocab_size - 1}")
+        return np.ascontiguousarray(ids, np.int64)
+
     def _check_room(self, ids: Ids) -> None:
         if len(ids) > self.spec.max_tokens:
             raise RequestError(
@@ -104,19 +114,12 @@ def images_per_prompt(images: Any, prompts: int) -> list[Any]:
     return list(images)
 
 
-def _checked_ids(prompt: Sequence[int] | Ids, vocab: int) -> Ids:
+def _whole_numbers(prompt: object) -> Ids:
+    """A prompt as an array of one axis and of whole numbers."""
     try:
         ids = np.asarray(prompt)
-    except ValueError:  # lists of several lengths
+    except (ValueError, TypeError, OverflowError, RecursionError):  # such as lists of several lengths
         ids = np.array(None)
     if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise RequestError(f"prompt: {type(prompt).__name__}; a text or a list of token ids is needed")
-    return np.ascontiguousarray(_within(ids, vocab), np.int64)
-
-
-def _within(ids: Ids, vocab: int) -> Ids:
-    """Ids, all of which the model has; a tokenizer may know more."""
-    wrong = ids[(ids < 0) | (ids >= vocab)]
-    if len(wrong):
-        raise RequestError(f"prompt: token id {wrong[0]}; ids go from 0 to {vocab - 1}")
     return ids

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, TypeAlias, TypedDict
 
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.text.detokenize import stop_strings
 from adaptc.runtime.text.sampling import Sampling
-from adaptc.runtime.validation import check_count
+from adaptc.runtime.validation import check_count, check_elements, check_seconds, shown
 
 _GREEDY = Sampling()
 
@@ -18,12 +19,26 @@ Stop: TypeAlias = "str | Iterable[str]"
 
 
 class GenerateOptions(TypedDict, total=False):
-    """The keyword arguments of `Session.generate`, `generate_async` and `chat`; `Request` says what each means."""
+    """The keyword arguments of `Session.generate` and `chat`, and of both for coroutines.
 
-    max_new_tokens: int
-    sampling: Sampling
-    stop: Stop
+    `Request` says what each means, and `Sampling` what those mean that choose tokens. None is the same as leaving an
+    option out. `max_tokens` is another name of `max_new_tokens`, and `sampling` has in one value what `temperature`,
+    `top_k`, `top_p`, `min_p` and `repetition_penalty` say one by one. Of two ways to say the same only one may be used.
+    """
+
+    max_new_tokens: int | None
+    max_tokens: int | None
+    min_new_tokens: int | None
+    sampling: Sampling | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    stop: Stop | None
+    stop_token_ids: Iterable[int] | None
     seed: int | None
+    deadline: float | None
     budget: float | None
     route: str | None
     images: Any
@@ -36,10 +51,15 @@ class Request:
 
     Attributes:
         max_new_tokens: The largest number of tokens to write, from 1; fewer are written if the cache is full before.
+        min_new_tokens: The number of tokens to write before any may end the text, from 0: until then end tokens and
+            `stop_token_ids` are not chosen, and stop strings are text like any other.
         sampling: How tokens are chosen.
         stop: Strings that end the text and are not part of it.
+        stop_token_ids: Tokens that end the text and are not part of it, beside the model's own end tokens.
         seed: From 0; makes sampling repeatable. None draws a new seed.
-        budget: How much of the model runs, from 0 (cheapest) to 1 (dense), where the bundle has gates or a router; the
+        deadline: Seconds from now, above 0, after which no further token is written; the result has those before. None
+            has no limit.
+        budget: How much of the model runs, from 0 (cheapest) to 1 (dense), for bundles with gates or a router; the
             prompt and the first `warmup` positions skip nothing at any budget. None takes the session's.
         route: The route of a stitched bundle; None lets its router pick.
         images: The images of the prompt, see `Images.insert`.
@@ -51,23 +71,42 @@ class Request:
     """
 
     max_new_tokens: int = 256
+    min_new_tokens: int = 0
     sampling: Sampling = _GREEDY
     stop: Stop = ()
+    stop_token_ids: Iterable[int] = ()
     seed: int | None = None
+    deadline: float | None = None
     budget: float | None = None
     route: str | None = None
     images: Any = None
     modalities: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        check_count("max_new_tokens", self.max_new_tokens)
+        checked: dict[str, object] = {
+            "max_new_tokens": check_count("max_new_tokens", self.max_new_tokens),
+            "min_new_tokens": check_count("min_new_tokens", self.min_new_tokens, least=0),
+            "stop": stop_strings(self.stop),
+            "stop_token_ids": _token_ids(self.stop_token_ids),
+        }
         if not isinstance(self.sampling, Sampling):
-            raise RequestError(f"sampling: {type(self.sampling).__name__}; a Sampling is needed")
-        if self.seed is not None and (not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0):
-            raise RequestError(f"seed: {self.seed!r}; a whole number from 0 is needed")
+            raise RequestError(f"sampling: {shown(self.sampling)}; a Sampling is needed")
+        if self.seed is not None:
+            checked["seed"] = check_count("seed", self.seed, least=0)
+        if self.deadline is not None:
+            checked["deadline"] = check_seconds("deadline", self.deadline)
         if self.budget is not None:
-            object.__setattr__(self, "budget", check_budget(self.budget))
-        object.__setattr__(self, "stop", stop_strings(self.stop))  # an iterator can be read only once
+            checked["budget"] = check_budget(self.budget)
+        if self.modalities is not None:
+            names = check_elements("modalities", self.modalities, "a list of names")
+            checked["modalities"] = tuple(_name("modalities", each) for each in names)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.min_new_tokens > self.max_new_tokens:
+            raise RequestError(
+                f"min_new_tokens: {shown(self.min_new_tokens)}; "
+                f"at most max_new_tokens, which is {shown(self.max_new_tokens)}, are right"
+            )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -78,3 +117,42 @@ class Request:
     def has_images(self) -> bool:
         """Whether the request brings at least one image."""
         return self.images is not None and not (isinstance(self.images, (list, tuple)) and not self.images)
+
+
+_SAMPLING = tuple(each.name for each in fields(Sampling))
+_OPTIONS = (*(each.name for each in fields(Request)), "max_tokens", *_SAMPLING)
+
+
+def request_of(options: Mapping[str, Any]) -> Request:
+    """The request of keyword arguments, see `GenerateOptions`.
+
+    Raises:
+        RequestError: there is no such option, two say the same, or a value is out of range or of the wrong type.
+    """
+    for name in options:
+        if name not in _OPTIONS:
+            near = get_close_matches(name, _OPTIONS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(_OPTIONS)}"
+            raise RequestError(f"{name}: no such option; {hint}")
+    named = {name: value for name, value in options.items() if value is not None}
+    chosen = {name: named.pop(name) for name in _SAMPLING if name in named}
+    if chosen and "sampling" in named:
+        raise RequestError(f"sampling: together with {', '.join(chosen)}; one or the other is needed")
+    if "max_tokens" in named:
+        if "max_new_tokens" in named:
+            raise RequestError("max_tokens: together with max_new_tokens, which means the same; one of them is needed")
+        named["max_new_tokens"] = check_count("max_tokens", named.pop("max_tokens"))
+    if chosen:
+        named["sampling"] = Sampling(**chosen)
+    return Request(**named)
+
+
+def _token_ids(value: object) -> tuple[int, ...]:
+    each = check_elements("stop_token_ids", value, "a list of token ids")
+    return tuple(check_count("stop_token_ids", token, least=0) for token in each)
+
+
+def _name(option: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{option}: {shown(value)}; a name is needed")
+    return value

@@ -7,7 +7,7 @@ from typing import Literal
 
 from adaptc.runtime.model.budget import Skips
 
-FinishReason = Literal["eos", "stop", "length", "cancelled"]
+FinishReason = Literal["eos", "stop", "length", "deadline", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Trace:
         new_tokens: Tokens that were chosen.
         prefill_seconds: Time for reading the prompt and choosing the first token.
         decode_seconds: Time for choosing all later tokens; the steps of a batch serve all of its sequences.
-        time_to_first_token_seconds: From the start of the call, so in a batch it includes waiting.
+        time_to_first_token_seconds: From when the request was made, or its stream first read; it includes waiting for
+            others.
         skips: Which gated blocks ran for each token after the warm-up; None for a bundle without gates.
         routes: (index of its first token, route) for each route that wrote, in order; several after `reroute`. Empty
             for a bundle without routes.
@@ -62,8 +63,8 @@ class Result:
         text: Without special tokens, and up to a stop string; "" if the bundle has no tokenizer.
         ids: Every token chosen, an end token included.
         prompt_tokens: Tokens of the prompt.
-        finish_reason: "eos", "stop" (a stop string), "length" (max_new_tokens, or the cache is full), or
-            "cancelled" (a stream that was closed).
+        finish_reason: "eos", "stop" (a stop string, or a token of `stop_token_ids`), "length" (`max_new_tokens`, or the
+            cache is full), "deadline", or "cancelled" (the stream was closed, or the task that waited was cancelled).
         trace: Where the time went.
     """
 

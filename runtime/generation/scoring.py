@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,28 @@ from adaptc.runtime.model.budget import Skips
 from adaptc.runtime.model.decoder import BatchDecoder, Ids, Logits
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """How probable a text is, token by token.
+
+    Attributes:
+        values: float32 [tokens - 1]: natural logarithms of probabilities, of all tokens but the first after those
+            before it.
+        skips: Which gated blocks ran for the tokens that were read one by one, except the last; None if there are no
+            gates or no token was read so.
+        route: The route that computed them; None for a bundle without routes.
+    """
+
+    values: npt.NDArray[np.float32]
+    skips: Skips | None = None
+    route: str | None = None
+
+
 _MOST_LOGITS = 1 << 24  # logits in memory at once: 64 MiB of float32
 
 
-def log_probabilities(
-    decoder: BatchDecoder, ids: Ids, step: bool, options: RequestOptions = NO_OPTIONS
-) -> tuple[npt.NDArray[np.float32], Skips | None]:
+def log_probabilities(decoder: BatchDecoder, ids: Ids, step: bool, options: RequestOptions = NO_OPTIONS) -> Scores:
     """The natural logarithm of each token's probability after those before it.
 
     Args:
@@ -24,10 +41,6 @@ def log_probabilities(
         ids: int64 [tokens], 1 to `max_tokens`.
         step: Whether the text goes token by token through the graph as when it writes, not in chunks.
         options: How the text runs through the model; where blocks may be skipped it is read token by token.
-
-    Returns:
-        float32 [tokens - 1], of all tokens but the first; and which gated blocks ran for the tokens that were read
-        one by one, except the last; None if there are no gates or no token was read so.
     """
     scores = np.empty(len(ids) - 1, np.float32)
     ran: list[bytes] = []
@@ -39,7 +52,8 @@ def log_probabilities(
         following = ids[done + 1 : done + 1 + len(logits)]
         scores[done : done + len(following)] = _log_softmax_at(logits[: len(following)], following)
         done += len(logits)
-    return scores, decoder.skips(ran, decoder.route(0)) if step else None
+    route = decoder.route(0)
+    return Scores(scores, decoder.skips(ran, route) if step else None, route)
 
 
 def _stepwise(decoder: BatchDecoder, ids: Ids, options: RequestOptions, ran: list[bytes]) -> Iterator[Logits]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
 
 from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.request import Request
 from adaptc.runtime.generation.result import FinishReason, Result, Trace
 from adaptc.runtime.model.budget import Skips
@@ -15,6 +17,7 @@ from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.text.detokenize import Text
 from adaptc.runtime.text.sampling import Sampler
 from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.runtime.validation import shown
 
 
 class TokenSequence:
@@ -26,6 +29,7 @@ class TokenSequence:
         sampler: Chooses its tokens.
         ids: The tokens chosen so far.
         reason: Why it ended; None while it goes on.
+        pieces: The text of each token, as far as it was certain then; "" for most special tokens.
         route: The route it is on. The next step moves the sequence to another one that is set here.
         routes: (index of its first token, route) for each route so far.
         ran: Which gated blocks ran, for each step after the warm-up.
@@ -42,6 +46,9 @@ class TokenSequence:
         text: Text | None,
         eos: frozenset[int],
         options: RequestOptions = NO_OPTIONS,
+        *,
+        stops: frozenset[int] = frozenset(),
+        least: int = 0,
     ) -> None:
         """Begin with nothing written.
 
@@ -50,8 +57,10 @@ class TokenSequence:
             limit: The largest number of tokens to choose, at least 1.
             sampler: Chooses them.
             text: Spells them; None if there is no tokenizer.
-            eos: Tokens that end the sequence.
+            eos: The model's end tokens.
             options: How it runs through the model.
+            stops: Other tokens that end the sequence.
+            least: The number of tokens before stop strings count.
         """
         self.prompt = prompt
         self.options = options
@@ -67,32 +76,30 @@ class TokenSequence:
         self._limit = limit
         self._text = text
         self._eos = eos
-        self._pieces: list[str] = []
+        self._stops = stops
+        self._least = least
+        self.pieces: list[str] = []
+        self._complete: tuple[int, int, FinishReason | None] = 0, 0, None  # tokens, steps of `ran`, reason
 
-    def take(self, logits: Logits) -> str:
+    def take(self, logits: Logits) -> None:
         """Choose the next token from logits; see `accept`."""
-        return self.accept(self.sampler(logits))
+        self.accept(self.sampler(logits))
 
-    def accept(self, token: int) -> str:
-        """Add a token that was chosen, and set `reason` if it is the last.
-
-        Returns:
-            The text that is certain now, which may be "".
-        """
+    def accept(self, token: int) -> None:
+        """Add a token that was chosen, with the text that is certain now; set `reason` if it is the last."""
         self.ids.append(token)
-        text = self._text
-        if token in self._eos:
-            self.reason = "eos"
+        text, may_stop = self._text, len(self.ids) > self._least
+        if token in self._eos or token in self._stops:
+            self.reason = "eos" if token in self._eos else "stop"
             piece = text.finish() if text else ""
         else:
-            piece = text.push(token) if text else ""
+            piece = text.push(token, may_stop) if text else ""
             if text and text.stopped:
                 self.reason = "stop"
             elif len(self.ids) == self._limit:
                 self.reason = "length"
-                piece += text.finish() if text else ""
-        self._pieces.append(piece)
-        return piece
+                piece += text.finish(may_stop) if text else ""
+        self.pieces.append(piece)
 
     def follow_route(self, decoder: BatchDecoder, slot: int) -> None:
         """Move the sequence in a slot to the route that was set since the last step, and note the one it is on."""
@@ -102,16 +109,30 @@ class TokenSequence:
         if self.route is not None and (not self.routes or self.routes[-1][1] != self.route):
             self.routes.append((len(self.ids), self.route))
 
-    def result(self, skips: Skips | None = None) -> Result:
-        """The result so far.
+    def complete_step(self) -> None:
+        """Take what the newest step brought into the result; `result` may be asked for in the middle of a step."""
+        self._complete = len(self.ids), len(self.ran), self.reason
+
+    def result(self, skips: Callable[[Sequence[bytes], str | None], Skips | None], cut: FinishReason) -> Result:
+        """The result of all complete steps; threads may ask for it at any time.
 
         Args:
-            skips: The steps of `ran`, collected by the decoder.
+            skips: Collects the steps of `ran` for a route, see `BatchDecoder.skips`.
+            cut: The reason if the sequence had not ended by then.
         """
-        tokens = len(self.prompt)
-        seconds = self.prefill_seconds, self.decode_seconds, self.time_to_first_token_seconds
-        trace = Trace(tokens, len(self.ids), *seconds, skips, tuple(self.routes))
-        return Result("".join(self._pieces), tuple(self.ids), tokens, self.reason or "cancelled", trace)
+        tokens, steps, reason = self._complete
+        routes = tuple(each for each in self.routes if each[0] < tokens)
+        trace = Trace(
+            len(self.prompt),
+            tokens,
+            self.prefill_seconds,
+            self.decode_seconds,
+            self.time_to_first_token_seconds,
+            skips(self.ran[:steps], routes[-1][1] if routes else None),
+            routes,
+        )
+        text = "".join(self.pieces[:tokens])
+        return Result(text, tuple(self.ids[:tokens]), len(self.prompt), reason or cut, trace)
 
 
 def sequence_of(
@@ -131,10 +152,26 @@ def sequence_of(
         tokenizer: Spells the text; None leaves the result without text.
         options: How the sequence runs through the model.
         index: Place in a batch: equal prompts with one seed still get results of their own.
+
+    Raises:
+        RequestError: the model has no such end token.
     """
     # The last token is chosen but not read, so it needs no position in the cache.
     limit = min(request.max_new_tokens, spec.max_tokens - len(prompt) + 1)
     random = np.random.default_rng(None if request.seed is None else (request.seed, index))
     text = None if tokenizer is None else Text(tokenizer.decoding(), request.stop_strings)
-    sampler = Sampler(request.sampling, cast("list[int]", prompt.tolist()), random)
-    return TokenSequence(prompt, limit, sampler, text, frozenset(spec.eos_token_ids), options)
+    eos, stops = frozenset(spec.eos_token_ids), frozenset(request.stop_token_ids)
+    ends = _ends(eos, stops, request.min_new_tokens, spec.vocab_size)
+    sampler = Sampler(request.sampling, cast("list[int]", prompt.tolist()), random, ends, request.min_new_tokens)
+    return TokenSequence(prompt, limit, sampler, text, eos, options, stops=stops, least=request.min_new_tokens)
+
+
+def _ends(eos: frozenset[int], stops: frozenset[int], least: int, vocab: int) -> frozenset[int]:
+    """The tokens that end the text, refused if the model lacks one that was asked for, or if nothing else is left."""
+    outside = [token for token in stops if token >= vocab]
+    if outside:
+        raise RequestError(f"stop_token_ids: token id {shown(min(outside))}; ids go from 0 to {vocab - 1}")
+    ends = stops | {token for token in eos if token < vocab}  # a model may name end tokens that it never writes
+    if least and len(ends) == vocab:
+        raise RequestError(f"min_new_tokens: {least}; every token of the vocabulary ends the text, so 0 is right")
+    return ends

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
+from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, cast, overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from adaptc.runtime.bundle.manifest import DecoderSpec, ModalSpec
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.prompts import Prompt, PromptReader, Prompts, images_per_prompt, is_batch
-from adaptc.runtime.generation.request import GenerateOptions, Request
+from adaptc.runtime.generation.request import GenerateOptions, Request, request_of
 from adaptc.runtime.generation.result import Result
-from adaptc.runtime.generation.scoring import log_probabilities
+from adaptc.runtime.generation.scoring import Scores, log_probabilities
 from adaptc.runtime.generation.sequence import TokenSequence, sequence_of
-from adaptc.runtime.generation.turns import Turns
-from adaptc.runtime.generation.writing import write
-from adaptc.runtime.model.budget import Skips, check_budget
-from adaptc.runtime.model.decoder import BatchDecoder
+from adaptc.runtime.generation.stream import AsyncStream, Stream, Writing, waited
+from adaptc.runtime.generation.turns import Turn, Turns
+from adaptc.runtime.model.budget import check_budget
+from adaptc.runtime.model.decoder import BatchDecoder, Ids
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.router import Choice
 from adaptc.runtime.multimodal.images import Images
 from adaptc.runtime.text.templates import Message
 from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.runtime.validation import shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-Stream = Generator[str, None, None]
+T = TypeVar("T")
 
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
@@ -38,13 +37,11 @@ _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 class Session:
     """A loaded model with the memory it needs, used by one request at a time.
 
-    Threads and coroutines may share a session: their requests run one after another.
+    Threads and coroutines may share a session: their requests run one after another, in the order in which they began;
+    a stream begins when it is first read. What a request gives belongs to it: a `Result`, or a stream with a `result`.
 
     Attributes:
-        last: The newest result of any request, with its trace; None before the first.
         gates: The skip gates of the graph that reads token ids; None for a model that always runs whole.
-        scored: Which gated blocks ran in the newest `score` that went token by token; None if all ran.
-        scored_route: The route of the newest `score`; None for a bundle without routes.
         routes: Names of a stitched bundle's routes, the default first; empty for any other.
         tokenizer: Reads and spells text; None if the bundle has none.
         images: Inserts images into prompts; None for a bundle that reads text only.
@@ -59,6 +56,8 @@ class Session:
         budget: float | None = None,
         modal: ModalSpec | None = None,
         images: Images | None = None,
+        label: str = "",
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """Put the parts together; most callers want `load`.
 
@@ -67,25 +66,25 @@ class Session:
             tokenizer: Without one, prompts are ids and results have no text.
             spec: What the model expects; None for the decoder's own.
             budget: Default budget for requests without one, from 0 (cheapest) to 1 (dense); None for the gates' own
-                and for what the router was calibrated to. Without gates and routes it has no effect.
+                and for what the router was calibrated to.
             modal: The modalities of a multimodal model.
             images: Inserts images into prompts, if the decoder takes them; closed with the session.
+            label: What `repr` calls the model and its engine.
+            clock: Seconds, for deadlines.
 
         Raises:
-            RequestError: the budget is out of range.
+            RequestError: the budget is out of range, or the decoder has neither gates nor a router.
         """
-        self.last: Result | None = None
         self.gates = decoder.gates
-        self.scored: Skips | None = None
-        self.scored_route: str | None = None
         self.routes = decoder.routes
         self.tokenizer = tokenizer
         self.images = images
         self._decoder = decoder
         self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
-        self._budget = None if budget is None else check_budget(budget)
-        self._streamed: TokenSequence | None = None
-        self._turns = Turns(free=self._free)
+        self._label = label
+        self._turns = Turns(self._free, clock)
+        self._budget = None
+        self._budget = self._checked_budget(budget)
 
     @overload
     def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerateOptions]) -> Stream: ...
@@ -105,48 +104,52 @@ class Session:
 
         Args:
             prompt: A text or its ids; a list of these is a batch, of any lengths and any size.
-            stream: Whether the text is returned piece by piece as it is written; `last` is the whole result afterwards.
-            **options: `max_new_tokens`, `sampling`, `stop`, `seed`, `budget`, `route`, `images` and `modalities`, as
-                `Request` describes them. In a batch `images` is a list with the images of each prompt.
+            stream: Whether the text is returned piece by piece as it is written.
+            **options: See `GenerateOptions`. In a batch `images` is a list with the images of each prompt.
 
         Returns:
-            The result; for a batch a list of results; for a stream its pieces, which join to the result's text.
-            A stream that is closed early, or dropped, ends its request.
+            The result; for a batch a list of results, which is empty for []; for a stream its pieces, with a `result`
+            at their end.
 
         Raises:
             RequestError: the prompt is empty, too long or not valid, or a value is out of range.
             EngineError: the engine failed.
         """
-        batch = is_batch(prompt)
-        if batch and stream:
-            raise RequestError("stream: only one prompt at a time can be streamed")
-        request = Request(**options)
-        prompts = cast("Sequence[Prompt]", prompt if batch else [prompt])
-        images = images_per_prompt(request.images, len(prompts)) if batch else [request.images]
-        sequences = [
-            self._sequence(each, replace(request, images=its), index)
-            for index, (each, its) in enumerate(zip(prompts, images, strict=True))
-        ]
+        writing = self._writing(prompt, request_of(options), stream)
         if stream:
-            return self._stream(sequences[0])
-        results = self._finish(sequences)
-        return results if batch else results[0]
+            return Stream(self._turns, writing, self._check_route)
+        self._finish(writing)
+        results = writing.results()
+        return results if is_batch(prompt) else results[0]
 
-    def generate_async(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncGenerator[str, None]:
-        """Stream as `generate` does, for a coroutine: the work is done in a thread of its own.
+    @overload
+    def generate_async(
+        self, prompt: Prompts, **options: Unpack[GenerateOptions]
+    ) -> Coroutine[Any, Any, list[Result]]: ...
+    @overload
+    def generate_async(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> AsyncStream: ...
+
+    def generate_async(
+        self, prompt: Prompt | Prompts, **options: Unpack[GenerateOptions]
+    ) -> AsyncStream | Coroutine[Any, Any, list[Result]]:
+        """Continue a prompt, or several, for a coroutine; the work is done in a thread.
 
         Args:
-            prompt: A text or its ids.
+            prompt: See `generate`.
             **options: See `generate`.
 
         Returns:
-            The pieces; ending early, or cancelling the task, ends the request after its current step.
+            What `await` makes a result of; `async for` gives its pieces instead. For a batch, what `await` makes a list
+            of results of. Cancelling the task that waits ends the request after its current step.
 
         Raises:
             RequestError: at once, as `generate` does.
             EngineError: the engine failed.
         """
-        return self._turns.in_thread(self._pieces(self._sequence(prompt, Request(**options))))
+        writing = self._writing(prompt, request_of(options), stream=False)
+        if is_batch(prompt):
+            return self._results(writing)
+        return AsyncStream(self._turns, writing, self._check_route)
 
     @overload
     def chat(
@@ -187,37 +190,51 @@ class Session:
             RequestError: the model has no chat template, or it refuses the messages; and as `generate`.
             EngineError: the engine failed.
         """
-        tokenizer = self._prompts.need_tokenizer("chat")
-        prompt = tokenizer.encode(tokenizer.render(messages, template), special=False)
-        if stream:
-            return self.generate(prompt, stream=True, **options)
-        return self.generate(prompt, **options)
+        ids = self._chat_ids(messages, template)
+        return self.generate(ids, stream=True, **options) if stream else self.generate(ids, **options)
+
+    def chat_async(
+        self,
+        messages: Sequence[Message],
+        *,
+        template: Mapping[str, Any] = _NO_VARIABLES,
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncStream:
+        """Write the next message of a conversation, for a coroutine.
+
+        Args:
+            messages: See `chat`.
+            template: See `chat`.
+            **options: See `generate`.
+
+        Returns:
+            See `generate_async`.
+
+        Raises:
+            RequestError: at once, as `chat` does.
+            EngineError: the engine failed.
+        """
+        return self.generate_async(self._chat_ids(messages, template), **options)
 
     def score(
         self, ids: Prompt, *, step: bool = False, budget: float | None = None, route: str | None = None
-    ) -> npt.NDArray[np.float32]:
+    ) -> Scores:
         """The probability of each token of a text after those before it.
 
         Args:
             ids: Token ids, or a text; at most `max_tokens`.
             step: Whether the text goes token by token through the graph as when it writes, not in chunks.
-            budget: As for `generate`. Below 1 a bundle with gates always goes token by token, and `scored` says
-                which blocks ran.
+            budget: As for `generate`. Below 1 a bundle with gates always goes token by token, and the scores say which
+                blocks ran.
             route: As for `generate`; a router reads the whole text.
-
-        Returns:
-            float32 [tokens - 1]: natural logarithms of probabilities, of all tokens but the first.
 
         Raises:
             RequestError: the text is empty, too long or not valid.
             EngineError: the engine failed.
         """
         tokens = self._prompts.ids(ids)
-        options = self._options(None if budget is None else check_budget(budget), route)
-        with self._turns.turn():
-            scores, self.scored = log_probabilities(self._decoder, tokens, step, options)
-            self.scored_route = self._decoder.route(0)
-            return scores
+        options = self._options(budget, route)
+        return self._alone(lambda: log_probabilities(self._decoder, tokens, bool(step), options))
 
     def choose(self, prompt: Prompt, *, budget: float | None = None) -> Choice:
         """The route that the router picks for a prompt, and why; nothing is written.
@@ -230,25 +247,27 @@ class Session:
             RequestError: the bundle has no router; and as `generate`.
         """
         ids = self._prompts.ids(prompt)
-        options = self._options(None if budget is None else check_budget(budget), None)
-        with self._turns.turn():
-            return self._decoder.explain(ids, options.budget)
+        options = self._options(budget, None)
+        return self._alone(lambda: self._decoder.explain(ids, options.budget))
 
     def reroute(self, route: str) -> None:
-        """Continue the stream that is being written by another route, from its next token on.
-
-        The new route's layers read the states that were kept; the layers below them are not computed again.
+        """Continue the stream that is being written by another route, see `Stream.reroute`.
 
         Args:
             route: Its name.
 
         Raises:
-            RequestError: there is no such route, or no stream that has begun and not ended.
+            RequestError: there is no such route, or not one stream that has begun and not ended.
         """
         self._check_route(route)
-        if self._streamed is None or self._streamed.route is None:
+        begun = [turn for turn in self._turns.live() if isinstance(turn, Writing) and turn.route is not None]
+        if not begun:
             raise RequestError("reroute: no sequence is being streamed; it changes the route of one that has begun")
-        self._streamed.route = route
+        if len(begun) > 1:
+            raise RequestError(
+                f"reroute: {len(begun)} requests have begun; the stream's own reroute says which is meant"
+            )
+        begun[0].reroute(route)
 
     def close(self) -> None:
         """Free the model's memory; a request that is running ends with an error at its next token."""
@@ -260,10 +279,33 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        """What was loaded, and the defaults of its requests."""
+        spec = self._prompts.spec
+        parts = [self._label] if self._label else []
+        parts += [f"budget={self._budget:g}"] if self._budget is not None else []
+        parts += [f"routes={'/'.join(self.routes)}"] if self.routes else []
+        parts += [f"max_tokens={spec.max_tokens}", f"batch={self._decoder.batch}"]
+        return f"<Session {', '.join(parts)}{', closed' if self._turns.closed else ''}>"
+
     def _free(self) -> None:
         self._decoder.close()
         if self.images is not None:
             self.images.close()
+
+    def _writing(self, prompt: Prompt | Prompts, request: Request, stream: bool) -> Writing:
+        """The turn of a request, all of it checked."""
+        batch = is_batch(prompt)
+        if batch and stream:
+            raise RequestError("stream: only one prompt at a time can be streamed")
+        prompts = cast("Sequence[Prompt]", prompt if batch else [prompt])
+        images = images_per_prompt(request.images, len(prompts)) if batch else [request.images]
+        sequences = [
+            self._sequence(each, replace(request, images=its), index)
+            for index, (each, its) in enumerate(zip(prompts, images, strict=True))
+        ]
+        ends_at = None if request.deadline is None else self._turns.clock() + request.deadline
+        return Writing(self._decoder, sequences, ends_at)
 
     def _sequence(self, prompt: Prompt, request: Request, index: int = 0) -> TokenSequence:
         """A request's sequence, all of it checked; `index` is its place in a batch."""
@@ -273,38 +315,49 @@ class Session:
             self._prompts.need_tokenizer("stop strings")
         return sequence_of(request, ids, self._prompts.spec, self.tokenizer, replace(options, inserts=encode), index)
 
+    def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any]) -> Ids:
+        tokenizer = self._prompts.need_tokenizer("chat")
+        return self._prompts.checked(tokenizer.encode(tokenizer.render(messages, template), special=False))
+
     def _options(self, budget: float | None, route: str | None) -> RequestOptions:
         self._check_route(route)
-        return RequestOptions(self._budget if budget is None else budget, route)
+        return RequestOptions(self._checked_budget(budget), route)
+
+    def _checked_budget(self, budget: float | None) -> float | None:
+        """The budget of a request, the session's if it names none."""
+        if budget is None:
+            return self._budget
+        value = check_budget(budget)
+        if not self._decoder.takes_budget:
+            raise RequestError("budget: this bundle has neither gates nor a router and always runs whole; leave it out")
+        return value
 
     def _check_route(self, route: str | None) -> None:
-        if route is not None and route not in self.routes:
+        if route is not None and (not isinstance(route, str) or route not in self.routes):
             there = f"there are: {', '.join(self.routes)}" if self.routes else "this bundle has none"
-            raise RequestError(f"route: no route {route!r}; {there}")
+            raise RequestError(f"route: no route {shown(route)}; {there}")
 
-    def _finish(self, sequences: list[TokenSequence]) -> list[Result]:
-        with self._turns.turn():
-            for _ in write(self._decoder, sequences):
-                self._turns.check()
-        results = [self._result(each) for each in sequences]
-        self.last = results[-1]
-        return results
-
-    def _stream(self, sequence: TokenSequence) -> Stream:
-        with self._turns.turn():
-            yield from self._pieces(sequence)
-
-    def _pieces(self, sequence: TokenSequence) -> Stream:
-        """The text of one sequence, within a turn."""
-        self._streamed = sequence
+    def _finish(self, turn: Turn) -> None:
+        """Wait for the end of a turn in a thread."""
         try:
-            for _, piece in write(self._decoder, [sequence]):
-                if piece:
-                    yield piece
-                self._turns.check()
-        finally:
-            self._streamed = None
-            self.last = self._result(sequence)
+            self._turns.drive(turn)
+        except BaseException:
+            turn.end("cancelled")
+            raise
+        turn.check()
 
-    def _result(self, sequence: TokenSequence) -> Result:
-        return sequence.result(self._decoder.skips(sequence.ran, sequence.route))
+    async def _results(self, writing: Writing) -> list[Result]:
+        await waited(self._turns, writing)
+        writing.check()
+        return writing.results()
+
+    def _alone(self, run: Callable[[], T]) -> T:
+        """Call a function when it is its turn."""
+        returned: list[T] = []
+
+        def work(_: float) -> Iterator[None]:
+            returned.append(run())
+            return iter(())
+
+        self._finish(Turn(work))
+        return returned[0]

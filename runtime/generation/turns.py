@@ -1,102 +1,293 @@
-"""One request at a time: threads and coroutines take turns at a session."""
+"""One request at a time: requests take turns, and whoever waits does the work of those before it.
+
+Nothing runs in the background. A caller that needs a token, or the end of its request, becomes the *driver*: it runs
+steps of the request whose turn it is until it has what it needs. If that is another caller's request, such as a stream
+that is not being read, its tokens are kept for its reader. So a request that nobody reads makes others wait no longer
+than it takes to write, and it loses nothing.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING, Literal
 
-from adaptc.runtime.errors import RequestError
+from adaptc.runtime.errors import AdaptcError, RequestError
 
-_POLL_SECONDS = 0.002  # between looks at a busy session, from a coroutine that must not wait
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future
+    from concurrent.futures import ThreadPoolExecutor
+
+Cut = Literal["cancelled", "deadline"]
+
+_LOOK_AGAIN_SECONDS = 0.05  # a waiting thread is woken; this is for a wake-up that a signal handler's exception cut off
+
+
+class Turn:
+    """One request's use of the decoder.
+
+    Attributes:
+        ended: No step follows.
+        began: `perf_counter` when it entered the queue; None before.
+        cut: Why it ended before its work did; None if it did not.
+        error: What ended it; whoever made the request raises it.
+        ends_at: Time of the clock of `Turns` at which it is cut; None for never.
+    """
+
+    def __init__(self, work: Callable[[float], Iterator[object]], ends_at: float | None = None) -> None:
+        """Begin with nothing done.
+
+        Args:
+            work: Called with `began` before the first step; does a step, such as writing a token, whenever its result
+                is advanced.
+            ends_at: See the attribute.
+        """
+        self.ended = False
+        self.began: float | None = None
+        self.cut: Cut | None = None
+        self.error: Exception | None = None
+        self.ends_at = ends_at
+        self._work = work
+        self._steps: Iterator[object] | None = None
+
+    def step(self) -> None:
+        """Do one step, in the driver's thread; its errors become those of the turn."""
+        try:
+            if self._steps is None:
+                self._steps = self._work(perf_counter() if self.began is None else self.began)
+            next(self._steps)
+        except StopIteration:
+            self.ended = True
+        except Exception as error:
+            self.error, self.ended = error, True
+        except BaseException as error:  # of the driver's thread, such as Ctrl-C, and no fault of this request
+            self.end("cancelled", RequestError(f"session: {type(error).__name__} interrupted the step; ask again"))
+            raise
+
+    def check(self) -> None:
+        """Raise the error that ended the turn, if one did."""
+        if self.error is not None:
+            raise self.error
+
+    def end_if_late(self, now: float) -> None:
+        """Cut the turn if its time is over."""
+        if self.ends_at is not None and now >= self.ends_at:
+            self.end("deadline")
+
+    def end(self, cut: Cut, error: RequestError | None = None) -> None:
+        """Cut the turn, unless it has ended; needs no lock, so that finalizers may call it."""
+        if not self.ended:
+            self.cut, self.error, self.ended = cut, error, True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Driver:
+    thread: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Listener:
+    """A coroutine that waits."""
+
+    turn: Turn
+    until: Callable[[], object]
+    loop: AbstractEventLoop
+    future: Future[None]
+
+    def tell(self) -> None:
+        try:
+            self.loop.call_soon_threadsafe(_wake, self.future)
+        except RuntimeError:  # the loop is closed, and its coroutines never go on
+            self.turn.end("cancelled")
+
+
+def _wake(future: Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Turns:
-    """The lock of a session, and when the session may be freed."""
+    """Who may use the decoder, and when it may be freed."""
 
-    def __init__(self, free: Callable[[], None]) -> None:
-        """Start unlocked.
+    def __init__(self, free: Callable[[], None], clock: Callable[[], float] = monotonic) -> None:
+        """Start without requests.
 
         Args:
-            free: Called once, after `close`, when no request is running.
+            free: Called once, after `close`, when no step is running.
+            clock: Seconds, for deadlines.
         """
+        self.clock = clock
         self._free: Callable[[], None] | None = free
-        self._busy = threading.Lock()
-        self._thread: int | None = None  # that began the running request
+        self._queue: deque[Turn] = deque()  # in the order of their beginnings; ended ones leave when they are first
+        self._changed = threading.Condition()  # its lock is an RLock: a signal handler may come in at any place
+        self._driver: _Driver | None = None
+        self._waiting = 0
+        self._listeners: list[_Listener] = []
+        self._worker: ThreadPoolExecutor | None = None  # drives for coroutines
+        self._working = False
         self._closed = False
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for a turn and hold it.
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def live(self) -> list[Turn]:
+        """The turns that have begun and not ended, in their order."""
+        return [turn for turn in tuple(self._queue) if not turn.ended]
+
+    def drive(self, turn: Turn, until: Callable[[], object] = lambda: False) -> None:
+        """Wait for a condition, working meanwhile; at the first call the turn enters the queue.
+
+        Args:
+            turn: The caller's.
+            until: The condition; the end of the turn is enough too.
 
         Raises:
-            RequestError: the session is closed, or this thread holds the turn and would wait forever.
+            RequestError: the session is closed, or this thread is in the middle of a step.
         """
-        if self._thread == threading.get_ident():
-            raise RequestError("session: a stream of this thread is open; finish or close it first")
-        self._busy.acquire()
-        try:
-            self._begin()
-            yield
-        finally:
-            self._end()
+        if until() or turn.ended:
+            return
+        with self._changed:
+            self._enter(turn)
+        self._drive(lambda: until() or turn.ended, turn)
 
-    def check(self) -> None:
-        """Refuse to go on if the session was closed.
-
-        Raises:
-            RequestError: it was.
-        """
-        if self._closed:
-            raise RequestError("session: closed")
-
-    def close(self) -> None:
-        """Let no further turn begin; free the session now or after the turn that is running."""
-        self._closed = True
-        self._free_if_closed()
-
-    async def in_thread(self, pieces: Generator[str, None, None]) -> AsyncGenerator[str, None]:
-        """Wait for a turn without blocking the loop, then compute the pieces one by one in a thread.
+    async def drive_in_thread(self, turn: Turn, until: Callable[[], object] = lambda: False) -> None:
+        """Wait as `drive` does without blocking the loop; a thread of the session works meanwhile.
 
         Raises:
             RequestError: the session is closed.
         """
         import asyncio
+
+        while not (until() or turn.ended):
+            loop = asyncio.get_running_loop()
+            listener = _Listener(turn, until, loop, loop.create_future())
+            with self._changed:
+                self._enter(turn)
+                self._listeners.append(listener)
+                self._start_worker()
+            try:
+                await listener.future
+            finally:
+                with self._changed:
+                    if listener in self._listeners:
+                        self._listeners.remove(listener)
+
+    def close(self) -> None:
+        """End every turn and let none begin; free the decoder now, or after the step that is running."""
+        with self._changed:
+            self._closed = True
+            for turn in tuple(self._queue):
+                turn.end("cancelled", RequestError("session: closed"))
+            self._queue.clear()
+            worker, self._worker = self._worker, None
+        self._announce()
+        if worker is not None:
+            worker.shutdown(wait=False)
+        self._free_now()
+
+    def _enter(self, turn: Turn) -> None:
+        """Check that a caller may wait here, and put its turn into the queue if it is new."""
+        driver = self._driver
+        if self._closed:
+            raise RequestError("session: closed")
+        if driver is not None and driver.thread == threading.get_ident():
+            raise RequestError("session: this thread is in the middle of a step; a signal handler cannot use a session")
+        if turn.began is None:
+            turn.began = perf_counter()
+            self._queue.append(turn)
+
+    def _drive(self, until: Callable[[], object], mine: Turn | None = None) -> None:
+        """Run steps until a condition holds, unless another driver's steps fulfil it.
+
+        An exception may come at any place, from a signal handler. The interpreter looks for signals after calls, so
+        none comes between `finally` and the line below it.
+        """
+        me = _Driver(threading.get_ident())
+        try:
+            with self._changed:
+                if not self._wait(until):
+                    return
+                self._driver = me
+            while not until():
+                self._step(mine)
+        finally:
+            if self._driver is me:
+                self._driver = None
+            self._announce()
+            if self._closed:
+                self._free_now()
+
+    def _wait(self, until: Callable[[], object]) -> bool:
+        """Wait for the condition or until nobody drives; whether the latter came first."""
+        self._waiting += 1
+        try:
+            while not until():
+                if self._driver is None:
+                    return True
+                self._changed.wait(_LOOK_AGAIN_SECONDS)
+                self._cut_late()
+            return False
+        finally:
+            self._waiting -= 1
+
+    def _step(self, mine: Turn | None) -> None:
+        """Run one step of the turn that is first, and tell those who wait for it."""
+        self._cut_late()
+        try:
+            turn = self._queue[0]
+            if turn.ended:
+                self._queue.popleft()
+                return
+        except IndexError:  # `close` emptied the queue
+            return
+        turn.step()
+        if self._waiting or self._listeners:
+            self._announce()
+        if mine is not None and turn is not mine and not isinstance(turn.error, (AdaptcError, type(None))):
+            raise turn.error  # a signal handler of this thread may have raised it
+
+    def _cut_late(self) -> None:
+        for turn in tuple(self._queue):
+            if turn.ends_at is not None:
+                turn.end_if_late(self.clock())
+
+    def _announce(self) -> None:
+        """Wake all who wait."""
+        with self._changed:
+            self._changed.notify_all()
+            for listener in tuple(self._listeners):
+                if listener.until() or listener.turn.ended:
+                    self._listeners.remove(listener)
+                    listener.tell()
+
+    def _start_worker(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
-        while not self._busy.acquire(blocking=False):
-            await asyncio.sleep(_POLL_SECONDS)
-        thread = ThreadPoolExecutor(1, "adaptc-stream")
-        try:
-            self._begin()
-            loop = asyncio.get_running_loop()
-            while (piece := await loop.run_in_executor(thread, next, pieces, None)) is not None:
-                yield piece
-        finally:
-            # The worker first ends a step that is still running, and nothing waits for it here. A request from this
-            # thread may wait for the turn meanwhile, since the worker needs neither this thread nor its loop.
-            self._thread = None
-            thread.submit(self._end_stream, pieces)
-            thread.shutdown(wait=False)
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(1, "adaptc-session")
+        if not self._working:
+            self._working = True
+            self._worker.submit(self._work)
 
-    def _end_stream(self, pieces: Generator[str, None, None]) -> None:
-        try:
-            pieces.close()
-        finally:
-            self._end()
+    def _work(self) -> None:
+        """Drive for coroutines until none waits."""
+        while True:
+            self._drive(lambda: not self._listeners)
+            with self._changed:
+                if not self._listeners:
+                    self._working = False
+                    return
 
-    def _begin(self) -> None:
-        self._thread = threading.get_ident()
-        self.check()
-
-    def _end(self) -> None:
-        self._thread = None
-        self._busy.release()
-        self._free_if_closed()
-
-    def _free_if_closed(self) -> None:
-        if self._closed and self._busy.acquire(blocking=False):
+    def _free_now(self) -> None:
+        """Free the decoder if nobody drives; whoever does will."""
+        with self._changed:
+            if self._driver is not None:
+                return
             free, self._free = self._free, None
-            self._busy.release()
-            if free is not None:
-                free()
+        if free is not None:
+            free()

@@ -10,54 +10,59 @@ from adaptc.runtime.generation.sequence import TokenSequence
 from adaptc.runtime.model.decoder import BatchDecoder, next_tokens
 
 
-def write(decoder: BatchDecoder, sequences: Iterable[TokenSequence]) -> Iterator[tuple[TokenSequence, str]]:
+def write(decoder: BatchDecoder, sequences: Iterable[TokenSequence], began: float) -> Iterator[None]:
     """Decode sequences, as many at a time as the decoder has slots; a free slot takes the next prompt.
 
+    Args:
+        decoder: Its slots are used from the first one on.
+        sequences: They keep what is written.
+        began: `perf_counter` when the request was made.
+
     Yields:
-        After every token: its sequence, and the text that is certain now, which may be "".
+        After every prompt that was read, and after every step.
 
     Raises:
         EngineError: the engine failed, or computed no finite numbers.
     """
     waiting = deque(sequences)
     active: list[TokenSequence] = []
-    began = perf_counter()
     while waiting or active:
         while waiting and len(active) < decoder.batch:
             sequence = waiting.popleft()
             started = perf_counter()
             logits = decoder.start(len(active), sequence.prompt, sequence.options)
             sequence.follow_route(decoder, len(active))
-            piece = sequence.take(logits)
+            sequence.take(logits)
             sequence.prefill_seconds = perf_counter() - started
             sequence.time_to_first_token_seconds = perf_counter() - began
+            sequence.complete_step()
             if sequence.reason is None:
                 active.append(sequence)
-            yield sequence, piece
+            yield
         if active:
-            stepped = list(active)
-            pieces = _step(decoder, active)
-            yield from zip(stepped, pieces, strict=True)
+            _step(decoder, active)
+            yield
 
 
-def _step(decoder: BatchDecoder, active: list[TokenSequence]) -> list[str]:
+def _step(decoder: BatchDecoder, active: list[TokenSequence]) -> None:
     """Add one token to each sequence, whose slot is its index; those that end leave `active`."""
     started = perf_counter()
     for slot, sequence in enumerate(active):
         sequence.follow_route(decoder, slot)
     newest = [sequence.ids[-1] for sequence in active]
     tokens = next_tokens(decoder, newest, [sequence.sampler for sequence in active])
-    pieces = [sequence.accept(token) for sequence, token in zip(active, tokens, strict=True)]
+    for sequence, token in zip(active, tokens, strict=True):
+        sequence.accept(token)
     seconds = perf_counter() - started
     for slot in reversed(range(len(active))):
         sequence = active[slot]
         sequence.decode_seconds += seconds
         if (ran := decoder.ran(slot)) is not None:
             sequence.ran.append(ran)
+        sequence.complete_step()
         if sequence.reason is not None:
             # All later slots hold sequences that go on: the last of them takes this slot.
             last = active.pop()
             if last is not sequence:
                 active[slot] = last
                 decoder.move(len(active), slot)
-    return pieces

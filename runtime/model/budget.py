@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.errors import RequestError
+from adaptc.runtime.validation import check_number
 
 DENSE = -math.inf
 """The threshold under which every block runs."""
@@ -61,10 +61,7 @@ def check_budget(value: object) -> float:
     Raises:
         RequestError: it is something else.
     """
-    number = isinstance(value, (int, float, np.floating)) and not isinstance(value, bool)
-    if not number or not 0 <= float(value) <= 1:  # type: ignore[arg-type]
-        raise RequestError(f"budget: {value!r}; a number from 0 (cheapest) to 1 (dense) is needed")
-    return float(value)  # type: ignore[arg-type]
+    return check_number("budget", value, "a number from 0 (cheapest) to 1 (dense)", 0, 1)
 
 
 def threshold_at(thresholds: Sequence[tuple[float, float]], budget: float) -> float:

@@ -51,6 +51,10 @@ class BatchDecoder(Protocol):
     def routes(self) -> tuple[str, ...]:
         """Names of the routes, the default first; empty for a model without routes."""
 
+    @property
+    def takes_budget(self) -> bool:
+        """Whether a budget changes anything: there are skip gates, or a router."""
+
     def start(self, slot: int, ids: Ids, options: RequestOptions) -> Logits:
         """Read a prompt into a slot, whose old sequence is lost.
 

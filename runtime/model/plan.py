@@ -5,7 +5,7 @@ from __future__ import annotations
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest
 from adaptc.runtime.bundle.plan import Run, Switch
-from adaptc.runtime.errors import BundleError
+from adaptc.runtime.errors import BundleError, RequestError
 
 
 def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
@@ -29,3 +29,15 @@ def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
 def is_modal(manifest: Manifest) -> bool:
     """Whether the model runs once for each input; a language model with modalities is a decoder like any other."""
     return bool(manifest.modal) and all(graph.decoder is None for graph in manifest.graphs.values())
+
+
+def check_budget_fits(bundle: Bundle, budget: float | None) -> None:
+    """Refuse a budget for a bundle in which it changes nothing: there are neither skip gates nor a router.
+
+    Raises:
+        RequestError: it is such a bundle.
+    """
+    switch = bundle.manifest.switch
+    takes_one = bool(bundle.manifest.gates) or (switch is not None and switch.router is not None)
+    if budget is not None and not takes_one:
+        raise RequestError(f"budget: {bundle.path} has neither gates nor a router and always runs whole; leave it out")

@@ -73,6 +73,12 @@ class RoutedDecoder(ABC, Generic[S]):
         self._places: list[tuple[str, int] | None] = [None] * self.batch  # (route, slot of its tail)
         self._options = [NO_OPTIONS] * self.batch
 
+    @property
+    def takes_budget(self) -> bool:
+        """See `BatchDecoder.takes_budget`."""
+        segments = (self._trunk, *self._tails.values())
+        return self._router is not None or any(each.gates is not None for each in segments)
+
     @abstractmethod
     def _read_trunk(self, slot: int, ids: Ids, threshold: float) -> Callable[[], States]:
         """Have the trunk read a prompt and keep its states; the function returned fetches them."""

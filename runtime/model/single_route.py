@@ -22,6 +22,11 @@ class SingleRoute:
     routes: tuple[str, ...] = ()
     gates: SkipGates | None
 
+    @property
+    def takes_budget(self) -> bool:
+        """See `BatchDecoder.takes_budget`."""
+        return self.gates is not None
+
     def route(self, slot: int) -> str | None:
         """See `BatchDecoder.route`."""
         return None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.validation import check_elements, shown
 
 _UNFINISHED = "\ufffd"  # what decoders put where the bytes make no character yet
 _PATIENCE = 8  # tokens; a character has at most 4 bytes, so after these it is not going to be one
@@ -84,16 +85,17 @@ class Text:
         self._stops = stops
         self._held = ""
 
-    def push(self, token: int) -> str:
-        """The text that is certain now."""
+    def push(self, token: int, may_stop: bool = True) -> str:
+        """The text that is certain now; a stop string whose end comes while it may not stop is ordinary text."""
         piece = self._decoding.push(token)
-        return self._until_stop(piece) if self._stops else piece
+        return self._until_stop(piece) if self._stops and may_stop else piece
 
-    def finish(self) -> str:
-        """What was held back, when no token follows."""
+    def finish(self, may_stop: bool = True) -> str:
+        """What was held back, when no token follows; see `push`."""
         if self.stopped:
             return ""
-        piece = self._until_stop(self._decoding.finish())
+        piece = self._decoding.finish()
+        piece = self._until_stop(piece) if may_stop else piece
         rest, self._held = self._held, ""
         return piece + rest
 
@@ -115,14 +117,15 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def stop_strings(stop: str | Iterable[str]) -> tuple[str, ...]:
-    """The stop strings of a request.
+def stop_strings(stop: object) -> tuple[str, ...]:
+    """The stop strings of a request: one string, or an iterable of some.
 
     Raises:
         RequestError: one is empty or not a string.
     """
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    needed = "a string, or a list of strings"
+    stops = (stop,) if isinstance(stop, str) else tuple(check_elements("stop", stop, needed))
     for one in stops:
         if not isinstance(one, str) or not one:
-            raise RequestError(f"stop: {one!r}; each must be a string of at least one character")
-    return stops
+            raise RequestError(f"stop: {shown(one)}; each must be a string of at least one character")
+    return stops  # type: ignore[return-value]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.errors import EngineError, RequestError
+from adaptc.runtime.errors import EngineError
+from adaptc.runtime.validation import check_count, check_number
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -47,18 +48,17 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, "a number from 0 to 100", lambda x: 0 <= x <= 100)
-        _check("top_k", self.top_k, "a whole number from 0", lambda x: isinstance(x, int) and x >= 0)
-        _check("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
-        _check("min_p", self.min_p, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-        penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, "a number above 0, at most 100", lambda x: 0 < x <= 100)
-
-
-def _check(name: str, value: object, range_: str, allowed: Callable[[float], bool]) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and allowed(value)):  # type: ignore[arg-type]  # NaN is outside every range
-        raise RequestError(f"sampling.{name}: {value!r}; {range_} is needed")
+        checked = {
+            "temperature": check_number("temperature", self.temperature, "a number from 0 to 100", 0, 100),
+            "top_k": check_count("top_k", self.top_k, least=0),
+            "top_p": check_number("top_p", self.top_p, "a number above 0, at most 1", 0, 1, above=True),
+            "min_p": check_number("min_p", self.min_p, "a number from 0 to 1", 0, 1),
+            "repetition_penalty": check_number(
+                "repetition_penalty", self.repetition_penalty, "a number above 0, at most 100", 0, 100, above=True
+            ),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
 
 class Sampler:
@@ -69,13 +69,22 @@ class Sampler:
         greedy: Whether the most likely one is always taken.
     """
 
-    def __init__(self, sampling: Sampling, prompt: Iterable[int], random: np.random.Generator) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Iterable[int],
+        random: np.random.Generator,
+        ends: Iterable[int] = (),
+        hold: int = 0,
+    ) -> None:
         """Start with a prompt.
 
         Args:
             sampling: How tokens are chosen.
             prompt: Its ids, which count as already there for the repetition penalty.
             random: Not used if the temperature is 0.
+            ends: Tokens that end the text.
+            hold: The number of tokens that are none of `ends`, before any may be.
         """
         self.sampling = sampling
         self.greedy = sampling.temperature < _COLD
@@ -83,6 +92,8 @@ class Sampler:
         self._points: deque[float] = deque()  # drawn and not used yet
         self._penalised = sampling.repetition_penalty != 1
         self._seen = set(prompt) if self._penalised else set()
+        self._ends = np.array(sorted(ends), np.int64)
+        self._hold = hold if len(self._ends) else 0
 
     def __call__(self, logits: Logits) -> int:
         """The next token.
@@ -95,6 +106,9 @@ class Sampler:
         """
         if self._penalised:
             _penalise(logits, self._seen, self.sampling.repetition_penalty)
+        if self._hold:
+            logits[self._ends] = -np.inf
+            self._hold -= 1
         best = int(logits.argmax())
         highest = float(logits[best])
         if not math.isfinite(highest):  # argmax finds NaN and +inf wherever they are
@@ -108,7 +122,7 @@ class Sampler:
     @property
     def free(self) -> bool:
         """Whether a token depends on nothing but its logits, so that another device may choose it."""
-        return not self._penalised
+        return not self._penalised and not self._hold
 
     def point(self, ahead: int = 0) -> float:
         """Where in the distribution the next token is drawn, in [0, 1), or the one that many after it."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
 from adaptc.runtime.text.detokenize import ByteDecoding, Decoding, WindowDecoding
 from adaptc.runtime.text.templates import ChatTemplate, Message
+from adaptc.runtime.validation import check_count, check_elements, shown
 
 if TYPE_CHECKING:
     import tokenizers
 
+_NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+_MOST_ID = (1 << 32) - 1  # the library counts tokens in 32 bits
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -45,26 +49,50 @@ class Tokenizer:
             special: Add the tokens the model expects around a text, such as BOS.
 
         Raises:
-            RequestError: the text is not valid Unicode.
+            RequestError: it is no text, or not valid Unicode.
         """
+        if not isinstance(text, str):
+            raise RequestError(f"text: {shown(text)}; a str is needed")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(
                 f"prompt: not valid Unicode: character {error.start} is a lone surrogate; decode from UTF-8"
             ) from error
-        return self._tokenizer.encode(text, add_special_tokens=special).ids
+        return self._tokenizer.encode(text, add_special_tokens=bool(special)).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+    def count(self, text: str, special: bool = True) -> int:
+        """The number of tokens of a text, see `encode`."""
+        return len(self.encode(text, special))
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """The text of ids.
+
+        Args:
+            ids: Those that the tokenizer does not know have no text.
+            special: Whether special tokens are written out.
+
+        Raises:
+            RequestError: they are no ids.
+        """
+        each = check_elements("ids", ids, "a list of token ids")
+        known = [check_count("ids", token, most=_MOST_ID, least=0) for token in each]
+        return self._tokenizer.decode(known, skip_special_tokens=not special)
+
+    def token(self, id_: int) -> str | None:
+        """The name of a token in the vocabulary; None for an id that is not in it."""
+        return self._tokenizer.id_to_token(id_) if 0 <= id_ <= _MOST_ID else None
 
     def decoding(self) -> Decoding:
         """A new decoding of one sequence, token by token."""
-        return ByteDecoding(self._bytes_of) if self._byte_level else WindowDecoding(self.decode)
+        return ByteDecoding(self._bytes_of) if self._byte_level else WindowDecoding(self._tokenizer.decode)
 
-    def render(self, messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+    def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = _NO_VARIABLES) -> str:
         """A conversation as a prompt; encode it with `special=False`.
+
+        Args:
+            messages: Each with "role" and "content".
+            variables: Variables of the chat template, such as "tools" or "enable_thinking".
 
         Raises:
             RequestError: the model has no chat template, or it refuses the messages.
@@ -72,7 +100,16 @@ class Tokenizer:
         """
         if self._template is None:
             raise RequestError("chat: this model has no chat template; use generate with a prompt")
-        return self._template.render(messages, options)
+        if not isinstance(messages, (list, tuple)):
+            raise RequestError(f'messages: {shown(messages)}; a list of {{"role": ..., "content": ...}} is needed')
+        if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+            raise RequestError(f"template: {shown(variables)}; a mapping from names to values is needed")
+        return self._template.render(messages, variables)
+
+    def __repr__(self) -> str:
+        """How large it is, and whether it can render chats."""
+        chat = "with" if self._template is not None else "without"
+        return f"<Tokenizer of {self._tokenizer.get_vocab_size()} tokens, {chat} chat template>"
 
     @cached_property
     def _template(self) -> ChatTemplate | None:

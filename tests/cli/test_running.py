@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adaptc import runtime
-from adaptc.runtime import Session
+from adaptc.runtime import Session, Stream
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.cli.running import run
 from tests.models import tiny_tokenizer
@@ -50,10 +50,12 @@ def test_generate_prints_the_answer_alone(session: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("session")
-def test_a_budget_without_gates_is_said() -> None:
-    dense, cheap = run("generate", "bundle", "-p", "a"), run("generate", "bundle", "-p", "a", "--budget", "0.5")
-    assert (cheap.stdout, dense.stderr) == (dense.stdout, "")
-    assert cheap.stderr == "this bundle has no gates: it runs dense whatever the budget\n"
+def test_a_budget_without_gates_is_refused() -> None:
+    cheap = run("generate", "bundle", "-p", "a", "--budget", "0.5")
+    assert (cheap.exit_code, cheap.stdout) == (1, "")
+    assert cheap.stderr == (
+        "Error: budget: this bundle has neither gates nor a router and always runs whole; leave it out\n"
+    )
     wrong = run("generate", "bundle", "-p", "a", "--budget", "nan")
     assert wrong.stderr == "Error: budget: nan; a number from 0 (cheapest) to 1 (dense) is needed\n"
 
@@ -100,10 +102,10 @@ def test_a_prompt_from_a_file_and_from_stdin(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--temperature", "-1"], "sampling.temperature: -1.0; a number from 0 to 100 is needed"),
-        (["--temperature", "nan"], "sampling.temperature: nan; a number from 0 to 100 is needed"),
-        (["--top-p", "0"], "sampling.top_p: 0.0; a number above 0, at most 1 is needed"),
-        (["--top-k", "-3"], "sampling.top_k: -3; a whole number from 0 is needed"),
+        (["--temperature", "-1"], "temperature: -1.0; a number from 0 to 100 is needed"),
+        (["--temperature", "nan"], "temperature: nan; a number from 0 to 100 is needed"),
+        (["--top-p", "0"], "top_p: 0.0; a number above 0, at most 1 is needed"),
+        (["--top-k", "-3"], "top_k: -3; a whole number from 0 is needed"),
         (["--max-new-tokens", "0"], "max_new_tokens: 0; a whole number from 1 is needed"),
         (["--seed", "-1"], "seed: -1; a whole number from 0 is needed"),
     ],
@@ -152,25 +154,27 @@ def test_a_conversation_that_is_too_long_says_how_to_go_on() -> None:
 
 @pytest.mark.usefixtures("session")
 def test_ctrl_c_stops_the_answer_and_not_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Session.chat
+    whole, read = Session.chat, Stream.__next__
     asked: list[list[dict[str, str]]] = []
-    said: list[str] = []
+    told: list[str] = []
 
-    def interrupted(self: Session, messages: list[dict[str, str]], **options: Any) -> Any:
+    def chat(self: Session, messages: list[dict[str, str]], **options: Any) -> Any:
         asked.append(list(messages))
-        pieces = whole(self, messages, **options)
-        yield next(pieces)
-        pieces.close()
-        assert self.last is not None
-        said.append(self.last.text)
-        raise KeyboardInterrupt
+        return whole(self, messages, **options)
 
-    monkeypatch.setattr(Session, "chat", interrupted)
+    def interrupted(self: Stream) -> str:
+        if len(told) == 1:
+            raise KeyboardInterrupt
+        told.append(read(self))
+        return told[-1]
+
+    monkeypatch.setattr(Session, "chat", chat)
+    monkeypatch.setattr(Stream, "__next__", interrupted)
     done = run("chat", "bundle", "-n", "6", text="hello\nmore\n")
     assert done.exit_code == 0
-    assert said[0]
+    assert told[0]
     assert asked[1] == [
         {"role": "user", "content": "hello"},
-        {"role": "assistant", "content": said[0]},
+        {"role": "assistant", "content": told[0]},
         {"role": "user", "content": "more"},
     ]

@@ -53,7 +53,7 @@ def test_a_bundle_generates_what_the_model_does(
     assert made.bundle.manifest.target.weights == weights
     with runtime.load(made.bundle.path) as session:
         result = session.generate(IDS, max_new_tokens=12)
-        scores = session.score(IDS)
+        scores = session.score(IDS).values
     expected = folder.greedy(model, IDS, 12)
     stop = expected.index(1) + 1 if 1 in expected else len(expected)
     agree = sum(a == b for a, b in zip(result.ids, expected[:stop], strict=False))

@@ -66,7 +66,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def scores(bundle: Bundle, budget: float) -> Any:
     with load(bundle.path, threads=1) as session:
-        return session.score(IDS, step=True, budget=budget)
+        return session.score(IDS, step=True, budget=budget).values
 
 
 def test_gates_lie_in_files_of_their_own(built: tuple[Path, Bundle]) -> None:

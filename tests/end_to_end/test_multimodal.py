@@ -78,7 +78,7 @@ def test_text_alone_equals_eager_and_runs_no_image_encoder(family: str, made: Ca
     words = vlm.tokenizer().encode(TEXT).ids
     with runtime.load(bundle, threads=1) as session:
         assert list(session.generate(TEXT, max_new_tokens=12).ids) == vlm.greedy(model, words, 12)
-        found = session.score(words)
+        found = session.score(words).values
         assert session.images is not None
         assert not session.images.graphs.loaded
         assert not session.images.graphs.ran

@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def scores(bundle: Bundle, *, verify: bool = True) -> dict[str, npt.NDArray[np.float32]]:
     with runtime.load(bundle.path, threads=1, verify=verify) as session:
-        return {route: session.score(IDS, route=route) for route in stitched.ROUTES}
+        return {route: session.score(IDS, route=route).values for route in stitched.ROUTES}
 
 
 def test_numbers_stay_and_routes_share(bundle: Bundle) -> None:

@@ -57,7 +57,7 @@ def fp32(cache: Path) -> Path:
 def score(bundle: Path) -> float:
     """Mean log probability of the text's tokens."""
     with runtime.load(bundle) as session:
-        return float(session.score(TEXT).mean())
+        return float(session.score(TEXT).values.mean())
 
 
 @pytest.fixture(scope="module")

@@ -89,8 +89,7 @@ def test_the_router_picks_by_the_prompts_states(bundle: Bundle) -> None:
             np.testing.assert_allclose(list(choice.losses.values()), said, atol=1e-4)
             assert choice.route == picked(choice.losses, choice.costs, switch.router.threshold)
             assert session.generate(prompt, max_new_tokens=2).trace.route == choice.route
-            session.score(prompt)
-            assert session.scored_route == choice.route
+            assert session.score(prompt).route == choice.route
             assert session.generate(prompt, max_new_tokens=2, budget=1).trace.route == "large"
             picks.add(choice.route)
     assert len(picks) > 1, "or the router would not matter"
@@ -143,7 +142,7 @@ def test_a_route_is_its_eager_composition(bundle: Bundle, route: str) -> None:
     chosen = log_softmax(expected)[np.arange(39), ids[1:]]
     with runtime.load(bundle.path, chunk=16, threads=1) as session:
         for step in (False, True):
-            found = session.score(ids.tolist(), route=route, step=step)
+            found = session.score(ids.tolist(), route=route, step=step).values
             assert_close(found, chosen.astype(np.float32), **ENGINE)
         written = session.generate(PROMPTS[0], max_new_tokens=12, route=route)
     assert list(written.ids) == stitched.greedy(route, PROMPTS[0], len(written.ids), given())[0]
@@ -230,7 +229,7 @@ def test_int4_keeps_its_routes_close(folder: Path) -> None:
     ids = np.random.default_rng(3).integers(2, 300, 40)
     with runtime.load(made.path, threads=1) as session:
         for route in stitched.ROUTES:
-            found = session.score(ids.tolist(), route=route)
+            found = session.score(ids.tolist(), route=route).values
             chosen = log_softmax(stitched.eager(route, ids[None], given())[0])[np.arange(39), ids[1:]]
             other = "short" if route == "small" else "small"
             wrong = log_softmax(stitched.eager(other, ids[None], given())[0])[np.arange(39), ids[1:]]
@@ -255,11 +254,12 @@ def test_skipping_in_a_backbone_composes(folder: Path, monkeypatch: pytest.Monke
     ids = np.random.default_rng(3).integers(2, 300, 12)
     program = Pipeline(passes).run(stitched.program())
     with runtime.load(made.path, threads=1) as session:
-        dense = session.score(ids.tolist(), route="large", step=True)
-        cheap = session.score(ids.tolist(), route="large", budget=0)
-        assert session.scored is not None
-        assert session.scored.ran.shape == (12 - 2 - 2 + 1, 3)
-        assert session.scored.share > 0
+        dense = session.score(ids.tolist(), route="large", step=True).values
+        scored = session.score(ids.tolist(), route="large", budget=0)
+        cheap = scored.values
+        assert scored.skips is not None
+        assert scored.skips.ran.shape == (12 - 2 - 2 + 1, 3)
+        assert scored.skips.share > 0
         written = session.generate(ids.tolist(), max_new_tokens=4, route="large", budget=0)
         assert written.trace.skips is not None
         assert session.generate(ids.tolist(), max_new_tokens=4, route="small", budget=0).trace.skips is not None

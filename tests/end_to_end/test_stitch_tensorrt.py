@@ -123,10 +123,10 @@ def test_a_batch_of_mixed_routes_is_that_of_the_cpu(bundle: Bundle, cpu: Session
 
 def test_a_stream_changes_its_route_on_the_way(gpu: Gpu, cpu: Session) -> None:
     def streamed(session: Session, prompt: list[int]) -> tuple[tuple[int, ...], tuple[tuple[int, str], ...]]:
-        for place, _ in enumerate(session.generate(prompt, max_new_tokens=20, route="large", stream=True)):
-            session.reroute(("small", "large")[place % 2])
-        assert session.last is not None
-        return session.last.ids, session.last.trace.routes
+        stream = session.generate(prompt, max_new_tokens=20, route="large", stream=True)
+        for place, _ in enumerate(stream):
+            stream.reroute(("small", "large")[place % 2])
+        return stream.result.ids, stream.result.trace.routes
 
     def written(session: Session) -> list[int]:
         rows, ids = session._decoder, list(PROMPTS[2])
@@ -146,7 +146,7 @@ def test_scores_are_those_of_the_cpu(gpu: Gpu, cpu: Session) -> None:
     ids = np.random.default_rng(3).integers(2, 300, 40).tolist()
     for route in ("large", "small"):
         for step in (False, True):
-            mine, other = (each.score(ids, route=route, step=step) for each in (gpu.session, cpu))
+            mine, other = (each.score(ids, route=route, step=step).values for each in (gpu.session, cpu))
             np.testing.assert_allclose(mine, other, atol=0.05)
 
 

@@ -25,7 +25,7 @@ def test_a_stored_bundle_scores_what_it_did(schema: str, name: str, tmp_path: Pa
     bundle = shutil.copytree(STORED / schema / name, tmp_path / name)
     with runtime.load(bundle, threads=1) as session:
         for way in expected[name]:
-            scores = session.score(expected["ids"], **way["options"])
+            scores = session.score(expected["ids"], **way["options"]).values
             np.testing.assert_allclose(scores, way["scores"], rtol=0, atol=TOLERANCE)
         assert len(session.generate(expected["ids"], max_new_tokens=4).ids) == 4
 

@@ -160,11 +160,11 @@ def test_the_command_prints_json(bundle: Bundle, text: Path) -> None:
     }
 
 
-def test_a_budget_without_gates_changes_nothing_and_is_said(bundle: Bundle, text: Path) -> None:
+def test_a_budget_without_gates_is_refused(bundle: Bundle, text: Path) -> None:
     arguments = (bundle.path, "--text", text, "--window", 32, "--no-dense", "--json", "--threads", 1)
-    dense, cheap = run(*arguments), run(*arguments, "--budget", 0.5)
-    assert cheap.stdout == dense.stdout
-    assert (dense.stderr, cheap.stderr) == ("", "this bundle has no gates: it runs dense whatever the budget\n")
+    refused = run(*arguments, "--budget", 0.5)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "has neither gates nor a router and always runs whole; leave it out" in refused.stderr
     assert run(*arguments, "--budget", 1.5).exit_code == 2
 
 

@@ -58,14 +58,15 @@ def test_whole_windows_give_what_steps_of_one_token_give(warmup: int, tmp_path: 
             level = threshold_at(TABLE, budget)
             rule = Rule(graph, constant(level))
             scores, ran = walk(rule, 0, IDS[:60], max(1, warmup))
-            stepped = running.score(IDS[:60], budget=budget)
-            assert running.scored is not None
-            np.testing.assert_array_equal(running.scored.ran, ran[:, max(1, warmup) : -1].T)
+            scored = running.score(IDS[:60], budget=budget)
+            stepped = scored.values
+            assert scored.skips is not None
+            np.testing.assert_array_equal(scored.skips.ran, ran[:, max(1, warmup) : -1].T)
             assert_close(scores, stepped, **ENGINE)
             found = score(rule, IDS[:60], 60, max(1, warmup))
-            assert found.skipped == pytest.approx(running.scored.share)
+            assert found.skipped == pytest.approx(scored.skips.share)
             assert found.loss[0] == pytest.approx(-float(stepped.sum()), rel=1e-5)
-            differences.append(np.abs(stepped - running.score(IDS[:60])).max())
+            differences.append(np.abs(stepped - running.score(IDS[:60]).values).max())
         # Or it would compare dense with dense, and the warm-up with itself:
         assert max(differences) > 0.1
         other = walk(Rule(graph, constant(level)), 0, IDS[:60], max(1, warmup) + 9)[0]

@@ -59,7 +59,7 @@ def test_a_package_adds_a_family_with_one_file(tmp_path: Path) -> None:
     compiled = compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache"))
     assert compiled.bundle.manifest.models["lm"].architecture == "olmo2"
     with runtime.load(compiled.bundle.path) as session:
-        result, scores = session.generate(IDS, max_new_tokens=12), session.score(IDS)
+        result, scores = session.generate(IDS, max_new_tokens=12), session.score(IDS).values
     with torch.no_grad():
         logits = model(torch.tensor([IDS]), use_cache=False).logits[0].double()
     expected = torch.log_softmax(logits, -1)[range(len(IDS) - 1), IDS[1:]].numpy()

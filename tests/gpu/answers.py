@@ -33,7 +33,7 @@ def ask(session: Session, request: dict[str, Any]) -> dict[str, Any]:
         choice = session.choose(prompt, **options)
         return {"routes": choice.route, "losses": [float(loss) for loss in choice.losses.values()]}
     if kind == "score":
-        return {"losses": [float(loss) for loss in session.score(prompt, **options)]}
+        return {"losses": [float(loss) for loss in session.score(prompt, **options).values]}
     if kind == "mixed":
         requests = list(zip(prompt, request["routes"], strict=True))
         return {"ids": mixed(session, requests, request["count"], options.get("budget"))}
@@ -54,7 +54,7 @@ def mixed(
     answers = [
         sequence_of(asked, np.array(prompt), spec, options=RequestOptions(budget, route)) for prompt, route in requests
     ]
-    for _ in write(session._decoder, answers):
+    for _ in write(session._decoder, answers, perf_counter()):
         pass
     return [list(answer.ids) for answer in answers]
 

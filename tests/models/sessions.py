@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import monotonic
+
 from adaptc.runtime import DecoderSpec, Engine, Session, SkipGates
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.text.tokenizer import Tokenizer
@@ -16,6 +19,7 @@ def session_of(
     chunk: int = 512,
     gates: SkipGates | None = None,
     budget: float | None = None,
+    clock: Callable[[], float] = monotonic,
 ) -> Session:
     """A session that decodes with one graph."""
-    return Session(HostDecoder(engine, spec, batch, chunk, gates), tokenizer, budget=budget)
+    return Session(HostDecoder(engine, spec, batch, chunk, gates), tokenizer, budget=budget, clock=clock)

@@ -48,7 +48,9 @@ def scores(bundle: Path) -> list[dict[str, Any]]:
     with runtime.load(bundle, threads=1) as session:
         ways: list[dict[str, Any]] = [{"route": route} for route in session.routes]
         ways = ways or [{"budget": budget} for budget in (1.0, 0.5, 0.0)]
-        return [{"options": way, "scores": [round(float(x), 4) for x in session.score(IDS, **way)]} for way in ways]
+        return [
+            {"options": way, "scores": [round(float(x), 4) for x in session.score(IDS, **way).values]} for way in ways
+        ]
 
 
 def main(into: Path) -> None:

@@ -49,12 +49,12 @@ def command(
     from adaptc.evaluation import answers
     from adaptc.evaluation.questions import SHOTS, read_questions
     from adaptc.runtime import load, open_bundle
+    from adaptc.runtime.model.plan import check_budget_fits
 
     if (prompts is None) == (questions is None):
         raise click.UsageError("give either --prompts or --questions")
     opened = open_bundle(bundle)
-    if not opened.manifest.gates:
-        click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
+    check_budget_fits(opened, budget)
     if questions is not None:
         asked = read_questions(questions)[: first and first + SHOTS]
         with progress_bar(len(asked) - SHOTS, "questions") as progress:

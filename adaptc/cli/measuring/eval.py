@@ -71,11 +71,11 @@ def command(
     from adaptc.evaluation.routes import has_router, routes_of
     from adaptc.evaluation.text import text_ids
     from adaptc.runtime import open_bundle
+    from adaptc.runtime.model.plan import check_budget_fits
 
     opened = open_bundle(bundle)
     chosen = routes_of(opened, routes)
-    if budget is not None and budget < 1 and not opened.manifest.gates and not chosen:
-        click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
+    check_budget_fits(opened, budget)
     ids = text_ids(opened, text, tokens)
     options = {"step": step, "budget": budget, "threads": threads}
     models = _models(opened, ids, window, dense_dtype, threads, base, open_cache(cache_dir)) if dense else {}

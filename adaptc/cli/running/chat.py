@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptc.cli.options import BUNDLE
-from adaptc.cli.running.requests import generation_options, last_result, note_budget, print_pieces, request_of
+from adaptc.cli.running.requests import generation_options, print_pieces
 
 if TYPE_CHECKING:
     from adaptc.runtime import Session
@@ -27,10 +27,8 @@ def command(bundle: Path, system: str | None, threads: int | None, verify: bool,
     """
     from adaptc import runtime
 
-    request = request_of(options)
     beginning = [{"role": "system", "content": system}] if system else []
-    with runtime.load(bundle, threads=threads, verify=verify, budget=request["budget"]) as session:
-        note_budget(session, request["budget"])
+    with runtime.load(bundle, threads=threads, verify=verify, budget=options["budget"]) as session:
         messages = list(beginning)
         _hint("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer.")
         while (line := _ask()) is not None and line != "/quit":
@@ -39,7 +37,7 @@ def command(bundle: Path, system: str | None, threads: int | None, verify: bool,
             elif line.startswith("/"):
                 _hint("There are: /reset, /quit.")
             elif line:
-                messages = _answer(session, messages, line, request)
+                messages = _answer(session, messages, line, options)
 
 
 def _answer(
@@ -61,7 +59,7 @@ def _answer(
     except KeyboardInterrupt:
         pieces.close()
         click.echo()
-    return [*asked, {"role": "assistant", "content": last_result(session).text}]
+    return [*asked, {"role": "assistant", "content": pieces.result.text}]
 
 
 def _ask() -> str | None:

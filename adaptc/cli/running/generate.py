@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptc.cli.options import BUNDLE
-from adaptc.cli.running.requests import generation_options, last_result, note_budget, print_pieces, request_of
+from adaptc.cli.running.requests import generation_options, print_pieces
 
 if TYPE_CHECKING:
     from adaptc.runtime import Result, SkipGates
@@ -45,14 +45,13 @@ def command(
     texts = [*prompts, *([_read(prompt_file)] if prompt_file is not None else [])]
     if not texts:
         raise click.UsageError("give a --prompt or a --prompt-file")
-    request = request_of(options)
-    with runtime.load(bundle, threads=threads, verify=verify, budget=request["budget"]) as session:
-        note_budget(session, request["budget"])
+    with runtime.load(bundle, threads=threads, verify=verify, budget=options["budget"]) as session:
         if stream and not as_json and len(texts) == 1:
-            print_pieces(session.generate(texts[0], stream=True, **request))
-            results = [last_result(session)]
+            pieces = session.generate(texts[0], stream=True, **options)
+            print_pieces(pieces)
+            results = [pieces.result]
         else:
-            results = session.generate(texts, **request)
+            results = session.generate(texts, **options)
             _print_results(results, as_json)
     if trace:
         for result in results:

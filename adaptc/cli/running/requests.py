@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from adaptc.runtime import Result, Session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,31 +58,9 @@ def generation_options(command: F) -> F:
     return command
 
 
-def request_of(options: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `Session.generate`, from the command's options."""
-    from adaptc.runtime import Sampling
-
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    sampling = Sampling(**{name: options.pop(name) for name in names})
-    return options | {"sampling": sampling}
-
-
-def note_budget(session: Session, budget: float | None) -> None:
-    """Say that a budget changes nothing, where it does not."""
-    if budget is not None and budget < 1 and session.gates is None and not session.routes:
-        click.echo("this bundle has no gates: it runs dense whatever the budget", err=True)
-
-
 def print_pieces(pieces: Iterable[str]) -> None:
     """Print an answer while it is written."""
     for piece in pieces:
         click.echo(piece, nl=False)
         sys.stdout.flush()
     click.echo()
-
-
-def last_result(session: Session) -> Result:
-    """The result of the request that was made last."""
-    last = session.last
-    assert last is not None, "a request was made"
-    return last

@@ -67,8 +67,7 @@ class HostDecoder(SingleRoute):
             RequestError: a number is out of range, or the cache does not fit in memory.
             EngineError: the graph is not of the decoder form.
         """
-        check_count("batch", batch)
-        check_count("chunk", chunk)
+        batch, chunk = check_count("batch", batch), check_count("chunk", chunk)
         self.spec = spec
         self.batch = batch
         self.gates = gates

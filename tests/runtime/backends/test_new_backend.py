@@ -78,7 +78,7 @@ def greedy(prompt: list[int], count: int) -> tuple[int, ...]:
 def test_a_decoder_in_numpy_writes_what_the_model_does(tmp_path: Path) -> None:
     with load(decoder_bundle(tmp_path / "bundle"), chunk=6, backends=WITH_NUMPY) as session:
         results = session.generate(PROMPTS, max_new_tokens=10)
-        scores = session.score(PROMPTS[3])
+        scores = session.score(PROMPTS[3]).values
     assert [result.ids for result in results] == [greedy(prompt, 10) for prompt in PROMPTS]
     logits = LM.logits(np.array(PROMPTS[3])).astype(np.float64)[:-1]
     expected = logits[np.arange(len(logits)), PROMPTS[3][1:]] - np.log(np.exp(logits).sum(axis=1))

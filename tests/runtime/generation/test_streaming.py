@@ -1,48 +1,25 @@
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 from pathlib import Path
 
 import pytest
 
-from adaptc.runtime import BundleError, EngineError, RequestError, Session
+from adaptc.runtime import BundleError, RequestError, Session
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec, greedy
 from tests.models.sessions import session_of
-from tests.models.tiny_tokenizer import byte_level, save
-
-SPEC = decoder_spec(vocab=320, max_tokens=100)
-PROMPT = "the cat"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(save(byte_level(), tmp_path_factory.mktemp("tokenizer")))
-
-
-@pytest.fixture
-def lm() -> HistoryLm:
-    return HistoryLm(SPEC)
-
-
-@pytest.fixture
-def session(lm: HistoryLm, tokenizer: Tokenizer) -> Session:
-    return session_of(lm.engine, SPEC, tokenizer, batch=2)
-
-
-def expected(tokenizer: Tokenizer, count: int, prompt: str = PROMPT) -> str:
-    return tokenizer.decode(greedy(tokenizer.encode(prompt), count, SPEC))
+from tests.runtime.generation.text_lm import PROMPT, SPEC, expected
 
 
 def test_pieces_join_to_the_text(session: Session, tokenizer: Tokenizer) -> None:
-    pieces = list(session.generate(PROMPT, max_new_tokens=60, stream=True))
+    stream = session.generate(PROMPT, max_new_tokens=60, stream=True)
+    pieces = list(stream)
     assert "".join(pieces) == expected(tokenizer, 60)
     assert all(pieces)
-    assert session.last is not None
-    assert session.last.text == "".join(pieces) == session.generate(PROMPT, max_new_tokens=60).text
-    assert len(session.last.ids) == 60
+    assert stream.result.text == "".join(pieces) == session.generate(PROMPT, max_new_tokens=60).text
+    assert len(stream.result.ids) == 60
 
 
 def test_a_stream_is_lazy(session: Session, lm: HistoryLm) -> None:
@@ -98,37 +75,41 @@ def test_an_end_token_is_no_text(tokenizer: Tokenizer) -> None:
     assert result.text == tokenizer.decode(ids[: ids.index(ids[6])])
 
 
-@pytest.mark.parametrize("how", ["close", "drop"])
-def test_an_abandoned_stream_frees_the_session(session: Session, how: str) -> None:
-    stream = session.generate(PROMPT, stream=True)
-    next(stream)
-    if how == "close":
-        stream.close()
-    else:
-        del stream
-        gc.collect()
-    assert session.last is not None
-    assert session.last.finish_reason == "cancelled"
+def test_a_stream_that_is_closed_has_a_result_and_writes_no_more(
+    session: Session, lm: HistoryLm, tokenizer: Tokenizer
+) -> None:
+    with session.generate(PROMPT, max_new_tokens=60, stream=True) as stream:
+        with pytest.raises(RequestError, match=r"^stream: it has not ended; read it to its end or close it"):
+            _ = stream.result
+        piece = next(stream)
+    result = stream.result
+    assert (result.text, result.finish_reason) == (piece, "cancelled")
+    assert list(result.ids) == greedy(tokenizer.encode(PROMPT), len(result.ids), SPEC)
+    assert list(stream) == []
+    calls = len(lm.calls)
     assert session.generate(PROMPT, max_new_tokens=3).finish_reason == "length"
+    assert len(lm.calls) == calls + 3
 
 
-def test_a_second_request_beside_an_open_stream_does_not_hang(session: Session) -> None:
+def test_a_stream_that_is_dropped_writes_no_more(session: Session, lm: HistoryLm) -> None:
     stream = session.generate(PROMPT, stream=True)
     next(stream)
-    with pytest.raises(RequestError, match=r"^session: a stream of this thread is open"):
-        session.generate(PROMPT)
-    stream.close()
-    assert session.generate(PROMPT, max_new_tokens=2).ids
+    calls = len(lm.calls)
+    del stream
+    gc.collect()
+    assert session.generate(PROMPT, max_new_tokens=3).finish_reason == "length"
+    assert len(lm.calls) == calls + 3
 
 
-def test_closing_ends_a_stream(session: Session, lm: HistoryLm) -> None:
-    stream = session.generate(PROMPT, stream=True)
-    next(stream)
+def test_closing_the_session_ends_a_stream(session: Session, lm: HistoryLm) -> None:
+    stream, other = (session.generate(PROMPT, stream=True) for _ in range(2))
+    piece = next(stream)
     session.close()
-    assert lm.engine.function is not None, "the engine is still in use"
-    with pytest.raises(RequestError, match=r"^session: closed$"):
-        list(stream)
     assert lm.engine.function is None
+    for each, text in ((stream, piece), (other, "")):
+        with pytest.raises(RequestError, match=r"^session: closed$"):
+            list(each)
+        assert (each.result.text, each.result.finish_reason) == (text, "cancelled")
 
 
 def test_leaving_the_block_in_the_middle_of_a_stream(lm: HistoryLm, tokenizer: Tokenizer) -> None:
@@ -152,94 +133,6 @@ def test_threads_take_turns(session: Session, tokenizer: Tokenizer) -> None:
     for thread in threads:
         thread.join(30)
     assert found == {prompt: [expected(tokenizer, 15, prompt)] * 3 for prompt in prompts}
-
-
-async def collect(session: Session, prompt: str, count: int) -> str:
-    return "".join([piece async for piece in session.generate_async(prompt, max_new_tokens=count)])
-
-
-def test_coroutines_take_turns(session: Session, tokenizer: Tokenizer) -> None:
-    prompts = [f"prompt {index}" for index in range(5)]
-
-    async def main() -> list[str]:
-        return await asyncio.gather(*(collect(session, prompt, 15) for prompt in prompts))
-
-    assert asyncio.run(main()) == [expected(tokenizer, 15, prompt) for prompt in prompts]
-    session.close()
-
-
-def test_the_loop_runs_on_while_the_engine_works(session: Session, lm: HistoryLm) -> None:
-    """Every step waits for the loop to answer: if the engine held the loop, none ever would."""
-    answers: list[bool] = []
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-
-        def ask() -> None:
-            answered = threading.Event()
-            loop.call_soon_threadsafe(answered.set)
-            answers.append(answered.wait(10))
-
-        lm.before = ask
-        await collect(session, PROMPT, 8)
-
-    asyncio.run(main())
-    assert len(answers) >= 8
-    assert all(answers)
-
-
-def test_a_cancelled_task_frees_the_session(session: Session, lm: HistoryLm, tokenizer: Tokenizer) -> None:
-    begun, goes_on = threading.Event(), threading.Event()
-
-    def step() -> None:
-        begun.set()
-        assert goes_on.wait(10)
-
-    lm.before = step
-
-    async def main() -> str:
-        task = asyncio.create_task(collect(session, PROMPT, 90))
-        assert await asyncio.to_thread(begun.wait, 10)
-        task.cancel()
-        goes_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        lm.before = lambda: None
-        return await collect(session, PROMPT, 5)
-
-    assert asyncio.run(main()) == expected(tokenizer, 5)
-    assert len(lm.calls) < 60
-
-
-def test_a_coroutine_that_waits_can_be_cancelled(session: Session) -> None:
-    stream = session.generate(PROMPT, stream=True)
-    next(stream)
-
-    async def main() -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(collect(session, PROMPT, 5), 0.05)
-
-    asyncio.run(main())
-    stream.close()
-    assert session.generate(PROMPT, max_new_tokens=1).ids
-
-
-def test_errors_reach_the_coroutine(session: Session, lm: HistoryLm) -> None:
-    def fail() -> None:
-        raise EngineError("engine: out of luck")
-
-    lm.before = fail
-
-    async def bad() -> None:
-        with pytest.raises(EngineError, match=r"^engine: out of luck$"):
-            await collect(session, PROMPT, 5)
-        with pytest.raises(RequestError, match=r"^max_new_tokens: 0"):
-            session.generate_async(PROMPT, max_new_tokens=0)
-        session.close()
-        with pytest.raises(RequestError, match=r"^session: closed$"):
-            await collect(session, PROMPT, 5)
-
-    asyncio.run(bad())
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:

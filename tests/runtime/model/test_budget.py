@@ -60,10 +60,10 @@ def test_the_sessions_budget_is_for_requests_that_name_none() -> None:
         for budget, expected in ((None, -0.5), (0.0, 0.5), (1.0, DENSE)):
             running.generate([1], max_new_tokens=2, budget=budget)
             assert lm.thresholds[-1] == [[expected]]
-        "".join(running.generate([1], max_new_tokens=2, stream=True))
+        stream = running.generate([1], max_new_tokens=2, stream=True)
+        "".join(stream)
         assert lm.thresholds[-1] == [[-0.5]]
-        assert running.last is not None
-        assert running.last.trace.ffn_skipped == pytest.approx(1 / 6)
+        assert stream.result.trace.ffn_skipped == pytest.approx(1 / 6)
 
 
 def test_the_gates_own_budget_is_for_sessions_that_name_none() -> None:
@@ -109,13 +109,14 @@ def test_scores_under_a_budget_go_token_by_token() -> None:
     lm = GatedLm()
     with session(lm) as running:
         dense = running.score([1, 2, 3, 4, 5, 6, 7])
-        assert running.scored is None
+        assert dense.skips is None
         assert [len(run[0]) for run in lm.thresholds] == [2, 2, 2, 1]
         lm.thresholds.clear()
-        assert (running.score([1, 2, 3, 4, 5, 6, 7], budget=0) == dense).all()
+        cheap = running.score([1, 2, 3, 4, 5, 6, 7], budget=0)
+        assert (cheap.values == dense.values).all()
         assert lm.thresholds == [[[DENSE]]] * 4 + [[[0.5]]] * 2
-        assert running.scored is not None
-        assert running.scored.share == pytest.approx(2 / 6)
+        assert cheap.skips is not None
+        assert cheap.skips.share == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("budget", [-0.1, 1.01, math.nan, math.inf, "half", True])

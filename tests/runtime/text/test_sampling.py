@@ -142,20 +142,20 @@ def test_a_token_is_penalised_once_it_is_chosen() -> None:
 
 
 BAD: list[tuple[dict[str, object], str]] = [
-    ({"temperature": -0.1}, r"sampling.temperature: -0.1; a number from 0 to 100 is needed"),
-    ({"temperature": float("nan")}, r"sampling.temperature: nan; "),
-    ({"temperature": float("inf")}, r"sampling.temperature: inf; "),
-    ({"temperature": "warm"}, r"sampling.temperature: 'warm'; "),
-    ({"temperature": True}, r"sampling.temperature: True; "),
-    ({"temperature": None}, r"sampling.temperature: None; "),
-    ({"top_k": -1}, r"sampling.top_k: -1; a whole number from 0 is needed"),
-    ({"top_k": 2.5}, r"sampling.top_k: 2.5; "),
-    ({"top_p": 0}, r"sampling.top_p: 0; a number above 0, at most 1 is needed"),
-    ({"top_p": 1.1}, r"sampling.top_p: 1.1; "),
-    ({"min_p": -0.1}, r"sampling.min_p: -0.1; a number from 0 to 1 is needed"),
-    ({"min_p": 1.1}, r"sampling.min_p: 1.1; "),
-    ({"repetition_penalty": 0}, r"sampling.repetition_penalty: 0; a number above 0, at most 100 is needed"),
-    ({"repetition_penalty": float("nan")}, r"sampling.repetition_penalty: nan; "),
+    ({"temperature": -0.1}, r"temperature: -0.1; a number from 0 to 100 is needed"),
+    ({"temperature": float("nan")}, r"temperature: nan; "),
+    ({"temperature": float("inf")}, r"temperature: inf; "),
+    ({"temperature": "warm"}, r"temperature: 'warm'; "),
+    ({"temperature": True}, r"temperature: True; "),
+    ({"temperature": None}, r"temperature: None; "),
+    ({"top_k": -1}, r"top_k: -1; a whole number from 0 is needed"),
+    ({"top_k": 2.5}, r"top_k: 2.5; "),
+    ({"top_p": 0}, r"top_p: 0; a number above 0, at most 1 is needed"),
+    ({"top_p": 1.1}, r"top_p: 1.1; "),
+    ({"min_p": -0.1}, r"min_p: -0.1; a number from 0 to 1 is needed"),
+    ({"min_p": 1.1}, r"min_p: 1.1; "),
+    ({"repetition_penalty": 0}, r"repetition_penalty: 0; a number above 0, at most 100 is needed"),
+    ({"repetition_penalty": float("nan")}, r"repetition_penalty: nan; "),
 ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaptc.runtime import Result
 from adaptc.runtime.bundle.plan import RouterRecord
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.model.router import NAMES, RouterNet, features, picked, read_router
@@ -99,10 +100,9 @@ def test_reroute_reads_the_kept_states_and_goes_on(tmp_path: Path) -> None:
         session.reroute("cheap")
         for _ in stream:
             pass
-        result = session.last
+        result = stream.result
         with pytest.raises(RequestError, match=r"^reroute: no sequence is being streamed"):
             session.reroute("dear")
-    assert result is not None
     [(first, before), (at, after)] = result.trace.routes
     assert (first, before, after, result.trace.route) == (0, "dear", "cheap", "cheap")
     assert 0 < at < 39
@@ -137,10 +137,10 @@ def test_score_reads_by_a_route() -> None:
     ids = [1, 5, 9, 33, 2, 8, 4]
     with RoutedLm().session() as session:
         for route in SHIFTS:
-            chunked = session.score(ids, route=route)
-            np.testing.assert_allclose(session.score(ids, route=route, step=True), chunked, rtol=1e-6)
+            chunked = session.score(ids, route=route).values
+            np.testing.assert_allclose(session.score(ids, route=route, step=True).values, chunked, rtol=1e-6)
             assert chunked.shape == (6,)
-        assert (session.score(ids, route="dear") != session.score(ids, route="cheap")).all()
+        assert (session.score(ids, route="dear").values != session.score(ids, route="cheap").values).all()
 
 
 def test_score_between_answers_of_a_batch_leaves_nothing_behind() -> None:
@@ -170,14 +170,11 @@ def test_refuses_routes_that_are_not_there() -> None:
 
 
 def test_a_coroutine_names_its_route() -> None:
-    async def collect() -> None:
-        async for _ in session.generate_async([1, 2], max_new_tokens=3, route="cheap"):
-            pass
+    async def ask() -> Result:
+        return await session.generate_async([1, 2], max_new_tokens=3, route="cheap")
 
     with RoutedLm().session() as session:
-        asyncio.run(collect())
-        assert session.last is not None
-        assert session.last.trace.route == "cheap"
+        assert asyncio.run(ask()).trace.route == "cheap"
 
 
 def test_the_router_picks_and_a_budget_moves_its_threshold() -> None:

@@ -51,7 +51,7 @@ def test_scores_equal_attention(file: Path, step: bool) -> None:
     ids = PROMPTS[3]
     with session_of(OrtEngine(file, threads=1), SPEC, chunk=7) as session:
         session.generate(PROMPTS[1], max_new_tokens=5)  # what an earlier request left must not matter
-        scores = session.score(ids, step=step)
+        scores = session.score(ids, step=step).values
     logits = LM.logits(np.array(ids)).astype(np.float64)[:-1]
     logits -= logits.max(axis=1, keepdims=True)
     expected = logits[np.arange(len(logits)), ids[1:]] - np.log(np.exp(logits).sum(axis=1))
