@@ -5,6 +5,7 @@
     AdaptcError              every error adaptc raises on purpose
     ├── RequestError         a request asks for something that cannot be
     ├── BundleError          a bundle on disk is missing, damaged or of another version
+    │   └── ReplacedError    another bundle was put in the place of one that is open
     ├── EngineError          an engine cannot be loaded or run
     ├── SpecError            model.yaml is wrong                       (adaptc.errors)
     ├── LoadError            a pretrained model cannot be read         (adaptc.errors)
@@ -27,6 +28,10 @@ class RequestError(AdaptcError):
 
 class BundleError(AdaptcError):
     """A bundle on disk is missing, damaged, or of a version this adaptc does not read."""
+
+
+class ReplacedError(BundleError):
+    """Another bundle was put in the place of one that is open; that one can be opened."""
 
 
 class EngineError(AdaptcError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -10,11 +11,12 @@ from typing import cast
 from adaptc.runtime.backends.backend import Backend, DecoderOptions
 from adaptc.runtime.backends.onnxruntime_cpu.backend import OnnxRuntimeCpu
 from adaptc.runtime.backends.tensorrt.backend import TensorRt
-from adaptc.runtime.bundle.folder import Bundle, open_bundle
-from adaptc.runtime.bundle.names import IMAGES
-from adaptc.runtime.errors import BundleError, RequestError
+from adaptc.runtime.bundle.folder import Bundle, opening
+from adaptc.runtime.bundle.manifest import ModalSpec
+from adaptc.runtime.bundle.names import IMAGES, TOKENIZER
+from adaptc.runtime.errors import BundleError, ReplacedError
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.model.budget import check_budget
+from adaptc.runtime.load_options import LoadOptions, folder_of
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.plan import check_budget_fits, decoder_graph, is_modal
 from adaptc.runtime.multimodal.grid_images import GridImages
@@ -23,15 +25,15 @@ from adaptc.runtime.multimodal.profile import read_profile
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.multimodal.subsets import ModalGraphs
 from adaptc.runtime.text.tokenizer import Tokenizer
-from adaptc.runtime.validation import check_count
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
     {"onnxruntime": OnnxRuntimeCpu(), "tensorrt": TensorRt(), "tensorrt-rtx": TensorRt()}
 )
 """What runs bundles, by the name that their manifest has in `target.backend`."""
 
-_MOST_THREADS = 1024  # more is a slip of the keyboard, and starting them would exhaust the machine
+_CHUNK = 512
 _FEATURE_BYTES = 64 << 20
+_TRIES = 5  # at a bundle that other processes replace while it is loaded
 
 
 def load(
@@ -40,20 +42,26 @@ def load(
     *,
     threads: int | None = None,
     batch: int | None = None,
-    chunk: int = 512,
+    chunk: int | None = None,
+    cache_bytes: int | None = None,
     verify: bool = True,
     budget: float | None = None,
     backends: Mapping[str, Backend] = BACKENDS,
 ) -> Session:
-    """Open a bundle and make it ready to run.
+    """Open a bundle and make it ready to run; options that a bundle of its kind does not have are refused.
 
     Args:
         path: The bundle's folder.
         device: "cpu", "gpu", or "auto" for the one that the bundle was compiled for.
-        threads: Threads that work on one step, from 1; None for the physical cores.
-        batch: The largest number of sequences decoded at the same time; None for what the bundle was compiled for.
-        chunk: The largest number of prompt tokens read at once; fewer need less memory, more are quicker.
-        verify: Whether every file's sha256 is compared with the manifest's.
+        threads: Threads that work on one step, from 1, on a CPU; None for the physical cores.
+        batch: The largest number of sequences decoded at the same time, from 1; None for what the bundle was compiled
+            for.
+        chunk: The largest number of prompt tokens read at once, from 1; fewer need less memory, more are quicker. None
+            for 512.
+        cache_bytes: The largest size, in bytes, of the features of images and other inputs that are kept for when they
+            come again; 0 keeps none, None up to 64 MiB.
+        verify: Whether every file's sha256 is compared with the manifest's; weights are while the engine loads. Without
+            it only names and sizes are, and a session's `verified` says so.
         budget: Default budget for requests without one, from 0 (cheapest) to 1 (dense), for bundles with gates or a
             router; None skips nothing, and routes as the router was calibrated to.
         backends: What runs bundles, by backend name.
@@ -61,8 +69,10 @@ def load(
     Raises:
         BundleError: there is no bundle, it is damaged, or no backend runs it.
         EngineError: the engine is not installed or refuses the graph.
-        RequestError: a value is out of range, or the KV cache does not fit in memory.
+        RequestError: an option is out of range or has no meaning for this bundle, or the KV cache does not fit in
+            memory.
     """
+<<<<<<< HEAD
     if device not in ("auto", "cpu", "gpu"):
         raise RequestError(f"device: {device!r}; there are: auto, cpu, gpu")
     if threads is not None:
@@ -93,7 +103,54 @@ def load(
         modal=bundle.manifest.modal.get(name) if backend.takes_images else None,
         images=_images(bundle, name, backend, threads) if backend.takes_images else None,
         label=_label(bundle),
+=======
+    options = LoadOptions(
+        device=device,
+        threads=threads,
+        batch=batch,
+        chunk=chunk,
+        cache_bytes=cache_bytes,
+        verify=verify,
+        budget=budget,
+>>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
     )
+    # Only the bundle knows which of the two it is; callers who know as well call `load_modal`.
+    return cast("Session", _loaded(folder_of(path), options, backends, _session))
+
+
+def load_modal(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    cache_bytes: int | None = None,
+    verify: bool = True,
+    backends: Mapping[str, Backend] = BACKENDS,
+) -> ModalSession:
+    """Open a bundle of a model that runs on subsets of its modalities; `load` gives the same for such a bundle.
+
+    Args:
+        path: The bundle's folder.
+        threads: As for `load`.
+        cache_bytes: As for `load`.
+        verify: As for `load`.
+        backends: What runs bundles, by backend name.
+
+    Raises:
+        BundleError: there is no bundle, it is damaged, its model is of another kind, or no backend runs it.
+        RequestError: an option is out of range or has no meaning for this bundle.
+    """
+    options = LoadOptions(threads=threads, cache_bytes=cache_bytes, verify=verify)
+    return cast("ModalSession", _loaded(folder_of(path), options, backends, _only_modal))
+
+
+def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
+    """The tokenizer of a bundle by itself; None if it has none.
+
+    Raises:
+        BundleError: its files are damaged.
+    """
+    files = bundle.below(TOKENIZER)
+    return Tokenizer(files, str(bundle.path / TOKENIZER)) if files else None
 
 
 def load_tokenizer(path: str | Path, *, verify: bool = True) -> Tokenizer:
@@ -131,23 +188,11 @@ def load_decoder(
     return _backend(bundle, backends).decoder(bundle, options or DecoderOptions())
 
 
-def load_modal(
-    path: str | Path,
-    *,
-    threads: int | None = None,
-    cache_bytes: int = _FEATURE_BYTES,
-    verify: bool = True,
-    backends: Mapping[str, Backend] = BACKENDS,
-) -> ModalSession:
-    """Open a bundle of a model that runs on subsets of its modalities; `load` gives the same for such a bundle.
+AnySession = Session | ModalSession
+Make = Callable[[Bundle, Backend, LoadOptions], AnySession]
 
-    Args:
-        path: The bundle's folder.
-        threads: Threads that work on one run, from 1; None for the physical cores.
-        cache_bytes: The largest size, in bytes, of the features kept for inputs that come again; 0 keeps none.
-        verify: Whether every file's sha256 is compared with the manifest's.
-        backends: What runs bundles, by backend name.
 
+<<<<<<< HEAD
     Raises:
         BundleError: there is no bundle, it is damaged, its model is of another kind, or no backend runs it.
         RequestError: a value is out of range.
@@ -161,6 +206,74 @@ def load_modal(
             raise BundleError(f"{path}: a language model: load, and generate with images= or without, are right")
         raise BundleError(f"{path}: has no modalities to leave out; drop_modality makes a bundle that has")
     return _modal_session(bundle, _backend(bundle, backends), threads, cache_bytes)
+=======
+def _loaded(path: Path, options: LoadOptions, backends: Mapping[str, Backend], make: Make) -> AnySession:
+    """A session of the bundle that is in a place when it has been loaded."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(ReplacedError):
+            return _loaded_once(path, options, backends, make)
+    return _loaded_once(path, options, backends, make)
+
+
+def _loaded_once(path: Path, options: LoadOptions, backends: Mapping[str, Backend], make: Make) -> AnySession:
+    with contextlib.ExitStack() as failed:
+        with opening(path, options.verify) as bundle:
+            backend = _backend(bundle, backends)
+            options.check(bundle, backend.device)
+            session = make(bundle, backend, options)
+            failed.callback(session.close)
+        failed.pop_all()
+    return session
+
+
+def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySession:
+    if is_modal(bundle.manifest):
+        return _modal_session(bundle, backend, options)
+    name, spec = decoder_graph(bundle)
+    if options.verify:
+        backend.check(bundle)
+    # The tokenizer comes first: an engine gives back free memory once it has loaded, what parsing one left included.
+    tokenizer = load_tokenizer(bundle)
+    batch = bundle.manifest.target.batch if options.batch is None else options.batch
+    chunk = _CHUNK if options.chunk is None else options.chunk
+    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, options.budget))
+    return Session(
+        decoder,
+        tokenizer,
+        spec=spec,
+        budget=options.budget,
+        modal=bundle.manifest.modal.get(name) if backend.takes_images else None,
+        images=_images(bundle, name, backend, options) if backend.takes_images else None,
+        verified=options.verify,
+    )
+
+
+def _only_modal(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySession:
+    if is_modal(bundle.manifest):
+        return _modal_session(bundle, backend, options)
+    if bundle.manifest.modal:
+        raise BundleError(f"{bundle.path}: a language model: load, and generate with images= or without, are right")
+    raise BundleError(f"{bundle.path}: has no modalities to leave out; drop_modality makes a bundle that has")
+
+
+def _modal_session(bundle: Bundle, backend: Backend, options: LoadOptions) -> ModalSession:
+    manifest = bundle.manifest
+    if len(manifest.modal) != 1:
+        raise BundleError(f"{bundle.path}: {len(manifest.modal)} models with modalities; a newer adaptc may run it")
+    if options.verify:
+        backend.check(bundle)
+    [modal] = manifest.modal.values()
+    graphs = _modal_graphs(bundle, modal, backend, options)
+    readers = [*(each.encoder for each in modal.modalities.values()), *(each.graph for each in modal.subsets)]
+    inputs = {tensor.name: tensor for name in readers if name for tensor in manifest.graphs[name].inputs}
+    profile = read_profile(bundle)
+    return ModalSession(modal, graphs, inputs, load_tokenizer(bundle), profile, verified=options.verify)
+
+
+def _modal_graphs(bundle: Bundle, modal: ModalSpec, backend: Backend, options: LoadOptions) -> ModalGraphs:
+    kept = _FEATURE_BYTES if options.cache_bytes is None else options.cache_bytes
+    return ModalGraphs(modal, lambda graph: backend.engine(bundle, graph, options.threads), kept)
+>>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
 
 
 def _backend(bundle: Bundle, backends: Mapping[str, Backend]) -> Backend:
@@ -170,6 +283,7 @@ def _backend(bundle: Bundle, backends: Mapping[str, Backend]) -> Backend:
     return backends[name]
 
 
+<<<<<<< HEAD
 def _tokenizer(bundle: Bundle) -> Tokenizer | None:
     folder = bundle.path / "tokenizer"
     return Tokenizer(folder) if folder.exists() else None
@@ -191,16 +305,18 @@ def _modal_session(bundle: Bundle, backend: Backend, threads: int | None, cache_
 
 
 def _images(bundle: Bundle, model: str, backend: Backend, threads: int | None) -> Images | None:
+=======
+def _images(bundle: Bundle, model: str, backend: Backend, options: LoadOptions) -> Images | None:
+>>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
     """What puts images into a language model's prompts; its encoder is read from disk when it first runs."""
     modal = bundle.manifest.modal.get(model)
     encoded = [] if modal is None else [(name, each) for name, each in modal.modalities.items() if each.encoder]
     if modal is None or not encoded:
         return None
+    if len(encoded) != 1:
+        raise BundleError(f"{bundle.path}: {len(encoded)} modalities with an encoder; a newer adaptc may run it")
     [(name, modality)] = encoded
-    file = bundle.path / IMAGES
-    if IMAGES not in bundle.manifest.files:
-        raise BundleError(f"{file}: is missing; compile again")
-    spec = read_image_spec(file.read_bytes(), str(file))
-    encoders = ModalGraphs(modal, lambda graph: backend.engine(bundle, graph, threads))
+    spec = read_image_spec(bundle.read(IMAGES), str(bundle.path / IMAGES))
+    encoders = _modal_graphs(bundle, modal, backend, options)
     kind = Images if spec.grid is None else GridImages
     return kind(spec, name, encoders, bundle.manifest.graphs[str(modality.encoder)])

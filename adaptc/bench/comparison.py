@@ -24,7 +24,7 @@ from adaptc.bench.prompt import TEXT
 from adaptc.errors import EngineError, RequestError
 from adaptc.machine.description import Machine
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.runtime.loading import load_tokenizer
 
 SECONDS = 1800
 """The longest one process may take."""
@@ -60,15 +60,15 @@ def prompts(bundle: Bundle, settings: BenchSettings) -> tuple[list[int], list[in
     Raises:
         RequestError: they do not fit the bundle, or it has no tokenizer.
     """
-    folder = bundle.path / "tokenizer"
+    tokenizer = load_tokenizer(bundle)
     decoder = bundle.manifest.graphs[bundle.manifest.reader].decoder
-    if not folder.exists() or decoder is None:
+    if tokenizer is None or decoder is None:
         raise RequestError(f"{bundle.path}: no tokenizer or no decoder; there is nothing to time")
     needed = max(settings.prompt_tokens + settings.new_tokens, settings.long_tokens + 1)
     if needed > decoder.max_tokens:
         raise RequestError(f"prompt: {needed} tokens are needed; this bundle holds {decoder.max_tokens}: ask for fewer")
     # Joined lines: a line break in the middle of a sentence would be a token of its own.
-    ids = Tokenizer(folder).encode("\n\n".join(" ".join(part.split()) for part in TEXT.split("\n\n")))
+    ids = tokenizer.encode("\n\n".join(" ".join(part.split()) for part in TEXT.split("\n\n")))
     while len(ids) < max(settings.prompt_tokens, settings.long_tokens):
         ids = ids + ids
     return ids[: settings.prompt_tokens], ids[: settings.long_tokens]

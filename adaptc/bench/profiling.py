@@ -98,8 +98,7 @@ def profile_bundle(
 
 def add_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
     """Write a bundle anew with one file added or replaced."""
-    files: dict[str, Path | bytes] = {each: bundle.path / each for each in bundle.manifest.files}
-    return write_bundle(bundle.path, files | {name: content}, bundle.manifest)
+    return write_bundle(bundle.path, {name: content}, bundle.manifest, bundle)
 
 
 def read_labelled(path: Path, session: ModalSession) -> tuple[ModalInputs, npt.NDArray[np.int64]]:

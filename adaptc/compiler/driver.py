@@ -58,8 +58,7 @@ def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage 
     # The cache has compared every file's hash, or has just written it.
     bundle = open_bundle(found or cache.put("bundle", key, make), verify=False)
     stage(stage_names.BUNDLE)
-    files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
-    return Compiled(write_bundle(into, files, bundle.manifest), found is not None)
+    return Compiled(write_bundle(into, {}, bundle.manifest, bundle), found is not None)
 
 
 def _pass_files(spec: Spec, base: Path) -> list[dict[str, str]]:

@@ -48,18 +48,17 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
         LoadError: the file cannot be read, or has NaN.
     """
     names = [name for name, gates in bundle.manifest.gates.items() if gates.policy == "learned"]
-    kept = {name: bundle.path / gates_file(name) for name in names}
-    if len(names) != 1 or not kept[names[0]].exists():
+    if len(names) != 1 or not bundle.has(gates_file(names[0])):
         raise BundleError(
             f"{bundle.path}: no learned gates; `adaptc compile` with skip_ffn, policy learned, puts some in"
         )
     [name] = names
     metadata, weights = load_gates(path)
-    _check(path, metadata, load_gates_metadata(kept[name]), bundle)
-    graph = ir.load(bundle.path / bundle.manifest.graphs[name].file).graph
+    _check(path, metadata, load_gates_metadata(bundle.file(gates_file(name))), bundle)
+    graph = ir.load(bundle.file(bundle.manifest.graphs[name].file)).graph
     places = {v.name or "": v.const_value for v in graph.initializers.values() if is_trained(v)}
     made = _made(places, weights, 4 if bundle.manifest.target.weights == "int4" else 8)
-    data = bytearray((bundle.path / data_file(GATES)).read_bytes())
+    data = bytearray(bundle.read(data_file(GATES)))
     for constant, place in places.items():
         assert isinstance(place, ir.ExternalTensor)
         assert place.offset is not None
@@ -79,12 +78,11 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
         gates=bundle.manifest.gates | {name: gates},
         replaced_gates={name: GatesFile(path.name, digest)},
     )
-    spec = read_spec(bundle.path / SPEC)
-    files: dict[str, Path | bytes] = {file: bundle.path / file for file in bundle.manifest.files}
-    files |= {data_file(GATES): bytes(data), gates_file(name): path.read_bytes()}
+    spec = read_spec(bundle.file(SPEC))
+    files: dict[str, Path | bytes] = {data_file(GATES): bytes(data), gates_file(name): path.read_bytes()}
     files[REPORT] = report_json(manifest).encode()
     files[REPORT_PAGE] = report_html(spec.name or "-".join(spec.models), manifest).encode()
-    return write_bundle(bundle.path, files, manifest)
+    return write_bundle(bundle.path, files, manifest, bundle)
 
 
 def _check(path: Path, metadata: GatesMetadata, old: GatesMetadata, bundle: Bundle) -> None:

@@ -20,9 +20,9 @@ from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
+from adaptc.runtime.loading import load_tokenizer
 from adaptc.runtime.model.budget import threshold_of
 from adaptc.runtime.text.templates import Message
-from adaptc.runtime.text.tokenizer import Tokenizer
 
 Progress = Callable[[int], None]
 """Called with the number of prompts that are done."""
@@ -102,8 +102,11 @@ def collapse(
 
 def has_chat(bundle: Bundle) -> bool:
     """Whether a bundle's model is one to talk with."""
+    tokenizer = load_tokenizer(bundle)
     try:
-        Tokenizer(bundle.path / "tokenizer").render([{"role": "user", "content": "Hello"}], {})
+        if tokenizer is None:
+            return False
+        tokenizer.render([{"role": "user", "content": "Hello"}], {})
     except RequestError:
         return False
     return True
@@ -134,14 +137,13 @@ def factoids(
     """
     name = bundle.manifest.reader
     graph, gates = bundle.manifest.graphs[name], bundle.manifest.gates.get(name)
-    folder = bundle.path / "tokenizer"
-    if graph.decoder is None or not folder.exists():
+    tokenizer = load_tokenizer(bundle)
+    if graph.decoder is None or tokenizer is None:
         raise RequestError(f"{bundle.path}: no tokenizer or no decoder; questions cannot be asked")
     if route_bytes(bundle):
         raise RequestError(f"{bundle.path}: has routes; adaptc quality asks questions by each of them")
-    tokenizer = Tokenizer(folder)
     level = threshold_of(gates, budget)
-    decoder = HostDecoder(OrtEngine(bundle.path / graph.file, threads), graph.decoder, 1, 512, gates)
+    decoder = HostDecoder(OrtEngine(bundle.file(graph.file), threads), graph.decoder, 1, 512, gates)
     right = {"dense": 0, "budget": 0, "dense_prompt": 0}
     ran: list[bytes] = []
     asked = asked_after_examples(questions)

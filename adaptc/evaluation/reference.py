@@ -54,7 +54,7 @@ def sources_of(bundle: Bundle, base: Path) -> dict[str, Source]:
         LoadError: one is not there, or not the one the bundle was compiled from.
     """
     sources = {}
-    for name, model in read_spec(bundle.path / SPEC).models.items():
+    for name, model in read_spec(bundle.file(SPEC)).models.items():
         try:
             source = sources[name] = find_source(model, base)
         except LoadError as error:

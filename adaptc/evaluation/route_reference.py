@@ -62,7 +62,7 @@ class Stitched:
         from adaptc.spec.passes import build_passes
         from adaptc.spec.reading import read_spec
 
-        spec = read_spec(bundle.path / SPEC)
+        spec = read_spec(bundle.file(SPEC))
         program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)
         for pass_ in (each.at(base) for each in build_passes(spec)):
             stage(pass_.name)

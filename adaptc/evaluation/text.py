@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from adaptc.errors import RequestError
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.runtime.loading import load_tokenizer
 
 Ids = npt.NDArray[np.int64]
 """int64 [tokens]."""
@@ -46,10 +46,10 @@ def text_ids(bundle: Bundle, path: Path, tokens: int | None = None) -> Ids:
     Raises:
         RequestError: the file cannot be read or is too short, or the bundle has no tokenizer.
     """
-    folder = bundle.path / "tokenizer"
-    if not folder.exists():
+    tokenizer = load_tokenizer(bundle)
+    if tokenizer is None:
         raise RequestError(f"{bundle.path}: no tokenizer; a text cannot be predicted")
-    ids = np.array(Tokenizer(folder).encode(read_text(path)), np.int64)[:tokens]
+    ids = np.array(tokenizer.encode(read_text(path)), np.int64)[:tokens]
     if len(ids) < 2:
         raise RequestError(f"{path}: {len(ids)} tokens; at least 2 are needed, one to predict the next")
     return ids

@@ -14,9 +14,8 @@ from adaptc.evaluation.route_reference import Stitched
 from adaptc.evaluation.text import Ids
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_decoder
+from adaptc.runtime.loading import load_decoder, load_tokenizer
 from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.text.tokenizer import Tokenizer
 
 Stage = Callable[[str], None]
 
@@ -76,10 +75,9 @@ def prompts_of(bundle: Bundle) -> list[list[int]]:
     Raises:
         BundleError: it has no tokenizer.
     """
-    folder = bundle.path / "tokenizer"
-    if not folder.exists():
+    tokenizer = load_tokenizer(bundle)
+    if tokenizer is None:
         raise BundleError(f"{bundle.path}: no tokenizer; the numbers cannot be compared")
-    tokenizer = Tokenizer(folder)
     return [tokenizer.encode(prompt) for prompt in PROMPTS]
 
 

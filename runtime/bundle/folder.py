@@ -5,41 +5,125 @@ A bundle is a folder with a `manifest.json` that lists every other file with its
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import io
 import os
-import secrets
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 
+from adaptc.runtime.bundle.consistency import check_manifest, check_name
 from adaptc.runtime.bundle.manifest import FileRecord, Manifest
 from adaptc.runtime.bundle.names import MANIFEST
-from adaptc.runtime.bundle.plan import Switch
-from adaptc.runtime.bundle.replace import replace_folder
-from adaptc.runtime.errors import BundleError
+from adaptc.runtime.bundle.partials import partial_folder
+from adaptc.runtime.bundle.reading import (
+    Comparison,
+    check_file,
+    damaged,
+    leads_out,
+    open_file,
+    read_checked,
+    read_file,
+    read_through,
+)
+from adaptc.runtime.bundle.replace import flush, flush_folders, replace_folder
+from adaptc.runtime.errors import BundleError, EngineError, ReplacedError
 
-_BLOCK = 1 << 20  # bytes read at a time: large enough to hash at full speed, small enough not to matter
+_LARGEST_MANIFEST = 1 << 26  # bytes: sixty times what the largest bundle so far has
+
+Identity = tuple[int, int]
+"""Tells what stands in a place from what stands there next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle that has been checked.
+    """A bundle that has been checked, and the way to its files: what the manifest does not name is never read.
 
     Attributes:
         path: Its folder.
         manifest: What it says about itself.
+        verified: Whether its files' hashes were compared; files that are read later are compared then.
+        identity: Of the manifest's file, by which a bundle that was put in this one's place is noticed.
     """
 
     path: Path
     manifest: Manifest
+    verified: bool = field(default=False, compare=False)
+    identity: Identity | None = field(default=None, compare=False, repr=False)
+
+    def has(self, name: str) -> bool:
+        """Whether the manifest names a file, relative to the bundle."""
+        return name in self.manifest.files
+
+    def file(self, name: str) -> Path:
+        """Where a file lies.
+
+        Raises:
+            BundleError: the manifest does not name it, or another bundle has been put in this one's place.
+        """
+        self._record(name)
+        self.check_current()
+        return self.path / name
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            BundleError: the manifest does not name it, or it is not as the manifest says.
+        """
+        return read_checked(self.path, name, self._record(name), self.verified)
+
+    def below(self, folder: str) -> Mapping[str, bytes]:
+        """The files of a folder by their names in it, each read when it is asked for; empty if there are none.
+
+        Raises:
+            BundleError: when a file is read, as `read`.
+        """
+        return _Folder(self, f"{folder}/")
+
+    def check_current(self) -> None:
+        """Refuse to go on if another bundle has been put in this one's place since it was opened.
+
+        Raises:
+            BundleError: it has.
+        """
+        if self.identity is None or _identity(self.path / MANIFEST) == self.identity:
+            return
+        with contextlib.suppress(BundleError, OSError):
+            if Manifest.from_json(read_file(self.path / MANIFEST, _LARGEST_MANIFEST)).files == self.manifest.files:
+                return
+        raise ReplacedError(f"{self.path}: replaced since it was opened; load it again")
+
+    def _record(self, name: str) -> FileRecord:
+        try:
+            return self.manifest.files[name]
+        except KeyError:
+            raise BundleError(f"{self.path / name}: not among the bundle's files; compile again") from None
 
     def __str__(self) -> str:
         size = sum(file.bytes for file in self.manifest.files.values())
         return f"{self.path}: {', '.join(self.manifest.graphs)}; {size / 1e6:.1f} MB"
+
+
+class _Folder(Mapping[str, bytes]):
+    """Files of one folder of a bundle."""
+
+    def __init__(self, bundle: Bundle, prefix: str) -> None:
+        self._bundle, self._prefix = bundle, prefix
+        self._names = [name.removeprefix(prefix) for name in bundle.manifest.files if name.startswith(prefix)]
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._bundle.read(self._prefix + name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
@@ -52,18 +136,67 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     Raises:
         BundleError: no bundle there, of another version, or damaged; the message names the file.
     """
-    root = Path(path)
+    return _opened(Path(path), verify, weights=True)
+
+
+@contextlib.contextmanager
+def opening(path: str | Path, verify: bool = True) -> Iterator[Bundle]:
+    """Open a bundle whose weights are compared with their hashes while the body loads them.
+
+    All else, which has a form that a reader could stumble over, is compared before. Leaving waits for the weights; if
+    they are damaged, or the bundle was replaced meanwhile, that is the error, whatever the body gave or raised.
+
+    Args:
+        path: Its folder.
+        verify: As for `open_bundle`.
+
+    Raises:
+        ReplacedError: another bundle was put in its place meanwhile; it may be opened.
+        BundleError: as `open_bundle`.
+    """
+    bundle = _opened(Path(path), verify, weights=False)
+    files = bundle.manifest.files
+    comparison = Comparison(bundle.path, {name: files[name] for name in bundle.manifest.weights} if verify else {})
+    try:
+        yield bundle
+    except BaseException as error:
+        if not isinstance(error, (BundleError, EngineError)):
+            comparison.cancel()  # whatever it is, it does not come from damaged weights
+            raise
+        _finish(bundle, comparison)
+        raise
+    _finish(bundle, comparison)
+
+
+def _finish(bundle: Bundle, comparison: Comparison) -> None:
+    """Wait for the comparison; what was replaced is compared with the wrong hashes."""
+    try:
+        comparison.wait()
+    except BundleError:
+        bundle.check_current()
+        raise
+    bundle.check_current()
+
+
+def _opened(root: Path, verify: bool, *, weights: bool) -> Bundle:
+    """A bundle whose files were compared, its weights only if they are asked for."""
     while True:
-        before = _identity(root / MANIFEST)
+        identity = _identity(root / MANIFEST)
         try:
-            return Bundle(root, _checked_manifest(root, verify))
+            manifest = _checked_manifest(root)
+            left = frozenset() if weights else manifest.weights
+            files = {name: record for name, record in manifest.files.items() if verify and name not in left}
+            Comparison(root, files).wait()
+            return Bundle(root, manifest, verify, identity)
         except BundleError:
             # A writer may have put a new bundle in this place while we read: then look at that one.
-            if _identity(root / MANIFEST) == before:
+            if _identity(root / MANIFEST) == identity:
                 raise
 
 
-def write_bundle(into: str | Path, files: Mapping[str, Path | bytes], manifest: Manifest) -> Bundle:
+def write_bundle(
+    into: str | Path, files: Mapping[str, Path | bytes], manifest: Manifest, base: Bundle | None = None
+) -> Bundle:
     """Write a bundle, whole or not at all.
 
     Everything goes to a new folder beside `into`, which takes its place in one step at the end. Until then,
@@ -73,33 +206,39 @@ def write_bundle(into: str | Path, files: Mapping[str, Path | bytes], manifest: 
         into: The bundle's folder; an older bundle there is replaced.
         files: Content by name, relative to the bundle and with forward slashes; a Path is copied.
         manifest: What the bundle says about itself; its `files` are filled in here.
+        base: A bundle whose other files are copied as they are, and compared on the way.
 
     Raises:
-        BundleError: `into` is something else than a bundle, a name leaves the folder, or writing fails
-            (no space, no permission).
+        BundleError: `into` is something else than a bundle, a name leaves the folder, a file of `base` is damaged, or
+            writing fails (no space, no permission).
     """
     into = Path(into)
     check_destination(into)
     into = into.resolve()  # a link stays a link: what it points to is replaced
-    staged = into.with_name(f".{into.name}.{secrets.token_hex(4)}.partial")
+    known = {} if base is None else {n: r for n, r in base.manifest.files.items() if n not in files}
+    copied = {} if base is None else {name: base.file(name) for name in known}
     writing = "."
     try:
-        staged.mkdir(parents=True)
-        records = {}
-        for name, content in files.items():
-            writing = name
-            records[name] = _write_file(staged, name, content)
-        writing = MANIFEST
-        manifest = dataclasses.replace(manifest, files=records)
-        _check_references(manifest)
-        _write_file(staged, MANIFEST, manifest.to_json().encode())
-        _flush_folders(staged)
-        replace_folder(staged, into)
+        with partial_folder(into) as folder:
+            staged = folder / "bundle"
+            staged.mkdir()
+            records = {}
+            for name, content in {**copied, **files}.items():
+                writing = name
+                records[name] = _write_file(staged, name, content)
+                if records[name] != known.get(name, records[name]):
+                    raise damaged(copied[name])
+            writing = MANIFEST
+            manifest = dataclasses.replace(manifest, files=records)
+            check_manifest(manifest)
+            _write_file(staged, MANIFEST, manifest.to_json().encode())
+            flush_folders(staged)
+            identity = _identity(staged / MANIFEST)  # a file keeps it when its folder is moved
+            replace_folder(staged, into)
+            flush(into.parent)
     except OSError as error:
         raise BundleError(f"{into}: cannot write {writing}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)  # nothing is left there after success
-    return Bundle(into, manifest)
+    return Bundle(into, manifest, verified=True, identity=identity)
 
 
 def check_destination(into: str | Path) -> None:
@@ -121,14 +260,14 @@ def _is_replaceable(into: Path) -> bool:
     try:
         if not into.exists() or (into.is_dir() and not any(into.iterdir())):
             return True
-        text = (into / MANIFEST).read_bytes()
+        text = read_file(into / MANIFEST, _LARGEST_MANIFEST)
     except OSError:
         return False
     return b'"schema"' in text and b'"adaptc"' in text
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Tells what stands in a place from what stands there next; None if nothing does."""
+def _identity(path: Path) -> Identity | None:
+    """The identity of a file or folder; None if nothing is there."""
     try:
         found = path.stat()
     except OSError:
@@ -136,107 +275,33 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _checked_manifest(root: Path, verify: bool) -> Manifest:
+def _checked_manifest(root: Path) -> Manifest:
+    """A bundle's manifest; the bundle's files have the sizes that it says."""
+    if leads_out(root, root / MANIFEST):
+        raise BundleError(f"{root / MANIFEST}: leads out of the bundle")
     try:
-        text = (root / MANIFEST).read_bytes()
+        text = read_file(root / MANIFEST, _LARGEST_MANIFEST)
     except OSError as error:
-        raise BundleError(f"{root}: no bundle: cannot read {MANIFEST}: {error.strerror}") from error
+        raise BundleError(f"{root}: no bundle: cannot read {MANIFEST}: {error.strerror or error}") from error
     try:
         manifest = Manifest.from_json(text)
-        _check_references(manifest)
+        check_manifest(manifest)
     except BundleError as error:
         raise BundleError(f"{root / MANIFEST}: {error}") from error
     for name, record in manifest.files.items():
-        _check_file(root, name, record, verify)
+        check_file(root, name, record, verify=False)
     return manifest
-
-
-def _check_references(manifest: Manifest) -> None:
-    """The manifest agrees with itself."""
-    for name in manifest.files:
-        _check_name(name)
-    for graph, spec in manifest.graphs.items():
-        for name in (spec.file, *spec.data):
-            if name not in manifest.files:
-                raise BundleError(f"graphs.{graph}: {name!r} is not among the bundle's files")
-    for name, gates in manifest.gates.items():
-        for each in (name, gates.dense or name):
-            if each not in manifest.graphs:
-                raise BundleError(f"gates.{name}: no graph {each!r}; there are: {', '.join(manifest.graphs)}")
-    for model, modal in manifest.modal.items():
-        encoders = [each.encoder for each in modal.modalities.values() if each.encoder is not None]
-        for name in (*encoders, *(subset.graph for subset in modal.subsets)):
-            if name not in manifest.graphs:
-                raise BundleError(f"modal.{model}: no graph {name!r}; there are: {', '.join(manifest.graphs)}")
-    for index, step in enumerate(manifest.plan):
-        for name in step.graphs:
-            if name not in manifest.graphs:
-                raise BundleError(f"plan[{index}]: no graph {name!r}; there are: {', '.join(manifest.graphs)}")
-        if isinstance(step, Switch):
-            if not step.routes:
-                raise BundleError(f"plan[{index}]: routes: none; at least one is needed")
-            if manifest.route_bytes.get(step.gate, {}).keys() != step.routes.keys():
-                raise BundleError(
-                    f"route_bytes.{step.gate}: other routes than the plan's; {', '.join(step.routes)} are right"
-                )
-            if step.router is not None and step.router.file not in manifest.files:
-                raise BundleError(f"plan[{index}]: {step.router.file!r} is not among the bundle's files")
-
-
-def _check_name(name: str) -> None:
-    parts = PurePosixPath(name).parts
-    plain = name and name == "/".join(parts) and ".." not in parts and not name.startswith("/")
-    if not plain or "\\" in name or ":" in name or "\0" in name or name == MANIFEST:
-        raise BundleError(f"file {name!r}: not a plain path inside the bundle")
-
-
-def _check_file(root: Path, name: str, record: FileRecord, verify: bool) -> None:
-    path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise BundleError(f"{path}: leads out of the bundle")
-    try:
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size != record.bytes:
-                raise BundleError(f"{path}: damaged: {size} bytes, not {record.bytes}; compile again")
-            if verify and read_through(stream, None).sha256 != record.sha256:
-                raise BundleError(f"{path}: damaged: its sha256 is not the manifest's; compile again")
-    except OSError as error:
-        raise BundleError(f"{path}: cannot read: {error.strerror or error}") from error
 
 
 def _write_file(root: Path, name: str, content: Path | bytes) -> FileRecord:
     """Write one file through to the disk."""
     if name != MANIFEST:
-        _check_name(name)
+        check_name(name)
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    source: BinaryIO = content.open("rb") if isinstance(content, Path) else io.BytesIO(content)
+    source: BinaryIO = open_file(content) if isinstance(content, Path) else io.BytesIO(content)
     with source, path.open("xb") as stream:
         record = read_through(source, stream)
         stream.flush()
         os.fsync(stream.fileno())
     return record
-
-
-def read_through(source: BinaryIO, into: BinaryIO | None) -> FileRecord:
-    """Read `source` to its end, into a file if there is one, and say what was read."""
-    digest, size = hashlib.sha256(), 0
-    while block := source.read(_BLOCK):
-        digest.update(block)
-        size += len(block)
-        if into is not None:
-            into.write(block)
-    return FileRecord(digest.hexdigest(), size)
-
-
-def _flush_folders(root: Path) -> None:
-    """Make the names themselves durable, where the system lets a folder be flushed."""
-    if os.name != "posix":
-        return
-    for folder, _, _ in os.walk(root, topdown=False):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

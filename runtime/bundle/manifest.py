@@ -217,6 +217,12 @@ class Manifest:
         return next((name for name in names if self.graphs[name].decoder is not None), names[0])
 
     @property
+    def weights(self) -> frozenset[str]:
+        """Names of the files that are bytes of weights and no more."""
+        files = {graph.file for graph in self.graphs.values()}
+        return frozenset(name for graph in self.graphs.values() for name in graph.data if name not in files)
+
+    @property
     def switch(self) -> Switch | None:
         """Where the plan divides into routes; None if it does not."""
         return next((step for step in self.plan if isinstance(step, Switch)), None)

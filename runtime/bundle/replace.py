@@ -6,11 +6,11 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import shutil
 import sys
 from pathlib import Path
 
+from adaptc.runtime.bundle.partials import partial_folder
 from adaptc.runtime.errors import EngineError
 
 _AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working folder
@@ -48,17 +48,38 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         EngineError: no space, no permission.
     """
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
+        with partial_folder(file) as folder:
+            partial = folder / "whole"
+            with partial.open("xb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(file)
+            flush(file.parent)
     except OSError as error:
         raise EngineError(f"{file}: cannot write: {error.strerror or error}") from error
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file's content or a folder's names, where the system can be asked for it.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    if os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        partial.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def flush_folders(root: Path) -> None:
+    """`flush` a folder and all folders in it, the innermost first."""
+    for folder, _, _ in os.walk(root, topdown=False):
+        flush(Path(folder))
 
 
 def _renamed(new: Path, place: Path) -> bool:

@@ -13,8 +13,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
+from itertools import accumulate
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -26,6 +28,9 @@ ExtendedFloat = Annotated[float, "extended"]
 """A float that may be infinite: JSON has null for -inf and "inf" for inf."""
 
 _INFINITIES = {-math.inf: None, math.inf: "inf"}
+_DEEPEST = 64  # what is written has about ten
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)  # one without an end is one to the end
+_OTHER = re.compile(r"[^\[\]{}]+")
 _PLAIN = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
 
 
@@ -53,15 +58,27 @@ def loads(kind: type[T], text: str | bytes, *, defaults: bool = False) -> T:
 
 
 def parse(text: str | bytes) -> Any:
-    """Parse JSON, which has no NaN and no infinity.
+    """Parse JSON in UTF-8, which has no NaN, no infinity and no lone surrogate.
 
     Raises:
-        BundleError: not JSON.
+        BundleError: not JSON; or a key is there twice, a number is beyond 64 bits, or lists and objects are nested
+            deeper than anything that is written.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        content = text.decode() if isinstance(text, bytes) else text
+        _check_depth(content)
+        value = json.loads(
+            content,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_unique,
+        )
+        # Escapes may spell halves of characters, which no file can be named by and no terminal can show.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"not JSON: {error}") from error
+        raise BundleError(f"not JSON: {_reason(error)}") from error
+    return value
 
 
 def to_json(value: Any) -> Any:
@@ -204,7 +221,10 @@ def _key(key: object, where: str) -> str:
 
 
 def _short(value: object) -> str:
-    text = json.dumps(value, default=repr)
+    return _cut(json.dumps(value, default=repr))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
@@ -219,3 +239,42 @@ def _spell(kind: Any) -> str:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{_cut(digits)} is too large for a number")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(1 << 63) <= int(digits) < 1 << 64:
+        raise ValueError(f"{_cut(digits)} is too large for a whole number")
+    return int(digits)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values; readers differ in which of two equal keys they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"key {_short(twice)} is there twice")
+    return found
+
+
+def _check_depth(text: str) -> None:
+    """Refuse lists and objects that are nested too deep; parsers and writers of some Pythons have no limit."""
+    brackets = _OTHER.sub("", _STRING.sub("", text))
+    if max(accumulate(1 if each in "[{" else -1 for each in brackets), default=0) > _DEEPEST:
+        raise ValueError(f"nested more than {_DEEPEST} deep")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, without the content in which it is."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    if isinstance(error, UnicodeEncodeError):
+        return "half a character (a lone surrogate)"
+    return str(error)

@@ -45,6 +45,7 @@ class Session:
         routes: Names of a stitched bundle's routes, the default first; empty for any other.
         tokenizer: Reads and spells text; None if the bundle has none.
         images: Inserts images into prompts; None for a bundle that reads text only.
+        verified: Whether the bundle's files were compared with their hashes.
     """
 
     def __init__(
@@ -56,8 +57,12 @@ class Session:
         budget: float | None = None,
         modal: ModalSpec | None = None,
         images: Images | None = None,
+<<<<<<< HEAD
         label: str = "",
         clock: Callable[[], float] = monotonic,
+=======
+        verified: bool = False,
+>>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
     ) -> None:
         """Put the parts together; most callers want `load`.
 
@@ -69,8 +74,12 @@ class Session:
                 and for what the router was calibrated to.
             modal: The modalities of a multimodal model.
             images: Inserts images into prompts, if the decoder takes them; closed with the session.
+<<<<<<< HEAD
             label: What `repr` calls the model and its engine.
             clock: Seconds, for deadlines.
+=======
+            verified: Whether the bundle's files were compared with their hashes.
+>>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
 
         Raises:
             RequestError: the budget is out of range, or the decoder has neither gates nor a router.
@@ -79,6 +88,7 @@ class Session:
         self.routes = decoder.routes
         self.tokenizer = tokenizer
         self.images = images
+        self.verified = verified
         self._decoder = decoder
         self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
         self._label = label

@@ -110,9 +110,9 @@ def router_of(bundle: Bundle, switch: Switch) -> RouterNet | None:
     """
     if switch.router is None:
         return None
-    file = bundle.path / switch.router.file
+    file = switch.router.file
     costs = bundle.manifest.route_bytes[switch.gate]
-    weights = read_router(file.read_bytes(), tuple(costs), str(file))
+    weights = read_router(bundle.read(file), tuple(costs), str(bundle.path / file))
     return RouterNet(weights, costs, switch.router)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import PROFILE
 from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.errors import BundleError
@@ -117,19 +117,19 @@ class ModalProfile:
         return next(each for each in self.subsets if each.modalities == modalities)
 
 
-def read_profile(folder: Path) -> ModalProfile | None:
+def read_profile(bundle: Bundle) -> ModalProfile | None:
     """A bundle's profile; None if it was never profiled.
 
     Raises:
         BundleError: it is damaged.
     """
-    path = folder / PROFILE
-    if not path.exists():
+    if not bundle.has(PROFILE):
         return None
+    content = bundle.read(PROFILE)
     try:
-        return loads(ModalProfile, path.read_bytes())
+        return loads(ModalProfile, content)
     except BundleError as error:
-        raise BundleError(f"{path}: {error}; `adaptc profile` writes it anew") from error
+        raise BundleError(f"{bundle.path / PROFILE}: {error}; `adaptc profile` writes it anew") from error
 
 
 def wilson(right: float, rows: int, z: float = 1.959964) -> tuple[float, float]:

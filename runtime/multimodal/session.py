@@ -68,6 +68,7 @@ class ModalSession:
         modal: Its modalities and subsets.
         graphs: What runs them; `graphs.ran` counts the runs of each graph.
         profile: Measured accuracy and time; None if `adaptc profile` never ran on the bundle.
+        verified: Whether the bundle's files were compared with their hashes.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class ModalSession:
         inputs: dict[str, TensorSpec],
         tokenizer: Tokenizer | None = None,
         profile: ModalProfile | None = None,
+        *,
+        verified: bool = False,
     ) -> None:
         """Put the parts together; most callers want `load`.
 
@@ -86,10 +89,12 @@ class ModalSession:
             inputs: Inputs of all modalities, by name.
             tokenizer: Without one, texts must come as token ids.
             profile: Without one, no accuracy or deadline can be asked for.
+            verified: Whether the bundle's files were compared with their hashes.
         """
         self.modal = modal
         self.graphs = graphs
         self.profile = profile
+        self.verified = verified
         self._inputs = inputs
         self._tokenizer = tokenizer
 

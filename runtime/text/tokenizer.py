@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+<<<<<<< HEAD
 from pathlib import Path
 from types import MappingProxyType
+=======
+>>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
 from typing import TYPE_CHECKING, Any
 
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
@@ -25,18 +28,19 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 class Tokenizer:
     """A tokenizer with its chat template, if it has one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, files: Mapping[str, bytes], where: str = "tokenizer") -> None:
         """Read a tokenizer.
 
         Args:
-            folder: Holds tokenizer.json and, if the model has them, tokenizer_config.json and
-                chat_template.jinja.
+            files: Content by name: tokenizer.json and, if the model has them, tokenizer_config.json and
+                chat_template.jinja; read when they are needed.
+            where: What messages call the folder that the files are from.
 
         Raises:
             BundleError: a file is missing or cannot be read.
         """
-        self._folder = folder
-        self._tokenizer = _load(folder / "tokenizer.json")
+        self._files, self._where = files, where
+        self._tokenizer = _load(self._content("tokenizer.json"), self._name("tokenizer.json"))
         self._bytes: dict[int, bytes] = {}
         self._special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
         self._byte_level = type(self._tokenizer.decoder).__name__ == "ByteLevel"
@@ -113,17 +117,39 @@ class Tokenizer:
 
     @cached_property
     def _template(self) -> ChatTemplate | None:
-        config = _config(self._folder / "tokenizer_config.json")
-        path = self._folder / "chat_template.jinja"
-        if path.exists():
-            source = path.read_text(encoding="utf-8")
+        config = self._config()
+        name = "chat_template.jinja"
+        if name in self._files:
+            source = _text(self._content(name), self._name(name))
         elif isinstance(config.get("chat_template"), str):
             source = config["chat_template"]
         else:
             return None
         named = {role: config[role] for role in _ROLES if config.get(role) is not None}
         tokens = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
-        return ChatTemplate(source, tokens, str(path))
+        return ChatTemplate(source, tokens, self._name(name))
+
+    def _config(self) -> dict[str, Any]:
+        name = "tokenizer_config.json"
+        if name not in self._files:
+            return {}
+        where = self._name(name)
+        try:
+            config = json.loads(_text(self._content(name), where))
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{where}: cannot read: {error}") from error
+        if not isinstance(config, dict):
+            raise BundleError(f"{where}: an object is needed")
+        return config
+
+    def _content(self, name: str) -> bytes:
+        try:
+            return self._files[name]
+        except KeyError:
+            raise BundleError(f"{self._name(name)}: missing; compile again") from None
+
+    def _name(self, name: str) -> str:
+        return f"{self._where}/{name}"
 
     def _bytes_of(self, token: int) -> bytes:
         known = self._bytes.get(token)
@@ -133,35 +159,30 @@ class Tokenizer:
         return known
 
 
-def _load(file: Path) -> tokenizers.Tokenizer:
+def _load(content: bytes, where: str) -> tokenizers.Tokenizer:
     try:
         from tokenizers import Tokenizer as Library
     except ImportError as error:
         raise EngineError("tokenizers: not installed; pip install tokenizers installs it") from error
     try:
-        tokenizer = Library.from_str(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file}: cannot read: {error}") from error
+        tokenizer = Library.from_str(_text(content, where))
+    except ValueError as error:
+        raise BundleError(f"{where}: cannot read: {error}") from error
     except Exception as error:
         if type(error) is not Exception:  # the library raises bare Exception, and only that
             raise
-        raise BundleError(f"{file}: not a tokenizer: {error}") from error
+        raise BundleError(f"{where}: not a tokenizer: {error}") from error
     # Settings of the training run, if any are left, would cut or pad prompts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _config(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
+def _text(content: bytes, where: str) -> str:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{file}: cannot read: {error}") from error
-    if not isinstance(config, dict):
-        raise BundleError(f"{file}: an object is needed")
-    return config
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{where}: cannot read: byte {error.start} is not UTF-8") from error
 
 
 def _bytes_by_letter() -> dict[str, int]:

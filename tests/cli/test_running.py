@@ -18,10 +18,9 @@ from tests.models.sessions import session_of
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+def session(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A model one can compute by hand in place of every bundle; gives the options of the last load."""
-    tiny_tokenizer.save(tiny_tokenizer.byte_level(), tmp_path / "tokenizer")
-    tokenizer = Tokenizer(tmp_path / "tokenizer")
+    tokenizer = Tokenizer(tiny_tokenizer.files(tiny_tokenizer.byte_level()))
     given: dict[str, Any] = {}
 
     def load(path: Path, **options: Any) -> Session:

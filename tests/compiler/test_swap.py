@@ -104,7 +104,8 @@ def test_swapped_gates_are_those_of_a_new_compile(built: tuple[Path, Bundle], tm
 
 
 def test_what_does_not_fit_is_refused_in_one_line(built: tuple[Path, Bundle], tmp_path: Path) -> None:
-    spec, bundle = built
+    spec, first = built
+    bundle = open_bundle(first.path)  # another test has put other gates in
     before = json.loads((bundle.path / "manifest.json").read_text())["sha256"]
     file = tmp_path / "wrong.safetensors"
     for changed, text in (

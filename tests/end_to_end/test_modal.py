@@ -18,6 +18,7 @@ from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError
+from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.runtime.multimodal.modality_gate import gate_features
 from adaptc.runtime.multimodal.profile import read_profile, wilson
 from adaptc.sources.find import find_source
@@ -101,7 +102,7 @@ def test_load_gives_a_modal_session_too(compiled: Path) -> None:
 
 
 def test_a_profile_says_what_was_measured(profiled: Path) -> None:
-    profile = read_profile(profiled / "bundle")
+    profile = read_profile(open_bundle(profiled / "bundle"))
     assert profile is not None
     with np.load(profiled / "data.npz") as file:
         given = {name: file[name] for name in file.files}

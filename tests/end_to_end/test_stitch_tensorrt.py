@@ -30,8 +30,8 @@ from adaptc.runtime.backends.tensorrt.engines import content_of
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
+from adaptc.runtime.loading import load_tokenizer
 from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.spec.reading import read_spec
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.partition_runner import FakeRunner
@@ -77,7 +77,7 @@ class Gpu:
         rows = cuda_decoder(self.cuda, self.runner, bundle, parts, batch, 8)
         assert isinstance(rows, GpuRoutes)
         self.rows = rows
-        self.session = Session(rows, Tokenizer(bundle.path / "tokenizer"))
+        self.session = Session(rows, load_tokenizer(bundle))
 
 
 @pytest.fixture(scope="module")

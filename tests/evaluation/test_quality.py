@@ -20,9 +20,8 @@ from adaptc.evaluation.letters import Lettered, likeliest, read_lettered
 from adaptc.evaluation.quality import table
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_decoder
+from adaptc.runtime.loading import load_decoder, load_tokenizer
 from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.spec.reading import read_spec
 from tests.models import stitched
 
@@ -110,7 +109,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_the_likeliest_letter_is_the_models(bundle: Bundle) -> None:
-    tokenizer, rows = Tokenizer(bundle.path / "tokenizer"), load_decoder(bundle, DecoderOptions(threads=1))
+    tokenizer, rows = load_tokenizer(bundle), load_decoder(bundle, DecoderOptions(threads=1))
+    assert tokenizer is not None
     given = stitched.halved(stitched.weights(stitched.stitch().plan(stitched.program())))
     item = Lettered(ITEMS[0]["question"], ("red", "green", "blue"), 1)  # type: ignore[arg-type]
     ids = np.array([tokenizer.encode(item.prompt)])

@@ -96,11 +96,13 @@ def test_eval_has_every_route_the_router_and_the_models(bundle: Bundle, folder: 
 
 def eager_perplexity(bundle: Bundle, route: str) -> float:
     from adaptc.evaluation.text import windows
-    from adaptc.runtime.text.tokenizer import Tokenizer
+    from adaptc.runtime.loading import load_tokenizer
 
     plan = stitched.stitch().plan(stitched.program())
     given = stitched.halved(stitched.weights(plan))
-    ids = np.array(Tokenizer(bundle.path / "tokenizer").encode(TEXT))
+    tokenizer = load_tokenizer(bundle)
+    assert tokenizer is not None
+    ids = np.array(tokenizer.encode(TEXT))
     lost = []
     for piece in windows(ids, WINDOW):
         logits = stitched.eager(route, piece[None], given)[0].astype(np.float64)

@@ -29,10 +29,11 @@ from adaptc.passes.lower.lower import Lower
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.partition import Partition
-from adaptc.runtime.bundle.folder import write_bundle
+from adaptc.runtime.bundle.folder import open_bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, TargetRecord
 from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
+from adaptc.runtime.loading import load_tokenizer
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec
 
@@ -86,9 +87,9 @@ def write_smollm2(out: Path) -> None:
 
 
 def prompt_ids(bundle: Path) -> list[int]:
-    from adaptc.runtime.text.tokenizer import Tokenizer
-
-    return Tokenizer(bundle / "tokenizer").encode(PROMPT)
+    tokenizer = load_tokenizer(open_bundle(bundle))
+    assert tokenizer is not None
+    return tokenizer.encode(PROMPT)
 
 
 def greedy(whole: FxGraph, about: Backbone, prompt: list[int], scratch: Path) -> list[int]:

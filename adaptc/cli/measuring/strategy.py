@@ -28,11 +28,12 @@ def command(bundle: Path, size: int, accuracy: float | None, plot: Path | None, 
     optimum of the integer program, by dynamic programming over the profile.
     """
     from adaptc.errors import RequestError
+    from adaptc.runtime.bundle.folder import open_bundle
     from adaptc.runtime.multimodal.modality_gate import modality_options
     from adaptc.runtime.multimodal.profile import read_profile
     from adaptc.runtime.multimodal.strategy import Strategies
 
-    profile = read_profile(bundle)
+    profile = read_profile(open_bundle(bundle))
     if profile is None:
         raise RequestError(f"{bundle}: no profile; adaptc profile {bundle} --data FILE makes one")
     strategies = Strategies(modality_options(profile), size)

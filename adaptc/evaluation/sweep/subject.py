@@ -58,7 +58,7 @@ def bundle_subject(bundle: Bundle, base: Path, stage: Stage = lambda _: None) ->
     """
     gates = next(iter(bundle.manifest.gates.values()), None)
     warmup = WARMUP if gates is None else gates.warmup
-    spec = read_spec(bundle.path / SPEC)
+    spec = read_spec(bundle.file(SPEC))
     return _subject(spec, base, source_of(bundle, base), warmup, learned_of(bundle), stage)
 
 
@@ -93,7 +93,7 @@ def learned_of(bundle: Bundle) -> Learned | None:
     """The trained gates of a bundle, as far as they were kept when it was compiled; None if it has none."""
     for name, gates in bundle.manifest.gates.items():
         if gates.policy == "learned":
-            _, weights = load_gates(bundle.path / gates_file(name))
+            _, weights = load_gates(bundle.file(gates_file(name)))
             verdict = bundle.manifest.gate_verdicts.get(name)
             decisions = () if verdict is None else verdict.each
             leaders = {each.layer: each.leader for each in decisions if each.leader is not None}

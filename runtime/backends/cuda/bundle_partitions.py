@@ -42,18 +42,21 @@ def read_partitions(bundle: Bundle, name: str) -> Partitions:
         BundleError: the bundle was not compiled for TensorRT, or the file is damaged.
     """
     file = f"partitions/{name}.json"
-    if file not in bundle.manifest.files:
-        if f"regions/{name}.json" in bundle.manifest.files:
+    if not bundle.has(file):
+        if bundle.has(f"regions/{name}.json"):
             raise BundleError(f"{bundle.path}: compiled by an older adaptc; compile it again")
         backend = bundle.manifest.target.backend
         raise BundleError(f"{bundle.path}: compiled for {backend}; compile with target.backend: tensorrt")
+    content = bundle.read(file)
     try:
-        partitions = Partitions.from_json((bundle.path / file).read_bytes())
-    except (OSError, BundleError) as error:
+        partitions = Partitions.from_json(content)
+    except BundleError as error:
         raise BundleError(f"{bundle.path / file}: {error}") from error
     for graph in partitions.graphs.values():
-        if graph.file not in bundle.manifest.files:
+        if not bundle.has(graph.file):
             raise BundleError(f"{bundle.path / file}: {graph.file!r} is not among the bundle's files")
+    if not bundle.has(partitions.data):
+        raise BundleError(f"{bundle.path / file}: {partitions.data!r} is not among the bundle's files")
     return partitions
 
 

@@ -43,7 +43,7 @@ def cuda_decoder(
     """
     sizes, chunk = row_sizes(runner, batch), min(chunk, runner.tokens())
     [data] = {partitions.data for partitions in parts.values()}
-    weights = DeviceWeights(cuda, bundle.path / data)
+    weights = DeviceWeights(cuda, bundle.file(data))
     values = SharedValues(cuda, parts.values(), max(sizes[-1], chunk))
     gpu = GpuResources(cuda, cuda.stream(), runner, weights, values, sizes, chunk, mode)
     specs, gates = decoder_graphs(bundle), bundle.manifest.gates

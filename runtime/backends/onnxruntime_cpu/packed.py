@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptc.runtime.backends.onnxruntime_cpu.protobuf import bytes_field, number_field, text_field
-from adaptc.runtime.bundle.folder import read_through
+from adaptc.runtime.bundle.reading import read_through
 from adaptc.runtime.bundle.strict_json import loads
 from adaptc.runtime.errors import BundleError
 

@@ -12,7 +12,8 @@ from typing import IO
 from adaptc.runtime.backends.onnxruntime_cpu.engine import onnxruntime, save_packed
 from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, PackedRecord
 from adaptc.runtime.backends.onnxruntime_cpu.protobuf import fields
-from adaptc.runtime.bundle.folder import Bundle, read_through
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.reading import read_through
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps
 from adaptc.runtime.errors import BundleError, EngineError

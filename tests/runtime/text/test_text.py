@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from adaptc.runtime import BundleError, RequestError
 from adaptc.runtime.text.detokenize import ByteDecoding, Text, WindowDecoding, stop_strings
 from adaptc.runtime.text.tokenizer import Tokenizer
-from tests.models.tiny_tokenizer import byte_fallback, byte_level, save
+from tests.models.tiny_tokenizer import byte_fallback, byte_level, files
 
 QUICK = settings(deadline=None, derandomize=True, max_examples=150)
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
@@ -17,13 +17,13 @@ CHARACTERS = "the cat héllo 日本 👩‍👩‍👧 👍🏽 é"
 
 
 @pytest.fixture(scope="module")
-def bytes_(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(save(byte_level(), tmp_path_factory.mktemp("byte_level")))
+def bytes_() -> Tokenizer:
+    return Tokenizer(files(byte_level()))
 
 
 @pytest.fixture(scope="module")
-def fallback(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(save(byte_fallback(), tmp_path_factory.mktemp("byte_fallback"), template=None))
+def fallback() -> Tokenizer:
+    return Tokenizer(files(byte_fallback(), template=None))
 
 
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
@@ -116,10 +116,8 @@ RENDERED = [
 
 
 @pytest.mark.parametrize(("template", "options", "text"), RENDERED)
-def test_templates_know_what_transformers_gives_them(
-    tmp_path_factory: pytest.TempPathFactory, template: str, options: dict[str, object], text: str
-) -> None:
-    tokenizer = Tokenizer(save(byte_level(), tmp_path_factory.mktemp("t"), template))
+def test_templates_know_what_transformers_gives_them(template: str, options: dict[str, object], text: str) -> None:
+    tokenizer = Tokenizer(files(byte_level(), template))
     assert tokenizer.render([{"role": "user", "content": "hi"}], options) == text
 
 
@@ -139,10 +137,8 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("template", "messages", "message"), REFUSED)
-def test_chat_refuses(
-    tmp_path_factory: pytest.TempPathFactory, template: str, messages: list[dict[str, object]], message: str
-) -> None:
-    tokenizer = Tokenizer(save(byte_level(), tmp_path_factory.mktemp("t"), template))
+def test_chat_refuses(template: str, messages: list[dict[str, object]], message: str) -> None:
+    tokenizer = Tokenizer(files(byte_level(), template))
     with pytest.raises(RequestError, match=f"^{message}") as error:
         tokenizer.render(messages, {})
     assert "\n" not in str(error.value)
@@ -158,11 +154,10 @@ def test_chat_refuses(
         ("chat_template.jinja", b"{% for %}", "not a chat template: "),
     ],
 )
-def test_broken_files(tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes, message: str) -> None:
-    folder = save(byte_level(), tmp_path_factory.mktemp("t"))
-    (folder / name).write_bytes(content)
+def test_broken_files(name: str, content: bytes, message: str) -> None:
+    broken = files(byte_level()) | {name: content}
     with pytest.raises(BundleError, match=f"{name}: {message}") as error:
-        Tokenizer(folder).render([{"role": "user", "content": "hi"}], {})
+        Tokenizer(broken).render([{"role": "user", "content": "hi"}], {})
     assert "\n" not in str(error.value)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from tests.gpu.answers import mixed
 from tests.models.history_lm import HistoryLm, decoder_spec
 from tests.models.routed_lm import SHIFTS, WIDTH, RoutedLm
 from tests.models.sessions import session_of
-from tests.models.tiny_tokenizer import byte_level, save
+from tests.models.tiny_tokenizer import byte_level, files
 
 COSTS = {"dear": 100, "middle": 60, "cheap": 30}
 
@@ -90,9 +89,9 @@ def test_a_step_runs_the_trunk_once_for_all_rows() -> None:
     assert model.tail_lms["cheap"].calls[1:] == [(1, 1)] * 3
 
 
-def test_reroute_reads_the_kept_states_and_goes_on(tmp_path: Path) -> None:
+def test_reroute_reads_the_kept_states_and_goes_on() -> None:
     model = RoutedLm(decoder_spec(vocab=320, max_tokens=100))
-    tokenizer = Tokenizer(save(byte_level(), tmp_path))
+    tokenizer = Tokenizer(files(byte_level()))
     with model.session(chunk=4, tokenizer=tokenizer) as session:
         stream = session.generate([1, 2, 3, 4, 5], max_new_tokens=40, route="dear", stream=True)
         next(stream)
