@@ -10,8 +10,8 @@ from adaptc.runtime.backends.backend import Device
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import check_budget
-from adaptc.runtime.model.plan import is_modal
-from adaptc.runtime.validation import check_count
+from adaptc.runtime.model.plan import check_budget_fits, is_modal
+from adaptc.runtime.validation import check_count, shown
 
 _MOST_THREADS = 1024  # more is a slip of the keyboard, and starting them would exhaust the machine
 _MOST_ROWS = 1 << 16  # sequences, or tokens of a prompt at once
@@ -21,11 +21,7 @@ _DEVICES = ("auto", "cpu", "gpu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """Options of `load`, as they were given; None where one was not. `load` says what they mean.
-
-    Raises:
-        RequestError: one is of another type, or out of range.
-    """
+    """Options of `load`, each in its range; None where one was not given. `load` says what they mean."""
 
     device: str = "auto"
     threads: int | None = None
@@ -34,20 +30,6 @@ class LoadOptions:
     cache_bytes: int | None = None
     verify: bool = True
     budget: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.device not in _DEVICES:
-            raise RequestError(f"device: {self.device!r}; there are: {', '.join(_DEVICES)}")
-        if not isinstance(self.verify, bool):
-            raise RequestError(f"verify: {self.verify!r}; True or False is needed")
-        for name, most in (("threads", _MOST_THREADS), ("batch", _MOST_ROWS), ("chunk", _MOST_ROWS)):
-            value = getattr(self, name)
-            if value is not None:
-                check_count(name, value, most=most)
-        if self.cache_bytes is not None and (isinstance(self.cache_bytes, bool) or self.cache_bytes != 0):
-            check_count("cache_bytes", self.cache_bytes, most=_MOST_BYTES)
-        if self.budget is not None:
-            check_budget(self.budget)
 
     def check(self, bundle: Bundle, device: Device) -> None:
         """Refuse what has no meaning for a bundle: an option that did nothing would be taken for one that did.
@@ -65,19 +47,49 @@ class LoadOptions:
             raise RequestError(
                 f"device: {self.device!r}; {bundle.path} was compiled for {name}: its device is {device!r}"
             )
-        gated = bool(manifest.gates) or (manifest.switch is not None and manifest.switch.router is not None)
         text = "it answers each input by itself and writes no text"
         meaningless = {
             "threads": "it runs on a GPU" if device == "gpu" else "",
             "batch": text if is_modal(manifest) else "",
             "chunk": text if is_modal(manifest) else "",
-            "budget": text if is_modal(manifest) else "" if gated else "it has neither gates nor a router",
+            "budget": text if is_modal(manifest) else "",
             "cache_bytes": "" if manifest.modal else "it has no encoder whose features could be kept",
         }
         for option in fields(self):
             why = meaningless.get(option.name, "")
             if why and getattr(self, option.name) is not None:
                 raise RequestError(f"{option.name}: has no meaning for {bundle.path}: {why}; leave it out")
+        check_budget_fits(bundle, self.budget)
+
+
+def load_options(
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    batch: int | None = None,
+    chunk: int | None = None,
+    cache_bytes: int | None = None,
+    verify: bool = True,
+    budget: float | None = None,
+) -> LoadOptions:
+    """Check options by themselves; `LoadOptions.check` asks whether a bundle has them.
+
+    Raises:
+        RequestError: one is of another type, or out of range.
+    """
+    if not isinstance(device, str) or device not in _DEVICES:
+        raise RequestError(f"device: {shown(device)}; there are: {', '.join(_DEVICES)}")
+    if not isinstance(verify, bool):
+        raise RequestError(f"verify: {shown(verify)}; True or False is needed")
+    return LoadOptions(
+        device=device,
+        threads=None if threads is None else check_count("threads", threads, most=_MOST_THREADS),
+        batch=None if batch is None else check_count("batch", batch, most=_MOST_ROWS),
+        chunk=None if chunk is None else check_count("chunk", chunk, most=_MOST_ROWS),
+        cache_bytes=None if cache_bytes is None else check_count("cache_bytes", cache_bytes, _MOST_BYTES, least=0),
+        verify=verify,
+        budget=None if budget is None else check_budget(budget),
+    )
 
 
 def folder_of(path: object) -> Path:
@@ -87,11 +99,11 @@ def folder_of(path: object) -> Path:
         RequestError: it is no name of a folder.
     """
     if not isinstance(path, (str, os.PathLike)) or not isinstance(name := os.fspath(path), str):
-        raise RequestError(f"path: {path!r}; the name of a bundle's folder is needed")
+        raise RequestError(f"path: {shown(path)}; the name of a bundle's folder is needed")
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        raise RequestError(f"path: {name!r}; a name that this system can have is needed") from None
+        raise RequestError(f"path: {shown(name)}; a name that this system can have is needed") from None
     if "\0" in name or not name:
-        raise RequestError(f"path: {name!r}; the name of a bundle's folder is needed")
+        raise RequestError(f"path: {shown(name)}; the name of a bundle's folder is needed")
     return Path(name)

@@ -11,14 +11,14 @@ from typing import cast
 from adaptc.runtime.backends.backend import Backend, DecoderOptions
 from adaptc.runtime.backends.onnxruntime_cpu.backend import OnnxRuntimeCpu
 from adaptc.runtime.backends.tensorrt.backend import TensorRt
-from adaptc.runtime.bundle.folder import Bundle, opening
+from adaptc.runtime.bundle.folder import Bundle, open_bundle, opening
 from adaptc.runtime.bundle.manifest import ModalSpec
 from adaptc.runtime.bundle.names import IMAGES, TOKENIZER
 from adaptc.runtime.errors import BundleError, ReplacedError
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.load_options import LoadOptions, folder_of
+from adaptc.runtime.load_options import LoadOptions, folder_of, load_options
 from adaptc.runtime.model.decoder import BatchDecoder
-from adaptc.runtime.model.plan import check_budget_fits, decoder_graph, is_modal
+from adaptc.runtime.model.plan import decoder_graph, is_modal
 from adaptc.runtime.multimodal.grid_images import GridImages
 from adaptc.runtime.multimodal.images import Images, read_image_spec
 from adaptc.runtime.multimodal.profile import read_profile
@@ -72,39 +72,7 @@ def load(
         RequestError: an option is out of range or has no meaning for this bundle, or the KV cache does not fit in
             memory.
     """
-<<<<<<< HEAD
-    if device not in ("auto", "cpu", "gpu"):
-        raise RequestError(f"device: {device!r}; there are: auto, cpu, gpu")
-    if threads is not None:
-        threads = check_count("threads", threads, most=_MOST_THREADS)
-    if budget is not None:
-        budget = check_budget(budget)
-    bundle = open_bundle(path, verify)
-    backend = _backend(bundle, backends)
-    if device not in ("auto", backend.device):
-        name = bundle.manifest.target.backend
-        raise RequestError(f"device: {device!r}; {path} was compiled for {name}: its device is {backend.device!r}")
-    if is_modal(bundle.manifest):
-        # Only the bundle knows which of the two it is; callers who know as well call `load_modal`.
-        return cast("Session", _modal_session(bundle, backend, threads, _FEATURE_BYTES))
-    name, spec = decoder_graph(bundle)
-    check_budget_fits(bundle, budget)
-    if verify:
-        backend.check(bundle)
-    batch = bundle.manifest.target.batch if batch is None else batch
-    # The tokenizer comes first: an engine gives back free memory once it has loaded, what parsing one left included.
-    tokenizer = _tokenizer(bundle)
-    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, threads, budget))
-    return Session(
-        decoder,
-        tokenizer,
-        spec=spec,
-        budget=budget,
-        modal=bundle.manifest.modal.get(name) if backend.takes_images else None,
-        images=_images(bundle, name, backend, threads) if backend.takes_images else None,
-        label=_label(bundle),
-=======
-    options = LoadOptions(
+    options = load_options(
         device=device,
         threads=threads,
         batch=batch,
@@ -112,7 +80,6 @@ def load(
         cache_bytes=cache_bytes,
         verify=verify,
         budget=budget,
->>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
     )
     # Only the bundle knows which of the two it is; callers who know as well call `load_modal`.
     return cast("Session", _loaded(folder_of(path), options, backends, _session))
@@ -139,12 +106,12 @@ def load_modal(
         BundleError: there is no bundle, it is damaged, its model is of another kind, or no backend runs it.
         RequestError: an option is out of range or has no meaning for this bundle.
     """
-    options = LoadOptions(threads=threads, cache_bytes=cache_bytes, verify=verify)
+    options = load_options(threads=threads, cache_bytes=cache_bytes, verify=verify)
     return cast("ModalSession", _loaded(folder_of(path), options, backends, _only_modal))
 
 
-def load_tokenizer(bundle: Bundle) -> Tokenizer | None:
-    """The tokenizer of a bundle by itself; None if it has none.
+def tokenizer_of(bundle: Bundle) -> Tokenizer | None:
+    """The tokenizer of an opened bundle; None if it has none.
 
     Raises:
         BundleError: its files are damaged.
@@ -163,7 +130,7 @@ def load_tokenizer(path: str | Path, *, verify: bool = True) -> Tokenizer:
     Raises:
         BundleError: there is no bundle, it is damaged, or it has no tokenizer.
     """
-    tokenizer = _tokenizer(open_bundle(path, verify))
+    tokenizer = tokenizer_of(open_bundle(folder_of(path), verify))
     if tokenizer is None:
         raise BundleError(f"{path}: has no tokenizer; its prompts are token ids")
     return tokenizer
@@ -192,21 +159,6 @@ AnySession = Session | ModalSession
 Make = Callable[[Bundle, Backend, LoadOptions], AnySession]
 
 
-<<<<<<< HEAD
-    Raises:
-        BundleError: there is no bundle, it is damaged, its model is of another kind, or no backend runs it.
-        RequestError: a value is out of range.
-    """
-    if threads is not None:
-        threads = check_count("threads", threads, most=_MOST_THREADS)
-    cache_bytes = check_count("cache_bytes", cache_bytes, least=0)
-    bundle = open_bundle(path, verify)
-    if not is_modal(bundle.manifest):
-        if bundle.manifest.modal:
-            raise BundleError(f"{path}: a language model: load, and generate with images= or without, are right")
-        raise BundleError(f"{path}: has no modalities to leave out; drop_modality makes a bundle that has")
-    return _modal_session(bundle, _backend(bundle, backends), threads, cache_bytes)
-=======
 def _loaded(path: Path, options: LoadOptions, backends: Mapping[str, Backend], make: Make) -> AnySession:
     """A session of the bundle that is in a place when it has been loaded."""
     for _ in range(_TRIES):
@@ -233,7 +185,7 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     if options.verify:
         backend.check(bundle)
     # The tokenizer comes first: an engine gives back free memory once it has loaded, what parsing one left included.
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     batch = bundle.manifest.target.batch if options.batch is None else options.batch
     chunk = _CHUNK if options.chunk is None else options.chunk
     decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, options.budget))
@@ -244,6 +196,7 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
         budget=options.budget,
         modal=bundle.manifest.modal.get(name) if backend.takes_images else None,
         images=_images(bundle, name, backend, options) if backend.takes_images else None,
+        label=_label(bundle),
         verified=options.verify,
     )
 
@@ -267,13 +220,12 @@ def _modal_session(bundle: Bundle, backend: Backend, options: LoadOptions) -> Mo
     readers = [*(each.encoder for each in modal.modalities.values()), *(each.graph for each in modal.subsets)]
     inputs = {tensor.name: tensor for name in readers if name for tensor in manifest.graphs[name].inputs}
     profile = read_profile(bundle)
-    return ModalSession(modal, graphs, inputs, load_tokenizer(bundle), profile, verified=options.verify)
+    return ModalSession(modal, graphs, inputs, tokenizer_of(bundle), profile, verified=options.verify)
 
 
 def _modal_graphs(bundle: Bundle, modal: ModalSpec, backend: Backend, options: LoadOptions) -> ModalGraphs:
     kept = _FEATURE_BYTES if options.cache_bytes is None else options.cache_bytes
     return ModalGraphs(modal, lambda graph: backend.engine(bundle, graph, options.threads), kept)
->>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
 
 
 def _backend(bundle: Bundle, backends: Mapping[str, Backend]) -> Backend:
@@ -283,31 +235,13 @@ def _backend(bundle: Bundle, backends: Mapping[str, Backend]) -> Backend:
     return backends[name]
 
 
-<<<<<<< HEAD
-def _tokenizer(bundle: Bundle) -> Tokenizer | None:
-    folder = bundle.path / "tokenizer"
-    return Tokenizer(folder) if folder.exists() else None
-
-
 def _label(bundle: Bundle) -> str:
     """The models of a bundle and its engine, for people."""
     models = "+".join(Path(each.source).name for each in bundle.manifest.models.values())
     return f"{models} on {bundle.manifest.target.backend} in {bundle.manifest.target.weights}"
 
 
-def _modal_session(bundle: Bundle, backend: Backend, threads: int | None, cache_bytes: int) -> ModalSession:
-    manifest = bundle.manifest
-    [(_, modal)] = manifest.modal.items()
-    graphs = ModalGraphs(modal, lambda graph: backend.engine(bundle, graph, threads), cache_bytes)
-    readers = [*(each.encoder for each in modal.modalities.values()), *(each.graph for each in modal.subsets)]
-    inputs = {tensor.name: tensor for name in readers if name for tensor in manifest.graphs[name].inputs}
-    return ModalSession(modal, graphs, inputs, _tokenizer(bundle), read_profile(bundle.path))
-
-
-def _images(bundle: Bundle, model: str, backend: Backend, threads: int | None) -> Images | None:
-=======
 def _images(bundle: Bundle, model: str, backend: Backend, options: LoadOptions) -> Images | None:
->>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
     """What puts images into a language model's prompts; its encoder is read from disk when it first runs."""
     modal = bundle.manifest.modal.get(model)
     encoded = [] if modal is None else [(name, each) for name, each in modal.modalities.items() if each.encoder]

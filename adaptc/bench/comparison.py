@@ -24,7 +24,7 @@ from adaptc.bench.prompt import TEXT
 from adaptc.errors import EngineError, RequestError
 from adaptc.machine.description import Machine
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_tokenizer
+from adaptc.runtime.loading import tokenizer_of
 
 SECONDS = 1800
 """The longest one process may take."""
@@ -60,7 +60,7 @@ def prompts(bundle: Bundle, settings: BenchSettings) -> tuple[list[int], list[in
     Raises:
         RequestError: they do not fit the bundle, or it has no tokenizer.
     """
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     decoder = bundle.manifest.graphs[bundle.manifest.reader].decoder
     if tokenizer is None or decoder is None:
         raise RequestError(f"{bundle.path}: no tokenizer or no decoder; there is nothing to time")

@@ -20,7 +20,7 @@ from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.loading import load_tokenizer
+from adaptc.runtime.loading import tokenizer_of
 from adaptc.runtime.model.budget import threshold_of
 from adaptc.runtime.text.templates import Message
 
@@ -102,7 +102,7 @@ def collapse(
 
 def has_chat(bundle: Bundle) -> bool:
     """Whether a bundle's model is one to talk with."""
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     try:
         if tokenizer is None:
             return False
@@ -137,7 +137,7 @@ def factoids(
     """
     name = bundle.manifest.reader
     graph, gates = bundle.manifest.graphs[name], bundle.manifest.gates.get(name)
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     if graph.decoder is None or tokenizer is None:
         raise RequestError(f"{bundle.path}: no tokenizer or no decoder; questions cannot be asked")
     if route_bytes(bundle):

@@ -17,7 +17,7 @@ from adaptc.evaluation.text import Ids
 from adaptc.runtime import Session
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_decoder, load_tokenizer
+from adaptc.runtime.loading import load_decoder, tokenizer_of
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.templates import Message
 
@@ -74,7 +74,7 @@ def quality(
     measured_routes: list[str | None] = [*chosen] or [None]
     if chosen and not routes and has_router(bundle):
         measured_routes.append(None)
-    if load_tokenizer(bundle) is None:
+    if tokenizer_of(bundle) is None:
         raise RequestError(f"{bundle.path}: no tokenizer; nothing can be asked")
     if tasks.instructions and not has_chat(bundle):
         raise RequestError(f"{bundle.path}: no chat template; instructions cannot be put: leave them out")
@@ -95,7 +95,7 @@ def quality(
 
 def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | None) -> dict[str, float | int]:
     """Shares of right answers by one route, and how many were asked."""
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     assert tokenizer is not None
     decoder = load_decoder(bundle, DecoderOptions(threads=threads))
     right: dict[str, list[bool]] = {}

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from adaptc.errors import RequestError
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_tokenizer
+from adaptc.runtime.loading import tokenizer_of
 
 Ids = npt.NDArray[np.int64]
 """int64 [tokens]."""
@@ -46,7 +46,7 @@ def text_ids(bundle: Bundle, path: Path, tokens: int | None = None) -> Ids:
     Raises:
         RequestError: the file cannot be read or is too short, or the bundle has no tokenizer.
     """
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     if tokenizer is None:
         raise RequestError(f"{bundle.path}: no tokenizer; a text cannot be predicted")
     ids = np.array(tokenizer.encode(read_text(path)), np.int64)[:tokens]

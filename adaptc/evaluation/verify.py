@@ -14,7 +14,7 @@ from adaptc.evaluation.route_reference import Stitched
 from adaptc.evaluation.text import Ids
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_decoder, load_tokenizer
+from adaptc.runtime.loading import load_decoder, tokenizer_of
 from adaptc.runtime.model.options import RequestOptions
 
 Stage = Callable[[str], None]
@@ -75,7 +75,7 @@ def prompts_of(bundle: Bundle) -> list[list[int]]:
     Raises:
         BundleError: it has no tokenizer.
     """
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     if tokenizer is None:
         raise BundleError(f"{bundle.path}: no tokenizer; the numbers cannot be compared")
     return [tokenizer.encode(prompt) for prompt in PROMPTS]

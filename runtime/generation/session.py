@@ -57,12 +57,9 @@ class Session:
         budget: float | None = None,
         modal: ModalSpec | None = None,
         images: Images | None = None,
-<<<<<<< HEAD
         label: str = "",
         clock: Callable[[], float] = monotonic,
-=======
         verified: bool = False,
->>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
     ) -> None:
         """Put the parts together; most callers want `load`.
 
@@ -74,12 +71,9 @@ class Session:
                 and for what the router was calibrated to.
             modal: The modalities of a multimodal model.
             images: Inserts images into prompts, if the decoder takes them; closed with the session.
-<<<<<<< HEAD
             label: What `repr` calls the model and its engine.
             clock: Seconds, for deadlines.
-=======
             verified: Whether the bundle's files were compared with their hashes.
->>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
 
         Raises:
             RequestError: the budget is out of range, or the decoder has neither gates nor a router.

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-<<<<<<< HEAD
-from pathlib import Path
 from types import MappingProxyType
-=======
->>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
 from typing import TYPE_CHECKING, Any
 
 from adaptc.runtime.errors import BundleError, EngineError, RequestError

@@ -30,7 +30,7 @@ from adaptc.runtime.backends.tensorrt.engines import content_of
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.loading import load_tokenizer
+from adaptc.runtime.loading import tokenizer_of
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.spec.reading import read_spec
 from tests.fakes.cuda import FakeCuda
@@ -77,7 +77,7 @@ class Gpu:
         rows = cuda_decoder(self.cuda, self.runner, bundle, parts, batch, 8)
         assert isinstance(rows, GpuRoutes)
         self.rows = rows
-        self.session = Session(rows, load_tokenizer(bundle))
+        self.session = Session(rows, tokenizer_of(bundle))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from adaptc.evaluation.letters import Lettered, likeliest, read_lettered
 from adaptc.evaluation.quality import table
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_decoder, load_tokenizer
+from adaptc.runtime.loading import load_decoder, tokenizer_of
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.spec.reading import read_spec
 from tests.models import stitched
@@ -109,7 +109,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_the_likeliest_letter_is_the_models(bundle: Bundle) -> None:
-    tokenizer, rows = load_tokenizer(bundle), load_decoder(bundle, DecoderOptions(threads=1))
+    tokenizer, rows = tokenizer_of(bundle), load_decoder(bundle, DecoderOptions(threads=1))
     assert tokenizer is not None
     given = stitched.halved(stitched.weights(stitched.stitch().plan(stitched.program())))
     item = Lettered(ITEMS[0]["question"], ("red", "green", "blue"), 1)  # type: ignore[arg-type]

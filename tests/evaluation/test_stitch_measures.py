@@ -96,11 +96,11 @@ def test_eval_has_every_route_the_router_and_the_models(bundle: Bundle, folder: 
 
 def eager_perplexity(bundle: Bundle, route: str) -> float:
     from adaptc.evaluation.text import windows
-    from adaptc.runtime.loading import load_tokenizer
+    from adaptc.runtime.loading import tokenizer_of
 
     plan = stitched.stitch().plan(stitched.program())
     given = stitched.halved(stitched.weights(plan))
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     assert tokenizer is not None
     ids = np.array(tokenizer.encode(TEXT))
     lost = []

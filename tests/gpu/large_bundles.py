@@ -33,7 +33,7 @@ from adaptc.runtime.bundle.folder import open_bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GraphSpec, Manifest, ModelRecord, TargetRecord
 from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.loading import load_tokenizer
+from adaptc.runtime.loading import tokenizer_of
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec
 
@@ -87,7 +87,7 @@ def write_smollm2(out: Path) -> None:
 
 
 def prompt_ids(bundle: Path) -> list[int]:
-    tokenizer = load_tokenizer(open_bundle(bundle))
+    tokenizer = tokenizer_of(open_bundle(bundle))
     assert tokenizer is not None
     return tokenizer.encode(PROMPT)
 

@@ -91,7 +91,7 @@ def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: i
     from adaptc.evaluation.answers import has_chat
     from adaptc.plots import budgets as plot
     from adaptc.runtime import load
-    from adaptc.runtime.loading import load_tokenizer
+    from adaptc.runtime.loading import tokenizer_of
 
     with load(bundle.path, threads=threads, batch=1, verify=False, budget=budget) as session:
         if has_chat(bundle):
@@ -101,7 +101,7 @@ def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: i
         gates = session.gates
     assert gates is not None
     assert result.trace.skips is not None
-    tokenizer = load_tokenizer(bundle)
+    tokenizer = tokenizer_of(bundle)
     assert tokenizer is not None
     # A token that went through the graph: all that were chosen but the last, less those of the warm-up.
     fed = list(result.ids[:-1])[len(result.ids) - 1 - len(result.trace.skips.ran) :]

@@ -6,13 +6,13 @@ from adaptc.runtime import Session
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import HistoryLm
 from tests.models.sessions import session_of
-from tests.models.tiny_tokenizer import byte_level, save
+from tests.models.tiny_tokenizer import byte_level
 from tests.runtime.generation.text_lm import SPEC, Clock
 
 
 @pytest.fixture(scope="package")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(save(byte_level(), tmp_path_factory.mktemp("tokenizer")))
+def tokenizer() -> Tokenizer:
+    return Tokenizer(files(byte_level()))
 
 
 @pytest.fixture

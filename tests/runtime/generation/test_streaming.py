@@ -9,33 +9,7 @@ from adaptc.runtime import BundleError, RequestError, Session
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec, greedy
 from tests.models.sessions import session_of
-<<<<<<< HEAD
 from tests.runtime.generation.text_lm import PROMPT, SPEC, expected
-=======
-from tests.models.tiny_tokenizer import byte_level, files
-
-SPEC = decoder_spec(vocab=320, max_tokens=100)
-PROMPT = "the cat"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer(files(byte_level()))
-
-
-@pytest.fixture
-def lm() -> HistoryLm:
-    return HistoryLm(SPEC)
-
-
-@pytest.fixture
-def session(lm: HistoryLm, tokenizer: Tokenizer) -> Session:
-    return session_of(lm.engine, SPEC, tokenizer, batch=2)
-
-
-def expected(tokenizer: Tokenizer, count: int, prompt: str = PROMPT) -> str:
-    return tokenizer.decode(greedy(tokenizer.encode(prompt), count, SPEC))
->>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
 
 
 def test_pieces_join_to_the_text(session: Session, tokenizer: Tokenizer) -> None:
@@ -160,100 +134,6 @@ def test_threads_take_turns(session: Session, tokenizer: Tokenizer) -> None:
     assert found == {prompt: [expected(tokenizer, 15, prompt)] * 3 for prompt in prompts}
 
 
-<<<<<<< HEAD
-def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot read: "):
-        Tokenizer(tmp_path)
-=======
-async def collect(session: Session, prompt: str, count: int) -> str:
-    return "".join([piece async for piece in session.generate_async(prompt, max_new_tokens=count)])
-
-
-def test_coroutines_take_turns(session: Session, tokenizer: Tokenizer) -> None:
-    prompts = [f"prompt {index}" for index in range(5)]
-
-    async def main() -> list[str]:
-        return await asyncio.gather(*(collect(session, prompt, 15) for prompt in prompts))
-
-    assert asyncio.run(main()) == [expected(tokenizer, 15, prompt) for prompt in prompts]
-    session.close()
-
-
-def test_the_loop_runs_on_while_the_engine_works(session: Session, lm: HistoryLm) -> None:
-    """Every step waits for the loop to answer: if the engine held the loop, none ever would."""
-    answers: list[bool] = []
-
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-
-        def ask() -> None:
-            answered = threading.Event()
-            loop.call_soon_threadsafe(answered.set)
-            answers.append(answered.wait(10))
-
-        lm.before = ask
-        await collect(session, PROMPT, 8)
-
-    asyncio.run(main())
-    assert len(answers) >= 8
-    assert all(answers)
-
-
-def test_a_cancelled_task_frees_the_session(session: Session, lm: HistoryLm, tokenizer: Tokenizer) -> None:
-    begun, goes_on = threading.Event(), threading.Event()
-
-    def step() -> None:
-        begun.set()
-        assert goes_on.wait(10)
-
-    lm.before = step
-
-    async def main() -> str:
-        task = asyncio.create_task(collect(session, PROMPT, 90))
-        assert await asyncio.to_thread(begun.wait, 10)
-        task.cancel()
-        goes_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        lm.before = lambda: None
-        return await collect(session, PROMPT, 5)
-
-    assert asyncio.run(main()) == expected(tokenizer, 5)
-    assert len(lm.calls) < 60
-
-
-def test_a_coroutine_that_waits_can_be_cancelled(session: Session) -> None:
-    stream = session.generate(PROMPT, stream=True)
-    next(stream)
-
-    async def main() -> None:
-        with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(collect(session, PROMPT, 5), 0.05)
-
-    asyncio.run(main())
-    stream.close()
-    assert session.generate(PROMPT, max_new_tokens=1).ids
-
-
-def test_errors_reach_the_coroutine(session: Session, lm: HistoryLm) -> None:
-    def fail() -> None:
-        raise EngineError("engine: out of luck")
-
-    lm.before = fail
-
-    async def bad() -> None:
-        with pytest.raises(EngineError, match=r"^engine: out of luck$"):
-            await collect(session, PROMPT, 5)
-        with pytest.raises(RequestError, match=r"^max_new_tokens: 0"):
-            session.generate_async(PROMPT, max_new_tokens=0)
-        session.close()
-        with pytest.raises(RequestError, match=r"^session: closed$"):
-            await collect(session, PROMPT, 5)
-
-    asyncio.run(bad())
-
-
 def test_files_without_a_tokenizer() -> None:
     with pytest.raises(BundleError, match=r"^there/tokenizer\.json: missing; compile again$"):
         Tokenizer({}, "there")
->>>>>>> 401a8fe (A bundle gives its files by the names in its manifest, reads nothing else, and compares weights while the engine loads; load refuses options without meaning)
