@@ -80,9 +80,7 @@ def _read(origin: str, folder: Path, content: str) -> Mapping[str, bytes]:
             "tokenizer_config.json": _config(config, tokenizer.special_tokens_map),
             **_templates(origin, tokenizer.chat_template),
         }
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (into / name).write_bytes(files[name])
-        _compare(origin, tokenizer, Tokenizer(into))
+        _compare(origin, tokenizer, Tokenizer(files))
     return MappingProxyType(files)
 
 
