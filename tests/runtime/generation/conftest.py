@@ -6,7 +6,7 @@ from adaptc.runtime import Session
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import HistoryLm
 from tests.models.sessions import session_of
-from tests.models.tiny_tokenizer import byte_level
+from tests.models.tiny_tokenizer import byte_level, files
 from tests.runtime.generation.text_lm import SPEC, Clock
 
 
