@@ -12,18 +12,18 @@ from adaptc.families.table import family_of, supported, supported_decoders
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Kinds of layers that capture knows."""
 
-_MAX_LAYERS = 1000
 _MAX_SIZE = 1 << 31
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "max_position_embeddings",
-)
-_OPTIONAL = ("num_key_value_heads", "head_dim")
+_SIZES = {
+    "num_hidden_layers": 1000,
+    "hidden_size": _MAX_SIZE,
+    "intermediate_size": _MAX_SIZE,
+    "num_attention_heads": _MAX_SIZE,
+    "num_key_value_heads": _MAX_SIZE,
+    "head_dim": _MAX_SIZE,
+    "vocab_size": _MAX_SIZE,
+    "max_position_embeddings": _MAX_SIZE,
+}
+"""Sizes of a language model, each with the largest that is taken."""
 
 
 def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any:
@@ -45,31 +45,22 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
     text = values.get("text_config") or values
     if not isinstance(text, Mapping):
         raise LoadError(f"{origin}: text_config is {str(text)[:40]}; an object is right")
-    # A damaged count would have transformers build lists, and models, of that many layers.
-    layers = text.get("num_hidden_layers", 1)
-    if isinstance(layers, int) and not 1 <= layers <= _MAX_LAYERS:
-        raise LoadError(f"{origin}: num_hidden_layers is {layers}; adaptc takes 1 to {_MAX_LAYERS}")
+    _check_sizes(origin, text)
     with foreign(f"{origin}: transformers refuses this {model_type} config"):
         config = CONFIG_MAPPING[model_type](**values)
-    _check_sizes(origin, text_of(config))
     _check_layers(origin, text_of(config))
     _check_parts(origin, config)
     return config
 
 
-def _check_sizes(origin: str, text: Any) -> None:
-    """Refuse sizes that no model can have."""
-    for name in _SIZES:
-        value = getattr(text, name, None)
-        if value is None and name in _OPTIONAL:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MAX_SIZE:
-            raise LoadError(f"{origin}: {name} is {str(value)[:40]}; a whole number from 1 to {_MAX_SIZE:,} is right")
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    if head_dim < 2 or head_dim % 2:
-        raise LoadError(f"{origin}: heads are {head_dim} wide; RoPE turns pairs of numbers: an even width is right")
-    epsilon = getattr(text, "rms_norm_eps", 1e-6)
-    if not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
+def _check_sizes(origin: str, text: Mapping[str, Any]) -> None:
+    """Refuse sizes that no model can have: transformers would divide by them, and build lists that long."""
+    for name, largest in _SIZES.items():
+        value = text.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= largest:
+            raise LoadError(f"{origin}: {name} is {str(value)[:40]}; a whole number from 1 to {largest:,} is right")
+    epsilon = text.get("rms_norm_eps")
+    if isinstance(epsilon, int | float) and not 0 <= epsilon < 1:
         raise LoadError(f"{origin}: rms_norm_eps is {str(epsilon)[:40]}; a number from 0 to 1 is right")
 
 

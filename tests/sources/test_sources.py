@@ -521,7 +521,9 @@ def test_refuses_a_number_of_layers_that_is_not_there(tmp_path: Path) -> None:
     assert refusal(lambda: source(path).tensors()) == f"{path}: weights for 2 layers; by its config there are 3"
     model.config.num_hidden_layers = 1 << 30
     path = write_gguf(tmp_path / "n.gguf", model, "llama")
-    assert refusal(lambda: source(path).config()) == f"{path}: num_hidden_layers is 1073741824; adaptc takes 1 to 1000"
+    assert refusal(lambda: source(path).config()) == (
+        f"{path}: num_hidden_layers is 1073741824; a whole number from 1 to 1,000 is right"
+    )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -93,7 +93,8 @@ _WITHOUT_EFFECT = frozenset(
         "tie_encoder_decoder",
         "torchscript",
         "use_bfloat16",
-        # Other spellings, which the config classes read.
+        # What config classes and models read without a field of this name.
+        "head_dim",
         "rope_scaling",
         "rope_theta",
         "rope_local_base_freq",

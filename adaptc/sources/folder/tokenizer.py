@@ -70,6 +70,11 @@ def _read(origin: str, folder: Path, content: str) -> Mapping[str, bytes]:
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
         raise LoadError(f"{origin}: its tokenizer, {kind}, has no fast form (tokenizer.json), which the runtime needs")
+    with foreign(f"{origin}: its tokenizer has no vocabulary"):
+        words = tokenizer.get_vocab().keys() - tokenizer.added_tokens_encoder.keys()
+    if not words:  # without its files, a tokenizer's class has its special tokens only
+        kind = type(tokenizer).__name__
+        raise LoadError(f"{origin}: no tokenizer: nothing here has a vocabulary that transformers' {kind} reads")
     with tempfile.TemporaryDirectory() as scratch, foreign(f"{origin}: its tokenizer cannot be written"):
         into = Path(scratch)
         with _quiet():

@@ -1,0 +1,139 @@
+"""Keys of config.json: real configs pass in silence, another model is refused by key, unknown keys are remarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from adaptc.errors import LoadError
+from adaptc.families.table import DECODERS
+from adaptc.sources.find import find_source
+from adaptc.sources.folder.config_keys import refuse_keys, unknown_keys
+from adaptc.spec.schema import ModelSpec
+from tests.models import folder, vlm
+
+# What config.json files on the hub hold beside the fields of today's config classes.
+OLD_RELEASES: dict[str, Any] = {
+    "_name_or_path": "meta/x",
+    "add_cross_attention": False,
+    "architectures": ["LlamaForCausalLM"],
+    "attn_implementation": "flash_attention_2",
+    "bad_words_ids": None,
+    "do_sample": False,
+    "gradient_checkpointing": False,
+    "is_decoder": False,
+    "max_length": 20,
+    "num_beams": 1,
+    "pretraining_tp": 1,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tf_legacy_loss": False,
+    "tie_encoder_decoder": False,
+    "torch_dtype": "bfloat16",
+    "torchscript": False,
+    "transformers_version": "4.40.0",
+    "unsloth_version": "2025.1",
+    "use_bfloat16": False,
+    "use_cache": True,
+}
+
+
+def write(path: Path, **values: Any) -> Any:
+    path.mkdir(exist_ok=True)
+    small = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    (path / "config.json").write_text(json.dumps(small | values))
+    return find_source(ModelSpec(source="m"), path.parent)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_keys_of_real_configs_pass_in_silence(family: str) -> None:
+    config = transformers.CONFIG_MAPPING[family]()
+    for values in (config.to_dict(), config.to_diff_dict(), config.to_dict() | OLD_RELEASES):
+        refuse_keys("m", values)
+        assert unknown_keys(config, values) == []
+
+
+@pytest.mark.parametrize("family", ["llava", "idefics3", "smolvlm", "qwen2_vl"])
+def test_keys_of_parts_pass_in_silence(family: str) -> None:
+    config = vlm.config(family)
+    values = config.to_dict()
+    refuse_keys("m", values)
+    assert unknown_keys(config, values) == []
+    values["text_config"]["odd"] = 1
+    [remark] = unknown_keys(config, values)
+    assert remark.startswith("config.json: text_config.odd: no key of transformers'")
+
+
+def test_an_unknown_key_is_a_remark(tmp_path: Path) -> None:
+    found = write(tmp_path / "m", logit_scale=0.5, residual_multiplier=0.2)
+    assert found.config().hidden_size == 32
+    assert found.remarks()[0] == (
+        "config.json: logit_scale, residual_multiplier: no key of transformers' llama; it is not read, nor by "
+        "transformers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "expected"),
+    [
+        ("llama", {"is_causal": False}, "config.json: is_causal is False, which makes another model than adaptc"),
+        ("gemma", {"use_bidirectional_attention": True}, "config.json: use_bidirectional_attention is True, which"),
+        (
+            "gemma3_text",
+            {"use_bidirectional_attention": "all"},
+            "config.json: use_bidirectional_attention is all, which",
+        ),
+        ("llama", {"partial_rotary_factor": 0.5}, "config.json: partial_rotary_factor is 0.5, which makes another"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "config.json: partial_rotary_factor is 0.5"),
+        ("llama", {"per_layer_config": {"0": {}}}, "config.json: per_layer_config is {'0': {}}, which makes another"),
+        ("llama", {"transformers_weights": "x.safetensors"}, "config.json: transformers_weights is x.safetensors"),
+        ("llama", {"quantization_config": {"quant_method": "gptq"}}, "its weights are quantized by gptq; give the"),
+        ("llama", {"quantization_config": {}}, "its weights are quantized by an unnamed method; give the model as"),
+        ("llama", {"quantization_config": 5}, "its weights are quantized by an unnamed method; give the model as it"),
+        ("qwen2", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types has 'linear_attention'; ada"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "transformers refuses this qwen2 config: "),
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0; null or a whole number of positions is right"),
+        ("llama", {"num_attention_heads": 0}, "num_attention_heads is 0; a whole number from 1 to 2,147,483,648 is"),
+        ("llama", {"vocab_size": -1}, "vocab_size is -1; a whole number from 1 to 2,147,483,648 is right"),
+        (
+            "llama",
+            {"head_dim": 7},
+            "transformers refuses this llama config: Class validation error for validator 'validate_rope': ",
+        ),
+        ("llama", {"hidden_size": 2**63}, "hidden_size is 9223372036854775808; a whole number from 1 to 2,147,483,"),
+        ("llama", {"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0; a number from 0 to 1 is right"),
+        ("llama", {"text_config": 5}, "text_config is 5; an object is right"),
+    ],
+)
+def test_another_model_is_refused_by_key(family: str, change: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    with pytest.raises(LoadError) as refused:
+        write(tmp_path / "m", model_type=family, **change).config()
+    assert str(refused.value).startswith(f"m: {expected}")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("content", ['{"a": NaN}', '{"a": 1e999, "b": Infinity}', "[" * 100_000, "5", "\xff", "{"])
+def test_what_is_no_json_object_is_refused(content: str, tmp_path: Path) -> None:
+    found = write(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(LoadError, match=r"m: config.json is not (JSON: |a JSON object)"):
+        found.config()
+
+
+def test_quantization_of_null_is_none(tmp_path: Path) -> None:
+    assert write(tmp_path / "m", quantization_config=None).config().model_type == "llama"
+
+
+@pytest.mark.parametrize("eos", ["x", 1.5, [1, "a"], True, {"a": 1}])
+def test_special_tokens_are_whole_numbers(eos: Any, tmp_path: Path) -> None:
+    folder.write(tmp_path)
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": eos}))
+    with pytest.raises(LoadError, match=r"model: eos_token_id is .*; a token's id, or a list of these, is right"):
+        find_source(ModelSpec(source="model"), tmp_path).token_ids()
