@@ -33,9 +33,9 @@ class GgufHeader(Protocol):
         """Return a metadata value that must be there."""
 
 
-def no_values(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A family whose config is what every GGUF file states: nothing to add."""
-    return {}
+def attention_bias(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A family whose config is what every GGUF file states, and whether attention's projections have biases."""
+    return {"attention_bias": any(name.endswith(".bias") and ".attn_" in name for name in file.tensors)}
 
 
 def as_stored(name: str, values: Array, heads: int, kv_heads: int) -> Array:
@@ -53,12 +53,16 @@ class GgufLayout:
         config: Takes the header and the config values that every family has, and returns those to add or replace.
         weight: Takes a tensor's GGUF name, its values (float32, of the parameter's shape), the number of query heads
             and the number of key and value heads; returns the values as transformers has them.
+        keys: Metadata keys, without the architecture's name, that `config` reads.
+        rope_factors: Whether a tensor `rope_freqs.weight` states Llama 3's RoPE.
     """
 
     architecture: str
     layer_names: Mapping[str, str]
-    config: Callable[[GgufHeader, Mapping[str, Any]], dict[str, Any]] = no_values
+    config: Callable[[GgufHeader, Mapping[str, Any]], dict[str, Any]] = attention_bias
     weight: Callable[[str, Array, int, int], Array] = as_stored
+    keys: frozenset[str] = frozenset()
+    rope_factors: bool = False
 
 
 @dataclass(frozen=True, slots=True)

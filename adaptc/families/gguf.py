@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from adaptc.families.base import GgufHeader
+from adaptc.errors import LoadError
+from adaptc.families.base import GgufHeader, attention_bias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,8 +64,14 @@ def norms_minus_one(name: str, values: Array, heads: int, kv_heads: int) -> Arra
     return shifted
 
 
-def sliding_window(file: GgufHeader, architecture: str, values: Mapping[str, Any], deepest: int) -> dict[str, Any]:
-    """Return the config values of a family with sliding layers: the window, and the scale of queries.
+WINDOW_KEYS = frozenset({"attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa"})
+"""What `sliding_window` reads, and its callers."""
+
+
+def sliding_window(
+    file: GgufHeader, architecture: str, values: Mapping[str, Any], deepest: int, window: int, period: int
+) -> dict[str, Any]:
+    """Return the config values of a family with sliding layers: window, kinds of layers, scale of queries, biases.
 
     Args:
         file: The header.
@@ -72,10 +79,47 @@ def sliding_window(file: GgufHeader, architecture: str, values: Mapping[str, Any
         values: The config values that every family has.
         deepest: Number of layers of the family's largest model. Only that one scales queries by width / heads instead
             of head_dim, which the file does not state; llama.cpp tells it by its depth too (src/models/gemma2.cpp).
+        window: The window where the file states none; 0 for attention over the whole text.
+        period: One layer of so many attends to the whole text, where the file does not say which.
+
+    Raises:
+        LoadError: a value is of the wrong type.
     """
     largest = values["num_hidden_layers"] == deepest
     scalar = values["hidden_size"] // values["num_attention_heads"] if largest else values["head_dim"]
+    window = file.get(f"{architecture}.attention.sliding_window", int, window)
+    slides = _sliding_layers(file, architecture, values["num_hidden_layers"], period) if window else []
+    kinds = ["sliding_attention" if sliding else "full_attention" for sliding in slides]
     return {
+        **attention_bias(file, values),
         "query_pre_attn_scalar": scalar,
-        "sliding_window": file.need(f"{architecture}.attention.sliding_window", int),
+        "sliding_window": window or values["max_position_embeddings"],
+        "layer_types": kinds or ["full_attention"] * values["num_hidden_layers"],
     }
+
+
+def _sliding_layers(file: GgufHeader, architecture: str, layers: int, period: int) -> list[bool]:
+    """Which layers slide, by the file's list or its period."""
+    key = f"{architecture}.attention.sliding_window_pattern"
+    stated = file.get(key, object)
+    if isinstance(stated, list):
+        if len(stated) < layers or not all(each in (0, 1) for each in stated):
+            raise LoadError(f"{file.path}: {key} does not say of each of {layers} layers whether it slides")
+        return [bool(each) for each in stated[:layers]]
+    period = file.get(key, int, period)
+    return [period == 0 or layer % period < period - 1 for layer in range(layers)]
+
+
+def softcap(file: GgufHeader, architecture: str, name: str, usual: float | None) -> float | None:
+    """Return a cap of logits, `usual` where the file states none.
+
+    Raises:
+        LoadError: it is no positive number.
+    """
+    key = f"{architecture}.{name}"
+    cap: float | None = file.get(key, float, usual)
+    if cap == 0.0 and usual is None:
+        return None
+    if cap is not None and not cap > 0:
+        raise LoadError(f"{file.path}: {key} is {cap}; a positive number is right")
+    return cap

@@ -80,7 +80,7 @@ def needed(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> s
     layers = {match[1] for name in shapes if (match := stem.match(name))}
     if len(layers) < (depth := text_of(config).num_hidden_layers):
         raise LoadError(f"{origin}: weights for {len(layers)} layers; by its config there are {depth}")
-    wanted = _wanted(config)
+    wanted = parameter_shapes(config)
     tied = {HEAD} if config.tie_word_embeddings else set()
     for name in wanted.keys() - tied:
         if name not in shapes:
@@ -94,11 +94,11 @@ def needed(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> s
 
 def without_place(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return the names of tensors on disk that transformers' model of this config does not have, in order."""
-    return sorted(shapes.keys() - _wanted(config).keys())
+    return sorted(shapes.keys() - parameter_shapes(config).keys())
 
 
-def _wanted(config: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of transformers' model."""
+def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of transformers' model of this config, by its name."""
     import torch
 
     with torch.device("meta"):

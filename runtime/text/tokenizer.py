@@ -188,12 +188,13 @@ def _bytes_by_letter() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTES = _bytes_by_letter()
+BYTE_OF_LETTER = _bytes_by_letter()
+"""The byte that each letter of a byte-level vocabulary spells."""
 
 
 def _bytes(name: str) -> bytes:
     """The bytes a byte-level token stands for; an added token stands for its own text."""
     try:
-        return bytes(map(_BYTES.__getitem__, name))
+        return bytes(map(BYTE_OF_LETTER.__getitem__, name))
     except KeyError:
         return name.encode()

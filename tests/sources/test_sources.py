@@ -477,9 +477,9 @@ def test_bos_is_added_where_the_metadata_says_so(tmp_path: Path) -> None:
 
 
 def test_refuses_tokenizers_it_would_get_wrong(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", tiny("llama"), "llama", pre="viking")
+    path = write_gguf(tmp_path / "m.gguf", tiny("llama"), "llama", pre="kimi-k2")
     assert refusal(lambda: source(path).tokenizer_files()) == (
-        f"{path}: tokenizer.ggml.pre 'viking' is not known; give its Hugging Face folder instead"
+        f"{path}: tokenizer.ggml.pre 'kimi-k2' cannot be rebuilt exactly; give its Hugging Face folder instead"
     )
 
 

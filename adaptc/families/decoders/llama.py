@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout
+from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, attention_bias
 from adaptc.families.gguf import TWO_NORMS, halves_from_pairs
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
+        **attention_bias(file, values),
+        "mlp_bias": any(name.endswith(".bias") and ".ffn_" in name for name in file.tensors),
     }
 
 
@@ -30,4 +30,4 @@ def _weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
     return values
 
 
-LLAMA = DecoderFamily("llama", GgufLayout("llama", TWO_NORMS, _config, _weight))
+LLAMA = DecoderFamily("llama", GgufLayout("llama", TWO_NORMS, _config, _weight, rope_factors=True))

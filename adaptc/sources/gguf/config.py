@@ -8,6 +8,7 @@ from adaptc.errors import LoadError
 from adaptc.families.base import DecoderFamily, GgufLayout
 from adaptc.families.table import gguf_family, supported_gguf
 from adaptc.sources.gguf.file import GgufFile
+from adaptc.sources.gguf.keys import refuse_keys
 from adaptc.sources.gguf.rope import rope_parameters
 
 
@@ -37,23 +38,49 @@ def config_values(file: GgufFile) -> dict[str, Any]:
 
     family, layout = family_and_layout(file)
     prefix = layout.architecture
-    heads = file.need(f"{prefix}.attention.head_count", int)
+    refuse_keys(file, prefix, layout.keys)
+    heads = _same_in_all_layers(file, f"{prefix}.attention.head_count")
     width = file.need(f"{prefix}.embedding_length", int)
+    kv_key = f"{prefix}.attention.head_count_kv"
     values: dict[str, Any] = {
         "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]],
-        "vocab_size": file.get(f"{prefix}.vocab_size", int) or len(file.need("tokenizer.ggml.tokens", list)),
+        "vocab_size": len(file.need("tokenizer.ggml.tokens", list)),
         "hidden_size": width,
-        "intermediate_size": file.need(f"{prefix}.feed_forward_length", int),
+        "intermediate_size": _same_in_all_layers(file, f"{prefix}.feed_forward_length"),
         "num_hidden_layers": file.need(f"{prefix}.block_count", int),
         "num_attention_heads": heads,
-        "num_key_value_heads": file.get(f"{prefix}.attention.head_count_kv", int, heads),
-        "head_dim": file.get(f"{prefix}.attention.key_length", int) or (width // heads if heads else 0),
+        "num_key_value_heads": _same_in_all_layers(file, kv_key) if kv_key in file.metadata else heads,
+        "head_dim": _head_dim(file, prefix, width // heads if heads else 0),
         "max_position_embeddings": file.need(f"{prefix}.context_length", int),
         "rms_norm_eps": file.need(f"{prefix}.attention.layer_norm_rms_epsilon", float),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id", int),
         "eos_token_id": file.get("tokenizer.ggml.eos_token_id", int),
-        "pad_token_id": file.get("tokenizer.ggml.padding_token_id", int),
-        "rope_parameters": rope_parameters(file, prefix),
     }
+    values["rope_parameters"] = rope_parameters(file, layout, values)
     return values | layout.config(file, values)
+
+
+def _same_in_all_layers(file: GgufFile, key: str) -> int:
+    """A number that a file may state for each layer; adaptc takes layers that are alike."""
+    value = file.metadata.get(key)
+    if not isinstance(value, list):
+        number: int = file.need(key, int)
+        return number
+    if len(set(value)) != 1 or not isinstance(value[0], int):
+        shown = ", ".join(map(str, value[:6])) + (", …" if len(value) > 6 else "")
+        raise LoadError(f"{file.path}: {key} is {shown}; layers that are not alike are not supported")
+    return value[0]
+
+
+def _head_dim(file: GgufFile, prefix: str, usual: int) -> int:
+    """The width of a head, which keys, values and RoPE share in all families that adaptc captures."""
+    width: int = file.get(f"{prefix}.attention.key_length", int, usual)
+    for key, default in (("attention.value_length", usual), ("rope.dimension_count", width)):
+        other = file.get(f"{prefix}.{key}", int, default)
+        if other != width:
+            raise LoadError(
+                f"{file.path}: {prefix}.{key} is {other} and heads are of {width}; only heads whose keys, values and "
+                "RoPE are of one width are supported"
+            )
+    return width

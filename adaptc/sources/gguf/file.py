@@ -39,7 +39,7 @@ class GgufTensor:
         shape: Shape in torch's order, slowest dimension first.
         kind: Number of the ggml type (0 is float32, 3 is Q4_1, …).
         start: First byte, from the start of the file.
-        bytes: How many bytes it takes.
+        bytes: How many bytes it takes; 0 for a tensor that the file leaves out, whose values are zero.
     """
 
     name: str
@@ -91,6 +91,8 @@ class GgufFile:
         import gguf
         import numpy as np
 
+        if not tensor.bytes:
+            return np.zeros(tensor.shape, np.float32)
         try:
             raw = np.memmap(self.path, np.uint8, "r", tensor.start, (tensor.bytes,))
             rows = raw.reshape(prod(tensor.shape[:-1]), -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from adaptc.errors import LoadError
@@ -28,7 +29,7 @@ def parameter_names(file: GgufFile) -> dict[str, GgufTensor]:
     family, layout = family_and_layout(file)
     tensors = {}
     for name, tensor in file.tensors.items():
-        if name == FACTORS:
+        if name == FACTORS and layout.rope_factors:
             continue
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
         outer = re.fullmatch(r"(\w+)\.(weight|bias)", name)
@@ -39,6 +40,24 @@ def parameter_names(file: GgufFile) -> dict[str, GgufTensor]:
         else:
             raise LoadError(f"{file.path}: tensor {name} has no place in a {family.model_type} model")
     return tensors
+
+
+def zero_biases(file: GgufFile, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, GgufTensor]:
+    """Return the biases that a model has and a file leaves out: they are zero, as llama.cpp adds only those it finds.
+
+    Args:
+        file: The header.
+        wanted: Shapes of the model's parameters by name.
+
+    Raises:
+        LoadError: as in `parameter_names`.
+    """
+    there = parameter_names(file)
+    return {
+        name: GgufTensor(name, shape, kind=0, start=0, bytes=0)
+        for name, shape in wanted.items()
+        if name.endswith(".bias") and name not in there
+    }
 
 
 def read_parameter(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> Array:

@@ -12,9 +12,11 @@ from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.gguf.config import config_values, family_and_layout
 from adaptc.sources.gguf.file import GgufFile, GgufTensor, read_gguf
-from adaptc.sources.gguf.parameters import parameter_names, read_parameter
+from adaptc.sources.gguf.keys import remarks_on_keys
+from adaptc.sources.gguf.parameters import parameter_names, read_parameter, zero_biases
 from adaptc.sources.gguf.tokenizer import rebuilt_tokenizer
-from adaptc.sources.tensors import Tensors, check_shapes
+from adaptc.sources.gguf.vocabulary import read_vocabulary
+from adaptc.sources.tensors import Tensors, check_shapes, parameter_shapes
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +35,9 @@ class GgufSource(Source):
         return build_config(self.origin, family.model_type, config_values(file))
 
     def token_ids(self) -> TokenIds:
-        """See `Source.token_ids`; the end of a turn ends an answer too."""
-        file = read_gguf(self.path)
-        bos, eos, eot, pad = (
-            file.get(f"tokenizer.ggml.{name}_token_id", int) for name in ("bos", "eos", "eot", "padding")
-        )
-        return TokenIds(bos, tuple(dict.fromkeys(token for token in (eos, eot) if token is not None)), pad)
+        """See `Source.token_ids`; all ends that llama.cpp knows end an answer: also those of turns and calls."""
+        vocabulary = read_vocabulary(read_gguf(self.path))
+        return TokenIds(vocabulary.bos, vocabulary.ends, vocabulary.pad)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """See `Source.tokenizer_files`."""
@@ -48,7 +47,7 @@ class GgufSource(Source):
         """See `Source.tensors`; peak memory beyond what the caller keeps is the largest tensor, twice."""
         file = read_gguf(self.path)
         config = self._config(file)
-        tensors = parameter_names(file)
+        tensors = parameter_names(file) | zero_biases(file, parameter_shapes(config))
         names = check_shapes(self.origin, config, {name: tensor.shape for name, tensor in tensors.items()})
         heads = config.num_attention_heads, config.num_key_value_heads
         readers = {name: partial(_read, file, tensor, *heads) for name, tensor in tensors.items() if name in names}
@@ -57,6 +56,12 @@ class GgufSource(Source):
     def files(self) -> dict[str, Path]:
         """See `Source.files`."""
         return {self.path.name: self.path}
+
+    def remarks(self) -> tuple[str, ...]:
+        """See `Source.remarks`."""
+        file = read_gguf(self.path)
+        _, layout = family_and_layout(file)
+        return remarks_on_keys(file, layout.architecture, layout.keys)
 
     def licence(self) -> str | None:
         """See `Source.licence`."""

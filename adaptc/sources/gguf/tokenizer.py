@@ -1,16 +1,21 @@
-"""Rebuild a tokenizer from a GGUF file's metadata, as Hugging Face files."""
+"""Rebuild a tokenizer from a GGUF file's metadata, as Hugging Face files that give llama.cpp's ids."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from adaptc.errors import LoadError, one_line
+from adaptc.sources.gguf.byte_level import byte_level
 from adaptc.sources.gguf.file import GgufFile
+from adaptc.sources.gguf.kinds import MATCHED_WHOLE, Kind
+from adaptc.sources.gguf.sentencepiece import sentencepiece
+from adaptc.sources.gguf.vocabulary import Vocabulary, read_vocabulary
 
-# llama.cpp splits off every single digit for these before GPT-2's rule (src/llama-vocab.cpp).
-_SINGLE_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
-_GPT2 = ("default", "gpt-2", "phi-2")
+# llama.cpp drops white space behind special tokens for models that are called so.
+_STRIPPED_NAMES = ("phi-3", "phi3")
+_NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def rebuilt_tokenizer(file: GgufFile) -> dict[str, bytes]:
@@ -19,56 +24,110 @@ def rebuilt_tokenizer(file: GgufFile) -> dict[str, bytes]:
     Raises:
         LoadError: the file's tokenizer is of a kind that cannot be rebuilt exactly.
     """
-    keys = ("model", "pre", "tokens", "scores", "token_type", "merges", "add_space_prefix")
-    metadata = {key: file.metadata[name] for key in keys if (name := f"tokenizer.ggml.{key}") in file.metadata}
-    tokens = file.need("tokenizer.ggml.tokens", list)
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    ids = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    for ours, theirs in ids.items():
-        number = file.get(f"tokenizer.ggml.{theirs}_token_id", int)
-        if number is not None:
-            if not 0 <= number < len(tokens):
-                key = f"tokenizer.ggml.{theirs}_token_id"
-                raise LoadError(f"{file.path}: {key} is {number}; the file has {len(tokens)} tokens")
-            config[f"{ours}_token"] = tokens[number]
-    # llama.cpp adds BOS to a sentencepiece vocabulary that does not state otherwise.
-    add_bos = file.get("tokenizer.ggml.add_bos_token", bool, metadata.get("model") == "llama")
-    config["add_bos_token"] = add_bos
+    vocabulary = read_vocabulary(file)
     files = {
-        "tokenizer.json": _tokenizer_json(file, metadata, config).encode(),
-        "tokenizer_config.json": (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(),
+        "tokenizer.json": _tokenizer_json(file, vocabulary).encode(),
+        "tokenizer_config.json": (json.dumps(_config(vocabulary), indent=2, ensure_ascii=False) + "\n").encode(),
     }
     template = file.get("tokenizer.chat_template", str)
     return files | ({"chat_template.jinja": template.encode()} if template else {})
 
 
-def _tokenizer_json(file: GgufFile, metadata: dict[str, Any], config: dict[str, Any]) -> str:
-    from tokenizers import pre_tokenizers, processors
-    from transformers.integrations.gguf import convert_gguf_tokenizer
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+def _config(vocabulary: Vocabulary) -> dict[str, Any]:
+    named = {
+        "bos_token": vocabulary.text(vocabulary.bos),
+        "eos_token": vocabulary.text(vocabulary.eos),
+        "unk_token": vocabulary.text(vocabulary.unknown),
+        "pad_token": vocabulary.text(vocabulary.pad),
+    }
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{role: text for role, text in named.items() if text is not None},
+        "add_bos_token": vocabulary.add_bos,
+        "add_eos_token": vocabulary.add_eos,
+    }
 
-    kind, pre = metadata.get("model"), metadata.get("pre", "default")
-    known = (*GGUF_PRE_TOKENIZER_SPLITS, *_SINGLE_DIGITS, *_GPT2)
-    if kind not in ("gpt2", "llama"):
-        raise LoadError(f"{file.path}: tokenizer.ggml.model {kind!r} is not supported; there are gpt2, llama")
-    if kind == "gpt2" and pre not in known:
-        raise LoadError(f"{file.path}: tokenizer.ggml.pre {pre!r} is not known; give its Hugging Face folder instead")
-    renamed = {"model": "tokenizer_type", "pre": "pre_tokenizer_type", "add_space_prefix": "add_prefix_space"}
-    described = {renamed.get(key, key): value for key, value in metadata.items()}
+
+def _tokenizer_json(file: GgufFile, vocabulary: Vocabulary) -> str:
+    from tokenizers import Tokenizer
+
+    parts = sentencepiece(file, vocabulary) if vocabulary.model == "llama" else byte_level(file, vocabulary)
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_tokens(file, vocabulary),
+        **parts,
+        "post_processor": _around(vocabulary),
+    }
+    text = json.dumps(content, ensure_ascii=False)
     try:
-        tokenizer, _ = convert_gguf_tokenizer(file.need("general.architecture", str), described)
+        Tokenizer.from_str(text)
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise LoadError(f"{file.path}: its tokenizer cannot be rebuilt: {one_line(error)}") from error
-    if kind == "gpt2" and pre in _SINGLE_DIGITS:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
-    if config["add_bos_token"] and "bos_token" in config:
-        bos = config["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0",
-            pair=f"{bos}:0 $A:0 {bos}:1 $B:1",
-            special_tokens=[(bos, tokenizer.token_to_id(bos))],
-        )
-    text: str = tokenizer.to_str(pretty=False)
     return text
+
+
+def _added_tokens(file: GgufFile, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """Tokens that are found by their text; control tokens are left out of an answer's text."""
+    _refuse_overlaps(file, [text for text, kind in vocabulary.texts_and_kinds() if kind in MATCHED_WHOLE])
+    name = str(file.get("general.name", str, "")).lower()
+    stripped = any(each in name for each in _STRIPPED_NAMES)
+    return [
+        {
+            "id": token,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": stripped and text not in _NOT_STRIPPED,
+            "normalized": False,
+            "special": kind is not Kind.USER_DEFINED,
+        }
+        for token, (text, kind) in enumerate(vocabulary.texts_and_kinds())
+        if kind in MATCHED_WHOLE
+    ]
+
+
+def _refuse_overlaps(file: GgufFile, texts: Sequence[str]) -> None:
+    """Refuse special tokens of which a text may have two that overlap, the shorter one first.
+
+    llama.cpp finds the longer one then, a tokenizer.json the one that begins first.
+    """
+    there = set(texts)
+    by_start: dict[str, list[str]] = {}
+    for text in texts:
+        for length in range(1, len(text)):
+            by_start.setdefault(text[:length], []).append(text)
+    for text in texts:
+        for shared in range(1, len(text)):
+            for other in by_start.get(text[-shared:], ()):
+                both = text + other[shared:]
+                longer_at_start = any(both[:length] in there for length in range(len(text) + 1, len(both) + 1))
+                if other != text and len(other.encode()) >= len(text.encode()) and not longer_at_start:
+                    raise LoadError(
+                        f"{file.path}: special tokens {text!r} and {other!r} overlap in {both!r}; such a vocabulary "
+                        "cannot be rebuilt exactly, give its Hugging Face folder instead"
+                    )
+
+
+def _around(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """What puts BOS before a text and EOS after it."""
+    before = [vocabulary.bos] if vocabulary.add_bos and vocabulary.bos is not None else []
+    after = [vocabulary.eos] if vocabulary.add_eos and vocabulary.eos is not None else []
+    if not before and not after:
+        return None
+
+    def pieces(name: str, place: int) -> list[dict[str, Any]]:
+        special = [{"SpecialToken": {"id": vocabulary.tokens[token], "type_id": place}} for token in (*before, *after)]
+        return [*special[: len(before)], {"Sequence": {"id": name, "type_id": place}}, *special[len(before) :]]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": pieces("A", 0),
+        "pair": [*pieces("A", 0), *pieces("B", 1)],
+        "special_tokens": {
+            text: {"id": text, "ids": [token], "tokens": [text]}
+            for token in (*before, *after)
+            for text in [vocabulary.tokens[token]]
+        },
+    }
