@@ -23,6 +23,7 @@ LATE: dict[str, str] = {
     "adaptc.passes.drop_modality.drop_modality": "it loads torch, and callers work without it",
     "adaptc.passes.quantize.gptq": "it loads torch, and callers work without it",
     "adaptc.passes.skip_ffn.skip_ffn": "it loads torch, and callers work without it",
+    "adaptc.runtime.text.templates": "it loads Jinja, and prompts that are no chats are read without it",
     "adaptc.runtime.backends.tensorrt.build": "it loads the CUDA driver, and engines of RTX are built without a GPU",
 }
 """Modules that import modules of adaptc in functions, and why; commands do so too, so that the help is quick."""

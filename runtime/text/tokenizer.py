@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from adaptc.runtime.errors import BundleError, EngineError, RequestError
+from adaptc.runtime.errors import AdaptcError, BundleError, EngineError, RequestError
 from adaptc.runtime.text.detokenize import ByteDecoding, Decoding, WindowDecoding
-from adaptc.runtime.text.templates import ChatTemplate, Message
+from adaptc.runtime.text.template_files import config_of, special_tokens, templates_of, text_of
+from adaptc.runtime.text.templates import ChatTemplates, Message
 from adaptc.runtime.validation import check_count, check_elements, shown
 
 if TYPE_CHECKING:
@@ -18,18 +19,17 @@ if TYPE_CHECKING:
 
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 _MOST_ID = (1 << 32) - 1  # the library counts tokens in 32 bits
-_ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
-    """A tokenizer with its chat template, if it has one."""
+    """A tokenizer with its chat templates, if it has any."""
 
     def __init__(self, files: Mapping[str, bytes], where: str = "tokenizer") -> None:
         """Read a tokenizer.
 
         Args:
-            files: Content by name: tokenizer.json and, if the model has them, tokenizer_config.json and
-                chat_template.jinja; read when they are needed.
+            files: Content by name: tokenizer.json and, if the model has them, tokenizer_config.json,
+                chat_template.jinja and, in additional_chat_templates/, templates by name; read when they are needed.
             where: What messages call the folder that the files are from.
 
         Raises:
@@ -59,7 +59,8 @@ class Tokenizer:
             raise RequestError(
                 f"prompt: not valid Unicode: character {error.start} is a lone surrogate; decode from UTF-8"
             ) from error
-        return self._tokenizer.encode(text, add_special_tokens=bool(special)).ids
+        with _library("prompt: the bundle's tokenizer fails on it", RequestError):
+            return self._tokenizer.encode(text, add_special_tokens=bool(special)).ids
 
     def count(self, text: str, special: bool = True) -> int:
         """The number of tokens of a text, see `encode`."""
@@ -77,7 +78,7 @@ class Tokenizer:
         """
         each = check_elements("ids", ids, "a list of token ids")
         known = [check_count("ids", token, most=_MOST_ID, least=0) for token in each]
-        return self._tokenizer.decode(known, skip_special_tokens=not special)
+        return self._spelled(known, skip_special_tokens=not special)
 
     def token(self, id_: int) -> str | None:
         """The name of a token in the vocabulary; None for an id that is not in it."""
@@ -85,58 +86,37 @@ class Tokenizer:
 
     def decoding(self) -> Decoding:
         """A new decoding of one sequence, token by token."""
-        return ByteDecoding(self._bytes_of) if self._byte_level else WindowDecoding(self._tokenizer.decode)
+        return ByteDecoding(self._bytes_of) if self._byte_level else WindowDecoding(self._spelled)
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = _NO_VARIABLES) -> str:
         """A conversation as a prompt; encode it with `special=False`.
 
         Args:
             messages: Each with "role" and "content".
-            variables: Variables of the chat template, such as "tools" or "enable_thinking".
+            variables: Variables of the chat template and what chooses it, see `Session.chat`.
 
         Raises:
-            RequestError: the model has no chat template, or it refuses the messages.
-            BundleError: the template is broken.
+            RequestError: the model has no chat template, or it refuses the messages, does not use a variable, or takes
+                too much time or memory.
+            BundleError: a template is broken.
         """
-        if self._template is None:
+        if not self._templates.sources:
             raise RequestError("chat: this model has no chat template; use generate with a prompt")
-        if not isinstance(messages, (list, tuple)):
-            raise RequestError(f'messages: {shown(messages)}; a list of {{"role": ..., "content": ...}} is needed')
-        if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
-            raise RequestError(f"template: {shown(variables)}; a mapping from names to values is needed")
-        return self._template.render(messages, variables)
+        return self._templates.render(messages, variables)
 
     def __repr__(self) -> str:
         """How large it is, and whether it can render chats."""
-        chat = "with" if self._template is not None else "without"
+        chat = "with" if self._templates.sources else "without"
         return f"<Tokenizer of {self._tokenizer.get_vocab_size()} tokens, {chat} chat template>"
 
     @cached_property
-    def _template(self) -> ChatTemplate | None:
-        config = self._config()
-        name = "chat_template.jinja"
-        if name in self._files:
-            source = _text(self._content(name), self._name(name))
-        elif isinstance(config.get("chat_template"), str):
-            source = config["chat_template"]
-        else:
-            return None
-        named = {role: config[role] for role in _ROLES if config.get(role) is not None}
-        tokens = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
-        return ChatTemplate(source, tokens, self._name(name))
+    def _templates(self) -> ChatTemplates:
+        tokens = special_tokens(config_of(self._files, self._where))
+        return ChatTemplates(templates_of(self._files, self._where), tokens)
 
-    def _config(self) -> dict[str, Any]:
-        name = "tokenizer_config.json"
-        if name not in self._files:
-            return {}
-        where = self._name(name)
-        try:
-            config = json.loads(_text(self._content(name), where))
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{where}: cannot read: {error}") from error
-        if not isinstance(config, dict):
-            raise BundleError(f"{where}: an object is needed")
-        return config
+    def _spelled(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        with _library("ids: the bundle's tokenizer fails on them", RequestError):
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def _content(self, name: str) -> bytes:
         try:
@@ -160,25 +140,28 @@ def _load(content: bytes, where: str) -> tokenizers.Tokenizer:
         from tokenizers import Tokenizer as Library
     except ImportError as error:
         raise EngineError("tokenizers: not installed; pip install tokenizers installs it") from error
-    try:
-        tokenizer = Library.from_str(_text(content, where))
-    except ValueError as error:
-        raise BundleError(f"{where}: cannot read: {error}") from error
-    except Exception as error:
-        if type(error) is not Exception:  # the library raises bare Exception, and only that
-            raise
-        raise BundleError(f"{where}: not a tokenizer: {error}") from error
+    text = text_of(content, where)
+    with _library(f"{where}: not a tokenizer", BundleError):
+        tokenizer = Library.from_str(text)
     # Settings of the training run, if any are left, would cut or pad prompts.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _text(content: bytes, where: str) -> str:
+@contextmanager
+def _library(what: str, kind: type[AdaptcError]) -> Iterator[None]:
+    """Whatever the tokenizers library raises, as an error of `kind`.
+
+    It raises bare `Exception`, and where it panics, which odd files make it do, what derives from `BaseException` alone.
+    """
     try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{where}: cannot read: byte {error.start} is not UTF-8") from error
+        yield
+    except BaseException as error:
+        panic = type(error).__module__ == "pyo3_runtime"
+        if not panic and not isinstance(error, Exception):
+            raise
+        raise kind(f"{what}: {' '.join(str(error).split())}") from error
 
 
 def _bytes_by_letter() -> dict[str, int]:
