@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
-from adaptc.runtime.text.meter import Meter, weigh
+from adaptc.runtime.text.jinja.meter import Meter, weigh
 from adaptc.runtime.text.template_files import DEFAULT, TOOL_USE, TemplateText
 from adaptc.runtime.validation import shown
 
@@ -152,7 +152,7 @@ class ChatTemplates:
 
 def _sandbox() -> ModuleType:
     try:
-        from adaptc.runtime.text import sandbox
+        from adaptc.runtime.text.jinja import sandbox
     except ImportError as error:
         raise EngineError("jinja2: not installed; pip install jinja2 installs it") from error
     return sandbox

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from adaptc.runtime.text.meter import weigh
+from adaptc.runtime.text.jinja.meter import weigh
 
 Bound = Callable[..., float]
 

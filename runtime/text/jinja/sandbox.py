@@ -20,9 +20,9 @@ from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from adaptc.runtime.text.counting import JOINED, LITERAL, MADE, SLICED, Counting
-from adaptc.runtime.text.growth import FILTERS, METHODS, in_pairs, power, product, remainder
-from adaptc.runtime.text.meter import Meter, weigh
+from adaptc.runtime.text.jinja.counting import JOINED, LITERAL, MADE, SLICED, Counting
+from adaptc.runtime.text.jinja.growth import FILTERS, METHODS, in_pairs, power, product, remainder
+from adaptc.runtime.text.jinja.meter import Meter, weigh
 
 METER = "the meter"
 """The variable that holds the meter: no name that a template can write."""

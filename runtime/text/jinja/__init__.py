@@ -1,0 +1,1 @@
+"""Chat templates as strangers' programs: Jinja in a sandbox, with limits of steps, time and text."""
