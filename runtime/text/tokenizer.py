@@ -153,7 +153,7 @@ def _load(content: bytes, where: str) -> tokenizers.Tokenizer:
 def _library(what: str, kind: type[AdaptcError]) -> Iterator[None]:
     """Whatever the tokenizers library raises, as an error of `kind`.
 
-    It raises bare `Exception`, and where it panics, which odd files make it do, what derives from `BaseException` alone.
+    It raises bare `Exception`, and where it panics, as on odd files, what derives from `BaseException` alone.
     """
     try:
         yield

@@ -25,11 +25,7 @@ def source(folder: Path) -> Any:
 
 def ours(folder: Path, into: Path) -> Tokenizer:
     """The tokenizer that a bundle of this folder has."""
-    into.mkdir(exist_ok=True)
-    for name, content in source(folder).tokenizer_files().items():
-        (into / name).parent.mkdir(exist_ok=True)
-        (into / name).write_bytes(content)
-    return Tokenizer(into)
+    return Tokenizer(source(folder).tokenizer_files(), str(into))
 
 
 def change(path: Path, **values: Any) -> None:
