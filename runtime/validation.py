@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from numbers import Integral, Real
 
+import numpy as np
+
 from adaptc.runtime.errors import RequestError
 
 _MOST_SHOWN = 60  # characters of a value in a message
@@ -81,12 +83,24 @@ def check_seconds(name: str, value: object) -> float:
     return check_number(name, value, "a number of seconds above 0", 0, 1e15, above=True)
 
 
+def check_flag(name: str, value: object) -> bool:
+    """True or False, also of NumPy.
+
+    Raises:
+        RequestError: naming the option.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise RequestError(f"{name}: {shown(value)}; True or False is needed")
+    return bool(value)
+
+
 def check_elements(name: str, value: object, needed: str) -> list[object]:
     """The elements of an iterable that is no string.
 
     Raises:
         RequestError: naming the option: it is something else.
     """
-    if not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray)):
+    scalar = getattr(value, "ndim", None) == 0  # an array without axes is iterable in name only
+    if scalar or not isinstance(value, Iterable) or isinstance(value, (str, bytes, bytearray)):
         raise RequestError(f"{name}: {shown(value)}; {needed} is needed")
     return list(value)

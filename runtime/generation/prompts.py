@@ -88,7 +88,7 @@ class PromptReader:
     def _in_vocabulary(self, ids: Ids) -> Ids:
         wrong = ids[(ids < 0) | (ids >= self.spec.vocab_size)]
         if len(wrong):
-            name = None if self.tokenizer is None else self.tokenizer.token(int(wrong[0]))
+            name = None if self.tokenizer is None or wrong[0] < 0 else self.tokenizer.token(wrong[0])
             token = f"token id {wrong[0]}" if name is None else f"token {shown(name)} with id {wrong[0]}"
             raise RequestError(f"prompt: {token}; ids go from 0 to {self.spec.vocab_size - 1}")
         return np.ascontiguousarray(ids, np.int64)

@@ -24,7 +24,7 @@ from adaptc.runtime.model.router import Choice
 from adaptc.runtime.multimodal.images import Images
 from adaptc.runtime.text.templates import Message
 from adaptc.runtime.text.tokenizer import Tokenizer
-from adaptc.runtime.validation import shown
+from adaptc.runtime.validation import check_flag, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -119,7 +119,7 @@ class Session:
             RequestError: the prompt is empty, too long or not valid, or a value is out of range.
             EngineError: the engine failed.
         """
-        writing = self._writing(prompt, request_of(options), stream)
+        writing = self._writing(prompt, request_of(options), check_flag("stream", stream))
         if stream:
             return Stream(self._turns, writing, self._check_route)
         self._finish(writing)
@@ -195,7 +195,9 @@ class Session:
             EngineError: the engine failed.
         """
         ids = self._chat_ids(messages, template)
-        return self.generate(ids, stream=True, **options) if stream else self.generate(ids, **options)
+        if check_flag("stream", stream):
+            return self.generate(ids, stream=True, **options)
+        return self.generate(ids, **options)
 
     def chat_async(
         self,
@@ -236,9 +238,9 @@ class Session:
             RequestError: the text is empty, too long or not valid.
             EngineError: the engine failed.
         """
-        tokens = self._prompts.ids(ids)
+        tokens, step = self._prompts.ids(ids), check_flag("step", step)
         options = self._options(budget, route)
-        return self._alone(lambda: log_probabilities(self._decoder, tokens, bool(step), options))
+        return self._alone(lambda: log_probabilities(self._decoder, tokens, step, options))
 
     def choose(self, prompt: Prompt, *, budget: float | None = None) -> Choice:
         """The route that the router picks for a prompt, and why; nothing is written.

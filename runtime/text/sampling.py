@@ -35,7 +35,7 @@ class Sampling:
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the most likely tokens that together have this probability, in (0, 1].
         min_p: Keep tokens at least this likely, relative to the most likely one, in [0, 1].
-        repetition_penalty: Above 1 makes tokens that are already there less likely, in (0, 100].
+        repetition_penalty: Above 1 makes tokens that are already there less likely, from 0.001 to 100.
 
     Raises:
         RequestError: a value is out of its range or not a number.
@@ -54,7 +54,7 @@ class Sampling:
             "top_p": check_number("top_p", self.top_p, "a number above 0, at most 1", 0, 1, above=True),
             "min_p": check_number("min_p", self.min_p, "a number from 0 to 1", 0, 1),
             "repetition_penalty": check_number(
-                "repetition_penalty", self.repetition_penalty, "a number above 0, at most 100", 0, 100, above=True
+                "repetition_penalty", self.repetition_penalty, "a number from 0.001 to 100", 0.001, 100
             ),
         }
         for name, value in checked.items():

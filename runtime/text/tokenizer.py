@@ -12,7 +12,7 @@ from adaptc.runtime.errors import AdaptcError, BundleError, EngineError, Request
 from adaptc.runtime.text.detokenize import ByteDecoding, Decoding, WindowDecoding
 from adaptc.runtime.text.template_files import config_of, special_tokens, templates_of, text_of
 from adaptc.runtime.text.templates import ChatTemplates, Message
-from adaptc.runtime.validation import check_count, check_elements, shown
+from adaptc.runtime.validation import check_count, check_elements, check_flag, shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -59,8 +59,9 @@ class Tokenizer:
             raise RequestError(
                 f"prompt: not valid Unicode: character {error.start} is a lone surrogate; decode from UTF-8"
             ) from error
+        special = check_flag("special", special)
         with _library("prompt: the bundle's tokenizer fails on it", RequestError):
-            return self._tokenizer.encode(text, add_special_tokens=bool(special)).ids
+            return self._tokenizer.encode(text, add_special_tokens=special).ids
 
     def count(self, text: str, special: bool = True) -> int:
         """The number of tokens of a text, see `encode`."""
@@ -78,11 +79,15 @@ class Tokenizer:
         """
         each = check_elements("ids", ids, "a list of token ids")
         known = [check_count("ids", token, most=_MOST_ID, least=0) for token in each]
-        return self._spelled(known, skip_special_tokens=not special)
+        return self._spelled(known, skip_special_tokens=not check_flag("special", special))
 
     def token(self, id_: int) -> str | None:
-        """The name of a token in the vocabulary; None for an id that is not in it."""
-        return self._tokenizer.id_to_token(id_) if 0 <= id_ <= _MOST_ID else None
+        """The name of a token in the vocabulary; None for an id that is not in it.
+
+        Raises:
+            RequestError: it is no id.
+        """
+        return self._tokenizer.id_to_token(check_count("id", id_, most=_MOST_ID, least=0))
 
     def decoding(self) -> Decoding:
         """A new decoding of one sequence, token by token."""

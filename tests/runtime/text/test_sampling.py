@@ -154,7 +154,7 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"top_p": 1.1}, r"top_p: 1.1; "),
     ({"min_p": -0.1}, r"min_p: -0.1; a number from 0 to 1 is needed"),
     ({"min_p": 1.1}, r"min_p: 1.1; "),
-    ({"repetition_penalty": 0}, r"repetition_penalty: 0; a number above 0, at most 100 is needed"),
+    ({"repetition_penalty": 0}, r"repetition_penalty: 0; a number from 0.001 to 100 is needed"),
     ({"repetition_penalty": float("nan")}, r"repetition_penalty: nan; "),
 ]
 
