@@ -92,7 +92,7 @@ PROMPTS: tuple[Callable[[], Any], ...] = (
     lambda: ["hello", "world", "x"],
     lambda: [[1, 2], [3]],
     lambda: [""] * 3,
-    lambda: [],
+    list,
     lambda: [[]],
     lambda: [2**70],
     lambda: [-1],
