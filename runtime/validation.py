@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 
@@ -81,6 +82,15 @@ def check_seconds(name: str, value: object) -> float:
         RequestError: naming the option.
     """
     return check_number(name, value, "a number of seconds above 0", 0, 1e15, above=True)
+
+
+def check_milliseconds(name: str, value: object) -> float:
+    """A time in milliseconds, above 0, as a float; infinity is for ever.
+
+    Raises:
+        RequestError: naming the option.
+    """
+    return check_number(name, value, "more than 0", 0, math.inf, above=True)
 
 
 def check_flag(name: str, value: object) -> bool:

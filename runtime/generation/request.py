@@ -133,7 +133,7 @@ def request_of(options: Mapping[str, Any]) -> Request:
         if name not in _OPTIONS:
             near = get_close_matches(name, _OPTIONS, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(_OPTIONS)}"
-            raise RequestError(f"{name}: no such option; {hint}")
+            raise RequestError(f"{name if name.isidentifier() else shown(name)}: no such option; {hint}")
     named = {name: value for name, value in options.items() if value is not None}
     chosen = {name: named.pop(name) for name in _SAMPLING if name in named}
     if chosen and "sampling" in named:

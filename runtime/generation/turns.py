@@ -72,10 +72,12 @@ class Turn:
         if self.error is not None:
             raise self.error
 
-    def end_if_late(self, now: float) -> None:
-        """Cut the turn if its time is over."""
-        if self.ends_at is not None and now >= self.ends_at:
+    def end_if_late(self, now: float) -> bool:
+        """Cut the turn if its time is over; whether that was so."""
+        late = not self.ended and self.ends_at is not None and now >= self.ends_at
+        if late:
             self.end("deadline")
+        return late
 
     def end(self, cut: Cut, error: RequestError | None = None) -> None:
         """Cut the turn, unless it has ended; needs no lock, so that finalizers may call it."""
@@ -230,7 +232,8 @@ class Turns:
                 if self._driver is None:
                     return True
                 self._changed.wait(_LOOK_AGAIN_SECONDS)
-                self._cut_late()
+                if self._cut_late():
+                    self._announce()
             return False
         finally:
             self._waiting -= 1
@@ -238,23 +241,29 @@ class Turns:
     def _step(self, mine: Turn | None) -> None:
         """Run one step of the turn that is first, and tell those who wait for it."""
         self._cut_late()
-        try:
-            turn = self._queue[0]
-            if turn.ended:
-                self._queue.popleft()
-                return
-        except IndexError:  # `close` emptied the queue
-            return
-        turn.step()
+        turn = self._first()
+        if turn is not None:
+            turn.step()
         if self._waiting or self._listeners:
             self._announce()
-        if mine is not None and turn is not mine and not isinstance(turn.error, (AdaptcError, type(None))):
+        if turn is None or turn is mine or mine is None:
+            return
+        if turn.error is not None and not isinstance(turn.error, AdaptcError):
             raise turn.error  # a signal handler of this thread may have raised it
 
-    def _cut_late(self) -> None:
-        for turn in tuple(self._queue):
-            if turn.ends_at is not None:
-                turn.end_if_late(self.clock())
+    def _first(self) -> Turn | None:
+        """The turn that is first and has not ended; None if there is none."""
+        try:
+            while self._queue[0].ended:
+                self._queue.popleft()
+            return self._queue[0]
+        except IndexError:  # also if `close` emptied the queue meanwhile
+            return None
+
+    def _cut_late(self) -> bool:
+        """Cut the turns whose time is over; whether there was one."""
+        late = [each for each in tuple(self._queue) if each.ends_at is not None and each.end_if_late(self.clock())]
+        return bool(late)
 
     def _announce(self) -> None:
         """Wake all who wait."""

@@ -12,6 +12,7 @@ from adaptc.runtime.bundle.manifest import ModalSpec, TensorSpec
 from adaptc.runtime.bundle.names import ATTENTION_MASK, INPUT_IDS
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.runtime.validation import shown
 
 """The inputs a tokenizer fills."""
 
@@ -42,6 +43,8 @@ def read_inputs(
         RequestError: an unknown name, a value of another kind or shape, values that are not finite, no modality at
             all, or different numbers of rows.
     """
+    if not isinstance(inputs, Mapping):
+        raise RequestError(f"inputs: {shown(inputs)}; a mapping from names of inputs or modalities is needed")
     values = {name: value for name, value in inputs.items() if value is not None}
     owners = {each: name for name, spec in modal.modalities.items() for each in spec.inputs}
     result: ModalInputs = {}
@@ -51,7 +54,7 @@ def read_inputs(
         elif name in modal.modalities:
             result[name] = _modality(name, value, modal.modalities[name].inputs, specs, tokenizer)
         else:
-            raise RequestError(f"inputs: no modality or input {name!r}; there are: {', '.join(modal.modalities)}")
+            raise RequestError(f"inputs: no modality or input {shown(name)}; there are: {', '.join(modal.modalities)}")
     for name, arrays in result.items():
         lacking = [each for each in modal.modalities[name].inputs if each not in arrays]
         if lacking:
@@ -106,7 +109,7 @@ def _array(name: str, value: Any, spec: TensorSpec) -> Array:
     wanted = f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
     try:
         array = np.asarray(value)
-    except ValueError as error:  # lists of several lengths
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # such as lists of several lengths
         raise RequestError(f"inputs: {name}: lists of different lengths; {wanted} is needed") from error
     if array.dtype.kind not in "biuf":
         raise RequestError(f"inputs: {name}: {array.dtype}; {wanted} is needed")

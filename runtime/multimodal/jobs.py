@@ -18,7 +18,7 @@ from adaptc.runtime.multimodal.profile import ModalProfile
 from adaptc.runtime.multimodal.scheduler import Admission, Batch, ModalityScheduler
 from adaptc.runtime.multimodal.strategy import ModalityOption, Strategies
 from adaptc.runtime.multimodal.subsets import BatchOutput
-from adaptc.runtime.validation import check_share
+from adaptc.runtime.validation import check_milliseconds, check_share
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -145,9 +145,8 @@ class JobQueue:
         Raises:
             RequestError: the inputs are wrong, there are too many or no requests, or the accuracy cannot be reached.
         """
-        check_share("accuracy", accuracy)
-        if not deadline_ms > 0:
-            raise RequestError(f"deadline_ms: {deadline_ms!r}; more than 0 is needed")
+        accuracy = check_share("accuracy", accuracy)
+        deadline_ms = check_milliseconds("deadline_ms", deadline_ms)
         arrays = self._session.read(inputs)
         size = batch_size(arrays)
         if size > LARGEST_JOB:

@@ -19,7 +19,7 @@ from adaptc.runtime.multimodal.profile import ModalProfile
 from adaptc.runtime.multimodal.strategy import ModalityOption, seconds_of
 from adaptc.runtime.multimodal.subsets import BatchOutput, ModalGraphs
 from adaptc.runtime.text.tokenizer import Tokenizer
-from adaptc.runtime.validation import check_share
+from adaptc.runtime.validation import check_elements, check_milliseconds, check_share, shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,13 +216,14 @@ class ModalSession:
                 feeds |= self.graphs.features(name, {each: a[picked] for each, a in rows[name].items()})
         return self.graphs.engine_run(self.graphs.head(subset), feeds)
 
-    def _asked(self, modalities: Sequence[str], rows: ModalInputs) -> tuple[str, ...]:
-        for name in modalities:
-            if name not in self.modal.modalities:
-                raise RequestError(f"modalities: no {name!r}; there are: {', '.join(self.modal.modalities)}")
+    def _asked(self, modalities: object, rows: ModalInputs) -> tuple[str, ...]:
+        names = check_elements("modalities", modalities, "a list of names")
+        for name in names:
+            if not isinstance(name, str) or name not in self.modal.modalities:
+                raise RequestError(f"modalities: no {shown(name)}; there are: {', '.join(self.modal.modalities)}")
             if name not in rows:
                 raise RequestError(f"modalities: {name}: not among the inputs; there are: {', '.join(rows)}")
-        subset = tuple(name for name in self.modal.modalities if name in modalities)
+        subset = tuple(name for name in self.modal.modalities if name in names)
         if subset not in {each.modalities for each in self.modal.subsets}:
             raise RequestError(f"modalities: {'+'.join(subset)} was not compiled; there are: {self._names()}")
         return subset
@@ -240,8 +241,8 @@ class ModalSession:
         self, rows: ModalInputs, count: int, accuracy: float | None, deadline_ms: float | None
     ) -> ModalityOption:
         floor = 0.0 if accuracy is None else check_share("accuracy", accuracy)
-        if deadline_ms is not None and not deadline_ms > 0:
-            raise RequestError(f"deadline_ms: {deadline_ms!r}; more than 0 is needed")
+        if deadline_ms is not None:
+            deadline_ms = check_milliseconds("deadline_ms", deadline_ms)
         fitting = [each for each in self.options if set(each.subset) <= set(rows)]
         if not fitting:
             self._largest(rows)  # says which subsets there are

@@ -78,12 +78,9 @@ JUNK: tuple[Callable[[], Any], ...] = (
 PROMPTS: tuple[Callable[[], Any], ...] = (
     *(
         (lambda text=text: text)
-        for text in ("", "hello", " ", "\n\n", "\0", "日本語テスト", "😀👩‍👩‍👧‍👦", "a\0b", "é" * 30)
+        for text in ("hello", " ", "\n\n", "\0", "日本語テスト", "😀👩‍👩‍👧‍👦", "a\0b", "é" * 30)
     ),
-    *(
-        (lambda text=text: text)
-        for text in ("<|im_start|>user", "<unk></s><s>", "\u202ertl", "\x7f\x1b[31m", "x" * 9999)
-    ),
+    *((lambda text=text: text) for text in ("<|im_start|>user", "<unk></s><s>", "\u202ertl", "\x7f\x1b[31m", "A" * 40)),
     lambda: [1, 2, 3],
     lambda: (4, 5),
     lambda: [5] * 40,
@@ -91,13 +88,23 @@ PROMPTS: tuple[Callable[[], Any], ...] = (
     lambda: range(3),
     lambda: ["hello", "world", "x"],
     lambda: [[1, 2], [3]],
-    lambda: [""] * 3,
+    lambda: ["a"] * 3,
     list,
+)
+"""Makes prompts that most bundles take."""
+
+ODD: tuple[Callable[[], Any], ...] = (
+    lambda: "",
+    lambda: "x" * 20_000,
+    lambda: [""] * 3,
     lambda: [[]],
     lambda: [2**70],
     lambda: [-1],
     lambda: [10**9],
+    lambda: ["a", [1]],
+    lambda: [[1], [2**70]],
 )
+"""Makes prompts that most bundles refuse, each for a reason of its own."""
 
 RIGHT: dict[str, tuple[Any, ...]] = {
     "max_new_tokens": (1, 2, 5, 12, np.int64(7)),
@@ -123,12 +130,20 @@ RIGHT: dict[str, tuple[Any, ...]] = {
 MESSAGES: tuple[Callable[[], Any], ...] = (
     lambda: [{"role": "user", "content": "hi"}],
     lambda: ({"role": "system", "content": "be"}, {"role": "user", "content": "brief"}),
+    lambda: [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+)
+"""Makes conversations that most templates take."""
+
+ODD_MESSAGES: tuple[Callable[[], Any], ...] = (
     lambda: [{"role": "user", "content": "\ud800"}],
     lambda: [{"role": "user"}],
     lambda: [{"role": 5, "content": 6}],
     lambda: [{"role": "user", "content": object()}],
     lambda: {"role": "user", "content": "hi"},
+    lambda: ["hi"],
+    lambda: [{"role": "user", "content": _recursive()}],
 )
+"""Makes conversations that most templates refuse."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +191,10 @@ def draw(random: Random, most_tokens: int = 12) -> Call:
         return Call(name, "whole", (_one(random, wrong, (lambda: "large", lambda: "small")),))
     if name == "tokenizer":
         kind = random.choice(("encode", "count", "decode", "render", "token"))
-        right = {"decode": (lambda: [1, 2, 3],), "render": MESSAGES, "token": (lambda: 3,)}.get(kind, PROMPTS)
+        right = {"decode": (lambda: [1, 2, 3],), "render": MESSAGES, "token": (lambda: 3,)}.get(kind, PROMPTS[:13])
         return Call(f"tokenizer.{kind}", "whole", (_one(random, wrong, right),))
-    first = _one(random, wrong > 1, MESSAGES if name == "chat" else PROMPTS)
+    right, odd = (MESSAGES, ODD_MESSAGES) if name == "chat" else (PROMPTS, ODD)
+    first = _one(random, wrong > 1, odd if random.random() < 0.15 else right)
     if name in ("score", "choose"):
         known = ("step", "budget", "route") if name == "score" else ("budget",)
         options = {each: random.choice(JUNK)() for each in random.sample(known, min(wrong, len(known)))}

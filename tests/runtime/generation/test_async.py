@@ -10,7 +10,7 @@ import pytest
 from adaptc.runtime import EngineError, RequestError, Result, Session
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import HistoryLm, greedy
-from tests.runtime.generation.text_lm import PROMPT, SPEC, expected
+from tests.runtime.generation.text_lm import PROMPT, SPEC, Clock, expected
 
 
 async def collect(session: Session, prompt: str, count: int) -> str:
@@ -209,3 +209,36 @@ def test_errors_reach_the_coroutine(session: Session, lm: HistoryLm) -> None:
             await collect(session, PROMPT, 5)
 
     asyncio.run(bad())
+
+
+def test_a_deadline_may_pass_before_a_coroutine_has_its_turn(session: Session, clock: Clock) -> None:
+    async def main() -> list[Result]:
+        late, other = session.generate_async(PROMPT, deadline=5), session.generate_async(PROMPT, max_new_tokens=3)
+        clock.now += 6
+        return await asyncio.wait_for(asyncio.gather(late, other), 10)
+
+    late, other = asyncio.run(main())
+    assert (late.ids, late.finish_reason) == ((), "deadline")
+    assert other.finish_reason == "length"
+
+
+def test_a_stream_that_another_coroutine_closes(session: Session, lm: HistoryLm) -> None:
+    """The one that waits for it learns of it."""
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def step() -> None:
+        begun.set()
+        assert goes_on.wait(10)
+
+    lm.before = step
+
+    async def main() -> Result:
+        stream = session.generate_async(PROMPT)
+        task = asyncio.ensure_future(stream)
+        assert await asyncio.to_thread(begun.wait, 10)
+        await stream.aclose()
+        goes_on.set()
+        return await asyncio.wait_for(task, 10)
+
+    assert asyncio.run(main()).finish_reason == "cancelled"
+    assert len(lm.calls) == 1
