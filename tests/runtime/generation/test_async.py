@@ -215,7 +215,7 @@ def test_a_deadline_may_pass_before_a_coroutine_has_its_turn(session: Session, c
     async def main() -> list[Result]:
         late, other = session.generate_async(PROMPT, deadline=5), session.generate_async(PROMPT, max_new_tokens=3)
         clock.now += 6
-        return await asyncio.wait_for(asyncio.gather(late, other), 10)
+        return list(await asyncio.wait_for(asyncio.gather(late, other), 10))
 
     late, other = asyncio.run(main())
     assert (late.ids, late.finish_reason) == ((), "deadline")
