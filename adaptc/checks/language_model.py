@@ -9,6 +9,7 @@ from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import head_dim_of
 from adaptc.errors import LoadError
 from adaptc.sources.base import Source
+from adaptc.sources.chat_templates import template_faults
 from adaptc.sources.vocabulary import tokens_of
 from adaptc.spec.schema import TargetSpec
 
@@ -85,5 +86,5 @@ def vocabulary_findings(name: str, source: Source, config: PretrainedConfig) -> 
         yield Finding(name, "error", f"special token {outside[0]} is outside the vocabulary of {config.vocab_size:,}")
     if not ids.eos:
         yield Finding(name, "warn", "no end-of-text token: answers end only at their largest length")
-    if "chat_template.jinja" not in files:
-        yield Finding(name, "warn", "no chat template: generate works, chat does not")
+    for fault in template_faults(files):
+        yield Finding(name, "warn", fault)

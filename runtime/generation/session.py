@@ -185,13 +185,17 @@ class Session:
         """Write the next message of a conversation.
 
         Args:
-            messages: Each with "role" and "content".
-            template: Variables for the chat template, such as "tools" or "enable_thinking".
+            messages: Each with "role" and "content": a text, or a list of parts such as {"type": "text", "text": ...}.
+            template: Variables for the chat template, such as "tools" and "documents", lists of mappings, or
+                "enable_thinking"; `{"continue_final_message": True}` has the model go on with the last message, and
+                `{"chat_template": ...}` names one of the model's templates, or is one. Without a name a request with
+                tools takes the template "tool_use" where there is one.
             stream: See `generate`.
             **options: See `generate`.
 
         Raises:
-            RequestError: the model has no chat template, or it refuses the messages; and as `generate`.
+            RequestError: the model has no chat template, it refuses the messages, does not use a variable, or takes
+                more than its time or memory; and as `generate`.
             EngineError: the engine failed.
         """
         ids = self._chat_ids(messages, template)

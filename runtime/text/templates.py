@@ -40,7 +40,13 @@ _LONGEST = 300  # characters of a template's message that are shown
 
 
 class ChatTemplate:
-    """One template, compiled."""
+    """One template, compiled.
+
+    Attributes:
+        source: The template.
+        reads: Names that it reads.
+        variables: Those that it neither sets nor has from Jinja.
+    """
 
     def __init__(self, source: str, where: str) -> None:
         """Compile a template.
@@ -55,7 +61,7 @@ class ChatTemplate:
         sandbox = _sandbox()
         try:
             self._template: jinja2.Template = sandbox.compiled(source)
-            self.variables = sandbox.variables_of(source)
+            self.reads, self.variables = sandbox.names_of(source)
         except Exception as error:  # a parser given a stranger's text: recursion, memory, all kinds of errors
             raise BundleError(f"{where}: not a chat template: {_one_line(error)}") from error
         self.source = source
@@ -113,8 +119,10 @@ class ChatTemplates:
         return text if continued is None else _cut(text, continued)
 
     def _chosen(self, wanted: Any, tools: Any) -> ChatTemplate:
-        names = ", ".join(sorted(self.sources))
+        names = ", ".join(sorted(self.sources)) or "none"
         if wanted is None:
+            if not self.sources:
+                raise RequestError("chat: this model has no chat template; use generate with a prompt")
             name = TOOL_USE if tools is not None and TOOL_USE in self.sources else DEFAULT
             if name not in self.sources:
                 raise RequestError(f"chat: this model has no default template; name one: chat_template: {names}")
@@ -138,13 +146,13 @@ class ChatTemplates:
     def _check_used(self, template: ChatTemplate, given: Mapping[str, Any]) -> None:
         """Refuse what would be left out in silence."""
         for name, value in given.items():
-            if name in template.variables or name == "add_generation_prompt" or value in (None, []):
+            if name in template.reads or name == "add_generation_prompt" or value in (None, [], ()):
                 continue
             if name in _COMMON:
-                others = sorted(title for title in self.sources if name in self._named(title).variables)
+                others = sorted(title for title in self.sources if name in self._named(title).reads)
                 hint = f"; chat_template: {', '.join(others)} does" if others else "; leave them out"
                 raise RequestError(f"{name}: this model's chat template does not use {name}{hint}")
-            known = sorted(template.variables - {"messages", "raise_exception", "strftime_now", *self._tokens})
+            known = sorted(template.variables - {"messages", *self._tokens})
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"it uses: {', '.join(known) or 'messages only'}"
             raise RequestError(f"template: this model's chat template does not use {_short(name)!r}; {hint}")
@@ -162,10 +170,14 @@ def _variables(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are variables of a template, as plain data."""
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
         raise RequestError(f"template: {shown(options)}; a mapping from names to values is needed")
+    if "messages" in options:
+        raise RequestError("template: messages; they are the conversation itself, and no variable beside it")
     plain = {name: _plain(value, name) for name, value in options.items() if name not in _OWN}
     for name in ("tools", "documents"):
         value = plain.get(name)
-        if value is not None and not (isinstance(value, list) and all(isinstance(each, dict) for each in value)):
+        if value is not None and not (
+            isinstance(value, (list, tuple)) and all(isinstance(each, dict) for each in value)
+        ):
             raise RequestError(f"{name}: a list with a mapping for each is needed")
     return plain
 

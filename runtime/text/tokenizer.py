@@ -105,8 +105,6 @@ class Tokenizer:
                 too much time or memory.
             BundleError: a template is broken.
         """
-        if not self._templates.sources:
-            raise RequestError("chat: this model has no chat template; use generate with a prompt")
         return self._templates.render(messages, variables)
 
     def __repr__(self) -> str:

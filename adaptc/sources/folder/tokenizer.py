@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,9 @@ from typing import Any
 
 from adaptc.errors import LoadError, foreign
 from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.sources.chat_templates import template_files
 from adaptc.sources.folder.files import deciding_files
+from adaptc.sources.folder.processor_templates import chosen_templates
 from adaptc.sources.hashes import file_digest, hash_of
 
 _PROBES = (
@@ -37,7 +38,6 @@ _PROBES = (
     " ",
 )
 _MAX_TOKENS = 64  # of the added tokens, so many are tried within a text
-_NAME = re.compile(r"[\w-][\w.-]*")
 _LOADING = ("is_local", "local_files_only", "chat_template")  # how it was loaded, and what has files of its own
 
 
@@ -83,7 +83,7 @@ def _read(origin: str, folder: Path, content: str) -> Mapping[str, bytes]:
         files = {
             "tokenizer.json": (into / "tokenizer.json").read_bytes(),
             "tokenizer_config.json": _config(config, tokenizer.special_tokens_map),
-            **_templates(origin, tokenizer.chat_template),
+            **template_files(origin, chosen_templates(origin, folder, tokenizer.chat_template)),
         }
         _compare(origin, tokenizer, Tokenizer(files))
     return MappingProxyType(files)
@@ -94,18 +94,6 @@ def _config(saved: Mapping[str, Any], roles: Mapping[str, Any]) -> bytes:
     kept = {key: value for key, value in saved.items() if key not in _LOADING}
     named = {role: str(token) for role, token in roles.items() if not isinstance(token, list)}
     return json.dumps(kept | named, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-
-
-def _templates(origin: str, template: object) -> dict[str, bytes]:
-    """The files of one chat template, or of several by name."""
-    templates = template if isinstance(template, dict) else {"default": template} if template is not None else {}
-    files = {}
-    for name, source in templates.items():
-        if not isinstance(source, str) or not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise LoadError(f"{origin}: chat template {name!r} is {type(source).__name__}; a named text is right")
-        own = name != "default"
-        files[f"additional_chat_templates/{name}.jinja" if own else "chat_template.jinja"] = source.encode()
-    return files
 
 
 def _compare(origin: str, wanted: Any, ours: Tokenizer) -> None:

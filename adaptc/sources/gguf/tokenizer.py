@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptc.errors import LoadError, one_line
+from adaptc.sources.chat_templates import template_files
 from adaptc.sources.gguf.byte_level import byte_level
 from adaptc.sources.gguf.file import GgufFile
 from adaptc.sources.gguf.kinds import MATCHED_WHOLE, Kind
@@ -19,7 +20,7 @@ _NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def rebuilt_tokenizer(file: GgufFile) -> dict[str, bytes]:
-    """Return `tokenizer.json`, `tokenizer_config.json` and, if there is one, `chat_template.jinja`.
+    """Return `tokenizer.json`, `tokenizer_config.json` and a file for each chat template.
 
     Raises:
         LoadError: the file's tokenizer is of a kind that cannot be rebuilt exactly.
@@ -29,8 +30,14 @@ def rebuilt_tokenizer(file: GgufFile) -> dict[str, bytes]:
         "tokenizer.json": _tokenizer_json(file, vocabulary).encode(),
         "tokenizer_config.json": (json.dumps(_config(vocabulary), indent=2, ensure_ascii=False) + "\n").encode(),
     }
-    template = file.get("tokenizer.chat_template", str)
-    return files | ({"chat_template.jinja": template.encode()} if template else {})
+    return files | template_files(str(file.path), _templates(file))
+
+
+def _templates(file: GgufFile) -> dict[str, str]:
+    """Chat templates by name; the file lists the names of all but the default one."""
+    key = "tokenizer.chat_template"
+    keys = {"default": key, **{str(name): f"{key}.{name}" for name in file.get(f"{key}s", list, [])}}
+    return {name: text for name, key in keys.items() if (text := file.get(key, str))}
 
 
 def _config(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _written(value: Any) -> int:
     return len(value) if isinstance(value, str) else 24 + 10 * weigh(value)
 
 
-def in_pairs(value: Any, *_: Any, **__: Any) -> float:
+def in_pairs(value: Any = (), *_: Any, **__: Any) -> float:
     """Of work to hash values: they may be chosen so that each is compared with each."""
     return len(_sized(value)) ** 2 / _QUICK_PRODUCT
 
@@ -197,6 +197,11 @@ def _wrapped(s: Any, width: Any = 79, break_long_words: Any = True, wrapstring: 
     return _slow(text) + len(text) + lines * (_length(wrapstring) + 1)
 
 
+def _each(value: Any, *_: Any, **__: Any) -> float:
+    """Of work: an attribute may be looked up in each value, and values may be compared."""
+    return 64 * len(_sized(value))
+
+
 def _number(value: Any) -> float:
     return float(abs(value)) if isinstance(value, (int, float)) and abs(value) < 1e18 else _INFINITE if value else 0.0
 
@@ -217,16 +222,22 @@ FILTERS: Mapping[str, Bound] = MappingProxyType(
     {
         "batch": _pieces,
         "center": _wide,
+        "dictsort": _each,
         "float": _digits,
         "format": lambda value, *args, **values: remainder(str(value), values or args),
+        "groupby": _each,
         "indent": _indented,
         "int": _digits,
         "join": _joined,
+        "max": _each,
+        "min": _each,
         "pprint": _slow,
         "replace": _replaced,
         "round": _rounded,
         "slice": _pieces,
+        "sort": _each,
         "striptags": _slow,
+        "sum": _each,
         "tojson": _json,
         "trim": _searched,
         "unique": in_pairs,

@@ -17,8 +17,8 @@ T = TypeVar("T")
 _STEPS = 1_000_000
 """Bodies of loops, calls, filters and operators that run; a request's weight adds to it."""
 
-_SECONDS = 1.0
-"""Of the thread's own time, so that a busy machine refuses nothing; every 2^20 of a request's weight add as much."""
+_SECONDS = 0.5
+"""Of the thread's own time, so that a busy machine refuses nothing; every 2^18 of a request's weight add as much."""
 
 _LARGEST = 1 << 20
 """Weight of the heaviest value, the prompt included; 8 times a request's weight adds to it."""
@@ -38,9 +38,6 @@ _ENTRY = 8
 
 CONTAINERS = (list, tuple, dict, MappingProxyType)
 """Kinds of values that hold others; templates get and make no more."""
-
-_LOOK = 8
-"""Steps between two looks at the clock; a power of two."""
 
 
 def weigh(value: Any, most: float = float("inf")) -> int:
@@ -89,7 +86,7 @@ class Meter:
         self.largest = _LARGEST + 8 * weight
         self._steps = _STEPS + weight
         self._left = _ALL * self.largest
-        self._seconds = _SECONDS * (1 + weight / 2**20)
+        self._seconds = _SECONDS * (1 + weight / 2**18)
         self._begun = time.thread_time()
         self._next_look = time.monotonic() + self._seconds
 
@@ -101,7 +98,7 @@ class Meter:
         """
         self._steps = steps = self._steps - 1
         self._left = left = self._left - made
-        if steps < 0 or left < 0 or made > self.largest or not steps % _LOOK:
+        if steps < 0 or left < 0 or made > self.largest or time.monotonic() > self._next_look:
             self._look(made)
 
     def room(self, weight: float) -> None:
@@ -137,8 +134,7 @@ class Meter:
             raise RequestError(f"chat: the model's template makes more than {_ALL * self.largest:,} characters in all")
         if self._steps < 0:
             raise RequestError(f"chat: the model's template takes more than {_STEPS:,} steps")
-        if time.monotonic() > self._next_look:
-            used = time.thread_time() - self._begun
-            if used > self._seconds:
-                raise RequestError(f"chat: the model's template takes more than {self._seconds:.3g} seconds")
-            self._next_look = time.monotonic() + self._seconds - used
+        used = time.thread_time() - self._begun
+        if used > self._seconds:
+            raise RequestError(f"chat: the model's template takes more than {self._seconds:.3g} seconds")
+        self._next_look = time.monotonic() + self._seconds - used

@@ -49,6 +49,7 @@ _COMPARING = (
     "<",
     "<=",
 )
+_OF_JINJA = frozenset({"loop", "caller", "varargs", "kwargs", "self", "super"})
 _OF_MAPPINGS = frozenset(dir(dict))
 _OF_LOOPS = frozenset(name for name in dir(LoopContext) if not name.startswith("_"))
 _OF_TEXTS = frozenset(name for name in dir(str) if not name.startswith("_"))
@@ -79,15 +80,18 @@ def compiled(source: str) -> jinja2.Template:
     return environment.template_class.from_code(environment, code, environment.make_globals(None))
 
 
-def variables_of(source: str) -> frozenset[str]:
-    """The names that a template reads and does not set.
+def names_of(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that a template reads, and those of them that nobody but a request gives a value.
 
     Raises:
         jinja2.TemplateError: it is not valid Jinja.
     """
-    from jinja2.meta import find_undeclared_variables
-
-    return frozenset(find_undeclared_variables(_Environment().parse(source)))
+    environment = _Environment()
+    tree = environment.parse(source)
+    names = list(tree.find_all(nodes.Name))
+    read = frozenset(name.name for name in names if name.ctx == "load")
+    own = {name.name for name in names if name.ctx != "load"} | {macro.name for macro in tree.find_all(nodes.Macro)}
+    return read, read - own - set(environment.globals) - _OF_JINJA
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -97,7 +101,13 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         extensions = [_Generation, loopcontrols]
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=_written)
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=extensions,
+            finalize=_written,
+            optimized=False,  # it would compute constants while nothing counts, in the square of a template's depth
+        )
         given = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         given.filters["tojson"] = _tojson
         self.filters |= {name: _metered(given, name) for name in given.filters if name not in _LIGHT}
