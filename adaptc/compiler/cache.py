@@ -5,34 +5,41 @@ stale, and deleting any of it costs time, never correctness. Entries are written
 disk and renamed into it: a killed compile leaves whole entries or none, and the next one resumes from them.
 
 An entry is a folder, `<root>/<kind>/<key>/`, with `content` (a file or a folder) and `seal.json`, which says what it is
-and holds the sha256 of every file. What was read differently than it was written is dropped, and made again.
+and holds the sha256 of every file. What is read otherwise than it was written is dropped, and made again. A folder
+without a seal that says its own kind and key is nobody's entry: it is neither read nor deleted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
-import shutil
-import socket
-import time
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adaptc.errors import AdaptcError
+from adaptc.runtime.bundle.partials import LOCK, abandoned, partial_folder, remove
+from adaptc.runtime.bundle.reading import open_file, read_file, read_through
+from adaptc.runtime.bundle.replace import flush, flush_folders
 
 CONTENT = "content"
 SEAL = "seal.json"
 FORMAT = "adaptc cache entry, 1"
-"""What a seal begins with: only folders that have it are ever deleted."""
+"""What a seal begins with."""
+
+State = Literal["whole", "unfinished", "unsealed"]
+"""Of an entry: whole; left by a writer that is gone, and removed by the next write; or without a seal of ours, as
+earlier versions left them, and never touched."""
 
 _KEY = re.compile(r"[0-9a-f]{64}")
-_PARTIAL = re.compile(r"\.[0-9a-f]{64}\.(?P<host>[^.]*)\.(?P<process>\d+)\.[0-9a-f]{8}\.partial")
-_DAY = 86_400
+_UNLOCKED = re.compile(r"\.[0-9a-f]{64}\..*partial")  # of earlier versions, which nobody can tell to be left
+_LARGEST_SEAL = 1 << 26  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +52,7 @@ class Entry:
         path: Its folder.
         bytes: Its size.
         used: When it was last made or found, seconds since the epoch.
-        whole: False for what a writer that is gone left unfinished; the next write removes it.
+        state: See `State`.
     """
 
     kind: str
@@ -53,7 +60,20 @@ class Entry:
     path: Path
     bytes: int
     used: float
-    whole: bool = True
+    state: State = "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What clearing did.
+
+    Attributes:
+        bytes: Freed.
+        left: Entries that stay: the user may not delete them, or they hold files that are not theirs.
+    """
+
+    bytes: int
+    left: tuple[Entry, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +88,18 @@ class Cache:
 
     @classmethod
     def default(cls) -> Cache:
-        """The user's cache folder, as the XDG base directory specification has it."""
-        return cls(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptc")
+        """The user's cache folder, as the XDG base directory specification has it.
+
+        Raises:
+            AdaptcError: the user has no home.
+        """
+        given = os.environ.get("XDG_CACHE_HOME", "")
+        if os.path.isabs(given):  # the specification has relative ones ignored
+            return cls(Path(given) / "adaptc")
+        try:
+            return cls(Path.home() / ".cache" / "adaptc")
+        except RuntimeError as error:
+            raise AdaptcError("cache: this user has no home folder; --cache-dir names another") from error
 
     def find(self, kind: str, key: str) -> Path | None:
         """The content of an entry, a file or a folder, if it is there and as it was written.
@@ -77,12 +107,13 @@ class Cache:
         A damaged entry is dropped.
         """
         entry = self._place(kind, key)
-        if not entry.exists():
+        if not os.path.lexists(entry):
             return None
-        if not _intact(entry, kind, key):
+        if not _intact(entry):
             self.drop(kind, key)
             return None
-        os.utime(entry)
+        with contextlib.suppress(OSError):  # a cache that may only be read
+            os.utime(entry)
         return entry / CONTENT
 
     def put(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
@@ -95,25 +126,19 @@ class Cache:
             AdaptcError: the entry cannot be written; the disk may be full.
         """
         entry = self._place(kind, key)
-        staged = entry.with_name(_partial_name(key))
         try:
             self._sweep()
-            staged.mkdir(parents=True)
-            make(staged / CONTENT)
-            _seal(staged, kind, key)
-            try:
-                staged.rename(entry)
-            except OSError:
-                # Another process made the same entry first; as its key is ours, so is its content.
-                if not entry.exists():
-                    raise
-            _flush(entry.parent)
+            with partial_folder(entry) as folder:
+                staged = folder / "entry"
+                staged.mkdir()
+                make(staged / CONTENT)
+                _seal(staged, kind, key)
+                self._move(staged, entry)
+                flush(entry.parent)
         except OSError as error:
             raise AdaptcError(
                 f"{entry}: cannot write to the cache: {error.strerror or error}; see `adaptc cache`"
             ) from error
-        finally:
-            _remove(staged)
         return entry / CONTENT
 
     def get(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
@@ -127,7 +152,10 @@ class Cache:
     def read(self, kind: str, key: str) -> bytes | None:
         """The content of an entry that is one file; None if it is not there."""
         path = self.find(kind, key)
-        return None if path is None else path.read_bytes()
+        try:
+            return None if path is None else path.read_bytes()
+        except OSError:  # another process has just cleared the cache
+            return None
 
     def write(self, kind: str, key: str, content: bytes) -> None:
         """Add an entry that is one file.
@@ -142,44 +170,73 @@ class Cache:
         self.put(kind, key, make)
 
     def drop(self, kind: str, key: str) -> None:
-        """Delete one entry; whoever finds it until then finds it whole."""
-        _discard(self._place(kind, key))
+        """Free the place of an entry; whoever finds it until then finds it whole. Files that are not its own stay."""
+        entry = self._place(kind, key)
+        if not _discarded(entry):
+            with contextlib.suppress(OSError):
+                entry.rename(entry.with_name(f"{key}.kept.{secrets.token_hex(4)}"))
 
     def entries(self) -> Iterator[Entry]:
-        """Every entry, and what writers that are gone left unfinished; the longest unused first."""
-        entries = [_entry(path, whole=True) for path in self._whole()]
-        entries += [_entry(path, whole=False) for path in self._abandoned()]
-        yield from sorted(entries, key=lambda entry: entry.used)
+        """Everything in the cache, the longest unused first."""
+        found = [*self._sealed_or_not(), *self._unfinished()]
+        yield from sorted(found, key=lambda entry: entry.used)
 
-    def clear(self, kind: str | None = None) -> int:
-        """Delete all entries (of a kind), and what writers that are gone left; returns the bytes freed.
+    def clear(self, kind: str | None = None) -> Cleared:
+        """Delete all entries (of a kind), and what writers that are gone left.
 
-        Only folders with the name and the seal of an entry are deleted, whatever else lies there.
+        Only what an entry's seal names is deleted, whatever else lies there.
         """
-        entries = [entry for entry in self.entries() if kind in (None, entry.kind)]
-        for entry in entries:
-            _discard(entry.path)
-        for folder in {entry.path.parent for entry in entries}:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-        return sum(entry.bytes for entry in entries)
+        freed, left = 0, list[Entry]()
+        for entry in self.entries():
+            if kind not in (None, entry.kind) or entry.state == "unsealed":
+                continue
+            if entry.state == "unfinished":
+                remove(entry.path)
+            if entry.path.exists() and not _discarded(entry.path):
+                left.append(entry)
+            else:
+                freed += entry.bytes
+            with contextlib.suppress(OSError):  # other entries are in it
+                entry.path.parent.rmdir()
+        return Cleared(freed, tuple(left))
 
     def _place(self, kind: str, key: str) -> Path:
         return self.root / kind / key
 
-    def _whole(self) -> Iterator[Path]:
-        for path in self.root.glob("*/*"):
-            if _KEY.fullmatch(path.name) and not path.is_symlink() and _read_seal(path) is not None:
-                yield path
+    def _move(self, staged: Path, entry: Path) -> None:
+        """Give an entry its place."""
+        try:
+            staged.rename(entry)
+        except OSError:
+            # Another process made the same entry first; as its key is ours, so is its content.
+            if not os.path.lexists(entry):
+                raise
+            if not _intact(entry):
+                self.drop(entry.parent.name, entry.name)
+                staged.rename(entry)
 
-    def _abandoned(self) -> Iterator[Path]:
-        for path in self.root.glob("*/.*.partial"):
-            if _is_abandoned(path):
-                yield path
+    def _kinds(self) -> Iterator[Path]:
+        """Folders of entries; links lead to what is not in this cache."""
+        with contextlib.suppress(OSError):
+            yield from sorted(each for each in self.root.iterdir() if each.is_dir() and not each.is_symlink())
+
+    def _sealed_or_not(self) -> Iterator[Entry]:
+        for kind in self._kinds():
+            for path in kind.glob("*"):
+                if _KEY.fullmatch(path.name) and not path.is_symlink():
+                    yield from _entry(path, path.name, "whole" if _is_marked(path) else "unsealed")
+                elif _UNLOCKED.fullmatch(path.name) and path.is_dir() and not (path / LOCK).exists():
+                    yield from _entry(path, path.name[1:65], "unsealed")
+
+    def _unfinished(self) -> Iterator[Entry]:
+        for kind in self._kinds():
+            for path in abandoned(kind):
+                yield from _entry(path, path.name[1:65], "unfinished")
 
     def _sweep(self) -> None:
-        for path in self._abandoned():
-            _remove(path)
+        for kind in self._kinds():
+            for path in abandoned(kind):
+                remove(path)
 
 
 def key_of(*parts: Any) -> str:
@@ -187,23 +244,22 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _entry(path: Path, *, whole: bool) -> Entry:
-    size = sum(file.stat().st_size for file in _files(path).values())
-    return Entry(path.parent.name, path.name.removeprefix(".")[:64], path, size, path.stat().st_mtime, whole)
+def _entry(path: Path, key: str, state: State) -> Iterator[Entry]:
+    """An entry, unless it goes in this moment."""
+    with contextlib.suppress(OSError):
+        about = path.stat()
+        files = _files(path).values() if path.is_dir() else (path,)
+        yield Entry(path.parent.name, key, path, sum(each.lstat().st_size for each in files), about.st_mtime, state)
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Every file below a folder by its name relative to it; links are files that no seal has."""
-    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """Everything below a folder that is no folder, links included, by its name relative to it."""
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        for name in (*files, *(each for each in folders if Path(parent, each).is_symlink())):
+            path = Path(parent, name)
+            found[path.relative_to(folder).as_posix()] = path
+    return dict(sorted(found.items()))
 
 
 def _seal(folder: Path, kind: str, key: str) -> None:
@@ -212,80 +268,69 @@ def _seal(folder: Path, kind: str, key: str) -> None:
     about = {"format": FORMAT, "kind": kind, "key": key, "files": hashes}
     (folder / SEAL).write_text(json.dumps(about))
     for path in _files(folder).values():
-        _flush(path)
-    for parent, _, _ in os.walk(folder, topdown=False):
-        _flush(Path(parent))
+        flush(path)
+    flush_folders(folder)
 
 
-def _read_seal(entry: Path) -> dict[str, Any] | None:
-    """An entry's seal; None if it has none that is ours."""
+def _read_seal(entry: Path) -> dict[str, str] | None:
+    """The sha256 of an entry's files by name; None if it has no seal that says that this is the entry."""
     try:
-        seal = json.loads((entry / SEAL).read_bytes())
-    except (OSError, ValueError):
+        seal = json.loads(read_file(entry / SEAL, _LARGEST_SEAL)) if not (entry / SEAL).is_symlink() else None
+    except (OSError, ValueError, RecursionError):
         return None
-    return seal if isinstance(seal, dict) and seal.get("format") == FORMAT else None
+    about = {"format": FORMAT, "kind": entry.parent.name, "key": entry.name}
+    if not isinstance(seal, dict) or {name: seal.get(name) for name in about} != about:
+        return None
+    files = seal.get("files")
+    return files if isinstance(files, dict) and all(isinstance(each, str) for each in files.values()) else None
 
 
-def _intact(entry: Path, kind: str, key: str) -> bool:
+def _intact(entry: Path) -> bool:
     """Whether an entry holds what was written: the same files, of the same content."""
-    seal = _read_seal(entry)
-    if seal is None or (seal.get("kind"), seal.get("key")) != (kind, key):
-        return False
+    sealed = None if entry.is_symlink() else _read_seal(entry)
     try:
-        hashes = {name: _sha256(path) for name, path in _files(entry).items() if name != SEAL}
+        return sealed is not None and sealed == {n: _sha256(p) for n, p in _files(entry).items() if n != SEAL}
     except OSError:
         return False
-    return hashes == seal.get("files")
 
 
-def _flush(path: Path) -> None:
-    """Have the disk hold a file's content or a folder's names, where the system can be asked for it."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY)
+def _sha256(path: Path) -> str:
+    """Of a plain file.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):
+        raise OSError("not a plain file")
+    with open_file(path) as file:
+        return read_through(file, None).sha256
+
+
+def _is_marked(entry: Path) -> bool:
+    """Whether a folder has a seal of ours, or what is left of one that is damaged."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _partial_name(key: str) -> str:
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-    return f".{key}.{host}.{os.getpid()}.{secrets.token_hex(4)}.partial"
-
-
-def _is_abandoned(path: Path) -> bool:
-    """Whether the writer of an unfinished entry is gone: its process has ended, or a day has passed."""
-    match = _PARTIAL.fullmatch(path.name)
-    if match is None:
-        return False
-    try:
-        if time.time() - path.stat().st_mtime > _DAY:
-            return True
+        seal = read_file(entry / SEAL, _LARGEST_SEAL)
     except OSError:
-        return False  # finished in this moment
-    here = _PARTIAL.fullmatch(_partial_name("0" * 64))
-    assert here is not None
-    if os.name != "posix" or match["host"] != here["host"]:
         return False
-    try:
-        os.kill(int(match["process"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return FORMAT.encode() in seal or entry.name.encode() in seal
 
 
-def _discard(path: Path) -> None:
-    """Delete a folder so that nobody sees half of it."""
-    aside = path if path.name.startswith(".") else path.with_name(_partial_name(path.name))
+def _is_own(entry: Path) -> bool:
+    """Whether everything in a folder is an entry's: what its seal names or, if that is damaged, its content."""
+    sealed = _read_seal(entry)
+    names = _files(entry)
+    if sealed is not None:
+        return set(names) <= {SEAL, *sealed}
+    return _is_marked(entry) and all(name.partition("/")[0] in (SEAL, CONTENT) for name in names)
+
+
+def _discarded(entry: Path) -> bool:
+    """Whether an entry could be deleted, so that nobody sees half of it; one that holds foreign files stays."""
     try:
-        path.rename(aside)
+        if entry.is_symlink() or not _is_own(entry):
+            return False
+        with partial_folder(entry) as folder:
+            entry.rename(folder / "entry")
     except OSError:
-        return  # another process was first
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+        return not os.path.lexists(entry)  # another process was first, or this user may not
+    return True

@@ -55,7 +55,7 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
     [name] = names
     metadata, weights = load_gates(path)
     _check(path, metadata, load_gates_metadata(bundle.file(gates_file(name))), bundle)
-    graph = ir.load(bundle.file(bundle.manifest.graphs[name].file)).graph
+    graph = ir.load(bundle.onnx(bundle.manifest.graphs[name].file)).graph
     places = {v.name or "": v.const_value for v in graph.initializers.values() if is_trained(v)}
     made = _made(places, weights, 4 if bundle.manifest.target.weights == "int4" else 8)
     data = bytearray(bundle.read(data_file(GATES)))

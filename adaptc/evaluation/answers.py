@@ -143,7 +143,7 @@ def factoids(
     if route_bytes(bundle):
         raise RequestError(f"{bundle.path}: has routes; adaptc quality asks questions by each of them")
     level = threshold_of(gates, budget)
-    decoder = HostDecoder(OrtEngine(bundle.file(graph.file), threads), graph.decoder, 1, 512, gates)
+    decoder = HostDecoder(OrtEngine(bundle.onnx(graph.file), threads), graph.decoder, 1, 512, gates)
     right = {"dense": 0, "budget": 0, "dense_prompt": 0}
     ran: list[bytes] = []
     asked = asked_after_examples(questions)

@@ -11,12 +11,13 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from adaptc.runtime.bundle.consistency import check_manifest, check_name
 from adaptc.runtime.bundle.manifest import FileRecord, Manifest
 from adaptc.runtime.bundle.names import MANIFEST
+from adaptc.runtime.bundle.onnx_file import external_files
 from adaptc.runtime.bundle.partials import partial_folder
 from adaptc.runtime.bundle.reading import (
     Comparison,
@@ -66,6 +67,22 @@ class Bundle:
         self._record(name)
         self.check_current()
         return self.path / name
+
+    def onnx(self, name: str) -> Path:
+        """Where an ONNX file lies that has an engine read no other files than the manifest names for it.
+
+        Raises:
+            BundleError: as `file`; or it names other data, or is no ONNX file.
+        """
+        named = {data for graph in self.manifest.graphs.values() if graph.file == name for data in graph.data}
+        try:
+            locations = external_files(self.read(name))
+        except ValueError as error:
+            raise BundleError(f"{self.path / name}: not an ONNX file: {error}; compile again") from error
+        for location in sorted(locations):
+            if (PurePosixPath(name).parent / location).as_posix() not in named:
+                raise BundleError(f"{self.path / name}: reads {location!r}, which is not among its data; compile again")
+        return self.file(name)
 
     def read(self, name: str) -> bytes:
         """The content of a file.

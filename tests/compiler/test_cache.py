@@ -3,16 +3,18 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from adaptc.compiler.cache import CONTENT, SEAL, Cache, key_of
+from adaptc.compiler.cache import CONTENT, SEAL, Cache, Cleared, key_of
 from adaptc.errors import AdaptcError
 from adaptc.passes.store import Layered, Memory
+from adaptc.runtime.bundle.partials import partial_folder
 
 KEY, OTHER = key_of("one"), key_of("other")
 
@@ -103,7 +105,7 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, m
     monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "rename", move)
     Cache(tmp_path).put("kind", KEY, write_folder)
-    assert renamed == [3 + 3]  # two files and the seal, three folders
+    assert renamed[-1] == 3 + 3  # two files and the seal, three folders
     assert len(flushed) == 7  # and the folder that has the new name
 
 
@@ -150,10 +152,10 @@ def test_clearing_deletes_nothing_but_entries(tmp_path: Path) -> None:
     outside = tmp_path.parent / f"{tmp_path.name}-outside"
     Cache(outside).put("kind", KEY, write_file)
     (tmp_path / "linked" / KEY).symlink_to(outside / "kind" / KEY)
-    assert cache.clear("other") > 0
+    assert cache.clear("other").bytes > 0
     assert cache.find("kind", KEY) is not None
-    assert cache.clear() > 0
-    assert list(cache.entries()) == []
+    assert cache.clear().bytes > 0
+    assert [entry.state for entry in cache.entries()] == ["unsealed"]
     assert all(path.read_text() == "of work" for path in (thesis, named_alike, beside))
     assert Cache(outside).find("kind", KEY) is not None
     assert not (tmp_path / "other").exists()
@@ -168,10 +170,11 @@ def test_what_a_killed_writer_left_is_counted_and_goes_at_the_next_write(tmp_pat
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
     cache = Cache(tmp_path)
     [left] = cache.entries()
-    assert (left.kind, left.key, left.bytes, left.whole) == ("kind", KEY, 1000, False)
+    assert (left.kind, left.key, left.state) == ("kind", KEY, "unfinished")
+    assert left.bytes > 1000
     cache.put("elsewhere", OTHER, write_file)
     [entry] = cache.entries()
-    assert entry.whole
+    assert entry.state == "whole"
     assert list((tmp_path / "kind").iterdir()) == []
 
 
@@ -182,19 +185,126 @@ def test_the_unfinished_entry_of_a_writer_that_lives_stays(tmp_path: Path) -> No
         path.write_text("slow")
         Cache(tmp_path).put("kind", OTHER, write_file)
         seen.append(path.exists())
-        seen.append(all(entry.whole for entry in cache.entries()))
+        seen.append(all(entry.state == "whole" for entry in cache.entries()))
 
     cache.put("kind", KEY, make)
     assert seen == [True, True]
 
 
-def test_after_a_day_an_unfinished_entry_of_another_host_goes(tmp_path: Path) -> None:
-    left = tmp_path / "kind" / f".{KEY}.elsewhere.1.00000000.partial"
+def test_a_writer_of_another_host_or_container_is_known_by_its_lock(tmp_path: Path) -> None:
+    with partial_folder(tmp_path / "kind" / KEY) as folder:
+        (folder / "entry").mkdir()
+        Cache(tmp_path).put("kind", OTHER, write_file)
+        assert folder.exists()
+        held = shutil.copytree(folder, tmp_path / "kind" / f".{KEY}.00000000.partial")  # as a killed one leaves it
+        assert [entry.path for entry in Cache(tmp_path).entries() if entry.state == "unfinished"] == [held]
+    Cache(tmp_path).put("kind", OTHER, write_file)
+    assert not held.exists()
+
+
+@pytest.mark.parametrize("name", [f".{KEY}.00000000.partial", f".{KEY}.elsewhere.1.00000000.partial"])
+def test_what_has_no_lock_is_counted_and_stays(tmp_path: Path, name: str) -> None:
+    """Earlier versions left such folders; so may anyone have."""
+    left = tmp_path / "kind" / name / "content"
     left.mkdir(parents=True)
-    assert list(Cache(tmp_path).entries()) == []
-    yesterday = time.time() - 90_000
-    os.utime(left, (yesterday, yesterday))
-    assert [entry.whole for entry in Cache(tmp_path).entries()] == [False]
+    (left / "a").write_bytes(bytes(9))
+    cache = Cache(tmp_path)
+    cache.put("other", OTHER, write_file)
+    assert [(entry.bytes, entry.state) for entry in cache.entries() if entry.kind == "kind"] == [(9, "unsealed")]
+    assert cache.clear().left == ()
+    assert left.exists()
+
+
+def test_foreign_files_in_an_entry_are_not_deleted(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put("kind", KEY, write_folder)
+    for notes in (tmp_path / "kind" / KEY / "notes.txt", tmp_path / "kind" / KEY / CONTENT / "inner" / "notes.txt"):
+        notes.write_text("years of work")
+        cleared = cache.clear()
+        assert [entry.key for entry in cleared.left] == [KEY]
+        assert cleared.bytes == 0
+        assert notes.read_text() == "years of work"
+        assert cache.find("kind", KEY) is None  # it is not what was written
+        [kept] = (tmp_path / "kind").rglob("notes.txt")
+        assert kept.read_text() == "years of work"
+        assert cache.get("kind", KEY, write_folder).exists()
+        shutil.rmtree(next((tmp_path / "kind").glob("*.kept.*")))
+
+
+@pytest.mark.parametrize("kind", ["../x", "*", "kind/../../x", ""])
+def test_a_kind_is_a_name_and_no_pattern(tmp_path: Path, kind: str) -> None:
+    inside, outside = Cache(tmp_path / "cache"), Cache(tmp_path / "x")
+    inside.put("kind", KEY, write_file)
+    outside.put("kind", KEY, write_file)
+    assert inside.clear(kind) == Cleared(0, ())
+    assert inside.find("kind", KEY) is not None
+    assert outside.find("kind", KEY) is not None
+
+
+def test_links_are_never_followed(tmp_path: Path) -> None:
+    other, cache = Cache(tmp_path / "other"), Cache(tmp_path / "cache")
+    other.put("kind", KEY, write_folder)
+    cache.root.mkdir()
+    (cache.root / "kind").symlink_to(tmp_path / "other" / "kind")
+    (cache.root / "own").mkdir()
+    (cache.root / "own" / KEY).symlink_to(tmp_path / "other" / "kind" / KEY)
+    assert list(cache.entries()) == []
+    assert cache.clear() == Cleared(0, ())
+    assert cache.find("own", KEY) is None
+    assert other.find("kind", KEY) is not None
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("file", [CONTENT, SEAL])
+@pytest.mark.parametrize(
+    "put", [pipe, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path), Path.mkdir]
+)
+def test_what_has_no_end_is_not_read(tmp_path: Path, file: str, put: Callable[[Path], None]) -> None:
+    cache = Cache(tmp_path)
+    cache.put("kind", KEY, write_file)
+    (tmp_path / "kind" / KEY / file).unlink()
+    put(tmp_path / "kind" / KEY / file)
+    assert len(list(cache.entries())) == 1
+    assert cache.find("kind", KEY) is None
+    assert cache.get("kind", KEY, write_file).read_text() == "content"
+
+
+def test_an_entry_without_a_seal_is_made_anew_beside_it(tmp_path: Path) -> None:
+    """As earlier versions wrote them: a file or a folder in an entry's place."""
+    for write in (write_file, write_folder):
+        cache = Cache(tmp_path / write.__name__)
+        old = cache.root / "kind" / KEY
+        old.parent.mkdir(parents=True)
+        write(old)
+        assert [entry.state for entry in cache.entries()] == ["unsealed"]
+        assert cache.clear() == Cleared(0, ())
+        assert cache.put("kind", KEY, write_file).read_text() == "content"
+        assert len(list(old.parent.glob("*.kept.*"))) == 1
+
+
+def test_a_cache_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    cache.put("kind", KEY, write_file)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("utime", "rename", "mkdir", "rmdir", "unlink"):
+        monkeypatch.setattr(os, name, refuse)
+    assert cache.find("kind", KEY) is not None
+    assert [entry.key for entry in cache.clear().left] == [KEY]
+    with pytest.raises(AdaptcError, match="cannot write to the cache: Read-only file system"):
+        cache.put("kind", OTHER, write_file)
+
+
+def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given, root in (("", tmp_path / ".cache"), ("relative", tmp_path / ".cache"), ("/x", Path("/x"))):
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+        assert Cache.default().root == root / "adaptc"
 
 
 def test_a_seal_says_what_it_is(tmp_path: Path) -> None:

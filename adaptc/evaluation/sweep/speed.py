@@ -77,7 +77,7 @@ def speeds(
     levels = {
         share: DENSE if share <= 0 else threshold_at(gates.thresholds, max(0.0, 1 - share / most)) for share in wanted
     }
-    files = {graph: bundle.file(bundle.manifest.graphs[graph].file) for graph in (name, gates.dense)}
+    files = {graph: bundle.onnx(bundle.manifest.graphs[graph].file) for graph in (name, gates.dense)}
     gated = HostDecoder(OrtEngine(files[name], timing.threads), decoder, 1, context, gates)
     dense = HostDecoder(OrtEngine(files[gates.dense], timing.threads), decoder, 1, context)
     measurements: dict[float | None, Callable[[], tuple[list[float], list[bytes]]]] = {

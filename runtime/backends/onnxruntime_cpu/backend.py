@@ -22,7 +22,7 @@ class OnnxRuntimeCpu:
 
     def engine(self, bundle: Bundle, graph: str, threads: int | None = None) -> OrtEngine:
         """See `Backend.engine`."""
-        return OrtEngine(bundle.file(bundle.manifest.graphs[graph].file), threads)
+        return OrtEngine(bundle.onnx(bundle.manifest.graphs[graph].file), threads)
 
     def decoder(self, bundle: Bundle, options: DecoderOptions) -> BatchDecoder:
         """See `Backend.decoder`."""

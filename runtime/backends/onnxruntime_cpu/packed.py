@@ -12,10 +12,10 @@ without:
 The manifest does not list them: they belong to a machine, and a bundle without them is whole.
 
 ONNX Runtime reads the places of blocks only from entries of the ONNX file, so `with_packed` appends such entries to the
-file's bytes (protobuf.py). `SessionOptions.add_external_initializers` and `add_initializer` cannot replace that: they
-give a session unpacked weights, which its kernels pack into private memory again. Measured with onnxruntime 1.32 on
-256 MiB of float32 weights in MatMul nodes: 267 MiB of private memory with either of them, 257 without, 1 with the
-packed file; loading took 1.1, 0.8, 0.5 and 0.6 s.
+file's bytes (bundle/onnx_file.py). `SessionOptions.add_external_initializers` and `add_initializer` cannot replace
+that: they give a session unpacked weights, which its kernels pack into private memory again. Measured with onnxruntime
+1.32 on 256 MiB of float32 weights in MatMul nodes: 267 MiB of private memory with either of them, 257 without, 1 with
+the packed file; loading took 1.1, 0.8, 0.5 and 0.6 s.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptc.runtime.backends.onnxruntime_cpu.protobuf import bytes_field, number_field, text_field
+from adaptc.runtime.bundle.onnx_file import bytes_field, number_field, text_field
 from adaptc.runtime.bundle.reading import read_through
 from adaptc.runtime.bundle.strict_json import loads
 from adaptc.runtime.errors import BundleError

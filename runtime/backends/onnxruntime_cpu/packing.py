@@ -11,8 +11,8 @@ from typing import IO
 
 from adaptc.runtime.backends.onnxruntime_cpu.engine import onnxruntime, save_packed
 from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, PackedRecord
-from adaptc.runtime.backends.onnxruntime_cpu.protobuf import fields
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.onnx_file import fields
 from adaptc.runtime.bundle.reading import read_through
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps
@@ -45,7 +45,7 @@ def pack(bundle: Bundle, observe: Callable[[str], None] = lambda _: None) -> Pac
         with partial.open("x+b") as into, tempfile.TemporaryDirectory(dir=bundle.path, prefix=".pack.") as scratch:
             for name, graph in bundle.manifest.graphs.items():
                 observe(name)
-                file, data = save_packed(bundle.path / graph.file, Path(scratch))
+                file, data = save_packed(bundle.onnx(graph.file), Path(scratch))
                 keys = []
                 for entry in _entries(file.read_bytes()):
                     keys.append(entry.partition("|")[0])

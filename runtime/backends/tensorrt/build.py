@@ -99,7 +99,7 @@ def build_engines(
         if cached:
             record = known[record.key]
         else:
-            record, plan, timings = _built(trt, bundle.path / each.graph.file, each, record, sm, timings)
+            record, plan, timings = _built(trt, bundle.onnx(each.graph.file), each, record, sm, timings)
             folder.write(record, plan)
         made.append(record)
         observe(BuildProgress(len(made), len(work), record, cached))
