@@ -16,6 +16,7 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Literal
 
 from adaptc.runtime.errors import AdaptcError, RequestError
+from adaptc.runtime.process import Home
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
@@ -122,6 +123,7 @@ class Turns:
             clock: Seconds, for deadlines.
         """
         self.clock = clock
+        self._home = Home()
         self._free: Callable[[], None] | None = free
         self._queue: deque[Turn] = deque()  # in the order of their beginnings; ended ones leave when they are first
         self._changed = threading.Condition()  # its lock is an RLock: a signal handler may come in at any place
@@ -149,10 +151,11 @@ class Turns:
             until: The condition; the end of the turn is enough too.
 
         Raises:
-            RequestError: the session is closed, or this thread is in the middle of a step.
+            RequestError: the session is closed or of another process, or this thread is in the middle of a step.
         """
         if until() or turn.ended:
             return
+        self._home.check("session")
         with self._changed:
             self._enter(turn)
         self._drive(lambda: until() or turn.ended, turn)
@@ -161,10 +164,11 @@ class Turns:
         """Wait as `drive` does without blocking the loop; a thread of the session works meanwhile.
 
         Raises:
-            RequestError: the session is closed.
+            RequestError: the session is closed or of another process.
         """
         import asyncio
 
+        self._home.check("session")
         while not (until() or turn.ended):
             loop = asyncio.get_running_loop()
             listener = _Listener(turn, until, loop, loop.create_future())
@@ -180,7 +184,13 @@ class Turns:
                         self._listeners.remove(listener)
 
     def close(self) -> None:
-        """End every turn and let none begin; free the decoder now, or after the step that is running."""
+        """End every turn and let none begin; free the decoder now, or after the step that is running.
+
+        A fork frees nothing: what it has is a copy, and what would free it waits for threads that it has not.
+        """
+        if self._home.left:
+            self._closed = True
+            return
         with self._changed:
             self._closed = True
             for turn in tuple(self._queue):

@@ -18,6 +18,7 @@ from adaptc.runtime.multimodal.profile import ModalProfile
 from adaptc.runtime.multimodal.scheduler import Admission, Batch, ModalityScheduler
 from adaptc.runtime.multimodal.strategy import ModalityOption, Strategies
 from adaptc.runtime.multimodal.subsets import BatchOutput
+from adaptc.runtime.process import Home
 from adaptc.runtime.validation import check_milliseconds, check_share
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Ticket:
         self.correct = 0.0
         self.outputs: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
         self._done = threading.Event()
+        self._home = Home()
         self._result: JobResult | AdaptcError | None = None
 
     def result(self, timeout: float | None = None) -> JobResult:
@@ -94,6 +96,7 @@ class Ticket:
         """
         if not self.admission.accepted:
             raise RequestError(f"job: refused: {self.admission.why}")
+        self._home.check("job")
         if not self._done.wait(timeout):
             raise RequestError(f"job: not done within {timeout} s")
         if isinstance(self._result, AdaptcError):
@@ -128,6 +131,7 @@ class JobQueue:
         self._next = 0
         self._changed = threading.Condition()
         self._closed = False
+        self._home = Home()
         self._thread = threading.Thread(target=self._work, name="adaptc jobs", daemon=True)
         self._thread.start()
 
@@ -145,6 +149,7 @@ class JobQueue:
         Raises:
             RequestError: the inputs are wrong, there are too many or no requests, or the accuracy cannot be reached.
         """
+        self._home.check("jobs")
         accuracy = check_share("accuracy", accuracy)
         deadline_ms = check_milliseconds("deadline_ms", deadline_ms)
         arrays = self._session.read(inputs)
@@ -166,7 +171,9 @@ class JobQueue:
         return ticket
 
     def close(self) -> None:
-        """Finish what is queued, and stop."""
+        """Finish what is queued, and stop; a fork has nothing to stop."""
+        if self._home.left:
+            return
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -14,6 +14,7 @@ from adaptc.runtime.backends.engine import Array, Engine
 from adaptc.runtime.bundle.manifest import ModalSpec, TensorSpec
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.multimodal.inputs import ModalInputs
+from adaptc.runtime.process import Home
 
 Features = tuple[Array, ...]
 """One row's features of one modality."""
@@ -98,6 +99,7 @@ class ModalGraphs:
         self._load = load
         self._engines: dict[str, Engine] = {}
         self._lock = RLock()
+        self._home = Home()
         self._closed = False
         self._heads = {subset.modalities: subset.graph for subset in modal.subsets}
 
@@ -114,6 +116,7 @@ class ModalGraphs:
         Raises:
             EngineError: a graph cannot be loaded or fails.
         """
+        self._home.check("session")
         with self._lock:
             feeds: dict[str, Array] = {}
             for name in subset:
@@ -126,6 +129,7 @@ class ModalGraphs:
 
     def features(self, modality: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """A modality's features by name, [rows, ...]; only content that is not in the cache is encoded."""
+        self._home.check("session")
         spec = self.modal.modalities[modality]
         if spec.encoder is None:
             return dict(arrays)
@@ -148,7 +152,13 @@ class ModalGraphs:
         return {name: np.stack([known[key][i] for key in keys]) for i, name in enumerate(spec.features)}
 
     def engine_run(self, graph: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run one graph."""
+        """Run one graph.
+
+        Raises:
+            EngineError: it cannot be loaded or fails.
+            RequestError: this process is a fork of the one that loaded the session.
+        """
+        self._home.check("session")
         with self._lock:
             engine = self.engine(graph)
             batch = len(next(iter(feeds.values())))
@@ -176,7 +186,10 @@ class ModalGraphs:
         return tuple(self._engines)
 
     def close(self) -> None:
-        """Free every engine."""
+        """Free every engine; a fork frees nothing."""
+        if self._home.left:
+            self._closed = True
+            return
         with self._lock:
             self._closed = True
             for engine in self._engines.values():
