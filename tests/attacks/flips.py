@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,13 +37,13 @@ def flip(path: Path, chance: random.Random) -> bytes:
 
 def in_bundles(subjects: list[Subject], count: int, chance: random.Random) -> Iterator[tuple[str, str]]:
     """Flip a byte of each file of each bundle in turn, load it, ask, and put the byte back."""
-    answers = {each.name: attempt(lambda each=each: each.ask(each.path)) for each in subjects}
+    answers = {each.name: attempt(partial(each.ask, each.path)) for each in subjects}
     assert all(answer.kind == "value" for answer in answers.values()), answers
     files = [(each, file) for each in subjects for file in sorted(each.path.rglob("*")) if file.is_file()]
     for number in range(count):
         subject, file = files[number % len(files)]
         before = flip(file, chance)
-        found = attempt(lambda subject=subject: subject.ask(subject.path))
+        found = attempt(partial(subject.ask, subject.path))
         file.write_bytes(before)
         if found.kind == "value":
             kind = "same answer" if found.value == answers[subject.name].value else "WRONG ANSWER"
@@ -64,8 +65,8 @@ def in_cache(scratch: Path, count: int, chance: random.Random) -> Iterator[tuple
         flipped = []
         # Without the bundle's own entry nothing else is read, and without the program only pieces are.
         for kind in ("bundle", "lowered", *chance.choices(sorted({*kinds} - {"bundle", "lowered"}), k=PER_COMPILE - 2)):
-            entry = chance.choice(kinds[kind])
-            flip(chance.choice([file for file in sorted(entry.rglob("*")) if file.is_file()]), chance)
+            damaged = chance.choice(kinds[kind])
+            flip(chance.choice([file for file in sorted(damaged.rglob("*")) if file.is_file()]), chance)
             flipped.append(kind)
         found = attempt(lambda: graphs(compiled(path, scratch / "again", cache).path))
         kind = found.kind

@@ -59,7 +59,7 @@ def text(bundle: Path) -> Any:
     """What a bundle writes, with a chat if it has a template."""
     with runtime.load(bundle, threads=1) as session:
         said = session.generate("hello world", max_new_tokens=6)
-        again = session.generate([5, 9, 40], max_new_tokens=6, **({"budget": 0.5} if session.gates else {}))
+        again = session.generate([5, 9, 40], max_new_tokens=6, budget=0.5 if session.gates else None)
         chat = session.chat([{"role": "user", "content": "hi"}], max_new_tokens=3)
         return said.text, said.ids, again.ids, chat.ids
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -42,7 +43,7 @@ def together(scratch: Path, count: int) -> Iterator[tuple[str, str]]:
         for writer in writers:
             writer.start()
         while any(writer.is_alive() for writer in writers):
-            read = attempt(lambda place=place: text(place))
+            read = attempt(partial(text, place))
             right = read.kind == "value" and read.value == answer.value
             yield "reader", "same answer" if right else f"{read.kind}: {read.value}"
         for writer in writers:

@@ -117,7 +117,8 @@ def test_a_bundle_that_is_replaced_while_it_is_loaded_is_loaded_again(
     """A mix of the old manifest and new files would answer, and answer wrong."""
     from adaptc.runtime import loading
 
-    read, replaced = loading.tokenizer_of, []
+    read = loading.tokenizer_of
+    replaced: list[object] = []
 
     def tokenizer_of(bundle: Any) -> Any:
         if not replaced:
@@ -233,7 +234,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(leaf for key, each in items for leaf in leaves(each, (*path, key)))] if path or items else [path]
 
 
-ABSURD = [
+ABSURD: list[Any] = [
     *(0, -1, 1, 2**31, 2**62, 2**63 - 1, -(2**63), 1.5, 1e308, True, None),
     *("", "x", "../x", "/etc/passwd", "\0", "é" * 300, "é́"),
     *([], {}, [[]], [-1], ["x"], {"x": {}}, [2**40] * 3),
