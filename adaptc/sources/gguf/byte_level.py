@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from adaptc.errors import LoadError
+from adaptc.runtime.text.tokenizer import BYTE_OF_LETTER
 from adaptc.sources.gguf.file import GgufFile
 from adaptc.sources.gguf.splits import SPLITS
 from adaptc.sources.gguf.vocabulary import Vocabulary
@@ -53,8 +54,6 @@ def _split(pattern: str) -> dict[str, Any]:
 
 def _letters() -> set[str]:
     """The letters that spell the bytes of UTF-8 texts."""
-    from adaptc.runtime.text.tokenizer import BYTE_OF_LETTER
-
     return {letter for letter, byte in BYTE_OF_LETTER.items() if byte not in _NEVER}
 
 

@@ -126,7 +126,9 @@ def _tokens(file: GgufFile) -> tuple[str, ...]:
     stored = file.need(f"{_KEYS}tokens", list)
     if not stored or not all(isinstance(text, str) for text in stored):
         raise LoadError(f"{file.path}: {_KEYS}tokens is no list of texts; the file is damaged")
-    tokens = tuple(text or f"[EMPTY_{token}]" for token, text in enumerate(stored))
+    # llama.cpp takes a text up to its first NUL, and gives one that is empty a name.
+    texts = (text.partition("\0")[0] for text in stored)
+    tokens = tuple(text or f"[EMPTY_{token}]" for token, text in enumerate(texts))
     if len(set(tokens)) < len(tokens):
         [(twice, _)] = Counter(tokens).most_common(1)
         raise LoadError(f"{file.path}: {_KEYS}tokens has {twice!r} twice; the file is damaged")

@@ -1,0 +1,187 @@
+"""Small GGUF files: tiny models as llama.cpp's converter writes them, with vocabularies of every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+import transformers
+
+F32 = gguf.GGMLQuantizationType.F32
+
+_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_TWO_NORMS = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_FOUR_NORMS = {
+    **_TWO_NORMS,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A vocabulary in a GGUF file's terms.
+
+    Attributes:
+        model: `llama` or `gpt2`.
+        pre: How a byte-level vocabulary splits text.
+        texts: Texts by id.
+        kinds: Kinds by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 6 byte.
+        merges: "a b", best first; None for no such key.
+        scores: Scores by id; None for no such key.
+        more: Other keys below `tokenizer.`, by what follows it.
+    """
+
+    model: str
+    pre: str
+    texts: Sequence[str]
+    kinds: Sequence[int]
+    merges: Sequence[str] | None = None
+    scores: Sequence[float] | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def keys(self) -> dict[str, Any]:
+        """The metadata, without what is None."""
+        found = {
+            "ggml.model": self.model,
+            "ggml.pre": self.pre or None,
+            "ggml.tokens": list(self.texts),
+            "ggml.token_type": list(self.kinds),
+            "ggml.merges": None if self.merges is None else list(self.merges),
+            "ggml.scores": None if self.scores is None else list(self.scores),
+            **self.more,
+        }
+        return {f"tokenizer.{name}": value for name, value in found.items() if value is not None}
+
+
+def write(
+    path: Path,
+    model: Any,
+    architecture: str,
+    tokens: Tokens,
+    keys: Mapping[str, Any] | None = None,
+    kind: Any = F32,
+    without: Collection[str] = (),
+    more: Callable[[Any], None] = lambda _: None,
+) -> Path:
+    """Write a model and a vocabulary.
+
+    Args:
+        path: The file.
+        model: A model of transformers, of a family that adaptc reads from GGUF files.
+        architecture: The file's `general.architecture`.
+        tokens: The vocabulary.
+        keys: Metadata that replaces what the model says, or adds to it; None leaves a key out.
+        kind: The ggml type of matrices.
+        without: Tensors to leave out, by GGUF name.
+        more: Is called with the writer, to add tensors.
+    """
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in {**_described(model.config, architecture), **tokens.keys(), **(keys or {})}.items():
+        if value is not None:
+            _put(writer, name, value)
+    for name, values in _tensors(model, architecture).items():
+        if name not in without:
+            how = kind if values.ndim == 2 else F32
+            writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(values), how), raw_dtype=how)
+    more(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _described(config: Any, architecture: str) -> dict[str, Any]:
+    rope = config.rope_parameters
+    found = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "attention.sliding_window": getattr(config, "sliding_window", None),
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": float((rope.get("full_attention") or rope)["rope_theta"]),
+        "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
+        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
+    }
+    return {f"{architecture}.{name}": value for name, value in found.items() if value is not None}
+
+
+def _put(writer: Any, name: str, value: Any) -> None:
+    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    if isinstance(value, list):
+        writer.add_array(name, value)
+    else:
+        adders[type(value)](name, value)
+
+
+def _tensors(model: Any, architecture: str) -> dict[str, Any]:
+    config = model.config
+    found = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        values = tensor.float().numpy()
+        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+            values = halves.swapaxes(1, 2).reshape(values.shape)
+        if architecture.startswith("gemma") and "norm" in name:
+            values = values + 1
+        found[_name(name, architecture)] = values
+    return found
+
+
+def _name(name: str, architecture: str) -> str:
+    stem, _, end = name.rpartition(".")
+    if stem.startswith("model.layers."):
+        _, _, layer, inner = stem.split(".", 3)
+        names = _FOUR_NORMS if architecture in ("gemma2", "gemma3") else _TWO_NORMS
+        return f"blk.{layer}.{names[inner]}.{end}"
+    return f"{_OUTSIDE[stem]}.{end}"
+
+
+def tiny_model(model_type: str, vocabulary: int, spread: float = 0.15, **options: Any) -> Any:
+    """A random model with a vocabulary of this size."""
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": model_type.startswith("gemma"),
+    }
+    config = transformers.CONFIG_MAPPING[model_type](**{**sizes, **options})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, spread)
+    return model
