@@ -58,10 +58,9 @@ class LlamaCpp:
 
     def log_probabilities(self, path: Path, prompts: Sequence[Sequence[int]], count: int) -> list[dict[int, float]]:
         """The natural logarithm of each token's probability after each prompt, by id; `count` is all there are."""
-        bodies = [
-            {"prompt": list(ids), "n_predict": 1, "n_probs": count, "temperature": 0, "cache_prompt": False}
-            for ids in prompts
-        ]
+        # An end as the first token would leave nothing to tell of; probabilities are those from before the bias.
+        forced = {"n_predict": 1, "temperature": 0, "logit_bias": [[count - 1, 1e9]], "cache_prompt": False}
+        bodies = [{"prompt": list(ids), "n_probs": count, **forced} for ids in prompts]
         answers = self.ask(path, "/completion", bodies)
         first = [answer["completion_probabilities"][0]["top_logprobs"] for answer in answers]
         return [{each["id"]: each["logprob"] for each in tokens} for tokens in first]
