@@ -54,7 +54,8 @@ class Request:
         min_new_tokens: The number of tokens to write before any may end the text, from 0: until then end tokens and
             `stop_token_ids` are not chosen, and stop strings are text like any other.
         sampling: How tokens are chosen.
-        stop: Strings that end the text and are not part of it.
+        stop: Strings that end the text and are not part of it. The name of a special token stands for the token, which
+            is never in a text.
         stop_token_ids: Tokens that end the text and are not part of it, beside the model's own end tokens.
         seed: From 0; makes sampling repeatable. None draws a new seed.
         deadline: Seconds from now, above 0, after which no further token is written; the result has those before. None

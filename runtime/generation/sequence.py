@@ -159,7 +159,8 @@ def sequence_of(
     # The last token is chosen but not read, so it needs no position in the cache.
     limit = min(request.max_new_tokens, spec.max_tokens - len(prompt) + 1)
     random = np.random.default_rng(None if request.seed is None else (request.seed, index))
-    text = None if tokenizer is None else Text(tokenizer.decoding(), request.stop_strings)
+    words = request.stop_strings
+    text = None if tokenizer is None else Text(tokenizer.decoding(), words, tokenizer.special_in(words))
     eos, stops = frozenset(spec.eos_token_ids), frozenset(request.stop_token_ids)
     ends = _ends(eos, stops, request.min_new_tokens, spec.vocab_size)
     sampler = Sampler(request.sampling, cast("list[int]", prompt.tolist()), random, ends, request.min_new_tokens)

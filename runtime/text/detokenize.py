@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.validation import check_elements, shown
 
 _UNFINISHED = "\ufffd"  # what decoders put where the bytes make no character yet
+_FIRST_MARK = 0xD800
+_NO_TOKENS: Mapping[int, str] = MappingProxyType({})
 _PATIENCE = 8  # tokens; a character has at most 4 bytes, so after these it is not going to be one
 
 
@@ -73,22 +76,36 @@ class WindowDecoding:
 class Text:
     """The text of one sequence up to the first stop string.
 
-    Text that may be the beginning of a stop string is held back until it is certain.
+    Text that may be the beginning of a stop string is held back until it is certain. A special token that is left out
+    of the text counts as part of a stop string that has its name in it.
 
     Attributes:
         stopped: A stop string has come; no more text follows.
     """
 
-    def __init__(self, decoding: Decoding, stops: tuple[str, ...]) -> None:
+    def __init__(self, decoding: Decoding, stops: tuple[str, ...], special: Mapping[int, str] = _NO_TOKENS) -> None:
+        """Begin with no token.
+
+        Args:
+            decoding: Spells the tokens.
+            stops: The stop strings.
+            special: Names of the tokens that `decoding` leaves out of the text, of those that `stops` name.
+        """
         self.stopped = False
         self._decoding = decoding
-        self._stops = stops
+        # Each stands for a token that has no text; no text has a lone surrogate in it.
+        self._marks = {token: chr(_FIRST_MARK + place) for place, token in enumerate(special)}
+        names = {special[token]: mark for token, mark in self._marks.items()}
+        marked = (_replaced(stop, names) for stop in stops)
+        self._stops = tuple(dict.fromkeys((*stops, *marked)))
         self._held = ""
 
     def push(self, token: int, may_stop: bool = True) -> str:
         """The text that is certain now; a stop string whose end comes while it may not stop is ordinary text."""
         piece = self._decoding.push(token)
-        return self._until_stop(piece) if self._stops and may_stop else piece
+        if not self._stops or not may_stop:
+            return piece
+        return self._shown(self._until_stop(piece + self._marks.get(token, "")))
 
     def finish(self, may_stop: bool = True) -> str:
         """What was held back, when no token follows; see `push`."""
@@ -97,7 +114,7 @@ class Text:
         piece = self._decoding.finish()
         piece = self._until_stop(piece) if may_stop else piece
         rest, self._held = self._held, ""
-        return piece + rest
+        return self._shown(piece + rest)
 
     def _until_stop(self, piece: str) -> str:
         text = self._held + piece
@@ -109,6 +126,18 @@ class Text:
         certain = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[certain:]
         return text[:certain]
+
+    def _shown(self, text: str) -> str:
+        for mark in self._marks.values():
+            text = text.replace(mark, "")
+        return text
+
+
+def _replaced(text: str, marks: Mapping[str, str]) -> str:
+    """A text with marks for the names of tokens in it; of names that overlap the longest counts."""
+    for name in sorted(marks, key=len, reverse=True):
+        text = text.replace(name, marks[name])
+    return text
 
 
 def _overlap(text: str, stop: str) -> int:

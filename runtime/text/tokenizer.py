@@ -38,7 +38,8 @@ class Tokenizer:
         self._files, self._where = files, where
         self._tokenizer = _load(self._content("tokenizer.json"), self._name("tokenizer.json"))
         self._bytes: dict[int, bytes] = {}
-        self._special = {i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special}
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {token: each.content for token, each in added.items() if each.special}
         self._byte_level = type(self._tokenizer.decoder).__name__ == "ByteLevel"
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -92,6 +93,11 @@ class Tokenizer:
     def decoding(self) -> Decoding:
         """A new decoding of one sequence, token by token."""
         return ByteDecoding(self._bytes_of) if self._byte_level else WindowDecoding(self._spelled)
+
+    def special_in(self, texts: Iterable[str]) -> dict[int, str]:
+        """The special tokens that texts name, with their names: they are left out of an answer's text."""
+        joined = "\0".join(texts)
+        return {token: name for token, name in self._special.items() if name and name in joined}
 
     def render(self, messages: Sequence[Message], variables: Mapping[str, Any] = _NO_VARIABLES) -> str:
         """A conversation as a prompt; encode it with `special=False`.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -203,6 +204,46 @@ def test_stop_strings_do_not_depend_on_how_text_is_cut(text: str, stops: list[st
     stream = Text(Whole(), tuple(stops))
     told = stream.push(0) + stream.finish()
     assert (told, stream.stopped) == until_stop(text, tuple(stops))
+
+
+class SomeHidden(Letters):
+    """A decoding in which capitals are special tokens, which have no text."""
+
+    def push(self, token: int) -> str:
+        return "" if chr(token).isupper() else chr(token)
+
+
+@QUICK
+@given(st.text("abST", max_size=14), st.lists(st.text("abST", min_size=1, max_size=4), max_size=3))
+def test_a_stop_string_may_name_special_tokens(text: str, stops: list[str]) -> None:
+    def named(stop: str) -> str:
+        return stop.replace("S", "<S>").replace("T", "<S>>")
+
+    stream = Text(SomeHidden(), tuple(map(named, stops)), {ord("S"): "<S>", ord("T"): "<S>>"})
+    told = ""
+    for letter in text:
+        told += stream.push(ord(letter))
+        if stream.stopped:
+            break
+    told += stream.finish()
+    wanted, stopped = until_stop(text, tuple(stops))
+    assert (told, stream.stopped) == ("".join(letter for letter in wanted if letter.islower()), stopped)
+
+
+@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
+def test_a_special_token_ends_the_text_where_a_stop_string_names_it(kind: Callable[[], Any]) -> None:
+    tokenizer = Tokenizer(files(kind()))
+    name = "<|end|>" if kind is byte_level else "</s>"
+    ids = tokenizer.encode(f"the cat{name} the", special=False)
+    for stop, told, stopped in (
+        (name, "the cat", True),
+        (f"cat{name}", "the ", True),
+        (name[1:], "the cat the", False),
+        (f"{name}{name}", "the cat the", False),
+    ):
+        stream = Text(tokenizer.decoding(), (stop,), tokenizer.special_in((stop,)))
+        pieces = [stream.push(token) for token in ids if not stream.stopped]
+        assert ("".join([*pieces, stream.finish()]).strip(), stream.stopped) == (told.strip(), stopped), stop
 
 
 def test_one_stop_string_is_not_a_list_of_letters() -> None:
