@@ -47,14 +47,14 @@ class LlamaCpp:
         [answer] = self.ask(path, "/detokenize", [{"tokens": list(ids)}])
         return str(answer["content"])
 
-    def ends(self, path: Path, count: int) -> list[int]:
-        """The tokens of `count` that end an answer: each is forced once."""
+    def ends(self, path: Path, tokens: Sequence[int]) -> list[int]:
+        """Those of `tokens` that end an answer: each is forced once."""
         bodies = [
             {"prompt": [0], "n_predict": 1, "logit_bias": [[token, 1e9]], "temperature": 0, "cache_prompt": False}
-            for token in range(count)
+            for token in tokens
         ]
         answers = self.ask(path, "/completion", bodies)
-        return [token for token, answer in enumerate(answers) if answer["stop_type"] == "eos"]
+        return [token for token, answer in zip(tokens, answers, strict=True) if answer["stop_type"] == "eos"]
 
     def log_probabilities(self, path: Path, prompts: Sequence[Sequence[int]], count: int) -> list[dict[int, float]]:
         """The natural logarithm of each token's probability after each prompt, by id; `count` is all there are."""
