@@ -18,7 +18,7 @@ from tests.models.llama_cpp import LlamaCpp, needs_llama_cpp
 from tests.sources.gguf.vocabularies import SPECIAL, byte_level, sentencepiece, texts
 
 # One name for each way of splitting, and the others, which are asked less.
-FIRST = {splits: name for name, splits in reversed(SPLITS.items())}
+FIRST = {splits: name for name, splits in reversed(list(SPLITS.items()))}
 
 
 def carrier(path: Path, tokens: Tokens, **keys: Any) -> Path:
