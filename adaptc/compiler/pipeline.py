@@ -106,4 +106,5 @@ def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
 def _tensorrt(target: TargetSpec) -> tuple[Pass, ...]:
     """What TensorRT's graphs go through: engines fuse by themselves, so all stays in plain operators."""
     half: Literal["fp16", "bf16"] = "bf16" if target.weights == "bf16" else "fp16"
-    return KvCache(max_tokens=target.max_tokens), FuseProjections(), Legalize(half), Partition()
+    cache = KvCache(max_tokens=target.max_tokens, head_multiple=1)
+    return cache, FuseProjections(), Legalize(half), Partition()

@@ -36,9 +36,17 @@ class Tensors(Mapping[str, "torch.Tensor"]):
 
         tensor = self._readers[name]()
         # NaN and infinity show in the extremes, which need no copy the tensor's size, as isfinite does.
-        if not all(map(math.isfinite, (extreme.item() for extreme in torch.aminmax(tensor)))):
+        extremes = [extreme.item() for extreme in torch.aminmax(tensor)]
+        if not all(map(math.isfinite, extremes)):
             raise LoadError(f"{self._origin}: tensor {name} has values that are not finite; the file is damaged")
-        return tensor.to(getattr(torch, self._dtype))
+        dtype = getattr(torch, self._dtype)
+        largest, end = max(map(abs, extremes)), torch.finfo(dtype).max
+        if largest > end:
+            wider = "dtype: bfloat16 or float32" if self._dtype == "float16" else "a model of smaller weights"
+            raise LoadError(
+                f"{self._origin}: tensor {name} has {largest:.4g}; {self._dtype} ends at {end:.4g}: {wider} is right"
+            )
+        return tensor.to(dtype)
 
     def __contains__(self, name: object) -> bool:
         return name in self._readers  # Mapping's own would read the tensor

@@ -15,6 +15,7 @@ from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import is_causal_attention
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
+from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width
 from adaptc.passes.match import initializer
 from adaptc.runtime.bundle.names import CACHE_KINDS, POSITION_IDS, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, rope_table
 from adaptc.runtime.bundle.names import past as past_name
@@ -33,6 +34,8 @@ class KvCache(Pass):
     static kind of RoPE (default, linear, Llama 3, YaRN) is served by the same code. Where a token has three positions,
     as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
 
+    The kernel takes heads of whole multiples of 16; others are filled up with zeros and cut again (`head_width.py`).
+
     Needs: ONNX level, after lower.
     Shapes: input_ids int64[batch, tokens]; seqlens_k int32[batch], valid positions after this step, minus 1;
             total_sequence_length int32[]; past.i.key, past.i.value float32[batch, kv_heads, max_tokens, head_dim].
@@ -40,6 +43,7 @@ class KvCache(Pass):
 
     Attributes:
         max_tokens: Positions the cache and the RoPE tables hold.
+        head_multiple: Of what the width of a head must be a multiple; an even number, or 1 for a target that takes any.
 
     Raises:
         PassError: an attention whose RoPE is not of the rotate-half form, or that shares no RoPE between q and k.
@@ -49,17 +53,18 @@ class KvCache(Pass):
 
     name: ClassVar[str] = "kv_cache"
     max_tokens: int = 2048
+    head_multiple: int = 16
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
             if any(map(is_causal_attention, graph.model.graph)):
                 fork = graph.fork()
-                _cache(fork, self.max_tokens)
+                _cache(fork, self.max_tokens, self.head_multiple)
                 program = program.with_graph(name, fork)
         return program
 
 
-def _cache(graph: OnnxGraph, max_tokens: int) -> None:
+def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
     model = graph.model
     main = model.graph
     model.opset_imports["com.microsoft"] = 1
@@ -74,17 +79,22 @@ def _cache(graph: OnnxGraph, max_tokens: int) -> None:
         if query.tables != key.tables or query.tables is None or value.tables is not None:
             raise PassError(f"{label(node)}: query and key must share one rotary embedding, and value have none")
         if query.tables not in tables and not spatial:
-            tables[query.tables] = _tables(graph, query.tables, max_tokens, len(tables))
+            width = padded_width(key.width, head_multiple)
+            tables[query.tables] = _tables(graph, query.tables, max_tokens, len(tables), width)
         turns = () if spatial else tables[query.tables]
         kv_heads, head_dim = key.heads, key.width
-        past = [_cache_value(past_name(layer, kind), kv_heads, max_tokens, head_dim) for kind in CACHE_KINDS]
-        present = [_cache_value(present_name(layer, kind), kv_heads, max_tokens, head_dim) for kind in CACHE_KINDS]
+        width = padded_width(head_dim, head_multiple)
+        past = [_cache_value(past_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
+        present = [_cache_value(present_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
         flat = [*turned, *(_flat(main, node, part) for part in (query, key, value)[len(turned) :])]
-        out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=ir.Shape(["batch", "tokens", query.size]))
+        heads = (query.heads, kv_heads, kv_heads)
+        wide = [padded(main, node, *each, head_dim, width) for each in zip(flat, heads, strict=True)]
+        shape = ir.Shape(["batch", "tokens", query.heads * width])
+        out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=shape)
         fused = ir.node(
             "GroupQueryAttention",
-            [*flat, *past, seqlens, total, *turns],
+            [*wide, *past, seqlens, total, *turns],
             {
                 "num_heads": query.heads,
                 "kv_num_heads": kv_heads,
@@ -99,7 +109,7 @@ def _cache(graph: OnnxGraph, max_tokens: int) -> None:
             metadata_props=dict(node.metadata_props),
         )
         main.insert_before(node, fused)
-        _after(node).replace_all_uses_with(out)
+        _after(node).replace_all_uses_with(cut(main, node, out, query.heads, width, head_dim))
         main.inputs.extend(past)
         main.outputs.extend(present)
     RemoveUnusedNodesPass()(model)
@@ -218,7 +228,9 @@ def _after(attention: ir.Node) -> ir.Value:
     return users[0].outputs[0]
 
 
-def _tables(graph: OnnxGraph, names: tuple[str, str], positions: int, number: int) -> tuple[ir.Value, ir.Value]:
+def _tables(
+    graph: OnnxGraph, names: tuple[str, str], positions: int, number: int, width: int
+) -> tuple[ir.Value, ir.Value]:
     """Run the model's own rotary subgraph over positions 0 … positions - 1; cos, sin: float32[positions, width / 2]."""
     probe = graph.fork().model
     for name in [name for name, value in probe.graph.initializers.items() if not value.uses()]:
@@ -233,8 +245,11 @@ def _tables(graph: OnnxGraph, names: tuple[str, str], positions: int, number: in
         probe.graph.initializers.pop(name)
     arrays = OnnxGraph(probe).run({POSITION_IDS: np.arange(positions, dtype=np.int64)[None]})
     return tuple(  # type: ignore[return-value]
-        initializer(graph.model.graph, ir.tensor(arrays[name][0].astype(np.float32), name=rope_table(number, kind)))
-        for kind, name in zip(("cos", "sin"), names, strict=True)
+        initializer(
+            graph.model.graph,
+            ir.tensor(padded_table(arrays[name][0].astype(np.float32), width, fill), name=rope_table(number, kind)),
+        )
+        for kind, name, fill in zip(("cos", "sin"), names, (1.0, 0.0), strict=True)  # the filling is not turned
     )
 
 

@@ -20,6 +20,10 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
+LARGEST = 1e15
+"""Squares of larger weights, and their sums over a block, leave float32."""
+
+
 def quantize_blocks(
     weight: Floats,
     bits: Bits,
@@ -50,6 +54,10 @@ def quantize_blocks(
         raise PassError(f"block size {block_size}: ONNX Runtime has kernels for 16, 32, 64, 128 and 256")
     if not np.isfinite(weight).all():
         raise PassError(f"a weight of shape {[rows, columns]} holds NaN or infinity; nothing can be quantized from it")
+    if columns and np.abs(weight).max() > LARGEST:
+        raise PassError(
+            f"a weight of {np.abs(weight).max():.3g}: the error of its block is no float; weights: fp32 is right"
+        )
     padding = -columns % block_size
     matrix = np.pad(weight, ((0, 0), (0, padding)))
     if hessian is None:

@@ -14,6 +14,7 @@ from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.match import Projection, initializer, projections, replace
+from adaptc.passes.narrow import narrowed
 from adaptc.runtime.bundle.names import is_rope_table
 
 
@@ -31,6 +32,10 @@ class FloatWeights(Pass):
 
     Attributes:
         weights: How they are stored.
+
+    Raises:
+        PassError: float16 cannot hold a weight: a number beyond 65,504, or all too small. It comes as the weight is
+            written.
 
     Reference: FusedMatMul, onnxruntime contrib operators, com.microsoft version 1.
     """
@@ -95,10 +100,9 @@ def _narrow(graph: ir.Graph) -> None:
 
 
 def _half(value: ir.Value) -> ir.LazyTensor:
-    tensor, name = value.const_value, f"{value.name}.fp16"
+    name = f"{value.name}.fp16"
 
     def narrow() -> ir.TensorProtocol:
-        assert tensor is not None
-        return ir.tensor(tensor.numpy().astype(np.float16), name=name)
+        return ir.tensor(narrowed(value, np.float16, "weights: fp32, int8 or int4"), name=name)
 
     return ir.LazyTensor(narrow, dtype=ir.DataType.FLOAT16, shape=value.shape or ir.Shape([]), name=name)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.marks import PATH, in_head, label
 from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
@@ -81,16 +82,25 @@ class Quantize(Pass):
             split_head = bits == 4 and in_head(projection.matmul)
             if blocks is None:
                 size = head_block(self.block_size) if split_head else self.block_size
-                blocks = quantize_blocks(array(projection.weight), bits, size)
+                blocks = _quantized(projection.weight, bits, size)
             frequent = fixed(projection.weight)[0] // FREQUENT if split_head else 0
             if frequent:
-                wide = quantize_blocks(array(projection.weight)[:frequent], 8, self.block_size)
+                wide = _quantized(projection.weight, 8, self.block_size, frequent)
                 _multiply(graph, projection, (wide, rows_from(blocks, frequent)))
             else:
                 _multiply(graph, projection, (blocks,))
         for node in [n for n in graph if n.op_type == "Gather" and _is_table(n.inputs[0], self.block_size)]:
             _look_up(graph, node, self.block_size)
         RemoveUnusedNodesPass()(model)
+
+
+def _quantized(weight: ir.Value, bits: Bits, block_size: int, rows: int | None = None) -> Blocks:
+    """A weight, or its first rows, in blocks; a refusal has the weight's name."""
+    try:
+        return quantize_blocks(array(weight)[:rows], bits, block_size)
+    except PassError as error:
+        name = weight.metadata_props.get(PARTS, weight.name or "").replace(",", ", ")
+        raise PassError(f"{name}: {error}") from error
 
 
 def _is_table(value: ir.Value | None, block_size: int) -> bool:
@@ -169,7 +179,7 @@ def _look_up(graph: ir.Graph, node: ir.Node, block_size: BlockSize) -> None:
     """Read an embedding's rows from 8-bit codes: a row is read whole, so bits cost file size and no time."""
     table = node.inputs[0]
     assert table is not None
-    blocks = quantize_blocks(array(table), 8, block_size)
+    blocks = _quantized(table, 8, block_size)
     codes, scales, zeros = _constants(graph, f"{table.name}.rows", blocks)
     assert codes is not None
     # The kernel wants rows, not blocks.

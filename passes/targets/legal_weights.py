@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adaptc.passes.match import initializer
+from adaptc.passes.narrow import narrowed
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -17,11 +18,10 @@ def halved(graph: ir.Graph, weight: ir.Value, half: str) -> ir.Value:
     name = f"{weight.name}.{half}"
     if name in graph.initializers:
         return graph.initializers[name]
-    tensor = weight.const_value
+    instead = "weights: bf16" if half == "fp16" else "backend: onnxruntime"
 
     def narrow() -> ir.TensorProtocol:
-        assert tensor is not None
-        return ir.tensor(tensor.numpy().astype(_NUMPY[half]), name=name)
+        return ir.tensor(narrowed(weight, _NUMPY[half], instead), name=name)
 
     lazy = ir.LazyTensor(narrow, dtype=HALVES[half], shape=weight.shape or ir.Shape([]), name=name)
     return initializer(graph, lazy)
