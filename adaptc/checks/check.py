@@ -13,12 +13,12 @@ from adaptc.checks.model_size import Size, size_of, size_of_shapes
 from adaptc.checks.multimodal import image_findings, keeps_images, module_findings
 from adaptc.checks.resources import room_findings, version_findings
 from adaptc.checks.stitch import spec_faults
-from adaptc.errors import LoadError
+from adaptc.errors import LoadError, SpecError
 from adaptc.families.model import text_of
 from adaptc.sources.base import Source
+from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.sources.module import ModuleSource
-from adaptc.sources.package import find_file
 from adaptc.spec.schema import CalibrationSpec, Spec, TargetSpec
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ def _model_findings(
     if all(finding.level != "error" for finding in shape):
         sizes.append(size_of(config, spec.target, spec.models[name].dtype, images=keeps_images(spec, name)))
         yield _size(name, sizes[-1], spec.target)
+    if source.kind != "hub":  # whose weights may not be here yet
+        source.tensors()  # compares the files' headers with the config; none is read
     yield from (Finding(name, "warn", remark) for remark in source.remarks())
 
 
@@ -107,9 +109,7 @@ def _size(name: str, size: Size, target: TargetSpec) -> Finding:
 def _calibration(calibration: CalibrationSpec, base: Path) -> Finding:
     name = calibration.text
     try:
-        path = find_file(name, base)
-    except LoadError as error:
-        return Finding("calibration", "error", str(error))
-    if not path.is_file():
-        return Finding("calibration", "error", f"{name}: no such file: {path}")
-    return Finding("calibration", "ok", f"{name}, {path.stat().st_size / _MB:,.1f} MB")
+        size = len(calibration_text(calibration, base).text.encode())
+    except (LoadError, SpecError) as error:
+        return Finding("calibration", "error", str(error).removeprefix("calibration.text: "))
+    return Finding("calibration", "ok", f"{name}, {size / _MB:,.1f} MB")

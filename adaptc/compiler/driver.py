@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +35,14 @@ class Compiled:
     cached: bool
 
 
-def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage = lambda _: None) -> Compiled:
+def compile_spec(
+    spec: Spec,
+    base: Path,
+    into: Path,
+    cache: Cache,
+    stage: Stage = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Compiled:
     """Compile a spec into a bundle.
 
     Args:
@@ -43,6 +51,8 @@ def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage 
         into: The bundle's folder; an older bundle there stays until the new one is whole.
         cache: Stages that were made before are taken from here.
         stage: Called with the name of each stage as it begins.
+        warn: Called with each warning that `check` has too, a line; for a bundle from the cache with those that its
+            compile had.
 
     Raises:
         AdaptcError: in all its kinds; nothing is left half done.
@@ -53,10 +63,19 @@ def compile_spec(spec: Spec, base: Path, into: Path, cache: Cache, stage: Stage 
     hashes = {name: source.sha256() for name, source in sources.items()}
     text = calibration_text(spec.calibration, base)
     key = key_of(effective(spec), hashes, text.sha256, _pass_files(spec, base), versions())
-    make = partial(_make, spec, base, sources, hashes, cache=cache, stage=stage)
+    warnings: list[str] = []
+    make = partial(_make, spec, base, sources, hashes, cache=cache, stage=stage, warn=warnings.append)
     found = cache.find("bundle", key)
     # The cache has compared every file's hash, or has just written it.
-    bundle = open_bundle(found or cache.put("bundle", key, make), verify=False)
+    try:
+        bundle = open_bundle(found or cache.put("bundle", key, make), verify=False)
+        if found is None:
+            cache.write("warnings", key, json.dumps(warnings).encode())
+        else:
+            warnings = json.loads(cache.read("warnings", key) or b"[]")
+    finally:
+        for line in warnings:
+            warn(line)
     stage(stage_names.BUNDLE)
     return Compiled(write_bundle(into, {}, bundle.manifest, bundle), found is not None)
 
@@ -80,6 +99,7 @@ def _make(
     *,
     cache: Cache,
     stage: Stage,
+    warn: Callable[[str], None],
 ) -> None:
     stage(stage_names.LOAD)
     from adaptc.compiler.pipeline import plan_of
@@ -90,7 +110,8 @@ def _make(
     from adaptc.passes.base import Pipeline, Step
     from adaptc.runtime.bundle.gate_verdict import GateVerdict
 
-    refuse_faults(spec, base)
+    for line in refuse_faults(spec, base):
+        warn(line)
     plan = plan_of(spec, base)
     program, records = lowered(spec, base, plan, sources, versions(), cache, stage)
 

@@ -25,16 +25,23 @@ def preflight(spec: Spec, base: Path) -> CheckReport:
     return CheckReport((*check(spec, base).findings, _passes(spec, base)))
 
 
-def refuse_faults(spec: Spec, base: Path) -> None:
+def refuse_faults(spec: Spec, base: Path) -> tuple[str, ...]:
     """Refuse to compile what `preflight` finds an error in, with the same sentence.
 
+    Returns:
+        Its warnings, a line each, which begin with the part of the spec that they are about.
+
     Raises:
-        SpecError: a line for each such finding, which begins with the part of the spec that it is about.
+        SpecError: a line for each error, which begins likewise.
     """
-    errors = [finding for finding in preflight(spec, base).findings if finding.level == "error"]
-    if errors:
-        places = [f"models.{each.about}" if each.about in spec.models else each.about for each in errors]
-        raise SpecError("\n".join(f"{place}: {each.text}" for place, each in zip(places, errors, strict=True)))
+    found = preflight(spec, base).findings
+    if errors := [_line(spec, finding) for finding in found if finding.level == "error"]:
+        raise SpecError("\n".join(errors))
+    return tuple(_line(spec, finding) for finding in found if finding.level == "warn")
+
+
+def _line(spec: Spec, finding: Finding) -> str:
+    return f"{'models.' if finding.about in spec.models else ''}{finding.about}: {finding.text}"
 
 
 def _passes(spec: Spec, base: Path) -> Finding:

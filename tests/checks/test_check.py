@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
 from adaptc.checks import check as checking
@@ -16,9 +19,12 @@ from adaptc.checks import doctor, packages
 from adaptc.checks.check import check
 from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import size_of
+from adaptc.errors import LoadError
+from adaptc.families.model import model_of
 from adaptc.families.table import DECODERS, MULTIMODAL
 from adaptc.machine import memory
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
+from adaptc.sources.config import build_config
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
 from tests.models import views, vlm
@@ -36,6 +42,7 @@ CONFIG: dict[str, Any] = {
     "eos_token_id": 2,
 }
 FIT = TargetSpec(max_tokens=128)
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +52,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def folder(path: Path, tokens: int = 96, template: str | None = "x", **change: Any) -> Path:
-    """A model's folder without weights: a check needs none."""
+    """A model's folder; its weights are zeros, as a check reads none."""
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(CONFIG | change))
+    with contextlib.suppress(LoadError), torch.device("meta"):
+        values = CONFIG | change
+        config = build_config("m", values.pop("model_type"), values)
+        state = model_of(config).state_dict()
+        save_file({name: torch.zeros(value.shape, device="cpu") for name, value in state.items()}, path / WEIGHTS)
     Tokenizer(models.WordLevel({str(i): i for i in range(tokens)}, "0")).save(str(path / "tokenizer.json"))
     if template is not None:
         (path / "chat_template.jinja").write_text(template)
@@ -175,7 +187,8 @@ def test_versions_below_the_wanted_ones(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_calibration_text_that_is_not_there(tmp_path: Path) -> None:
     given = spec(calibration=CalibrationSpec(text="no.txt"))
-    assert troubles(tmp_path, given) == [("calibration", "error", f"no.txt: no such file: {tmp_path / 'no.txt'}")]
+    missing = "no.txt: No such file or directory; a text file is right"
+    assert troubles(tmp_path, given) == [("calibration", "error", missing)]
     given = spec(calibration=CalibrationSpec(text="package:no_such_thing/a"))
     assert troubles(tmp_path, given) == [
         (
@@ -316,6 +329,15 @@ def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_check_reads_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(tmp_path / "m")
-    monkeypatch.setattr("adaptc.sources.folder.source.FolderSource.tensors", lambda _: pytest.fail("weights were read"))
-    assert not (tmp_path / "m" / "model.safetensors").exists()
+    monkeypatch.setattr("adaptc.sources.tensors.Tensors.__getitem__", lambda *_: pytest.fail("a weight was read"))
     assert checking.check(spec(), tmp_path).ok
+
+
+def test_weights_that_do_not_fit_are_found_by_their_headers(tmp_path: Path) -> None:
+    folder(tmp_path / "m")
+    (tmp_path / "m" / "config.json").write_text(json.dumps(CONFIG | {"intermediate_size": 128}))
+    [found] = [each for each in checking.check(spec(), tmp_path).findings if each.level == "error"]
+    assert re.fullmatch(r"m: model\S+ is \[.*\]; by its config it should be \[.*\]", found.text)
+    (tmp_path / "m" / WEIGHTS).unlink()
+    [found] = [each for each in checking.check(spec(), tmp_path).findings if each.level == "error"]
+    assert found.text == "m: model.safetensors is missing; fetch the model again"

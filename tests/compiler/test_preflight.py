@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from adaptc.checks.finding import Finding
+from adaptc.compiler.cache import Cache
+from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.preflight import preflight, refuse_faults
 from adaptc.errors import SpecError
 from adaptc.spec.reading import read_spec
@@ -29,3 +32,18 @@ def test_every_error_is_a_line_of_the_refusal(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as refused:
         refuse_faults(broken, tmp_path)
     assert str(refused.value).splitlines() == [f"models.lm: {errors[0]}", f"calibration: {errors[1]}"]
+
+
+def test_a_compile_has_the_warnings_of_check_also_from_the_cache(tmp_path: Path) -> None:
+    spec, _ = folder.write(tmp_path, eos_token_id=None)
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"logit_scale": 0.5}))
+    found = preflight(read_spec(spec), tmp_path).findings
+    expected = [f"models.lm: {each.text}" for each in found if each.level == "warn" and each.about == "lm"]
+    assert len(expected) == 2
+    for cached in (False, True):
+        warnings: list[str] = []
+        into, cache = tmp_path / "bundle", Cache(tmp_path / "cache")
+        made = compile_spec(read_spec(spec), tmp_path, into, cache, warn=warnings.append)
+        assert made.cached is cached
+        assert [line for line in warnings if line.startswith("models.")] == expected

@@ -43,9 +43,17 @@ def command(
     if dry_run:
         _print_plan(spec, spec_file.parent, output)
         return
-    with tempfile.TemporaryDirectory() as scratch, stage_timer(lambda: _stage_count(spec, spec_file.parent)) as stage:
-        cache = open_cache(cache_dir) if resume else Cache(Path(scratch))
-        compiled = compile_spec(spec, spec_file.parent, output, cache, stage)
+    warnings: list[str] = []
+    try:
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            stage_timer(lambda: _stage_count(spec, spec_file.parent)) as stage,
+        ):
+            cache = open_cache(cache_dir) if resume else Cache(Path(scratch))
+            compiled = compile_spec(spec, spec_file.parent, output, cache, stage, warnings.append)
+    finally:
+        for line in warnings:
+            click.echo(f"warning: {line}", err=True)
     manifest = compiled.bundle.manifest
     if as_json:
         click.echo(report_json(manifest), nl=False)
