@@ -29,7 +29,7 @@ def narrowed(weight: ir.Value, dtype: npt.DTypeLike, instead: str) -> npt.NDArra
     assert weight.const_value is not None
     values, kind = weight.const_value.numpy(), np.dtype(dtype)
     largest = float(np.abs(values).max(initial=0))
-    end = float(ml_dtypes.finfo(kind).max)
+    end = float(ml_dtypes.finfo(kind).max)  # type: ignore[no-untyped-call]
     if largest > end:
         raise PassError(f"{_name(weight)}: {largest:.4g} is beyond {kind}, which ends at {end:.4g}; {instead} is right")
     result = values.astype(kind)

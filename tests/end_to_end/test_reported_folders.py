@@ -100,7 +100,12 @@ def test_blocks_of_zeros_and_of_tiny_and_equal_numbers(weights: str, most: float
 
 def test_windows_in_the_upper_layers_only(tmp_path: Path) -> None:
     """Qwen2 with max_window_layers, on texts longer than the window, alone and in a batch."""
-    options = {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    options: dict[str, Any] = {
+        "num_hidden_layers": 4,
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 2,
+    }
     spec, model = folder.write(tmp_path, "qwen2", **options)
     assert model.config.layer_types == ["full_attention"] * 2 + ["sliding_attention"] * 2
     with load(compiled(spec, "target.batch=2"), threads=1) as session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_equals_eager(family: str, width: int) -> None:
 
 
 def test_a_bundle_with_openllama_s_heads_writes_what_transformers_does(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 200, "head_dim": 100, "num_attention_heads": 2, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {"hidden_size": 200, "head_dim": 100, "num_attention_heads": 2, "num_key_value_heads": 2}
     spec, model = folder.write(tmp_path, **sizes, num_hidden_layers=2)
     compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache"))
     ids = [5, 40, 7, 90, 12]
