@@ -75,12 +75,13 @@ def _same_in_all_layers(file: GgufFile, key: str) -> int:
 
 def _head_dim(file: GgufFile, prefix: str, usual: int) -> int:
     """The width of a head, which keys, values and RoPE share in all families that adaptc captures."""
-    width: int = file.get(f"{prefix}.attention.key_length", int, usual)
+    name = f"{prefix}.attention.key_length"
+    width: int = file.get(name, int, usual)
     for key, default in (("attention.value_length", usual), ("rope.dimension_count", width)):
         other = file.get(f"{prefix}.{key}", int, default)
         if other != width:
             raise LoadError(
-                f"{file.path}: {prefix}.{key} is {other} and heads are of {width}; only heads whose keys, values and "
-                "RoPE are of one width are supported"
+                f"{file.path}: {prefix}.{key} is {other} and {name} is {width}; only heads whose keys, values and RoPE "
+                "are of one width are supported"
             )
     return width
