@@ -55,7 +55,7 @@ class Trace:
         return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
     """The result of one request.
 
@@ -73,3 +73,14 @@ class Result:
     prompt_tokens: int
     finish_reason: FinishReason
     trace: Trace
+
+    def __repr__(self) -> str:
+        """Its text, why it ended, and how much was read and written how quickly."""
+        parts = [f"{len(self.ids)} tokens after {self.prompt_tokens}", f"finish_reason={self.finish_reason!r}"]
+        if self.trace.route is not None:
+            parts.append(f"route={self.trace.route!r}")
+        if self.trace.skips is not None:
+            parts.append(f"{self.trace.ffn_skipped:.0%} of blocks skipped")
+        if self.trace.decode_tokens_per_second:
+            parts.append(f"{self.trace.decode_tokens_per_second:.0f} tokens/s")
+        return f"<Result {self.text!r}: {', '.join(parts)}>"

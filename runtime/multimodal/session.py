@@ -181,6 +181,11 @@ class ModalSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        """What it can run."""
+        subsets = ", ".join("+".join(each.modalities) for each in self.modal.subsets)
+        return f"<ModalSession of {subsets}{'' if self.profile is None else ', profiled'}>"
+
     def _run(self, subset: tuple[str, ...], rows: ModalInputs, count: int) -> BatchOutput:
         return BatchOutput(self.graphs.run(subset, rows), (subset,) * count, None)
 

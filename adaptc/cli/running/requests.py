@@ -14,6 +14,13 @@ _OPTIONS = (
     click.option(
         "-n", "--max-new-tokens", type=int, default=256, show_default=True, help="The largest number of new tokens."
     ),
+    click.option(
+        "--min-new-tokens",
+        type=int,
+        default=0,
+        show_default=True,
+        help="Tokens to write before any may end the answer.",
+    ),
     click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most likely token."),
     click.option("--top-k", type=int, default=0, show_default=True, help="Keep the k most likely tokens; 0 keeps all."),
     click.option(
@@ -39,6 +46,15 @@ _OPTIONS = (
     ),
     click.option("--seed", type=int, help="Seed that makes sampling repeatable."),
     click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text. May be repeated."),
+    click.option(
+        "--stop-token-id",
+        "stop_token_ids",
+        type=int,
+        multiple=True,
+        metavar="ID",
+        help="End the answer at this token too.",
+    ),
+    click.option("--deadline", type=float, help="Seconds after which no further token is written."),
     click.option("--budget", type=float, help="0 is cheapest, 1 is dense; by default the bundle's own budget, or 1."),
     click.option("--route", help="Route of a stitched bundle; by default its router picks one."),
     click.option("--threads", type=int, help="By default one for each physical core."),
