@@ -126,7 +126,10 @@ class Turns:
         self._home = Home()
         self._free: Callable[[], None] | None = free
         self._queue: deque[Turn] = deque()  # in the order of their beginnings; ended ones leave when they are first
-        self._changed = threading.Condition()  # its lock is an RLock: a signal handler may come in at any place
+        # A signal handler may come in at any place. So its thread may take the lock again, and the lock itself is
+        # entered: an exception in a condition's `__enter__`, which is not written in C, would leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._driver: _Driver | None = None
         self._waiting = 0
         self._listeners: list[_Listener] = []
@@ -156,7 +159,7 @@ class Turns:
         if until() or turn.ended:
             return
         self._home.check("session")
-        with self._changed:
+        with self._lock:
             self._enter(turn)
         self._drive(lambda: until() or turn.ended, turn)
 
@@ -172,14 +175,14 @@ class Turns:
         while not (until() or turn.ended):
             loop = asyncio.get_running_loop()
             listener = _Listener(turn, until, loop, loop.create_future())
-            with self._changed:
+            with self._lock:
                 self._enter(turn)
                 self._listeners.append(listener)
                 self._start_worker()
             try:
                 await listener.future
             finally:
-                with self._changed:
+                with self._lock:
                     if listener in self._listeners:
                         self._listeners.remove(listener)
 
@@ -191,7 +194,7 @@ class Turns:
         if self._home.left:
             self._closed = True
             return
-        with self._changed:
+        with self._lock:
             self._closed = True
             for turn in tuple(self._queue):
                 turn.end("cancelled", RequestError("session: closed"))
@@ -221,7 +224,7 @@ class Turns:
         """
         me = _Driver(threading.get_ident())
         try:
-            with self._changed:
+            with self._lock:
                 if not self._wait(until):
                     return
                 self._driver = me
@@ -277,7 +280,7 @@ class Turns:
 
     def _announce(self) -> None:
         """Wake all who wait."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
             for listener in tuple(self._listeners):
                 if listener.until() or listener.turn.ended:
@@ -297,14 +300,14 @@ class Turns:
         """Drive for coroutines until none waits."""
         while True:
             self._drive(lambda: not self._listeners)
-            with self._changed:
+            with self._lock:
                 if not self._listeners:
                     self._working = False
                     return
 
     def _free_now(self) -> None:
         """Free the decoder if nobody drives; whoever does will."""
-        with self._changed:
+        with self._lock:
             if self._driver is not None:
                 return
             free, self._free = self._free, None
