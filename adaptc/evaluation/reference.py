@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.errors import LoadError
-from adaptc.evaluation.parity import Logits
 from adaptc.evaluation.text import Ids
 from adaptc.families.model import model_of
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import SPEC
+from adaptc.runtime.model.decoder import Logits
 from adaptc.sources.base import Source
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec

@@ -16,7 +16,6 @@ from adaptc.compiler import pipeline
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import Compiled, compile_spec
-from adaptc.evaluation.verify import BundleModel
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes import Pass
@@ -24,6 +23,7 @@ from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.spec.reading import read_spec
+from adaptc.verification.bundle_model import BundleModel
 from tests.models import folder, skipping
 
 GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))

@@ -21,12 +21,12 @@ from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError, RequestError, SpecError
-from adaptc.evaluation.verify import parity_of
 from adaptc.families.table import DECODERS
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
+from adaptc.verification.verify import verify_bundle
 from tests import touched
 from tests.close import ENGINE, assert_close
 from tests.models import vlm
@@ -295,7 +295,7 @@ def test_commands_for_classifiers_say_so(made: Callable[[str], Made]) -> None:
 
 def test_verify_compares_with_the_source(made: Callable[[str], Made]) -> None:
     _, folder, bundle = made("llava")
-    parity = parity_of(runtime.open_bundle(bundle), folder, threads=1)
+    parity = verify_bundle(runtime.open_bundle(bundle), folder, threads=1).parity[""]
     assert parity.same_tokens == 20
     assert parity.max_logit_error < 1e-3
 

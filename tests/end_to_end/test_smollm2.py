@@ -17,8 +17,9 @@ from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.evaluation.reference import Reference, source_of
-from adaptc.evaluation.verify import BundleModel, prompts_of
 from adaptc.spec.reading import read_spec
+from adaptc.verification.bundle_model import BundleModel
+from adaptc.verification.steps import prompts_of
 from tests.repo import ROOT
 
 pytestmark = [

@@ -48,10 +48,13 @@ def test_verify_compares_every_route(bundle: Bundle, folder: Path) -> None:
     for parity in found["routes"].values():
         assert parity["same_tokens"] == 20
         assert parity["max_logit_error"] <= 1e-3
+    parts = {part["part"]: part for part in found["parts"]}
+    assert parts["capture of small"]["reference"].startswith("AutoModelForCausalLM of transformers ")
+    assert {parts[f"capture of {name}"]["verdict"] for name in ("large", "small")} == {"passed"}
     shown = run("verify", bundle, "--base", folder, "--route", "short")
     assert shown.exit_code == 0, shown.stderr
-    assert "routes short mean_kl" in shown.stdout
-    assert "large" not in shown.stdout
+    assert "loss of route short" in shown.stdout
+    assert "route large" not in shown.stdout
 
 
 def test_verify_sees_other_stitches(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
@@ -64,8 +67,9 @@ def test_verify_sees_other_stitches(bundle: Bundle, folder: Path, tmp_path: Path
     save_stitches(StitchMetadata({}, {}), other, tmp_path / "stitch.safetensors")
     shown = run("verify", bundle, "--base", tmp_path, "--route", "large", "--route", "small")
     assert shown.exit_code == 1
-    assert "not its source model in fp32: small: " in shown.stderr
-    assert "large: " not in shown.stderr
+    assert "lowering of route small: a logit is off by " in shown.stderr
+    assert "weights of route small: " in shown.stderr
+    assert "route large: " not in shown.stderr
 
 
 def test_an_unknown_route_is_one_line(bundle: Bundle, folder: Path) -> None:

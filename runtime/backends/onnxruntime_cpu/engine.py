@@ -29,12 +29,13 @@ _QUIET = 4  # fatal messages only: errors are raised, and warnings concern the c
 class OrtEngine:
     """One ONNX file, loaded."""
 
-    def __init__(self, file: Path, threads: int | None = None) -> None:
+    def __init__(self, file: Path, threads: int | None = None, instead: bytes | None = None) -> None:
         """Load a graph; weights that were packed for it are mapped from their file.
 
         Args:
             file: The ONNX file; its external data lies beside it.
             threads: Threads that work on one run; None for the physical cores.
+            instead: Another ONNX graph over the same data, which is loaded in the place of the file's.
 
         Raises:
             EngineError: onnxruntime is not installed, or cannot load the file.
@@ -44,7 +45,7 @@ class OrtEngine:
         self._where = str(file)
         self._failures = _failures(ort)
         options = _options(ort, threads)
-        graph = with_packed(file)
+        graph = with_packed(file) if instead is None else instead
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
         self._session: Any = _session(ort, file, graph, options)

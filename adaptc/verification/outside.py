@@ -1,0 +1,154 @@
+"""The source model as transformers itself reads and runs it: no loader, family or tokenizer of adaptc takes part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptc.errors import LoadError, one_line
+from adaptc.evaluation.reference import torch_of
+from adaptc.runtime.model.decoder import Ids, Logits
+from adaptc.sources.base import Source
+from adaptc.sources.gguf.source import GgufSource
+from adaptc.verification.parity import Passage, Predictions
+
+_REFUSALS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, NotImplementedError, AttributeError)
+"""What transformers raises for models that it cannot read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where transformers finds a source.
+
+    Attributes:
+        folder: What `from_pretrained` is given.
+        gguf: Name of the GGUF file in it; None for a folder in Hugging Face's form.
+    """
+
+    folder: Path
+    gguf: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained`."""
+        own = {} if self.gguf is None else {"gguf_file": self.gguf}
+        return {"local_files_only": True, "trust_remote_code": False, **own}
+
+
+def place_of(source: Source) -> Place | None:
+    """Where transformers finds a source; None if it is of a kind that only adaptc has."""
+    if isinstance(source, GgufSource):
+        return Place(source.path.parent, source.path.name)
+    config = source.files().get("config.json")
+    return None if config is None else Place(config.parent)
+
+
+def version() -> str:
+    """Name and version of transformers, for what was compared with it."""
+    import transformers
+
+    return f"transformers {transformers.__version__}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' warnings and bars off the terminal, where they would stand between a command's lines."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def auto_tokenizer(place: Place) -> Any:
+    """Transformers' own tokenizer of a source.
+
+    Raises:
+        LoadError: transformers has none for it.
+    """
+    torch_of()
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(place.folder, **place.options)
+    except _REFUSALS as error:
+        raise LoadError(f"transformers reads no tokenizer here: {one_line(error)}") from error
+
+
+def load_model(place: Place) -> tuple[Any, str]:
+    """The model by `from_pretrained`, in float32 with transformers' plain attention, and the class that loads it.
+
+    Raises:
+        LoadError: transformers cannot read it, or finds no values for a weight, which it would make up.
+    """
+    torch = torch_of()
+    import transformers
+
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(place.folder, **place.options)
+            texts = type(config) in transformers.AutoModelForCausalLM._model_mapping
+            kind = "AutoModelForCausalLM" if texts else "AutoModelForImageTextToText"
+            model, loading = getattr(transformers, kind).from_pretrained(
+                place.folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+                **place.options,
+            )
+    except _REFUSALS as error:
+        raise LoadError(f"transformers does not read this model: {one_line(error)}") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise LoadError(f"transformers finds no weight {missing[0]} and would make it up")
+    return model.eval(), kind
+
+
+class TorchModel:
+    """A language model of transformers, run by torch; see `Writer`."""
+
+    def __init__(self, model: Any, threads: int | None = None) -> None:
+        """Take a model.
+
+        Args:
+            model: As transformers builds it; its weights may be replaced at any time.
+            threads: Threads of torch; None leaves them as they are.
+        """
+        self._torch = torch_of()
+        if threads is not None:
+            self._torch.set_num_threads(threads)
+        self._model = model
+
+    def predictions(self, sample: Passage) -> Predictions:
+        """See `Model`; without steps."""
+        return Predictions(self.logits(sample.ids, sample.last))
+
+    def logits(self, ids: Ids, last: int = 0) -> Logits:
+        """Logits at every position, or at the last ones: int64 [tokens] -> float32 [last, vocab]."""
+        torch = self._torch
+        with torch.inference_mode():
+            out = self._model(torch.from_numpy(ids)[None], use_cache=False, logits_to_keep=last)
+            found: Logits = out.logits[0].float().numpy()
+        return found
+
+    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
+        """See `Writer`; with transformers' cache, as this only chooses the texts that are compared."""
+        torch = self._torch
+        ids: list[int] = []
+        step, past = torch.tensor([list(prompt)]), None
+        with torch.inference_mode():
+            for _ in range(new_tokens):
+                out = self._model(step, past_key_values=past, use_cache=True, logits_to_keep=1)
+                past = out.past_key_values
+                ids.append(int(out.logits[0, -1].argmax()))
+                step = torch.tensor([ids[-1:]])
+        return ids

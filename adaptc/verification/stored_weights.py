@@ -1,0 +1,161 @@
+"""The weights that a bundle's graphs hold, as floats, under the names that they have in the source model.
+
+Passes join matrices (query, key and value; gate and up), cut the head in two and store codes. Here all of that is
+undone, from the graphs alone: what a graph multiplies by is what is read, whatever the compiler meant to store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.ir.blocks import Blocks
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.names import is_rope_table
+
+Floats = npt.NDArray[np.float32]
+
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""What `fuse_projections` calls a joined matrix, and the matrices it is joined from, in their order."""
+
+_KIND = re.compile(r"\.(codes|scales|zeros|fp16)$")
+_ROWS = ".rows"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One weight as a graph holds it.
+
+    Attributes:
+        shape: Its shape as floats.
+        bits: Bits of one value: 32 or 16 for floats, 8 or 4 for codes.
+        read: Reads it, as float32.
+    """
+
+    shape: tuple[int, ...]
+    bits: int
+    read: Callable[[], Floats]
+
+    def cut(self, rows: slice) -> Stored:
+        """Some of its rows."""
+        return Stored((rows.stop - rows.start, *self.shape[1:]), self.bits, lambda: self.read()[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeights:
+    """All weights of a bundle's graphs.
+
+    Attributes:
+        held: By their names in the graphs, without the ends that say how they are stored. An embedding that is stored
+            apart from a head of the same name ends in `.rows`.
+    """
+
+    held: Mapping[str, Stored]
+
+    def find(self, name: str, rows: Mapping[str, int], *, looked_up: bool = False) -> Stored | None:
+        """A weight of the source model; None if no graph holds it.
+
+        Args:
+            name: Its name in the source model.
+            rows: Rows of all parameters of that model by name, which say where a joined matrix is cut.
+            looked_up: Whether its rows are looked up, as an embedding's, and not multiplied by.
+        """
+        if looked_up and name + _ROWS in self.held:
+            return self.held[name + _ROWS]
+        return self.held.get(name) or self._joined(name) or self._cut(name, rows)
+
+    def _joined(self, name: str) -> Stored | None:
+        """A matrix that is stored in two pieces, one above the other."""
+        pieces = [self.held[part] for part in (f"{name}.0", f"{name}.1") if part in self.held]
+        if len(pieces) != 2:
+            return None
+        shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
+        return Stored(
+            shape, min(piece.bits for piece in pieces), lambda: np.concatenate([piece.read() for piece in pieces])
+        )
+
+    def _cut(self, name: str, rows: Mapping[str, int]) -> Stored | None:
+        """A matrix that is stored joined with others."""
+        module, _, leaf = name.rpartition(".")
+        owner, _, own = module.rpartition(".")
+        for joined, parts in FUSED.items():
+            whole = self.held.get(f"{owner}.{joined}.{leaf}")
+            if whole is None or own not in parts:
+                continue
+            sizes = [rows.get(f"{owner}.{part}.{leaf}", 0) for part in parts]
+            if sum(sizes) != whole.shape[0]:
+                return None
+            first = sum(sizes[: parts.index(own)])
+            span = slice(first, first + sizes[parts.index(own)])
+            return whole.cut(span)
+        return None
+
+
+def stored_weights(bundle: Bundle) -> StoredWeights:
+    """Find the weights in a bundle's graphs; none is read yet.
+
+    Args:
+        bundle: An opened bundle whose graphs are ONNX files with all their weights.
+    """
+    held: dict[str, Stored] = {}
+    for graph in bundle.manifest.graphs.values():
+        held |= _weights(bundle.file(graph.file))
+    return StoredWeights(held)
+
+
+def _weights(file: Path) -> dict[str, Stored]:
+    import onnx_ir as ir
+
+    graph = ir.load(file).graph
+    held: dict[str, Stored] = {}
+    for node in graph.all_nodes():
+        codes = _initial(node, {"MatMulNBits": 1, "GatherBlockQuantized": 0}.get(node.op_type))
+        if codes is not None:
+            held[_KIND.sub("", codes.name or "")] = _coded(node)
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        plain = tensor is not None and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        if plain and not is_rope_table(name) and not name.endswith((".scales", ".zeros")):
+            held[_KIND.sub("", name)] = _plain(tensor)
+    return held
+
+
+def _initial(node: Any, place: int | None) -> Any:
+    """The constant that a node reads at a place; None if there is none."""
+    value = None if place is None else node.inputs[place]
+    return value if value is not None and value.const_value is not None else None
+
+
+def _plain(tensor: Any) -> Stored:
+    bits = 8 * int(tensor.dtype.itemsize)
+    return Stored(tuple(tensor.shape.numpy()), bits, lambda: np.asarray(tensor.numpy()).astype(np.float32))
+
+
+def _coded(node: Any) -> Stored:
+    """A matrix in blocks of codes, which MatMulNBits multiplies by or GatherBlockQuantized looks up."""
+    first = 1 if node.op_type == "MatMulNBits" else 0
+    bits, size = (node.attributes.get_int(name, default) for name, default in (("bits", 4), ("block_size", 32)))
+    inputs = list(node.inputs) + [None] * 4
+    codes, scales, zeros = inputs[1:4] if first else (inputs[0], inputs[2], inputs[3])
+    shape = scales.const_value.shape.numpy()
+    rows, count = (shape[0], shape[1]) if len(shape) == 2 else (node.attributes.get_int("N"), -1)
+    columns = node.attributes.get_int("K", 0) or codes.const_value.shape.numpy()[1] * 8 // bits
+
+    def read() -> Floats:
+        from adaptc.passes.quantize.blockwise import dequantize
+
+        values = scales.const_value.numpy().astype(np.float32).reshape(rows, count)
+        packed = codes.const_value.numpy().reshape(rows, values.shape[1], -1)
+        offsets = None if zeros is None else zeros.const_value.numpy().reshape(rows, -1)
+        return dequantize(Blocks(packed, values, offsets, columns, 8 if bits == 8 else 4, size))
+
+    return Stored((rows, columns), bits, read)
