@@ -73,15 +73,14 @@ class AutoText:
         return text
 
 
-def tokenizer_part(tokenizer: Tokenizer, reference: TextReference, drawn: int = 400) -> Part:
+def tokenizer_part(tokenizer: Tokenizer, reference: TextReference) -> Part:
     """Compare ids, text by text, with and without what is added around a text.
 
     Args:
         tokenizer: The bundle's.
         reference: What it should be.
-        drawn: How many texts are drawn beside the fixed ones.
     """
-    probes = list(texts(reference.special, drawn))
+    probes = list(texts(reference.special))
     faults: list[str] = []
     for special in (True, False):
         expected = reference.ids(probes, special=special)
@@ -127,9 +126,8 @@ class _Rendered:
 
 
 def _render(tokenizer: Tokenizer, conversation: Conversation) -> _Rendered:
-    options = {"add_generation_prompt": True, **conversation.options}
     try:
-        return _Rendered(tokenizer.render(conversation.messages, options))
+        return _Rendered(tokenizer.render(conversation.messages, conversation.options))
     except AdaptcError as error:
         return _Rendered("", one_line(error))
 
@@ -138,10 +136,9 @@ def _difference(found: _Rendered, conversation: Conversation, reference: TextRef
     """How a rendering differs from the reference's; "" if it does not."""
     expected = reference.render(conversation)
     if found.refusal:
-        bare = {name: value for name, value in conversation.options.items() if name != "tools"}
-        without = reference.render(replace(conversation, options=bare))
-        if expected is None or (bare != conversation.options and expected == without):
-            return ""  # a template that ignores tools may be refused, as the tools would be lost
+        without = reference.render(replace(conversation, options={}))
+        if expected is None or (conversation.options and expected == without):
+            return ""  # what a template ignores may be refused, as it would be lost in silence
         return f"refused: {found.refusal}"
     if expected is None:
         return "the reference refuses it, the bundle renders it"

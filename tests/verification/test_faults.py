@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,17 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.runtime import open_bundle
 from adaptc.sources.folder import FolderSource
 from adaptc.spec.reading import parse_spec
+from adaptc.verification import probes, steps, text
 from tests.verification import wrong
 
 WEIGHTS = ("fp32", "fp16", "int8", "int4")
+
+
+@pytest.fixture(autouse=True)
+def few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer texts than the command has, so that many faults can be tried."""
+    monkeypatch.setattr(steps, "PROMPTS", steps.PROMPTS[:1])
+    monkeypatch.setattr(text, "texts", partial(probes.texts, drawn=20))
 
 
 @pytest.fixture(scope="module")
