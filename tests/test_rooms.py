@@ -18,7 +18,7 @@ LATE: dict[str, str] = {
     "adaptc.compiler.driver": "it loads torch, and callers work without it",
     "adaptc.spec.passes": "it loads torch, and callers work without it",
     "adaptc.training.sampled_text": "it loads transformers, and only sampling needs it",
-    "adaptc.verification.decisions": "it loads torch, and callers work without it",
+    "adaptc.verification.kinds.decisions": "it loads torch, and callers work without it",
     "adaptc.verification.rewritten": "it loads torch, and callers work without it",
     "adaptc.verification.stored_weights": "it loads torch, and callers work without it",
     "adaptc.ir.onnx_graph": "it loads onnx, and a graph is held and changed without it",

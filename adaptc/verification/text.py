@@ -4,67 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from adaptc.errors import AdaptcError, one_line
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.verification.part import Part, judged, not_compared
-from adaptc.verification.probes import CONVERSATIONS, Conversation, texts
+from adaptc.verification.probes import CONVERSATIONS, Conversation
 
 TOKENIZER, TEMPLATE = "tokenizer", "chat template"
 _SHOWN = 3
 
 
-class TextReference(Protocol):
-    """A tokenizer that a bundle's is compared with."""
-
-    @property
-    def name(self) -> str:
-        """What it is, with its version."""
-
-    @property
-    def special(self) -> Sequence[str]:
-        """Names of the added tokens."""
-
-    @property
-    def has_template(self) -> bool:
-        """Whether there is a chat template."""
-
-    def ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        """The ids of texts; `special` adds what the model expects around a text."""
-
-    def render(self, conversation: Conversation) -> str | None:
-        """A conversation as a prompt; None if the template refuses it."""
-
-
 @dataclass(frozen=True, slots=True)
 class AutoText:
-    """transformers' tokenizer of a source; see `TextReference`."""
+    """transformers' tokenizer of a source.
+
+    Attributes:
+        tokenizer: As `AutoTokenizer` gives it.
+        version: Of transformers.
+    """
 
     tokenizer: Any
     version: str
 
     @property
     def name(self) -> str:
-        """See `TextReference`."""
+        """What it is, with its version."""
         return f"AutoTokenizer of {self.version}"
 
     @property
     def special(self) -> Sequence[str]:
-        """See `TextReference`."""
+        """Names of the added tokens, by their ids."""
         return sorted(self.tokenizer.get_added_vocab(), key=self.tokenizer.get_added_vocab().get)
 
     @property
     def has_template(self) -> bool:
-        """See `TextReference`."""
+        """Whether there is a chat template."""
         return bool(self.tokenizer.chat_template)
 
     def ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        """See `TextReference`."""
+        """The ids of texts; `special` adds what the model expects around a text."""
         return [list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
 
     def render(self, conversation: Conversation) -> str | None:
-        """See `TextReference`."""
+        """A conversation as a prompt; None if the template refuses it."""
         options: Mapping[str, Any] = {"add_generation_prompt": True, **conversation.options}
         try:
             text: str = self.tokenizer.apply_chat_template(list(conversation.messages), tokenize=False, **options)
@@ -73,28 +56,34 @@ class AutoText:
         return text
 
 
-def tokenizer_part(tokenizer: Tokenizer, reference: TextReference) -> Part:
-    """Compare ids, text by text, with and without what is added around a text.
+def ids_part(
+    tokenizer: Tokenizer,
+    name: str,
+    probes: Sequence[str],
+    special: Sequence[Sequence[int]],
+    plain: Sequence[Sequence[int]],
+) -> Part:
+    """Compare ids, text by text.
 
     Args:
         tokenizer: The bundle's.
-        reference: What it should be.
+        name: What it is compared with, with its version.
+        probes: Texts.
+        special: The reference's ids of each, with what the model expects around a text.
+        plain: The same without.
     """
-    probes = list(texts(reference.special))
     faults: list[str] = []
-    for special in (True, False):
-        expected = reference.ids(probes, special=special)
-        found = [_ids(tokenizer, text, special) for text in probes]
-        wrong = [index for index, ids in enumerate(found) if ids != expected[index]]
+    for expected, added in ((special, ""), (plain, " without special tokens")):
+        found = [_ids(tokenizer, text, not added) for text in probes]
+        wrong = [index for index, ids in enumerate(found) if ids != list(expected[index])]
         for index in wrong[:_SHOWN]:
-            added = "" if special else " without special tokens"
             faults.append(f"{_short(probes[index])}{added} gives {_start(found[index])}, not {_start(expected[index])}")
         if len(wrong) > _SHOWN:
             faults.append(f"so do {len(wrong) - _SHOWN} more of {len(probes)} texts")
-    return judged(TOKENIZER, reference.name, faults, {"texts": len(probes), "added_tokens": len(reference.special)})
+    return judged(TOKENIZER, name, faults, {"texts": len(probes)})
 
 
-def template_part(tokenizer: Tokenizer, reference: TextReference) -> Part:
+def template_part(tokenizer: Tokenizer, reference: AutoText) -> Part:
     """Compare what the chat templates render."""
     rendered = {each.name: _render(tokenizer, each) for each in CONVERSATIONS}
     ours = not any("no chat template" in each.refusal for each in rendered.values())
@@ -132,7 +121,7 @@ def _render(tokenizer: Tokenizer, conversation: Conversation) -> _Rendered:
         return _Rendered("", one_line(error))
 
 
-def _difference(found: _Rendered, conversation: Conversation, reference: TextReference) -> str:
+def _difference(found: _Rendered, conversation: Conversation, reference: AutoText) -> str:
     """How a rendering differs from the reference's; "" if it does not."""
     expected = reference.render(conversation)
     if found.refusal:

@@ -26,7 +26,7 @@ from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
-from adaptc.verification.verify import verify_bundle
+from adaptc.verification.kinds.verify import verify_bundle
 from tests import touched
 from tests.close import ENGINE, assert_close
 from tests.models import vlm

@@ -19,7 +19,7 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.evaluation.reference import Reference, source_of
 from adaptc.spec.reading import read_spec
 from adaptc.verification.bundle_model import BundleModel
-from adaptc.verification.steps import prompts_of
+from adaptc.verification.kinds.steps import prompts_of
 from tests.repo import ROOT
 
 pytestmark = [

@@ -14,9 +14,9 @@ from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.runtime import open_bundle
-from adaptc.sources.folder import FolderSource
+from adaptc.sources.folder.source import FolderSource
 from adaptc.spec.reading import parse_spec
-from adaptc.verification import probes, steps, text
+from adaptc.verification import probes
 from tests.verification import wrong
 
 WEIGHTS = ("fp32", "fp16", "int8", "int4")
@@ -25,8 +25,8 @@ WEIGHTS = ("fp32", "fp16", "int8", "int4")
 @pytest.fixture(autouse=True)
 def few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer texts than the command has, so that many faults can be tried."""
-    monkeypatch.setattr(steps, "PROMPTS", steps.PROMPTS[:1])
-    monkeypatch.setattr(text, "texts", partial(probes.texts, drawn=20))
+    monkeypatch.setattr("adaptc.verification.kinds.steps.PROMPTS", probes.PROMPTS[:1])
+    monkeypatch.setattr("adaptc.verification.kinds.source.texts", partial(probes.texts, drawn=20))
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 from adaptc.cli import main
 from adaptc.runtime import Bundle
 from adaptc.runtime.model.decoder import Ids, Logits
-from adaptc.verification import verify
 from adaptc.verification.bundle_model import BundleModel
+from adaptc.verification.kinds import verify
+from adaptc.verification.kinds.steps import Verification, long_prompt, numbers_part, prompts_of, window_parts
 from adaptc.verification.parity import (
     ARITHMETIC,
     LOSS,
@@ -31,7 +32,6 @@ from adaptc.verification.parity import (
     worst,
 )
 from adaptc.verification.part import not_compared
-from adaptc.verification.steps import Verification, long_prompt, numbers_part, prompts_of, window_parts
 from tests.models import attention_bundle
 
 LM = attention_bundle.LM

@@ -133,13 +133,17 @@ def _begin(values: dict[str, Any]) -> None:
     }
 
 
-def _digits(values: dict[str, Any]) -> None:
-    splits = {"type": "Digits", "individual_digits": True}
-    values["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [splits, values["pre_tokenizer"]]}
+def _space(values: dict[str, Any]) -> None:
+    values["pre_tokenizer"]["add_prefix_space"] = True
 
 
 def _normalized(values: dict[str, Any]) -> None:
     values["normalizer"] = {"type": "NFC"}
+
+
+def _added(values: Path) -> None:
+    tokens = {"321": {"content": "<|tool|>", "special": True}}
+    _edit(values / "tokenizer_config.json", {"added_tokens_decoder": tokens})
 
 
 def _template(folder: Path) -> None:
@@ -148,11 +152,8 @@ def _template(folder: Path) -> None:
 
 TEXTS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "no BOS": ("tokenizer", _tokenizer(_begin)),
-    "an added token is ordinary text": (
-        "tokenizer",
-        lambda folder: (folder / "added_tokens.json").write_text('{"<|tool|>": 321}') and None,
-    ),
-    "digits not split": ("tokenizer", _tokenizer(_digits)),
+    "an added token is ordinary text": ("tokenizer", _added),
+    "no space before the text": ("tokenizer", _tokenizer(_space)),
     "not normalized": ("tokenizer", _tokenizer(_normalized)),
     "another template": ("chat template", _template),
     "no template": ("chat template", lambda folder: (folder / "chat_template.jinja").unlink()),

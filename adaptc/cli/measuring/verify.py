@@ -41,9 +41,9 @@ def command(
 
     from adaptc.errors import BundleError
     from adaptc.runtime import open_bundle
+    from adaptc.verification.kinds.verify import verify_bundle
     from adaptc.verification.parity import LOSS
     from adaptc.verification.part import not_compared
-    from adaptc.verification.verify import verify_bundle
 
     opened = open_bundle(bundle)
     weights = opened.manifest.target.weights

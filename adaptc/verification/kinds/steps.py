@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from adaptc.errors import BundleError, LoadError
-from adaptc.evaluation.reference import load_eager
+from adaptc.errors import BundleError
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.loading import tokenizer_of
-from adaptc.sources.base import Source
 from adaptc.verification.bundle_model import EXACT, BundleModel
-from adaptc.verification.outside import auto_tokenizer, load_model, place_of, version
 from adaptc.verification.parity import (
     ARITHMETIC,
     LOSS,
@@ -33,14 +30,11 @@ from adaptc.verification.parity import (
 from adaptc.verification.part import Part, judged, not_compared
 from adaptc.verification.probes import PROMPTS
 from adaptc.verification.rounded import WeightError, weight_faults
-from adaptc.verification.text import TEMPLATE, TOKENIZER, AutoText, template_part, tokenizer_part
 
 Stage = Callable[[str], None]
 
 LONG, LONGEST = 300, 2048
 """Tokens of the long prompt: usually, and at most where a window of attention asks for more."""
-
-OWN_LOADER = "adaptc's own loader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,61 +53,6 @@ class Verification:
     def faults(self) -> list[str]:
         """What is wrong, a phrase each."""
         return [f"{part.name}: {why}" for part in self.parts if part.verdict == "failed" for why in part.why]
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A source model in memory.
-
-    Attributes:
-        model: As transformers builds it.
-        by: What loaded it, with its version.
-        open: What that leaves uncompared.
-    """
-
-    model: Any
-    by: str
-    open: tuple[Part, ...] = ()
-
-
-def text_parts(bundle: Bundle, source: Source) -> tuple[Any, list[Part]]:
-    """Compare tokenizer and chat template.
-
-    Args:
-        bundle: An opened bundle.
-        source: Whose tokenizer it has.
-
-    Returns:
-        The reference's tokenizer, None if there is none, and the parts.
-    """
-    ours, place = tokenizer_of(bundle), place_of(source)
-    if ours is None:
-        return None, _no_text("the bundle has no tokenizer")
-    if place is None:
-        return None, _no_text("transformers reads no tokenizer of this kind of source")
-    try:
-        theirs = auto_tokenizer(place)
-    except LoadError as error:
-        return None, _no_text(str(error))
-    reference = AutoText(theirs, version())
-    return theirs, [tokenizer_part(ours, reference), template_part(ours, reference)]
-
-
-def _no_text(why: str) -> list[Part]:
-    return [not_compared(name, why) for name in (TOKENIZER, TEMPLATE)]
-
-
-def load_source(source: Source) -> Loaded:
-    """The source model by transformers; by adaptc's own loader where transformers cannot read it."""
-    place, why = place_of(source), "transformers reads no source of this kind"
-    if place is not None:
-        try:
-            model, kind = load_model(place)
-        except LoadError as error:
-            why = str(error)
-        else:
-            return Loaded(model, f"{kind} of {version()}")
-    return Loaded(load_eager(source, "float32"), OWN_LOADER, (not_compared("loader", why),))
 
 
 def decoder_spec_of(bundle: Bundle) -> DecoderSpec:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from adaptc.evaluation.reference import source_of
 from adaptc.evaluation.routes import routes_of
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.verification.gates import gate_parts
-from adaptc.verification.outside import TorchModel
-from adaptc.verification.parity import LOWERING, compare, samples_of
-from adaptc.verification.part import Part
-from adaptc.verification.rewritten import GraphModel, Rewritten, with_stored
-from adaptc.verification.rounded import put_weights
-from adaptc.verification.steps import (
+from adaptc.verification.kinds.gates import gate_parts
+from adaptc.verification.kinds.source import load_source, text_parts
+from adaptc.verification.kinds.steps import (
     Stage,
     Verification,
     decoder_spec_of,
-    load_source,
     long_prompt,
     number_parts,
     numbers_part,
     predictions,
     prompts_of,
-    text_parts,
     weights_part,
     window_parts,
 )
+from adaptc.verification.outside import TorchModel
+from adaptc.verification.parity import LOWERING, compare, samples_of
+from adaptc.verification.part import Part
+from adaptc.verification.rewritten import GraphModel, Rewritten, with_stored
+from adaptc.verification.rounded import put_weights
 from adaptc.verification.stored_weights import stored_weights
 
 
@@ -64,9 +64,9 @@ def _verify_model(bundle: Bundle, base: Path, threads: int | None, stage: Stage)
     """A bundle of one decoder."""
     room, source = decoder_spec_of(bundle).max_tokens, source_of(bundle, base)
     stage("tokenizer and chat template")
-    tokenizer, parts = text_parts(bundle, source)
+    tokenizer, parts = text_parts(bundle, source, threads)
     stage("source model")
-    loaded = load_source(source)
+    loaded = load_source(source, prompts_of(bundle, tokenizer), threads)
     reference = TorchModel(loaded.model, threads)
     config = loaded.model.config
     samples = samples_of(reference, prompts_of(bundle, tokenizer, long_prompt(config, room)))
@@ -79,7 +79,7 @@ def _verify_model(bundle: Bundle, base: Path, threads: int | None, stage: Stage)
     errors = put_weights(loaded.model, stored)
     rounded = [reference.predictions(sample) for sample in samples]
     numbers, whole = number_parts(bundle, loaded.by, shipped, exact, expected, rounded)
-    parts += [weights_part(errors, loaded.by, source.dtype), *numbers, *window_parts(config, room), *loaded.open]
+    parts += [*loaded.parts, weights_part(errors, loaded.by, source.dtype), *numbers, *window_parts(config, room)]
     if bundle.manifest.gates:
         parts += gate_parts(bundle, base, stored, samples, expected, threads, stage)
     return Verification(tuple(parts), {"": whole})
@@ -90,9 +90,10 @@ def _verify_routes(
 ) -> Verification:
     """A stitched bundle: what is captured against transformers, each route against the layers it is made of."""
     rewritten = Rewritten.of(bundle, base, threads, stage)
-    tokenizer, parts = text_parts(bundle, next(iter(rewritten.sources.values())))
+    tokenizer, parts = text_parts(bundle, next(iter(rewritten.sources.values())), threads)
     prompts = prompts_of(bundle, tokenizer)
-    parts += [_capture_part(rewritten, name, prompts, threads, stage) for name in rewritten.sources]
+    for name in rewritten.sources:
+        parts += _capture_parts(rewritten, name, prompts, threads, stage)
     stored, parities = stored_weights(bundle), {}
     by = "the spec's layers and stitches, run by torch"
     for route in routes:
@@ -115,16 +116,17 @@ def _verify_routes(
     return Verification(tuple(parts), parities)
 
 
-def _capture_part(
+def _capture_parts(
     rewritten: Rewritten, name: str, prompts: Sequence[Sequence[int]], threads: int | None, stage: Stage
-) -> Part:
+) -> list[Part]:
     """What was captured of a model, before any pass, against the model as transformers runs it."""
     stage(f"source model {name}")
-    loaded = load_source(rewritten.sources[name])
+    loaded = load_source(rewritten.sources[name], prompts, threads)
     reference = TorchModel(loaded.model, threads)
     samples = samples_of(reference, prompts)
     captured = GraphModel((rewritten.captured.graph(name, FxGraph),))
     parity = compare(
         [captured.predictions(sample) for sample in samples], [reference.predictions(sample) for sample in samples]
     )
-    return numbers_part(f"capture of {name}", loaded.by, parity, LOWERING)
+    said = [replace(part, name=f"{part.name} {name}") for part in loaded.parts]
+    return [*said, numbers_part(f"capture of {name}", loaded.by, parity, LOWERING)]

@@ -88,9 +88,10 @@ class DecidedGraph:
                 runs[0, sample.prompt :] = np.where(ran[:, list(layers).index(layer)], 1, -1)
             feeds[f"run_{layer}"] = runs
         found = self.graph.run(feeds)
-        said: Said = {layer: found[f"said.{layer}"].reshape(tokens)[sample.prompt :] for layer in self.layers}
-        logits: Logits = found[LOGITS][0, sample.prompt - 1 :]
-        return logits, said
+        said: Said = {
+            layer: found[f"said.{layer}"].reshape(tokens)[sample.prompt :].astype(np.float32) for layer in self.layers
+        }
+        return found[LOGITS][0, sample.prompt - 1 :].astype(np.float32), said
 
 
 def _placeholder(graph: fx.Graph, after: fx.Node, name: str, like: fx.Node) -> fx.Node:

@@ -1,0 +1,137 @@
+"""The source of a bundle as others read it: its tokenizer and template, and its model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adaptc.errors import LoadError
+from adaptc.evaluation.reference import load_eager
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.loading import tokenizer_of
+from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.sources.base import Source
+from adaptc.verification.llama_cpp import ABSENT, LlamaCpp, is_installed
+from adaptc.verification.outside import Place, auto_tokenizer, load_model, place_of, version
+from adaptc.verification.parity import NEW_TOKENS
+from adaptc.verification.part import Part, not_compared
+from adaptc.verification.probes import texts
+from adaptc.verification.text import TEMPLATE, TOKENIZER, AutoText, ids_part, template_part
+
+OWN_LOADER = "adaptc's own loader"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A source model in memory.
+
+    Attributes:
+        model: As transformers builds it.
+        by: What loaded it, with its version.
+        parts: What others say of it, and what stays uncompared.
+    """
+
+    model: Any
+    by: str
+    parts: tuple[Part, ...] = ()
+
+
+def text_parts(bundle: Bundle, source: Source, threads: int | None) -> tuple[Any, list[Part]]:
+    """Compare tokenizer and chat template.
+
+    Args:
+        bundle: An opened bundle.
+        source: Whose tokenizer it has.
+        threads: Threads of llama.cpp.
+
+    Returns:
+        The reference's tokenizer, None if there is none, and the parts.
+    """
+    ours, place = tokenizer_of(bundle), place_of(source)
+    if ours is None:
+        return None, [not_compared(name, "the bundle has no tokenizer") for name in (TOKENIZER, TEMPLATE)]
+    theirs, why = None, "transformers reads no tokenizer of this kind of source"
+    if place is not None:
+        try:
+            theirs = AutoText(auto_tokenizer(place), version())
+        except LoadError as error:
+            why = str(error)
+    template = not_compared(TEMPLATE, why) if theirs is None else template_part(ours, theirs)
+    if place is not None and place.gguf is not None:
+        # What transformers makes of a GGUF tokenizer is no reference, but its ids serve as texts.
+        return None, [_gguf_ids(ours, place, theirs, threads), template]
+    if theirs is None:
+        return None, [not_compared(TOKENIZER, why), template]
+    probes = list(texts(theirs.special))
+    part = ids_part(ours, theirs.name, probes, theirs.ids(probes, special=True), theirs.ids(probes, special=False))
+    return theirs.tokenizer, [part, template]
+
+
+def _gguf_ids(ours: Tokenizer, place: Place, theirs: AutoText | None, threads: int | None) -> Part:
+    """Compare ids with llama.cpp's; where it is not there, with transformers', which proves nothing if it differs."""
+    probes = list(texts(() if theirs is None else theirs.special))
+    if is_installed():
+        try:
+            name, special, plain = LlamaCpp(place.folder / str(place.gguf), threads).ids(probes)
+        except LoadError as error:
+            return not_compared(TOKENIZER, str(error))
+        return ids_part(ours, name, probes, special, plain)
+    if theirs is None:
+        return not_compared(TOKENIZER, ABSENT)
+    expected = theirs.ids(probes, special=True), theirs.ids(probes, special=False)
+    part = ids_part(ours, f"{theirs.name}, as {ABSENT}", probes, *expected)
+    why = f"{ABSENT}; transformers, which reads few GGUF tokenizers rightly, gives other ids"
+    return part if part.verdict == "passed" else replace(part, verdict="not compared", why=(why,))
+
+
+def load_source(source: Source, prompts: Sequence[Sequence[int]], threads: int | None) -> Loaded:
+    """The source model by transformers; by adaptc's own loader where transformers cannot read it.
+
+    A GGUF file is compared with llama.cpp where that is installed. What transformers makes of the file is taken only if
+    llama.cpp does not say that adaptc's loader is right and transformers is not.
+
+    Args:
+        source: The model.
+        prompts: What llama.cpp continues.
+        threads: Threads of llama.cpp.
+
+    Raises:
+        LoadError: nobody can read it.
+    """
+    place = place_of(source)
+    loaded, why = None, "transformers reads no source of this kind"
+    if place is not None:
+        try:
+            model, kind = load_model(place)
+            loaded = Loaded(model, f"{kind} of {version()}")
+        except LoadError as error:
+            why = str(error)
+    if place is None or place.gguf is None:
+        own = not_compared("source model", why)
+        return loaded or Loaded(load_eager(source, "float32"), OWN_LOADER, (own,))
+    if not is_installed():
+        reason = ABSENT if loaded is not None else f"{why}; {ABSENT}"
+        loaded = loaded or Loaded(load_eager(source, "float32"), OWN_LOADER)
+        return replace(loaded, parts=(not_compared("source model", reason),))
+    return _confirmed(source, place, loaded, prompts, threads)
+
+
+def _confirmed(
+    source: Source, place: Place, loaded: Loaded | None, prompts: Sequence[Sequence[int]], threads: int | None
+) -> Loaded:
+    """A reading of a GGUF file that llama.cpp confirms: transformers', else adaptc's own."""
+    llama = LlamaCpp(place.folder / str(place.gguf), threads)
+
+    def said(of: Loaded) -> Part:
+        try:
+            return llama.model_part("source model", of.model, prompts, NEW_TOKENS)
+        except LoadError as error:
+            return not_compared("source model", str(error))
+
+    if loaded is not None:
+        part = said(loaded)
+        if part.verdict != "failed":
+            return replace(loaded, parts=(part,))
+    own = Loaded(load_eager(source, "float32"), OWN_LOADER)
+    return replace(own, parts=(said(own),))
