@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from adaptc import runtime
 from adaptc.bench.replay import is_under
@@ -22,6 +23,7 @@ from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.runtime.multimodal.modality_gate import gate_features
 from adaptc.runtime.multimodal.profile import read_profile, wilson
 from adaptc.sources.find import find_source
+from adaptc.sources.module import ModuleSource
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
 from adaptc.training.modality_gate import calibration_error, logistic
@@ -64,6 +66,27 @@ def test_every_subset_of_the_bundle_equals_eager(compiled: Path) -> None:
             answer = session.infer({name: given[name] for name in names})
             assert answer.trace.modalities == (subset.modalities,) * 6
             assert_close(answer.outputs["logits"], views.eager(given, subset.modalities), **ENGINE)
+
+
+def test_verify_compares_every_subset(compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = run("verify", compiled / "bundle", "--base", compiled / "spec", "--json", "--threads", "1")
+    assert shown.exit_code == 0, shown.stderr
+    parts = {part["part"]: part for part in json.loads(shown.stdout)["parts"]}
+    assert sum(name.startswith("lowering of ") for name in parts) == 7
+    assert parts["capture"]["reference"] == "the factory's module, run by torch"
+    assert {part["verdict"] for part in parts.values()} == {"passed"}
+    lowering, loss = (parts[f"{what} of text"]["figures"]["max_logit_error"] for what in ("lowering", "loss"))
+    assert loss > 10 * lowering
+
+    shutil.copytree(compiled / "spec", tmp_path / "spec")
+    [weights] = (tmp_path / "spec").glob("*.safetensors")
+    tensors = load_file(weights)
+    save_file({name: value * 1.1 if name == "head.weight" else value for name, value in tensors.items()}, weights)
+    [model] = open_bundle(compiled / "bundle").manifest.models.values()
+    monkeypatch.setattr(ModuleSource, "sha256", lambda self: model.sha256)
+    shown = run("verify", compiled / "bundle", "--base", tmp_path / "spec", "--threads", "1")
+    assert shown.exit_code == 1
+    assert "weights: head.weight is off by 0.09" in shown.stderr
 
 
 def test_weights_of_what_is_left_out_are_not_touched(compiled: Path, tmp_path: Path) -> None:

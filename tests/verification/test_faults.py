@@ -63,7 +63,7 @@ def test_right_bundles_pass(
     assert shown.exit_code == 0, shown.stderr
     found = parts(shown)
     assert {part["verdict"] for part in found.values()} == {"passed"}
-    assert list(found)[:4] == ["tokenizer", "chat template", "weights", "lowering"]
+    assert list(found)[:5] == ["tokenizer", "chat template", "ends of answers", "weights", "lowering"]
     assert ("arithmetic" in found) == (weights in ("int8", "int4"))
     assert found["tokenizer"]["reference"].startswith("AutoTokenizer of transformers ")
     assert found["loss"]["reference"].startswith("AutoModelForCausalLM of transformers ")

@@ -150,12 +150,17 @@ def _template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("{{ m['role'] }}", "[{{ m['role'] }}]"))
 
 
+def _end(folder: Path) -> None:
+    _edit(folder / "generation_config.json", {"eos_token_id": [1, 7]})
+
+
 TEXTS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "no BOS": ("tokenizer", _tokenizer(_begin)),
     "an added token is ordinary text": ("tokenizer", _added),
     "no space before the text": ("tokenizer", _tokenizer(_space)),
     "not normalized": ("tokenizer", _tokenizer(_normalized)),
     "another template": ("chat template", _template),
+    "an end of answers missing": ("ends of answers", _end),
     "no template": ("chat template", lambda folder: (folder / "chat_template.jinja").unlink()),
 }
 """Faults of text, by what a compiler would have done; and the part that must see each."""

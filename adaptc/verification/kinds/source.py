@@ -12,10 +12,11 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import tokenizer_of
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.sources.base import Source
+from adaptc.sources.gguf.source import GgufSource
 from adaptc.verification.llama_cpp import ABSENT, LlamaCpp, is_installed
 from adaptc.verification.outside import Place, auto_tokenizer, load_model, place_of, version
 from adaptc.verification.parity import NEW_TOKENS
-from adaptc.verification.part import Part, not_compared
+from adaptc.verification.part import Part, judged, not_compared
 from adaptc.verification.probes import texts
 from adaptc.verification.text import TEMPLATE, TOKENIZER, AutoText, ids_part, template_part
 
@@ -83,6 +84,19 @@ def _gguf_ids(ours: Tokenizer, place: Place, theirs: AutoText | None, threads: i
     part = ids_part(ours, f"{theirs.name}, as {ABSENT}", probes, *expected)
     why = f"{ABSENT}; transformers, which reads few GGUF tokenizers rightly, gives other ids"
     return part if part.verdict == "passed" else replace(part, verdict="not compared", why=(why,))
+
+
+def ends_part(bundle: Bundle, source: Source, loaded: Loaded) -> Part:
+    """Compare the tokens that end an answer; a bundle may have more, which its tokenizer names."""
+    name = "ends of answers"
+    if isinstance(source, GgufSource) or loaded.by == OWN_LOADER:
+        return not_compared(name, "transformers reads no generation config of this source")
+    ends = getattr(loaded.model.generation_config, "eos_token_id", None)
+    theirs = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    spec = bundle.manifest.graphs[bundle.manifest.reader].decoder
+    ours = set() if spec is None else set(spec.eos_token_ids)
+    faults = [f"token {token} ends the source's answers, and not the bundle's" for token in sorted(theirs - ours)]
+    return judged(name, f"GenerationConfig of {version()}", faults, {"source": sorted(theirs), "bundle": sorted(ours)})
 
 
 def load_source(source: Source, prompts: Sequence[Sequence[int]], threads: int | None) -> Loaded:

@@ -10,8 +10,10 @@ from adaptc.evaluation.reference import source_of
 from adaptc.evaluation.routes import routes_of
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.model.plan import is_modal
 from adaptc.verification.kinds.gates import gate_parts
-from adaptc.verification.kinds.source import load_source, text_parts
+from adaptc.verification.kinds.modal import verify_modal
+from adaptc.verification.kinds.source import ends_part, load_source, text_parts
 from adaptc.verification.kinds.steps import (
     Stage,
     Verification,
@@ -54,6 +56,8 @@ def verify_bundle(
         RequestError: there is no such route.
         BundleError: it is of a kind that has nothing to compare.
     """
+    if is_modal(bundle.manifest):
+        return verify_modal(bundle, base, threads, stage)
     chosen = routes_of(bundle, routes)
     if chosen:
         return _verify_routes(bundle, base, chosen, threads, stage)
@@ -79,7 +83,13 @@ def _verify_model(bundle: Bundle, base: Path, threads: int | None, stage: Stage)
     errors = put_weights(loaded.model, stored)
     rounded = [reference.predictions(sample) for sample in samples]
     numbers, whole = number_parts(bundle, loaded.by, shipped, exact, expected, rounded)
-    parts += [*loaded.parts, weights_part(errors, loaded.by, source.dtype), *numbers, *window_parts(config, room)]
+    parts += [
+        ends_part(bundle, source, loaded),
+        *loaded.parts,
+        weights_part(errors, loaded.by, source.dtype),
+        *numbers,
+        *window_parts(config, room),
+    ]
     if bundle.manifest.gates:
         parts += gate_parts(bundle, base, stored, samples, expected, threads, stage)
     return Verification(tuple(parts), {"": whole})
