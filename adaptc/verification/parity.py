@@ -106,9 +106,12 @@ LOSS = {
     "fp16": ParityLimits(None, 1e-3),
     "bf16": ParityLimits(None, 0.02),
     "int8": ParityLimits(None, 0.02),
-    "int4": ParityLimits(None, 0.25),
+    "int4": ParityLimits(None, 1.0),
 }
-"""Of the bundle as it runs from the source model as it is, by the bundle's weights: all that rounding costs."""
+"""Of the bundle as it runs from the source model as it is, by the bundle's weights: all that rounding costs.
+
+With 4 bits a right bundle of a random model may lose 0.3 nats (docs/results/verify.md); a nat is broken rounding.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.sources.base import Source
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec
-from adaptc.verification.outside import TorchModel, auto_tokenizer, load_model, place_of
+from adaptc.verification.outside import Place, TorchModel, auto_tokenizer, load_model, place_of
 from adaptc.verification.parity import LOWERING, Passage, compare, faults
 from adaptc.verification.probes import texts
 from adaptc.verification.rewritten import GraphModel
@@ -83,10 +83,7 @@ def of_family(kind: str, model_type: str, folder: Path, *, named: bool) -> tuple
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         settings.pop("tokenizer_class")
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    source = found(folder)
-    place = place_of(source)
-    assert place is not None
-    return Tokenizer(source.tokenizer_files(), kind), AutoText(auto_tokenizer(place), "")
+    return Tokenizer(found(folder).tokenizer_files(), kind), AutoText(auto_tokenizer(Place(folder)), "")
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["class", "no class"])

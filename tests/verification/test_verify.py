@@ -170,7 +170,7 @@ def test_a_source_that_is_gone_is_one_line(bundle: Bundle, tmp_path: Path) -> No
     )
 
 
-@pytest.mark.parametrize(("kl", "code"), [(0.1, 0), (0.3, 1)])
+@pytest.mark.parametrize(("kl", "code"), [(0.3, 0), (1.2, 1)])
 def test_the_command_judges_by_the_bundles_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kl: float, code: int
 ) -> None:
@@ -188,7 +188,7 @@ def test_the_command_judges_by_the_bundles_weights(
     assert result["parts"][1]["reference"] == "the source"
     if code:
         assert shown.stderr == (
-            f"Error: {made.path}: not its source model in int4: loss: mean KL is 0.3 nats, at most 0.25 may be\n"
+            f"Error: {made.path}: not its source model in int4: loss: mean KL is 1.2 nats, at most 1 may be\n"
         )
     text = run(made.path)
     assert text.exit_code == code
