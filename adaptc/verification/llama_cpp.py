@@ -21,7 +21,7 @@ from adaptc.verification.part import Part, judged
 ABSENT = "llama.cpp is not installed; pip install xllamacpp"
 
 MEAN_KL = 0.02
-"""Nats that a source model may be from llama.cpp, whose kernels round activations and whose cache is half precision."""
+"""Nats that a source model may be from llama.cpp, whose kernels round activations where weights are quantized."""
 
 _TOP = 64
 """Likeliest tokens that are compared at each position."""

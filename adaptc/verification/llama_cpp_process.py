@@ -32,6 +32,9 @@ def main(file: str, job: dict[str, Any]) -> dict[str, Any]:
     parameters.n_ctx = job["tokens"]
     parameters.port = 0
     parameters.warmup = False
+    # As much of it in float32 as llama.cpp can.
+    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.cpuparams.n_threads = job["threads"]
     server = xllamacpp.Server(parameters)
 
