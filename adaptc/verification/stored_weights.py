@@ -21,11 +21,13 @@ from adaptc.runtime.bundle.names import is_rope_table
 
 Floats = npt.NDArray[np.float32]
 
-FUSED: Mapping[str, tuple[str, ...]] = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-"""What `fuse_projections` calls a joined matrix, and the matrices it is joined from, in their order."""
+FUSED: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    ("gate_up_proj", ("gate_proj", "up_proj")),
+    ("gate_up_proj", ("gate", "up")),
+)
+"""What `fuse_projections` calls a joined matrix, and the matrices it is joined from, in their order: attention's, a
+feed-forward block's, and those of the cheap path of a skip gate."""
 
 _KIND = re.compile(r"\.(codes|scales|zeros|fp16)$")
 _ROWS = ".rows"
@@ -87,16 +89,16 @@ class StoredWeights:
         """A matrix that is stored joined with others."""
         module, _, leaf = name.rpartition(".")
         owner, _, own = module.rpartition(".")
-        for joined, parts in FUSED.items():
-            whole = self.held.get(f"{owner}.{joined}.{leaf}")
-            if whole is None or own not in parts:
-                continue
-            sizes = [rows.get(f"{owner}.{part}.{leaf}", 0) for part in parts]
-            if sum(sizes) != whole.shape[0]:
-                return None
-            first = sum(sizes[: parts.index(own)])
-            span = slice(first, first + sizes[parts.index(own)])
-            return whole.cut(span)
+        # A parameter is called after its module, as `q_proj.weight`, or by itself, as the cheap path's `gate`.
+        for place, part, end in ((owner, own, f".{leaf}"), (module, leaf, "")):
+            for joined, parts in FUSED:
+                whole = self.held.get(f"{place}.{joined}{end or '.weight'}")
+                if whole is None or part not in parts:
+                    continue
+                sizes = [rows.get(f"{place}.{each}{end}", 0) for each in parts]
+                first = sum(sizes[: parts.index(part)])
+                if sum(sizes) == whole.shape[0]:
+                    return whole.cut(slice(first, first + sizes[parts.index(part)]))
         return None
 
 
