@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import re
 import secrets
 import shutil
@@ -22,7 +23,6 @@ LOCK = "lock"
 _CONTENT = b"adaptc: written by a process that holds this lock\n"
 _NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial", re.DOTALL)
 _DAY = 86_400  # seconds after which a writer counts as gone where a lock cannot say so
-_MINUTE = 60
 
 
 @contextlib.contextmanager
@@ -36,20 +36,20 @@ def partial_folder(place: Path) -> Iterator[Path]:
     """
     for left in abandoned(place.parent, place.name):
         remove(left)
-    folder = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
-    folder.mkdir(parents=True)
     lock = None
-    try:
+    while lock is None:
+        folder = place.with_name(f".{place.name}.{secrets.token_hex(4)}.partial")
+        folder.mkdir(parents=True)
         lock = _locked(folder)
+    try:
         yield folder
     finally:
-        if lock is not None:
-            lock.close()
         remove(folder)
+        lock.close()
 
 
 def abandoned(folder: Path, name: str = "") -> Iterator[Path]:
-    """Partial folders that writers left in a folder, and that nobody writes in any more.
+    """Partial folders that writers left in a folder, and that nobody writes in any more, each while it is looked at.
 
     Args:
         folder: Where to look.
@@ -57,47 +57,66 @@ def abandoned(folder: Path, name: str = "") -> Iterator[Path]:
     """
     pattern = f".{glob.escape(name)}.*.partial" if name else ".*.partial"
     for path in folder.glob(pattern):
-        if _NAME.fullmatch(path.name) and _is_abandoned(path):
-            yield path
+        if _NAME.fullmatch(path.name):
+            with _claimed(path) as free:
+                if free:
+                    yield path
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder, as far as that can be."""
+    """Delete a partial folder as far as that can be, its lock last: what is left of it is known as such."""
+    with contextlib.suppress(OSError):
+        for each in [each for each in folder.iterdir() if each.name != LOCK]:
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each, ignore_errors=True)
+            else:
+                each.unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _locked(folder: Path) -> BinaryIO:
-    """Take the lock of a folder; it has its name only once it is held."""
-    beginning = folder / f"{LOCK}.new"
-    stream = beginning.open("x+b")
+def _locked(folder: Path) -> BinaryIO | None:
+    """Take the lock of a new folder; None if another process has just removed the folder, as it was empty."""
     try:
-        stream.write(_CONTENT)
-        stream.flush()
-        _try_lock(stream)
-        beginning.rename(folder / LOCK)
-    except BaseException:
+        stream = (folder / LOCK).open("x+b")
+    except FileNotFoundError:
+        return None
+    if _try_lock(stream) is False or not _is_there(stream, folder / LOCK):
         stream.close()
-        raise
+        remove(folder)
+        return None
+    stream.write(_CONTENT)
+    stream.flush()
     return stream
 
 
-def _is_abandoned(folder: Path) -> bool:
+@contextlib.contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether nobody writes in a folder; while the body runs nobody begins to."""
     try:
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode):
-            return False
-        if not any(folder.iterdir()):  # its writer ended before it had a lock
-            return time.time() - found.st_mtime > _MINUTE
-        about = (folder / LOCK).lstat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size != len(_CONTENT):
-            return False
-        with (folder / LOCK).open("r+b") as stream:
-            if stream.read() != _CONTENT:
-                return False
-            held = _try_lock(stream)
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            yield False
+            return
+        names = {each.name for each in folder.iterdir()}
+        stream = (folder / LOCK).open("r+b") if LOCK in names and not (folder / LOCK).is_symlink() else None
+    except OSError:  # finished in this moment, or another user's
+        yield False
+        return
+    if stream is None:
+        yield not names  # its writer makes another one if it still lives
+        return
+    with stream:
+        held, content = _try_lock(stream), stream.read(len(_CONTENT) + 1)
+        ours = content == _CONTENT or (not content and names == {LOCK})
+        old = time.time() - os.fstat(stream.fileno()).st_mtime > _DAY
+        yield ours and (old if held is None else held)
+
+
+def _is_there(stream: BinaryIO, path: Path) -> bool:
+    """Whether a file that is open still has its name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.lstat())
     except OSError:
-        return False  # finished in this moment, or another user's
-    return time.time() - about.st_mtime > _DAY if held is None else held
+        return False
 
 
 def _try_lock(stream: BinaryIO) -> bool | None:

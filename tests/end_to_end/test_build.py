@@ -20,6 +20,7 @@ from adaptc.runtime.backends.tensorrt.engines import EngineFolder
 from adaptc.runtime.backends.tensorrt.layers import DATA_DEPENDENT, kinds
 from adaptc.runtime.backends.tensorrt.partition_runner import TensorRtRunner
 from adaptc.runtime.backends.tensorrt.sizes import buckets, wanted
+from adaptc.runtime.bundle.built import add_built
 from adaptc.runtime.errors import BundleError, EngineError, RequestError
 from tests.fakes.cuda import FakeCuda
 from tests.models import gated_bundle, tiny, trt_bundle
@@ -182,6 +183,7 @@ def test_a_session_takes_the_mode_of_the_newest_build_and_engines_of_any(tmp_pat
     report = bundle.path / "engines" / "tensorrt-rtx.json"
     for damaged in ("{", "[]", '{"mode": "fast", "why": ""}'):
         report.write_text(damaged)
+        add_built(bundle.path, ["engines/tensorrt-rtx.json"])
         with pytest.raises(EngineError, match=r"tensorrt-rtx\.json: damaged \(.*\); run adaptc build again"):
             folder.report()
 
@@ -305,6 +307,8 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     folder = EngineFolder(tmp_path, "tensorrt")
     folder.path.mkdir(parents=True)
     (folder.path / "0.json").write_text('{"graph": "x"}')
+    assert folder.records() == []
+    add_built(tmp_path, ["engines/tensorrt/0.json"])
     with pytest.raises(EngineError, match=r"0\.json: damaged \(name: missing\); remove it and run adaptc build again"):
         folder.records()
 

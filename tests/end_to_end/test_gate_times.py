@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from adaptc.runtime.backends.tensorrt.build_report import BuildReport, StepTimes
 from adaptc.runtime.backends.tensorrt.engines import EngineFolder
 from adaptc.runtime.backends.tensorrt.gate_times import RUN, measure, measured
 from adaptc.runtime.backends.tensorrt.library import Built
+from adaptc.runtime.bundle.built import BUILT
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.model.budget import share_of
@@ -282,26 +282,19 @@ def test_modes_share_engines(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> N
     assert folder.report().mode == "one_step_late"
 
 
-def test_folders_of_an_older_adaptc(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_engines_that_the_index_names_are_read(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are code: what lies there without having been built here is none."""
     Machine(monkeypatch, BLOCK)
     folder = EngineFolder(copy.path, "tensorrt")
     [*_, record] = build_engines(copy, "tensorrt", **SIZES, mode="on_device")
-    file = folder.plan(record).with_suffix(".json")
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps(content | {"mode": "regions"}))
-    (copy.path / "engines" / "tensorrt.json").write_text('{"mode": "one_step_late", "why": "asked for"}')
-    assert record in folder.records()
-    assert folder.report() == BuildReport("one_step_late", "asked for")
-    # The same engine once more, for the other mode: of no use, and no harm.
-    count, other = len(folder.records()), folder.path / "0.json"
-    other.write_text(json.dumps(content | {"mode": "static"}))
-    other.with_suffix(".plan").write_bytes(b"plan")
-    assert len(folder.records()) == count
-    # Only for the other mode: its name is not what it would be called now.
-    file.unlink()
-    folder.plan(record).unlink()
-    with pytest.raises(EngineError, match=r"0\.json: of an older adaptc"):
-        folder.records()
+    known = folder.records()
+    folder.plan(record).with_name("0.plan").write_bytes(b"plan")
+    folder.plan(record).with_name("0.json").write_bytes(folder.plan(record).with_suffix(".json").read_bytes())
+    assert folder.records() == known
+    (copy.path / BUILT).unlink()
+    assert folder.records() == []
+    assert folder.report() == BuildReport("on_device", "nothing was built")
+    assert len(build_engines(copy, "tensorrt", **SIZES, mode="on_device")) == len(known) == len(folder.records())
 
 
 def test_a_mask_is_forgotten(bundle: Bundle) -> None:

@@ -16,6 +16,7 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, packed_record
 from adaptc.runtime.backends.onnxruntime_cpu.packing import pack
+from adaptc.runtime.bundle.built import BUILT, add_built
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.spec.reading import read_spec
 from tests.models import stitched
@@ -86,8 +87,20 @@ def test_a_damaged_file_is_told(bundle: Bundle) -> None:
 def test_a_record_that_does_not_read(bundle: Bundle) -> None:
     pack(bundle)
     (bundle.path / "graphs" / RECORD).write_text("{}")
+    with pytest.raises(runtime.BundleError, match=rf"{RECORD}: changed since it was written; adaptc build packs again"):
+        runtime.load(bundle.path)
+    add_built(bundle.path, [f"graphs/{RECORD}"])
     with pytest.raises(runtime.BundleError, match=rf"{RECORD}: .*; adaptc build packs again"):
         runtime.load(bundle.path)
+
+
+def test_packed_weights_that_were_not_built_here_are_not_read(bundle: Bundle) -> None:
+    pack(bundle)
+    (bundle.path / "graphs" / PACKED).write_bytes(b"planted")
+    (bundle.path / "graphs" / RECORD).write_bytes(b"planted")
+    (bundle.path / BUILT).unlink()
+    assert packed_record(bundle.path / "graphs") is None
+    assert scores(bundle)
 
 
 def test_other_graphs_and_other_processors_go_on_without(bundle: Bundle) -> None:
@@ -97,9 +110,11 @@ def test_other_graphs_and_other_processors_go_on_without(bundle: Bundle) -> None
     record = bundle.path / "graphs" / RECORD
     text = record.read_text()
     record.write_text(text.replace("MatMulNBits+", "MatMulNBits+9"))
+    add_built(bundle.path, [f"graphs/{RECORD}"])
     for route, found in scores(bundle).items():
         np.testing.assert_array_equal(found, before[route], err_msg=route)
     record.write_text(text.replace(bundle.manifest.files["graphs/trunk.onnx"].sha256, "0" * 64))
+    add_built(bundle.path, [f"graphs/{RECORD}"])
     for route, found in scores(bundle).items():
         np.testing.assert_array_equal(found, before[route], err_msg=route)
 

@@ -9,7 +9,8 @@ without:
     graphs/onnxruntime.packed        blocks, each content once, each on a page
     graphs/onnxruntime.json          where they are: `PackedRecord`
 
-The manifest does not list them: they belong to a machine, and a bundle without them is whole.
+The manifest does not list them: they belong to a machine, and a bundle without them is whole. `built.json` does
+(bundle/built.py).
 
 ONNX Runtime reads the places of blocks only from entries of the ONNX file, so `with_packed` appends such entries to the
 file's bytes (bundle/onnx_file.py). `SessionOptions.add_external_initializers` and `add_initializer` cannot replace
@@ -25,8 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptc.runtime.bundle.built import built_files, check_built, read_built
 from adaptc.runtime.bundle.onnx_file import bytes_field, number_field, text_field
-from adaptc.runtime.bundle.reading import read_through
 from adaptc.runtime.bundle.strict_json import loads
 from adaptc.runtime.errors import BundleError
 
@@ -53,20 +54,21 @@ class PackedRecord:
 
 
 def packed_record(folder: Path) -> PackedRecord | None:
-    """The record of what was packed for the graphs in a folder; None if nothing was packed.
+    """The record of what was packed for the graphs in a folder of a bundle; None if nothing was packed.
 
     Raises:
         BundleError: the record is damaged, or its file is.
     """
-    file = folder / RECORD
-    if not file.exists():
+    bundle = folder.parent
+    built = built_files(bundle)
+    if f"{folder.name}/{PACKED}" not in built or (content := _built(bundle, f"{folder.name}/{RECORD}")) is None:
         return None
     try:
-        record = loads(PackedRecord, file.read_bytes())
+        record = loads(PackedRecord, content)
     except BundleError as error:
-        raise BundleError(f"{file}: {error}; adaptc build packs again") from error
+        raise BundleError(f"{folder / RECORD}: {error}; adaptc build packs again") from error
     with suppress(OSError):
-        if (folder / PACKED).stat().st_size == record.bytes:
+        if (folder / PACKED).stat().st_size == record.bytes == built[f"{folder.name}/{PACKED}"].bytes:
             return record
     raise BundleError(f"{folder / PACKED}: not the {record.bytes} bytes that were packed; adaptc build packs again")
 
@@ -77,12 +79,19 @@ def check_packed(folder: Path) -> None:
     Raises:
         BundleError: they are damaged.
     """
-    record = packed_record(folder)
-    if record is None:
+    if packed_record(folder) is None:
         return
-    with (folder / PACKED).open("rb") as stream:
-        if read_through(stream, None).sha256 != record.sha256:
-            raise BundleError(f"{folder / PACKED}: changed since it was written; adaptc build packs again")
+    try:
+        check_built(folder.parent, f"{folder.name}/{PACKED}")
+    except BundleError as error:
+        raise BundleError(f"{folder / PACKED}: changed since it was written; adaptc build packs again") from error
+
+
+def _built(bundle: Path, name: str) -> bytes | None:
+    try:
+        return read_built(bundle, name)
+    except BundleError as error:
+        raise BundleError(f"{bundle / name}: changed since it was written; adaptc build packs again") from error
 
 
 def with_packed(file: Path) -> bytes | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import secrets
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from adaptc.runtime.backends.onnxruntime_cpu.engine import onnxruntime, save_packed
 from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, PackedRecord
+from adaptc.runtime.bundle.built import add_built
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.onnx_file import fields
+from adaptc.runtime.bundle.partials import partial_folder
 from adaptc.runtime.bundle.reading import read_through
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps
@@ -38,14 +38,14 @@ def pack(bundle: Bundle, observe: Callable[[str], None] = lambda _: None) -> Pac
     if bundle.manifest.target.backend != "onnxruntime":
         raise BundleError(f"{bundle.path}: for {bundle.manifest.target.backend}; weights are packed for onnxruntime")
     folder = bundle.path / "graphs"
-    partial = folder / f".{PACKED}.{secrets.token_hex(4)}.partial"
+    names = f"graphs/{PACKED}", f"graphs/{RECORD}"
     graphs: dict[str, tuple[str, ...]] = {}
     places: dict[str, str] = {}
     try:
-        with partial.open("x+b") as into, tempfile.TemporaryDirectory(dir=bundle.path, prefix=".pack.") as scratch:
+        with partial_folder(folder / PACKED) as scratch, (scratch / PACKED).open("x+b") as into:
             for name, graph in bundle.manifest.graphs.items():
                 observe(name)
-                file, data = save_packed(bundle.onnx(graph.file), Path(scratch))
+                file, data = save_packed(bundle.onnx(graph.file), scratch)
                 keys = []
                 for entry in _entries(file.read_bytes()):
                     keys.append(entry.partition("|")[0])
@@ -57,15 +57,13 @@ def pack(bundle: Bundle, observe: Callable[[str], None] = lambda _: None) -> Pac
             os.fsync(into.fileno())
             into.seek(0)
             whole = read_through(into, None)
-        # In this order: a record never names more than the file has.
-        (folder / RECORD).unlink(missing_ok=True)
-        partial.replace(folder / PACKED)
+            add_built(bundle.path, (), without=names)  # until both are there
+            (scratch / PACKED).replace(folder / PACKED)
+        record = PackedRecord(onnxruntime().__version__, whole.sha256, whole.bytes, graphs)
+        write_whole(folder / RECORD, dumps(record, indent=1).encode())
+        add_built(bundle.path, names)
     except OSError as error:
         raise EngineError(f"{folder / PACKED}: cannot write: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    record = PackedRecord(onnxruntime().__version__, whole.sha256, whole.bytes, graphs)
-    write_whole(folder / RECORD, dumps(record, indent=1).encode())
     return record
 
 

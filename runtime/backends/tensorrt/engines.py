@@ -2,7 +2,8 @@
 
 `engines/FLAVOUR/KEY.plan` is an engine and `KEY.json` beside it says what it is. Each file is written whole or not at
 all, and one that is there is not built again; so a build that was cut off goes on where it was. The manifest does not
-list them: they belong to a machine, and a bundle without them is whole.
+list them: they belong to a machine, and a bundle without them is whole. The index of what was built names them
+(runtime/bundle/built.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 from adaptc.runtime.backends.tensorrt.build_report import MODES, BuildReport
 from adaptc.runtime.backends.tensorrt.sizes import sizes_of
+from adaptc.runtime.bundle.built import add_built, built_files, read_built
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.manifest import FileRecord
 from adaptc.runtime.bundle.partitions import PartitionGraph
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads, parse, read_json
@@ -84,28 +87,28 @@ class EngineFolder:
     def __init__(self, bundle: Path, flavour: str) -> None:
         self.path = bundle / "engines" / flavour
         self.flavour = flavour
-        self._report = bundle / "engines" / f"{flavour}.json"
+        self._bundle = bundle
+        self._report = f"engines/{flavour}.json"
+        self._prefix = f"engines/{flavour}/"
 
     def records(self) -> list[EngineRecord]:
         """All engines that are there whole.
 
         Raises:
-            EngineError: a record cannot be read, or is of an older adaptc and of no use to this one.
+            EngineError: a record cannot be read.
         """
         found = []
-        for file in sorted(self.path.glob("*.json")):
+        for name in sorted(self._built()):
+            if not (name.startswith(self._prefix) and name.endswith(".json")):
+                continue
             try:
-                content = parse(file.read_bytes())
-                if isinstance(content, dict):
-                    content.pop("mode", None)  # of an older adaptc, where each mode had engines of its own
-                record = read_json(EngineRecord, content)
-            except (OSError, BundleError) as error:
-                raise EngineError(f"{file}: damaged ({error}); remove it and run adaptc build again") from error
-            there = self.plan(record).exists()
-            if there and file.stem == record.key:
+                content = read_built(self._bundle, name)
+                record = read_json(EngineRecord, parse(content or b""))
+            except BundleError as error:
+                path = self._bundle / name
+                raise EngineError(f"{path}: damaged ({error}); remove it and run adaptc build again") from error
+            if self._plan(record) in self._built() and self.plan(record).exists():
                 found.append(record)
-            elif not there and file.with_suffix(".plan").exists():
-                raise EngineError(f"{file}: of an older adaptc; remove {self.path} and run adaptc build again")
         return found
 
     def report(self) -> BuildReport:
@@ -114,45 +117,60 @@ class EngineFolder:
         Raises:
             EngineError: it cannot be read.
         """
+        path = self._bundle / self._report
         try:
-            found = loads(BuildReport, self._report.read_bytes(), defaults=True)
-        except FileNotFoundError:
-            return BuildReport(MODES[0], "nothing was built")
-        except (OSError, BundleError) as error:
-            raise EngineError(f"{self._report}: damaged ({error}); run adaptc build again") from error
+            content = read_built(self._bundle, self._report)
+            if content is None:
+                return BuildReport(MODES[0], "nothing was built")
+            found = loads(BuildReport, content, defaults=True)
+        except BundleError as error:
+            raise EngineError(f"{path}: damaged ({error}); run adaptc build again") from error
         if found.mode not in MODES:
-            raise EngineError(f"{self._report}: damaged (mode {found.mode!r}); run adaptc build again")
+            raise EngineError(f"{path}: damaged (mode {found.mode!r}); run adaptc build again")
         return found
 
     def decide(self, report: BuildReport) -> None:
         """Have sessions run so from now on."""
-        self._report.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self._report, dumps(report).encode())
+        path = self._bundle / self._report
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, dumps(report).encode())
+        add_built(self._bundle, (self._report,))
 
     def plan(self, record: EngineRecord) -> Path:
         """Where an engine lies."""
-        return self.path / f"{record.key}.plan"
+        return self._bundle / self._plan(record)
 
     def read(self, record: EngineRecord) -> bytes:
-        """An engine, compared with its record.
+        """An engine, compared with its record and with the index of what was built.
 
         Raises:
             EngineError: it is damaged.
         """
         file = self.plan(record)
         try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise EngineError(f"{file}: cannot read: {error.strerror or error}") from error
-        if hashlib.sha256(content).hexdigest() != record.sha256:
+            content = read_built(self._bundle, self._plan(record))
+        except BundleError as error:
+            raise EngineError(f"{file}: damaged; remove {self.path} and run adaptc build again") from error
+        if content is None or hashlib.sha256(content).hexdigest() != record.sha256:
             raise EngineError(f"{file}: damaged; remove {self.path} and run adaptc build again")
         return content
 
     def write(self, record: EngineRecord, plan: bytes) -> None:
-        """Put an engine there; the record comes last, so that one with a record is whole."""
+        """Put an engine there; the index comes last, so that one that it names is whole."""
         self.path.mkdir(parents=True, exist_ok=True)
+        about = f"{self._prefix}{record.key}.json"
         write_whole(self.plan(record), plan)
-        write_whole(self.path / f"{record.key}.json", dumps(record, indent=1).encode())
+        write_whole(self._bundle / about, dumps(record, indent=1).encode())
+        add_built(self._bundle, (self._plan(record), about))
+
+    def _plan(self, record: EngineRecord) -> str:
+        return f"{self._prefix}{record.key}.plan"
+
+    def _built(self) -> Mapping[str, FileRecord]:
+        try:
+            return built_files(self._bundle)
+        except BundleError as error:
+            raise EngineError(str(error)) from error
 
     def find(
         self,

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
+from adaptc.runtime.bundle.built import add_built, read_built
 from adaptc.runtime.bundle.replace import write_whole
-from adaptc.runtime.errors import EngineError
+from adaptc.runtime.errors import BundleError, EngineError
 
 
 def cubin_file(source: KernelSource, sm: int, folder: Path) -> Path:
@@ -29,14 +30,13 @@ def cubin(source: KernelSource, sm: int, folder: Path | None = None) -> bytes:
     Args:
         source: CUDA C.
         sm: Compute capability, 90 for 9.0.
-        folder: Where engines lie; None to compile in any case.
+        folder: Where a bundle's engines lie, `engines/FLAVOUR`; None to compile in any case.
 
     Raises:
         EngineError: NVRTC refuses the source, or is not installed.
     """
-    file = cubin_file(source, sm, folder) if folder is not None else None
-    if file is not None and file.exists():
-        return file.read_bytes()
+    if folder is not None and (kept := _kept(cubin_file(source, sm, folder))) is not None:
+        return kept
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
@@ -63,9 +63,23 @@ def store_cubin(source: KernelSource, sm: int, folder: Path) -> None:
         EngineError: as `cubin`; or the file cannot be written.
     """
     file = cubin_file(source, sm, folder)
-    if not file.exists():
+    if _kept(file) is None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, cubin(source, sm))
+        add_built(_bundle(file), (file.relative_to(_bundle(file)).as_posix(),))
+
+
+def _bundle(file: Path) -> Path:
+    """The bundle of `engines/FLAVOUR/KEY.cubin`."""
+    return file.parents[2]
+
+
+def _kept(file: Path) -> bytes | None:
+    """Code that was compiled before, if it is there and as it was."""
+    try:
+        return read_built(_bundle(file), file.relative_to(_bundle(file)).as_posix())
+    except BundleError:  # it is compiled again
+        return None
 
 
 def _check(result: Any) -> Any:

@@ -16,12 +16,12 @@ SOURCE = KernelSource('extern "C" __global__ void nothing() {}')
 
 def test_what_was_kept_is_read_and_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
-    store_cubin(SOURCE, 90, tmp_path / "engines")
+    store_cubin(SOURCE, 90, tmp_path / "engines" / "tensorrt")
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    assert cubin(SOURCE, 90, tmp_path / "engines").startswith(b"\x7fELF")
-    store_cubin(SOURCE, 90, tmp_path / "engines")
+    assert cubin(SOURCE, 90, tmp_path / "engines" / "tensorrt").startswith(b"\x7fELF")
+    store_cubin(SOURCE, 90, tmp_path / "engines" / "tensorrt")
     with pytest.raises(EngineError, match="cuda-bindings: not installed"):
-        cubin(SOURCE, 80, tmp_path / "engines")  # another GPU's
+        cubin(SOURCE, 80, tmp_path / "engines" / "tensorrt")  # another GPU's
 
 
 def test_what_is_wrong_with_a_kernel_is_one_line() -> None:
