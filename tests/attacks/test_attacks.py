@@ -48,7 +48,7 @@ def test_a_writer_that_is_killed_at_any_of_its_file_operations_leaves_nothing(tm
         cache.drop("kind", key)
         return at
 
-    outcomes = []
+    outcomes: list[str] = []
     while not outcomes or outcomes[-1] == "killed":
         outcomes.append(attempt(lambda: work(len(outcomes))).kind)
         whole = cache.find("kind", key)
