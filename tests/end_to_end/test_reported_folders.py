@@ -53,11 +53,11 @@ def test_a_tokenizer_with_a_token_past_the_embedding(tmp_path: Path) -> None:
         for step in (False, True):
             assert_close(session.score(IDS, step=step).values, folder.scores(model, IDS), **ENGINE)
         for prompt in ("the <image_soft_token> cat", [5, past], np.array([past])):
-            with pytest.raises(RequestError, match=f"^prompt: token id {past}; ids go from 0 to {past - 1}$"):
+            with pytest.raises(RequestError, match=rf"^prompt: token .*id {past}; ids go from 0 to {past - 1}$"):
                 session.generate(prompt, max_new_tokens=2)
     shown = CliRunner().invoke(main, ["generate", str(bundle), "-p", "a <image_soft_token>", "-n", "2"])
     assert shown.exit_code != 0
-    assert f"token id {past}; ids go from 0" in shown.output
+    assert f"id {past}; ids go from 0" in shown.output
 
 
 def test_a_head_of_its_own_answers_though_the_config_says_tied(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ asked for the same texts: a tokenizer whose rules that file cannot hold is refus
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import tempfile
@@ -65,6 +66,7 @@ def _read(origin: str, folder: Path, content: str) -> Mapping[str, bytes]:
     """`content` is the hash of all that is read."""
     from transformers import AutoTokenizer
 
+    _refuse_unread(origin, folder)
     with foreign(f"{origin}: transformers cannot read its tokenizer"), _quiet():
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
@@ -87,6 +89,17 @@ def _read(origin: str, folder: Path, content: str) -> Mapping[str, bytes]:
         }
         _compare(origin, tokenizer, Tokenizer(files))
     return MappingProxyType(files)
+
+
+def _refuse_unread(origin: str, folder: Path) -> None:
+    """Say which library is missing: transformers names the wrong one."""
+    models = sorted(path.name for path in folder.glob("*.model"))
+    libraries = ("sentencepiece", "tiktoken")
+    if models and not (folder / "tokenizer.json").is_file() and not any(map(importlib.util.find_spec, libraries)):
+        raise LoadError(
+            f"{origin}: {models[0]} is read with sentencepiece, or tiktoken, and neither is installed; "
+            "pip install sentencepiece is right for most"
+        )
 
 
 def _config(saved: Mapping[str, Any], roles: Mapping[str, Any]) -> bytes:

@@ -168,3 +168,11 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(LoadError, match=r"no tokenizer: nothing here has a vocabulary that"):
         source(folder).tokenizer_files()
+
+
+def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = gpt2(tmp_path / "m")
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(LoadError, match="is read with sentencepiece, or tiktoken, and neither is"):
+        source(folder).tokenizer_files()

@@ -1,0 +1,46 @@
+"""Values of config keys that change the arithmetic: what capture makes of them is what transformers computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from adaptc.capture.text import capture
+from tests.close import ENGINE, assert_close
+from tests.models import tiny
+
+GEMMA = {"tie_word_embeddings": True, "query_pre_attn_scalar": 16}
+UPPER = {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
+        ("llama", {"rope_parameters": {**YARN, "attention_factor": 0.7, "truncate": False}}),
+        ("qwen2", UPPER),
+        ("qwen3", {**UPPER, "attention_bias": True}),
+        ("gemma2", {**GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+        ("gemma3_text", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
+        ("gemma3_text", {**GEMMA, "num_hidden_layers": 3, "sliding_window_pattern": 2, "sliding_window": 3}),
+    ],
+)
+def test_capture_follows_the_value(family: str, options: dict[str, Any]) -> None:
+    values = {**tiny.COMMON, "num_hidden_layers": 1, **options}
+    torch.manual_seed(0)
+    config = transformers.CONFIG_MAPPING[family](**values)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.3)
+    feeds = tiny.feeds(2, 12)
+    graph = capture(model.config, dict(model.named_parameters(remove_duplicate=False)))
+    logits = graph.run(feeds)["logits"].astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(feeds["input_ids"]), use_cache=False).logits.numpy()
+    assert_close(logits, expected, **ENGINE)
