@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from adaptc.errors import PassError
 from adaptc.ir.program import Program
 from adaptc.passes.store import PROCESS, Store
+from adaptc.runtime.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,13 @@ class Pass(ABC):
             PassError: the options ask for what this program cannot give.
         """
 
-    def apply_with(self, program: Program, store: Store) -> Program:
-        """`apply`, with pieces of its work read from a store and kept there; most passes have no such pieces.
+    def apply_with(self, program: Program, store: Store, progress: Progress = SILENT) -> Program:
+        """`apply`, for a pass whose work comes in pieces; most have none.
+
+        Args:
+            program: Stays as it is.
+            store: Has the pieces of earlier runs, and gets those of this one.
+            progress: Told of each piece.
 
         Raises:
             PassError: as `apply`.
@@ -76,9 +82,6 @@ class Step:
 Observer = Callable[[Step], None]
 """Called after each pass."""
 
-Begin = Callable[[str], None]
-"""Called with a pass's name as it begins."""
-
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
@@ -92,23 +95,23 @@ class Pipeline:
     passes: tuple[Pass, ...]
     store: Store = PROCESS
 
-    def run(self, program: Program, *observers: Observer, begin: Begin = lambda _: None) -> Program:
+    def run(self, program: Program, *observers: Observer, progress: Progress = SILENT) -> Program:
         """Run every pass.
 
         Args:
             program: Stays as it is.
             observers: Called after each pass: printing, timing and checking live there.
-            begin: Called before each pass.
+            progress: Told of each pass as a stage.
 
         Raises:
             PassError: a pass refused or left an ill-formed program; the message names it and those before it.
         """
         program.verify()
         for pass_ in self.passes:
-            begin(pass_.name)
+            progress.stage(pass_.name)
             began = time.perf_counter()
             try:
-                after = pass_.apply_with(program, self.store)
+                after = pass_.apply_with(program, self.store, progress)
                 if after is not program:
                     after.verify()
             except PassError as error:

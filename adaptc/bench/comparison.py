@@ -25,6 +25,7 @@ from adaptc.errors import EngineError, RequestError
 from adaptc.machine.description import Machine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import tokenizer_of
+from adaptc.runtime.progress import SILENT, Progress
 
 SECONDS = 1800
 """The longest one process may take."""
@@ -103,7 +104,7 @@ def bench(
     runners: Sequence[Runner],
     ids: tuple[list[int], list[int]],
     settings: BenchSettings,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
     start: Start = start,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Measure engines in turn.
@@ -112,7 +113,7 @@ def bench(
         runners: adaptc, by one route or several, and its peers.
         ids: The two prompts; see `prompts`.
         settings: How to measure.
-        progress: Told before every turn whose it is.
+        progress: Told of every turn, and whose is next.
         start: Runs one turn.
 
     Returns:
@@ -124,12 +125,14 @@ def bench(
     turns: dict[str, list[Turn]] = {runner.name: [] for runner in runners}
     failed: dict[str, str] = {}
     # As many rounds again, at most, for engines that something else disturbed.
+    progress.stage("speed")
     for turn in range(2 * settings.rounds):
-        for runner in runners:
+        for place, runner in enumerate(runners):
             name = runner.name
             if name in failed or (turn >= settings.rounds and is_settled(turns[name], settings)):
                 continue
-            progress(f"round {turn + 1}: {name}")
+            total = settings.rounds * (1 if turn < settings.rounds else 2) * len(runners)
+            progress.step(turn * len(runners) + place, total, name)
             job = Job(str(runner.model), *ids, settings.new_tokens, settings.threads, settings.samples, runner.route)
             try:
                 turns[name].append(start(runner, job))

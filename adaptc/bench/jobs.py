@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from adaptc.runtime.multimodal.modality_gate import choose_subsets, gate_feature
 from adaptc.runtime.multimodal.profile import ModalityGate
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.multimodal.strategy import Strategies
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.training.modality_gate import NEAR, calibration_error
 
 OVERLOAD = 0.8
@@ -28,7 +29,7 @@ OVERLOAD = 0.8
 
 
 def bench_jobs(
-    path: Path, data: Path, load: Load, *, threads: int | None = None, stage: Callable[[str], None] = lambda _: None
+    path: Path, data: Path, load: Load, *, threads: int | None = None, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """Replay jobs on a profiled bundle.
 
@@ -37,7 +38,7 @@ def bench_jobs(
         data: An .npz file of labelled rows that neither training nor profiling saw.
         load: How jobs come.
         threads: Threads of each engine; by default the physical cores.
-        stage: Told of each replay.
+        progress: Told of stages and steps.
 
     Returns:
         The figures, as JSON has them; `throughput_ratio`, `job_completion_ratio`, `accuracy_full`,
@@ -57,7 +58,7 @@ def bench_jobs(
         _warm(session, rows)
 
         def run(name: str, rate: float, kind: str) -> dict[str, Any]:
-            stage(f"{kind}, {name}")
+            progress.stage(f"{kind}, {name}")
             jobs = arrivals(load, rate, kind, whole, len(labels), whole.accuracy)
             return summary(replay(session, options[name], jobs, rows, labels, strategies[name]), jobs)
 
@@ -80,7 +81,7 @@ def bench_jobs(
         }
         gate = session.profile.gate
         if gate is not None:
-            stage("gate")
+            progress.stage("gate")
             figures["gate"] = gate_worth(session, gate, rows, labels)
         return figures | {"threads": session.profile.threads, "machine": dataclasses.asdict(Machine.here())}
 

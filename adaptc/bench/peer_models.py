@@ -6,19 +6,19 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.errors import LoadError
 from adaptc.evaluation.reference import folder_of
+from adaptc.runtime.progress import Progress
 from adaptc.sources.base import Source
 
 _BUILDER_SECONDS = 3600
 
 
-def model_of(form: str, source: Source, sha256: str, cache: Cache, stage: Callable[[str], None]) -> Path:
+def model_of(form: str, source: Source, sha256: str, cache: Cache, progress: Progress) -> Path:
     """The source in a peer's form.
 
     Args:
@@ -26,15 +26,15 @@ def model_of(form: str, source: Source, sha256: str, cache: Cache, stage: Callab
         source: The model.
         sha256: Its hash.
         cache: Where converted models are kept.
-        stage: Called with a text that says what takes long.
+        progress: Told of stages and steps.
 
     Raises:
         LoadError: this source cannot be had in this form.
     """
     if form == "gguf":
         return _gguf(source)
-    folder = folder_of(source, sha256, cache, stage)
-    return folder if form == "folder" else _genai(folder, sha256, cache, stage)
+    folder = folder_of(source, sha256, cache, progress)
+    return folder if form == "folder" else _genai(folder, sha256, cache, progress)
 
 
 def _gguf(source: Source) -> Path:
@@ -43,9 +43,9 @@ def _gguf(source: Source) -> Path:
     return source.path
 
 
-def _genai(folder: Path, sha256: str, cache: Cache, stage: Callable[[str], None]) -> Path:
+def _genai(folder: Path, sha256: str, cache: Cache, progress: Progress) -> Path:
     def make(into: Path) -> None:
-        stage("build the model by onnxruntime-genai's own builder, once")
+        progress.stage("build the model by onnxruntime-genai's own builder, once")
         with tempfile.TemporaryDirectory() as scratch:
             options = ["int4_block_size=32", "int4_accuracy_level=4"]
             run_builder(

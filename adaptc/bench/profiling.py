@@ -25,6 +25,7 @@ from adaptc.runtime.loading import load_modal
 from adaptc.runtime.multimodal.inputs import ModalInputs
 from adaptc.runtime.multimodal.profile import ModalProfile, SubsetProfile, wilson
 from adaptc.runtime.multimodal.session import ModalSession
+from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.training.modality_gate import fit_gate
 
 LABELS = "labels"
@@ -45,7 +46,7 @@ def profile_bundle(
     threads: int | None = None,
     largest_batch: int = 32,
     gate: bool = True,
-    stage: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> ModalProfile:
     """Measure a bundle and write what was found into it.
 
@@ -56,7 +57,7 @@ def profile_bundle(
         threads: Threads of each engine; by default the physical cores.
         largest_batch: Batches of 1, 2, 4, ... up to it are timed.
         gate: Fit a gate as well.
-        stage: Told of each stage.
+        progress: Told of stages and steps.
 
     Raises:
         RequestError: the data does not fit the model.
@@ -64,13 +65,13 @@ def profile_bundle(
     """
     with load_modal(path, threads=threads, cache_bytes=0) as session:
         rows, labels = read_labelled(data, session)
-        stage("accuracy")
+        progress.stage("accuracy")
         session.graphs.cache.limit = KEPT
-        right = _right(session, rows, labels)
-        stage("seconds")
+        right = _right(session, rows, labels, progress)
+        progress.stage("seconds")
         session.graphs.cache.limit = 0
         batches = tuple(1 << power for power in range(largest_batch.bit_length()))
-        seconds, encoders = _seconds(session, rows, batches)
+        seconds, encoders = _seconds(session, rows, batches, progress)
         subsets = []
         for modalities, hits in right.items():
             low, high = wilson(int(hits.sum()), len(hits))
@@ -89,7 +90,7 @@ def profile_bundle(
             None,
         )
         if gate and len(subsets) > 1:
-            stage("gate")
+            progress.stage("gate")
             session.graphs.cache.limit = KEPT
             profile = dataclasses.replace(profile, gate=fit_gate(session, profile, rows, right))
     add_file(open_bundle(path), PROFILE, profile.to_json().encode())
@@ -129,11 +130,13 @@ def take(rows: ModalInputs, picked: Any) -> ModalInputs:
     return {name: {each: array[picked] for each, array in inputs.items()} for name, inputs in rows.items()}
 
 
-def outputs_of(session: ModalSession, rows: ModalInputs, at_once: int = 32) -> dict[Subset, npt.NDArray[Any]]:
+def outputs_of(
+    session: ModalSession, rows: ModalInputs, at_once: int = 32, progress: Progress = SILENT
+) -> dict[Subset, npt.NDArray[Any]]:
     """Every subset's first output for every row, float[rows, classes]; each encoder runs once for each row."""
     count = len(next(iter(next(iter(rows.values())).values())))
     parts: dict[Subset, list[npt.NDArray[Any]]] = {each.modalities: [] for each in session.modal.subsets}
-    for start in range(0, count, at_once):
+    for start in counted(range(0, count, at_once), progress):
         some = take(rows, slice(start, start + at_once))
         features = {name: session.graphs.features(name, inputs) for name, inputs in some.items()}
         for subset, batches in parts.items():
@@ -142,8 +145,10 @@ def outputs_of(session: ModalSession, rows: ModalInputs, at_once: int = 32) -> d
     return {subset: np.concatenate(batches) for subset, batches in parts.items()}
 
 
-def _right(session: ModalSession, rows: ModalInputs, labels: npt.NDArray[np.int64]) -> dict[Subset, Bools]:
-    outputs = outputs_of(session, rows)
+def _right(
+    session: ModalSession, rows: ModalInputs, labels: npt.NDArray[np.int64], progress: Progress
+) -> dict[Subset, Bools]:
+    outputs = outputs_of(session, rows, progress=progress)
     for logits in outputs.values():
         if logits.ndim != 2:
             raise RequestError(f"output is {list(logits.shape)}; accuracy is for logits [batch, classes]")
@@ -151,7 +156,7 @@ def _right(session: ModalSession, rows: ModalInputs, labels: npt.NDArray[np.int6
 
 
 def _seconds(
-    session: ModalSession, rows: ModalInputs, batches: tuple[int, ...]
+    session: ModalSession, rows: ModalInputs, batches: tuple[int, ...], progress: Progress
 ) -> tuple[dict[Subset, tuple[float, ...]], dict[str, tuple[float, ...]]]:
     """Seconds of each subset, and of each encoder, for each batch size.
 
@@ -163,7 +168,7 @@ def _seconds(
     random = np.random.default_rng(0)
     subsets = [each.modalities for each in session.modal.subsets]
     marks: dict[Any, list[list[float]]] = {each: [[] for _ in batches] for each in (*subsets, *rows)}
-    for turn in range(ROUNDS + 1):
+    for turn in counted(range(ROUNDS + 1), progress):
         for place, batch in enumerate(batches):
             some = take(rows, random.integers(0, count, batch))
             features = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from adaptc.bench.comparison import Runner
@@ -12,6 +12,7 @@ from adaptc.compiler.cache import Cache
 from adaptc.errors import LoadError
 from adaptc.evaluation.reference import source_of
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.progress import SILENT, Progress
 
 
 def runners_of(
@@ -20,7 +21,7 @@ def runners_of(
     routes: Sequence[str],
     base: Path,
     cache: Cache,
-    stage: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> tuple[list[Runner], dict[str, str]]:
     """The engines that can be measured on a bundle's model.
 
@@ -30,7 +31,7 @@ def runners_of(
         routes: Routes of a stitched bundle.
         base: The folder that paths in the bundle's spec start from.
         cache: Where converted models are kept.
-        stage: Called with what takes long.
+        progress: Told of stages and steps.
 
     Returns:
         adaptc first, then its peers; and by name, for each peer that cannot be measured, what would help.
@@ -45,7 +46,7 @@ def runners_of(
         source, sha256 = source_of(bundle, base), next(iter(bundle.manifest.models.values())).sha256
         for peer in installed:
             try:
-                runners.append(Runner(peer, model_of(peer.form, source, sha256, cache, stage)))
+                runners.append(Runner(peer, model_of(peer.form, source, sha256, cache, progress)))
             except LoadError as error:
                 missing[peer.name] = str(error)
     return runners, missing

@@ -124,7 +124,8 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="adaptc", message="%(prog)s %(version)s")
 @click.option("-v", "--verbose", count=True, help="Print what is done (-v), or all details (-vv).")
-def main(verbose: int) -> None:
+@click.option("-q", "--quiet", is_flag=True, help="Print no progress.")
+def main(verbose: int, quiet: bool) -> None:
     """Compile pretrained models so that they spend compute only where it pays."""
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("adaptc").setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG))

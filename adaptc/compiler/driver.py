@@ -12,14 +12,12 @@ from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.versions import versions
 from adaptc.runtime.bundle.folder import Bundle, check_destination, open_bundle, write_bundle
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import effective
 from adaptc.spec.schema import Spec
-
-Stage = Callable[[str], None]
-"""Called with the name of each stage as it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ def compile_spec(
     base: Path,
     into: Path,
     cache: Cache,
-    stage: Stage = lambda _: None,
+    progress: Progress = SILENT,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Compiled:
     """Compile a spec into a bundle.
@@ -50,7 +48,7 @@ def compile_spec(
         base: The folder that relative paths in the spec start from.
         into: The bundle's folder; an older bundle there stays until the new one is whole.
         cache: Stages that were made before are taken from here.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
         warn: Called with each warning that `check` has too, a line; for a bundle from the cache with those that its
             compile had.
 
@@ -58,13 +56,13 @@ def compile_spec(
         AdaptcError: in all its kinds; nothing is left half done.
     """
     check_destination(into)
-    stage(stage_names.FIND)
+    progress.stage(stage_names.FIND)
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     hashes = {name: source.sha256() for name, source in sources.items()}
     text = calibration_text(spec.calibration, base)
     key = key_of(effective(spec), hashes, text.sha256, _pass_files(spec, base), versions())
     warnings: list[str] = []
-    make = partial(_make, spec, base, sources, hashes, cache=cache, stage=stage, warn=warnings.append)
+    make = partial(_make, spec, base, sources, hashes, cache=cache, progress=progress, warn=warnings.append)
     found = cache.find("bundle", key)
     # The cache has compared every file's hash, or has just written it.
     try:
@@ -76,7 +74,7 @@ def compile_spec(
     finally:
         for line in warnings:
             warn(line)
-    stage(stage_names.BUNDLE)
+    progress.stage(stage_names.BUNDLE)
     return Compiled(write_bundle(into, {}, bundle.manifest, bundle), found is not None)
 
 
@@ -98,10 +96,10 @@ def _make(
     into: Path,
     *,
     cache: Cache,
-    stage: Stage,
+    progress: Progress,
     warn: Callable[[str], None],
 ) -> None:
-    stage(stage_names.LOAD)
+    progress.stage(stage_names.LOAD)
     from adaptc.compiler.pipeline import plan_of
     from adaptc.compiler.preflight import refuse_faults
     from adaptc.compiler.publish import BundleParts
@@ -113,20 +111,22 @@ def _make(
     for line in refuse_faults(spec, base):
         warn(line)
     plan = plan_of(spec, base)
-    program, records = lowered(spec, base, plan, sources, versions(), cache, stage)
+    progress.expect(len(plan.stages))
+    program, records = lowered(spec, base, plan, sources, versions(), cache, progress)
 
     def observe(step: Step) -> None:
         records.append(record(step))
 
-    program = Pipeline(plan.to_target).run(program, observe, begin=stage)
+    program = Pipeline(plan.to_target).run(program, observe, progress=progress)
     verdicts: dict[str, GateVerdict] = {}
     if plan.tunes:
-        stage(stage_names.TUNE)
+        progress.stage(stage_names.TUNE)
         if program.gates:
             text = calibration_text(spec.calibration, base)
-            program, verdicts = paying(program, {name: text.ids(sources[name]) for name in sources}, spec.target.batch)
-    program = Pipeline(plan.to_emit).run(program, observe, begin=stage)
-    stage(stage_names.WEIGHTS)
+            ids = {name: text.ids(sources[name]) for name in sources}
+            program, verdicts = paying(program, ids, spec.target.batch, progress)
+    program = Pipeline(plan.to_emit).run(program, observe, progress=progress)
+    progress.stage(stage_names.WEIGHTS)
     trained = trained_gates(spec, base)
     BundleParts(spec, program, records, sources, hashes, versions(), verdicts, trained).write(into)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import html
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from adaptc.ir.program import Program
 from adaptc.passes.base import Pipeline
 from adaptc.passes.store import PROCESS, Store
 from adaptc.runtime.bundle.folder import open_bundle
+from adaptc.runtime.progress import Progress
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
@@ -47,16 +48,14 @@ class Snapshot:
         return sum(" = " in line and not line.endswith("= input") for line in self.text.splitlines())
 
 
-def snapshots(
-    spec: Spec, base: Path, until: str | None, stage: Callable[[str], None], store: Store = PROCESS
-) -> list[Snapshot]:
+def snapshots(spec: Spec, base: Path, until: str | None, progress: Progress, store: Store = PROCESS) -> list[Snapshot]:
     """Run the compiler's passes and keep the program's text after each.
 
     Args:
         spec: What to compile.
         base: The folder that relative paths in the spec start from.
         until: Stop after this pass, or `capture`; None runs all.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
         store: Where passes keep pieces of their work.
 
     Raises:
@@ -68,13 +67,13 @@ def snapshots(
     if until is not None and until not in names:
         raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
-    program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)
+    program = program_from_sources(sources, calibration_text(spec.calibration, base), progress)
     taken = [Snapshot("capture", str(program), True, 0.0)]
     last = len(passes) if until is None else names.index(until)
     Pipeline(passes[:last], store).run(
         program,
         lambda step: taken.append(Snapshot(step.pass_.name, str(step.after), step.changed, step.seconds)),
-        begin=stage,
+        progress=progress,
     )
     return taken
 

@@ -7,7 +7,7 @@ Capturing and translating take most of a compile and need no weight. So what the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from adaptc.runtime.bundle.manifest import ModalSpec, PassRecord
 from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.bundle.strict_json import dumps, loads
+from adaptc.runtime.progress import Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import CalibrationText, calibration_text
 from adaptc.sources.module import ModuleSource
@@ -66,7 +67,7 @@ class StoredProgram:
     records: tuple[PassRecord, ...]
 
 
-def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, stage: Callable[[str], None]) -> Program:
+def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, progress: Progress) -> Program:
     """Capture every model of the spec.
 
     Raises:
@@ -74,14 +75,14 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, s
     """
     graphs, backbones, samples = {}, {}, {}
     for name, source in sources.items():
-        stage(stage_names.read(name))
+        progress.stage(stage_names.read(name))
         backbones[name] = backbone(source, shared=len(sources) > 1)
         if isinstance(source, ModuleSource):
-            stage(stage_names.capture(name))
+            progress.stage(stage_names.capture(name))
             graphs[name] = capture_module(*source.build())
             continue
         config, weights = source.config(), source.tensors()
-        stage(stage_names.capture(name))
+        progress.stage(stage_names.capture(name))
         graphs[name] = (capture if multimodal_of(config) is None else capture_multimodal)(config, weights)
         samples[name] = text.ids(source)
     return Program(graphs, tuple(Run(name) for name in graphs), backbones, samples)
@@ -112,7 +113,7 @@ def lowered(
     sources: Mapping[str, Source],
     versions: Mapping[str, str],
     cache: Cache,
-    stage: Callable[[str], None],
+    progress: Progress,
 ) -> tuple[Program, list[PassRecord]]:
     """The spec's program after its own passes and `lower`; from the cache if it was made before.
 
@@ -130,11 +131,11 @@ def lowered(
     entry = cache.find("lowered", key)
     if entry is None:
         records: list[PassRecord] = []
-        program = program_from_sources(sources, text, stage)
+        program = program_from_sources(sources, text, progress)
         pipeline = Pipeline(plan.to_onnx, Layered(cache, PROCESS))
-        program = pipeline.run(program, lambda step: records.append(record(step)), begin=stage)
+        program = pipeline.run(program, lambda step: records.append(record(step)), progress=progress)
         entry = cache.put("lowered", key, lambda path: _save(program, records, sources, path))
-    stage(stage_names.ATTACH)
+    progress.stage(stage_names.ATTACH)
     return _load(entry, sources)
 
 

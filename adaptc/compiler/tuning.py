@@ -15,6 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
+from adaptc.compiler import stage_names
 from adaptc.compiler.tuning_each import Ids, decide, remeasured, stepwise
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
@@ -29,6 +30,7 @@ from adaptc.runtime.bundle.gate_verdict import GateVerdict, Payoff, RowTimes
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
+from adaptc.runtime.progress import SILENT, Progress, counted
 
 STEPS = 32
 """Decode steps that are timed of each kind, four in a turn, because a busy machine is busy for a while."""
@@ -53,13 +55,16 @@ CONTEXT = 64
 """Tokens in the cache while it is timed, or as many as leave room for the steps."""
 
 
-def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> tuple[Program, dict[str, GateVerdict]]:
+def paying(
+    program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1, progress: Progress = SILENT
+) -> tuple[Program, dict[str, GateVerdict]]:
     """Measure the gates of every graph; group or take out those that do not pay.
 
     Args:
         program: After all passes but `branch`, which emits what is decided here.
         ids: By graph name, int64 [tokens] of the calibration text; without it gates are kept or removed together.
         batch: Most rows of a step.
+        progress: Told of what is timed.
 
     Returns:
         The program; and by graph name the verdict on its gates.
@@ -70,12 +75,12 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
         decoder = decoder_spec(graph, program.backbone(name))
         if decoder is None or not skips(graph.model.graph):
             continue
-        times = payoff(graph, decoder, gates.batch)
+        times = payoff(graph, decoder, gates.batch, progress=progress)
         verdict = GateVerdict(times, *times.verdict(gates))
         if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
-            graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text)
+            graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text, progress)
         if verdict.pays and batch > 1:
-            gates, verdict = _by_rows(graph, decoder, gates, verdict, batch)
+            gates, verdict = _by_rows(graph, decoder, gates, verdict, batch, progress)
         verdicts[name] = verdict
         kept = {**program.gates, name: gates}
         if not verdict.pays:
@@ -86,12 +91,13 @@ def paying(program: Program, ids: Mapping[str, Ids] = EMPTY, batch: int = 1) -> 
 
 
 def _one_by_one(
-    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: GateVerdict, ids: Ids
+    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: GateVerdict, ids: Ids, progress: Progress
 ) -> tuple[OnnxGraph, SkipGates, GateVerdict]:
     """Keep, group or remove each gate; thresholds of what is left are measured again."""
     times = verdict.payoff
     with running({"gated": graph}, decoder, gates) as [gated]:
-        ran = stepwise(gated, ids, gates.thresholds[-1][1])
+        progress.stage(stage_names.EACH_GATE)
+        ran = stepwise(gated, ids, gates.thresholds[-1][1], progress)
     each = tuple(decide(gates.layers, ran, times.cost, times.branch, times.gain))
     if all(decided.leader == decided.layer for decided in each):
         return graph, gates, replace(verdict, each=each)
@@ -104,21 +110,23 @@ def _one_by_one(
     graph = run_always(grouped(graph, leaders), removed)
     gates = replace(gates, layers=kept)
     with running({"gated": graph}, decoder, gates) as [gated]:
-        table = tuple(remeasured(gated, ids, gates.blocks, gates.thresholds))
+        progress.stage(stage_names.THRESHOLDS)
+        table = tuple(remeasured(gated, ids, gates.blocks, gates.thresholds, progress))
     if len(table) < 2:
         return graph, gates, replace(verdict, pays=False, why=f"{verdict.why}; what is left skips nothing", each=each)
     return graph, replace(gates, thresholds=table), replace(verdict, each=each)
 
 
 def _by_rows(
-    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: GateVerdict, batch: int
+    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: GateVerdict, batch: int, progress: Progress
 ) -> tuple[SkipGates, GateVerdict]:
     """Find up to how many rows of a step skipping is quicker than running every block of the same graph."""
     level = gates.thresholds[len(gates.thresholds) // 2][1]
     times: list[RowTimes] = []
     most = 1
     with running({"gated": graph}, decoder, replace(gates, warmup=0), batch) as [gated]:
-        for rows in sorted({*(2**n for n in range(1, 11) if 2**n < batch), batch}):
+        progress.stage(stage_names.ROWS)
+        for rows in counted(sorted({*(2**n for n in range(1, 11) if 2**n < batch), batch}), progress):
             kinds = {value: _timed(gated, value, rows) for value in (level, DENSE)}
             seconds = {value: low_of(turns) for value, turns in in_turns(kinds, TURNS_BY_ROWS).items()}
             times.append(RowTimes(rows, seconds[level], seconds[DENSE]))
@@ -128,7 +136,13 @@ def _by_rows(
     return replace(gates, rows=most), replace(verdict, rows=tuple(times))
 
 
-def payoff(graph: OnnxGraph, decoder: DecoderSpec, batch: str = "any", threads: int | None = None) -> Payoff:
+def payoff(
+    graph: OnnxGraph,
+    decoder: DecoderSpec,
+    batch: str = "any",
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Payoff:
     """Time a gated graph and its dense twin; some seconds.
 
     Args:
@@ -136,6 +150,7 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, batch: str = "any", threads: 
         decoder: What the graph expects.
         batch: How the rows of a step decide together: see `SkipGates`.
         threads: Threads of the engine; None takes the physical cores, as when it runs.
+        progress: Told of each turn.
     """
     count = len(skips(graph.model.graph))
     spec = SkipGates("", tuple(range(count)), count, 0, batch, ())
@@ -147,7 +162,7 @@ def payoff(graph: OnnxGraph, decoder: DecoderSpec, batch: str = "any", threads: 
             "shared": _timed(shared, DENSE),
             "skipped": _timed(gated, np.inf),
         }
-        seconds = {name: low_of(turns) for name, turns in in_turns(kinds, TURNS).items()}
+        seconds = {name: low_of(turns) for name, turns in in_turns(kinds, TURNS, progress).items()}
     return Payoff(seconds["dense"], seconds["run"], seconds["skipped"], count, seconds["shared"])
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.bundle.gate_verdict import GateDecision
 from adaptc.runtime.model.budget import DENSE
+from adaptc.runtime.progress import SILENT, Progress, counted
 
 Ids = npt.NDArray[np.int64]
 Ran = npt.NDArray[np.bool_]
@@ -62,17 +63,18 @@ def decide(layers: Sequence[int], ran: Ran, cost: float, branch: float, gain: fl
     return [each for each in found if each is not None]
 
 
-def stepwise(decoder: HostDecoder, ids: Ids, threshold: float) -> Ran:
+def stepwise(decoder: HostDecoder, ids: Ids, threshold: float, progress: Progress = SILENT) -> Ran:
     """Which gated blocks ran, token by token: bool [tokens after the warm-up, gates].
 
     Args:
         decoder: With gates.
         ids: int64 [tokens]; the first is read dense.
         threshold: What gates are compared with.
+        progress: Told of each token.
     """
     decoder.prefill(0, ids[:1], threshold)
     ran = []
-    for token in ids[1:].tolist():
+    for token in counted(ids[1:].tolist(), progress):
         decoder.decode([token])
         if (now := decoder.ran(0)) is not None:
             ran.append(now)
@@ -82,11 +84,11 @@ def stepwise(decoder: HostDecoder, ids: Ids, threshold: float) -> Ran:
 
 
 def remeasured(
-    decoder: HostDecoder, ids: Ids, blocks: int, table: Sequence[tuple[float, float]]
+    decoder: HostDecoder, ids: Ids, blocks: int, table: Sequence[tuple[float, float]], progress: Progress = SILENT
 ) -> list[tuple[float, float]]:
     """A table of thresholds with the shares of all blocks that they skip now; those that skip no more are left out."""
     found: list[tuple[float, float]] = [(0.0, DENSE)]
-    for _, level in table:
+    for _, level in counted(table, progress):
         if level > DENSE:
             ran = stepwise(decoder, ids, level)
             share = float((~ran).sum()) / (max(1, len(ran)) * blocks)

@@ -6,7 +6,7 @@ runs if any row wants it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,8 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.loading import tokenizer_of
 from adaptc.runtime.model.budget import threshold_of
+from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.runtime.text.templates import Message
-
-Progress = Callable[[int], None]
-"""Called with the number of prompts that are done."""
 
 GRAM = 4
 
@@ -59,7 +57,7 @@ def collapse(
     new_tokens: int,
     *,
     chat: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = SILENT,
 ) -> dict[str, dict[str, float]]:
     """Answer every prompt, dense and under a budget.
 
@@ -69,7 +67,7 @@ def collapse(
         budget: 0 to 1.
         new_tokens: Most tokens of an answer.
         chat: Put the prompts as messages, in the model's chat template.
-        progress: Called with how many prompts are done.
+        progress: Told of each prompt that is done.
 
     Returns:
         For "dense" and "budget": `repetition`, the share of all runs of 4 tokens that stood in the same answer before;
@@ -77,7 +75,7 @@ def collapse(
         by themselves; `ffn_skipped`.
     """
     measured: dict[str, list[tuple[int, int, int, bool, float]]] = {"dense": [], "budget": []}
-    for done, prompt in enumerate(prompts, 1):
+    for prompt in counted(prompts, progress):
         for name, value in (("dense", 1.0), ("budget", budget)):
             message: list[Message] = [{"role": "user", "content": prompt}]
             result = (
@@ -87,7 +85,6 @@ def collapse(
             )
             ended = result.finish_reason == "eos"
             measured[name].append((*repetition(result.ids), len(result.ids), ended, result.trace.ffn_skipped))
-        progress(done)
     return {
         name: {
             "repetition": sum(each[0] for each in rows) / max(1, sum(each[1] for each in rows)),
@@ -117,7 +114,7 @@ def factoids(
     questions: Sequence[Question],
     budget: float,
     threads: int | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Ask questions after four examples, dense and under a budget.
 
@@ -129,7 +126,7 @@ def factoids(
         questions: More than four.
         budget: 0 to 1.
         threads: Threads of the engine.
-        progress: Called with how many questions are done.
+        progress: Told of each question that is done.
 
     Returns:
         Of how many questions the answer begins with a right one, case and leading articles aside: `dense`, `budget`,
@@ -147,7 +144,7 @@ def factoids(
     right = {"dense": 0, "budget": 0, "dense_prompt": 0}
     ran: list[bytes] = []
     asked = asked_after_examples(questions)
-    for done, (prompt, question) in enumerate(asked, 1):
+    for prompt, question in counted(asked, progress):
         ids = np.array(tokenizer.encode(prompt), np.int64)
         for kind, threshold, stepwise in (
             ("dense", threshold_of(gates, 1.0), False),
@@ -156,7 +153,6 @@ def factoids(
         ):
             text = tokenizer.decode(_greedy(decoder, ids, threshold, stepwise, ran))
             right[kind] += is_right(text, question.answers)
-        progress(done)
     skips = decoder.skips(ran)
     decoder.close()
     share = 0.0 if skips is None or gates is None else skips.share

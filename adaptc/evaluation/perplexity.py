@@ -21,13 +21,11 @@ from adaptc.evaluation.text import Ids, windows
 from adaptc.runtime import load
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.budget import Skips
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 
 Score = Callable[[Ids], npt.NDArray[np.float32]]
 """int64 [tokens] -> natural log-probabilities float32 [tokens - 1], of all tokens but the first."""
-
-Progress = Callable[[int], None]
-"""Called with the number of tokens that are done."""
 
 WINDOW = 512
 """Tokens a model sees at once; perplexities of different windows cannot be compared."""
@@ -53,7 +51,7 @@ class Perplexity:
     routes: Mapping[str, float] = field(default_factory=dict)
 
 
-def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress = lambda _: None) -> Perplexity:
+def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress = SILENT) -> Perplexity:
     """Measure how well a model predicts a text.
 
     The text is cut into windows that do not overlap. A window's first token has nothing before it and is not
@@ -63,7 +61,7 @@ def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress 
         score: The model.
         ids: int64 [tokens], at least 2.
         window: Tokens in a window, from 2.
-        progress: Called after each window with the number of tokens of the text that are done.
+        progress: Told after each window how many tokens of the text are done.
 
     Raises:
         RequestError: the text or the window is too short.
@@ -74,6 +72,7 @@ def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress 
     if len(ids) < 2:
         raise RequestError(f"text: {len(ids)} tokens; at least 2 are needed, one to predict the next")
     total, count, done = 0.0, 0, 0
+    progress.step(0, len(ids))
     for piece in windows(ids, window):
         scores = score(piece)
         assert scores.shape == (len(piece) - 1,)
@@ -81,7 +80,7 @@ def perplexity(score: Score, ids: Ids, window: int = WINDOW, progress: Progress 
         total += float(scores.sum(dtype=np.float64))
         count += len(scores)
         done += len(piece)
-        progress(done)
+        progress.step(done, len(ids))
     mean = -total / count
     if not math.isfinite(mean) or mean < 0:
         raise AdaptcError(f"perplexity: mean log-likelihood is {-mean}; the model's numbers are broken")
@@ -97,7 +96,7 @@ def bundle_perplexity(
     budget: float | None = None,
     route: str | None = None,
     threads: int | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Perplexity:
     """Measure a bundle.
 
@@ -149,7 +148,7 @@ def dense_perplexity(
     *,
     dtype: str = "float32",
     threads: int | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Perplexity:
     """The same measure of the source model, dequantized and run eagerly by torch; kept in the cache.
 

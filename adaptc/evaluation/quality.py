@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from adaptc.errors import RequestError
 from adaptc.evaluation.answers import has_chat
@@ -19,9 +19,10 @@ from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import load_decoder, tokenizer_of
 from adaptc.runtime.model.options import RequestOptions
+from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.runtime.text.templates import Message
 
-Stage = Callable[[str], None]
+T = TypeVar("T")
 
 INSTRUCTION_TOKENS = 256
 """Most tokens of an answer to an instruction."""
@@ -51,7 +52,7 @@ def quality(
     tasks: Tasks,
     routes: Sequence[str] = (),
     threads: int | None = None,
-    stage: Stage = lambda _: None,
+    progress: Progress = SILENT,
 ) -> dict[str, dict[str, Any]]:
     """Measure a bundle, greedily, one question at a time.
 
@@ -60,7 +61,7 @@ def quality(
         tasks: What is asked.
         routes: Routes of a stitched bundle; by default all, and what its router picks.
         threads: Threads of the engine.
-        stage: Called with a text that says what is being done.
+        progress: Told of stages and steps.
 
     Returns:
         By route, "router" for the router's choices and "" for a bundle without routes: `bytes_per_token`, of the router
@@ -84,16 +85,19 @@ def quality(
         name = named_route or ("router" if chosen else "")
         cost = costs.get(named_route or "") if chosen else bundle.manifest.bytes_per_token
         results[name] = {"bytes_per_token": cost} if cost is not None else {}
+        of = f"{name}: " if name else ""
         if tasks.ids is not None:
-            stage(f"{name or 'bundle'}: perplexity")
-            measured = bundle_perplexity(bundle, tasks.ids, tasks.window, route=named_route, threads=threads)
+            progress.stage(f"{of}perplexity")
+            options: dict[str, Any] = {"route": named_route, "threads": threads, "progress": progress}
+            measured = bundle_perplexity(bundle, tasks.ids, tasks.window, **options)
             results[name] |= {"perplexity": measured.perplexity, "tokens": measured.tokens}
-        stage(f"{name or 'bundle'}: questions")
-        results[name] |= _answered(bundle, tasks, named_route, threads)
+        results[name] |= _answered(bundle, tasks, named_route, threads, progress, of)
     return results
 
 
-def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | None) -> dict[str, float | int]:
+def _answered(
+    bundle: Bundle, tasks: Tasks, route: str | None, threads: int | None, progress: Progress, of: str
+) -> dict[str, float | int]:
     """Shares of right answers by one route, and how many were asked."""
     tokenizer = tokenizer_of(bundle)
     assert tokenizer is not None
@@ -101,14 +105,15 @@ def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | No
     right: dict[str, list[bool]] = {}
     with Session(decoder, tokenizer) as session:
         right["letters"] = [
-            likeliest(decoder, tokenizer, each, RequestOptions(route=route)) == each.answer for each in tasks.lettered
+            likeliest(decoder, tokenizer, each, RequestOptions(route=route)) == each.answer
+            for each in _asked(tasks.lettered, progress, f"{of}letters")
         ]
         right["trivia"] = []
-        for prompt, question in asked_after_examples(tasks.questions):
+        for prompt, question in _asked(asked_after_examples(tasks.questions), progress, f"{of}questions"):
             said = session.generate(prompt, max_new_tokens=ANSWER_TOKENS, route=route).text
             right["trivia"].append(is_right(said, question.answers))
         right["instructions"] = []
-        for instruction in tasks.instructions:
+        for instruction in _asked(tasks.instructions, progress, f"{of}instructions"):
             message: list[Message] = [{"role": "user", "content": instruction.prompt}]
             said = session.chat(message, max_new_tokens=INSTRUCTION_TOKENS, route=route).text
             right["instructions"].append(instruction.kept(said.strip()))
@@ -117,6 +122,13 @@ def _answered(bundle: Bundle, tasks: Tasks, route: str | None, threads: int | No
         if each:
             shares |= {name: sum(each) / len(each), f"{name}_asked": len(each)}
     return shares
+
+
+def _asked(tasks: Sequence[T], progress: Progress, stage: str) -> Iterator[T]:
+    """Each task, told as a step of a stage; no stage if there is none."""
+    if tasks:
+        progress.stage(stage)
+        yield from counted(tasks, progress)
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from adaptc.families.model import model_of
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import SPEC
 from adaptc.runtime.model.decoder import Logits
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
@@ -114,14 +115,14 @@ class Reference:
         return ids
 
 
-def folder_of(source: Source, sha256: str, cache: Cache, stage: Callable[[str], None] = lambda _: None) -> Path:
+def folder_of(source: Source, sha256: str, cache: Cache, progress: Progress = SILENT) -> Path:
     """The model as a Hugging Face folder with dense float32 weights; one that is such a folder stays where it is.
 
     Args:
         source: The model.
         sha256: Its hash.
         cache: Where a folder made from another form is kept.
-        stage: Called with a text when one has to be made.
+        progress: Told of stages and steps.
 
     Raises:
         LoadError: torch or transformers is missing, or the model cannot be read.
@@ -131,7 +132,7 @@ def folder_of(source: Source, sha256: str, cache: Cache, stage: Callable[[str], 
         return config.parent
 
     def make(into: Path) -> None:
-        stage(f"write {source.origin} as a dense Hugging Face folder, once")
+        progress.stage(f"write {source.origin} as a dense Hugging Face folder, once")
         model = load_eager(source, "float32")
         model.save_pretrained(into)
         for name, content in source.tokenizer_files().items():

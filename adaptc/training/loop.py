@@ -12,31 +12,12 @@ import numpy as np
 import torch
 
 from adaptc.errors import LoadError
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from adaptc.training.recipe import Recipe
 
-Stage = Callable[[str], None]
-"""Called with the name of each stage of a training as it begins."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One finished step.
-
-    Attributes:
-        step: Number of the step, from 1.
-        steps: Steps in all.
-        loss: Loss of the step; nats a token for gates and stitches.
-        share: Share of all blocks that were skipped in it, 0 to 1; 0 where nothing skips.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    share: float
-
-
-OnProgress = Callable[[Progress], None]
+NOTED = 10
+"""Steps whose mean loss is told with each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +25,8 @@ class StepLoss:
     """What an objective says of one step.
 
     Attributes:
-        loss: Loss, before the step.
-        share: As in `Progress`.
+        loss: Loss, before the step; nats a token for gates and stitches.
+        share: Share of all blocks that were skipped in it, 0 to 1; 0 where nothing skips.
     """
 
     loss: float
@@ -55,7 +36,7 @@ class StepLoss:
 class Objective(Protocol):
     """What is trained, and towards what. The loop does the rest."""
 
-    def start(self, stage: Stage) -> None:
+    def start(self, progress: Progress) -> None:
         """Set the weights that training starts from."""
 
     def weights(self) -> Mapping[str, torch.nn.Parameter]:
@@ -136,14 +117,14 @@ class Training(Generic[AnObjective]):
         self.curve: list[tuple[int, float]] = []
         self._resumed: Checkpoint | None = None
 
-    def start_or_resume(self, checkpoint: Path, stage: Stage, *, restart: bool) -> None:
+    def start_or_resume(self, checkpoint: Path, progress: Progress, *, restart: bool) -> None:
         """Go on from a checkpoint if there is one, else start the objective.
 
         Raises:
             LoadError: the checkpoint is damaged, or of another run.
         """
         if restart or not self.resume(checkpoint):
-            self.objective.start(stage)
+            self.objective.start(progress)
 
     def resume(self, path: Path) -> bool:
         """Go on from a checkpoint of the same objective and text; return False if there is none.
@@ -161,11 +142,11 @@ class Training(Generic[AnObjective]):
         self._resumed = checkpoint
         return True
 
-    def run(self, on_progress: OnProgress = lambda _: None, checkpoint: Path | None = None, every: int = 25) -> None:
+    def run(self, progress: Progress = SILENT, checkpoint: Path | None = None, every: int = 25) -> None:
         """Train from the current step to the last one.
 
         Args:
-            on_progress: Called after each step.
+            progress: Told of each step, with the mean loss of the last ones.
             checkpoint: Written every so many steps and after the last one, so that a killed run goes on from there.
             every: Steps between checkpoints.
         """
@@ -176,6 +157,7 @@ class Training(Generic[AnObjective]):
         optimizer = torch.optim.AdamW(trained, betas=plan.betas, weight_decay=plan.weight_decay)
         if self._resumed is not None:
             self._restore_moments(optimizer, self._resumed)
+        progress.step(self.step, plan.steps)
         while self.step < plan.steps:
             self.objective.begin_step(self.step)
             for group in optimizer.param_groups:
@@ -187,7 +169,7 @@ class Training(Generic[AnObjective]):
             optimizer.step()
             self.step += 1
             self.curve.append((self.step, round(result.loss, 5)))
-            on_progress(Progress(self.step, plan.steps, self.curve[-1][1], result.share))
+            progress.step(self.step, plan.steps, self._note(result.share))
             if checkpoint is not None and (self.step % every == 0 or self.step == plan.steps):
                 self._save(checkpoint, optimizer)
             if self.objective.finished():
@@ -196,6 +178,11 @@ class Training(Generic[AnObjective]):
     def sampled_curve(self, points: int = 50) -> list[list[float]]:
         """Return the curve thinned to about so many points, for a file's metadata."""
         return [list(point) for point in self.curve[:: max(1, len(self.curve) // points)]]
+
+    def _note(self, share: float) -> str:
+        losses = [loss for _, loss in self.curve[-NOTED:]]
+        skipped = f", {share:.1%} of blocks skipped" if share else ""
+        return f"loss {sum(losses) / len(losses):.4f}{skipped}"
 
     def _save(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
         weights = self.objective.weights()

@@ -23,7 +23,8 @@ from adaptc.passes.stitch.plan import tail_name
 from adaptc.passes.stitch.rules import TRUNK
 from adaptc.passes.stitch.states import feeds
 from adaptc.runtime.model.router import features
-from adaptc.training.loop import Optimization, Stage, StepLoss, Training
+from adaptc.runtime.progress import SILENT, Progress, counted
+from adaptc.training.loop import Optimization, StepLoss, Training
 
 Array = npt.NDArray[np.float32]
 HIDDEN, STEPS, RATE, WEIGHT_DECAY = 32, 600, 2e-3, 0.3
@@ -54,7 +55,7 @@ def observe(
     graphs: Mapping[str, FxGraph],
     costs: Mapping[str, float],
     ids: npt.NDArray[np.int64],
-    stage: Stage = lambda _: None,
+    progress: Progress = SILENT,
     device: str = "cpu",
 ) -> Prompts:
     """Run every route over every prompt and return what it loses.
@@ -63,16 +64,15 @@ def observe(
         graphs: A stitched program's, at FX level: `trunk` and `tail.ROUTE`.
         costs: By route.
         ids: int64 [prompts, tokens]: the first half of each is the prompt, the second what follows.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
         device: "cpu" or "cuda".
     """
     half = ids.shape[1] // 2
     seen, losses = [], []
     for graph in graphs.values():
         graph.module.to(device)
-    for at in range(0, len(ids), 8):
-        if at % 64 == 0:
-            stage(f"prompts {at} of {len(ids)}")
+    progress.stage("run every route over prompts")
+    for at in counted(range(0, len(ids), 8), progress):
         rows = torch.from_numpy(ids[at : at + 8]).to(device)
         with torch.no_grad():
             [states] = graphs[TRUNK].module(*feeds(graphs[TRUNK], rows))
@@ -113,7 +113,7 @@ class RouterObjective:
         self._weights: dict[str, torch.nn.Parameter] = {}
         self._best, self._kept, self._since = float("inf"), dict[str, torch.Tensor](), 0
 
-    def start(self, stage: Stage = lambda _: None) -> None:
+    def start(self, progress: Progress = SILENT) -> None:
         """Draw the weights."""
         inputs, outputs = self._train[0].shape[1], self._train[1].shape[1]
         w1 = torch.randn(HIDDEN, inputs, generator=self._random) * 0.3 / inputs**0.5

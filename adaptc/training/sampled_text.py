@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc import runtime
+from adaptc.runtime.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,9 @@ TOP_P = 0.98
 """Probability of the likeliest tokens that are drawn from, together, at temperature 1."""
 
 
-def sample(bundle: Path, text: Ids, tokens: int, *, window: int, seed: int, batch: int = 16) -> Ids:
+def sample(
+    bundle: Path, text: Ids, tokens: int, *, window: int, seed: int, batch: int = 16, progress: Progress = SILENT
+) -> Ids:
     """Draw texts that begin with pieces of a given one, at temperature 1.
 
     Args:
@@ -33,6 +36,7 @@ def sample(bundle: Path, text: Ids, tokens: int, *, window: int, seed: int, batc
         window: Tokens of each text, its beginning included.
         seed: Of everything drawn.
         batch: Texts drawn together.
+        progress: Told of the tokens that are drawn.
 
     Returns:
         int64 [texts · window]: texts that an end token cut short are left out.
@@ -51,11 +55,20 @@ def sample(bundle: Path, text: Ids, tokens: int, *, window: int, seed: int, batc
             )
             texts = [[*prompt, *result.ids] for prompt, result in zip(prompts, results, strict=True)]
             drawn += [np.array(each, np.int64) for each in texts if len(each) == window]
+            progress.step(min(len(drawn) * window, tokens), tokens)
     return np.concatenate(drawn)
 
 
 def sample_by_torch(
-    source: Source, text: Ids, tokens: int, *, window: int, seed: int, device: str, batch: int = 1024
+    source: Source,
+    text: Ids,
+    tokens: int,
+    *,
+    window: int,
+    seed: int,
+    device: str,
+    batch: int = 1024,
+    progress: Progress = SILENT,
 ) -> Ids:
     """Draw such texts with torch: on a GPU a thousand texts at a time, a million tokens in well under a minute.
 
@@ -67,6 +80,7 @@ def sample_by_torch(
         seed: As for `sample`.
         device: "cuda", or "cpu".
         batch: Texts drawn together.
+        progress: Told of the tokens that are drawn.
 
     Returns:
         int64 [texts · window]: texts go on after an end token, as a conversation does.
@@ -89,6 +103,7 @@ def sample_by_torch(
                 past, step = out.past_key_values, _drawn(out.logits[:, -1], dice)
                 ids = torch.cat([ids, step], 1)
         drawn.append(ids.cpu().numpy())
+        progress.step(min(len(drawn) * batch * window, tokens), tokens)
     return np.concatenate(drawn).reshape(-1)
 
 

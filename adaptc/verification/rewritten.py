@@ -6,6 +6,7 @@ rewritten program, before lowering and rounding: from this it differs by float32
 
 from __future__ import annotations
 
+from adaptc.runtime.progress import SILENT, Progress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Rewritten:
 
     @classmethod
     def of(
-        cls, bundle: Bundle, base: Path, threads: int | None = None, stage: Callable[[str], None] = lambda _: None
+        cls, bundle: Bundle, base: Path, threads: int | None = None, progress: Progress = SILENT
     ) -> Rewritten:
         """Capture the models of a bundle again, and rewrite them.
 
@@ -54,7 +55,7 @@ class Rewritten:
             bundle: An opened bundle.
             base: The folder that paths in its spec start from.
             threads: Threads of torch; None leaves them as they are.
-            stage: Called with a text that says what is being done.
+            progress: Told of stages and steps.
 
         Raises:
             LoadError: a model is not there or has changed, or torch is missing.
@@ -72,9 +73,9 @@ class Rewritten:
         from adaptc.spec.reading import read_spec
 
         spec = read_spec(bundle.file(SPEC))
-        captured = program = program_from_sources(sources, calibration_text(spec.calibration, base), stage)
+        captured = program = program_from_sources(sources, calibration_text(spec.calibration, base), progress)
         for pass_ in (each.at(base) for each in build_passes(spec)):
-            stage(pass_.name)
+            progress.stage(pass_.name)
             program = Pipeline((pass_,)).run(program)
         return cls(sources, captured, program)
 

@@ -27,6 +27,7 @@ from adaptc.passes.lower.kept_translations import kept_translation, slice_key
 from adaptc.passes.lower.layers import layer_slices
 from adaptc.passes.lower.ops import OPSET
 from adaptc.passes.store import PROCESS, Store
+from adaptc.runtime.progress import SILENT, Progress, counted
 
 LAYER_OF_CALL = "adaptc.layer"
 """Metadata of a call of a slice, which inlining hands on to its nodes: the module path of the layer it stands for."""
@@ -55,25 +56,26 @@ class Lower(Pass):
     def apply(self, program: Program) -> Program:
         return self.apply_with(program, PROCESS)
 
-    def apply_with(self, program: Program, store: Store) -> Program:
+    def apply_with(self, program: Program, store: Store, progress: Progress = SILENT) -> Program:
         functions: dict[str, ir.Function] = {}  # graphs of one backbone have layers in common
         for name, graph in program.at_level(FxGraph).items():
-            program = program.with_graph(name, OnnxGraph(_lower(graph, functions, store)))
+            program = program.with_graph(name, OnnxGraph(_lower(graph, functions, store, progress)))
         return program
 
 
-def _lower(graph: FxGraph, functions: dict[str, ir.Function], store: Store) -> ir.Model:
+def _lower(graph: FxGraph, functions: dict[str, ir.Function], store: Store, progress: Progress) -> ir.Model:
     """Translate each distinct slice once, call it wherever it stands, and inline the calls.
 
     Args:
         graph: What is lowered.
         functions: Slices of this program that were translated before, by their keys; new ones are added.
         store: Has translations of earlier programs, and gets new ones.
+        progress: Told of each slice.
     """
     used: dict[str, ir.Function] = {}
     values: dict[fx.Node, ir.Value] = {}
     model = _model(graph, values)
-    for layer_slice in layer_slices(graph.module.graph):
+    for layer_slice in counted(list(layer_slices(graph.module.graph)), progress):
         key = slice_key(layer_slice, graph)
         if key not in functions:
             functions[key] = kept_translation(layer_slice, graph, f"slice_{len(functions)}", key, store)

@@ -7,7 +7,7 @@ for what earlier ones lost. This is GPTQ's sequential order at the price of a si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +28,7 @@ from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, re
 from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
 from adaptc.passes.store import Store
 from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD
+from adaptc.runtime.progress import SILENT, Progress
 
 WINDOW = 128
 """Tokens of one calibration sequence. Short ones hold more first tokens, whose huge activations must survive."""
@@ -38,9 +39,6 @@ TOKENS = 8192
 Ids = npt.NDArray[np.int64]
 Sample = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 """Token ids, or the states that a graph reads in their place."""
-
-Walked = Callable[[int, int], None]
-"""Called with how many linear layers are done, and of how many."""
 
 
 def calibration_ids(ids: Ids, tokens: int = TOKENS, window: int = WINDOW) -> Ids:
@@ -87,8 +85,8 @@ def quantize_linears(
     *,
     block_size: int | Mapping[str, int] = 32,
     symmetric: Collection[str] = (),
-    walked: Walked = lambda _done, _all: None,
     store: Store | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Blocks]:
     """Quantize linear layers, each on the inputs it gets from the layers quantized before it.
 
@@ -99,8 +97,8 @@ def quantize_linears(
             4-bit weights are rounded by GPTQ; 8 bits are near enough lossless without.
         block_size: Columns that share a scale; for all weights, or by name.
         symmetric: 4-bit weights that do without zero points.
-        walked: Told of progress.
         store: Has the codes of earlier runs, and gets those of this one.
+        progress: Told of the weights that are done.
 
     Returns:
         By the weights' names: what MatMulNBits wants, in the weights' own shapes.
@@ -116,10 +114,11 @@ def quantize_linears(
     feeds = _feeds(graph, ids)
     keys = {} if store is None else code_keys(graph, feeds, forms)
     blocks = {} if store is None else read_codes(store, keys)
+    progress.step(len(blocks), len(bits))
     with torch.no_grad():
         for chosen in _walk(graph, feeds, forms, blocks):
             blocks |= chosen
-            walked(len(blocks), len(bits))
+            progress.step(len(blocks), len(bits))
             if store is not None:
                 for name, each in chosen.items():
                     write_codes(store, keys[name], each)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.store import PROCESS, Store
 from adaptc.runtime.bundle.names import LOGITS
+from adaptc.runtime.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from adaptc.ir.blocks import Bits
@@ -47,7 +48,7 @@ class Gptq(Pass):
     def apply(self, program: Program) -> Program:
         return self.apply_with(program, PROCESS)
 
-    def apply_with(self, program: Program, store: Store) -> Program:
+    def apply_with(self, program: Program, store: Store, progress: Progress = SILENT) -> Program:
         # Imported here: calibration needs this package's blockwise, and may be what is imported first.
         from adaptc.passes.quantize.calibrate import quantize_linears, sample_of
         from adaptc.passes.quantize.linears import alone, linear_weights
@@ -64,5 +65,6 @@ class Gptq(Pass):
             if graph.module.meta["outputs"] == (LOGITS,) and list(linear_weights(graph))[-1] == weights[-1]:
                 sizes[weights[-1]] = head_block(self.block_size)
             bits: dict[str, Bits] = dict.fromkeys(weights, 4)
-            blocks |= quantize_linears(graph, sample, bits, block_size=sizes, symmetric=alone(graph), store=store)
+            options: dict[str, Any] = {"block_size": sizes, "symmetric": alone(graph)}
+            blocks |= quantize_linears(graph, sample, bits, **options, store=store, progress=progress)
         return replace(program, blocks=blocks) if len(blocks) > len(program.blocks) else program

@@ -7,7 +7,7 @@ state hundreds of times longer than the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import torch
 from adaptc.passes.stitch.plan import StitchPlan
 from adaptc.passes.stitch.seams import EPSILON, Seam
 from adaptc.passes.stitch.states import States, run_states, state_graphs
+from adaptc.runtime.progress import SILENT, Progress, counted
 
 Ids = npt.NDArray[np.int64]
 WINDOW, TOKENS, ROWS = 256, 16384, 8
@@ -69,21 +70,21 @@ def normed(state: torch.Tensor) -> torch.Tensor:
     return state * (state.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
 
 
-def fitted(plan: StitchPlan, ids: Ids, stage: Callable[[str], None] = lambda _: None) -> dict[str, torch.Tensor]:
+def fitted(plan: StitchPlan, ids: Ids, progress: Progress = SILENT) -> dict[str, torch.Tensor]:
     """Return all weights of a plan: stitches by least squares, nonlinear parts and adapters at zero effect.
 
     Args:
         plan: What is stitched.
         ids: int64 [tokens], calibration text.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
     """
     window = min(WINDOW, len(ids))
     rows = ids[: max(1, min(len(ids), TOKENS) // window) * window].reshape(-1, window)
     seams = plan.all_seams()
     graphs = state_graphs(plan.decoders, seams)
     sums = {seam: NormalEquations(seam) for seam in seams}
-    stage("least squares")
-    for at in range(0, len(rows), ROWS):
+    progress.stage("least squares")
+    for at in counted(range(0, len(rows), ROWS), progress):
         accumulate(sums, run_states(graphs, torch.from_numpy(rows[at : at + ROWS])))
     return weights_from(plan, sums)
 

@@ -30,6 +30,7 @@ from adaptc.machine.disturbance import Clock
 from adaptc.machine.memory import peak_rss_bytes
 from adaptc.runtime import Bundle
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
+from adaptc.runtime.progress import SILENT
 from adaptc.sources.gguf.source import GgufSource
 from tests.models import attention_bundle
 from tests.sources.test_sources import source, tiny
@@ -288,10 +289,10 @@ def test_an_unknown_engine_is_wrong_usage(bundle: Bundle) -> None:
 def test_llama_cpp_needs_a_gguf_file(tmp_path: Path) -> None:
     source = GgufSource(tmp_path / "model.gguf", "model.gguf", "gguf")
     cache = Cache(tmp_path / "cache")
-    assert peer_models.model_of("gguf", source, "0" * 64, cache, lambda _: None) == source.path
+    assert peer_models.model_of("gguf", source, "0" * 64, cache, SILENT) == source.path
     folder = dataclasses.replace(source, path=tmp_path, origin="org/name")
     with pytest.raises(LoadError, match=r"^org/name: this engine reads GGUF files"):
-        peer_models.model_of("gguf", folder, "0" * 64, cache, lambda _: None)
+        peer_models.model_of("gguf", folder, "0" * 64, cache, SILENT)
 
 
 def test_a_builder_that_fails_is_one_line(tmp_path: Path) -> None:
@@ -319,7 +320,7 @@ def test_engines_that_are_installed_write_what_the_model_does(name: str, tmp_pat
     peer = PEERS[name]
     pytest.importorskip(peer.module, reason=peer.install)
     model = source(GGUF)
-    path = peer_models.model_of(peer.form, model, model.sha256(), Cache(tmp_path), lambda _: None)
+    path = peer_models.model_of(peer.form, model, model.sha256(), Cache(tmp_path), SILENT)
     tokenizer = Tokenizer.from_str(model.tokenizer_files()["tokenizer.json"].decode())
     prompt = tokenizer.encode("The capital of France is").ids
     found = bench.start(Runner(peer, path), Job(str(path), prompt, prompt * 20, 16, 2, 1))

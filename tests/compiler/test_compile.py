@@ -17,7 +17,9 @@ from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.driver import Compiled, compile_spec
 from adaptc.errors import BundleError, SpecError
 from adaptc.runtime.bundle.folder import open_bundle
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.spec.reading import read_spec
+from tests.fakes.progress import Told
 from tests.models import folder
 
 IDS = [5, 9, 40, 7, 101, 33]
@@ -36,8 +38,8 @@ def warm(tmp_path_factory: pytest.TempPathFactory, tiny: tuple[Path, Any]) -> Pa
     return root
 
 
-def build(spec: Path, into: Path, cache: Path, *settings: str, stage: Any = lambda _: None) -> Compiled:
-    return compile_spec(read_spec(spec, settings), spec.parent, into, Cache(cache), stage)
+def build(spec: Path, into: Path, cache: Path, *settings: str, progress: Progress = SILENT) -> Compiled:
+    return compile_spec(read_spec(spec, settings), spec.parent, into, Cache(cache), progress)
 
 
 def run(*arguments: str | Path) -> Result:
@@ -90,22 +92,17 @@ def test_interrupted_anywhere_the_old_bundle_stays_and_the_next_run_resumes(
     into, cache = tmp_path / "b", tmp_path / "cache"
     build(tiny[0], into, tmp_path / "first-cache", "target.max_tokens=16")
     old = open_bundle(into).manifest
-    stages: list[str] = []
-    build(tiny[0], tmp_path / "other", tmp_path / "other-cache", stage=stages.append)
-    assert len(stages) > 10
-    for at in stages:
-
-        def interrupt(name: str, at: str = at) -> None:
-            if name == at:
-                raise KeyboardInterrupt
-
+    told = Told()
+    build(tiny[0], tmp_path / "other", tmp_path / "other-cache", progress=told)
+    assert len(told.stages) > 10
+    for at in told.stages:
         with pytest.raises(KeyboardInterrupt):
-            build(tiny[0], into, cache, stage=interrupt)
+            build(tiny[0], into, cache, progress=Told(stop_at=at))
         assert open_bundle(into).manifest == old
         assert [p.name for p in tmp_path.iterdir() if "partial" in p.name or "weights" in p.name] == []
-    resumed: list[str] = []
-    build(tiny[0], into, cache, stage=resumed.append)
-    assert "capture lm" not in resumed  # kept by an interrupted run
+    resumed = Told()
+    build(tiny[0], into, cache, progress=resumed)
+    assert "capture lm" not in resumed.stages  # kept by an interrupted run
     assert open_bundle(into).manifest.graphs["lm"].decoder.max_tokens == 64  # type: ignore[union-attr]
 
 
@@ -156,13 +153,13 @@ def test_what_check_finds_wrong_is_refused_with_its_sentences(tiny: tuple[Path, 
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     wrong = {"rope_parameters": rope, "num_key_value_heads": 3}
     config.write_text(json.dumps(json.loads(config.read_text()) | wrong))
-    spec, stages = tmp_path / "spec" / "model.yaml", list[str]()
+    spec, told = tmp_path / "spec" / "model.yaml", Told()
     errors = [found.text for found in check(read_spec(spec), spec.parent).findings if found.level == "error"]
     assert len(errors) == 2
     with pytest.raises(SpecError) as caught:
-        build(spec, tmp_path / "b", tmp_path / "cache", stage=stages.append)
+        build(spec, tmp_path / "b", tmp_path / "cache", progress=told)
     assert str(caught.value).splitlines() == [f"models.lm: {text}" for text in errors]
-    assert stages == ["find models", "load torch and transformers"]
+    assert told.stages == ["find models", "load torch and transformers"]
 
 
 def test_compile_prints_stages_to_stderr_and_the_report_to_stdout(
@@ -194,10 +191,10 @@ def test_dry_run_writes_nothing(tiny: tuple[Path, Any], tmp_path: Path) -> None:
 def test_a_folder_that_is_no_bundle_is_refused_before_work_begins(tiny: tuple[Path, Any], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    stages: list[str] = []
+    told = Told()
     with pytest.raises(BundleError, match="mine"):
-        build(tiny[0], tmp_path / "mine", tmp_path / "cache", stage=stages.append)
-    assert stages == []
+        build(tiny[0], tmp_path / "mine", tmp_path / "cache", progress=told)
+    assert told.stages == []
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 

@@ -14,8 +14,10 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.pipeline import plan_of
 from adaptc.compiler.show import snapshots
 from adaptc.runtime.bundle.manifest import Manifest
+from adaptc.runtime.progress import SILENT
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import Spec
+from tests.fakes.progress import Told
 from tests.models import folder, stitched, views
 from tests.repo import ROOT
 
@@ -55,9 +57,10 @@ def test_there_are_examples() -> None:
 
 def compiled(path: Path, settings: tuple[str, ...], into: Path) -> tuple[Spec, Manifest, list[str]]:
     """A spec, the manifest of what it compiles to without a cache, and the stages that ran."""
-    spec, stages = read_spec(path, settings), list[str]()
-    made = compile_spec(spec, path.parent, into / "bundle", Cache(into / "cache"), stages.append)
-    return spec, made.bundle.manifest, stages
+    spec, told = read_spec(path, settings), Told()
+    made = compile_spec(spec, path.parent, into / "bundle", Cache(into / "cache"), told)
+    assert told.expected == len(told.stages)
+    return spec, made.bundle.manifest, told.stages
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,7 @@ def test_a_compile_does_what_a_dry_run_says(settings: tuple[str, ...], tmp_path:
     assert stages == dry_run(path, settings)
     names = [record.name for record in manifest.passes]
     assert names == dry_run(path, settings, "pass") == shown(path, settings)
-    taken = snapshots(spec, path.parent, None, lambda _: None)
+    taken = snapshots(spec, path.parent, None, SILENT)
     assert [each.after for each in taken] == ["capture", *names]
     emitted = len(plan_of(spec, path.parent).to_emit)  # what they do depends on which gates pay on this machine
     changed = [record.changed for record in manifest.passes]
@@ -98,7 +101,7 @@ def test_so_does_one_of_a_model_of_several_modalities(settings: tuple[str, ...],
 @pytest.mark.parametrize("name", ["gptq", "branch"])
 def test_show_stops_after_any_pass(name: str, tmp_path: Path) -> None:
     path, _ = folder.write(tmp_path, weights="int4")
-    taken = snapshots(read_spec(path, GATED), path.parent, name, lambda _: None)
+    taken = snapshots(read_spec(path, GATED), path.parent, name, SILENT)
     assert taken[-1].after == name
 
 

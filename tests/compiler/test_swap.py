@@ -26,6 +26,7 @@ from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, save_gates
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import Bundle, load, open_bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
+from adaptc.runtime.progress import SILENT
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
@@ -38,7 +39,7 @@ def gates_file(spec: Path, path: Path, seed: int, **changed: Any) -> Path:
     """Random gates for a spec's tiny model."""
     given = read_spec(spec)
     source = find_source(given.models["lm"], spec.parent)
-    program = program_from_sources({"lm": source}, calibration_text(None, spec.parent), lambda _: None)
+    program = program_from_sources({"lm": source}, calibration_text(None, spec.parent), SILENT)
     places = gating.ffn_blocks(program.graph("lm", FxGraph))
     random = torch.Generator().manual_seed(seed)
     metadata = GatesMetadata("tiny", source.sha256(), (1, 2), 3, 4, 2, ((0.1, -0.4), (0.5, 0.6 + seed)))

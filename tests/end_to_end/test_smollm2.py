@@ -20,6 +20,7 @@ from adaptc.evaluation.reference import Reference, source_of
 from adaptc.spec.reading import read_spec
 from adaptc.verification.bundle_model import BundleModel
 from adaptc.verification.kinds.steps import prompts_of
+from tests.fakes.progress import Told
 from tests.repo import ROOT
 
 pytestmark = [
@@ -99,10 +100,10 @@ def test_fewer_bits_predict_nearly_as_well(weights: str, at_most: float, cache: 
 
 
 def test_the_second_compile_is_a_copy(int4: Path, cache: Path) -> None:
-    stages: list[str] = []
-    compiled = compile_spec(read_spec(SPEC, ["target.weights=int4"]), SPEC.parent, int4, Cache(cache), stages.append)
+    told = Told()
+    compiled = compile_spec(read_spec(SPEC, ["target.weights=int4"]), SPEC.parent, int4, Cache(cache), told)
     assert compiled.cached
-    assert stages == [stage_names.FIND, stage_names.BUNDLE]
+    assert told.stages == [stage_names.FIND, stage_names.BUNDLE]
 
 
 def test_a_batch_of_ragged_prompts_gives_what_each_gives_alone(fp32: Path) -> None:

@@ -20,6 +20,7 @@ from adaptc.evaluation.perplexity import Perplexity, perplexity
 from adaptc.evaluation.text import Ids, text_ids
 from adaptc.runtime import Bundle
 from adaptc.sources.base import Source
+from tests.fakes.progress import Told
 from tests.models import attention_bundle
 
 LM = attention_bundle.LM
@@ -75,9 +76,9 @@ def test_windows_weigh_by_their_tokens() -> None:
 
 
 def test_progress_reaches_the_end() -> None:
-    told: list[int] = []
-    perplexity(uniform, np.arange(25), 10, told.append)
-    assert told == [10, 20, 25]
+    told = Told()
+    perplexity(uniform, np.arange(25), 10, told)
+    assert told.steps_of("") == [(0, 25), (10, 25), (20, 25), (25, 25)]
 
 
 @pytest.mark.parametrize(

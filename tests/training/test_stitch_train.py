@@ -23,6 +23,7 @@ from adaptc.training.recipe import Recipe
 from adaptc.training.router import Prompts, fitted, observe, predicted, recovered, write_router
 from adaptc.training.stitches.measure import measure, stitch_metadata
 from adaptc.training.stitches.objective import StitchObjective, kl, stitch_training
+from tests.fakes.progress import Told
 from tests.models import stitched
 
 RECIPE = Recipe(steps=12, rows=4, window=32, start=2048, learning_rate=5e-3)
@@ -80,12 +81,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     half.objective.start()
     checkpoint = tmp_path / "checkpoint"
 
-    def killed(progress: Any) -> None:
-        if progress.step == 8:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        half.run(killed, checkpoint, every=4)
+        half.run(Told(stop_at=8), checkpoint, every=4)
     again = trainer()
     assert again.resume(checkpoint)
     assert again.step == 4

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from adaptc.runtime.backends.tensorrt.build import BuildProgress
     from adaptc.runtime.bundle.folder import Bundle
+    from adaptc.runtime.progress import Progress
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
@@ -87,9 +91,10 @@ def command(
             raise click.UsageError(f"{given[0]}: {bundle} is for onnxruntime, which packs for every size")
         _pack(opened, as_json)
         return
-    built = build_engines(
-        opened, flavour, sm=sm, batches=batch, kv_buckets=kv_buckets, chunk=chunk, mode=mode, observe=_tell
-    )
+    with shown_progress() as progress:
+        progress.stage(f"build engines for {flavour}")
+        sizes: dict[str, Any] = {"sm": sm, "batches": batch, "kv_buckets": kv_buckets, "chunk": chunk}
+        built = build_engines(opened, flavour, **sizes, mode=mode, observe=partial(_tell, progress))
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(record) for record in built], indent=2))
     else:
@@ -104,7 +109,8 @@ def _pack(bundle: Bundle, as_json: bool) -> None:
 
     from adaptc.runtime.backends.onnxruntime_cpu.packing import pack
 
-    record = pack(bundle, lambda name: click.echo(f"{name}: pack", err=True))
+    with shown_progress() as progress:
+        record = pack(bundle, progress)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(record), indent=2))
     else:
@@ -115,10 +121,10 @@ def _pack(bundle: Bundle, as_json: bool) -> None:
         )
 
 
-def _tell(progress: BuildProgress) -> None:
-    record = progress.record
+def _tell(progress: Progress, built: BuildProgress) -> None:
+    record = built.record
     sizes = " ".join(
         f"{name} {least if least == most else f'{least}-{most}'}" for name, (least, _, most) in record.sizes.items()
     )
-    how = "there" if progress.cached else f"{record.seconds:.1f} s"
-    click.echo(f"[{progress.done}/{progress.total}] {record.name} {sizes}: {how}", err=True)
+    how = "there" if built.cached else f"{record.seconds:.1f} s"
+    progress.step(built.done, built.total, f"{record.name} {sizes}: {how}")

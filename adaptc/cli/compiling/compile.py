@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adaptc.cli.options import CACHE, SETTINGS, SPEC, open_cache
-from adaptc.cli.output import stage_timer
+from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from adaptc.spec.schema import Spec
@@ -47,10 +47,10 @@ def command(
     try:
         with (
             tempfile.TemporaryDirectory() as scratch,
-            stage_timer(lambda: _stage_count(spec, spec_file.parent)) as stage,
+            shown_progress() as progress,
         ):
             cache = open_cache(cache_dir) if resume else Cache(Path(scratch))
-            compiled = compile_spec(spec, spec_file.parent, output, cache, stage, warnings.append)
+            compiled = compile_spec(spec, spec_file.parent, output, cache, progress, warnings.append)
     finally:
         for line in warnings:
             click.echo(f"warning: {line}", err=True)
@@ -59,12 +59,6 @@ def command(
         click.echo(report_json(manifest), nl=False)
     else:
         _print_report(compiled.bundle.path, manifest, compiled.cached)
-
-
-def _stage_count(spec: Spec, base: Path) -> int:
-    from adaptc.compiler.pipeline import plan_of
-
-    return len(plan_of(spec, base).stages)
 
 
 def _print_plan(spec: Spec, base: Path, output: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adaptc.cli.options import CACHE, JSON, SETTINGS, SPEC, open_cache
-from adaptc.cli.output import stage_timer
+from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from adaptc.training.stitches.search_result import SearchResult
@@ -75,8 +75,8 @@ def command(
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window)
     limits = SearchLimits(every, keep, tokens, threads)
-    with stage_timer(None) as stage:
-        result = search(spec, spec_file.parent, recipe, limits, device_of(device), open_cache(cache_dir), stage)
+    with shown_progress() as progress:
+        result = search(spec, spec_file.parent, recipe, limits, device_of(device), open_cache(cache_dir), progress)
     output.mkdir(parents=True, exist_ok=True)
     (output / "search.json").write_text(json.dumps(result.record(), indent=2))
     draw(result, output / "search.png")

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from adaptc.cli.options import CACHE, SETTINGS, SPEC, open_cache
-from adaptc.cli.output import stage_timer
+from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from adaptc.spec.schema import Spec
-    from adaptc.training.loop import Progress
     from adaptc.training.recipe import Recipe
     from adaptc.training.workspace import Workspace
-
-
-EVERY = 10
-"""Steps between two lines of progress."""
 
 
 @click.command("train")
@@ -96,8 +90,8 @@ def command(
             spec, recipe, workspace, [part] if part else [name for name, found in has.items() if found], as_json
         )
         return
-    with stage_timer(None) as stage:
-        written, metadata = train_gates(spec, recipe, sampled, workspace, stage, _StepPrinter())
+    with shown_progress() as progress:
+        written, metadata = train_gates(spec, recipe, sampled, workspace, progress)
     if as_json:
         click.echo(json.dumps(asdict(metadata), indent=2))
         return
@@ -119,12 +113,12 @@ def _train_stitch(spec: Spec, recipe: Recipe, workspace: Workspace, parts: list[
         raise SpecError("passes: nothing to train; stitch: 'weights' or 'router' names a file")
     results: dict[str, Any] = {}
     for each in parts:
-        with stage_timer(None) as stage:
+        with shown_progress() as progress:
             if each == "stitch":
-                written, metadata = train_stitches(spec, recipe, workspace, stage, _StepPrinter())
+                written, metadata = train_stitches(spec, recipe, workspace, progress)
                 results |= asdict(metadata)
             else:
-                written, results["router"] = train_router(spec, recipe, workspace, stage)
+                written, results["router"] = train_router(spec, recipe, workspace, progress)
         click.echo(f"wrote {written}", err=True)
     if as_json:
         click.echo(json.dumps(results, indent=2))
@@ -136,26 +130,3 @@ def _train_stitch(spec: Spec, recipe: Recipe, workspace: Workspace, parts: list[
     if "router" in results:
         router = results["router"]
         click.echo(f"router: area {router['area']:.3f} (0.5 is chance) on {router['prompts']} held-out prompts")
-
-
-class _StepPrinter:
-    """Prints a line every `EVERY` steps, with the means since the line before."""
-
-    def __init__(self) -> None:
-        self._since: list[Progress] = []
-        self._began = time.perf_counter()
-
-    def __call__(self, progress: Progress) -> None:
-        self._since.append(progress)
-        if progress.step % EVERY and progress.step != progress.steps:
-            return
-        seconds = (time.perf_counter() - self._began) / len(self._since)
-        loss = sum(each.loss for each in self._since) / len(self._since)
-        share = sum(each.share for each in self._since) / len(self._since)
-        left = seconds * (progress.steps - progress.step) / 60
-        click.echo(
-            f"step {progress.step}/{progress.steps}  KL {loss:.4f}  {f'skipped {share:.1%}  ' if share else ''}"
-            f"{seconds:.2f} s a step, {left:.0f} min left",
-            err=True,
-        )
-        self._since, self._began = [], time.perf_counter()

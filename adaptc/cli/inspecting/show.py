@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from adaptc.cli.options import CACHE, SETTINGS, open_cache
-from adaptc.cli.output import stage_timer
+from adaptc.cli.progress import shown_progress
 
 
 @click.command("show")
@@ -40,8 +40,8 @@ def command(
         click.echo(show.bundle_text(subject), nl=False)
         return
     spec = read_spec(subject, settings)
-    with stage_timer(None) as stage:
-        taken = show.snapshots(spec, subject.parent, after, stage, open_cache(cache_dir))
+    with shown_progress() as progress:
+        taken = show.snapshots(spec, subject.parent, after, progress, open_cache(cache_dir))
     if html_file is not None:
         html_file.write_text(show.page(spec.name or subject.stem, taken), encoding="utf-8")
         click.echo(f"wrote {html_file}", err=True)

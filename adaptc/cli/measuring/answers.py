@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from adaptc.cli.options import BUNDLE, JSON, THREADS
-from adaptc.cli.output import print_result, progress_bar
+from adaptc.cli.output import print_result
+from adaptc.cli.progress import shown_progress
 
 
 @click.command("answers")
@@ -57,14 +58,14 @@ def command(
     check_budget_fits(opened, budget)
     if questions is not None:
         asked = read_questions(questions)[: first and first + SHOTS]
-        with progress_bar(len(asked) - SHOTS, "questions") as progress:
-            print_result({"budget_asked": budget} | answers.factoids(opened, asked, budget, threads, progress), as_json)
+        with shown_progress() as progress:
+            progress.stage("questions")
+            found = answers.factoids(opened, asked, budget, threads, progress)
+        print_result({"budget_asked": budget} | found, as_json)
     if prompts is not None:
         texts = answers.read_prompts(prompts)[:first]
-        with (
-            load(bundle, threads=threads, batch=1, verify=False) as session,
-            progress_bar(len(texts), "prompts") as progress,
-        ):
+        with load(bundle, threads=threads, batch=1, verify=False) as session, shown_progress() as progress:
+            progress.stage("prompts")
             chat = answers.has_chat(opened)
             figures = answers.collapse(session, texts, budget, new_tokens, chat=chat, progress=progress)
         flat = {f"{kind}_{name}": value for kind, values in figures.items() for name, value in values.items()}

@@ -11,7 +11,8 @@ import click
 
 from adaptc.cli.measuring.jobs_table import print_jobs
 from adaptc.cli.options import BASE, BUNDLE, CACHE, JSON, ROUTES, THREADS, open_cache
-from adaptc.cli.output import print_table, status_line
+from adaptc.cli.output import print_table
+from adaptc.cli.progress import shown_progress
 
 
 @click.command("bench")
@@ -86,9 +87,9 @@ def command(
     chosen = routes_of(opened, routes)
     settings = BenchSettings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
     ids = prompts(opened, settings)
-    with status_line() as stage:
-        runners, missing = runners_of(opened, names, chosen, base, open_cache(cache_dir), stage)
-        results, failed = bench(runners, ids, settings, stage)
+    with shown_progress() as progress:
+        runners, missing = runners_of(opened, names, chosen, base, open_cache(cache_dir), progress)
+        results, failed = bench(runners, ids, settings, progress)
     report = report_of(results, settings, missing, failed)
     if as_json:
         click.echo(json.dumps(report, indent=2))
@@ -154,8 +155,8 @@ def _replay_jobs(
     from adaptc.bench.jobs import bench_jobs
     from adaptc.bench.replay import Load
 
-    with status_line() as stage:
-        result = bench_jobs(bundle, data, Load(jobs=jobs, seed=seed), threads=threads, stage=stage)
+    with shown_progress() as progress:
+        result = bench_jobs(bundle, data, Load(jobs=jobs, seed=seed), threads=threads, progress=progress)
     if plot is not None:
         from adaptc.plots.strategies import plot_replay
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptc.cli.options import BASE, BUNDLE, CACHE, JSON, ROUTES, THREADS, open_cache
-from adaptc.cli.output import print_result, print_table, progress_bar, status_line
+from adaptc.cli.output import print_result, print_table
+from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from adaptc.compiler.cache import Cache
@@ -103,7 +104,8 @@ def _perplexity(bundle: Bundle, ids: Ids, window: int, route: str | None, option
     from adaptc.evaluation.perplexity import bundle_perplexity
     from adaptc.evaluation.routes import bytes_per_token
 
-    with progress_bar(len(ids), route or "bundle") as progress:
+    with shown_progress() as progress:
+        progress.stage(f"perplexity of {route or 'the bundle'}")
         measured = bundle_perplexity(bundle, ids, window, route=route, progress=progress, **options)
     shares = measured.routes if route is None else {route: 1.0}
     figures = {
@@ -126,7 +128,8 @@ def _models(
     perplexities = {}
     for name, source in sources_of(bundle, base).items():
         sha256 = bundle.manifest.models[name].sha256
-        with progress_bar(len(ids), f"source model {name}") as progress:
+        with shown_progress() as progress:
+            progress.stage(f"perplexity of the source model {name}")
             perplexities[name] = dense_perplexity(
                 source, sha256, ids, window, cache, dtype=dtype, threads=threads, progress=progress
             ).perplexity
@@ -149,8 +152,8 @@ def _sweep(
     from adaptc.training.workspace import device_of
 
     options = Options(SweepSettings(window, device=device_of(device)), speed, threads, base)
-    with status_line() as stage:
-        result = sweep(subject, text, tokens, options, stage)
+    with shown_progress() as progress:
+        result = sweep(subject, text, tokens, options, progress)
     for name, reason in result["missing"].items():
         click.echo(f"{name}: {reason}", err=True)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptc.cli.options import BASE, BUNDLE, THREADS
-from adaptc.cli.output import status_line
+from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from adaptc.runtime import Bundle
@@ -82,8 +82,8 @@ def _sweep(bundle: Bundle, text: Path, tokens: int, threads: int | None, base: P
     """A sweep that is made now."""
     from adaptc.evaluation.sweep.sweep import Options, SweepSettings, sweep
 
-    with status_line() as stage:
-        return sweep(bundle.path, text, tokens, Options(SweepSettings(), True, threads, base), stage)
+    with shown_progress() as progress:
+        return sweep(bundle.path, text, tokens, Options(SweepSettings(), True, threads, base), progress)
 
 
 def _map(bundle: Bundle, prompt: str, new_tokens: int, budget: float, threads: int | None) -> Any:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from adaptc.cli.options import BUNDLE, JSON, THREADS
-from adaptc.cli.output import print_table, status_line
+from adaptc.cli.output import print_table
+from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from adaptc.runtime.multimodal.profile import ModalProfile
@@ -38,8 +39,10 @@ def command(bundle: Path, data: Path, gate: bool, largest_batch: int, threads: i
     """
     from adaptc.bench.profiling import profile_bundle
 
-    with status_line() as stage:
-        profile = profile_bundle(bundle, data, threads=threads, largest_batch=largest_batch, gate=gate, stage=stage)
+    with shown_progress() as progress:
+        profile = profile_bundle(
+            bundle, data, threads=threads, largest_batch=largest_batch, gate=gate, progress=progress
+        )
     if as_json:
         click.echo(profile.to_json(), nl=False)
     else:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from adaptc.cli.options import JSON, ROUTES, THREADS
-from adaptc.cli.output import status_line
+from adaptc.cli.progress import shown_progress
 
 
 @click.command("quality")
@@ -66,11 +66,11 @@ def command(
     lettered = read_lettered(letters)[:first] if letters is not None else []
     kept = INSTRUCTIONS[:first] if instructions else ()
     results: dict[str, dict[str, Any]] = {}
-    with status_line() as stage:
+    with shown_progress() as progress:
         for bundle in (open_bundle(path) for path in bundles):
             ids = text_ids(bundle, text, tokens) if text is not None else None
             name = bundle.path.name
-            rows = quality(bundle, Tasks(ids, window, lettered, asked, kept), routes, threads, stage)
+            rows = quality(bundle, Tasks(ids, window, lettered, asked, kept), routes, threads, progress)
             for route, row in rows.items():
                 results[" ".join(filter(None, (name if len(bundles) > 1 or not route else "", route)))] = row
     click.echo(json.dumps(results, indent=2) if as_json else table(results))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptc.cli.options import BASE, BUNDLE, JSON, ROUTES, THREADS
-from adaptc.cli.output import print_columns, print_result, status_line
+from adaptc.cli.output import print_columns, print_result
+from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from adaptc.verification.part import Part
@@ -55,8 +56,8 @@ def command(
         click.echo(f"hashes only: {absent[0]} is not installed; pip install 'adaptc[compile]'", err=True)
         parts = (not_compared("source", f"{absent[0]} is not installed"),)
     elif numbers:
-        with status_line() as stage:
-            found = verify_bundle(opened, base, routes, threads, stage)
+        with shown_progress() as progress:
+            found = verify_bundle(opened, base, routes, threads, progress)
         parts, failures = found.parts, found.faults
         figures = {route: dataclasses.asdict(parity) for route, parity in found.parity.items()}
         result |= figures.get("", {}) or ({"routes": figures} if figures else {})

@@ -26,8 +26,7 @@ from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.budget import DENSE, Skips, threshold_at
-
-Stage = Callable[[str], None]
+from adaptc.runtime.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Timing:
 
 
 def speeds(
-    bundle: Bundle, ids: Ids, shares: Sequence[float], timing: Timing, stage: Stage = lambda _: None
+    bundle: Bundle, ids: Ids, shares: Sequence[float], timing: Timing, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """Decoding speed at each share, batch 1, as `--json` prints it.
 
@@ -57,7 +56,7 @@ def speeds(
         ids: int64 [tokens] that are written, whatever the model would choose.
         shares: Shares of all feed-forward blocks; those beyond the bundle's largest are left out. 0 is budget 1.
         timing: How long and how often each kind is timed.
-        stage: Called with a text as each turn begins.
+        progress: Told of stages and steps.
 
     Raises:
         RequestError: the text is too short, or the bundle has no gates or no dense twin.
@@ -85,7 +84,8 @@ def speeds(
     }
     for share in wanted:
         measurements[share] = partial(_turn, gated, ids[:needed], context, levels[share])
-    results = in_turns(measurements, timing.turns, lambda turn: stage(f"speed, turn {turn} of {timing.turns}"))
+    progress.stage("speed")
+    results = in_turns(measurements, timing.turns, progress)
     seconds = {share: _seconds([steps for steps, _ in turns]) for share, turns in results.items()}
     skips = {share: gated.skips(results[share][-1][1]) for share in wanted}
     gated.close()

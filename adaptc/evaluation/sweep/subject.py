@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +17,12 @@ from adaptc.ir.stored.gates_file import load_gates
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import SPEC, gates_file
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import Spec
-
-Stage = Callable[[str], None]
 
 WARMUP = 28
 """Of a sweep of a bundle without gates: positions at the start of a window where every block runs."""
@@ -50,7 +48,7 @@ class Subject:
     learned: Learned | None
 
 
-def bundle_subject(bundle: Bundle, base: Path, stage: Stage = lambda _: None) -> Subject:
+def bundle_subject(bundle: Bundle, base: Path, progress: Progress = SILENT) -> Subject:
     """Read a bundle's model again, and its gates.
 
     Raises:
@@ -59,10 +57,10 @@ def bundle_subject(bundle: Bundle, base: Path, stage: Stage = lambda _: None) ->
     gates = next(iter(bundle.manifest.gates.values()), None)
     warmup = WARMUP if gates is None else gates.warmup
     spec = read_spec(bundle.file(SPEC))
-    return _subject(spec, base, source_of(bundle, base), warmup, learned_of(bundle), stage)
+    return _subject(spec, base, source_of(bundle, base), warmup, learned_of(bundle), progress)
 
 
-def spec_subject(spec: Spec, base: Path, stage: Stage = lambda _: None) -> tuple[Subject, Source]:
+def spec_subject(spec: Spec, base: Path, progress: Progress = SILENT) -> tuple[Subject, Source]:
     """The same of a spec that is not compiled, with the gates its `skip_ffn` names; and its source.
 
     Raises:
@@ -74,15 +72,17 @@ def spec_subject(spec: Spec, base: Path, stage: Stage = lambda _: None) -> tuple
     source = find_source(next(iter(spec.models.values())), base)
     [*paths] = trained_gates(spec, base).values()
     if not paths:
-        return _subject(spec, base, source, WARMUP, None, stage), source
+        return _subject(spec, base, source, WARMUP, None, progress), source
     metadata, weights = load_gates(paths[0])
     learned = Learned(metadata.layers, weights, ((0.0, -math.inf), *metadata.thresholds), metadata.layers)
-    return _subject(spec, base, source, metadata.warmup, learned, stage), source
+    return _subject(spec, base, source, metadata.warmup, learned, progress), source
 
 
-def _subject(spec: Spec, base: Path, source: Source, warmup: int, learned: Learned | None, stage: Stage) -> Subject:
+def _subject(
+    spec: Spec, base: Path, source: Source, warmup: int, learned: Learned | None, progress: Progress
+) -> Subject:
     [name] = spec.models
-    program = program_from_sources({name: source}, calibration_text(spec.calibration, base), stage)
+    program = program_from_sources({name: source}, calibration_text(spec.calibration, base), progress)
     ids = program.samples[name]
     width = min(256, len(ids))
     rows = min(len(ids), SAMPLE) // width

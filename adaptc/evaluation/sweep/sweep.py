@@ -17,10 +17,9 @@ from adaptc.evaluation.sweep.speed import Timing, speeds
 from adaptc.evaluation.sweep.subject import Subject, bundle_subject, spec_subject
 from adaptc.evaluation.text import Ids, read_text, text_ids
 from adaptc.runtime.bundle.folder import open_bundle
+from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.sources.calibration_text import CalibrationText
 from adaptc.spec.reading import read_spec
-
-Stage = Callable[[str], None]
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 """Of all feed-forward blocks."""
@@ -65,7 +64,7 @@ def sweep(
     text: Path,
     tokens: int | None,
     options: Options,
-    stage: Stage = lambda _: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Measure every policy at every share, of a bundle or of a spec, as `--json` prints it.
 
@@ -74,7 +73,7 @@ def sweep(
         text: A UTF-8 file that nothing was trained on.
         tokens: Use only so many tokens of it, from the start.
         options: How to measure.
-        stage: Called with a text that says what is being measured.
+        progress: Told of stages and steps.
 
     Raises:
         LoadError: a model or gates cannot be read.
@@ -82,26 +81,26 @@ def sweep(
     """
     bundle = None
     if path.suffix in (".yaml", ".yml"):
-        subject, source = spec_subject(read_spec(path), path.parent, stage)
+        subject, source = spec_subject(read_spec(path), path.parent, progress)
         ids = CalibrationText(text.name, read_text(text), tokens or 1 << 40).ids(source)
     else:
         bundle = open_bundle(path)
-        subject, ids = bundle_subject(bundle, options.base, stage), text_ids(bundle, text, tokens)
+        subject, ids = bundle_subject(bundle, options.base, progress), text_ids(bundle, text, tokens)
     settings = options.settings
-    result = {"of": path.name, "text": text.name} | quality(subject, ids, settings, stage)
+    result = {"of": path.name, "text": text.name} | quality(subject, ids, settings, progress)
     if options.speed and bundle is not None and bundle.manifest.gates:
-        result["speed"] = speeds(bundle, ids, (0.0, *settings.shares), Timing(threads=options.threads), stage)
+        result["speed"] = speeds(bundle, ids, (0.0, *settings.shares), Timing(threads=options.threads), progress)
     return result
 
 
-def quality(subject: Subject, ids: Ids, settings: SweepSettings, stage: Stage = lambda _: None) -> dict[str, Any]:
+def quality(subject: Subject, ids: Ids, settings: SweepSettings, progress: Progress = SILENT) -> dict[str, Any]:
     """Perplexity of every policy at every share, as `--json` prints it.
 
     Args:
         subject: What is swept.
         ids: int64 [tokens], a text that nothing was trained on.
         settings: How.
-        stage: Called with a text that says what is being measured.
+        progress: Told of stages and steps.
 
     Raises:
         RequestError: no token of a window comes after the warm-up.
@@ -111,7 +110,7 @@ def quality(subject: Subject, ids: Ids, settings: SweepSettings, stage: Stage = 
             f"window: {min(settings.window, len(ids))} tokens; more than the {subject.warmup} of the warm-up are needed"
         )
     warmup = max(1, subject.warmup)  # a window's first token is read like a prompt
-    stage("importance of blocks and layers")
+    progress.stage("importance of blocks and layers")
     subject.dense.module.to(settings.device)
     policy_of = policies(subject.dense, subject.sample, subject.warmup, subject.learned, settings.seed)
 
@@ -119,7 +118,7 @@ def quality(subject: Subject, ids: Ids, settings: SweepSettings, stage: Stage = 
         rule.graph.module.to(settings.device)
         return score(rule, ids, settings.window, warmup, settings.device)
 
-    stage("dense")
+    progress.stage("dense")
     dense = run(Rule(subject.dense, constant(-math.inf)))
     return {
         "method": "FX graph of the source model in float32, whole windows, a threshold for each token",
@@ -132,18 +131,18 @@ def quality(subject: Subject, ids: Ids, settings: SweepSettings, stage: Stage = 
         "torch": torch.__version__,
         "dense_perplexity": math.exp(dense.means[0]),
         "policies": {
-            name: _rows(name, policy, settings.shares, run, dense, stage) for name, policy in policy_of.items()
+            name: _rows(name, policy, settings.shares, run, dense, progress) for name, policy in policy_of.items()
         },
         "missing": {} if subject.learned is not None else {"learned": "the bundle has no trained gates"},
     }
 
 
 def _rows(
-    name: str, policy: Policy, shares: Sequence[float], run: Callable[[Rule], Scored], dense: Scored, stage: Stage
+    name: str, policy: Policy, shares: Sequence[float], run: Callable[[Rule], Scored], dense: Scored, progress: Progress
 ) -> list[dict[str, Any]]:
     rows = []
-    for share in shares:
-        stage(f"{name} {share:.0%}")
+    progress.stage(f"policy {name}")
+    for share in counted(shares, progress):
         rule = policy(share)
         if rule is None:
             continue

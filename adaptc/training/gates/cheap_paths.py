@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
+from adaptc.runtime.progress import SILENT, Progress, counted
+
 BATCH = 4096
 """Tokens in a step of fitting; it goes over all of them a hundred times at most."""
 
@@ -104,6 +106,7 @@ def fitted(
     costs: torch.Tensor,
     random: torch.Generator,
     weights: torch.Tensor | None = None,
+    progress: Progress = SILENT,
 ) -> CheapPaths:
     """Return paths with the least error on all tokens, or on those that matter.
 
@@ -114,6 +117,7 @@ def fitted(
         costs: As `metric` gives them.
         random: Generator that draws batches.
         weights: float32 [layers, tokens], weight of each token's error; None for equal weights.
+        progress: Told of the optimizer's steps.
     """
     tokens = inputs.shape[1]
     scale = torch.stack([each.float().std() for each in results])[:, None] + 1e-12
@@ -123,7 +127,7 @@ def fitted(
     optimizer = torch.optim.Adam(parts)
     steps = min(1500, max(50, 100 * tokens // BATCH))
     rate = RATE if weights is None else RATE / 2
-    for step in range(steps):
+    for step in counted(range(steps), progress):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (1 - step / steps)
         some = torch.randint(tokens, (min(BATCH, tokens),), generator=random).to(inputs.device)

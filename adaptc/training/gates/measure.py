@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.ir.stored.gates_file import GatesMetadata
+from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.training.gates.objective import GateObjective
-from adaptc.training.loop import Stage, Training
+from adaptc.training.loop import Training
 from adaptc.training.text import batches
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
@@ -29,7 +30,7 @@ def gates_metadata(
     model: str,
     sha256: str,
     provenance: Mapping[str, Any],
-    stage: Stage = lambda _: None,
+    progress: Progress = SILENT,
 ) -> GatesMetadata:
     """Measure thresholds and perplexity on held-out text and return them with what was trained.
 
@@ -38,10 +39,10 @@ def gates_metadata(
         model: Where the model came from.
         sha256: Hash of the model's files.
         provenance: Data and versions, for readers.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
     """
     objective = training.objective
-    thresholds, perplexity = measure(objective, stage)
+    thresholds, perplexity = measure(objective, progress)
     return GatesMetadata(
         model,
         sha256,
@@ -61,12 +62,12 @@ def gates_metadata(
     )
 
 
-def measure(objective: GateObjective, stage: Stage = lambda _: None) -> tuple[Points, Points]:
+def measure(objective: GateObjective, progress: Progress = SILENT) -> tuple[Points, Points]:
     """Measure gates on held-out text.
 
     Args:
         objective: Gates that were started or restored.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
 
     Returns:
         (share of all blocks skipped, threshold), both rising; and (share, perplexity / that of the dense twin).
@@ -74,8 +75,8 @@ def measure(objective: GateObjective, stage: Stage = lambda _: None) -> tuple[Po
     dense, logits = _run(objective, -math.inf)
     thresholds: list[tuple[float, float]] = []
     perplexity = [(0.0, 1.0)]
-    for share in [each for each in SHARES if each <= objective.most]:
-        stage(f"measure {share:.0%}")
+    progress.stage("measure on held-out text")
+    for share in counted([each for each in SHARES if each <= objective.most], progress):
         for _ in range(2):  # what is skipped early moves the logits of later gates
             threshold = float(logits.quantile(min(share / objective.most, 0.995)))
             log_perplexity, logits = _run(objective, threshold)

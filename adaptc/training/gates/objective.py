@@ -29,9 +29,10 @@ from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.importance import levels as gate_levels
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.training.gates.refit import refitted
 from adaptc.training.gates.start import started
-from adaptc.training.loop import Optimization, Stage, StepLoss, Training
+from adaptc.training.loop import Optimization, StepLoss, Training
 from adaptc.training.recipe import Recipe
 from adaptc.training.text import TrainingText
 
@@ -116,13 +117,13 @@ class GateObjective:
                 parameter.requires_grad_(False)
         return self._module
 
-    def start(self, stage: Stage = lambda _: None) -> None:
+    def start(self, progress: Progress = SILENT) -> None:
         """Fit cheap paths and gates to what the dense model does, layer by layer."""
         layers = tuple(range(len(self.blocks))) if self._layers is None else self._layers
         places = [self.blocks[layer] for layer in layers]
         keep = len(layers) if self._layers is not None else max(1, len(layers) // 2)
         ids = self.text.first(self.recipe.start)
-        starts = started(self.dense, ids, places, keep, self.rank, self.warmup, self.recipe.seed, self.device, stage)
+        starts = started(self.dense, ids, places, keep, self.rank, self.warmup, self.recipe.seed, self.device, progress)
         self.layers = tuple(self.blocks.index(start.block) for start in starts)
         self._take({name: weight for start in starts for name, weight in start.weights.items()})
 

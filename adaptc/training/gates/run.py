@@ -16,20 +16,20 @@ from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.gates_file import GatesMetadata, save_gates
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
+from adaptc.runtime.progress import Progress
 from adaptc.sources.base import Source
 from adaptc.sources.find import find_source
 from adaptc.spec.passes import build_passes
 from adaptc.spec.schema import Spec
 from adaptc.training.gates.measure import gates_metadata
 from adaptc.training.gates.objective import GateObjective, gate_training
-from adaptc.training.loop import OnProgress, Stage
 from adaptc.training.recipe import Recipe
 from adaptc.training.sampled_text import sample, sample_by_torch
 from adaptc.training.workspace import Workspace, checkpoint_of, provenance, whole_text
 
 
 def train_gates(
-    spec: Spec, recipe: Recipe, sampled: int, workspace: Workspace, stage: Stage, on_progress: OnProgress
+    spec: Spec, recipe: Recipe, sampled: int, workspace: Workspace, progress: Progress
 ) -> tuple[Path, GatesMetadata]:
     """Train the gates of a spec's `skip_ffn`.
 
@@ -38,8 +38,7 @@ def train_gates(
         recipe: The options of the training.
         sampled: Tokens to draw from the model itself, besides the whole calibration text; 0 for none.
         workspace: Where it reads and writes, and what it runs on.
-        stage: Called with the name of each stage as it begins.
-        on_progress: Called after each step.
+        progress: Told of stages and steps.
 
     Returns:
         The file that was written, and its metadata.
@@ -53,10 +52,10 @@ def train_gates(
     [(name, model)] = spec.models.items()
     source = find_source(model, workspace.base)
     text = whole_text(spec, workspace.base)
-    program = program_from_sources({name: source}, text, stage)
+    program = program_from_sources({name: source}, text, progress)
     ids = program.samples[name]
     if sampled:
-        ids = np.concatenate([ids, _drawn(spec, source, recipe, sampled, workspace, stage)])
+        ids = np.concatenate([ids, _drawn(spec, source, recipe, sampled, workspace, progress)])
     # Every kind of text shall be among what is held out, and among the tokens of the start.
     rows = ids[: len(ids) // recipe.window * recipe.window].reshape(-1, recipe.window)
     ids = np.random.default_rng(recipe.seed).permutation(rows).reshape(-1)
@@ -70,11 +69,11 @@ def train_gates(
         device=workspace.device,
     )
     training, checkpoint = gate_training(objective), checkpoint_of(output)
-    training.start_or_resume(checkpoint, stage, restart=workspace.restart)
-    stage(f"train, {recipe.steps} steps")
-    training.run(on_progress, checkpoint)
+    training.start_or_resume(checkpoint, progress, restart=workspace.restart)
+    progress.stage("train")
+    training.run(progress, checkpoint)
     about = {"sampled_tokens": sampled, **provenance(text)}
-    metadata = gates_metadata(training, source.origin, source.sha256(), about, stage)
+    metadata = gates_metadata(training, source.origin, source.sha256(), about, progress)
     save_gates(metadata, dict(objective.weights()), output)
     checkpoint.unlink(missing_ok=True)
     return output, metadata
@@ -90,7 +89,7 @@ def _pass(spec: Spec) -> SkipFfn:
 
 
 def _drawn(
-    spec: Spec, source: Source, recipe: Recipe, tokens: int, workspace: Workspace, stage: Stage
+    spec: Spec, source: Source, recipe: Recipe, tokens: int, workspace: Workspace, progress: Progress
 ) -> npt.NDArray[np.int64]:
     """Return text drawn from the model as it was before any pass; it is kept in the cache."""
     text = whole_text(spec, workspace.base)
@@ -100,18 +99,18 @@ def _drawn(
 
     def make(path: Path) -> None:
         if workspace.device != "cpu":
-            drawn = sample_by_torch(source, start, tokens, **options, device=workspace.device)
+            drawn = sample_by_torch(source, start, tokens, **options, device=workspace.device, progress=progress)
         else:
             dense = spec.model_copy(update={"passes": ()})
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
                 into = Path(scratch) / "dense"
-                compile_spec(dense, workspace.base, into, workspace.cache, stage)
-                stage(f"draw {tokens} tokens")
-                drawn = sample(into, start, tokens, **options)
+                compile_spec(dense, workspace.base, into, workspace.cache, progress)
+                progress.stage(f"draw {tokens} tokens")
+                drawn = sample(into, start, tokens, **options, progress=progress)
         with path.open("wb") as file:
             np.save(file, drawn, allow_pickle=False)
 
-    stage(f"draw {tokens} tokens")
+    progress.stage(f"draw {tokens} tokens")
     key = key_of("drawn", 1, sha256, text.sha256, tokens, options, workspace.device)
     ids: npt.NDArray[np.int64] = np.load(workspace.cache.get("drawn", key, make))
     return ids

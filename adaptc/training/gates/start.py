@@ -10,7 +10,7 @@ neurons, 20 gates, held-out text; one H200, docs/results/smollm2-skip.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.skip_ffn.gating import FfnBlock, ffn_blocks, parameters
 from adaptc.passes.skip_ffn.importance import ROWS, sensitivities
+from adaptc.runtime.progress import Progress, counted
 from adaptc.training.gates import cheap_paths
 from adaptc.training.gates.cheap_paths import CheapPaths
 
@@ -81,7 +82,7 @@ def started(
     warmup: int,
     seed: int,
     device: str,
-    stage: Callable[[str], None],
+    progress: Progress,
 ) -> list[Start]:
     """Return fitted gates and cheap paths, for the blocks whose cheap paths lose least, in order.
 
@@ -94,29 +95,30 @@ def started(
         warmup: Positions at the start of each sequence that are left out: the first carry huge activations.
         seed: Seed of what is drawn.
         device: Device to compute on; the graph's weights stay there.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
     """
-    stage("run the dense model")
-    dense = _activations(graph, ids, blocks, warmup, seed, device)
+    progress.stage("run the dense model")
+    dense = _activations(graph, ids, blocks, warmup, seed, device, progress)
     random = torch.Generator().manual_seed(seed)
     paths: CheapPaths | None = None
     if rank:
-        stage("fit cheap paths")
+        progress.stage("fit cheap paths")
         own = [[graph.module.get_parameter(name).detach().float() for name in block.weights] for block in blocks]
         costs = cheap_paths.metric(dense.slopes)
         paths = cheap_paths.begun(dense.inputs, dense.results, costs, own, rank)
-        paths = cheap_paths.fitted(paths, dense.inputs, dense.results, costs, random)
+        paths = cheap_paths.fitted(paths, dense.inputs, dense.results, costs, random, progress=progress)
     losses = _losses(dense, paths)
     best = sorted(losses.mean(1).argsort(stable=True)[:keep].tolist())
     dense, losses = dense.only(best), losses[best]
-    stage("fit gates")
+    progress.stage("fit gates")
     gates = _gates(dense, losses)
     if paths is not None:
-        stage("fit cheap paths to what is skipped")
+        progress.stage("fit cheap paths to what is skipped")
         weights = _counted(dense, gates, SKIPPED * len(ffn_blocks(graph)) / len(best))
-        paths = cheap_paths.fitted(paths.only(best), dense.inputs, dense.results, costs[best], random, weights)
+        paths = paths.only(best)
+        paths = cheap_paths.fitted(paths, dense.inputs, dense.results, costs[best], random, weights, progress)
         losses = _losses(dense, paths)
-        stage("fit gates to that")
+        progress.stage("fit gates to that")
         gates = _gates(dense, losses)
     starts = []
     for at, place in enumerate(best):
@@ -186,7 +188,7 @@ def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _activations(
-    graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, seed: int, device: str
+    graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, seed: int, device: str, progress: Progress
 ) -> Activations:
     kept = {node for block in blocks for node in (block.state, block.normed, block.result)}
     random = torch.Generator(device).manual_seed(seed)
@@ -195,7 +197,7 @@ def _activations(
     shape = (len(blocks), rows, tokens - warmup, int(blocks[0].result.meta["val"].shape[-1]))
     # In place and in half the bits: 131 k tokens of 23 layers of SmolLM2 are 13 GB so, and twice 27 GB otherwise.
     states, inputs, results, slopes = (torch.empty(shape, dtype=torch.bfloat16, device=device) for _ in range(4))
-    for at in range(0, rows, ROWS):
+    for at in counted(range(0, rows, ROWS), progress):
         values, gradients = sensitivities(graph, ids[at : at + ROWS], {block.result for block in blocks}, kept, random)
         for place, block in enumerate(blocks):
             parts = (values[block.state], values[block.normed], values[block.result], gradients[block.result])

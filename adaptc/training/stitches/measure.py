@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from adaptc.ir.stored.stitch_file import StitchMetadata
 from adaptc.passes.stitch.plan import StitchPlan
 from adaptc.passes.stitch.states import feeds
+from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.training.loop import Training
 from adaptc.training.stitches.objective import StitchObjective, kl
 from adaptc.training.text import batches
@@ -34,12 +35,15 @@ class Quality:
     kl: float
 
 
-def measure(objective: StitchObjective, ids: Ids | None = None) -> tuple[dict[str, Quality], dict[str, Quality]]:
+def measure(
+    objective: StitchObjective, ids: Ids | None = None, progress: Progress = SILENT
+) -> tuple[dict[str, Quality], dict[str, Quality]]:
     """Measure how well each decoder by itself and each route predicts a text.
 
     Args:
         objective: Stitches that were started or restored.
         ids: int64 [sequences, tokens]; None for what was held out.
+        progress: Told of each batch of sequences.
 
     Returns:
         Quality by decoder; quality by route.
@@ -47,7 +51,7 @@ def measure(objective: StitchObjective, ids: Ids | None = None) -> tuple[dict[st
     rows = objective.text.held_out if ids is None else ids
     decoders, tails = objective.graphs(whole=True)
     alone, routed = ({name: [0.0, 0.0] for name in names} for names in (objective.decoders, objective.routes))
-    for part in batches(rows, objective.recipe.rows):
+    for part in counted(list(batches(rows, objective.recipe.rows)), progress):
         with torch.no_grad():
             states, target, others = objective.run_decoders(decoders, part)
             for name, logits in others.items():

@@ -26,7 +26,8 @@ from adaptc.passes.stitch.plan import StitchPlan
 from adaptc.passes.stitch.slices import LayeredDecoder, states_graph
 from adaptc.passes.stitch.states import States, feeds, run_states, state_graphs
 from adaptc.runtime.bundle.names import LOGITS
-from adaptc.training.loop import Optimization, Stage, StepLoss, Training
+from adaptc.runtime.progress import SILENT, Progress, counted
+from adaptc.training.loop import Optimization, StepLoss, Training
 from adaptc.training.recipe import Recipe
 from adaptc.training.text import TrainingText, batches
 
@@ -76,14 +77,14 @@ class StitchObjective:
         self._graphs: tuple[dict[str, FxGraph], dict[str, FxGraph]] | None = None
         self._place_decoders()
 
-    def start(self, stage: Stage = lambda _: None) -> None:
+    def start(self, progress: Progress = SILENT) -> None:
         """Fit every stitch by least squares; adapters and nonlinear parts begin without effect."""
         ids = self.text.first(self.recipe.start)
         seams = [seam for route, plan in self.routes.items() for seam in plan.seams(route) if seam is not None]
         sums = {seam: NormalEquations(seam, self.device) for seam in seams}
-        stage(f"least squares, {ids.size} tokens")
+        progress.stage(f"least squares, {ids.size} tokens")
         decoders = state_graphs(self.decoders, seams)
-        for rows in batches(ids, self.recipe.rows):
+        for rows in counted(list(batches(ids, self.recipe.rows)), progress):
             with self.autocast():
                 accumulate(sums, run_states(decoders, torch.from_numpy(rows).to(self.device)))
         weights: dict[str, torch.Tensor] = {}

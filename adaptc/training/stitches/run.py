@@ -15,12 +15,12 @@ from adaptc.ir.stored.stitch_file import StitchMetadata, save_stitches
 from adaptc.passes.base import Pass, Pipeline
 from adaptc.passes.stitch.plan import StitchPlan
 from adaptc.passes.stitch.stitch import Stitch
+from adaptc.runtime.progress import Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.passes import build_passes
 from adaptc.spec.schema import Spec
-from adaptc.training.loop import OnProgress, Stage
 from adaptc.training.recipe import Recipe
 from adaptc.training.router import fitted, observe, predicted, recovered, write_router
 from adaptc.training.stitches.measure import stitch_metadata
@@ -39,17 +39,14 @@ def stitch_of(spec: Spec) -> Stitch | None:
     return next((each for each in build_passes(spec) if isinstance(each, Stitch)), None)
 
 
-def train_stitches(
-    spec: Spec, recipe: Recipe, workspace: Workspace, stage: Stage, on_progress: OnProgress
-) -> tuple[Path, StitchMetadata]:
+def train_stitches(spec: Spec, recipe: Recipe, workspace: Workspace, progress: Progress) -> tuple[Path, StitchMetadata]:
     """Train all stitches of a spec in one pass.
 
     Args:
         spec: With `stitch: {weights: FILE, …}`.
         recipe: The options of the training.
         workspace: Where it reads and writes, and what it runs on.
-        stage: Called with the name of each stage as it begins.
-        on_progress: Called after each step.
+        progress: Told of stages and steps.
 
     Returns:
         The file that was written, and its metadata.
@@ -62,13 +59,13 @@ def train_stitches(
     if pass_ is None or pass_.weights is None:
         raise SpecError("passes: nothing to train; 'stitch: {weights: FILE, …}' names the file of trained stitches")
     output = workspace.output_for(pass_.weights)
-    program, sources, plan = _program(spec, pass_, workspace, stage)
+    program, sources, plan = _program(spec, pass_, workspace, progress)
     objective = StitchObjective([plan], program.samples[plan.trunk.model], recipe, device=workspace.device)
     training, checkpoint = stitch_training(objective), checkpoint_of(output)
-    training.start_or_resume(checkpoint, stage, restart=workspace.restart)
-    stage(f"train, {recipe.steps} steps")
-    training.run(on_progress, checkpoint)
-    stage("measure")
+    training.start_or_resume(checkpoint, progress, restart=workspace.restart)
+    progress.stage("train")
+    training.run(progress, checkpoint)
+    progress.stage("measure")
     hashes = {name: source.sha256() for name, source in sources.items()}
     about = provenance(calibration_text(spec.calibration, workspace.base))
     metadata = stitch_metadata(training, [plan], hashes, about)
@@ -77,14 +74,14 @@ def train_stitches(
     return output, metadata
 
 
-def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, stage: Stage) -> tuple[Path, dict[str, float]]:
+def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, progress: Progress) -> tuple[Path, dict[str, float]]:
     """Train the router of a spec whose stitches are trained.
 
     Args:
         spec: With `stitch: {router: {weights: FILE, …}}`.
         recipe: The options of the training; its seed is used.
         workspace: Where it reads and writes, and what it runs on.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
 
     Returns:
         The file that was written; and on held-out prompts, which it holds for calibration, the area under the curve of
@@ -98,7 +95,7 @@ def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, stage: Stage)
     if pass_ is None or pass_.router is None:
         raise SpecError("passes: no router to train; 'stitch: {router: {weights: FILE, …}, …}' names its file")
     output = workspace.output_for(pass_.router.weights)
-    program, _, plan = _program(spec, pass_, workspace, stage)
+    program, _, plan = _program(spec, pass_, workspace, progress)
     at = pass_.at(workspace.base)
     assert isinstance(at, Stitch)
     stitched = Pipeline((replace(at, router=None),)).run(program)
@@ -106,7 +103,7 @@ def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, stage: Stage)
     rows = ids[: len(ids) // PROMPT * PROMPT].reshape(-1, PROMPT)
     rows = np.random.default_rng(recipe.seed).permutation(rows)[:PROMPTS]
     costs = plan.costs()
-    prompts = observe(stitched.at_level(FxGraph), costs, rows, stage, workspace.device)
+    prompts = observe(stitched.at_level(FxGraph), costs, rows, progress, workspace.device)
     # Half for training, half for thresholds: a bound holds for prompts that the router has not seen.
     train, held_out = prompts[: len(rows) // 2], prompts[len(rows) // 2 :]
     weights = fitted(train, recipe.seed)
@@ -124,11 +121,11 @@ def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, stage: Stage)
 
 
 def _program(
-    spec: Spec, pass_: Stitch, workspace: Workspace, stage: Stage
+    spec: Spec, pass_: Stitch, workspace: Workspace, progress: Progress
 ) -> tuple[Program, dict[str, Source], StitchPlan]:
     """Return the captured models after the passes before `stitch`, over the whole calibration text."""
     sources = {name: find_source(model, workspace.base) for name, model in spec.models.items()}
-    program = program_from_sources(sources, whole_text(spec, workspace.base), stage)
+    program = program_from_sources(sources, whole_text(spec, workspace.base), progress)
     before: list[Pass] = []
     for each in build_passes(spec):
         if isinstance(each, Stitch):

@@ -20,10 +20,10 @@ from adaptc.passes.stitch.slices import LayeredDecoder
 from adaptc.passes.stitch.stitch import Stitch
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import load
+from adaptc.runtime.progress import Progress
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
-from adaptc.training.loop import Stage
 from adaptc.training.recipe import Recipe
 from adaptc.training.stitches.candidates import Candidate, Price, layer_weights, spread, stitches, whole_price
 from adaptc.training.stitches.measure import Quality, measure
@@ -49,7 +49,7 @@ class SearchLimits:
 
 
 def search(
-    spec: Spec, base: Path, recipe: Recipe, limits: SearchLimits, device: str, cache: Cache, stage: Stage
+    spec: Spec, base: Path, recipe: Recipe, limits: SearchLimits, device: str, cache: Cache, progress: Progress
 ) -> SearchResult:
     """Enumerate the stitches between two models, price them, and measure those that can pay.
 
@@ -60,7 +60,7 @@ def search(
         limits: How far the search goes.
         device: "cpu" or "cuda".
         cache: For the models' own bundles, whose steps are timed.
-        stage: Called with the name of each stage as it begins.
+        progress: Told of stages and steps.
 
     Raises:
         SpecError: not two models.
@@ -71,15 +71,15 @@ def search(
     first, second = spec.models
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     text = calibration_text(spec.calibration, base)
-    program = program_from_sources(sources, text, stage)
+    program = program_from_sources(sources, text, progress)
     decoders = {name: LayeredDecoder(name, program.graph(name, FxGraph)) for name in spec.models}
-    prices = {name: _prices(spec, name, decoder, base, limits, cache, stage) for name, decoder in decoders.items()}
+    prices = {name: _prices(spec, name, decoder, base, limits, cache, progress) for name, decoder in decoders.items()}
     candidates = list(stitches(decoders, first, second, prices))
     whole = {name: whole_price(decoder, prices[name]) for name, decoder in decoders.items()}
     dearest = max(price.bytes for price in whole.values())
     fitting = [each for each in candidates if each[2].bytes < dearest]
     chosen = spread([each for each in fitting if not (each[0] % limits.every or each[1] % limits.every)], limits.keep)
-    measured, alone = _measure(program, first, second, chosen, recipe, limits, device, stage)
+    measured, alone = _measure(program, first, second, chosen, recipe, limits, device, progress)
     donors = tuple(
         Donor(name, price.bytes, price.ms, alone[name].log_perplexity, alone[name].kl) for name, price in whole.items()
     )
@@ -99,7 +99,7 @@ def _measure(
     recipe: Recipe,
     limits: SearchLimits,
     device: str,
-    stage: Stage,
+    progress: Progress,
 ) -> tuple[dict[tuple[int, int], Quality], dict[str, Quality]]:
     """Fit stitches, train them if the recipe has steps, and measure them and the donors."""
     end = LayeredDecoder(second, program.graph(second, FxGraph)).layers
@@ -110,24 +110,24 @@ def _measure(
         for cut, entry, _ in chosen
     ]
     objective = StitchObjective(plans, program.samples[first], recipe, device=device)
-    objective.start(stage)
+    objective.start(progress)
     if recipe.steps:
-        stage(f"train {len(plans)} stitches, {recipe.steps} steps")
-        stitch_training(objective).run()
-    stage(f"measure {len(plans)} stitches")
+        progress.stage(f"train {len(plans)} stitches")
+        stitch_training(objective).run(progress)
+    progress.stage(f"measure {len(plans)} stitches")
     rows = objective.text.held_out[: max(1, limits.tokens // recipe.window)]
-    alone, routes = measure(objective, rows)
+    alone, routes = measure(objective, rows, progress)
     return {(cut, entry): routes[f"c{cut}_e{entry}"] for cut, entry, _ in chosen}, alone
 
 
 def _prices(
-    spec: Spec, name: str, decoder: LayeredDecoder, base: Path, limits: SearchLimits, cache: Cache, stage: Stage
+    spec: Spec, name: str, decoder: LayeredDecoder, base: Path, limits: SearchLimits, cache: Cache, progress: Progress
 ) -> tuple[Price, Price]:
     """Return the price of a layer of a model and of everything else, in the spec's target."""
     alone = spec.model_copy(update={"models": {name: spec.models[name]}, "passes": ()})
     with tempfile.TemporaryDirectory(prefix="adaptc-search-") as folder:
-        bundle = compile_spec(alone, base, Path(folder) / name, cache, stage).bundle
-        stage(f"time {name}")
+        bundle = compile_spec(alone, base, Path(folder) / name, cache, progress).bundle
+        progress.stage(f"time {name}")
         ms = step_ms(bundle, limits.threads)
     total = bundle.manifest.bytes_per_token
     layers, rest = layer_weights(decoder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adaptc.runtime.progress import Progress
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ def gate_parts(
     samples: Sequence[Passage],
     expected: Sequence[Predictions],
     threads: int | None,
-    stage: Stage,
+    progress: Progress,
 ) -> list[Part]:
     """Compare what a bundle writes under small budgets.
 
@@ -37,11 +38,11 @@ def gate_parts(
         samples: Texts.
         expected: What the source model says to them, every block run.
         threads: Threads of both.
-        stage: Called with a text that says what is being done.
+        progress: Told of stages and steps.
     """
     name = bundle.manifest.reader
     gates = bundle.manifest.gates[name]
-    rewritten = Rewritten.of(bundle, base, threads, stage)
+    rewritten = Rewritten.of(bundle, base, threads, progress)
     graph, errors = with_stored(rewritten.graph(name), stored)
     read_as = next(iter(rewritten.sources.values())).dtype
     own = [each for each in errors if ".skip." in each.name]
@@ -50,7 +51,7 @@ def gate_parts(
     parts = [judged("gates' weights", _BY, wrong, {"tensors": len(own)})]
     decided = DecidedGraph.of(graph)
     for budget in dict.fromkeys((0.0, gates.budget)) if gates.budget < 1 else (0.0,):
-        stage(f"gates at budget {budget:g}")
+        progress.stage(f"gates at budget {budget:g}")
         parts += _at_budget(bundle, budget, decided, samples, expected, threads)
     return parts
 

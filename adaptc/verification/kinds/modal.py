@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adaptc.runtime.progress import Progress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,14 @@ _FACTORY = "the factory's module, run by torch"
 _REWRITTEN = "the spec's passes over the factory's module, run by torch, with the bundle's weights"
 
 
-def verify_modal(bundle: Bundle, base: Path, threads: int | None, stage: Stage) -> Verification:
+def verify_modal(bundle: Bundle, base: Path, threads: int | None, progress: Progress) -> Verification:
     """Compare a bundle of a factory's model, on the factory's own examples.
 
     Args:
         bundle: An opened bundle whose graphs run once for each input.
         base: The folder that paths in its spec start from.
         threads: Threads of both.
-        stage: Called with a text that says what is being done.
+        progress: Told of stages and steps.
 
     Raises:
         LoadError: the source is not there or has changed, or torch is missing.
@@ -44,11 +45,11 @@ def verify_modal(bundle: Bundle, base: Path, threads: int | None, stage: Stage) 
     """
     import torch
 
-    rewritten = Rewritten.of(bundle, base, threads, stage)
+    rewritten = Rewritten.of(bundle, base, threads, progress)
     [(name, source)] = rewritten.sources.items()
     if not isinstance(source, ModuleSource):
         raise BundleError(f"{bundle.path}: not a decoder, and not made by a factory; there is nothing to compare")
-    stage("factory")
+    progress.stage("factory")
     module, examples = source.build()
     inputs = {key: value.numpy() for key, value in examples.items()}
     with torch.no_grad():
@@ -58,7 +59,7 @@ def verify_modal(bundle: Bundle, base: Path, threads: int | None, stage: Stage) 
     outputs = given if isinstance(given, Mapping) else dict(zip(said, [given], strict=True))
     whole = {key: value.numpy() for key, value in outputs.items()}
     parts = [_arrays_part("capture", _FACTORY, said, whole, judge=True)]
-    stage("subsets")
+    progress.stage("subsets")
     stored, errors = stored_weights(bundle), []
     graphs = {}
     for graph in bundle.manifest.graphs:

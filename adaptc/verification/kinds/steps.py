@@ -31,8 +31,6 @@ from adaptc.verification.part import Part, judged, not_compared
 from adaptc.verification.probes import PROMPTS
 from adaptc.verification.rounded import WeightError, weight_faults
 
-Stage = Callable[[str], None]
-
 LONG, LONGEST = 300, 2048
 """Tokens of the long prompt: usually, and at most where a window of attention asks for more."""
 

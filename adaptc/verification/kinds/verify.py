@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from adaptc.runtime.progress import SILENT, Progress
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def verify_bundle(
     base: Path,
     routes: Sequence[str] = (),
     threads: int | None = None,
-    stage: Stage = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Verification:
     """Compare a bundle with its source.
 
@@ -48,7 +49,7 @@ def verify_bundle(
         base: The folder that paths in its spec start from.
         routes: Of a stitched bundle; all if none is named.
         threads: Threads of both.
-        stage: Called with a text that says what is being done.
+        progress: Told of stages and steps.
 
     Raises:
         LoadError: a source is not there or has changed, or torch is missing.
@@ -57,28 +58,28 @@ def verify_bundle(
         BundleError: it is of a kind that has nothing to compare.
     """
     if is_modal(bundle.manifest):
-        return verify_modal(bundle, base, threads, stage)
+        return verify_modal(bundle, base, threads, progress)
     chosen = routes_of(bundle, routes)
     if chosen:
-        return _verify_routes(bundle, base, chosen, threads, stage)
-    return _verify_model(bundle, base, threads, stage)
+        return _verify_routes(bundle, base, chosen, threads, progress)
+    return _verify_model(bundle, base, threads, progress)
 
 
-def _verify_model(bundle: Bundle, base: Path, threads: int | None, stage: Stage) -> Verification:
+def _verify_model(bundle: Bundle, base: Path, threads: int | None, progress: Progress) -> Verification:
     """A bundle of one decoder."""
     room, source = decoder_spec_of(bundle).max_tokens, source_of(bundle, base)
-    stage("tokenizer and chat template")
+    progress.stage("tokenizer and chat template")
     tokenizer, parts = text_parts(bundle, source, threads)
-    stage("source model")
+    progress.stage("source model")
     loaded = load_source(source, prompts_of(bundle, tokenizer), threads)
     reference = TorchModel(loaded.model, threads)
     config = loaded.model.config
     samples = samples_of(reference, prompts_of(bundle, tokenizer, long_prompt(config, room)))
     expected = [reference.predictions(sample) for sample in samples]
-    stage("bundle")
+    progress.stage("bundle")
     shipped = predictions(bundle, samples, threads, exact=False)
     exact = predictions(bundle, samples, threads, exact=True)
-    stage("source model with the bundle's weights")
+    progress.stage("source model with the bundle's weights")
     stored = stored_weights(bundle)
     errors = put_weights(loaded.model, stored)
     rounded = [reference.predictions(sample) for sample in samples]
@@ -91,23 +92,23 @@ def _verify_model(bundle: Bundle, base: Path, threads: int | None, stage: Stage)
         *window_parts(config, room),
     ]
     if bundle.manifest.gates:
-        parts += gate_parts(bundle, base, stored, samples, expected, threads, stage)
+        parts += gate_parts(bundle, base, stored, samples, expected, threads, progress)
     return Verification(tuple(parts), {"": whole})
 
 
 def _verify_routes(
-    bundle: Bundle, base: Path, routes: Sequence[str], threads: int | None, stage: Stage
+    bundle: Bundle, base: Path, routes: Sequence[str], threads: int | None, progress: Progress
 ) -> Verification:
     """A stitched bundle: what is captured against transformers, each route against the layers it is made of."""
-    rewritten = Rewritten.of(bundle, base, threads, stage)
+    rewritten = Rewritten.of(bundle, base, threads, progress)
     tokenizer, parts = text_parts(bundle, next(iter(rewritten.sources.values())), threads)
     prompts = prompts_of(bundle, tokenizer)
     for name in rewritten.sources:
-        parts += _capture_parts(rewritten, name, prompts, threads, stage)
+        parts += _capture_parts(rewritten, name, prompts, threads, progress)
     stored, parities = stored_weights(bundle), {}
     by = "the spec's layers and stitches, run by torch"
     for route in routes:
-        stage(f"route {route}")
+        progress.stage(f"route {route}")
         reference = GraphModel(rewritten.route(route))
         samples = samples_of(reference, prompts)
         rounded = [with_stored(graph, stored) for graph in reference.graphs]
@@ -127,10 +128,10 @@ def _verify_routes(
 
 
 def _capture_parts(
-    rewritten: Rewritten, name: str, prompts: Sequence[Sequence[int]], threads: int | None, stage: Stage
+    rewritten: Rewritten, name: str, prompts: Sequence[Sequence[int]], threads: int | None, progress: Progress
 ) -> list[Part]:
     """What was captured of a model, before any pass, against the model as transformers runs it."""
-    stage(f"source model {name}")
+    progress.stage(f"source model {name}")
     loaded = load_source(rewritten.sources[name], prompts, threads)
     reference = TorchModel(loaded.model, threads)
     samples = samples_of(reference, prompts)

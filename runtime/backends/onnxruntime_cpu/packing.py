@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -17,11 +17,12 @@ from adaptc.runtime.bundle.reading import read_through
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps
 from adaptc.runtime.errors import BundleError, EngineError
+from adaptc.runtime.progress import SILENT, Progress, counted
 
 _PAGE = 4096  # blocks start on pages, so that each can be mapped
 
 
-def pack(bundle: Bundle, observe: Callable[[str], None] = lambda _: None) -> PackedRecord:
+def pack(bundle: Bundle, progress: Progress = SILENT) -> PackedRecord:
     """Pack the weights of all graphs of a bundle, as this machine does.
 
     Weights that were packed before are replaced; open sessions keep the old ones. During packing the disk holds two
@@ -29,7 +30,7 @@ def pack(bundle: Bundle, observe: Callable[[str], None] = lambda _: None) -> Pac
 
     Args:
         bundle: Compiled for ONNX Runtime.
-        observe: Called with the name of each graph before it is packed.
+        progress: Told of each graph.
 
     Raises:
         BundleError: the bundle is for another engine.
@@ -43,8 +44,8 @@ def pack(bundle: Bundle, observe: Callable[[str], None] = lambda _: None) -> Pac
     places: dict[str, str] = {}
     try:
         with partial_folder(folder / PACKED) as scratch, (scratch / PACKED).open("x+b") as into:
-            for name, graph in bundle.manifest.graphs.items():
-                observe(name)
+            progress.stage("pack weights")
+            for graph in counted(list(bundle.manifest.graphs.values()), progress):
                 file, data = save_packed(bundle.onnx(graph.file), scratch)
                 keys = []
                 for entry in _entries(file.read_bytes()):

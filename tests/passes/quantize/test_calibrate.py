@@ -15,6 +15,7 @@ from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.quantize.blockwise import dequantize, quantize_blocks
 from adaptc.passes.quantize.calibrate import calibration_ids, quantize_linears
 from adaptc.passes.quantize.linears import alone, linear_weights
+from tests.fakes.progress import Told
 from tests.models import tiny
 
 GATE = "model.layers.0.mlp.gate_proj.weight"
@@ -98,11 +99,11 @@ def test_threads_change_nothing() -> None:
 
 def test_graph_is_untouched_and_progress_is_told() -> None:
     graph = tiny.fx("llama")
-    text, weight, told = graph.text(), parameter(graph, GATE).copy(), []
-    quantize_linears(graph, ids(), {GATE: 4, DOWN: 4}, walked=lambda done, all_: told.append((done, all_)))
+    text, weight, told = graph.text(), parameter(graph, GATE).copy(), Told()
+    quantize_linears(graph, ids(), {GATE: 4, DOWN: 4}, progress=told)
     assert graph.text() == text
     np.testing.assert_array_equal(parameter(graph, GATE), weight)
-    assert told == [(1, 2), (2, 2)]
+    assert told.steps_of("") == [(0, 2), (1, 2), (2, 2)]
 
 
 def test_symmetric_weights_have_no_zero_points() -> None:
