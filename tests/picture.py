@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tests.layout import Bend, Layout, Node, place
+from adaptc.report.layout import Bend, Layout, Node, place
 from tests.rooms import House, Room
 
 LEFT, RIGHT = "adaptc", ("adaptc.passes", "adaptc.ir", "adaptc.runtime")
@@ -64,7 +64,7 @@ class Frame:
 def draw(house: House) -> str:
     """The picture as SVG."""
     layouts = {
-        name: place(house.floor(name), width - 2 * MARGIN, STYLES[name].room, BEND, GAP)
+        name: _placed(house, name, width - 2 * MARGIN)
         for name, width in ((LEFT, WIDTHS[0]), *((name, WIDTHS[1]) for name in RIGHT))
     }
     frames, y = {}, MARGIN
@@ -82,6 +82,11 @@ def draw(house: House) -> str:
     for name, frame in frames.items():
         parts += _floor(house, layouts[name], frame, STYLES[name])
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _placed(house: House, name: str, width: float) -> Layout:
+    floor = house.floor(name)
+    return place(sorted(floor), sorted(floor.edges), width, STYLES[name].room, BEND, GAP)
 
 
 def _needed(house: House, layout: Layout) -> float:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from adaptc.errors import RequestError
 from adaptc.machine.description import Machine
+from adaptc.report.files import record_of, renewed
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
-from adaptc.runtime.bundle.folder import Bundle, open_bundle, write_bundle
-from adaptc.runtime.bundle.names import PROFILE
+from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.runtime.loading import load_modal
 from adaptc.runtime.multimodal.inputs import ModalInputs
 from adaptc.runtime.multimodal.profile import ModalProfile, SubsetProfile, wilson
@@ -93,13 +93,9 @@ def profile_bundle(
             progress.stage("gate")
             session.graphs.cache.limit = KEPT
             profile = dataclasses.replace(profile, gate=fit_gate(session, profile, rows, right))
-    add_file(open_bundle(path), PROFILE, profile.to_json().encode())
+    bundle = open_bundle(path)
+    renewed(bundle, record_of(bundle), profile)
     return profile
-
-
-def add_file(bundle: Bundle, name: str, content: bytes) -> Bundle:
-    """Write a bundle anew with one file added or replaced."""
-    return write_bundle(bundle.path, {name: content}, bundle.manifest, bundle)
 
 
 def read_labelled(path: Path, session: ModalSession) -> tuple[ModalInputs, npt.NDArray[np.int64]]:

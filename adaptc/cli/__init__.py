@@ -56,6 +56,7 @@ COMMANDS = {
     "bench": ("measuring.bench", "Measure a bundle's speed, and other engines' beside it."),
     "profile": ("measuring.profile", "Measure every subset of modalities, into the bundle."),
     "strategy": ("measuring.strategy", "Print the ways to do a job that no other way beats."),
+    "report": ("inspecting.report", "Write a bundle's report.html anew, with what was measured since."),
     "gates": ("compiling.gates", "Put other trained gates into a bundle."),
     "plot": ("measuring.plot", "Draw quality against speed, and which blocks a prompt skips."),
     "doctor": ("inspecting.doctor", "Say what this machine has, and what it lacks."),

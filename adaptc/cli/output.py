@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from adaptc.runtime.bundle.gate_verdict import GateVerdict
 
 _STYLES = {"ok": "green", "warn": "yellow", "error": "red", "absent": "dim"}
 
@@ -51,3 +53,39 @@ def print_table(table: Table, width: int = 120) -> None:
     console = Console()
     # Into a file or a pipe rich assumes 80 columns, which cuts names short.
     (console if console.is_terminal else Console(width=width)).print(table)
+
+
+def print_facts(pairs: Iterable[tuple[str, str]]) -> None:
+    """Print pairs of a name and a text: wrapped on a terminal, a plain line each elsewhere."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    pairs = list(pairs)
+    if not console.is_terminal:
+        width = max((len(name) for name, _ in pairs), default=0)
+        for name, value in pairs:
+            click.echo(f"{name:{width}}  {value}")
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in pairs:
+        table.add_row(Text(name, style="dim"), Text(value))
+    console.print(table)
+
+
+def print_gates(graph: str, verdict: GateVerdict) -> None:
+    """Print what became of each gate of a graph, if they were judged one by one."""
+    from rich.table import Table
+
+    from adaptc.report.gates import gates_table
+
+    if not verdict.each:
+        return
+    content = gates_table(verdict)
+    table = Table(title=f"gates of {graph}", title_justify="left")
+    for head in content.heads:
+        table.add_column(head.text, justify="right" if head.number else "left", no_wrap=True)
+    for row in content.rows:
+        table.add_row(*row)
+    print_table(table)

@@ -69,7 +69,7 @@ class Speed:
         began, before = self._marks[0]
         if done >= total or done <= before:
             return ""
-        return f"about {duration((total - done) * (now - began) / (done - before))} left"
+        return f"about {duration(max(1.0, (total - done) * (now - began) / (done - before)))} left"
 
 
 def duration(seconds: float) -> str:

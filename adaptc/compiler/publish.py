@@ -11,11 +11,14 @@ import onnx_ir as ir
 
 from adaptc import __version__
 from adaptc.compiler.publish_partitions import partition_files
-from adaptc.compiler.report import report_html, report_json
 from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
+from adaptc.ir.stored.gates_file import load_gates_metadata
+from adaptc.report.files import report_files
+from adaptc.report.parts import parts_of
+from adaptc.report.record import MachineRecord, Record
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.gate_verdict import GateVerdict
 from adaptc.runtime.bundle.manifest import (
@@ -26,7 +29,7 @@ from adaptc.runtime.bundle.manifest import (
     TargetRecord,
     TensorSpec,
 )
-from adaptc.runtime.bundle.names import IMAGES, REPORT, REPORT_PAGE, SPEC, TOKENIZER, data_file, gates_file, graph_file
+from adaptc.runtime.bundle.names import IMAGES, SPEC, TOKENIZER, data_file, gates_file, graph_file
 from adaptc.runtime.bundle.plan import Switch
 from adaptc.sources.base import Source
 from adaptc.sources.images import image_spec
@@ -71,8 +74,7 @@ class BundleParts:
         with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
             files = self._graph_files(Path(scratch)) | self._gate_files() | self._input_files()
             files[SPEC] = effective(self.spec).encode()
-            files[REPORT] = report_json(manifest).encode()
-            files[REPORT_PAGE] = report_html(self.spec.name or "-".join(self.spec.models), manifest).encode()
+            files |= report_files(manifest, self._record())
             return write_bundle(into, files, manifest)
 
     def manifest(self) -> Manifest:
@@ -91,6 +93,17 @@ class BundleParts:
             bytes_per_token=_bytes_per_token(self.program),
             route_bytes=_route_bytes(self.program),
             gate_verdicts=dict(self.verdicts),
+        )
+
+    def _record(self) -> Record:
+        """What the report says beyond the manifest."""
+        twins = {gates.dense for gates in self.program.gates.values()}
+        trained = {name: load_gates_metadata(path).perplexity for name, path in self.trained.items()}
+        return Record(
+            title=self.spec.name or "-".join(self.spec.models),
+            machine=MachineRecord.here(),
+            parts={name: parts_of(graph) for name, graph in self._graphs.items() if name not in twins},
+            trained={name: points for name, points in trained.items() if name in self.program.gates and points},
         )
 
     @property

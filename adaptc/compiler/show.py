@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import html
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from adaptc.compiler.pipeline import plan_of
-from adaptc.compiler.report import STYLE
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
+from adaptc.ir.graph import Graph
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
-from adaptc.passes.base import Pipeline
+from adaptc.passes.base import Pipeline, Step
 from adaptc.passes.store import PROCESS, Store
-from adaptc.runtime.bundle.folder import open_bundle
+from adaptc.report.block import block_of
+from adaptc.report.block_picture import block_picture
+from adaptc.report.files import record_of
+from adaptc.report.plan import plan_picture
+from adaptc.report.template import render
+from adaptc.runtime.bundle.folder import Bundle, open_bundle
 from adaptc.runtime.progress import Progress
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
@@ -35,12 +40,14 @@ class Snapshot:
         text: The program, one operation a line.
         changed: Whether the pass rewrote anything.
         seconds: How long it took.
+        blocks: A layer of each graph as SVG, by what it shows.
     """
 
     after: str
     text: str
     changed: bool
     seconds: float
+    blocks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def operations(self) -> int:
@@ -68,14 +75,19 @@ def snapshots(spec: Spec, base: Path, until: str | None, progress: Progress, sto
         raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     program = program_from_sources(sources, calibration_text(spec.calibration, base), progress)
-    taken = [Snapshot("capture", str(program), True, 0.0)]
+    taken = [Snapshot("capture", str(program), True, 0.0, block_pictures(program.graphs))]
     last = len(passes) if until is None else names.index(until)
     Pipeline(passes[:last], store).run(
         program,
-        lambda step: taken.append(Snapshot(step.pass_.name, str(step.after), step.changed, step.seconds)),
+        lambda step: taken.append(_snapshot(step)),
         progress=progress,
     )
     return taken
+
+
+def _snapshot(step: Step) -> Snapshot:
+    blocks = block_pictures(step.after.graphs) if step.changed else {}
+    return Snapshot(step.pass_.name, str(step.after), step.changed, step.seconds, blocks)
 
 
 def difference(taken: Sequence[Snapshot]) -> str:
@@ -98,35 +110,73 @@ def bundle_text(path: Path) -> str:
     Raises:
         BundleError: it cannot be opened.
     """
-    manifest = open_bundle(path).manifest
-    graphs = {name: OnnxGraph(ir.load(path / spec.file)) for name, spec in manifest.graphs.items()}
-    return str(Program(graphs, manifest.plan))
+    return str(_program(open_bundle(path)))
+
+
+def _program(bundle: Bundle) -> Program:
+    graphs = {name: OnnxGraph(ir.load(bundle.path / spec.file)) for name, spec in bundle.manifest.graphs.items()}
+    return Program(graphs, bundle.manifest.plan)
 
 
 def page(title: str, taken: Sequence[Snapshot]) -> str:
-    """A page that shows what each pass did: operations gained and lost, and the program after it."""
+    """A page that shows what each pass did: operators gained and lost, a layer as a picture, and the program."""
     sections = []
     for before, after in zip([None, *taken], taken, strict=False):
         gained = _operators(after.text)
         if before is not None:
             gained.subtract(_operators(before.text))
-        rows = "".join(
-            f"<tr><td><code>{html.escape(name)}</code></td><td class=number>{count:+d}</td></tr>"
-            for name, count in sorted(gained.items(), key=lambda item: item[1])
-            if count
-        )
-        sections.append(
-            f"<h2>{html.escape(after.after)} <span class=none>{after.operations} operations, {after.seconds:.2f} s"
-            f"</span></h2><table>{rows}</table>"
-            f"<details><summary>the program</summary><pre>{html.escape(after.text)}</pre></details>"
-        )
-    style = STYLE + "pre { font-size: 12px; overflow-x: auto; background: #f6f8fb; padding: 1rem }"
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{style}</style>"
-        f"<h1>{html.escape(title)}</h1><p class=lead>What each pass gained and lost, by operator.</p>"
-        + "".join(sections)
-        + "</html>\n"
-    )
+        counts = sorted(((name, count) for name, count in gained.items() if count), key=lambda item: item[1])
+        about = f"{after.operations} operations, {after.seconds:.2f} s" if after.changed else "nothing to do"
+        blocks = after.blocks if after.changed else {}
+        sections.append(_section(after.after, about, counts, blocks, after.text, is_open=after is taken[-1]))
+    lead = "What each pass gained and lost, by operator, and what it made of a layer."
+    return render("show.html", {"title": title, "what": "passes", "lead": lead, "plan": "", "sections": sections})
+
+
+def bundle_page(path: Path) -> str:
+    """A page that shows a bundle's plan, a layer of each of its graphs, and the graphs' text.
+
+    Raises:
+        BundleError: it cannot be opened.
+    """
+    from markupsafe import Markup
+
+    bundle = open_bundle(path)
+    program = _program(bundle)
+    sections = []
+    for name, graph in program.graphs.items():
+        blocks, text = block_pictures({name: graph}), graph.text()
+        sections.append(_section(name, f"{bundle.manifest.graphs[name].nodes} nodes", [], blocks, text, is_open=True))
+    title = record_of(bundle).title or "-".join(bundle.manifest.models)
+    lead = f"Compiled for {bundle.manifest.target.backend} in {bundle.manifest.target.weights}."
+    plan = Markup(plan_picture(bundle.manifest, {}))
+    return render("show.html", {"title": title, "what": "graphs", "lead": lead, "plan": plan, "sections": sections})
+
+
+def block_pictures(graphs: Mapping[str, Graph]) -> dict[str, str]:
+    """A layer of each graph that has layers, as SVG, by what it shows."""
+    pictures = {}
+    for name, graph in graphs.items():
+        if (found := block_of(graph)) is not None:
+            layer, operators = found
+            pictures[f"{layer} of {name}"] = block_picture(f"{layer} of {name}", operators)
+    return pictures
+
+
+def _section(
+    title: str,
+    about: str,
+    gained: Sequence[tuple[str, int]],
+    blocks: Mapping[str, str],
+    text: str,
+    *,
+    is_open: bool,
+) -> dict[str, Any]:
+    """What the page says after a pass, or of a graph."""
+    from markupsafe import Markup
+
+    pictures = [{"title": name, "picture": Markup(picture)} for name, picture in blocks.items()]
+    return {"title": title, "about": about, "gained": gained, "blocks": pictures, "text": text, "open": is_open}
 
 
 def _operators(text: str) -> Counter[str]:

@@ -12,17 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from adaptc.compiler.report import report_html, report_json
 from adaptc.compiler.weights_file import GATES, is_trained
 from adaptc.errors import BundleError
 from adaptc.ir.blocks import Bits
 from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, load_gates_metadata
 from adaptc.passes.quantize.blockwise import quantize_blocks
+from adaptc.report.files import record_of, report_files
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GatesFile
-from adaptc.runtime.bundle.names import REPORT, REPORT_PAGE, SPEC, data_file, gates_file
+from adaptc.runtime.bundle.names import data_file, gates_file
 from adaptc.runtime.model.budget import DENSE
-from adaptc.spec.reading import read_spec
 
 if TYPE_CHECKING:
     import torch
@@ -78,11 +77,10 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
         gates=bundle.manifest.gates | {name: gates},
         replaced_gates={name: GatesFile(path.name, digest)},
     )
-    spec = read_spec(bundle.file(SPEC))
+    # What was measured of the gates that are gone says nothing of these.
+    record = replace(record_of(bundle), trained={name: metadata.perplexity}, skip_maps={}, added={})
     files: dict[str, Path | bytes] = {data_file(GATES): bytes(data), gates_file(name): path.read_bytes()}
-    files[REPORT] = report_json(manifest).encode()
-    files[REPORT_PAGE] = report_html(spec.name or "-".join(spec.models), manifest).encode()
-    return write_bundle(bundle.path, files, manifest, bundle)
+    return write_bundle(bundle.path, files | report_files(manifest, record), manifest, bundle)
 
 
 def _check(path: Path, metadata: GatesMetadata, old: GatesMetadata, bundle: Bundle) -> None:

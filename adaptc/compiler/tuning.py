@@ -75,7 +75,7 @@ def paying(
         decoder = decoder_spec(graph, program.backbone(name))
         if decoder is None or not skips(graph.model.graph):
             continue
-        times = payoff(graph, decoder, gates.batch, progress=progress)
+        times = payoff(graph, decoder, gates.batch, None, progress)
         verdict = GateVerdict(times, *times.verdict(gates))
         if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
             graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text, progress)

@@ -12,11 +12,11 @@ from typing import IO
 
 import onnx_ir as ir
 
-from adaptc.ir.onnx_graph import OnnxGraph, fixed
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import define
 from adaptc.ir.weight_names import owner_of
 from adaptc.passes.skip_ffn.branch import conditionals
-from adaptc.runtime.bundle.names import is_rope_table
+from adaptc.report.parts import weights_read
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in the graph: a page for each would waste more than it shares."""
@@ -102,19 +102,7 @@ def read_bytes_per_token(graph: OnnxGraph) -> int:
 
     Where a block may be skipped, the step is one that runs it.
     """
-    total = 0
-    instead = {id(node.attributes["else_branch"].as_graph()) for node in conditionals(graph)}
-    for value in graph.model.graph.initializers.values():
-        if value.const_value is None:
-            continue
-        size = value.const_value.nbytes
-        users = {use.node.op_type for use in value.uses() if id(use.node.graph) not in instead}
-        rows = (fixed(value) or (1,))[0]
-        if users & {"Gather", "GatherBlockQuantized"} or is_rope_table(value.name):
-            total += size // rows
-        if users - {"Gather", "GatherBlockQuantized"} and not is_rope_table(value.name):
-            total += size
-    return total
+    return sum(size for _, _, size in weights_read(graph))
 
 
 def skippable_bytes(graph: OnnxGraph) -> list[int]:

@@ -11,6 +11,7 @@ from adaptc.cli.options import CACHE, SETTINGS, SPEC, open_cache
 from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
+    from adaptc.compiler.driver import Compiled
     from adaptc.spec.schema import Spec
 
 
@@ -36,7 +37,7 @@ def command(
 
     from adaptc.compiler.cache import Cache
     from adaptc.compiler.driver import compile_spec
-    from adaptc.compiler.report import report_json
+    from adaptc.runtime.bundle.names import REPORT
     from adaptc.spec.reading import read_spec
 
     spec = read_spec(spec_file, settings)
@@ -54,11 +55,10 @@ def command(
     finally:
         for line in warnings:
             click.echo(f"warning: {line}", err=True)
-    manifest = compiled.bundle.manifest
     if as_json:
-        click.echo(report_json(manifest), nl=False)
+        click.echo((compiled.bundle.path / REPORT).read_text(encoding="utf-8"), nl=False)
     else:
-        _print_report(compiled.bundle.path, manifest, compiled.cached)
+        _print_report(compiled)
 
 
 def _print_plan(spec: Spec, base: Path, output: Path) -> None:
@@ -74,20 +74,13 @@ def _print_plan(spec: Spec, base: Path, output: Path) -> None:
     click.echo(f"write   {output}")
 
 
-def _print_report(path: Path, manifest: object, cached: bool) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _print_report(compiled: Compiled) -> None:
+    from adaptc.cli.output import print_facts, print_gates
+    from adaptc.report.facts import facts
 
-    from adaptc.compiler.report import facts
-    from adaptc.runtime.bundle.manifest import Manifest
-
-    assert isinstance(manifest, Manifest)
-    table = Table.grid(padding=(0, 2))
-    verbose = click.get_current_context().find_root().params.get("verbose", 0)
-    for name, value in facts(manifest, every_gate=verbose > 0):
-        table.add_row(f"[dim]{name}[/]", value)
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{'copied from the cache to' if cached else 'wrote'} [bold]{path}[/]; report in {path / 'report.html'}"
-    )
+    path, manifest = compiled.bundle.path, compiled.bundle.manifest
+    verbose = click.get_current_context().find_root().params.get("verbose", 0) > 0
+    print_facts(facts(manifest, details=verbose))
+    for name, verdict in manifest.gate_verdicts.items() if verbose else ():
+        print_gates(name, verdict)
+    click.echo(f"{'copied from the cache to' if compiled.cached else 'wrote'} {path}; {path / 'report.html'} has more")

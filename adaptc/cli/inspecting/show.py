@@ -18,7 +18,7 @@ from adaptc.cli.progress import shown_progress
     "--html",
     "html_file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write an HTML page of all passes instead.",
+    help="Write an HTML page instead, with a layer drawn: after each pass of a SPEC, or of each graph of a BUNDLE.",
 )
 @SETTINGS
 @CACHE
@@ -35,15 +35,22 @@ def command(
     from adaptc.spec.reading import read_spec
 
     if subject.is_dir():
-        if after or diff or html_file or settings:
-            raise click.UsageError("a bundle holds the finished program; --after, --diff, --html and --set take a SPEC")
-        click.echo(show.bundle_text(subject), nl=False)
+        if after or diff or settings:
+            raise click.UsageError("a bundle holds the finished program; --after, --diff and --set take a SPEC")
+        if html_file is None:
+            click.echo(show.bundle_text(subject), nl=False)
+        else:
+            _write(html_file, show.bundle_page(subject))
         return
     spec = read_spec(subject, settings)
     with shown_progress() as progress:
         taken = show.snapshots(spec, subject.parent, after, progress, open_cache(cache_dir))
     if html_file is not None:
-        html_file.write_text(show.page(spec.name or subject.stem, taken), encoding="utf-8")
-        click.echo(f"wrote {html_file}", err=True)
+        _write(html_file, show.page(spec.name or subject.stem, taken))
     else:
         click.echo(show.difference(taken) if diff else taken[-1].text, nl=diff)
+
+
+def _write(file: Path, page: str) -> None:
+    file.write_text(page, encoding="utf-8")
+    click.echo(f"wrote {file}", err=True)

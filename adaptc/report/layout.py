@@ -1,12 +1,14 @@
-"""Places for the rooms of a floor: rows from importers to imported, arrows that pass a row going between its rooms."""
+"""Places for boxes joined by arrows, in rows from top to bottom; arrows that pass a row go between its boxes.
+
+The method is that of Sugiyama, Tagawa and Toda (1981): rows by the longest path, order by the mean of neighbours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from itertools import pairwise
-
-import networkx as nx
 
 SWEEPS = 24
 """How often rows are put in order, and moved, by what they are joined to."""
@@ -26,35 +28,45 @@ Node = str | Bend
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A floor, placed.
+    """Boxes, placed.
 
     Attributes:
         rows: From top to bottom, each from left to right.
-        middles: The x of each node's middle, within the floor's width.
+        middles: The x of each node's middle, within the width.
         arrows: For each, the nodes that it goes through.
+        width: Of all, in pixels.
     """
 
     rows: tuple[tuple[Node, ...], ...]
     middles: dict[Node, float]
     arrows: tuple[tuple[Node, ...], ...]
+    width: float
 
 
-def place(graph: nx.DiGraph[str], width: float, room: float, bend: float, gap: float) -> Layout:
-    """Place the rooms of a floor.
+def place(
+    names: Iterable[str],
+    edges: Collection[tuple[str, str]],
+    width: float | None,
+    box: float | Mapping[str, float],
+    bend: float,
+    gap: float,
+) -> Layout:
+    """Place boxes and arrows.
 
     Args:
-        graph: Rooms and arrows, without a circle.
-        width: Of the floor, in pixels, as are all lengths.
-        room: Width of a room.
+        names: Of the boxes, each once.
+        edges: Arrows, each from a box to another, without a circle.
+        width: Of all, in pixels, as are all lengths; None for as much as the widest row needs.
+        box: Width of a box; of every box the same, or by name.
         bend: Width that an arrow needs where it passes a row.
         gap: Between two nodes of a row.
     """
-    level = _levels(graph)
+    level = _levels(names := tuple(names), edges)
     rows: list[list[Node]] = [[] for _ in range(1 + max(level.values(), default=0))]
-    for name in sorted(graph):
+    for name in names:
         rows[level[name]].append(name)
     arrows: list[tuple[Node, ...]] = []
-    for start, end in sorted(graph.edges):
+    for start, end in edges:
         bends = [Bend(start, end, row) for row in range(level[start] + 1, level[end])]
         for each in bends:
             rows[each.row].append(each)
@@ -64,22 +76,31 @@ def place(graph: nx.DiGraph[str], width: float, room: float, bend: float, gap: f
         for above, below in pairwise(arrow):
             neighbours[above].append(below)
             neighbours[below].append(above)
+    sizes = {node: bend if isinstance(node, Bend) else _size(box, node) for row in rows for node in row}
+    if width is None:
+        width = max((sum(sizes[node] for node in row) + gap * (len(row) - 1) for row in rows), default=0.0)
     middles = _spread(rows, width)
-    sizes = {node: bend if isinstance(node, Bend) else room for row in rows for node in row}
     for sweep in range(SWEEPS):
         for row in rows if sweep % 2 == 0 else reversed(rows):
             wanted = {node: _mean([middles[each] for each in neighbours[node]], middles[node]) for node in row}
             if sweep < SWEEPS // 2:
                 row.sort(key=lambda node: (wanted[node], str(node)))
             middles |= _apart([(node, wanted[node], sizes[node]) for node in row], width, gap)
-    return Layout(tuple(map(tuple, rows)), middles, tuple(arrows))
+    return Layout(tuple(map(tuple, rows)), middles, tuple(arrows), width)
 
 
-def _levels(graph: nx.DiGraph[str]) -> dict[str, int]:
-    """The row of each room: one below the lowest of those that import it."""
+def _size(box: float | Mapping[str, float], name: str) -> float:
+    return box[name] if isinstance(box, Mapping) else box
+
+
+def _levels(names: Iterable[str], edges: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """The row of each box: one below the lowest of those that point at it."""
+    before: dict[str, list[str]] = {name: [] for name in names}
+    for start, end in edges:
+        before[end].append(start)
     level: dict[str, int] = {}
-    for name in nx.topological_sort(graph):
-        level[name] = max((level[each] + 1 for each in graph.predecessors(name)), default=0)
+    for name in TopologicalSorter(before).static_order():
+        level[name] = max((level[each] + 1 for each in before[name]), default=0)
     return level
 
 

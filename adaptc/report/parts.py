@@ -1,0 +1,106 @@
+"""What a decode step reads in each part of a graph: its layers, and what stands before and after them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from adaptc.ir.marks import LAYER, in_head, path_of
+from adaptc.ir.onnx_graph import fixed
+from adaptc.report.record import PartRecord, Record
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from adaptc.ir.onnx_graph import OnnxGraph
+    from adaptc.runtime.bundle.folder import Bundle
+
+KINDS = ("attention", "feed-forward", "gate", "other")
+"""What a layer is made of, in the order in which it runs."""
+
+BEFORE, AFTER = "before layers", "after layers"
+
+_KINDS = {"self_attn": "attention", "attn": "attention", "attention": "attention", "skip": "gate"} | dict.fromkeys(
+    ("mlp", "feed_forward", "block_sparse_moe"), "feed-forward"
+)
+_LOOKUPS = ("Gather", "GatherBlockQuantized")
+_LAYER = re.compile(rf"{LAYER.pattern}\.?(?P<rest>[^/]*)")
+
+
+def parts_of(graph: OnnxGraph) -> tuple[PartRecord, ...]:
+    """Weight bytes that a step of one row reads, part by part, when every block runs.
+
+    The bytes of a graph's parts are together its bytes a token: a weight that several parts read counts in the first.
+    """
+    found: dict[str, dict[str, int]] = {BEFORE: {}}
+    for name, reader, size in weights_read(graph):
+        part, kind = place_of(path_of(reader), name, head=in_head(reader))
+        into = found.setdefault(part, {})
+        into[kind] = into.get(kind, 0) + size
+    stems = {part.rpartition(" ")[0] for part in found if part not in (BEFORE, AFTER)}
+    layers = [part for part in found if part not in (BEFORE, AFTER)]
+    layers.sort(key=lambda part: (part.rpartition(" ")[0], int(part.rpartition(" ")[2])))
+    order = [*([BEFORE] if found[BEFORE] else []), *layers, *([AFTER] if AFTER in found else [])]
+    return tuple(
+        PartRecord(part.rpartition(" ")[2] if part in layers and len(stems) == 1 else part, _ordered(found[part]))
+        for part in order
+    )
+
+
+def with_parts(bundle: Bundle, record: Record) -> Record:
+    """A record that says what each layer reads, of a bundle of an earlier version too where onnx-ir is installed."""
+    if record.parts or importlib.util.find_spec("onnx_ir") is None:
+        return record
+    import onnx_ir as ir
+
+    from adaptc.ir.onnx_graph import OnnxGraph
+
+    twins = {gates.dense for gates in bundle.manifest.gates.values()}
+    files = {name: graph.file for name, graph in bundle.manifest.graphs.items() if name not in twins}
+    parts = {name: parts_of(OnnxGraph(ir.load(bundle.path / file))) for name, file in files.items()}
+    return replace(record, parts=parts)
+
+
+def place_of(path: str, name: str = "", *, head: bool = False) -> tuple[str, str]:
+    """The part of a graph and the kind of what stands at a module path; `name`, of a weight, where the path says less.
+
+    Returns:
+        A layer as "STEM INDEX", `BEFORE` or `AFTER`; and one of `KINDS`.
+    """
+    match = _LAYER.match(path) or _LAYER.match(name)
+    if match is None:
+        return (AFTER if head else BEFORE), "other"
+    return f"{match['stem']} {match['index']}", _KINDS.get(match["rest"].partition(".")[0], "other")
+
+
+def weights_read(graph: OnnxGraph) -> Iterator[tuple[str, ir.Node, int]]:
+    """Every constant that a decode step of one row reads, but one row of a table that is looked up.
+
+    Where a block may be skipped, the step is one that runs it.
+
+    Yields:
+        The constant's name, the first node that reads it, and the bytes; a table that is looked up and read whole, as
+        an embedding that is the head too, comes twice.
+    """
+    from adaptc.passes.skip_ffn.branch import conditionals
+    from adaptc.runtime.bundle.names import is_rope_table
+
+    instead = {id(node.attributes["else_branch"].as_graph()) for node in conditionals(graph)}
+    for value in graph.model.graph.initializers.values():
+        name, tensor = value.name or "", value.const_value
+        readers = [use.node for use in value.uses() if id(use.node.graph) not in instead]
+        if tensor is None or not readers:
+            continue
+        lookups = [node for node in readers if node.op_type in _LOOKUPS or is_rope_table(name)]
+        whole = [node for node in readers if node not in lookups]
+        if lookups:
+            yield name, lookups[0], tensor.nbytes // (fixed(value) or (1,))[0]
+        if whole:
+            yield name, whole[0], tensor.nbytes
+
+
+def _ordered(sizes: dict[str, int]) -> dict[str, int]:
+    return {kind: sizes[kind] for kind in KINDS if sizes.get(kind)}

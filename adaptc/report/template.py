@@ -1,0 +1,31 @@
+"""The pages' templates, which quote what they are given, and their style."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+def render(name: str, context: Mapping[str, Any]) -> str:
+    """A page that needs nothing but itself.
+
+    Args:
+        name: The template's file beside this one.
+        context: What it is filled with; text is quoted.
+    """
+    from markupsafe import Markup
+
+    style = Markup((FOLDER / "style.css").read_text(encoding="utf-8"))
+    return str(_template(name).render(dict(context) | {"style": style}))
+
+
+@cache
+def _template(name: str) -> Any:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string((FOLDER / name).read_text(encoding="utf-8"))
