@@ -19,9 +19,9 @@ from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.loading import tokenizer_of
 from adaptc.runtime.model.budget import DENSE, threshold_of
 from adaptc.runtime.progress import Progress, counted
-from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.sources.calibration_text import OWN
 
 CONTEXT, STEPS, WARM = 64, 64, 4
@@ -53,9 +53,10 @@ def measured(bundle: Bundle, record: Record, threads: int | None, progress: Prog
     for name in names:
         progress.stage(f"time of layers of {name}")
         times[name] = layer_times(bundle, name, threads, progress)
-        if name in manifest.gates and name == manifest.reader and (bundle.path / "tokenizer").exists():
+        if name in manifest.gates and name == manifest.reader and (tokenizer := tokenizer_of(bundle)) is not None:
             progress.stage(f"skips of {name}")
-            maps[name] = skip_map(bundle, name, threads, progress)
+            ids = np.array(tokenizer.encode(OWN.read_text("utf-8")), np.int64)
+            maps[name] = skip_map(bundle, name, ids, threads, progress)
     return replace(record, layer_times=times, skip_maps=maps)
 
 
@@ -65,7 +66,7 @@ def layer_times(bundle: Bundle, name: str, threads: int | None, progress: Progre
     spec = graph.decoder
     assert spec is not None
     with tempfile.TemporaryDirectory(prefix="adaptc-layers-") as folder:
-        engine = OrtEngine(bundle.path / graph.file, threads, profile=Path(folder) / "steps")
+        engine = OrtEngine(bundle.file(graph.file), threads, profile=Path(folder) / "steps")
         decoder = HostDecoder(engine, spec, 1, CONTEXT, bundle.manifest.gates.get(name))
         count = min(STEPS + WARM, spec.max_tokens - 2)
         context = max(1, min(CONTEXT, spec.max_tokens - count - 1))
@@ -114,14 +115,13 @@ def _parts(events: list[Mapping[str, Any]], steps: int) -> tuple[tuple[str, dict
     )
 
 
-def skip_map(bundle: Bundle, name: str, threads: int | None, progress: Progress) -> SkipMap:
-    """Which blocks tokens of adaptc's calibration text skip under each budget."""
+def skip_map(bundle: Bundle, name: str, ids: npt.NDArray[np.int64], threads: int | None, progress: Progress) -> SkipMap:
+    """Which blocks tokens of adaptc's calibration text, int64 [tokens], skip under each budget."""
     graph, gates = bundle.manifest.graphs[name], bundle.manifest.gates[name]
     spec = graph.decoder
     assert spec is not None
-    ids: npt.NDArray[np.int64] = np.array(Tokenizer(bundle.path / "tokenizer").encode(OWN.read_text("utf-8")), np.int64)
     ids = ids[: min(TOKENS + gates.warmup, spec.max_tokens)]
-    decoder = HostDecoder(OrtEngine(bundle.path / graph.file, threads), spec, 1, CONTEXT, gates)
+    decoder = HostDecoder(OrtEngine(bundle.file(graph.file), threads), spec, 1, CONTEXT, gates)
     columns = []
     try:
         for budget in counted(BUDGETS, progress):

@@ -114,7 +114,7 @@ def bundle_text(path: Path) -> str:
 
 
 def _program(bundle: Bundle) -> Program:
-    graphs = {name: OnnxGraph(ir.load(bundle.path / spec.file)) for name, spec in bundle.manifest.graphs.items()}
+    graphs = {name: OnnxGraph(ir.load(bundle.file(spec.file))) for name, spec in bundle.manifest.graphs.items()}
     return Program(graphs, bundle.manifest.plan)
 
 

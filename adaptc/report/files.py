@@ -26,13 +26,13 @@ def record_of(bundle: Bundle) -> Record:
     Raises:
         BundleError: `report.json` is damaged.
     """
-    path = bundle.path / REPORT
-    if REPORT not in bundle.manifest.files:
+    if not bundle.has(REPORT):
         return Record()
+    content = bundle.read(REPORT)
     try:
-        return read_record(path.read_bytes())
+        return read_record(content)
     except BundleError as error:
-        raise BundleError(f"{path}: {error}; compile again") from error
+        raise BundleError(f"{bundle.path / REPORT}: {error}; compile again") from error
 
 
 def renewed(bundle: Bundle, record: Record, profile: ModalProfile | None = None) -> Bundle:
@@ -43,12 +43,10 @@ def renewed(bundle: Bundle, record: Record, profile: ModalProfile | None = None)
         record: What its report shall say.
         profile: A profile that is written with it; None leaves the one that is there.
     """
-    files: dict[str, Path | bytes] = {name: bundle.path / name for name in bundle.manifest.files}
+    files = report_files(bundle.manifest, record, profile or read_profile(bundle))
     if profile is not None:
         files[PROFILE] = profile.to_json().encode()
-    shown = profile or read_profile(bundle.path)
-    files |= report_files(bundle.manifest, record, shown)
-    return write_bundle(bundle.path, files, bundle.manifest)
+    return write_bundle(bundle.path, files, bundle.manifest, bundle)
 
 
 def with_added(record: Record, name: str, content: object) -> Record:

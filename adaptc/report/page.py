@@ -156,8 +156,8 @@ def _times(record: Record) -> Iterator[Chart]:
             of="layer",
             unit="a step",
             order=KINDS,
-            note=f"{seconds(whole)} in kernels, mean of {times.steps} steps of one sequence, {times.context} in the "
-            f"cache, every block run; {machine.cpu}, {machine.threads} threads, {machine.date}.",
+            note=f"{seconds(whole)} in kernels, mean of {times.steps} steps of one sequence, {times.context} tokens "
+            f"in the cache, every block run; {machine.cpu}, {machine.threads} threads, {machine.date}.",
         )
 
 

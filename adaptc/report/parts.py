@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from adaptc.ir.marks import LAYER, in_head, path_of
+from adaptc.ir.marks import LAYER, path_of
 from adaptc.ir.onnx_graph import fixed
 from adaptc.report.record import PartRecord, Record
 
@@ -36,18 +36,22 @@ def parts_of(graph: OnnxGraph) -> tuple[PartRecord, ...]:
     The bytes of a graph's parts are together its bytes a token: a weight that several parts read counts in the first.
     """
     found: dict[str, dict[str, int]] = {BEFORE: {}}
+    main = list(graph.model.graph)
+    layers = list(dict.fromkeys(part for part, _ in map(_place, main) if part != BEFORE))
+    first = next((index for index, node in enumerate(main) if _place(node)[0] != BEFORE), len(main))
+    late = set(main[first:])
     for name, reader, size in weights_read(graph):
-        part, kind = place_of(path_of(reader), name, head=in_head(reader))
+        part, kind = place_of(path_of(reader), name, head=reader in late)
         into = found.setdefault(part, {})
         into[kind] = into.get(kind, 0) + size
-    stems = {part.rpartition(" ")[0] for part in found if part not in (BEFORE, AFTER)}
-    layers = [part for part in found if part not in (BEFORE, AFTER)]
-    layers.sort(key=lambda part: (part.rpartition(" ")[0], int(part.rpartition(" ")[2])))
-    order = [*([BEFORE] if found[BEFORE] else []), *layers, *([AFTER] if AFTER in found else [])]
-    return tuple(
-        PartRecord(part.rpartition(" ")[2] if part in layers and len(stems) == 1 else part, _ordered(found[part]))
-        for part in order
-    )
+    order = [part for part in (BEFORE, *layers, AFTER) if found.get(part)]
+    several = len({part.rpartition(" ")[0] for part in layers}) > 1
+    named = {part: part if several or part in (BEFORE, AFTER) else part.rpartition(" ")[2] for part in order}
+    return tuple(PartRecord(named[part], _ordered(found[part])) for part in order)
+
+
+def _place(node: ir.Node) -> tuple[str, str]:
+    return place_of(path_of(node))
 
 
 def with_parts(bundle: Bundle, record: Record) -> Record:
@@ -60,7 +64,7 @@ def with_parts(bundle: Bundle, record: Record) -> Record:
 
     twins = {gates.dense for gates in bundle.manifest.gates.values()}
     files = {name: graph.file for name, graph in bundle.manifest.graphs.items() if name not in twins}
-    parts = {name: parts_of(OnnxGraph(ir.load(bundle.path / file))) for name, file in files.items()}
+    parts = {name: parts_of(OnnxGraph(ir.load(bundle.file(file)))) for name, file in files.items()}
     return replace(record, parts=parts)
 
 
@@ -68,7 +72,7 @@ def place_of(path: str, name: str = "", *, head: bool = False) -> tuple[str, str
     """The part of a graph and the kind of what stands at a module path; `name`, of a weight, where the path says less.
 
     Returns:
-        A layer as "STEM INDEX", `BEFORE` or `AFTER`; and one of `KINDS`.
+        A layer as "STEM INDEX"; of what is in no layer `AFTER` if `head`, else `BEFORE`; and one of `KINDS`.
     """
     match = _LAYER.match(path) or _LAYER.match(name)
     if match is None:

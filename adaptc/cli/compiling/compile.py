@@ -56,7 +56,7 @@ def command(
         for line in warnings:
             click.echo(f"warning: {line}", err=True)
     if as_json:
-        click.echo((compiled.bundle.path / REPORT).read_text(encoding="utf-8"), nl=False)
+        click.echo(compiled.bundle.read(REPORT).decode(), nl=False)
     else:
         _print_report(compiled)
 

@@ -52,7 +52,7 @@ def command(
         with shown_progress() as progress:
             record = measured(opened, record, threads, progress)
     if output is not None:
-        page = report_html(opened.manifest, record, read_profile(bundle))
+        page = report_html(opened.manifest, record, read_profile(opened))
         output.write_text(page, encoding="utf-8")
         click.echo(f"wrote {output}", err=True)
     else:
