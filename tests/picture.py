@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from adaptc.report.layout import Bend, Layout, Node, place
+from adaptc.report.drawing.layout import Bend, Layout, Node, place
 from tests.rooms import House, Room
 
 LEFT, RIGHT = "adaptc", ("adaptc.passes", "adaptc.ir", "adaptc.runtime")

@@ -79,7 +79,7 @@ def test_the_command_line_imports_nothing_heavy_at_once(file: Path) -> None:
         if found.at_once and not found.checked_only:
             assert not outside(found) or found.name.partition(".")[0] == "click", told(file, found)
             if found.name.startswith("adaptc."):
-                light = ("adaptc.cli", "adaptc.runtime.errors", "adaptc.__version__")
+                light = ("adaptc.cli", "adaptc.runtime.errors", "adaptc.runtime.progress", "adaptc.__version__")
                 assert found.name.startswith(light), told(file, found)
 
 

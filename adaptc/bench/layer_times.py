@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import RequestError
-from adaptc.report.parts import AFTER, BEFORE, KINDS, place_of
+from adaptc.report.places import AFTER, BEFORE, KINDS, place_of
 from adaptc.report.record import LayerTimes, MachineRecord, Record, SkipColumn, SkipMap
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
@@ -66,7 +66,7 @@ def layer_times(bundle: Bundle, name: str, threads: int | None, progress: Progre
     spec = graph.decoder
     assert spec is not None
     with tempfile.TemporaryDirectory(prefix="adaptc-layers-") as folder:
-        engine = OrtEngine(bundle.file(graph.file), threads, profile=Path(folder) / "steps")
+        engine = OrtEngine(bundle.onnx(graph.file), threads, profile=Path(folder) / "steps")
         decoder = HostDecoder(engine, spec, 1, CONTEXT, bundle.manifest.gates.get(name))
         count = min(STEPS + WARM, spec.max_tokens - 2)
         context = max(1, min(CONTEXT, spec.max_tokens - count - 1))
@@ -121,7 +121,7 @@ def skip_map(bundle: Bundle, name: str, ids: npt.NDArray[np.int64], threads: int
     spec = graph.decoder
     assert spec is not None
     ids = ids[: min(TOKENS + gates.warmup, spec.max_tokens)]
-    decoder = HostDecoder(OrtEngine(bundle.file(graph.file), threads), spec, 1, CONTEXT, gates)
+    decoder = HostDecoder(OrtEngine(bundle.onnx(graph.file), threads), spec, 1, CONTEXT, gates)
     columns = []
     try:
         for budget in counted(BUDGETS, progress):

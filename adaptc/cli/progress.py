@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -147,13 +147,20 @@ def _logged() -> Iterator[Progress]:
 def _live(console: Console) -> Iterator[Progress]:
     """A line at the bottom of a terminal; finished stages stay above it with the seconds they took."""
     from rich.markup import escape
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Live
+    from rich.text import Text
+
+    class StepBar(BarColumn):
+        """A bar once the number of steps is known: one that says nothing looks as if all were done."""
+
+        def render(self, task: Task) -> Any:
+            return Text("") if task.total is None else super().render(task)
 
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(20),
+        StepBar(20),
         TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
         TextColumn("[dim]{task.fields[more]}[/]"),

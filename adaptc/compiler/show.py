@@ -20,7 +20,7 @@ from adaptc.ir.program import Program
 from adaptc.passes.base import Pipeline, Step
 from adaptc.passes.store import PROCESS, Store
 from adaptc.report.block import block_of
-from adaptc.report.block_picture import block_picture
+from adaptc.report.drawing.layers import block_picture
 from adaptc.report.files import record_of
 from adaptc.report.plan import plan_picture
 from adaptc.report.template import render
@@ -114,7 +114,7 @@ def bundle_text(path: Path) -> str:
 
 
 def _program(bundle: Bundle) -> Program:
-    graphs = {name: OnnxGraph(ir.load(bundle.file(spec.file))) for name, spec in bundle.manifest.graphs.items()}
+    graphs = {name: OnnxGraph(ir.load(bundle.onnx(spec.file))) for name, spec in bundle.manifest.graphs.items()}
     return Program(graphs, bundle.manifest.plan)
 
 

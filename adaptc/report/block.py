@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import LAYER, path_of
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
-from adaptc.report.parts import place_of
+from adaptc.report.drawing.layers import DECIDES, ENDS, Operator
+from adaptc.report.places import place_of
 from adaptc.runtime.bundle.names import cache_tensor, is_rope_table
 
 if TYPE_CHECKING:
@@ -18,35 +19,12 @@ if TYPE_CHECKING:
 
     from adaptc.ir.graph import Graph
 
-ENDS, DECIDES = "ends", "decides"
-
 _TITLES = {
     "SimplifiedLayerNormalization": "RMSNorm",
     "RMSNormalization": "RMSNorm",
     "SkipSimplifiedLayerNormalization": "Add + RMSNorm",
 }
 """Operators whose names are longer than they need be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """A box.
-
-    Attributes:
-        name: Its own, in the picture.
-        title: What it computes.
-        lines: Its module, its result, its weights.
-        reads: Names of the boxes whose results it reads.
-        style: `ENDS` for what comes from outside and goes there, `DECIDES` for a gate, else its kind as in `parts`.
-        path: Module path.
-    """
-
-    name: str
-    title: str
-    lines: tuple[str, ...]
-    reads: tuple[str, ...]
-    style: str
-    path: str = ""
 
 
 def block_of(graph: Graph) -> tuple[str, tuple[Operator, ...]] | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from adaptc.report.drawing.units import megabytes, percent
 from adaptc.report.gates import outcomes
 from adaptc.report.page import kv_bytes
-from adaptc.report.units import megabytes, percent
 from adaptc.runtime.bundle.manifest import Manifest
 
 

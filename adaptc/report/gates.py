@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptc.report.charts import Axis, curves
-from adaptc.report.figures import Bar, Chart, Part, Table, table
+from adaptc.report.drawing.charts import Axis, curves
+from adaptc.report.drawing.figures import Bar, Chart, Part, Table, table
+from adaptc.report.drawing.units import percent, seconds
 from adaptc.report.record import Record, SkipMap
-from adaptc.report.units import percent, seconds
 from adaptc.runtime.bundle.gate_verdict import GateDecision, GateVerdict
 from adaptc.runtime.bundle.manifest import Manifest
 

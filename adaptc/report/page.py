@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from adaptc.report.figures import Chart, Table, chart, table
+from adaptc.report.drawing.figures import Chart, Table, chart, table
+from adaptc.report.drawing.units import megabytes, percent, seconds, three
 from adaptc.report.gates import gates_views, map_views, quality_views
-from adaptc.report.parts import KINDS
+from adaptc.report.places import KINDS
 from adaptc.report.plan import plan_picture
 from adaptc.report.record import MachineRecord, PartRecord, Record
 from adaptc.report.routes import router_views
 from adaptc.report.template import render
-from adaptc.report.units import megabytes, percent, seconds, three
 from adaptc.runtime.bundle.manifest import Manifest
 from adaptc.runtime.multimodal.profile import ModalProfile
 

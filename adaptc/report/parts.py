@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from adaptc.ir.marks import LAYER, path_of
-from adaptc.ir.onnx_graph import fixed
+import onnx_ir as ir
+
+from adaptc.ir.marks import path_of
+from adaptc.ir.onnx_graph import OnnxGraph, fixed
+from adaptc.passes.skip_ffn.branch import conditionals
+from adaptc.report.places import AFTER, BEFORE, KINDS, place_of
 from adaptc.report.record import PartRecord, Record
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.names import is_rope_table
 
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-    from adaptc.ir.onnx_graph import OnnxGraph
-    from adaptc.runtime.bundle.folder import Bundle
-
-KINDS = ("attention", "feed-forward", "gate", "other")
-"""What a layer is made of, in the order in which it runs."""
-
-BEFORE, AFTER = "before layers", "after layers"
-
-_KINDS = {"self_attn": "attention", "attn": "attention", "attention": "attention", "skip": "gate"} | dict.fromkeys(
-    ("mlp", "feed_forward", "block_sparse_moe"), "feed-forward"
-)
 _LOOKUPS = ("Gather", "GatherBlockQuantized")
-_LAYER = re.compile(rf"{LAYER.pattern}\.?(?P<rest>[^/]*)")
 
 
 def parts_of(graph: OnnxGraph) -> tuple[PartRecord, ...]:
@@ -44,6 +32,7 @@ def parts_of(graph: OnnxGraph) -> tuple[PartRecord, ...]:
         part, kind = place_of(path_of(reader), name, head=reader in late)
         into = found.setdefault(part, {})
         into[kind] = into.get(kind, 0) + size
+    layers += [part for part in found if part not in (BEFORE, AFTER, *layers)]
     order = [part for part in (BEFORE, *layers, AFTER) if found.get(part)]
     several = len({part.rpartition(" ")[0] for part in layers}) > 1
     named = {part: part if several or part in (BEFORE, AFTER) else part.rpartition(" ")[2] for part in order}
@@ -55,29 +44,13 @@ def _place(node: ir.Node) -> tuple[str, str]:
 
 
 def with_parts(bundle: Bundle, record: Record) -> Record:
-    """A record that says what each layer reads, of a bundle of an earlier version too where onnx-ir is installed."""
-    if record.parts or importlib.util.find_spec("onnx_ir") is None:
+    """A record that says what each layer reads, of a bundle of an earlier version too."""
+    if record.parts:
         return record
-    import onnx_ir as ir
-
-    from adaptc.ir.onnx_graph import OnnxGraph
-
     twins = {gates.dense for gates in bundle.manifest.gates.values()}
     files = {name: graph.file for name, graph in bundle.manifest.graphs.items() if name not in twins}
-    parts = {name: parts_of(OnnxGraph(ir.load(bundle.file(file)))) for name, file in files.items()}
+    parts = {name: parts_of(OnnxGraph(ir.load(bundle.onnx(file)))) for name, file in files.items()}
     return replace(record, parts=parts)
-
-
-def place_of(path: str, name: str = "", *, head: bool = False) -> tuple[str, str]:
-    """The part of a graph and the kind of what stands at a module path; `name`, of a weight, where the path says less.
-
-    Returns:
-        A layer as "STEM INDEX"; of what is in no layer `AFTER` if `head`, else `BEFORE`; and one of `KINDS`.
-    """
-    match = _LAYER.match(path) or _LAYER.match(name)
-    if match is None:
-        return (AFTER if head else BEFORE), "other"
-    return f"{match['stem']} {match['index']}", _KINDS.get(match["rest"].partition(".")[0], "other")
 
 
 def weights_read(graph: OnnxGraph) -> Iterator[tuple[str, ir.Node, int]]:
@@ -89,9 +62,6 @@ def weights_read(graph: OnnxGraph) -> Iterator[tuple[str, ir.Node, int]]:
         The constant's name, the first node that reads it, and the bytes; a table that is looked up and read whole, as
         an embedding that is the head too, comes twice.
     """
-    from adaptc.passes.skip_ffn.branch import conditionals
-    from adaptc.runtime.bundle.names import is_rope_table
-
     instead = {id(node.attributes["else_branch"].as_graph()) for node in conditionals(graph)}
     for value in graph.model.graph.initializers.values():
         name, tensor = value.name or "", value.const_value

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from adaptc.report.drawing import Box, arrow, hexagon, picture, rectangle, shortened, text
-from adaptc.report.layout import Bend, Node, place
-from adaptc.report.units import megabytes, percent
-from adaptc.runtime.bundle.manifest import Manifest
+from adaptc.report.drawing.layout import Bend, Node, place
+from adaptc.report.drawing.shapes import Box, arrow, hexagon, picture, rectangle, shortened, text
+from adaptc.report.drawing.units import megabytes, percent
+from adaptc.runtime.bundle.manifest import Manifest, ModalSpec
 from adaptc.runtime.bundle.plan import Run, Switch
 
 WIDTH, NARROW, HEAD, LINE, PAD = 186.0, 150.0, 18.0, 15.0, 9.0
@@ -63,7 +63,7 @@ def plan_of(manifest: Manifest, bytes_of: Mapping[str, int]) -> Flow:
         bytes_of: By graph, weight bytes that a step reads; graphs that are left out have no figure.
     """
     flow = Flow({}, [])
-    modal = {name for model in manifest.modal.values() for name in _modal_graphs(manifest, model)}
+    modal = {name for model in manifest.modal.values() for name in _modal_graphs(model)}
     last = flow.join([], "in", Stop(_fed(manifest), (), "ends")) if not _parted(manifest) else []
     for model in manifest.modal:
         last = _modal(flow, manifest, model, last, bytes_of)
@@ -192,10 +192,7 @@ def _switch(flow: Flow, manifest: Manifest, step: Switch, last: list[str], bytes
     return ends
 
 
-def _modal_graphs(manifest: Manifest, model: object) -> set[str]:
-    from adaptc.runtime.bundle.manifest import ModalSpec
-
-    assert isinstance(model, ModalSpec)
+def _modal_graphs(model: ModalSpec) -> set[str]:
     encoders = {each.encoder for each in model.modalities.values() if each.encoder is not None}
     return encoders | {subset.graph for subset in model.subsets}
 
@@ -210,7 +207,7 @@ def _modal(flow: Flow, manifest: Manifest, model: str, last: list[str], bytes_of
             about = _about(manifest, modality.encoder, bytes_of)
             [ends[name]] = flow.join([ends[name]], modality.encoder, Stop(f"encoder of {name}", about))
     gate = flow.join(
-        [*last, *ends.values()], f"{model} subsets", Stop("which modalities?", ("by request or by gate",), "decides")
+        [*last, *ends.values()], f"{model} subsets", Stop("modalities?", ("by request or by gate",), "decides")
     )
     made: list[str] = []
     for subset in spec.subsets:

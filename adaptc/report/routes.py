@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from adaptc.report.charts import Axis, curves
-from adaptc.report.figures import table
+from adaptc.report.drawing.charts import Axis, curves
+from adaptc.report.drawing.figures import table
+from adaptc.report.drawing.units import percent, three
 from adaptc.report.gates import CurveView
-from adaptc.report.units import percent, three
 from adaptc.runtime.bundle.manifest import Manifest
 
 

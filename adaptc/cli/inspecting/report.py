@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import click
@@ -37,13 +38,16 @@ def command(
     from adaptc.report.added import read_added
     from adaptc.report.files import record_of, renewed, with_added
     from adaptc.report.page import report_html
-    from adaptc.report.parts import with_parts
     from adaptc.report.record import report_json
     from adaptc.runtime import open_bundle
     from adaptc.runtime.multimodal.profile import read_profile
 
     opened = open_bundle(bundle)
-    record = with_parts(opened, record_of(opened))
+    record = record_of(opened)
+    if not record.parts and importlib.util.find_spec("onnx_ir") is not None:
+        from adaptc.report.parts import with_parts
+
+        record = with_parts(opened, record)
     for path in added:
         record = with_added(record, *read_added(path))
     if measure:

@@ -10,7 +10,7 @@ from pathlib import Path
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.verification.bundle_model import BundleModel
 from adaptc.verification.kinds.decisions import DecidedGraph, wrong_decisions
-from adaptc.verification.kinds.steps import Stage, is_exact
+from adaptc.verification.kinds.steps import is_exact
 from adaptc.verification.parity import LOWERING, Passage, Predictions, compare, faults
 from adaptc.verification.part import Part, judged
 from adaptc.verification.rewritten import Rewritten, with_stored

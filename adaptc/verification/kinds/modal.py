@@ -18,7 +18,7 @@ from adaptc.runtime.loading import BACKENDS
 from adaptc.runtime.multimodal.subsets import ModalGraphs
 from adaptc.sources.module import ModuleSource
 from adaptc.verification.bundle_model import EXACT
-from adaptc.verification.kinds.steps import Stage, Verification, is_exact, weights_part
+from adaptc.verification.kinds.steps import Verification, is_exact, weights_part
 from adaptc.verification.parity import LOWERING, USUAL_LOGIT
 from adaptc.verification.part import Part, judged
 from adaptc.verification.rewritten import Rewritten, with_stored

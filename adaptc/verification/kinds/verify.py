@@ -16,7 +16,6 @@ from adaptc.verification.kinds.gates import gate_parts
 from adaptc.verification.kinds.modal import verify_modal
 from adaptc.verification.kinds.source import ends_part, load_source, text_parts
 from adaptc.verification.kinds.steps import (
-    Stage,
     Verification,
     decoder_spec_of,
     long_prompt,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adaptc.report.drawing import line, picture, text
+from adaptc.report.drawing.shapes import line, picture, text
 
 WIDTH, HEIGHT = 520.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 30.0, 46.0
@@ -39,7 +39,8 @@ class Axis:
         step = _round_step((most - least) / 5 or abs(most) / 5 or 1.0)
         first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
         last = max(last, first + 1)
-        return cls(name, first * step, last * step, tuple(round(n * step, 10) for n in range(first, last + 1)))
+        marks = tuple(round(n * step, 10) for n in range(first, last + 1))
+        return cls(name, marks[0], marks[-1], marks)
 
     def part(self, value: float) -> float:
         """Where a value is: 0 at the beginning, 1 at the end."""

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from adaptc.report.block import DECIDES, ENDS, Operator
-from adaptc.report.drawing import Box, arrow, hexagon, picture, rectangle, shortened, text
-from adaptc.report.layout import Bend, Node, place
+from adaptc.report.drawing.layout import Bend, Node, place
+from adaptc.report.drawing.shapes import Box, arrow, hexagon, picture, rectangle, shortened, text
 
 WIDTH, HEAD, LINE, PAD = 214.0, 18.0, 14.0, 8.0
 STEP, GAP, MARGIN = 28.0, 18.0, 6.0
+
+ENDS, DECIDES = "ends", "decides"
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A box.
+
+    Attributes:
+        name: Its own, in the picture.
+        title: What it computes.
+        lines: Its module, its result, its weights.
+        reads: Names of the boxes whose results it reads.
+        style: `ENDS` for what comes from outside and goes there, `DECIDES` for a gate, else its kind as in `places`.
+        path: Module path.
+    """
+
+    name: str
+    title: str
+    lines: tuple[str, ...]
+    reads: tuple[str, ...]
+    style: str
+    path: str = ""
 
 
 def block_picture(title: str, operators: Sequence[Operator]) -> str:
