@@ -139,8 +139,6 @@ def bundle_page(path: Path) -> str:
     Raises:
         BundleError: it cannot be opened.
     """
-    from markupsafe import Markup
-
     bundle = open_bundle(path)
     program = _program(bundle)
     sections = []
@@ -149,7 +147,7 @@ def bundle_page(path: Path) -> str:
         sections.append(_section(name, f"{bundle.manifest.graphs[name].nodes} nodes", [], blocks, text, is_open=True))
     title = record_of(bundle).title or "-".join(bundle.manifest.models)
     lead = f"Compiled for {bundle.manifest.target.backend} in {bundle.manifest.target.weights}."
-    plan = Markup(plan_picture(bundle.manifest, {}))
+    plan = plan_picture(bundle.manifest, {})
     return render("show.html", {"title": title, "what": "graphs", "lead": lead, "plan": plan, "sections": sections})
 
 
@@ -173,9 +171,7 @@ def _section(
     is_open: bool,
 ) -> dict[str, Any]:
     """What the page says after a pass, or of a graph."""
-    from markupsafe import Markup
-
-    pictures = [{"title": name, "picture": Markup(picture)} for name, picture in blocks.items()]
+    pictures = [{"title": name, "picture": picture} for name, picture in blocks.items()]
     return {"title": title, "about": about, "gained": gained, "blocks": pictures, "text": text, "open": is_open}
 
 

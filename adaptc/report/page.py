@@ -45,15 +45,13 @@ def report_html(manifest: Manifest, record: Record, profile: ModalProfile | None
         record: What is known beyond the manifest.
         profile: Of a bundle with modalities that was profiled.
     """
-    from markupsafe import Markup
-
     sums = {name: sum(sum(part.bytes.values()) for part in parts) for name, parts in record.parts.items()}
     quality = [*quality_views(manifest, record), *router_views(manifest)]
     context: dict[str, Any] = {
         "title": record.title or "-".join(manifest.models),
         "lead": _lead(manifest, record),
         "tiles": list(_tiles(manifest)),
-        "plan": Markup(plan_picture(manifest, sums)),
+        "plan": plan_picture(manifest, sums),
         "reads": list(_reads(manifest, record, sums)),
         "times": list(_times(record)),
         "gates": list(gates_views(manifest)),
@@ -62,8 +60,7 @@ def report_html(manifest: Manifest, record: Record, profile: ModalProfile | None
             for name, each in manifest.replaced_gates.items()
         ],
         "quality": [
-            {field: getattr(each, field) for field in ("title", "names", "table", "note")}
-            | {"picture": Markup(each.picture)}
+            {field: getattr(each, field) for field in ("title", "names", "table", "note")} | {"picture": each.picture}
             for each in quality
         ],
         "maps": list(map_views(manifest, record)),
