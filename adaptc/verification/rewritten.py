@@ -6,8 +6,7 @@ rewritten program, before lowering and rounding: from this it differs by float32
 
 from __future__ import annotations
 
-from adaptc.runtime.progress import SILENT, Progress
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS, SPEC, THRESHOLD
 from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.model.decoder import Ids, Logits
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.verification.parity import Passage, Predictions, Written
 from adaptc.verification.rounded import WeightError, weight_error
@@ -46,9 +46,7 @@ class Rewritten:
     program: Program
 
     @classmethod
-    def of(
-        cls, bundle: Bundle, base: Path, threads: int | None = None, progress: Progress = SILENT
-    ) -> Rewritten:
+    def of(cls, bundle: Bundle, base: Path, threads: int | None = None, progress: Progress = SILENT) -> Rewritten:
         """Capture the models of a bundle again, and rewrite them.
 
         Args:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from adaptc.runtime.progress import Progress
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.progress import Progress
 from adaptc.verification.bundle_model import BundleModel
 from adaptc.verification.kinds.decisions import DecidedGraph, wrong_decisions
 from adaptc.verification.kinds.steps import is_exact

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from adaptc.runtime.progress import Progress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import ModalSpec
 from adaptc.runtime.loading import BACKENDS
 from adaptc.runtime.multimodal.subsets import ModalGraphs
+from adaptc.runtime.progress import Progress
 from adaptc.sources.module import ModuleSource
 from adaptc.verification.bundle_model import EXACT
 from adaptc.verification.kinds.steps import Verification, is_exact, weights_part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from adaptc.runtime.progress import SILENT, Progress
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from adaptc.evaluation.routes import routes_of
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.plan import is_modal
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.verification.kinds.gates import gate_parts
 from adaptc.verification.kinds.modal import verify_modal
 from adaptc.verification.kinds.source import ends_part, load_source, text_parts
