@@ -6,12 +6,14 @@ is tiny and made on the spot.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from adaptc.capture.text import capture
+from adaptc.errors import LoadError
 from adaptc.families.table import DECODERS
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.sources.base import Source
@@ -71,9 +73,35 @@ def read(folder: Path) -> tuple[Tokenizer, AutoText]:
     return Tokenizer(found(folder).tokenizer_files()), AutoText(auto_tokenizer(Place(folder)), "")
 
 
+_GEMMAS = ("gemma", "gemma2", "gemma3_text")
+REFUSED = {
+    *((kind, family, False) for kind in ("gpt2", "llama3", "qwen", "wordpiece") for family in _GEMMAS),
+    *(("qwen", family, named) for family, named in (("llama", False), ("mistral", False), ("mistral", True))),
+    *(("wordpiece", family, False) for family in ("llama", "qwen2", "qwen3", "mistral")),
+    *(("wordpiece", family, True) for family in ("qwen2", "mistral")),
+}
+"""Kind, family and whether a class is named, where the class does not read the kind's files: these are refused.
+
+Gemma's class adds an `<unk>` that the vocabularies lack; the others find no files of theirs, and would be empty."""
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["class", "no class"])
+@pytest.mark.parametrize("model_type", DECODERS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_are_those_of_autotokenizer(kind: str, tmp_path: Path) -> None:
-    ours, theirs = read(KINDS[kind](tmp_path))
+def test_ids_are_those_of_autotokenizer(kind: str, model_type: str, named: bool, tmp_path: Path) -> None:
+    """Of every kind in a folder of every family, by whose name AutoTokenizer picks a class if the folder names none."""
+    KINDS[kind](tmp_path)
+    change = {"config.json": {"model_type": model_type}}
+    for file in ("config.json", "tokenizer_config.json"):
+        values = json.loads((tmp_path / file).read_text()) | change.get(file, {})
+        if not named:
+            values.pop("tokenizer_class", None)
+        (tmp_path / file).write_text(json.dumps(values))
+    if (kind, model_type, named) in REFUSED:
+        with pytest.raises(LoadError):
+            read(tmp_path)
+        return
+    ours, theirs = read(tmp_path)
     probes = list(texts(theirs.special, drawn=20))
     part = ids_part(ours, "", probes, theirs.ids(probes, special=True), theirs.ids(probes, special=False))
     assert part.why == ()
