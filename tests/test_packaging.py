@@ -251,7 +251,13 @@ def test_smollm2_runs_in_a_bare_environment(built: tuple[Path, Path], smollm2: P
         ("compile model.yaml --dry-run", True),
         ("show model.yaml", True),
         ("show no-bundle", False),
-        ("schema", True),
+        ("schema", False),
+        ("schema --markdown", False),
+        ("gates BUNDLE model.yaml", True),
+        ("show BUNDLE", False),
+        ("verify BUNDLE", False),
+        ("build BUNDLE", False),
+        ("generate BUNDLE --prompt x -n 2", False),
         ("passes", True),
     ],
 )
@@ -264,6 +270,7 @@ def test_a_plain_install_says_what_is_missing(
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     (tmp_path / "model.yaml").write_text("version: 1\nmodels: {lm: {source: model}}\n")
+    shutil.copytree(ROOT / "tests/stored/schema3/gated", tmp_path / "BUNDLE")
     code = f"import sys; sys.path.insert(0, {str(site)!r}); from adaptc.__main__ import main; main(prog_name='adaptc')"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code, *arguments.split()],

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
 from adaptc.spec.passes import known_passes
 from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
+
+SCHEMA = Path(__file__).with_name("schema.json")
+"""The JSON Schema with adaptc's own passes, as `schema_text` makes it."""
 
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "models.NAME": ModelSpec,
@@ -55,6 +60,11 @@ def json_schema() -> dict[str, Any]:
     passes = schema["properties"]["passes"]
     passes["items"] = {"anyOf": [{"type": "string", "examples": names}, *entries, outside]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "adaptc model.yaml"}
+
+
+def schema_text() -> str:
+    """Return the JSON Schema as text: the file `SCHEMA`, which is shipped, as passes cannot be read without torch."""
+    return json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"
 
 
 def _one_key(name: str, value: dict[str, Any]) -> dict[str, Any]:

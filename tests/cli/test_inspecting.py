@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from adaptc.spec import passes as spec
+from adaptc.spec.json_schema import schema_text
 from tests.cli.running import run
 from tests.repo import ROOT
 
@@ -46,6 +47,10 @@ def test_passes_lists_and_explains() -> None:
 def test_schema_prints_the_page() -> None:
     page = ROOT / "docs" / "spec.md"
     assert run("schema", "--markdown").stdout == page.read_text()
+
+
+def test_schema_prints_the_shipped_file_which_is_up_to_date() -> None:
+    assert run("schema").stdout == schema_text(), "write schema_text() to adaptc/spec/schema.json"
 
 
 def test_doctor_prints_what_it_finds() -> None:

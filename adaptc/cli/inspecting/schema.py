@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 
@@ -11,6 +9,6 @@ import click
 @click.option("--markdown", is_flag=True, help="Print the page docs/spec.md instead.")
 def command(markdown: bool) -> None:
     """Print the JSON Schema of model.yaml."""
-    from adaptc.spec.json_schema import json_schema, spec_markdown
+    from adaptc.spec.json_schema import SCHEMA, spec_markdown
 
-    click.echo(spec_markdown() if markdown else json.dumps(json_schema(), indent=2), nl=not markdown)
+    click.echo(spec_markdown() if markdown else SCHEMA.read_text(encoding="utf-8"), nl=False)
