@@ -1,7 +1,8 @@
 """What the pages say is run: commands, Python, YAML, links, and lists that must be complete.
 
 Every `console` and `python` block of a page runs, in order, in a folder with the examples and a compiled SmolLM2 called
-`bundle`. The words after the language say otherwise: `skip: why`, or `fails` for a command that shows an error.
+`bundle`. The words after the language say otherwise: `skip: why`, `file: NAME` for code that a reader saves, or `fails`
+for a command that shows an error. A page's text says the same to its readers.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ def run(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for block in blocks(page):
         where = f"{page.relative_to(ROOT)}:{block.line}"
         if block.note.startswith("skip: "):
+            continue
+        if block.note.startswith("file: "):
+            Path(block.note.removeprefix("file: ")).write_text(block.code)
+            monkeypatch.syspath_prepend(Path.cwd())
             continue
         assert block.note in {"", "fails"} or block.language not in {"python", "console"}, f"{where}: {block.note}"
         if block.language == "python":

@@ -7,9 +7,12 @@ interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
 import logging
+import os
 import sys
 import traceback
 from typing import Any
@@ -101,6 +104,8 @@ class _Commands(click.Group):
             for line in str(error).splitlines():
                 click.echo(f"Error: {line}", err=True)
             ctx.exit(1)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click's own
         except ModuleNotFoundError as error:
             name = (error.name or "").partition(".")[0]
             if name.replace("-", "_") not in COMPILING:
@@ -113,13 +118,41 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted.", err=True)
             ctx.exit(INTERRUPTED)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click's own
+        except OSError as error:
+            if not _is_the_users(error):
+                _report_bug(ctx)
+            where = error.filename if error.filename is not None else "standard output"
+            click.echo(f"Error: {where}: {error.strerror}", err=True)
+            _drop_output()
+            ctx.exit(1)
         except Exception:
-            traceback.print_exc()
-            click.echo("This is a bug in adaptc; please report it with the lines above.", err=True)
-            ctx.exit(BUG)
+            _report_bug(ctx)
         return result
+
+
+_OF_USERS = frozenset(
+    {
+        *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO),
+    }
+)
+"""What the system says of files that a user names, or of a disk that is full."""
+
+
+def _is_the_users(error: OSError) -> bool:
+    return error.errno in _OF_USERS
+
+
+def _drop_output() -> None:
+    """Forget what could not be written: the interpreter would try again when it ends, and fail with a traceback."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report_bug(ctx: click.Context) -> None:
+    traceback.print_exc()
+    click.echo("This is a bug in adaptc; please report it with the lines above.", err=True)
+    ctx.exit(BUG)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

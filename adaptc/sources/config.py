@@ -41,7 +41,11 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
 
     if family_of(model_type) is None:
         known = ", ".join(supported())
-        raise LoadError(f"{origin}: architecture {model_type!r} is not supported; supported: {known}")
+        raise LoadError(
+            f"{origin}: architecture {model_type!r} is not supported; supported: {known}. A family is one value in "
+            "adaptc/families/decoders/ and its entry in adaptc/families/table.py, or an entry point of the group "
+            "adaptc.families in a package of yours (CONTRIBUTING.md, Adding a family of decoders)"
+        )
     text = values.get("text_config") or values
     if not isinstance(text, Mapping):
         raise LoadError(f"{origin}: text_config is {str(text)[:40]}; an object is right")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -128,3 +130,29 @@ def test_a_real_interrupt_is_one_line() -> None:
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, "\nInterrupted.\n")
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "adaptc", "schema"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "folder"), "Error: folder: Is a directory\n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Error: standard output: No space left on device\n"),
+    ],
+)
+def test_what_the_system_says_of_files_is_one_line(error: OSError, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command_that_raises(error, monkeypatch)
+    done = run("schema")
+    assert (done.exit_code, done.stderr) == (1, line)
+
+
+def test_an_error_of_the_system_that_no_user_made_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    command_that_raises(OSError(errno.EBADF, "Bad file descriptor"), monkeypatch)
+    assert run("schema").exit_code == 70

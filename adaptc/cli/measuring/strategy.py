@@ -29,11 +29,15 @@ def command(bundle: Path, size: int, accuracy: float | None, plot: Path | None, 
     """
     from adaptc.errors import RequestError
     from adaptc.runtime.bundle.folder import open_bundle
+    from adaptc.runtime.model.plan import is_modal
     from adaptc.runtime.multimodal.modality_gate import modality_options
     from adaptc.runtime.multimodal.profile import read_profile
     from adaptc.runtime.multimodal.strategy import Strategies
 
-    profile = read_profile(open_bundle(bundle))
+    opened = open_bundle(bundle)
+    if not is_modal(opened.manifest):
+        raise RequestError(f"{bundle}: has no modalities to leave out; drop_modality makes a bundle that has")
+    profile = read_profile(opened)
     if profile is None:
         raise RequestError(f"{bundle}: no profile; adaptc profile {bundle} --data FILE makes one")
     strategies = Strategies(modality_options(profile), size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptc.cli.options import BUNDLE
-from adaptc.cli.running.requests import generation_options, print_pieces
+from adaptc.cli.running.requests import generation_options, load_session, print_pieces
 
 if TYPE_CHECKING:
     from adaptc.runtime import Session
@@ -25,10 +25,8 @@ def command(bundle: Path, system: str | None, threads: int | None, verify: bool,
 
     A line is a message. /reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer.
     """
-    from adaptc import runtime
-
     beginning = [{"role": "system", "content": system}] if system else []
-    with runtime.load(bundle, threads=threads, verify=verify, budget=options["budget"]) as session:
+    with load_session(bundle, threads=threads, verify=verify, budget=options["budget"]) as session:
         messages = list(beginning)
         _hint("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer.")
         while (line := _ask()) is not None and line != "/quit":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adaptc.cli.options import BUNDLE
-from adaptc.cli.running.requests import generation_options, print_pieces
+from adaptc.cli.running.requests import generation_options, load_session, print_pieces
 
 if TYPE_CHECKING:
     from adaptc.runtime import Result, SkipGates
@@ -40,12 +40,10 @@ def command(
 
     The answer alone goes to stdout; several prompts are answered together, in order, a blank line between.
     """
-    from adaptc import runtime
-
     texts = [*prompts, *([_read(prompt_file)] if prompt_file is not None else [])]
     if not texts:
         raise click.UsageError("give a --prompt or a --prompt-file")
-    with runtime.load(bundle, threads=threads, verify=verify, budget=options["budget"]) as session:
+    with load_session(bundle, threads=threads, verify=verify, budget=options["budget"]) as session:
         if stream and not as_json and len(texts) == 1:
             pieces = session.generate(texts[0], stream=True, **options)
             print_pieces(pieces)

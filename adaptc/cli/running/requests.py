@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from adaptc.runtime import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,6 +69,27 @@ _OPTIONS = (
         help="Compare every file's sha256 with the manifest first.",
     ),
 )
+
+
+def load_session(bundle: Path, **options: Any) -> Session:
+    """A session that writes text.
+
+    Args:
+        bundle: The bundle's folder.
+        **options: Of `runtime.load`.
+
+    Raises:
+        RequestError: the bundle's model answers inputs and writes no text; and as `runtime.load`.
+    """
+    from adaptc.runtime import RequestError, load, open_bundle
+    from adaptc.runtime.model.plan import is_modal
+
+    if is_modal(open_bundle(bundle, verify=False).manifest):
+        raise RequestError(
+            f"{bundle}: its model answers inputs of several modalities and writes no text; "
+            "adaptc profile, strategy and bench --jobs are for it, and runtime.load_modal in Python"
+        )
+    return load(bundle, **options)
 
 
 def generation_options(command: F) -> F:

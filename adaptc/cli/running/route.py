@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from adaptc.cli.options import BUNDLE, JSON, THREADS
+from adaptc.cli.running.requests import load_session
 
 if TYPE_CHECKING:
     from adaptc.runtime import Choice
@@ -31,12 +32,11 @@ def command(bundle: Path, file: Path, budget: float | None, explain: bool, threa
     """Say which route a stitched bundle takes for prompts."""
     from dataclasses import asdict
 
-    from adaptc import runtime
     from adaptc.evaluation.text import read_text
 
     prompts = [line for line in read_text(file).splitlines() if line.strip()]
     taken: list[Choice] = []
-    with runtime.load(bundle, threads=threads, batch=1) as session:
+    with load_session(bundle, threads=threads, batch=1) as session:
         for prompt in prompts:
             choice = session.choose(prompt, budget=budget)
             taken.append(choice)
