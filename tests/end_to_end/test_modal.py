@@ -273,3 +273,11 @@ def test_intervals_and_floors() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert not is_under(17, 20, 0.87, 0.01)
     assert is_under(10, 20, 0.87, 0.01)
+
+
+@pytest.mark.parametrize("arguments", [("generate", "-p", "x"), ("chat",)])
+def test_commands_that_write_text_refuse_it_in_one_line(arguments: tuple[str, ...], compiled: Path) -> None:
+    name, *more = arguments
+    done = CliRunner().invoke(main, [name, str(compiled / "bundle"), *more], input="hi\n")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "its model answers inputs of several modalities and writes no text" in done.stderr
