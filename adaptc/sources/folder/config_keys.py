@@ -7,11 +7,12 @@ knows is a remark: transformers ignores it too, but a release that reads it may 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from adaptc.errors import LoadError
+from adaptc.families.table import DECODERS
 
 _ABSENT = "null, or no such key,"
 
@@ -108,6 +109,49 @@ _WITHOUT_EFFECT = frozenset(
 )
 
 
+_CAPTURED = frozenset(
+    (
+        "architectures",
+        "attention_bias",
+        "attention_dropout",
+        "attn_logit_softcapping",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "final_logit_softcapping",
+        "head_dim",
+        "hidden_act",
+        "hidden_activation",
+        "hidden_size",
+        "id2label",
+        "initializer_range",
+        "intermediate_size",
+        "is_encoder_decoder",
+        "label2id",
+        "layer_types",
+        "max_position_embeddings",
+        "max_window_layers",
+        "mlp_bias",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "query_pre_attn_scalar",
+        "return_dict",
+        "rms_norm_eps",
+        "rope_parameters",
+        "sliding_window",
+        "tie_word_embeddings",
+        "use_sliding_window",
+        "vocab_size",
+    )
+)
+"""Fields of transformers' config classes of adaptc's decoders that capture follows, or that leave a graph as it is."""
+
+
 def refuse_keys(origin: str, values: Mapping[str, Any]) -> None:
     """Refuse a key that makes another model, in a config or a part of it.
 
@@ -136,20 +180,35 @@ def refuse_keys(origin: str, values: Mapping[str, Any]) -> None:
 
 
 def unknown_keys(config: Any, values: Mapping[str, Any]) -> list[str]:
-    """Return a remark for the keys that neither transformers' config class nor adaptc knows; none if all are known.
+    """Return remarks on keys that nobody knows, and on those that only transformers' config class knows.
 
     Args:
         config: The transformers config of the values.
         values: The content of config.json.
+
+    Returns:
+        A sentence for each of the two kinds that there is.
     """
-    unknown = sorted(_unknown(config, values, ""))
-    if not unknown:
-        return []
-    names = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
-    return [f"config.json: {names}: no key of transformers' {config.model_type}; it is not read, nor by transformers"]
+    unknown, new = _names(_unknown(config, values, "")), _names(_new(config, values, ""))
+    remarks = []
+    if unknown:
+        remarks.append(
+            f"config.json: {unknown}: no key of transformers' {config.model_type}; it is not read, nor by transformers"
+        )
+    if new:
+        remarks.append(
+            f"config.json: {new}: transformers reads it, adaptc was not tried with it; `adaptc verify` compares the two"
+        )
+    return remarks
+
+
+def _names(keys: Iterable[str]) -> str:
+    names = sorted(keys)
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def _unknown(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Keys that neither transformers' config class nor adaptc knows."""
     from transformers import GenerationConfig
 
     known = _WITHOUT_EFFECT | _ACCEPTED.keys() | GenerationConfig().to_dict().keys() | config.attribute_map.keys()
@@ -160,6 +219,19 @@ def _unknown(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str
             yield from _unknown(part, value, f"{place}{key}.")
         elif key not in known:
             yield f"{place}{key}"
+
+
+def _new(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str]:
+    """Fields of a decoder's config class that came after adaptc, where a file sets one to another value than usual."""
+    if config.model_type in DECODERS:
+        for field in dataclasses.fields(config):
+            known = field.name in _CAPTURED or field.name in _WITHOUT_EFFECT or field.name in _ACCEPTED
+            if not known and field.name in values and values[field.name] != field.default:
+                yield f"{place}{field.name}"
+    for key in config.sub_configs:
+        part = values.get(key)
+        if isinstance(part, dict):
+            yield from _new(getattr(config, key), part, f"{place}{key}.")
 
 
 def _parts(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

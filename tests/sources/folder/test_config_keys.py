@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import transformers
 from adaptc.errors import LoadError
 from adaptc.families.table import DECODERS
 from adaptc.sources.find import find_source
+from adaptc.sources.folder import config_keys
 from adaptc.sources.folder.config_keys import refuse_keys, unknown_keys
 from adaptc.spec.schema import ModelSpec
 from tests.models import folder, vlm
@@ -68,6 +70,20 @@ def test_keys_of_parts_pass_in_silence(family: str) -> None:
     values["text_config"]["odd"] = 1
     [remark] = unknown_keys(config, values)
     assert remark.startswith("config.json: text_config.odd: no key of transformers'")
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_every_field_of_todays_config_classes_is_known(family: str) -> None:
+    config = transformers.CONFIG_MAPPING[family]()
+    assert unknown_keys(config, dict.fromkeys((each.name for each in dataclasses.fields(config)), "another")) == []
+
+
+def test_a_field_of_tomorrows_config_class_is_a_remark_where_a_file_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_keys, "_CAPTURED", config_keys._CAPTURED - {"mlp_bias"})
+    config = transformers.LlamaConfig()
+    assert unknown_keys(config, {"mlp_bias": False}) == []
+    [remark] = unknown_keys(config, {"mlp_bias": True})
+    assert remark.startswith("config.json: mlp_bias: transformers reads it, adaptc was not tried with it")
 
 
 def test_an_unknown_key_is_a_remark(tmp_path: Path) -> None:
