@@ -117,7 +117,7 @@ def test_a_damaged_entry_of_any_kind_is_made_again(work: Work, tmp_path: Path) -
     cache = Cache(tmp_path / "cache")
     whole = compile_spec(read_spec(spec, GATED), spec.parent, tmp_path / "a", cache).bundle
     kinds = {entry.kind for entry in cache.entries()}
-    assert kinds == {"bundle", "lowered", "gptq", "translation"}
+    assert kinds == {"bundle", "lowered", "gptq", "translation", "warnings"}
     rounded = len(work.rounded)
     for entry in list(cache.entries()):
         for file in (path for path in entry.path.rglob("*") if path.is_file()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -81,15 +81,16 @@ def load_session(bundle: Path, **options: Any) -> Session:
     Raises:
         RequestError: the bundle's model answers inputs and writes no text; and as `runtime.load`.
     """
-    from adaptc.runtime import RequestError, load, open_bundle
-    from adaptc.runtime.model.plan import is_modal
+    from adaptc.runtime import ModalSession, RequestError, load
 
-    if is_modal(open_bundle(bundle, verify=False).manifest):
+    session = load(bundle, **options)
+    if isinstance(cast("object", session), ModalSession):
+        session.close()
         raise RequestError(
             f"{bundle}: its model answers inputs of several modalities and writes no text; "
             "adaptc profile, strategy and bench --jobs are for it, and runtime.load_modal in Python"
         )
-    return load(bundle, **options)
+    return session
 
 
 def generation_options(command: F) -> F:
