@@ -50,7 +50,7 @@ COMMANDS = {
     "check": ("inspecting.check", "Check a spec against its models and this machine."),
     "passes": ("inspecting.passes", "List the passes, or explain one."),
     "show": ("inspecting.show", "Print a program, one operation a line."),
-    "verify": ("measuring.verify", "Check a bundle: hashes, tokenizer, templates, weights and numbers against its source."),
+    "verify": ("measuring.verify", "Check a bundle: hashes, then text, weights and numbers against its source."),
     "generate": ("running.generate", "Continue a prompt."),
     "chat": ("running.chat", "Talk with a bundle."),
     "eval": ("measuring.eval", "Measure a bundle's perplexity on a text."),

@@ -33,7 +33,7 @@ _SHOWN = ("texts", "conversations", "tensors", "largest_error", "max_logit_error
 def command(
     bundle: Path, numbers: bool, strict: bool, routes: tuple[str, ...], threads: int | None, base: Path, as_json: bool
 ) -> None:
-    """Check a bundle: hashes, tokenizer, templates, weights and numbers against its source.
+    """Check a bundle: hashes, then text, weights and numbers against its source.
 
     The source is read and run by transformers, and a GGUF file by llama.cpp too where it is installed. Each part is
     passed, failed or not compared, and says what it was compared with.
