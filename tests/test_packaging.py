@@ -173,7 +173,8 @@ def test_what_is_imported_is_required_and_the_reverse(project: dict[str, Any]) -
             if top not in sys.stdlib_module_names and top != "adaptc" and not found.checked_only:
                 used |= {distribution(home): f"{name} imports {top}" for home in homes.get(top, [top])}
     part_of_pydantic = {"pydantic-core"}
-    peers = {"onnxruntime-genai", "llama-cpp-python"}  # `adaptc bench` runs them where they are installed
+    # `adaptc bench` runs peers where they are installed, and `adaptc verify` asks llama.cpp.
+    peers = {"onnxruntime-genai", "llama-cpp-python", "xllamacpp"}
     gpu = required(project, "tensorrt", "rtx") | {"cuda-pathfinder"}  # it comes with cuda-bindings, in one namespace
     known = required(project, "compile", "cpu") | part_of_pydantic | peers | gpu
     assert {home: told for home, told in used.items() if home not in known} == {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.report.drawing.charts import Axis, curves
-from adaptc.report.drawing.figures import Bar, Chart, Part, Table, table
+from adaptc.report.drawing.figures import Bar, Chart, BarPart, Table, table
 from adaptc.report.drawing.units import percent, seconds
 from adaptc.report.record import Record, SkipMap
 from adaptc.runtime.bundle.gate_verdict import GateDecision, GateVerdict
@@ -122,7 +122,7 @@ def _each(verdict: GateVerdict) -> Chart:
     most = max((max(saves, costs) for _, _, saves, costs in figures), default=0) or 1
     bars = []
     for gate, outcome, saves, costs in figures:
-        parts = (Part("cost", 100 * costs / most), Part("won", 100 * max(0.0, saves - costs) / most))
+        parts = (BarPart("cost", 100 * costs / most), BarPart("won", 100 * max(0.0, saves - costs) / most))
         said = f"{outcome}; skips {percent(gate.rate)}, saves {seconds(saves)}, costs {seconds(costs)} a token"
         mark = "" if gate.leader == gate.layer else "removed, " if gate.leader is None else f"→ {gate.leader}, "
         bars.append(Bar(str(gate.layer), tuple(p for p in parts if p.percent), f"{mark}{_signed(saves - costs)}", said))

@@ -26,7 +26,7 @@ from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.verification.parity import Passage, Predictions, Written
 from adaptc.verification.rounded import WeightError, weight_error
-from adaptc.verification.stored_weights import StoredWeights
+from adaptc.verification.stored_weights import BundleWeights
 
 Feeds = dict[str, npt.NDArray[Any]]
 
@@ -93,7 +93,7 @@ class Rewritten:
         return self.graph(self.program.plan[0].graphs[0]), self.graph(switch.routes[name])
 
 
-def with_stored(graph: FxGraph, stored: StoredWeights) -> tuple[FxGraph, list[WeightError]]:
+def with_stored(graph: FxGraph, stored: BundleWeights) -> tuple[FxGraph, list[WeightError]]:
     """A graph with the weights that a bundle holds, and how far each is from the one that was there.
 
     Args:

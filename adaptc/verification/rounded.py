@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptc.verification.stored_weights import Stored, StoredWeights
+from adaptc.verification.stored_weights import Stored, BundleWeights
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ class WeightError:
     error: float
 
 
-def put_weights(model: Any, stored: StoredWeights) -> list[WeightError]:
+def put_weights(model: Any, stored: BundleWeights) -> list[WeightError]:
     """Replace a model's weights by those of a bundle, in place; a tied head may become one of its own.
 
     Args:
@@ -57,6 +57,9 @@ def put_weights(model: Any, stored: StoredWeights) -> list[WeightError]:
     return [_put(model, name, parameters, stored, rows, table) for name in list(parameters)]
 
 
+_NAMED = 3  # tensors that a message names; the others are counted
+
+
 def weight_faults(errors: Sequence[WeightError], read_as: str) -> list[str]:
     """Tensors that rounding does not explain, in words.
 
@@ -69,7 +72,8 @@ def weight_faults(errors: Sequence[WeightError], read_as: str) -> list[str]:
         most = ERRORS.get(each.bits, 0.0) + READ_AS[read_as]
         if each.bits and not each.error <= most:
             faults.append(f"{each.name} is off by {each.error:.2g} of its size, {each.bits} bits explain {most:.2g}")
-    return faults
+    rest = len(faults) - _NAMED
+    return faults if rest <= 0 else [*faults[:_NAMED], f"{rest} more tensors are off"]
 
 
 def _embedding(model: Any) -> str:
@@ -82,7 +86,7 @@ def _put(
     model: Any,
     name: str,
     parameters: Mapping[str, torch.Tensor],
-    stored: StoredWeights,
+    stored: BundleWeights,
     rows: Mapping[str, int],
     table: str,
 ) -> WeightError:

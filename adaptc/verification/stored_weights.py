@@ -53,7 +53,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredWeights:
+class BundleWeights:
     """All weights of a bundle's graphs.
 
     Attributes:
@@ -102,7 +102,7 @@ class StoredWeights:
         return None
 
 
-def stored_weights(bundle: Bundle) -> StoredWeights:
+def stored_weights(bundle: Bundle) -> BundleWeights:
     """Find the weights in a bundle's graphs; none is read yet.
 
     Args:
@@ -111,7 +111,7 @@ def stored_weights(bundle: Bundle) -> StoredWeights:
     held: dict[str, Stored] = {}
     for graph in bundle.manifest.graphs.values():
         held |= _weights(bundle.file(graph.file))
-    return StoredWeights(held)
+    return BundleWeights(held)
 
 
 def _weights(file: Path) -> dict[str, Stored]:

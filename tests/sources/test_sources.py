@@ -167,11 +167,11 @@ def test_refuses_what_is_not_there(tmp_path: Path) -> None:
     [
         (
             {"model_type": "gpt2"},
-            f"architecture 'gpt2' is not supported; {ALL}",
+            f"architecture 'gpt2' is not supported; {ALL}. A family is one value in …",
         ),
         (
             {"model_type": None},
-            f"architecture None is not supported; {ALL}",
+            f"architecture None is not supported; {ALL}. A family is one value in …",
         ),
         (
             {"model_type": "odd", "auto_map": {"AutoConfig": "x.Y"}},
@@ -308,6 +308,7 @@ def write_gguf(
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(20000.0)
     writer.add_sliding_window(32)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adaptc.verification.stored_weights import Floats, Stored, StoredWeights
+from adaptc.verification.stored_weights import Floats, Stored, BundleWeights
 
 MATRIX = np.arange(24, dtype=np.float32).reshape(8, 3)
 
@@ -12,7 +12,7 @@ def stored(bits: int = 4, values: Floats = MATRIX) -> Stored:
     return Stored(values.shape, bits, lambda: values)
 
 
-HELD = StoredWeights(
+HELD = BundleWeights(
     {
         "a.self_attn.qkv_proj.bias": stored(32, MATRIX[:, 0]),
         "a.mlp.gate_up_proj.weight": stored(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BarPart:
     """A piece of a bar.
 
     Attributes:
@@ -31,7 +31,7 @@ class Bar:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[BarPart, ...]
     value: str
     said: str
 
@@ -100,7 +100,7 @@ def chart(
     kinds = tuple(kind for kind in order if any(sizes.get(kind) for _, sizes in rows))
     bars = []
     for name, sizes in rows:
-        parts = tuple(Part(kind, 100 * sizes[kind] / most) for kind in kinds if sizes.get(kind))
+        parts = tuple(BarPart(kind, 100 * sizes[kind] / most) for kind in kinds if sizes.get(kind))
         said = ", ".join(f"{kind} {shown(sizes[kind])}" for kind in kinds if sizes.get(kind))
         bars.append(Bar(name, parts, shown(sum(sizes.values())), said))
     cells = tuple(

@@ -15,7 +15,7 @@ from adaptc.verification.parity import LOWERING, Passage, Predictions, compare, 
 from adaptc.verification.part import Part, judged
 from adaptc.verification.rewritten import Rewritten, with_stored
 from adaptc.verification.rounded import weight_faults
-from adaptc.verification.stored_weights import StoredWeights
+from adaptc.verification.stored_weights import BundleWeights
 
 _BY = "the spec's passes over the source, run by torch"
 
@@ -23,7 +23,7 @@ _BY = "the spec's passes over the source, run by torch"
 def gate_parts(
     bundle: Bundle,
     base: Path,
-    stored: StoredWeights,
+    stored: BundleWeights,
     samples: Sequence[Passage],
     expected: Sequence[Predictions],
     threads: int | None,
