@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.report.drawing.charts import Axis, curves
-from adaptc.report.drawing.figures import Bar, Chart, BarPart, Table, table
+from adaptc.report.drawing.figures import Bar, BarPart, Chart, Table, table
 from adaptc.report.drawing.units import percent, seconds
 from adaptc.report.record import Record, SkipMap
 from adaptc.runtime.bundle.gate_verdict import GateDecision, GateVerdict

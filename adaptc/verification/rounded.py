@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptc.verification.stored_weights import Stored, BundleWeights
+from adaptc.verification.stored_weights import BundleWeights, Stored
 
 if TYPE_CHECKING:
     import torch

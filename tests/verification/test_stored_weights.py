@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adaptc.verification.stored_weights import Floats, Stored, BundleWeights
+from adaptc.verification.stored_weights import BundleWeights, Floats, Stored
 
 MATRIX = np.arange(24, dtype=np.float32).reshape(8, 3)
 
