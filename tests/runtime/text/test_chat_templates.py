@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import transformers
 
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.chat_templates import CHATML, DOCUMENTS, HEADERS, THINKING, TOOL_USE, TURNS
 from tests.models.tiny_tokenizer import byte_level
+
+transformers: Any = pytest.importorskip("transformers")  # the runtime alone is tested without it
 
 TOKENS = {"bos_token": "<|start|>", "eos_token": "<|end|>", "image_token": "<image>"}
 TOOLS = [
