@@ -13,15 +13,24 @@ from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.plan import check_budget_fits, is_modal
 from adaptc.runtime.validation import check_count, shown
 
-_MOST_THREADS = 1024  # more is a slip of the keyboard, and starting them would exhaust the machine
-_MOST_ROWS = 1 << 16  # sequences, or tokens of a prompt at once
-_MOST_BYTES = 1 << 50
 _DEVICES = ("auto", "cpu", "gpu")
+_MOST_ROWS = 1 << 16  # sequences, or tokens of a prompt at once
+_RANGES = {
+    "threads": (1, 1024),  # more is a slip of the keyboard, and starting them would exhaust the machine
+    "batch": (1, _MOST_ROWS),
+    "chunk": (1, _MOST_ROWS),
+    "cache_bytes": (0, 1 << 50),
+}
+"""The least and the most of each whole number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """Options of `load`, each in its range; None where one was not given. `load` says what they mean."""
+    """Options of `load`, each in its range; None where one was not given. `load` says what they mean.
+
+    Raises:
+        RequestError: one is of another type, or out of range.
+    """
 
     device: str = "auto"
     threads: int | None = None
@@ -30,6 +39,17 @@ class LoadOptions:
     cache_bytes: int | None = None
     verify: bool = True
     budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, str) or self.device not in _DEVICES:
+            raise RequestError(f"device: {shown(self.device)}; there are: {', '.join(_DEVICES)}")
+        if not isinstance(self.verify, bool):
+            raise RequestError(f"verify: {shown(self.verify)}; True or False is needed")
+        for name, (least, most) in _RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, check_count(name, value, most, least))
+        if self.budget is not None:
+            object.__setattr__(self, "budget", check_budget(self.budget))
 
     def check(self, bundle: Bundle, device: Device) -> None:
         """Refuse what has no meaning for a bundle: an option that did nothing would be taken for one that did.
@@ -60,36 +80,6 @@ class LoadOptions:
             if why and getattr(self, option.name) is not None:
                 raise RequestError(f"{option.name}: has no meaning for {bundle.path}: {why}; leave it out")
         check_budget_fits(bundle, self.budget)
-
-
-def load_options(
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    batch: int | None = None,
-    chunk: int | None = None,
-    cache_bytes: int | None = None,
-    verify: bool = True,
-    budget: float | None = None,
-) -> LoadOptions:
-    """Check options by themselves; `LoadOptions.check` asks whether a bundle has them.
-
-    Raises:
-        RequestError: one is of another type, or out of range.
-    """
-    if not isinstance(device, str) or device not in _DEVICES:
-        raise RequestError(f"device: {shown(device)}; there are: {', '.join(_DEVICES)}")
-    if not isinstance(verify, bool):
-        raise RequestError(f"verify: {shown(verify)}; True or False is needed")
-    return LoadOptions(
-        device=device,
-        threads=None if threads is None else check_count("threads", threads, most=_MOST_THREADS),
-        batch=None if batch is None else check_count("batch", batch, most=_MOST_ROWS),
-        chunk=None if chunk is None else check_count("chunk", chunk, most=_MOST_ROWS),
-        cache_bytes=None if cache_bytes is None else check_count("cache_bytes", cache_bytes, _MOST_BYTES, least=0),
-        verify=verify,
-        budget=None if budget is None else check_budget(budget),
-    )
 
 
 def folder_of(path: object) -> Path:

@@ -16,7 +16,7 @@ from adaptc.runtime.bundle.manifest import ModalSpec
 from adaptc.runtime.bundle.names import IMAGES, TOKENIZER
 from adaptc.runtime.errors import BundleError, ReplacedError
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.load_options import LoadOptions, folder_of, load_options
+from adaptc.runtime.load_options import LoadOptions, folder_of
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.plan import decoder_graph, is_modal
 from adaptc.runtime.multimodal.grid_images import GridImages
@@ -72,7 +72,7 @@ def load(
         RequestError: an option is out of range or has no meaning for this bundle, or the KV cache does not fit in
             memory.
     """
-    options = load_options(
+    options = LoadOptions(
         device=device,
         threads=threads,
         batch=batch,
@@ -106,7 +106,7 @@ def load_modal(
         BundleError: there is no bundle, it is damaged, its model is of another kind, or no backend runs it.
         RequestError: an option is out of range or has no meaning for this bundle.
     """
-    options = load_options(threads=threads, cache_bytes=cache_bytes, verify=verify)
+    options = LoadOptions(threads=threads, cache_bytes=cache_bytes, verify=verify)
     return cast("ModalSession", _loaded(folder_of(path), options, backends, _only_modal))
 
 

@@ -103,16 +103,22 @@ class Reference:
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
         """The most likely continuation, for exactly `new_tokens` tokens: an end token does not end it."""
-        torch = self._torch
-        ids: list[int] = []
-        step, past = torch.tensor([list(prompt)]), None
-        with torch.inference_mode():
-            for _ in range(new_tokens):
-                out = self._model(step, past_key_values=past, use_cache=True, logits_to_keep=1)
-                past = out.past_key_values
-                ids.append(int(out.logits[0, -1].argmax()))
-                step = torch.tensor([ids[-1:]])
-        return ids
+        return greedy(self._model, prompt, new_tokens)
+
+
+def greedy(model: Any, prompt: Sequence[int], new_tokens: int) -> list[int]:
+    """The most likely continuation by a model of transformers and its own cache; an end token does not end it."""
+    import torch
+
+    ids: list[int] = []
+    step, past = torch.tensor([list(prompt)]), None
+    with torch.inference_mode():
+        for _ in range(new_tokens):
+            out = model(step, past_key_values=past, use_cache=True, logits_to_keep=1)
+            past = out.past_key_values
+            ids.append(int(out.logits[0, -1].argmax()))
+            step = torch.tensor([ids[-1:]])
+    return ids
 
 
 def folder_of(source: Source, sha256: str, cache: Cache, progress: Progress = SILENT) -> Path:

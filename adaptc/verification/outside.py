@@ -9,15 +9,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from adaptc.errors import LoadError, one_line
-from adaptc.evaluation.reference import torch_of
+from adaptc.errors import LoadError, foreign
+from adaptc.evaluation.reference import greedy, torch_of
 from adaptc.runtime.model.decoder import Ids, Logits
 from adaptc.sources.base import Source
 from adaptc.sources.gguf.source import GgufSource
 from adaptc.verification.parity import Passage, Predictions
-
-_REFUSALS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, NotImplementedError, AttributeError)
-"""What transformers raises for models that it cannot read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +77,8 @@ def auto_tokenizer(place: Place) -> Any:
     torch_of()
     from transformers import AutoTokenizer
 
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(place.folder, **place.options)
-    except _REFUSALS as error:
-        raise LoadError(f"transformers reads no tokenizer here: {one_line(error)}") from error
+    with foreign("transformers reads no tokenizer here"), quiet():
+        return AutoTokenizer.from_pretrained(place.folder, **place.options)
 
 
 def load_model(place: Place) -> tuple[Any, str]:
@@ -96,20 +90,17 @@ def load_model(place: Place) -> tuple[Any, str]:
     torch = torch_of()
     import transformers
 
-    try:
-        with quiet():
-            config = transformers.AutoConfig.from_pretrained(place.folder, **place.options)
-            texts = type(config) in transformers.AutoModelForCausalLM._model_mapping
-            kind = "AutoModelForCausalLM" if texts else "AutoModelForImageTextToText"
-            model, loading = getattr(transformers, kind).from_pretrained(
-                place.folder,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                output_loading_info=True,
-                **place.options,
-            )
-    except _REFUSALS as error:
-        raise LoadError(f"transformers does not read this model: {one_line(error)}") from error
+    with foreign("transformers does not read this model"), quiet():
+        config = transformers.AutoConfig.from_pretrained(place.folder, **place.options)
+        texts = type(config) in transformers.AutoModelForCausalLM._model_mapping
+        kind = "AutoModelForCausalLM" if texts else "AutoModelForImageTextToText"
+        model, loading = getattr(transformers, kind).from_pretrained(
+            place.folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+            **place.options,
+        )
     if missing := sorted(loading["missing_keys"]):
         raise LoadError(f"transformers finds no weight {missing[0]} and would make it up")
     return model.eval(), kind
@@ -144,13 +135,4 @@ class TorchModel:
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
         """See `Writer`; with transformers' cache, as this only chooses the texts that are compared."""
-        torch = self._torch
-        ids: list[int] = []
-        step, past = torch.tensor([list(prompt)]), None
-        with torch.inference_mode():
-            for _ in range(new_tokens):
-                out = self._model(step, past_key_values=past, use_cache=True, logits_to_keep=1)
-                past = out.past_key_values
-                ids.append(int(out.logits[0, -1].argmax()))
-                step = torch.tensor([ids[-1:]])
-        return ids
+        return greedy(self._model, prompt, new_tokens)

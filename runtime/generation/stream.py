@@ -130,13 +130,20 @@ class _Reading:
     def _ready(self) -> object:
         return self._writing.unread
 
-    def _piece(self) -> str | None:
-        """The next piece; None if none is left."""
+    def _piece(self, end: type[Exception]) -> str | None:
+        """The next piece; None if it is not written yet.
+
+        Raises:
+            Exception: `end`, the text has ended; or what ended it.
+        """
+        ended = self._writing.ended  # looked at first: the last piece comes before the end
         try:
             return self._writing.unread.popleft()
         except IndexError:  # nothing, or another thread was quicker
             if self._writing.error is not None:
                 raise self._writing.error from None
+            if ended:
+                raise end from None
             return None
 
     def _close(self) -> None:
@@ -164,13 +171,9 @@ class Stream(_Reading):
             RequestError: the session was closed.
             EngineError: the engine failed.
         """
-        while True:
-            ended = self._writing.ended  # looked at first: the last piece comes before the end
-            if (piece := self._piece()) is not None:
-                return piece
-            if ended:
-                raise StopIteration
+        while (piece := self._piece(StopIteration)) is None:
             self._turns.drive(self._writing, self._ready)
+        return piece
 
     def close(self) -> None:
         """End the request; `result` has what was written by now."""
@@ -203,13 +206,9 @@ class AsyncStream(_Reading):
             RequestError: the session was closed.
             EngineError: the engine failed.
         """
-        while True:
-            ended = self._writing.ended  # looked at first: the last piece comes before the end
-            if (piece := self._piece()) is not None:
-                return piece
-            if ended:
-                raise StopAsyncIteration
+        while (piece := self._piece(StopAsyncIteration)) is None:
             await waited(self._turns, self._writing, self._ready)
+        return piece
 
     def __await__(self) -> Generator[Any, None, Result]:
         """The result, after the whole text was written.
