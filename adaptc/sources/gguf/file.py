@@ -49,7 +49,7 @@ class GgufTensor:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # `read_gguf` gives one for a file, by which others keep what they made
 class GgufFile:
     """A GGUF file's metadata and table of tensors; no weight is read yet."""
 

@@ -41,7 +41,7 @@ class GgufSource(Source):
 
     def tokenizer_files(self) -> dict[str, bytes]:
         """See `Source.tokenizer_files`."""
-        return rebuilt_tokenizer(read_gguf(self.path))
+        return dict(rebuilt_tokenizer(read_gguf(self.path)))
 
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """See `Source.tensors`; peak memory beyond what the caller keeps is the largest tensor, twice."""

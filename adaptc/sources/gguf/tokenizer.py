@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from adaptc.errors import LoadError, foreign
@@ -21,7 +23,8 @@ _STRIPPED_NAMES = ("phi-3", "phi3")
 _NOT_STRIPPED = ("<unk>", "<s>", "<|endoftext|>")
 
 
-def rebuilt_tokenizer(file: GgufFile) -> dict[str, bytes]:
+@lru_cache(maxsize=2)  # a large vocabulary takes a second or two, and a compile asks for it several times
+def rebuilt_tokenizer(file: GgufFile) -> Mapping[str, bytes]:
     """Return `tokenizer.json`, `tokenizer_config.json` and a file for each chat template.
 
     Raises:
@@ -34,7 +37,7 @@ def rebuilt_tokenizer(file: GgufFile) -> dict[str, bytes]:
     }
     with foreign(f"{file.path}: its tokenizer cannot be rebuilt"):
         Tokenizer(files, str(file.path))
-    return files | template_files(str(file.path), chat_templates(file, vocabulary))
+    return MappingProxyType(files | template_files(str(file.path), chat_templates(file, vocabulary)))
 
 
 def _config(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptc.runtime.bundle.built import built_files, check_built, read_built
+from adaptc.runtime.bundle.built import built_files, check_built
 from adaptc.runtime.bundle.onnx_file import bytes_field, number_field, text_field
+from adaptc.runtime.bundle.reading import read_checked
 from adaptc.runtime.bundle.strict_json import loads
 from adaptc.runtime.errors import BundleError
 
@@ -61,14 +62,19 @@ def packed_record(folder: Path) -> PackedRecord | None:
     """
     bundle = folder.parent
     built = built_files(bundle)
-    if f"{folder.name}/{PACKED}" not in built or (content := _built(bundle, f"{folder.name}/{RECORD}")) is None:
+    packed, about = built.get(f"{folder.name}/{PACKED}"), built.get(f"{folder.name}/{RECORD}")
+    if packed is None or about is None:
         return None
+    try:
+        content = read_checked(bundle, f"{folder.name}/{RECORD}", about, verify=True)
+    except BundleError as error:
+        raise BundleError(f"{folder / RECORD}: changed since it was written; adaptc build packs again") from error
     try:
         record = loads(PackedRecord, content)
     except BundleError as error:
         raise BundleError(f"{folder / RECORD}: {error}; adaptc build packs again") from error
     with suppress(OSError):
-        if (folder / PACKED).stat().st_size == record.bytes == built[f"{folder.name}/{PACKED}"].bytes:
+        if (folder / PACKED).stat().st_size == record.bytes == packed.bytes:
             return record
     raise BundleError(f"{folder / PACKED}: not the {record.bytes} bytes that were packed; adaptc build packs again")
 
@@ -85,13 +91,6 @@ def check_packed(folder: Path) -> None:
         check_built(folder.parent, f"{folder.name}/{PACKED}")
     except BundleError as error:
         raise BundleError(f"{folder / PACKED}: changed since it was written; adaptc build packs again") from error
-
-
-def _built(bundle: Path, name: str) -> bytes | None:
-    try:
-        return read_built(bundle, name)
-    except BundleError as error:
-        raise BundleError(f"{bundle / name}: changed since it was written; adaptc build packs again") from error
 
 
 def with_packed(file: Path) -> bytes | None:

@@ -20,6 +20,7 @@ from adaptc.runtime.bundle.built import add_built, built_files, read_built
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import FileRecord
 from adaptc.runtime.bundle.partitions import PartitionGraph
+from adaptc.runtime.bundle.reading import read_checked
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads, parse, read_json
 from adaptc.runtime.errors import BundleError, EngineError
@@ -98,16 +99,17 @@ class EngineFolder:
             EngineError: a record cannot be read.
         """
         found = []
-        for name in sorted(self._built()):
+        built = self._built()
+        for name, file in sorted(built.items()):
             if not (name.startswith(self._prefix) and name.endswith(".json")):
                 continue
             try:
-                content = read_built(self._bundle, name)
-                record = read_json(EngineRecord, parse(content or b""))
+                content = read_checked(self._bundle, name, file, verify=True)
+                record = read_json(EngineRecord, parse(content))
             except BundleError as error:
                 path = self._bundle / name
                 raise EngineError(f"{path}: damaged ({error}); remove it and run adaptc build again") from error
-            if self._plan(record) in self._built() and self.plan(record).exists():
+            if self._plan(record) in built and self.plan(record).exists():
                 found.append(record)
         return found
 
