@@ -48,6 +48,7 @@ def report_html(manifest: Manifest, record: Record, profile: ModalProfile | None
     sums = {name: sum(sum(part.bytes.values()) for part in parts) for name, parts in record.parts.items()}
     quality = [*quality_views(manifest, record), *router_views(manifest)]
     context: dict[str, Any] = {
+        "what": "adaptc report",
         "title": record.title or "-".join(manifest.models),
         "lead": _lead(manifest, record),
         "tiles": list(_tiles(manifest)),

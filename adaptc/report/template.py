@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
 
 FOLDER = Path(__file__).parent
 
@@ -18,12 +21,17 @@ def render(name: str, context: Mapping[str, Any]) -> str:
         context: What it is filled with; text is quoted.
     """
     style = (FOLDER / "style.css").read_text(encoding="utf-8")
-    return str(_template(name).render(dict(context) | {"style": style}))
+    return str(_environment().get_template(name).render(dict(context) | {"style": style}))
 
 
 @cache
-def _template(name: str) -> Any:
-    from jinja2 import Environment, StrictUndefined
+def _environment() -> jinja2.Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((FOLDER / name).read_text(encoding="utf-8"))
+    return Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

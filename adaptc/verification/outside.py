@@ -14,6 +14,7 @@ from adaptc.evaluation.reference import greedy, torch_of
 from adaptc.runtime.model.decoder import Ids, Logits
 from adaptc.sources.base import Source
 from adaptc.sources.gguf.source import GgufSource
+from adaptc.sources.quiet import quiet_transformers
 from adaptc.verification.parity import Passage, Predictions
 
 
@@ -56,14 +57,12 @@ def quiet() -> Iterator[None]:
     """Keep transformers' warnings and bars off the terminal, where they would stand between a command's lines."""
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with redirect_stderr(StringIO()):  # its bar of GGUF tensors has no setting
+        with quiet_transformers(), redirect_stderr(StringIO()):  # its bar of GGUF tensors has no setting
             yield
     finally:
-        logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
 

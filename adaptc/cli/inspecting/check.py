@@ -24,10 +24,12 @@ def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_j
     from dataclasses import asdict
 
     from adaptc.compiler.preflight import preflight
+    from adaptc.sources.quiet import quiet_transformers
     from adaptc.spec.reading import read_spec
 
-    _quiet()
-    report = preflight(read_spec(spec_file, settings), spec_file.parent)
+    spec = read_spec(spec_file, settings)
+    with quiet_transformers():  # the findings speak
+        report = preflight(spec, spec_file.parent)
     if as_json:
         click.echo(
             json.dumps({"ok": report.ok, "findings": [asdict(finding) for finding in report.findings]}, indent=2)
@@ -36,10 +38,3 @@ def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_j
         print_columns([(finding.about, finding.level, finding.text) for finding in report.findings])
     if not report.ok:
         ctx.exit(1)
-
-
-def _quiet() -> None:
-    """Let the findings speak: transformers would say some of them its own way."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +23,7 @@ from adaptc.sources.chat_templates import template_files
 from adaptc.sources.folder.files import deciding_files
 from adaptc.sources.folder.processor_templates import chosen_templates
 from adaptc.sources.hashes import file_digest, hash_of
+from adaptc.sources.quiet import quiet_transformers
 
 _PROBES = (
     "Hello, world! It's 2026, isn't it?",
@@ -67,7 +66,7 @@ def _read(origin: str, folder: Path, content: str) -> Mapping[str, bytes]:
     from transformers import AutoTokenizer
 
     _refuse_unread(origin, folder)
-    with foreign(f"{origin}: transformers cannot read its tokenizer"), _quiet():
+    with foreign(f"{origin}: transformers cannot read its tokenizer"), quiet_transformers():
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
@@ -79,7 +78,7 @@ def _read(origin: str, folder: Path, content: str) -> Mapping[str, bytes]:
         raise LoadError(f"{origin}: no tokenizer: nothing here has a vocabulary that transformers' {kind} reads")
     with tempfile.TemporaryDirectory() as scratch, foreign(f"{origin}: its tokenizer cannot be written"):
         into = Path(scratch)
-        with _quiet():
+        with quiet_transformers():
             tokenizer.save_pretrained(into)
         config = json.loads((into / "tokenizer_config.json").read_bytes())
         files = {
@@ -124,15 +123,3 @@ def _compare(origin: str, wanted: Any, ours: Tokenizer) -> None:
             text_of = wanted.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             if ours.decode(ids) != text_of:
                 raise LoadError(f"{origin}: ids {ids[:12]} are {text_of!r} to transformers, and not to the fast form")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from warnings over files that adaptc checks itself."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
