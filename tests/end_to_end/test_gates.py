@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,9 +15,6 @@ from adaptc.compiler import pipeline
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import Compiled, compile_spec
-from adaptc.ir.fx_graph import FxGraph
-from adaptc.ir.program import Program
-from adaptc.passes import Pass
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -31,15 +27,10 @@ GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.
 IDS = [5, 9, 40, 7, 101, 33, 8, 21]
 
 
-@dataclass(frozen=True, slots=True)
-class Gating(Pass):
+class Gating(skipping.Gating):
     """Stands for `skip_ffn`."""
 
-    name: ClassVar[str] = "gating"
-
-    def apply(self, program: Program) -> Program:
-        gated = skipping.with_gates(program.graph("lm", FxGraph), low_rank=True)
-        return replace(program.with_graph("lm", gated), gates={"lm": GATES})
+    gates: ClassVar[SkipGates] = GATES
 
 
 @pytest.fixture(scope="module")

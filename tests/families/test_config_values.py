@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from adaptc.capture.text import capture
 from tests.close import ENGINE, assert_close
@@ -31,13 +30,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_pos
     ],
 )
 def test_capture_follows_the_value(family: str, options: dict[str, Any]) -> None:
-    values = {**tiny.COMMON, "num_hidden_layers": 1, **options}
-    torch.manual_seed(0)
-    config = transformers.CONFIG_MAPPING[family](**values)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.3)
+    model = tiny.random_model(family, {**tiny.COMMON, "num_hidden_layers": 1, **options})
     feeds = tiny.feeds(2, 12)
     graph = capture(model.config, dict(model.named_parameters(remove_duplicate=False)))
     logits = graph.run(feeds)["logits"].astype(np.float32)

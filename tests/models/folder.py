@@ -8,23 +8,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
 
-from tests.models.tiny import COMMON
+from tests.models.tiny import COMMON, random_model
 from tests.models.tiny_tokenizer import byte_level, save
 
 
 def write(folder: Path, model_type: str = "llama", weights: str = "fp32", **options: Any) -> tuple[Path, Any]:
     """Write folder/model and folder/model.yaml; returns the spec's path and the model."""
     tokenizer = byte_level()
-    config = transformers.CONFIG_MAPPING[model_type](
-        **{**COMMON, "vocab_size": tokenizer.get_vocab_size(), "bos_token_id": 0, "eos_token_id": 1, **options}
-    )
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.3)
+    special = {"vocab_size": tokenizer.get_vocab_size(), "bos_token_id": 0, "eos_token_id": 1}
+    model = random_model(model_type, {**COMMON, **special, **options})
     model.save_pretrained(folder / "model")
     save(tokenizer, folder / "model")
     spec = folder / "model.yaml"

@@ -9,8 +9,8 @@ from typing import Any
 
 import gguf
 import numpy as np
-import torch
-import transformers
+
+from tests.models.tiny import random_model
 
 F32 = gguf.GGMLQuantizationType.F32
 
@@ -98,7 +98,7 @@ def write(
     for name, value in {**_described(model.config, architecture), **tokens.keys(), **(keys or {})}.items():
         if value is not None:
             _put(writer, name, value)
-    for name, values in _tensors(model, architecture).items():
+    for name, values in tensors(model, architecture).items():
         if name not in without:
             how = kind if values.ndim == 2 else F32
             writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(values), how), raw_dtype=how)
@@ -139,7 +139,8 @@ def _put(writer: Any, name: str, value: Any) -> None:
         adders[type(value)](name, value)
 
 
-def _tensors(model: Any, architecture: str) -> dict[str, Any]:
+def tensors(model: Any, architecture: str) -> dict[str, Any]:
+    """A model's weights as llama.cpp's converter writes them, float32 by their names in the file."""
     config = model.config
     found = {}
     for name, tensor in model.state_dict().items():
@@ -178,10 +179,4 @@ def tiny_model(model_type: str, vocabulary: int, spread: float = 0.15, **options
         "max_position_embeddings": 512,
         "tie_word_embeddings": model_type.startswith("gemma"),
     }
-    config = transformers.CONFIG_MAPPING[model_type](**{**sizes, **options})
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, spread)
-    return model
+    return random_model(model_type, {**sizes, **options}, spread)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
-from adaptc.passes import Pipeline
+from adaptc.passes import Pass, Pipeline
 from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
@@ -20,6 +21,7 @@ from adaptc.passes.decoder.logits_from import LogitsFrom
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.branch import Branch
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from tests.models import tiny
 
 GATED = (1, 2)
@@ -41,6 +43,18 @@ def with_gates(whole: FxGraph, *, low_rank: bool = False) -> FxGraph:
     shapes = [gating.parameters(blocks[layer], RANK if low_rank else 0) for layer in GATED]
     weights = {name: torch.randn(shape, generator=random) * 0.3 for part in shapes for name, shape in part.items()}
     return gating.learned(whole, GATED, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Gating(Pass):
+    """Stands for `skip_ffn`: gates without training; a test's own class says what a bundle is told of them."""
+
+    name: ClassVar[str] = "gating"
+    gates: ClassVar[SkipGates]
+
+    def apply(self, program: Program) -> Program:
+        gated = with_gates(program.graph("lm", FxGraph), low_rank=True)
+        return replace(program.with_graph("lm", gated), gates={"lm": self.gates})
 
 
 @cache

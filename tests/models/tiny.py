@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -70,18 +71,30 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
 
 
+def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.3, seed: int = 0) -> Any:
+    """A language model with random weights, as transformers runs it.
+
+    Args:
+        model_type: transformers' name.
+        options: All of its config.
+        spread: Standard deviation of the weights; larger than the usual start, so that differences show, and norms'
+            weights are not all one.
+        seed: Of the weights.
+    """
+    config = transformers.CONFIG_MAPPING[model_type](**options)
+    torch.manual_seed(seed)
+    built = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.normal_(0.0, spread)
+    return built
+
+
 @cache
 def model(family: str) -> Any:
     """The family's model with random weights, as transformers runs it."""
     model_type, options = FAMILIES[family]
-    config = transformers.CONFIG_MAPPING[model_type](**{**COMMON, **options})
-    torch.manual_seed(0)
-    built = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in built.parameters():
-            # Larger than the usual start: differences show, and norms' weights are not all one.
-            parameter.normal_(0.0, 0.3)
-    return built
+    return random_model(model_type, {**COMMON, **options})
 
 
 @cache

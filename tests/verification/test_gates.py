@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +12,6 @@ import pytest
 from adaptc.compiler import pipeline, tuning
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.ir.fx_graph import FxGraph
-from adaptc.ir.program import Program
-from adaptc.passes import Pass
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -30,15 +26,10 @@ GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.
 PAYS = Payoff(1e-3, 1.01e-3, 0.8e-3, 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Gating(Pass):
+class Gating(skipping.Gating):
     """Stands for `skip_ffn`."""
 
-    name: ClassVar[str] = "gating"
-
-    def apply(self, program: Program) -> Program:
-        gated = skipping.with_gates(program.graph("lm", FxGraph), low_rank=True)
-        return replace(program.with_graph("lm", gated), gates={"lm": GATES})
+    gates: ClassVar[SkipGates] = GATES
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.models import tiny_tokenizer
-from tests.models.tiny import COMMON
+from tests.models.tiny import COMMON, random_model
 
 SPEC = "version: 1\nmodels: {{lm: {{source: model}}}}\ntarget: {{weights: {weights}, max_tokens: 96}}\n"
 TEMPLATE = "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -37,12 +36,7 @@ def write(folder: Path) -> Path:
         "eos_token_id": 1,
         "pad_token_id": None,
     }
-    config = transformers.CONFIG_MAPPING["gemma3_text"](**{**COMMON, **options})
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.3)
+    model = random_model("gemma3_text", {**COMMON, **options})
     model.save_pretrained(folder / "model")
     tokenizer.save(str(folder / "model" / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|start|>", "eos_token": "<|end|>"}

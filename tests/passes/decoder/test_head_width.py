@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from adaptc.capture.text import capture
 from adaptc.compiler.cache import Cache
@@ -32,13 +31,7 @@ from tests.models import folder, tiny
 @pytest.mark.parametrize(("family", "width"), [("llama", 2), ("gemma2", 100), ("qwen3", 24), ("mistral-window", 122)])
 def test_equals_eager(family: str, width: int) -> None:
     kind, options = tiny.FAMILIES[family]
-    values = {**tiny.COMMON, **options, "head_dim": width, "num_hidden_layers": 2}
-    torch.manual_seed(0)
-    config = transformers.CONFIG_MAPPING[kind](**values)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.3)
+    model = tiny.random_model(kind, {**tiny.COMMON, **options, "head_dim": width, "num_hidden_layers": 2})
     captured = capture(model.config, dict(model.named_parameters(remove_duplicate=False)))
     passes = (Lower(), KvCache(max_tokens=64), LogitsFrom(), FuseNorms(), FuseProjections())
     graph = Pipeline(passes).run(Program({"lm": captured}, (Run("lm"),))).graph("lm", OnnxGraph)
