@@ -21,9 +21,10 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from adaptc.errors import AdaptcError
+from adaptc.ir.stored.disk import writing
 from adaptc.runtime.bundle.partials import LOCK, abandoned, partial_folder, remove
 from adaptc.runtime.bundle.reading import open_file, read_file, read_through
 from adaptc.runtime.bundle.replace import flush, flush_folders
@@ -36,6 +37,8 @@ FORMAT = "adaptc cache entry, 1"
 State = Literal["whole", "unfinished", "unsealed"]
 """Of an entry: whole; left by a writer that is gone, and removed by the next write; or without a seal of ours, as
 earlier versions left them, and never touched."""
+
+Value = TypeVar("Value")
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _UNLOCKED = re.compile(r"\.[0-9a-f]{64}\..*partial")  # of earlier versions, which nobody can tell to be left
@@ -131,7 +134,8 @@ class Cache:
             with partial_folder(entry) as folder:
                 staged = folder / "entry"
                 staged.mkdir()
-                make(staged / CONTENT)
+                with writing(staged):
+                    make(staged / CONTENT)
                 _seal(staged, kind, key)
                 self._move(staged, entry)
                 flush(entry.parent)
@@ -148,6 +152,23 @@ class Cache:
             AdaptcError: the entry cannot be written.
         """
         return self.find(kind, key) or self.put(kind, key, make)
+
+    def use(self, kind: str, key: str, make: Callable[[Path], None], read: Callable[[Path], Value]) -> Value:
+        """What `read` gives of an entry's content.
+
+        The entry is made if it is not there, and made again if another process clears the cache while it is read.
+
+        Raises:
+            AdaptcError: the entry cannot be written.
+        """
+        while True:
+            path = self.get(kind, key, make)
+            entry = _identity(path)
+            try:
+                return read(path)
+            except Exception:
+                if entry is not None and _identity(path) == entry:
+                    raise
 
     def read(self, kind: str, key: str) -> bytes | None:
         """The content of an entry that is one file; None if it is not there."""
@@ -250,6 +271,14 @@ def _entry(path: Path, key: str, state: State) -> Iterator[Entry]:
         about = path.stat()
         files = _files(path).values() if path.is_dir() else (path,)
         yield Entry(path.parent.name, key, path, sum(each.lstat().st_size for each in files), about.st_mtime, state)
+
+
+def _identity(content: Path) -> int | None:
+    """Tells the content of an entry from that of one which was made in its place; None if there is none."""
+    try:
+        return content.lstat().st_ino
+    except OSError:
+        return None
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from adaptc.compiler import stage_names
@@ -62,20 +61,29 @@ def compile_spec(
     text = calibration_text(spec.calibration, base)
     key = key_of(effective(spec), hashes, text.sha256, _pass_files(spec, base), versions())
     warnings: list[str] = []
-    make = partial(_make, spec, base, sources, hashes, cache=cache, progress=progress, warn=warnings.append)
-    found = cache.find("bundle", key)
-    # The cache has compared every file's hash, or has just written it.
+    made = False
+
+    def make(path: Path) -> None:
+        nonlocal made
+        made = True
+        warnings.clear()
+        _make(spec, base, sources, hashes, path, cache=cache, progress=progress, warn=warnings.append)
+        cache.write("warnings", key, json.dumps(warnings).encode())
+
+    def copy(path: Path) -> Bundle:
+        if not made:
+            warnings[:] = json.loads(cache.read("warnings", key) or b"[]")
+        progress.stage(stage_names.BUNDLE)
+        # The cache has compared every file's hash, or has just written it.
+        bundle = open_bundle(path, verify=False)
+        return write_bundle(into, {}, bundle.manifest, bundle)
+
     try:
-        bundle = open_bundle(found or cache.put("bundle", key, make), verify=False)
-        if found is None:
-            cache.write("warnings", key, json.dumps(warnings).encode())
-        else:
-            warnings = json.loads(cache.read("warnings", key) or b"[]")
+        bundle = cache.use("bundle", key, make, copy)
     finally:
         for line in warnings:
             warn(line)
-    progress.stage(stage_names.BUNDLE)
-    return Compiled(write_bundle(into, {}, bundle.manifest, bundle), found is not None)
+    return Compiled(bundle, not made)
 
 
 def _pass_files(spec: Spec, base: Path) -> list[dict[str, str]]:

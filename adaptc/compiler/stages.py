@@ -128,15 +128,19 @@ def lowered(
         # Passes that look at weights or text give what these give.
         [{name: source.sha256() for name, source in sources.items()}, text.sha256] if len(plan.to_onnx) > 1 else [],
     )
-    entry = cache.find("lowered", key)
-    if entry is None:
+
+    def make(path: Path) -> None:
         records: list[PassRecord] = []
         program = program_from_sources(sources, text, progress)
         pipeline = Pipeline(plan.to_onnx, Layered(cache, PROCESS))
         program = pipeline.run(program, lambda step: records.append(record(step)), progress=progress)
-        entry = cache.put("lowered", key, lambda path: _save(program, records, sources, path))
-    progress.stage(stage_names.ATTACH)
-    return _load(entry, sources)
+        _save(program, records, sources, path)
+
+    def read(path: Path) -> tuple[Program, list[PassRecord]]:
+        progress.stage(stage_names.ATTACH)
+        return _load(path, sources)
+
+    return cache.use("lowered", key, make, read)
 
 
 def file_hashes(pass_: Pass) -> dict[str, str]:

@@ -173,6 +173,6 @@ def dense_perplexity(
         path.write_text(json.dumps({"perplexity": measured.perplexity, "tokens": measured.tokens}))
 
     text = hashlib.sha256(np.ascontiguousarray(ids, np.int64).tobytes()).hexdigest()
-    kept = cache.get("dense_perplexity", key_of("dense_perplexity", 1, sha256, text, window, dtype), make)
-    content = json.loads(kept.read_text())
+    key = key_of("dense_perplexity", 1, sha256, text, window, dtype)
+    content = json.loads(cache.use("dense_perplexity", key, make, Path.read_text))
     return Perplexity(content["perplexity"], content["tokens"])

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from adaptc.errors import LoadError
+from adaptc.errors import EngineError, LoadError
+from adaptc.ir.stored.disk import writing
 
 Moments = tuple[torch.Tensor, torch.Tensor]
 """Adam's running means of a weight's gradient and of its square."""
@@ -43,7 +44,11 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint; the file that was there stays until the new one is whole."""
+    """Write a checkpoint; the file that was there stays until the new one is whole.
+
+    Raises:
+        EngineError: no space, no permission.
+    """
     tensors = {f"weight.{name}": weight for name, weight in checkpoint.weights.items()}
     for name, (first, second) in checkpoint.moments.items():
         tensors |= {f"first.{name}": first, f"second.{name}": second}
@@ -51,8 +56,13 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {"run": dict(checkpoint.run), "step": checkpoint.step, "curve": checkpoint.curve}
     half = path.with_name(f".{path.name}.part")
-    save_file(tensors, half, metadata={KEY: json.dumps(about)})
-    half.replace(path)
+    try:
+        with writing(half):
+            save_file(tensors, half, metadata={KEY: json.dumps(about)})
+        half.replace(path)
+    except OSError as error:
+        half.unlink(missing_ok=True)
+        raise EngineError(f"{path}: cannot write: {error.strerror or error}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adaptc.compiler.cache import Cache, key_of
-from tests.attacks import flips, kills
+from tests.attacks import flips, kills, room
 from tests.attacks.outcomes import GOOD, attempt
 from tests.attacks.subjects import STORED, Subject, text
 
@@ -58,3 +58,8 @@ def test_a_writer_that_is_killed_at_any_of_its_file_operations_leaves_nothing(tm
         cache.clear()
     assert len(outcomes) > 15
     assert outcomes[-1] == "value"
+
+
+def test_a_compile_whose_files_may_not_grow_is_refused_in_one_line(tmp_path: Path) -> None:
+    """One of these sizes has safetensors, which has its own error for it, meet the limit."""
+    assert {ended for _, ended in room.confined(tmp_path, (30, 40), ["pieces cached"])} == {"refused in one line"}

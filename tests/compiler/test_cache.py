@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from adaptc.compiler.cache import CONTENT, SEAL, Cache, Cleared, key_of
 from adaptc.errors import AdaptcError
@@ -72,6 +73,47 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(AdaptcError, match="cannot write to the cache: No space left on device"):
         Cache(tmp_path).get("kind", KEY, make)
+
+
+def test_the_full_disk_of_safetensors_is_one_line(tmp_path: Path) -> None:
+    """It has an error of its own, in these words; tests/attacks/room.py has it meet a real limit."""
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    other = SafetensorError("Error while serializing: header too large")
+
+    def refuse(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(AdaptcError, match="cannot write to the cache: No space left on device"):
+        Cache(tmp_path).get("kind", KEY, lambda path: refuse(full))
+    with pytest.raises(SafetensorError):  # of the content, not of the disk
+        Cache(tmp_path).get("kind", KEY, lambda path: refuse(other))
+
+
+def test_an_entry_that_is_cleared_while_it_is_read_is_made_again(tmp_path: Path) -> None:
+    cache, made = Cache(tmp_path), []
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / "a").write_text("content")
+        made.append(path)
+
+    def read(path: Path) -> str:
+        if len(made) == 1:
+            cache.clear()
+        return (path / "a").read_text()
+
+    assert cache.use("kind", KEY, make, read) == "content"
+    assert len(made) == 2
+    assert cache.use("kind", KEY, make, read) == "content"
+    assert len(made) == 2
+
+
+def test_what_a_reader_of_an_entry_raises_is_raised(tmp_path: Path) -> None:
+    def read(path: Path) -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        Cache(tmp_path).use("kind", KEY, Path.touch, read)
 
 
 def test_another_process_may_win(tmp_path: Path) -> None:

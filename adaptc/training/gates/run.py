@@ -112,5 +112,5 @@ def _drawn(
 
     progress.stage(f"draw {tokens} tokens")
     key = key_of("drawn", 1, sha256, text.sha256, tokens, options, workspace.device)
-    ids: npt.NDArray[np.int64] = np.load(workspace.cache.get("drawn", key, make))
+    ids: npt.NDArray[np.int64] = workspace.cache.use("drawn", key, make, np.load)
     return ids
