@@ -13,6 +13,7 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 """Kinds of layers that capture knows."""
 
 _MAX_SIZE = 1 << 31
+_MAX_LABELS = 1_000_000
 _SIZES = {
     "num_hidden_layers": 1000,
     "hidden_size": _MAX_SIZE,
@@ -49,7 +50,9 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
     text = values.get("text_config") or values
     if not isinstance(text, Mapping):
         raise LoadError(f"{origin}: text_config is {str(text)[:40]}; an object is right")
-    _check_sizes(origin, text)
+    for part in (text, *(part for part in values.values() if isinstance(part, Mapping))):
+        _check_sizes(origin, part)
+    _check_labels(origin, values)
     with foreign(f"{origin}: transformers refuses this {model_type} config"):
         config = CONFIG_MAPPING[model_type](**values)
     _check_layers(origin, text_of(config))
@@ -66,6 +69,14 @@ def _check_sizes(origin: str, text: Mapping[str, Any]) -> None:
     epsilon = text.get("rms_norm_eps")
     if isinstance(epsilon, int | float) and not 0 <= epsilon < 1:
         raise LoadError(f"{origin}: rms_norm_eps is {str(epsilon)[:40]}; a number from 0 to 1 is right")
+
+
+def _check_labels(origin: str, values: Mapping[str, Any]) -> None:
+    """Refuse a number of labels for which transformers would make names until the memory is full."""
+    for part in (values, *(part for part in values.values() if isinstance(part, Mapping))):
+        labels = part.get("num_labels")
+        if labels is not None and not (isinstance(labels, int) and 0 <= labels <= _MAX_LABELS):
+            raise LoadError(f"{origin}: num_labels is {str(labels)[:40]}; at most {_MAX_LABELS:,} is right")
 
 
 def _check_layers(origin: str, text: Any) -> None:

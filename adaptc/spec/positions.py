@@ -15,6 +15,7 @@ Path = tuple[str | int, ...]
 """Keys and list indices from the top: `("passes", 0, "skip_ffn")`."""
 
 _MAX_VALUES = 20_000  # aliases of aliases can name billions
+_MOST_BITS = 64  # Python does not even print numbers of 15,000
 _PLAIN = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null"))
 
 
@@ -176,7 +177,11 @@ class _NodeWalk:
             self.document.faults.append(Fault(path, f"the tag {node.tag} is not understood; write a plain value"))
             return None
         try:
-            return self.loader.construct_object(node)
+            value = self.loader.construct_object(node)
         except (ValueError, KeyError):
-            self.document.faults.append(Fault(path, f"{node.value!r} is not a value of its tag {node.tag}"))
+            self.document.faults.append(Fault(path, f"{node.value[:60]!r} is not a value of its tag {node.tag}"))
             return None
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            self.document.faults.append(Fault(path, f"a whole number of {value.bit_length()} bits; no key takes one"))
+            return None
+        return value

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
+_OF_VALUES = (ValueError, TypeError, OverflowError)
 _MOST_ID = (1 << 32) - 1  # the library counts tokens in 32 bits
 
 
@@ -162,13 +163,14 @@ def _load(content: bytes, where: str) -> tokenizers.Tokenizer:
 def _library(what: str, kind: type[AdaptcError]) -> Iterator[None]:
     """Whatever the tokenizers library raises, as an error of `kind`.
 
-    It raises bare `Exception`, and where it panics, as on odd files, what derives from `BaseException` alone.
+    It raises bare `Exception`, and where it panics, as on odd files, what derives from `BaseException` alone. Anything
+    else comes from a signal handler of the caller's, such as a limit of time, and is let through.
     """
     try:
         yield
     except BaseException as error:
         panic = type(error).__module__ == "pyo3_runtime"
-        if not panic and not isinstance(error, Exception):
+        if not panic and type(error) is not Exception and not isinstance(error, _OF_VALUES):
             raise
         raise kind(f"{what}: {' '.join(str(error).split())}") from error
 

@@ -132,6 +132,18 @@ def test_a_real_interrupt_is_one_line() -> None:
     assert (process.returncode, stderr) == (130, "\nInterrupted.\n")
 
 
+def test_an_interrupt_while_the_commands_are_imported_is_one_line() -> None:
+    code = (
+        "import builtins\nwhole = builtins.__import__\n"
+        "def interrupted(name, *rest):\n"
+        "    if name == 'click': raise KeyboardInterrupt\n"
+        "    return whole(name, *rest)\n"
+        "builtins.__import__ = interrupted\nfrom adaptc.__main__ import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "\nInterrupted.\n")
+
+
 def test_output_that_cannot_be_written_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

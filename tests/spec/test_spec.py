@@ -157,6 +157,11 @@ def test_anchors_and_merges_work() -> None:
             [":5: name: the tag tag:yaml.org,2002:binary is not understood; write a plain value"],
         ),
         (HEAD + "name: !!int x", [":5: name: 'x' is not a value of its tag tag:yaml.org,2002:int"]),
+        pytest.param(
+            HEAD + "target: {max_tokens: 0x" + "f" * 5000 + "}",
+            [":5: target.max_tokens: a whole number of 20000 bits; no key takes one"],
+            id="a number that Python does not print",
+        ),
         (HEAD + "? [a]\n: 1", [":5: a key must be a name, not a list or mapping"]),
         (HEAD + "name: &n [*n]", [":5: an alias that contains itself; a spec has neither"]),
         ("", [":1: the file is empty; a spec begins with 'version: 1'"]),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,6 +31,23 @@ def fallback() -> Tokenizer:
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> list[str]:
     decoding = tokenizer.decoding()
     return [*map(decoding.push, ids), decoding.finish()]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="alarms")
+def test_what_a_signal_handler_raises_is_no_fault_of_the_tokenizer(bytes_: Tokenizer) -> None:
+    """A caller's limit of time ends in the middle of a long text; the handler runs when the library returns."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError("too long")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with pytest.raises(TimeoutError, match="too long"):
+            signal.setitimer(signal.ITIMER_REAL, 0.002)
+            bytes_.encode("many words of a text " * 5000)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_each_kind_of_vocabulary_has_its_decoding(bytes_: Tokenizer, fallback: Tokenizer) -> None:
