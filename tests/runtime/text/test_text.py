@@ -40,11 +40,14 @@ def test_what_a_signal_handler_raises_is_no_fault_of_the_tokenizer(bytes_: Token
     def ring(*_: object) -> None:
         raise TimeoutError("too long")
 
+    def encode() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.002)
+        bytes_.encode("many words of a text " * 5000)
+
     before = signal.signal(signal.SIGALRM, ring)
     try:
         with pytest.raises(TimeoutError, match="too long"):
-            signal.setitimer(signal.ITIMER_REAL, 0.002)
-            bytes_.encode("many words of a text " * 5000)
+            encode()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
