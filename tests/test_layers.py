@@ -13,8 +13,14 @@ import pytest
 
 from tests.repo import PACKAGES, ROOT, TOP, Import, all_modules, below, imports, modules
 
-LATE = {"onnxruntime", "tokenizers", "jinja2", "cuda"}
+LATE = {"onnxruntime", "tokenizers", "jinja2", "cuda", "llguidance", "opentelemetry", "PIL"}
 """What the runtime may import in functions."""
+
+SERVER = "adaptc.runtime.server"
+"""The rooms of the extra `serve`, which a process without a server never imports."""
+
+WEB = {"starlette", "uvicorn"}
+"""What they may import at once."""
 
 JINJA = "adaptc.runtime.text.jinja"
 """The room that may import Jinja at once, as it makes classes of Jinja's; it is itself imported in functions."""
@@ -26,6 +32,7 @@ HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"
 HEAVY |= {"tokenizers", "jinja2", "gguf", "safetensors", "huggingface_hub"}
 
 ALL = all_modules()
+SERVER_FILES = {file for name, file in ALL.items() if f"{name}.".startswith(f"{SERVER}.")}
 
 
 def of(*packages: str) -> list[object]:
@@ -53,10 +60,16 @@ def test_the_runtime_stands_alone(file: Path) -> None:
         if outside(found):
             top = found.name.partition(".")[0]
             at_once = {"numpy"} | ({"jinja2"} if file in modules(JINJA).values() else set())
+            at_once |= WEB if file in SERVER_FILES else set()
             late = found.name in LATE or top in LATE
             assert top in at_once or (late and not found.at_once) or found.checked_only, told(file, found)
         elif found.name.startswith("adaptc"):
             assert found.name.startswith("adaptc.runtime"), told(file, found)
+
+
+def test_only_the_server_and_its_command_know_the_server() -> None:
+    users = [file for name, file in ALL.items() if file not in SERVER_FILES and name != "adaptc.cli.running.serve"]
+    assert not [told(file, found) for file in users for found in imports(file) if found.name.startswith(SERVER)]
 
 
 def test_what_needs_jinja_is_imported_late() -> None:
@@ -114,6 +127,8 @@ def test_the_short_names_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_module_can_be_imported(name: str) -> None:
+    if ALL[name] in SERVER_FILES:
+        pytest.importorskip("uvicorn", reason="the extra serve is not installed here")
     module = importlib.import_module(name)
     assert module.__name__ == name
     assert module.__file__ is not None

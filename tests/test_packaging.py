@@ -176,9 +176,10 @@ def test_what_is_imported_is_required_and_the_reverse(project: dict[str, Any]) -
     # `adaptc bench` runs peers where they are installed, and `adaptc verify` asks llama.cpp.
     peers = {"onnxruntime-genai", "llama-cpp-python", "xllamacpp"}
     gpu = required(project, "tensorrt", "rtx") | {"cuda-pathfinder"}  # it comes with cuda-bindings, in one namespace
-    known = required(project, "compile", "cpu") | part_of_pydantic | peers | gpu
+    optional = {"opentelemetry", "opentelemetry-api"}  # spans go where whoever starts the server has configured
+    known = required(project, "compile", "cpu", "serve") | part_of_pydantic | peers | gpu | optional
     assert {home: told for home, told in used.items() if home not in known} == {}
-    assert required(project, "compile", "cpu") - set(used) == set()
+    assert required(project, "compile", "cpu", "serve") - set(used) == set()
 
 
 def test_the_runtime_is_in_the_plain_install(project: dict[str, Any]) -> None:
@@ -200,7 +201,7 @@ def test_the_runtime_is_in_the_plain_install(project: dict[str, Any]) -> None:
 def test_ci_pins_everything_it_asks_for(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    assert required(project, "compile", "cpu", "dev") - {distribution(name) for name in pins} == set()
+    assert required(project, "compile", "cpu", "serve", "dev") - {distribution(name) for name in pins} == set()
     assert pins["torch"] == "2.13.0"
 
 

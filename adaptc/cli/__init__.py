@@ -40,6 +40,9 @@ COMPILING = (
 )
 """What the extra `compile` installs; a bundle runs without most of it."""
 
+SERVING = ("anyio", "starlette", "uvicorn")
+"""What the extra `serve` installs beside an engine."""
+
 # Where each command is, and the first line of its help, so that --help needs no import; a test keeps the two the same.
 COMMANDS = {
     "compile": ("compiling.compile", "Compile SPEC into a bundle."),
@@ -52,6 +55,7 @@ COMMANDS = {
     "show": ("inspecting.show", "Print a program, one operation a line."),
     "verify": ("measuring.verify", "Check a bundle: hashes, then text, weights and numbers against its source."),
     "generate": ("running.generate", "Continue a prompt."),
+    "serve": ("running.serve", "Answer OpenAI's API over HTTP with bundles."),
     "chat": ("running.chat", "Talk with a bundle."),
     "eval": ("measuring.eval", "Measure a bundle's perplexity on a text."),
     "answers": ("measuring.answers", "Compare a bundle's answers under a budget with dense ones."),
@@ -108,9 +112,10 @@ class _Commands(click.Group):
             raise  # click's own
         except ModuleNotFoundError as error:
             name = (error.name or "").partition(".")[0]
-            if name.replace("-", "_") not in COMPILING:
+            if name.replace("-", "_") not in COMPILING + SERVING:
                 raise
-            click.echo(f"Error: {name} is not installed; pip install 'adaptc[compile]'", err=True)
+            extra = "serve" if name in SERVING else "compile"
+            click.echo(f"Error: {name} is not installed; pip install 'adaptc[{extra}]'", err=True)
             ctx.exit(1)
         except MemoryError:
             click.echo("Error: out of memory; `adaptc check` says how much is needed", err=True)

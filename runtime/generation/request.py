@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, TypeAlias, TypedDict
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypedDict
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.text.detokenize import stop_strings
-from adaptc.runtime.text.sampling import Sampling
+from adaptc.runtime.text.sampling import Sampling, TokenRule
 from adaptc.runtime.validation import check_count, check_elements, check_seconds, shown
 
 _GREEDY = Sampling()
@@ -22,8 +22,8 @@ class GenerateOptions(TypedDict, total=False):
     """The keyword arguments of `Session.generate` and `chat`, and of both for coroutines.
 
     `Request` says what each means, and `Sampling` what those mean that choose tokens. None is the same as leaving an
-    option out. `max_tokens` is another name of `max_new_tokens`, and `sampling` has in one value what `temperature`,
-    `top_k`, `top_p`, `min_p` and `repetition_penalty` say one by one. Of two ways to say the same only one may be used.
+    option out. `max_tokens` is another name of `max_new_tokens`, and `sampling` has in one value what the options from
+    `temperature` to `rules` say one by one. Of two ways to say the same only one may be used.
     """
 
     max_new_tokens: int | None
@@ -35,6 +35,10 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    logit_bias: Mapping[int, float] | None
+    rules: Sequence[Callable[[], TokenRule]] | None
     stop: Stop | None
     stop_token_ids: Iterable[int] | None
     seed: int | None

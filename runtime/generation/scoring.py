@@ -20,12 +20,16 @@ class Scores:
     Attributes:
         values: float32 [tokens - 1]: natural logarithms of probabilities, of all tokens but the first after those
             before it.
+        best: float32 [tokens - 1]: the same of the most likely token at each of these places.
+        best_ids: int64 [tokens - 1]: these tokens.
         skips: Which gated blocks ran for the tokens that were read one by one, except the last; None if there are no
             gates or no token was read so.
         route: The route that computed them; None for a bundle without routes.
     """
 
     values: npt.NDArray[np.float32]
+    best: npt.NDArray[np.float32]
+    best_ids: Ids
     skips: Skips | None = None
     route: str | None = None
 
@@ -42,7 +46,8 @@ def log_probabilities(decoder: BatchDecoder, ids: Ids, step: bool, options: Requ
         step: Whether the text goes token by token through the graph as when it writes, not in chunks.
         options: How the text runs through the model; where blocks may be skipped it is read token by token.
     """
-    scores = np.empty(len(ids) - 1, np.float32)
+    scores, best = np.empty(len(ids) - 1, np.float32), np.empty(len(ids) - 1, np.float32)
+    best_ids = np.empty(len(ids) - 1, np.int64)
     ran: list[bytes] = []
     step = step or not decoder.dense(options)
     at_once = max(1, _MOST_LOGITS // decoder.spec.vocab_size)
@@ -50,10 +55,12 @@ def log_probabilities(decoder: BatchDecoder, ids: Ids, step: bool, options: Requ
     done = 0
     for logits in blocks:
         following = ids[done + 1 : done + 1 + len(logits)]
-        scores[done : done + len(following)] = _log_softmax_at(logits[: len(following)], following)
+        part = slice(done, done + len(following))
+        best_ids[part] = logits[: len(following)].argmax(-1)
+        scores[part], best[part] = _log_softmax_at(logits[: len(following)], following)
         done += len(logits)
     route = decoder.route(0)
-    return Scores(scores, decoder.skips(ran, route) if step else None, route)
+    return Scores(scores, best, best_ids, decoder.skips(ran, route) if step else None, route)
 
 
 def _stepwise(decoder: BatchDecoder, ids: Ids, options: RequestOptions, ran: list[bytes]) -> Iterator[Logits]:
@@ -65,10 +72,11 @@ def _stepwise(decoder: BatchDecoder, ids: Ids, options: RequestOptions, ran: lis
             ran.append(now)
 
 
-def _log_softmax_at(logits: Logits, ids: Ids) -> npt.NDArray[np.float32]:
-    """Log softmax(logits)[i, ids[i]] for each position i; `logits` is used as scratch space."""
+def _log_softmax_at(logits: Logits, ids: Ids) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Log softmax(logits)[i, ids[i]] for each position i, and its largest value; `logits` is used as scratch space."""
     logits -= logits.max(axis=-1, keepdims=True)
     chosen = logits[np.arange(len(ids)), ids]
     np.exp(logits, out=logits)
-    scores: npt.NDArray[np.float32] = chosen - np.log(logits.sum(axis=-1))
-    return scores
+    sums = np.log(logits.sum(axis=-1))
+    scores: npt.NDArray[np.float32] = chosen - sums
+    return scores, -sums

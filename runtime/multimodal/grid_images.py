@@ -14,6 +14,9 @@ from adaptc.runtime.model.inserts import Inserts
 from adaptc.runtime.multimodal.images import GridSpec, Ids, Images, Picture, Pixels, finite
 from adaptc.runtime.multimodal.subsets import key_of
 
+_MOST_PIXELS = 1280 * 28 * 28
+"""Pixels of an image that was fitted: what Qwen2-VL's own examples take for its largest."""
+
 
 class GridImages(Images):
     """Inserts images of any size into prompts.
@@ -27,6 +30,13 @@ class GridImages(Images):
         """How images are cut up."""
         assert self.spec.grid is not None
         return self.spec.grid
+
+    def fitted(self, height: int, width: int) -> tuple[int, int]:
+        """See `Images.fitted`: the nearest multiples of what takes one place, with at most `_MOST_PIXELS`."""
+        side = self.grid.patch * self.grid.merge
+        shrink = min(1.0, (_MOST_PIXELS / (height * width)) ** 0.5)
+        rows, columns = (max(1, round(size * shrink / side)) for size in (height, width))
+        return rows * side, columns * side
 
     def read(self, images: Any) -> list[Picture]:
         """See `Images.read`."""

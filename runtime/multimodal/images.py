@@ -119,6 +119,11 @@ class Images:
         """Tokens an image of the one size takes."""
         return int(self._encoder.outputs[0].shape[1])
 
+    def fitted(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that an image of any size must be brought to."""
+        _, *sizes = (int(size) for size in self._encoder.inputs[0].shape[1:])
+        return sizes[0], sizes[1]
+
     def insert(self, ids: Ids, images: Any) -> tuple[Ids, Encode | None]:
         """Make room for a prompt's images.
 

@@ -104,6 +104,11 @@ class Ticket:
         assert self._result is not None
         return self._result
 
+    @property
+    def done(self) -> bool:
+        """Whether the job has ended, so that `result` does not wait."""
+        return self._done.is_set()
+
     def settle(self, result: JobResult | AdaptcError) -> None:
         """Set the result and wake all callers that wait for it."""
         self._result = result

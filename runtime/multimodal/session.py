@@ -69,6 +69,7 @@ class ModalSession:
         graphs: What runs them; `graphs.ran` counts the runs of each graph.
         profile: Measured accuracy and time; None if `adaptc profile` never ran on the bundle.
         verified: Whether the bundle's files were compared with their hashes.
+        inputs: What each input of the graphs is, by name.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class ModalSession:
         self.graphs = graphs
         self.profile = profile
         self.verified = verified
-        self._inputs = inputs
+        self.inputs = inputs
         self._tokenizer = tokenizer
 
     @cached_property
@@ -109,7 +110,7 @@ class ModalSession:
         Raises:
             RequestError: see `read_inputs`.
         """
-        return read_inputs(inputs, self.modal, self._inputs, self._tokenizer)
+        return read_inputs(inputs, self.modal, self.inputs, self._tokenizer)
 
     def infer(
         self,

@@ -1,22 +1,23 @@
 """Choose the next token from logits.
 
-The filters and their order are those of transformers: repetition penalty, temperature, top-k, top-p, min-p.
-Each keeps the tokens above some logit, so they are found by comparing, and the vocabulary is hardly ever
-sorted.
+The filters and their order are those of transformers: repetition penalty, temperature, top-k, top-p, min-p. Rules of
+the caller, and the bias and the penalties of OpenAI's API, come before them. Each filter keeps the tokens above some
+logit, so they are found by comparing, and the vocabulary is hardly ever sorted.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.runtime.errors import EngineError
-from adaptc.runtime.validation import check_count, check_number
+from adaptc.runtime.errors import EngineError, RequestError
+from adaptc.runtime.validation import check_count, check_elements, check_number, shown
 
 Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -24,6 +25,19 @@ Ids = npt.NDArray[np.int64]
 _LANE = 64  # values that share a maximum in `_bound`: few enough to tell, many enough to save work
 _RUN = 256  # values that share a sum in `_position`
 _COLD = 1e-6  # a lower temperature is 0: it would only overflow
+
+
+class TokenRule(Protocol):
+    """Follows one sequence and may change what its next token is chosen from, such as a grammar."""
+
+    def before(self, logits: Logits) -> None:
+        """See, and change in place, the logits of the next token: float32 [vocab], as the model gave them.
+
+        Rules come in their order, before any penalty; -inf is never chosen.
+        """
+
+    def after(self, token: int) -> None:
+        """Take note of the token that was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,10 @@ class Sampling:
         top_p: Keep the most likely tokens that together have this probability, in (0, 1].
         min_p: Keep tokens at least this likely, relative to the most likely one, in [0, 1].
         repetition_penalty: Above 1 makes tokens that are already there less likely, from 0.001 to 100.
+        presence_penalty: Taken off the logits of tokens that were written, -2 to 2.
+        frequency_penalty: Taken off as often as a token was written, -2 to 2.
+        logit_bias: Numbers from -100 to 100 that are added to the logits of tokens, by token id.
+        rules: What makes a `TokenRule` for each sequence; see there.
 
     Raises:
         RequestError: a value is out of its range or not a number.
@@ -46,9 +64,13 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
+    rules: Sequence[Callable[[], TokenRule]] = ()
 
     def __post_init__(self) -> None:
-        checked = {
+        checked: dict[str, object] = {
             "temperature": check_number("temperature", self.temperature, "a number from 0 to 100", 0, 100),
             "top_k": check_count("top_k", self.top_k, least=0),
             "top_p": check_number("top_p", self.top_p, "a number above 0, at most 1", 0, 1, above=True),
@@ -56,6 +78,12 @@ class Sampling:
             "repetition_penalty": check_number(
                 "repetition_penalty", self.repetition_penalty, "a number from 0.001 to 100", 0.001, 100
             ),
+            "presence_penalty": check_number("presence_penalty", self.presence_penalty, "a number from -2 to 2", -2, 2),
+            "frequency_penalty": check_number(
+                "frequency_penalty", self.frequency_penalty, "a number from -2 to 2", -2, 2
+            ),
+            "logit_bias": _biases(self.logit_bias),
+            "rules": _rules(self.rules),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -94,6 +122,14 @@ class Sampler:
         self._seen = set(prompt) if self._penalised else set()
         self._ends = np.array(sorted(ends), np.int64)
         self._hold = hold if len(self._ends) else 0
+        self._rules = [make() for make in sampling.rules]
+        self._written: Counter[int] | None = None
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            self._written = Counter()
+        biases = _biases(sampling.logit_bias)
+        self._biased = np.array([token for token, _ in biases], np.int64)
+        self._biases = np.array([bias for _, bias in biases], np.float32)
+        self._free = not (self._penalised or self._rules or biases or self._written is not None)
 
     def __call__(self, logits: Logits) -> int:
         """The next token.
@@ -104,8 +140,8 @@ class Sampler:
         Raises:
             EngineError: the logits hold NaN or no finite value.
         """
-        if self._penalised:
-            _penalise(logits, self._seen, self.sampling.repetition_penalty)
+        if not self._free:
+            self._change(logits)
         if self._hold:
             logits[self._ends] = -np.inf
             self._hold -= 1
@@ -115,14 +151,14 @@ class Sampler:
             raise EngineError(f"logits: the highest is {highest}; the graph computes no finite numbers")
         token = best if self.greedy else _draw(logits, highest, self.sampling, self.point())
         self.advance()
-        if self._penalised:
-            self._seen.add(token)
+        if not self._free:
+            self._note(token)
         return token
 
     @property
     def free(self) -> bool:
         """Whether a token depends on nothing but its logits, so that another device may choose it."""
-        return not self._penalised and not self._hold
+        return self._free and not self._hold
 
     def point(self, ahead: int = 0) -> float:
         """Where in the distribution the next token is drawn, in [0, 1), or the one that many after it."""
@@ -134,6 +170,49 @@ class Sampler:
         """The next token was chosen."""
         if self._points:
             self._points.popleft()
+
+    def _change(self, logits: Logits) -> None:
+        for rule in self._rules:
+            rule.before(logits)
+        if len(self._biased):
+            if (highest := int(self._biased.max())) >= len(logits):
+                raise RequestError(f"logit_bias: token id {highest}; ids go from 0 to {len(logits) - 1}")
+            logits[self._biased] += self._biases
+        if self._written:
+            ids = np.fromiter(self._written, np.int64, len(self._written))
+            counts = np.fromiter(self._written.values(), np.float32, len(self._written))
+            sampling = self.sampling
+            logits[ids] -= np.float32(sampling.presence_penalty) + np.float32(sampling.frequency_penalty) * counts
+        if self._penalised:
+            _penalise(logits, self._seen, self.sampling.repetition_penalty)
+
+    def _note(self, token: int) -> None:
+        for rule in self._rules:
+            rule.after(token)
+        if self._written is not None:
+            self._written[token] += 1
+        if self._penalised:
+            self._seen.add(token)
+
+
+def _biases(value: object) -> tuple[tuple[int, float], ...]:
+    pairs = value.items() if isinstance(value, Mapping) else value
+    needed = "a mapping from token ids to numbers from -100 to 100"
+    biases = []
+    for pair in check_elements("logit_bias", pairs, needed):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise RequestError(f"logit_bias: {shown(pair)}; {needed} is needed")
+        token = check_count("logit_bias", pair[0], (1 << 32) - 1, 0)
+        biases.append((token, check_number("logit_bias", pair[1], "a number from -100 to 100", -100, 100)))
+    return tuple(biases)
+
+
+def _rules(value: object) -> tuple[Callable[[], TokenRule], ...]:
+    makers = check_elements("rules", value, "a list of functions that make rules")
+    for make in makers:
+        if not callable(make):
+            raise RequestError(f"rules: {shown(make)}; a function that makes a rule is needed")
+    return tuple(makers)  # type: ignore[arg-type]
 
 
 def _penalise(logits: Logits, seen: set[int], penalty: float) -> None:

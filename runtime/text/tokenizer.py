@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 _OF_VALUES = (ValueError, TypeError, OverflowError)
+_SPACE = "\u2581"  # how vocabularies that are not of bytes write a space
+_BYTE_NAME = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")  # and how a byte of which no character came
 _MOST_ID = (1 << 32) - 1  # the library counts tokens in 32 bits
 
 
@@ -90,6 +93,23 @@ class Tokenizer:
             RequestError: it is no id.
         """
         return self._tokenizer.id_to_token(check_count("id", id_, most=_MOST_ID, least=0))
+
+    def token_bytes(self, id_: int) -> bytes:
+        """What a token stands for by itself, a special one by its name; b"" for an id that is not in the vocabulary.
+
+        Raises:
+            RequestError: it is no id.
+        """
+        name = self.token(id_)
+        if name is None:
+            return b""
+        if id_ in self._special:
+            return name.encode()
+        if self._byte_level:
+            return _bytes(name)
+        if found := _BYTE_NAME.match(name):
+            return bytes([int(found[1], 16)])
+        return name.replace(_SPACE, " ").encode()
 
     def decoding(self) -> Decoding:
         """A new decoding of one sequence, token by token."""

@@ -1,0 +1,1 @@
+"""What requests run on: settings, models by name, and who is let in."""

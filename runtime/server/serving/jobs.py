@@ -1,0 +1,71 @@
+"""Jobs that clients come back for: each is kept until it is deleted, or old."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from adaptc.runtime.multimodal.jobs import JobQueue, Ticket
+from adaptc.runtime.server.protocol.errors import ApiError
+from adaptc.runtime.server.serving.models import InputModel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptJob:
+    """One of them.
+
+    Attributes:
+        model: Answers it.
+        ticket: Its result, once it has ended.
+        made: `monotonic` when it came.
+    """
+
+    model: InputModel
+    ticket: Ticket
+    made: float
+
+
+class Jobs:
+    """The jobs of all models, kept until they are fetched, deleted or old."""
+
+    MOST = 1024
+    KEPT_SECONDS = 600.0
+
+    def __init__(self) -> None:
+        """Start without jobs."""
+        self.queues: dict[str, JobQueue] = {}
+        self.known: dict[str, KeptJob] = {}
+
+    def submit(self, model: InputModel, inputs: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, Ticket]:
+        """Queue a job; its id, and its ticket.
+
+        Raises:
+            ApiError: too many jobs are kept.
+            AdaptcError: the job is wrong.
+        """
+        now = monotonic()
+        old = [id_ for id_, job in self.known.items() if job.ticket.done and now - job.made > self.KEPT_SECONDS]
+        for id_ in old:
+            del self.known[id_]
+        if len(self.known) >= self.MOST:
+            raise ApiError(
+                429,
+                f"jobs: {self.MOST} are kept; fetch or delete some",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+        if model.name not in self.queues:
+            self.queues[model.name] = model.session.jobs()
+        ticket = self.queues[model.name].submit(inputs, **asked)
+        id_ = f"job-{uuid.uuid4().hex}"
+        if ticket.admission.accepted:
+            self.known[id_] = KeptJob(model, ticket, now)
+        return id_, ticket
+
+    def close(self) -> None:
+        """Finish what is queued."""
+        for queue in self.queues.values():
+            queue.close()

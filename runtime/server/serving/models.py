@@ -1,0 +1,210 @@
+"""What is served: sessions by name, and the policies that a name may carry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from adaptc.runtime.bundle.folder import open_bundle
+from adaptc.runtime.bundle.manifest import Manifest
+from adaptc.runtime.bundle.names import TOKENIZER
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.session import Session
+from adaptc.runtime.loading import load
+from adaptc.runtime.model.plan import decoder_graph
+from adaptc.runtime.multimodal.session import ModalSession
+from adaptc.runtime.server.protocol.errors import ApiError
+from adaptc.runtime.text.grammars import Grammars
+from adaptc.runtime.text.template_files import templates_of
+from adaptc.runtime.text.tool_calls import ToolFormat, tool_format_of
+from adaptc.runtime.validation import shown
+
+BUDGETS: Mapping[str, float] = MappingProxyType({"fast": 0.0, "balanced": 0.5, "dense": 1.0})
+"""The budgets of `model: "NAME@POLICY"`, for bundles with gates or a router."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a model's name says beside the model: `NAME@fast`, or `NAME@ROUTE`.
+
+    Attributes:
+        budget: The budget it stands for.
+        route: The route it stands for.
+    """
+
+    budget: float | None = None
+    route: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextModel:
+    """A model that writes text.
+
+    Attributes:
+        name: What clients call it.
+        session: Answers its requests.
+        max_tokens: Positions of its KV cache: prompt and answer together.
+        vocab: Width of its logits.
+        batch: The largest number of sequences that are decoded together.
+        policies: What may stand after an @ in `model`.
+        tools: How it writes tool calls; None if its template takes no tools.
+        grammars: Makes rules that keep its answers to a grammar.
+        created: Seconds since the epoch when it was loaded.
+    """
+
+    name: str
+    session: Session
+    max_tokens: int
+    vocab: int
+    batch: int
+    policies: Mapping[str, Policy]
+    tools: ToolFormat | None
+    grammars: Grammars
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def close(self) -> None:
+        """Free it."""
+        self.session.close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputModel:
+    """A model that answers each input by itself, from the modalities that are worth their time.
+
+    Attributes:
+        name: What clients call it.
+        session: Answers its requests.
+        created: Seconds since the epoch when it was loaded.
+    """
+
+    name: str
+    session: ModalSession
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """None: its requests say `accuracy` and `deadline_ms`."""
+        return {}
+
+    def close(self) -> None:
+        """Free it."""
+        self.session.close()
+
+
+Model = TextModel | InputModel
+
+
+class Models:
+    """The models of a server, by name."""
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        """Take models.
+
+        Args:
+            models: Closed with this.
+
+        Raises:
+            RequestError: two have one name.
+        """
+        self.by_name: dict[str, Model] = {}
+        for model in models:
+            if model.name in self.by_name:
+                raise RequestError(f"serve: two bundles are called {shown(model.name)}; NAME=BUNDLE names one")
+            self.by_name[model.name] = model
+
+    def text(self, asked: object) -> tuple[TextModel, Policy]:
+        """The model that a request names, and its policy; the only one if it names none.
+
+        Raises:
+            ApiError: there is no such model or policy, or it writes no text.
+        """
+        model, policy = self._find(asked)
+        if not isinstance(model, TextModel):
+            raise ApiError(
+                400, f"model: {model.name} answers inputs and writes no text; /v1/infer is for it", param="model"
+            )
+        return model, policy
+
+    def inputs(self, asked: object) -> InputModel:
+        """The same for a model that answers inputs.
+
+        Raises:
+            ApiError: there is no such model, or it writes text.
+        """
+        model, _ = self._find(asked)
+        if not isinstance(model, InputModel):
+            raise ApiError(400, f"model: {model.name} writes text; /v1/chat/completions is for it", param="model")
+        return model
+
+    def close(self) -> None:
+        """Free all."""
+        for model in self.by_name.values():
+            model.close()
+
+    def _find(self, asked: object) -> tuple[Model, Policy]:
+        there = ", ".join(self.by_name)
+        if asked is None:
+            if len(self.by_name) != 1:
+                raise ApiError(400, f"model: missing; there are: {there}", param="model")
+            return next(iter(self.by_name.values())), Policy()
+        name, _, suffix = str(asked).partition("@")
+        if name not in self.by_name:
+            raise ApiError(
+                404, f"model: no model {shown(asked)}; there are: {there}", code="model_not_found", param="model"
+            )
+        model = self.by_name[name]
+        if not suffix:
+            return model, Policy()
+        if suffix not in model.policies:
+            known = ", ".join(f"{name}@{each}" for each in model.policies)
+            raise ApiError(
+                404, f"model: no policy {shown(suffix)}; there are: {known}", code="model_not_found", param="model"
+            )
+        return model, model.policies[suffix]
+
+
+def load_model(
+    path: Path,
+    name: str,
+    *,
+    device: str = "auto",
+    batch: int | None = None,
+    threads: int | None = None,
+    verify: bool = True,
+) -> Model:
+    """Load a bundle under a name, and answer one request, so that the first client waits for nothing.
+
+    Raises:
+        AdaptcError: as `load`.
+    """
+    session: object = load(path, device, batch=batch, threads=threads, verify=verify)
+    if isinstance(session, ModalSession):
+        return InputModel(name, session)
+    assert isinstance(session, Session)
+    bundle = open_bundle(path, verify=False)
+    spec = decoder_graph(bundle)[1]
+    files = bundle.below(TOKENIZER)
+    templates = templates_of(files, TOKENIZER) if files else {}
+    session.generate([spec.bos_token_id or 0], max_tokens=2)
+    return TextModel(
+        name=name,
+        session=session,
+        max_tokens=spec.max_tokens,
+        vocab=spec.vocab_size,
+        batch=bundle.manifest.target.batch if batch is None else batch,
+        policies=_policies(bundle.manifest, session.routes),
+        tools=tool_format_of([each.text for each in templates.values()]),
+        grammars=Grammars(files.get("tokenizer.json", b""), spec.vocab_size, spec.eos_token_ids),
+    )
+
+
+def _policies(manifest: Manifest, routes: Sequence[str]) -> dict[str, Policy]:
+    switch = manifest.switch
+    takes_budget = bool(manifest.gates) or (switch is not None and switch.router is not None)
+    named = {route: Policy(route=route) for route in routes}
+    if not takes_budget:
+        return named | {"dense": Policy()}  # it always runs whole
+    return named | {name: Policy(budget=budget) for name, budget in BUDGETS.items()}
