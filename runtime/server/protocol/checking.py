@@ -42,13 +42,13 @@ def _check(value: Any, schema: Schema, where: str) -> None:
     if not _is_of(value, schema):
         raise _wrong(value, where, _needed(schema))
     if isinstance(value, str):
-        _check_size(value, len(value), schema, where, "Length", "characters")
+        _check_size(len(value), schema, where, "Length", "characters")
     elif isinstance(value, list):
-        _check_size(value, len(value), schema, where, "Items", "entries")
+        _check_size(len(value), schema, where, "Items", "entries")
         for index, each in enumerate(value):
             _check(each, schema.get("items", {}), f"{where}[{index}]")
     elif isinstance(value, dict):
-        _check_size(value, len(value), schema, where, "Properties", "entries")
+        _check_size(len(value), schema, where, "Properties", "entries")
         _check_fields(value, schema, where)
     elif isinstance(value, (int, float)) and not isinstance(value, bool) and not _is_in_range(value, schema):
         raise _wrong(value, where, _needed(schema))
@@ -90,11 +90,11 @@ def _check_fields(value: Mapping[str, Any], schema: Schema, where: str) -> None:
             _check(each, others, f"{prefix}{name if len(name) < 60 else shown(name)}")
 
 
-def _check_size(value: object, size: int, schema: Schema, where: str, of: str, what: str) -> None:
+def _check_size(size: int, schema: Schema, where: str, of: str, what: str) -> None:
     least, most = schema.get(f"min{of}", 0), schema.get(f"max{of}")
     if size < least or (most is not None and size > most):
         right = f"{least} or more" if most is None else f"{least} to {most}"
-        raise _wrong(value, where, f"{right} {what}", f"{size} {what}")
+        raise ApiError(400, f"{where or 'body'}: {size} {what}; {right} are right", param=where or None)
 
 
 def _is_of(value: object, schema: Schema) -> bool:
@@ -131,10 +131,13 @@ def _needed(schema: Schema) -> str:
     word = words.get(name, name)
     text = f"an {word}" if word[0] in "aeio" else f"a {word}"
     low, above, high = schema.get("minimum"), schema.get("exclusiveMinimum"), schema.get("maximum")
-    text += f" from {low:g}" if low is not None else f" above {above:g}" if above is not None else ""
-    return text + (f" to {high:g}" if high is not None else "")
+    text += f" from {_shown(low)}" if low is not None else f" above {_shown(above)}" if above is not None else ""
+    return text + (f" to {_shown(high)}" if high is not None else "")
 
 
-def _wrong(value: object, where: str, needed: str, what: str | None = None) -> ApiError:
-    name = where or "body"
-    return ApiError(400, f"{name}: {what or shown(value)}; {needed} is needed", param=where or None)
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def _wrong(value: object, where: str, needed: str) -> ApiError:
+    return ApiError(400, f"{where or 'body'}: {shown(value)}; {needed} is needed", param=where or None)
