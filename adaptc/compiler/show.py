@@ -1,4 +1,4 @@
-"""Programs as text, as differences between passes, and as a page."""
+"""Programs between passes: as text, as differences, and as a page."""
 
 from __future__ import annotations
 
@@ -7,24 +7,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
 
 from adaptc.compiler.pipeline import plan_of
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
-from adaptc.ir.graph import Graph
-from adaptc.ir.onnx_graph import OnnxGraph
-from adaptc.ir.program import Program
 from adaptc.passes.base import Pipeline, Step
 from adaptc.passes.store import PROCESS, Store
-from adaptc.report.block import block_of
-from adaptc.report.drawing.layers import block_picture
-from adaptc.report.files import record_of
-from adaptc.report.plan import plan_picture
+from adaptc.report.block import block_pictures
+from adaptc.report.graphs import section
 from adaptc.report.template import render
-from adaptc.runtime.bundle.folder import Bundle, open_bundle
 from adaptc.runtime.progress import Progress
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
@@ -104,20 +95,6 @@ def difference(taken: Sequence[Snapshot]) -> str:
     return "\n".join(lines)
 
 
-def bundle_text(path: Path) -> str:
-    """The graphs of a bundle, one operation a line.
-
-    Raises:
-        BundleError: it cannot be opened.
-    """
-    return str(_program(open_bundle(path)))
-
-
-def _program(bundle: Bundle) -> Program:
-    graphs = {name: OnnxGraph(ir.load(bundle.onnx(spec.file))) for name, spec in bundle.manifest.graphs.items()}
-    return Program(graphs, bundle.manifest.plan)
-
-
 def page(title: str, taken: Sequence[Snapshot]) -> str:
     """A page that shows what each pass did: operators gained and lost, a layer as a picture, and the program."""
     sections = []
@@ -128,51 +105,9 @@ def page(title: str, taken: Sequence[Snapshot]) -> str:
         counts = sorted(((name, count) for name, count in gained.items() if count), key=lambda item: item[1])
         about = f"{after.operations} operations, {after.seconds:.2f} s" if after.changed else "nothing to do"
         blocks = after.blocks if after.changed else {}
-        sections.append(_section(after.after, about, counts, blocks, after.text, is_open=after is taken[-1]))
+        sections.append(section(after.after, about, counts, blocks, after.text, is_open=after is taken[-1]))
     lead = "What each pass gained and lost, by operator, and what it made of a layer."
     return render("show.html", {"title": title, "what": "passes", "lead": lead, "plan": "", "sections": sections})
-
-
-def bundle_page(path: Path) -> str:
-    """A page that shows a bundle's plan, a layer of each of its graphs, and the graphs' text.
-
-    Raises:
-        BundleError: it cannot be opened.
-    """
-    bundle = open_bundle(path)
-    program = _program(bundle)
-    sections = []
-    for name, graph in program.graphs.items():
-        blocks, text = block_pictures({name: graph}), graph.text()
-        sections.append(_section(name, f"{bundle.manifest.graphs[name].nodes} nodes", [], blocks, text, is_open=True))
-    title = record_of(bundle).title or "-".join(bundle.manifest.models)
-    lead = f"Compiled for {bundle.manifest.target.backend} in {bundle.manifest.target.weights}."
-    plan = plan_picture(bundle.manifest, {})
-    return render("show.html", {"title": title, "what": "graphs", "lead": lead, "plan": plan, "sections": sections})
-
-
-def block_pictures(graphs: Mapping[str, Graph]) -> dict[str, str]:
-    """A layer of each graph that has layers, as SVG, by what it shows."""
-    pictures = {}
-    for name, graph in graphs.items():
-        if (found := block_of(graph)) is not None:
-            layer, operators = found
-            pictures[f"{layer} of {name}"] = block_picture(f"{layer} of {name}", operators)
-    return pictures
-
-
-def _section(
-    title: str,
-    about: str,
-    gained: Sequence[tuple[str, int]],
-    blocks: Mapping[str, str],
-    text: str,
-    *,
-    is_open: bool,
-) -> dict[str, Any]:
-    """What the page says after a pass, or of a graph."""
-    pictures = [{"title": name, "picture": picture} for name, picture in blocks.items()]
-    return {"title": title, "about": about, "gained": gained, "blocks": pictures, "text": text, "open": is_open}
 
 
 def _operators(text: str) -> Counter[str]:

@@ -6,25 +6,21 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
-from adaptc.compiler.weights_file import GATES, is_trained
 from adaptc.errors import BundleError
-from adaptc.ir.blocks import Bits
-from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, load_gates_metadata
-from adaptc.passes.quantize.blockwise import quantize_blocks
+from adaptc.ir.blocks import Bits, nearest_blocks
+from adaptc.ir.stored.gates_file import GatesMetadata, load_gate_arrays, load_gates_metadata
+from adaptc.ir.stored.onnx_file import StoredTensor
+from adaptc.ir.weight_names import GATES, is_trained
 from adaptc.report.files import record_of, report_files
+from adaptc.report.graphs import stored_graph
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GatesFile
 from adaptc.runtime.bundle.names import data_file, gates_file
 from adaptc.runtime.model.budget import DENSE
-
-if TYPE_CHECKING:
-    import torch
 
 Array = npt.NDArray[np.generic]
 
@@ -52,14 +48,13 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
             f"{bundle.path}: no learned gates; `adaptc compile` with skip_ffn, policy learned, puts some in"
         )
     [name] = names
-    metadata, weights = load_gates(path)
+    metadata, weights = load_gate_arrays(path)
     _check(path, metadata, load_gates_metadata(bundle.file(gates_file(name))), bundle)
-    graph = ir.load(bundle.onnx(bundle.manifest.graphs[name].file)).graph
-    places = {v.name or "": v.const_value for v in graph.initializers.values() if is_trained(v)}
+    constants = stored_graph(bundle, bundle.manifest.graphs[name].file).initializers.values()
+    places = {v.name: v.const_value for v in constants if is_trained(v.name) and v.const_value is not None}
     made = _made(places, weights, 4 if bundle.manifest.target.weights == "int4" else 8)
     data = bytearray(bundle.read(data_file(GATES)))
     for constant, place in places.items():
-        assert isinstance(place, ir.ExternalTensor)
         assert place.offset is not None
         content = np.ascontiguousarray(made[constant]).tobytes()
         assert len(content) == place.nbytes, f"{constant}: {len(content)} bytes, not {place.nbytes}"
@@ -96,22 +91,20 @@ def _check(path: Path, metadata: GatesMetadata, old: GatesMetadata, bundle: Bund
 
 
 def _made(
-    places: Mapping[str, ir.TensorProtocol | None], weights: Mapping[str, torch.Tensor], bits: Bits
+    places: Mapping[str, StoredTensor], weights: Mapping[str, npt.NDArray[np.float32]], bits: Bits
 ) -> dict[str, Array]:
     """Weights in the form the target has them, by the names of the graph's constants, fused or not."""
-    import torch
-
     stems = [name.removesuffix(".down") for name in weights if name.endswith(".cheap.down")]
     fused = {
-        f"{stem}.gate_up_proj.weight": torch.cat([weights[f"{stem}.gate"], weights[f"{stem}.up"]]) for stem in stems
+        f"{stem}.gate_up_proj.weight": np.concatenate([weights[f"{stem}.gate"], weights[f"{stem}.up"]])
+        for stem in stems
     }
     found: dict[str, Array] = {}
-    for name, weight in {**weights, **fused}.items():
-        array: npt.NDArray[np.float32] = weight.numpy().astype(np.float32)
+    for name, array in {**weights, **fused}.items():
         codes = places.get(f"{name}.codes")
         if codes is not None:
-            size = int(codes.numpy().shape[2]) * 8 // bits
-            blocks = quantize_blocks(array, bits, size, symmetric=f"{name}.zeros" not in places)
+            size = codes.shape[2] * 8 // bits
+            blocks = nearest_blocks(array, bits, size, symmetric=f"{name}.zeros" not in places)
             found |= {f"{name}.codes": blocks.packed, f"{name}.scales": blocks.scales}
             found |= {f"{name}.zeros": blocks.zero_points} if blocks.zero_points is not None else {}
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,18 +13,12 @@ import onnx_ir as ir
 
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import define
-from adaptc.ir.weight_names import owner_of
+from adaptc.ir.weight_names import GATES, is_trained, owner_of
 from adaptc.passes.skip_ffn.branch import conditionals
 from adaptc.report.parts import weights_read
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in the graph: a page for each would waste more than it shares."""
-
-GATES = "gates.data"
-"""File of everything trained for gates, whatever its size, so that it can be replaced: see `adaptc.compiler.swap`."""
-
-TRAINED = re.compile(r"\.skip\.(gate|cheap)\.[^/]+$")
-"""Names of weights that are trained for gates, and of what they become in a target."""
 
 PAGE = 4096
 """ONNX Runtime maps a tensor from the file, rather than reading it, where it starts on a page."""
@@ -74,7 +67,7 @@ def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
     define(clone)
     for value in clone.graph.initializers.values():
         tensor = value.const_value
-        own = GATES in files and is_trained(value)
+        own = GATES in files and is_trained(value.name or "")
         if tensor is None or (tensor.nbytes <= INLINE_BYTES and not own):
             continue
         data = files[GATES if own else owner_of(value.name or "", files)]
@@ -90,11 +83,6 @@ def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
         )
     content: bytes = ir.to_proto(clone).SerializeToString(deterministic=True)
     return content
-
-
-def is_trained(value: ir.Value) -> bool:
-    """Whether a constant was trained for gates."""
-    return TRAINED.search(value.name or "") is not None
 
 
 def read_bytes_per_token(graph: OnnxGraph) -> int:
@@ -141,7 +129,7 @@ def write_graphs(
             for backbone, name in {"": data_name, **{backbone: f"{backbone}.data" for backbone in backbones}}.items()
         }
         weights = [value for graph in graphs.values() for value in graph.model.graph.initializers.values()]
-        if swappable and any(map(is_trained, weights)):
+        if swappable and any(is_trained(value.name or "") for value in weights):
             files[GATES] = DataFile(GATES, stack.enter_context((folder / GATES).open("wb")))
         return {name: write_graph(graph, files) for name, graph in graphs.items()}
 
@@ -151,7 +139,7 @@ def data_files(
 ) -> tuple[str, ...]:
     """Names of the data files that a graph reads, as `write_graphs` writes them."""
     weights = graph.model.graph.initializers.values()
-    own = [value for value in weights if swappable and is_trained(value)]
+    own = [value for value in weights if swappable and is_trained(value.name or "")]
     stored = [value for value in weights if value.const_value is not None and value not in own]
     large = [value for value in stored if value.const_value is not None and value.const_value.nbytes > INLINE_BYTES]
     found = {owner_of(value.name or "", backbones) for value in large}

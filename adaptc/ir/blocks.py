@@ -12,9 +12,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.errors import PassError
+from adaptc.ir.grid import Grid, search_grid
+
 Bits = Literal[4, 8]
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+
+
+LARGEST = 1e15
+"""Squares of larger weights, and their sums over a block, leave float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +54,62 @@ class Blocks:
         """Bytes of codes, scales and zero points: what a matrix-vector product reads."""
         zeros = 0 if self.zero_points is None else self.zero_points.nbytes
         return self.packed.nbytes + self.scales.nbytes + zeros
+
+
+def nearest_blocks(weight: Floats, bits: Bits, block_size: int = 32, *, symmetric: bool = False) -> Blocks:
+    """Quantize a matrix so that each block has the least squared error of its weights.
+
+    Args:
+        weight: float32 [rows, columns], as in `y = x @ weight.T`.
+        bits: 4 or 8.
+        block_size: Neighbouring columns that share a scale: 16, 32, 64, 128 or 256.
+        symmetric: Do without zero points.
+
+    Raises:
+        PassError: a shape does not fit, or a value is not finite.
+    """
+    matrix = padded(weight, block_size)
+    grid = search_grid(matrix, bits, block_size, symmetric=symmetric)
+    return packed_blocks(grid.encode(matrix), grid, weight.shape[1], symmetric=symmetric)
+
+
+def padded(weight: Floats, block_size: int) -> Floats:
+    """A matrix with columns of 0 until its last blocks are full: float32 [rows, blocks · block_size].
+
+    Raises:
+        PassError: no kernel takes blocks of this size, or a value is not finite or too large for one.
+    """
+    rows, columns = weight.shape
+    if block_size not in (16, 32, 64, 128, 256):
+        raise PassError(f"block size {block_size}: ONNX Runtime has kernels for 16, 32, 64, 128 and 256")
+    if not np.isfinite(weight).all():
+        raise PassError(f"a weight of shape {[rows, columns]} holds NaN or infinity; nothing can be quantized from it")
+    if columns and np.abs(weight).max() > LARGEST:
+        raise PassError(
+            f"a weight of {np.abs(weight).max():.3g}: the error of its block is no float; weights: fp32 is right"
+        )
+    return np.pad(weight, ((0, 0), (0, -columns % block_size)))
+
+
+def packed_blocks(codes: Floats, grid: Grid, columns: int, *, symmetric: bool) -> Blocks:
+    """The blocks of codes on a grid.
+
+    Args:
+        codes: float32 [rows, blocks · block_size] of whole numbers.
+        grid: Their scales and zero points.
+        columns: Columns of the matrix, without those that only fill its last blocks.
+        symmetric: Do without zero points.
+    """
+    bits: Bits = 8 if grid.bits == 8 else 4
+    zeros = None if symmetric else _pack(grid.zeros.astype(np.uint8), bits)
+    packed = _pack(codes.astype(np.uint8).reshape(*grid.scales.shape, grid.block_size), bits)
+    return Blocks(packed, grid.scales, zeros, columns, bits, grid.block_size)
+
+
+def _pack(codes: Bytes, bits: Bits) -> Bytes:
+    """Pack along the last axis; an odd last code stands alone in its byte."""
+    if bits == 8:
+        return np.ascontiguousarray(codes)
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], -1)
+    return np.ascontiguousarray(codes[..., 0::2] | (codes[..., 1::2] << 4))

@@ -6,11 +6,14 @@ Capture and `lower` write these facts once, rewrites hand them on, and whoever n
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import fx
+
+    from adaptc.ir.stored.onnx_file import StoredNode
 
 PATH = "adaptc.path"
 """Metadata of an ONNX node: path of the module it belongs to, `model.layers.3.mlp`."""
@@ -22,11 +25,12 @@ LAYER = re.compile(r"^(?P<stem>(?:.*\.)?layers)\.(?P<index>\d+)(?=\.|$)")
 """Beginning of a module path, or of a weight's name, inside a layer: `model.layers.3`."""
 
 
-def path_of(node: fx.Node | ir.Node) -> str:
+def path_of(node: fx.Node | ir.Node | StoredNode) -> str:
     """Path of the module a node came from, `model.layers.3.mlp`; empty for what belongs to no module."""
-    metadata: dict[str, str] | None = getattr(node, "metadata_props", None)
+    metadata: Mapping[str, str] | None = getattr(node, "metadata_props", None)
     if metadata is not None:
         return metadata.get(PATH, "")
+    node = cast("fx.Node", node)
     if "path" in node.meta:
         return str(node.meta["path"])
     stack = node.meta.get("nn_module_stack") or {}

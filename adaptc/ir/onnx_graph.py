@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adaptc.ir.graph import Array
+    from adaptc.ir.stored.onnx_file import StoredGraph, StoredValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,7 @@ class OnnxGraph:
             raise PassError(f"ONNX graph: {' '.join(str(error).split())}") from error
 
     def text(self) -> str:
-        graph = self.model.graph
-        lines = [f"{_typed(value)} = input" for value in graph.inputs]
-        lines += _node_lines(graph, "")
-        lines.append("return " + ", ".join(f"%{value.name}" for value in graph.outputs))
-        return "\n".join(lines) + "\n"
+        return graph_text(self.model.graph)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         import onnx_ir as ir
@@ -81,7 +78,7 @@ class OnnxGraph:
         return ir.to_proto(clone)
 
 
-def sizes(value: ir.Value) -> tuple[int | str, ...]:
+def sizes(value: ir.Value | StoredValue) -> tuple[int | str, ...]:
     """A value's shape; a string names a size that is only known at run time."""
     return tuple(size if isinstance(size, int) else str(size) for size in value.shape or ())
 
@@ -97,6 +94,14 @@ def fixed(value: ir.Value) -> tuple[int, ...]:
     if len(known) != len(shape):
         raise PassError(f"{value.name}: shape {list(shape)}; every size must be known when compiling")
     return known
+
+
+def graph_text(graph: ir.Graph | StoredGraph) -> str:
+    """A graph, one operation a line; the same text for a graph in a program and for its file."""
+    lines = [f"{_typed(value)} = input" for value in graph.inputs]
+    lines += _node_lines(graph, "")
+    lines.append("return " + ", ".join(f"%{value.name}" for value in graph.outputs))
+    return "\n".join(lines) + "\n"
 
 
 def _node_lines(graph: Any, indent: str) -> list[str]:

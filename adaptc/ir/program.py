@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -135,11 +135,20 @@ class Program:
                 raise PassError(f"graph '{name}': {error}") from error
 
     def __str__(self) -> str:
-        plan = "; ".join(map(str, self.plan))
-        graphs = "".join(f"\n# graph {name}\n{graph.text()}" for name, graph in self.graphs.items())
+        graphs = graphs_text({name: graph.text() for name, graph in self.graphs.items()})
         codes = "".join(
             f"\n# codes {name}: int{each.bits}[{each.rows}, {each.columns}] in blocks of {each.block_size}"
             for name, each in sorted(self.blocks.items())
         )
         partitions = "".join(f"\n# partitions of {name}\n{split.text()}" for name, split in self.partitions.items())
-        return f"# plan: {plan}{codes}{graphs}{partitions}"
+        return f"{plan_text(self.plan)}{codes}{graphs}{partitions}"
+
+
+def plan_text(plan: Iterable[Run | Switch]) -> str:
+    """The line that a program's text begins with."""
+    return f"# plan: {'; '.join(map(str, plan))}"
+
+
+def graphs_text(texts: Mapping[str, str]) -> str:
+    """The graphs of a program, each under its name."""
+    return "".join(f"\n# graph {name}\n{text}" for name, text in texts.items())

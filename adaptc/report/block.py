@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import LAYER, path_of
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
-from adaptc.report.drawing.layers import DECIDES, ENDS, Operator
+from adaptc.ir.stored.onnx_file import StoredGraph
+from adaptc.report.drawing.layers import DECIDES, ENDS, Operator, block_picture
 from adaptc.report.places import place_of
 from adaptc.runtime.bundle.names import cache_tensor, is_rope_table
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from torch import fx
 
     from adaptc.ir.graph import Graph
+    from adaptc.ir.stored.onnx_file import StoredNode, StoredValue
+
+    OnnxNodes = ir.Graph | StoredGraph
+    Node = ir.Node | StoredNode
+    Value = ir.Value | StoredValue
 
 _TITLES = {
     "SimplifiedLayerNormalization": "RMSNorm",
@@ -27,11 +33,22 @@ _TITLES = {
 """Operators whose names are longer than they need be."""
 
 
-def block_of(graph: Graph) -> tuple[str, tuple[Operator, ...]] | None:
+def block_pictures(graphs: Mapping[str, Graph | StoredGraph]) -> dict[str, str]:
+    """A layer of each graph that has layers, as SVG, by what it shows."""
+    pictures = {}
+    for name, graph in graphs.items():
+        if (found := block_of(graph)) is not None:
+            layer, operators = found
+            pictures[f"{layer} of {name}"] = block_picture(f"{layer} of {name}", operators)
+    return pictures
+
+
+def block_of(graph: Graph | StoredGraph) -> tuple[str, tuple[Operator, ...]] | None:
     """A layer of a graph, one with a gate if there is any: its module path and its boxes; None without layers."""
-    if isinstance(graph, OnnxGraph):
-        layer = _chosen(path_of(node) for node in graph.model.graph)
-        return None if layer is None else (layer, tuple(_onnx(graph, layer)))
+    if isinstance(graph, OnnxGraph | StoredGraph):
+        main = graph.model.graph if isinstance(graph, OnnxGraph) else graph
+        layer = _chosen(path_of(node) for node in main)
+        return None if layer is None else (layer, tuple(_onnx(main, layer)))
     if isinstance(graph, FxGraph):
         layer = _chosen(path_of(node) for node in graph.module.graph.nodes)
         return None if layer is None else (layer, tuple(_fx(graph, layer)))
@@ -52,9 +69,8 @@ def _inside(path: str, layer: str) -> bool:
     return path == layer or path.startswith(f"{layer}.")
 
 
-def _onnx(graph: OnnxGraph, layer: str) -> Iterator[Operator]:
-    main = graph.model.graph
-    made: dict[ir.Value, tuple[str, ...]] = {}  # what was drawn, with the boxes that give it
+def _onnx(main: OnnxNodes, layer: str) -> Iterator[Operator]:
+    made: dict[Value, tuple[str, ...]] = {}  # what was drawn, with the boxes that give it
     outside: dict[str, Operator] = {}
     inside: list[Operator] = []
     for node in main:
@@ -62,7 +78,7 @@ def _onnx(graph: OnnxGraph, layer: str) -> Iterator[Operator]:
             inside += _drawn(node, layer, made, outside, f"op{len(inside)}")
     yield from outside.values()
     yield from inside
-    users = {use.node for value in made for use in value.uses() if use.node.graph is main}
+    users = {node for value in made for node in value.consumers() if node.graph is main}
     after = [node for node in main if node in users and path_of(node) and not _inside(path_of(node), layer)]
     if after:
         reads = [name for node in after for value in node.inputs if value in made for name in made[value]]
@@ -70,7 +86,7 @@ def _onnx(graph: OnnxGraph, layer: str) -> Iterator[Operator]:
 
 
 def _drawn(
-    node: ir.Node, layer: str, made: dict[ir.Value, tuple[str, ...]], outside: dict[str, Operator], name: str
+    node: Node, layer: str, made: dict[Value, tuple[str, ...]], outside: dict[str, Operator], name: str
 ) -> list[Operator]:
     """The box of a node, and those of its branches; `made` and `outside` get what others read of it."""
     branches = {key: attr.as_graph() for key, attr in node.attributes.items() if attr.type.name == "GRAPH"}
@@ -110,9 +126,9 @@ def _drawn(
     return boxes
 
 
-def _branch(body: ir.Graph, layer: str, name: str, answer: str) -> tuple[list[Operator], tuple[str, ...]]:
+def _branch(body: OnnxNodes, layer: str, name: str, answer: str) -> tuple[list[Operator], tuple[str, ...]]:
     """The boxes of one side of a branch, and those that give its result; the first ones come after the gate's."""
-    made: dict[ir.Value, tuple[str, ...]] = {}
+    made: dict[Value, tuple[str, ...]] = {}
     boxes: list[Operator] = []
     for node in body:
         if node.op_type != "Constant":
@@ -124,7 +140,7 @@ def _branch(body: ir.Graph, layer: str, name: str, answer: str) -> tuple[list[Op
     return boxes, ends or (name,)
 
 
-def _is_state(value: ir.Value) -> bool:
+def _is_state(value: Value) -> bool:
     """Whether a value is what one module hands to another, not a mask, a threshold or a piece of shape."""
     producer = value.producer()
     return producer is not None and bool(path_of(producer)) and value.shape is not None and len(value.shape) == 3
@@ -135,18 +151,18 @@ def _whose(path: str) -> str:
     return f"layer {match['index']}" if match else (path.rpartition(".")[2] or "the graph")
 
 
-def _type(value: ir.Value) -> str:
+def _type(value: Value) -> str:
     if value.dtype is None or value.shape is None:
         return ""
     dtype = {"FLOAT": "float32", "DOUBLE": "float64"}.get(value.dtype.name, value.dtype.name.lower())
     return f"{dtype} [{', '.join(map(str, sizes(value)))}]"
 
 
-def _is_weight(value: ir.Value) -> bool:
+def _is_weight(value: Value) -> bool:
     return value.is_initializer() and not is_rope_table(value.name)
 
 
-def _weights(node: ir.Node) -> str:
+def _weights(node: Node) -> str:
     """What an operator keeps: the form of its codes, or the shape of its first constant."""
     if "bits" in node.attributes and "N" in node.attributes:
         bits, rows, columns = (node.attributes[key].as_int() for key in ("bits", "N", "K"))

@@ -13,15 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import PassError
-from adaptc.ir.blocks import Bits, Blocks
-from adaptc.passes.quantize.rounding import Curvature, curvature, round_codes, search_grid
+from adaptc.ir.blocks import Bits, Blocks, nearest_blocks, packed_blocks, padded
+from adaptc.passes.quantize.rounding import Curvature, curvature, round_codes
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
-
-
-LARGEST = 1e15
-"""Squares of larger weights, and their sums over a block, leave float32."""
 
 
 def quantize_blocks(
@@ -49,28 +45,14 @@ def quantize_blocks(
     Raises:
         PassError: a shape does not fit, or a value is not finite.
     """
-    rows, columns = weight.shape
-    if block_size not in (16, 32, 64, 128, 256):
-        raise PassError(f"block size {block_size}: ONNX Runtime has kernels for 16, 32, 64, 128 and 256")
-    if not np.isfinite(weight).all():
-        raise PassError(f"a weight of shape {[rows, columns]} holds NaN or infinity; nothing can be quantized from it")
-    if columns and np.abs(weight).max() > LARGEST:
-        raise PassError(
-            f"a weight of {np.abs(weight).max():.3g}: the error of its block is no float; weights: fp32 is right"
-        )
-    padding = -columns % block_size
-    matrix = np.pad(weight, ((0, 0), (0, padding)))
     if hessian is None:
-        grid = search_grid(matrix, bits, block_size, symmetric=symmetric)
-        codes = grid.encode(matrix)
-    else:
-        curve = hessian if isinstance(hessian, Curvature) else curvature_of(hessian, block_size)
-        if len(curve.order) != matrix.shape[1] or curve.block_size != block_size:
-            raise PassError(f"a Hessian over {len(curve.order)} columns for a weight of {columns}")
-        codes, grid = round_codes(matrix, curve, bits, symmetric=symmetric)
-    zeros = None if symmetric else _pack(grid.zeros.astype(np.uint8), bits)
-    packed = _pack(codes.astype(np.uint8).reshape(rows, -1, block_size), bits)
-    return Blocks(packed, grid.scales, zeros, columns, bits, block_size)
+        return nearest_blocks(weight, bits, block_size, symmetric=symmetric)
+    matrix = padded(weight, block_size)
+    curve = hessian if isinstance(hessian, Curvature) else curvature_of(hessian, block_size)
+    if len(curve.order) != matrix.shape[1] or curve.block_size != block_size:
+        raise PassError(f"a Hessian over {len(curve.order)} columns for a weight of {weight.shape[1]}")
+    codes, grid = round_codes(matrix, curve, bits, symmetric=symmetric)
+    return packed_blocks(codes, grid, weight.shape[1], symmetric=symmetric)
 
 
 def curvature_of(hessian: Floats, block_size: int = 32) -> Curvature:
@@ -139,15 +121,6 @@ def split(blocks: Blocks, rows: Sequence[int]) -> list[Blocks]:
         )
         for span in spans
     ]
-
-
-def _pack(codes: Bytes, bits: Bits) -> Bytes:
-    """Pack along the last axis; an odd last code stands alone in its byte."""
-    if bits == 8:
-        return np.ascontiguousarray(codes)
-    if codes.shape[-1] % 2:
-        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], -1)
-    return np.ascontiguousarray(codes[..., 0::2] | (codes[..., 1::2] << 4))
 
 
 def _unpack(packed: Bytes, bits: Bits) -> Bytes:

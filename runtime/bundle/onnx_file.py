@@ -58,23 +58,57 @@ def fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
         yield number, message[start:end]
 
 
+def all_fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Every field of a message: (field number, its content or, of a number, the number from 0 as it is stored).
+
+    Raises:
+        ValueError: it is cut short.
+    """
+    for number, kind, start, end in _stored(message, 0, len(message)):
+        yield number, _varint(message, start, end)[0] if kind == _NUMBER else message[start:end]
+
+
+def packed_numbers(message: memoryview) -> Iterator[int]:
+    """The numbers of a list that is stored as one field.
+
+    Raises:
+        ValueError: it is cut short.
+    """
+    at = 0
+    while at < len(message):
+        value, at = _varint(message, at, len(message))
+        yield value
+
+
 def _spans(data: bytes | memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The fields of the message in `data[at:end]` that have a length: (field number, start, end)."""
+    for number, kind, first, last in _stored(data, at, end):
+        if kind == _LENGTH:
+            yield number, first, last
+
+
+_NUMBER, _EIGHT, _LENGTH, _FOUR = 0, 1, 2, 5
+"""Kinds of fields."""
+
+
+def _stored(data: bytes | memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """The fields of the message in `data[at:end]`: (field number, kind, start, end)."""
     while at < end:
         tag, at = _varint(data, at, end)
         kind = tag & 7
-        if kind == 0:
-            _, at = _varint(data, at, end)
-        elif kind == 2:
+        if kind == _NUMBER:
+            last = _varint(data, at, end)[1]
+        elif kind == _LENGTH:
             size, at = _varint(data, at, end)
-            if size > end - at:
-                raise ValueError("cut short")
-            yield tag >> 3, at, at + size
-            at += size
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
+            last = at + size
+        elif kind in (_EIGHT, _FOUR):
+            last = at + (8 if kind == _EIGHT else 4)
         else:
             raise ValueError(f"a field of kind {kind}")
+        if last > end:
+            raise ValueError("cut short")
+        yield tag >> 3, kind, at, last
+        at = last
 
 
 def _varint(data: bytes | memoryview, at: int, end: int) -> tuple[int, int]:

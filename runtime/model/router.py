@@ -19,6 +19,7 @@ import numpy.typing as npt
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.plan import RouterRecord, Switch
 from adaptc.runtime.errors import BundleError
+from adaptc.runtime.safetensors_file import read_safetensors
 
 Array = npt.NDArray[np.float32]
 METADATA = "adaptc.router"
@@ -128,10 +129,9 @@ def read_router(content: bytes, routes: Sequence[str], where: str) -> dict[str, 
         BundleError: it is damaged, or of other routes.
     """
     try:
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])
-        metadata = json.loads(header["__metadata__"][METADATA])
-        weights = {name: _tensor(header[name], content[8 + size :]) for name in NAMES}
+        header, tensors = read_safetensors(content)
+        metadata = json.loads(header[METADATA])
+        weights = {name: _float32(tensors[name]) for name in NAMES}
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{where}: no router: {error}; `adaptc train` makes one") from error
     if tuple(metadata["routes"]) != tuple(routes):
@@ -139,10 +139,7 @@ def read_router(content: bytes, routes: Sequence[str], where: str) -> dict[str, 
     return weights
 
 
-def _tensor(about: Mapping[str, object], data: bytes) -> Array:
-    """One tensor of a safetensors file."""
-    if about["dtype"] != "F32":
-        raise ValueError(f"dtype {about['dtype']}, not F32")
-    start, end = about["data_offsets"]  # type: ignore[misc]
-    result: Array = np.frombuffer(data[start:end], "<f4").reshape(about["shape"])  # type: ignore[call-overload, has-type]
-    return result
+def _float32(tensor: npt.NDArray[np.generic]) -> Array:
+    if tensor.dtype != np.float32:
+        raise ValueError(f"dtype {tensor.dtype}, not float32")
+    return tensor.astype(np.float32, copy=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.stages import program_from_sources
 from adaptc.compiler.swap import swap_gates
-from adaptc.compiler.weights_file import GATES
 from adaptc.errors import AdaptcError
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, save_gates
+from adaptc.ir.weight_names import GATES
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime import Bundle, load, open_bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
@@ -30,6 +31,7 @@ from adaptc.runtime.progress import SILENT
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
+from tests.cli.running import run_without_compiler
 from tests.models import folder
 
 IDS = [5, 9, 40, 7, 101, 33, 8, 21, 60, 61, 62, 63]
@@ -102,6 +104,20 @@ def test_swapped_gates_are_those_of_a_new_compile(built: tuple[Path, Bundle], tm
     swap_gates(swapped, spec.parent / "gates.safetensors")
     back = scores(open_bundle(bundle.path), 0)
     assert np.abs(back - old[1]).max() < (1e-6 if bundle.manifest.target.weights == "fp32" else 2.0)
+
+
+def test_gates_are_swapped_without_the_compiler_as_with_it(built: tuple[Path, Bundle], tmp_path: Path) -> None:
+    spec, bundle = built
+    file = gates_file(spec, tmp_path / "other.safetensors", 5)
+    with_it, without = (Path(shutil.copytree(bundle.path, tmp_path / name)) for name in ("with", "without"))
+    swap_gates(open_bundle(with_it), file)
+    done = run_without_compiler("gates", without, file)
+    assert (done.returncode, done.stderr) == (0, "")
+    names = {str(each.relative_to(with_it)) for each in with_it.rglob("*") if each.is_file()}
+    assert names == {str(each.relative_to(without)) for each in without.rglob("*") if each.is_file()}
+    assert [name for name in names if (with_it / name).read_bytes() != (without / name).read_bytes()] == []
+    changed = f"graphs/{GATES}"
+    assert (without / changed).read_bytes() != (bundle.path / changed).read_bytes()
 
 
 def test_what_does_not_fit_is_refused_in_one_line(built: tuple[Path, Bundle], tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ from click.testing import CliRunner, Result
 
 from adaptc.cli import main
 from adaptc.ir.onnx_graph import OnnxGraph
+from adaptc.ir.stored.onnx_file import read_graph
 from adaptc.report.block import block_of
 from adaptc.report.drawing.layers import DECIDES, ENDS
 from adaptc.report.files import record_of
+from adaptc.report.graphs import stored_graph
 from adaptc.report.parts import parts_of
 from adaptc.runtime.bundle.folder import open_bundle
+from tests.cli.running import run_without_compiler
 from tests.report.manifests import SWEEP
 from tests.report.pages import check_page
 
@@ -110,6 +113,31 @@ def test_layers_of_a_bundle_are_drawn(name: str, tmp_path: Path) -> None:
     assert len(root.all("svg")) == 1 + len(open_bundle(STORED / name).manifest.graphs)
     refused = run("show", STORED / name, "--diff")
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["gated", "stitched"])
+def test_a_graph_is_shown_without_the_compiler_as_with_it(name: str, tmp_path: Path) -> None:
+    bundle, page = open_bundle(STORED / name), tmp_path / "page.html"
+    done = run_without_compiler("show", bundle.path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run("show", bundle.path).stdout
+    pages = []
+    for command in (run_without_compiler, run):
+        command("show", bundle.path, "--html", page)
+        pages.append(page.read_bytes())
+    assert pages[0] == pages[1]
+    for each in bundle.manifest.graphs.values():  # onnx-ir reads in the file what our own reader does
+        known = OnnxGraph(ir.load(bundle.file(each.file)))
+        assert known.text() in done.stdout
+        stored = stored_graph(bundle, each.file)
+        assert block_of(known) == block_of(stored)
+
+
+def test_what_is_no_onnx_file_is_refused() -> None:
+    whole = (STORED / "gated" / "graphs" / "lm.onnx").read_bytes()
+    for content in (b"", whole[:-100], whole[5:], b"\xff" * 20, b":\x01\x00"):
+        with pytest.raises(ValueError, match=r"."):
+            read_graph(content)
 
 
 def test_a_branch_is_drawn_as_one() -> None:

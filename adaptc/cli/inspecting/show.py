@@ -11,7 +11,7 @@ from adaptc.cli.options import CACHE, SETTINGS, open_cache
 from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
-    from adaptc.runtime.bundle.manifest import Manifest
+    pass
 
 
 @click.command("show")
@@ -38,10 +38,13 @@ def command(
     if subject.is_dir():
         if after or diff or settings:
             raise click.UsageError("a bundle holds the finished program; --after, --diff and --set take a SPEC")
+        from adaptc.report.graphs import bundle_page, bundle_text
+        from adaptc.runtime import open_bundle
+
         if html_file is None:
-            click.echo(_bundle_text(subject), nl=False)
+            click.echo(bundle_text(open_bundle(subject)), nl=False)
         else:
-            _write_bundle_page(html_file, subject)
+            _write(html_file, bundle_page(open_bundle(subject)))
         return
     from adaptc.compiler import show
     from adaptc.spec.reading import read_spec
@@ -58,32 +61,3 @@ def command(
 def _write(file: Path, page: str) -> None:
     file.write_text(page, encoding="utf-8")
     click.echo(f"wrote {file}", err=True)
-
-
-def _write_bundle_page(file: Path, bundle: Path) -> None:
-    from adaptc.compiler import show
-
-    _write(file, show.bundle_page(bundle))
-
-
-def _bundle_text(bundle: Path) -> str:
-    """A bundle's operations, or what its manifest says of its graphs where ONNX files cannot be read."""
-    try:
-        from adaptc.compiler import show
-    except ModuleNotFoundError as error:
-        from adaptc.runtime.bundle.folder import open_bundle
-
-        click.echo(f"without operations: {error.name} is not installed; pip install 'adaptc[compile]'", err=True)
-        return _outline(open_bundle(bundle).manifest)
-    return show.bundle_text(bundle)
-
-
-def _outline(manifest: Manifest) -> str:
-    """The plan, and each graph's inputs, size and outputs."""
-    lines = [f"# plan: {'; '.join(map(str, manifest.plan))}"]
-    for name, graph in manifest.graphs.items():
-        lines.append(f"# graph {name}")
-        lines += [f"%{each.name}: {each.dtype}[{', '.join(map(str, each.shape))}] = input" for each in graph.inputs]
-        lines.append(f"# {graph.nodes} operations")
-        lines.append("return " + ", ".join(f"%{each.name}" for each in graph.outputs))
-    return "\n".join(lines) + "\n"

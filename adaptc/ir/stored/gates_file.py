@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from adaptc.errors import LoadError
 from adaptc.ir.stored.trained_file import check_finite, load_trained, save_trained
 
@@ -71,21 +74,29 @@ def load_gates_metadata(path: Path) -> GatesMetadata:
     Raises:
         LoadError: as `load_gates`.
     """
-    return _read(path, weights=False)[0]
+    return load_gate_arrays(path)[0]
 
 
 def load_gates(path: Path) -> tuple[GatesMetadata, dict[str, torch.Tensor]]:
     """Read gates and check that they are whole; float32.
 
     Raises:
+        LoadError: as `load_gate_arrays`.
+    """
+    import torch
+
+    metadata, arrays = load_gate_arrays(path)
+    return metadata, {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def load_gate_arrays(path: Path) -> tuple[GatesMetadata, dict[str, npt.NDArray[np.float32]]]:
+    """Read gates and check that they are whole; float32. Needs no torch.
+
+    Raises:
         LoadError: the file is missing, damaged, or not a file of gates; a weight is NaN or infinite.
     """
-    return _read(path, weights=True)
-
-
-def _read(path: Path, *, weights: bool) -> tuple[GatesMetadata, dict[str, torch.Tensor]]:
-    metadata, stored = load_trained(path, KEY, GatesMetadata, "gates", tensors=weights)
-    tensors = {name: tensor.float() for name, tensor in stored.items()}
+    metadata, stored = load_trained(path, KEY, GatesMetadata, "gates")
+    tensors = {name: tensor.astype(np.float32) for name, tensor in stored.items()}
     scales = {name: tensors.pop(name) for name in [each for each in tensors if each.endswith(SCALE)]}
     for name in [each for each in tensors if f"{each}{SCALE}" in scales]:
         tensors[name] = tensors[name] * scales[f"{name}{SCALE}"]

@@ -76,5 +76,5 @@ def load_router(path: Path) -> StoredRouter:
     missing = [name for name in (PREDICTED, LOST) if name not in tensors]
     if missing:
         raise LoadError(f"{path}: no tensor {missing[0]}; train again")
-    predicted, lost = (tensors[name].float().numpy() for name in (PREDICTED, LOST))
+    predicted, lost = (tensors[name].astype(np.float32) for name in (PREDICTED, LOST))
     return StoredRouter(metadata.routes, predicted, lost)

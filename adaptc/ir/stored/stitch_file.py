@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adaptc.ir.stored.trained_file import check_finite, load_trained, save_trained
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ def load_stitches(path: Path) -> tuple[StitchMetadata, dict[str, torch.Tensor]]:
     Raises:
         LoadError: the file is missing, damaged, or not a file of stitches; a weight is NaN or infinite.
     """
+    import torch
+
     metadata, stored = load_trained(path, KEY, StitchMetadata, "stitches")
-    weights = {name: tensor.float() for name, tensor in stored.items()}
+    weights = {name: array.astype(np.float32) for name, array in stored.items()}
     check_finite(path, weights)
-    return metadata, weights
+    return metadata, {name: torch.from_numpy(array) for name, array in weights.items()}

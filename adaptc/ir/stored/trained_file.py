@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
+import numpy.typing as npt
 
 from adaptc.errors import BundleError, LoadError
 from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads
+from adaptc.runtime.safetensors_file import read_safetensors
 
 if TYPE_CHECKING:
     import torch
 
 Metadata = TypeVar("Metadata")
+Array = npt.NDArray[Any]
 
 
 def save_trained(path: Path, key: str, metadata: Any, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -36,9 +39,7 @@ def save_trained(path: Path, key: str, metadata: Any, tensors: Mapping[str, torc
     write_whole(path, save(dict(tensors), metadata={key: dumps(metadata)}))
 
 
-def load_trained(
-    path: Path, key: str, kind: type[Metadata], noun: str, *, tensors: bool = True
-) -> tuple[Metadata, dict[str, torch.Tensor]]:
+def load_trained(path: Path, key: str, kind: type[Metadata], noun: str) -> tuple[Metadata, dict[str, Array]]:
     """Read a file of trained parts.
 
     Args:
@@ -46,22 +47,20 @@ def load_trained(
         key: Key of its kind in the header.
         kind: Dataclass of its metadata.
         noun: What the file holds, for messages: "gates".
-        tensors: Whether to read the tensors too; else none are returned.
 
     Returns:
-        The metadata, and the tensors in their stored dtypes.
+        The metadata, and the tensors as read-only arrays in their stored dtypes, of bfloat16 as float32.
 
     Raises:
         LoadError: the file is missing, damaged, or of another kind.
     """
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(key)
-            stored = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
+        about, stored = read_safetensors(path.read_bytes())
     except FileNotFoundError:
         raise LoadError(f"{path}: no such file; `adaptc train` makes one") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise LoadError(f"{path}: cannot be read as {noun} ({error}); a file of `adaptc train` is right") from error
+    text = about.get(key)
     if text is None:
         raise LoadError(f"{path}: no metadata of {noun} in it; a file of `adaptc train` is right")
     try:
@@ -70,12 +69,12 @@ def load_trained(
         raise LoadError(f"{path}: metadata: {error}; train again") from error
 
 
-def check_finite(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def check_finite(path: Path, tensors: Mapping[str, Array]) -> None:
     """Refuse weights that are NaN or infinite.
 
     Raises:
         LoadError: a tensor has such a value.
     """
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        if not np.isfinite(tensor).all():
             raise LoadError(f"{path}: {name} has NaN or infinite values; train again")
