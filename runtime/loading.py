@@ -202,8 +202,18 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
 
 
 def _only_modal(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySession:
+    check_modal(bundle)
+    return _modal_session(bundle, backend, options)
+
+
+def check_modal(bundle: Bundle) -> None:
+    """Refuse a bundle whose model does not run on subsets of its modalities.
+
+    Raises:
+        BundleError: it is such a bundle.
+    """
     if is_modal(bundle.manifest):
-        return _modal_session(bundle, backend, options)
+        return
     if bundle.manifest.modal:
         raise BundleError(f"{bundle.path}: a language model: load, and generate with images= or without, are right")
     raise BundleError(f"{bundle.path}: has no modalities to leave out; drop_modality makes a bundle that has")

@@ -67,7 +67,13 @@ def prompts(bundle: Bundle, settings: BenchSettings) -> tuple[list[int], list[in
         raise RequestError(f"{bundle.path}: no tokenizer or no decoder; there is nothing to time")
     needed = max(settings.prompt_tokens + settings.new_tokens, settings.long_tokens + 1)
     if needed > decoder.max_tokens:
-        raise RequestError(f"prompt: {needed} tokens are needed; this bundle holds {decoder.max_tokens}: ask for fewer")
+        most = decoder.max_tokens
+        new = min(settings.new_tokens, most // 2)
+        prompt, long = min(settings.prompt_tokens, most - new), min(settings.long_tokens, most - 1)
+        raise RequestError(
+            f"{bundle.path}: holds {most} tokens, and {needed} would be measured; "
+            f"--prompt-tokens {prompt} --new-tokens {new} --long-tokens {long} fit"
+        )
     # Joined lines: a line break in the middle of a sentence would be a token of its own.
     ids = tokenizer.encode("\n\n".join(" ".join(part.split()) for part in TEXT.split("\n\n")))
     while len(ids) < max(settings.prompt_tokens, settings.long_tokens):

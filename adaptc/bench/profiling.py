@@ -21,7 +21,7 @@ from adaptc.machine.description import Machine
 from adaptc.report.files import record_of, renewed
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.bundle.folder import open_bundle
-from adaptc.runtime.loading import load_modal
+from adaptc.runtime.loading import check_modal, load_modal
 from adaptc.runtime.multimodal.inputs import ModalInputs
 from adaptc.runtime.multimodal.profile import ModalProfile, SubsetProfile, wilson
 from adaptc.runtime.multimodal.session import ModalSession
@@ -63,6 +63,7 @@ def profile_bundle(
         RequestError: the data does not fit the model.
         BundleError: no bundle of a model with modalities there.
     """
+    check_modal(open_bundle(path, verify=False))
     with load_modal(path, threads=threads, cache_bytes=0) as session:
         rows, labels = read_labelled(data, session)
         progress.stage("accuracy")

@@ -21,6 +21,7 @@ from adaptc.runtime.loading import load_decoder, tokenizer_of
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.runtime.text.templates import Message
+from adaptc.runtime.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -75,10 +76,14 @@ def quality(
     measured_routes: list[str | None] = [*chosen] or [None]
     if chosen and not routes and has_router(bundle):
         measured_routes.append(None)
-    if tokenizer_of(bundle) is None:
+    tokenizer = tokenizer_of(bundle)
+    if tokenizer is None:
         raise RequestError(f"{bundle.path}: no tokenizer; nothing can be asked")
     if tasks.instructions and not has_chat(bundle):
-        raise RequestError(f"{bundle.path}: no chat template; instructions cannot be put: leave them out")
+        raise RequestError(
+            f"{bundle.path}: no chat template, so instructions cannot be put; --no-instructions leaves them out"
+        )
+    _check_instructions_fit(bundle, tokenizer, tasks.instructions)
     costs = route_bytes(bundle)
     results: dict[str, dict[str, Any]] = {}
     for named_route in measured_routes:
@@ -93,6 +98,24 @@ def quality(
             results[name] |= {"perplexity": measured.perplexity, "tokens": measured.tokens}
         results[name] |= _answered(bundle, tasks, named_route, threads, progress, of)
     return results
+
+
+def _check_instructions_fit(bundle: Bundle, tokenizer: Tokenizer, instructions: Sequence[Instruction]) -> None:
+    """Refuse a bundle that cannot hold the instructions' prompts and a token of their answers.
+
+    Raises:
+        RequestError: it is such a bundle.
+    """
+    decoder = bundle.manifest.graphs[bundle.manifest.reader].decoder
+    if decoder is None or not instructions:
+        return
+    texts = (tokenizer.render([{"role": "user", "content": each.prompt}]) for each in instructions)
+    longest = max(tokenizer.count(text, special=False) for text in texts)
+    if longest >= decoder.max_tokens:
+        raise RequestError(
+            f"{bundle.path}: holds {decoder.max_tokens} tokens, and an instruction has {longest}; "
+            "--no-instructions leaves them out"
+        )
 
 
 def _answered(

@@ -46,7 +46,7 @@ def renewed(bundle: Bundle, record: Record, profile: ModalProfile | None = None)
     files = report_files(bundle.manifest, record, profile or read_profile(bundle))
     if profile is not None:
         files[PROFILE] = profile.to_json().encode()
-    return write_bundle(bundle.path, files, bundle.manifest, bundle)
+    return write_bundle(bundle.path, files, bundle.manifest, bundle, keep_built=True)
 
 
 def with_added(record: Record, name: str, content: object) -> Record:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,30 @@ def add_built(bundle: Path, names: Iterable[str], without: Iterable[str] = ()) -
         with open_file(bundle / name) as stream:
             files[name] = read_through(stream, None)
     write_whole(bundle / BUILT, dumps(BuiltFiles(_manifest_hash(bundle), files), indent=1).encode())
+
+
+def carry_built(bundle: Path, into: Path) -> None:
+    """Take over what was built for a bundle into one with another manifest, of whose files engines read the same.
+
+    Args:
+        bundle: The folder of the bundle that was built.
+        into: The other bundle's folder, on the same disk and with its manifest.
+
+    Raises:
+        OSError: a file cannot be linked or copied.
+    """
+    known: Mapping[str, FileRecord] = {}
+    with contextlib.suppress(BundleError):  # a damaged index names nothing
+        known = built_files(bundle)
+    files = {name: record for name, record in known.items() if (bundle / name).is_file()}
+    for name in files:
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            (into / name).hardlink_to(bundle / name)  # whoever writes such a file writes a new one in its place
+        except OSError:
+            shutil.copyfile(bundle / name, into / name)
+    if files:
+        write_whole(into / BUILT, dumps(BuiltFiles(_manifest_hash(into), files), indent=1).encode())
 
 
 def _manifest_hash(bundle: Path) -> str:

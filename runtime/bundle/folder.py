@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from adaptc.runtime.bundle.built import carry_built
 from adaptc.runtime.bundle.consistency import check_manifest, check_name
 from adaptc.runtime.bundle.manifest import FileRecord, Manifest
 from adaptc.runtime.bundle.names import MANIFEST
@@ -212,7 +213,12 @@ def _opened(root: Path, verify: bool, *, weights: bool) -> Bundle:
 
 
 def write_bundle(
-    into: str | Path, files: Mapping[str, Path | bytes], manifest: Manifest, base: Bundle | None = None
+    into: str | Path,
+    files: Mapping[str, Path | bytes],
+    manifest: Manifest,
+    base: Bundle | None = None,
+    *,
+    keep_built: bool = False,
 ) -> Bundle:
     """Write a bundle, whole or not at all.
 
@@ -224,6 +230,7 @@ def write_bundle(
         files: Content by name, relative to the bundle and with forward slashes; a Path is copied.
         manifest: What the bundle says about itself; its `files` are filled in here.
         base: A bundle whose other files are copied as they are, and compared on the way.
+        keep_built: Take over what `adaptc build` made of `base`, all of whose files that engines read stay as they are.
 
     Raises:
         BundleError: `into` is something else than a bundle, a name leaves the folder, a file of `base` is damaged, or
@@ -249,6 +256,8 @@ def write_bundle(
             manifest = dataclasses.replace(manifest, files=records)
             check_manifest(manifest)
             _write_file(staged, MANIFEST, manifest.to_json().encode())
+            if base is not None and keep_built:
+                carry_built(base.path, staged)
             flush_folders(staged)
             identity = _identity(staged / MANIFEST)  # a file keeps it when its folder is moved
             replace_folder(staged, into)
@@ -298,8 +307,11 @@ def _checked_manifest(root: Path) -> Manifest:
         raise BundleError(f"{root / MANIFEST}: leads out of the bundle")
     try:
         text = read_file(root / MANIFEST, _LARGEST_MANIFEST)
-    except OSError as error:
-        raise BundleError(f"{root}: no bundle: cannot read {MANIFEST}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a ValueError over a path with a null byte
+        why = getattr(error, "strerror", None) or error
+        raise BundleError(
+            f"{root}: no bundle: cannot read {MANIFEST}: {why}; a folder that `adaptc compile` wrote is right"
+        ) from error
     try:
         manifest = Manifest.from_json(text)
         check_manifest(manifest)

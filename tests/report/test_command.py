@@ -18,6 +18,7 @@ from adaptc.report.drawing.layers import DECIDES, ENDS
 from adaptc.report.files import record_of
 from adaptc.report.graphs import stored_graph
 from adaptc.report.parts import parts_of
+from adaptc.runtime.bundle.built import BUILT, built_files, read_built
 from adaptc.runtime.bundle.folder import open_bundle
 from tests.cli.running import run_without_compiler
 from tests.report.manifests import SWEEP
@@ -90,6 +91,22 @@ def test_what_another_command_printed_is_added_and_stays(tmp_path: Path) -> None
     assert run("report", bundle, "-o", elsewhere).exit_code == 0
     assert elsewhere.read_text() == page
     assert (bundle / "manifest.json").read_bytes() == seal
+
+
+def test_what_was_built_outlives_a_new_report(tmp_path: Path) -> None:
+    bundle = copy("gated", tmp_path)
+    assert run("build", bundle).exit_code == 0
+    built = {name: (bundle / name).read_bytes() for name in built_files(bundle)}
+    assert built
+    manifest = (bundle / "manifest.json").read_bytes()
+    assert run("report", bundle, "--with", tmp_path / "sweep.json").exit_code == 1, "no such file"
+    (tmp_path / "sweep.json").write_text(json.dumps(SWEEP))
+    assert run("report", bundle, "--with", tmp_path / "sweep.json").exit_code == 0
+    assert (bundle / "manifest.json").read_bytes() != manifest
+    assert {name: read_built(bundle, name) for name in built_files(bundle)} == built
+    (bundle / BUILT).write_text("{")  # a damaged index names nothing, and nothing of it is kept
+    assert run("report", bundle).exit_code == 0
+    assert not (bundle / BUILT).exists()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,11 @@ def test_a_file_of_the_library_is_read() -> None:
     random = np.random.default_rng(0)
     kinds = ("float32", "float16", "float64", "int8", "uint8", "int64", "bool")
     given = {f"t.{kind}": (random.standard_normal((3, 5)) * 9).astype(kind) for kind in kinds}
-    given |= {"one": np.array([7], np.float32), "none": np.zeros((0, 4), np.float32), "single": np.array(3.5, np.float32)}
+    given |= {
+        "one": np.array([7], np.float32),
+        "none": np.zeros((0, 4), np.float32),
+        "single": np.array(3.5, np.float32),
+    }
     metadata, found = read_safetensors(safetensors.save(given, metadata={"a": "b"}))
     assert metadata == {"a": "b"}
     assert set(found) == set(given)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from adaptc.cli.options import BUNDLE
 from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def _renamed(context: click.Context, param: click.Parameter, value: str | None) 
 
 
 @click.command("build")
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@BUNDLE
 @click.option(
     "--target", type=click.Choice(["tensorrt", "tensorrt-rtx"]), help="Engine to build for; by default the bundle's."
 )

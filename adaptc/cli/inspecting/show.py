@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from adaptc.cli.options import CACHE, SETTINGS, open_cache
 from adaptc.cli.progress import shown_progress
 
-if TYPE_CHECKING:
-    pass
-
 
 @click.command("show")
-@click.argument("subject", metavar="SPEC|BUNDLE", type=click.Path(exists=True, path_type=Path))
+@click.argument("subject", metavar="SPEC|BUNDLE", type=click.Path(path_type=Path))
 @click.option("--after", metavar="PASS", help="Stop after this pass; `capture` stops before the first.")
 @click.option("--diff", is_flag=True, help="Print what the last pass changed.")
 @click.option(

@@ -47,6 +47,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare a bundle's answers under a budget with dense ones."""
+    from adaptc.errors import RequestError
     from adaptc.evaluation import answers
     from adaptc.evaluation.questions import SHOTS, read_questions
     from adaptc.runtime import load, open_bundle
@@ -55,7 +56,10 @@ def command(
     if (prompts is None) == (questions is None):
         raise click.UsageError("give either --prompts or --questions")
     opened = open_bundle(bundle)
-    check_budget_fits(opened, budget)
+    try:
+        check_budget_fits(opened, budget)
+    except RequestError as error:
+        raise RequestError(f"{bundle}: neither gates nor a router; under every budget its answers are dense") from error
     if questions is not None:
         asked = read_questions(questions)[: first and first + SHOTS]
         with shown_progress() as progress:
