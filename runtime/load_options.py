@@ -20,6 +20,7 @@ _RANGES = {
     "batch": (1, _MOST_ROWS),
     "chunk": (1, _MOST_ROWS),
     "cache_bytes": (0, 1 << 50),
+    "prefix_bytes": (0, 1 << 50),
 }
 """The least and the most of each whole number."""
 
@@ -37,6 +38,7 @@ class LoadOptions:
     batch: int | None = None
     chunk: int | None = None
     cache_bytes: int | None = None
+    prefix_bytes: int | None = None
     verify: bool = True
     budget: float | None = None
 
@@ -72,6 +74,7 @@ class LoadOptions:
             "threads": "it runs on a GPU" if device == "gpu" else "",
             "batch": text if is_modal(manifest) else "",
             "chunk": text if is_modal(manifest) else "",
+            "prefix_bytes": text if is_modal(manifest) else "it runs on a GPU" if device == "gpu" else "",
             "budget": text if is_modal(manifest) else "",
             "cache_bytes": "" if manifest.modal else "it has no encoder whose features could be kept",
         }

@@ -15,6 +15,7 @@ from adaptc.runtime.bundle.folder import Bundle, open_bundle, opening
 from adaptc.runtime.bundle.manifest import ModalSpec
 from adaptc.runtime.bundle.names import IMAGES, TOKENIZER
 from adaptc.runtime.errors import BundleError, ReplacedError
+from adaptc.runtime.generation.scheduler import Limits
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.load_options import LoadOptions, folder_of
 from adaptc.runtime.model.decoder import BatchDecoder
@@ -32,7 +33,9 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
 """What runs bundles, by the name that their manifest has in `target.backend`."""
 
 _CHUNK = 512
+_PIECE = 64  # prompt tokens read in a step beside others: as quick as more on a CPU, and a fraction of a second
 _FEATURE_BYTES = 64 << 20
+_PREFIX_BYTES = 256 << 20
 _TRIES = 5  # at a bundle that other processes replace while it is loaded
 
 
@@ -44,6 +47,7 @@ def load(
     batch: int | None = None,
     chunk: int | None = None,
     cache_bytes: int | None = None,
+    prefix_bytes: int | None = None,
     verify: bool = True,
     budget: float | None = None,
     backends: Mapping[str, Backend] = BACKENDS,
@@ -60,6 +64,8 @@ def load(
             for 512.
         cache_bytes: The largest size, in bytes, of the features of images and other inputs that are kept for when they
             come again; 0 keeps none, None up to 64 MiB.
+        prefix_bytes: The largest size, in bytes, of the keys and values that are kept for prompts which begin like
+            earlier ones, as the turns of a chat do; 0 keeps none, None up to 256 MiB. For language models on a CPU.
         verify: Whether every file's sha256 is compared with the manifest's; weights are while the engine loads. Without
             it only names and sizes are, and a session's `verified` says so.
         budget: Default budget for requests without one, from 0 (cheapest) to 1 (dense), for bundles with gates or a
@@ -78,6 +84,7 @@ def load(
         batch=batch,
         chunk=chunk,
         cache_bytes=cache_bytes,
+        prefix_bytes=prefix_bytes,
         verify=verify,
         budget=budget,
     )
@@ -188,7 +195,8 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     tokenizer = tokenizer_of(bundle)
     batch = bundle.manifest.target.batch if options.batch is None else options.batch
     chunk = _CHUNK if options.chunk is None else options.chunk
-    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, options.budget))
+    prefixes = _PREFIX_BYTES if options.prefix_bytes is None else options.prefix_bytes
+    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, options.budget, prefixes))
     return Session(
         decoder,
         tokenizer,
@@ -197,6 +205,7 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
         modal=bundle.manifest.modal.get(name) if backend.takes_images else None,
         images=_images(bundle, name, backend, options) if backend.takes_images else None,
         label=_label(bundle),
+        limits=Limits(piece=min(chunk, _PIECE) if backend.device == "cpu" else chunk, alone=chunk),
         verified=options.verify,
     )
 

@@ -26,12 +26,15 @@ class DecoderOptions:
         threads: Threads that work on one step, for engines on a CPU; None for the physical cores.
         budget: The budget that most requests will have, 0 to 1, which may decide which of two graphs is loaded first;
             None for the gates' own.
+        prefix_bytes: The largest size of the KV entries kept for prompts that begin alike, in bytes; 0 keeps none. For
+            decoders in the host's memory.
     """
 
     batch: int = 1
     chunk: int = 512
     threads: int | None = None
     budget: float | None = None
+    prefix_bytes: int = 0
 
 
 class Backend(Protocol):

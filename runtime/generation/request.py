@@ -14,6 +14,7 @@ from adaptc.runtime.text.sampling import Sampling, TokenRule
 from adaptc.runtime.validation import check_count, check_elements, check_seconds, shown
 
 _GREEDY = Sampling()
+_PRIORITIES = 1000
 
 Stop: TypeAlias = "str | Iterable[str]"
 
@@ -43,6 +44,7 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: Iterable[int] | None
     seed: int | None
     deadline: float | None
+    priority: int | None
     budget: float | None
     route: str | None
     images: Any
@@ -64,6 +66,8 @@ class Request:
         seed: From 0; makes sampling repeatable. None draws a new seed.
         deadline: Seconds from now, above 0, after which no further token is written; the result has those before. None
             has no limit.
+        priority: Where more requests wait than have room, higher ones come first, and may take the place of lower ones,
+            which go on later; from -1000 to 1000.
         budget: How much of the model runs, from 0 (cheapest) to 1 (dense), for bundles with gates or a router; the
             prompt and the first `warmup` positions skip nothing at any budget. None takes the session's.
         route: The route of a stitched bundle; None lets its router pick.
@@ -82,6 +86,7 @@ class Request:
     stop_token_ids: Iterable[int] = ()
     seed: int | None = None
     deadline: float | None = None
+    priority: int = 0
     budget: float | None = None
     route: str | None = None
     images: Any = None
@@ -91,6 +96,7 @@ class Request:
         checked: dict[str, object] = {
             "max_new_tokens": check_count("max_new_tokens", self.max_new_tokens),
             "min_new_tokens": check_count("min_new_tokens", self.min_new_tokens, least=0),
+            "priority": check_count("priority", self.priority, _PRIORITIES, -_PRIORITIES),
             "stop": stop_strings(self.stop),
             "stop_token_ids": _token_ids(self.stop_token_ids),
         }

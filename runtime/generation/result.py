@@ -24,6 +24,7 @@ class Trace:
         skips: Which gated blocks ran for each token after the warm-up; None for a bundle without gates.
         routes: (index of its first token, route) for each route that wrote, in order; several after `reroute`. Empty
             for a bundle without routes.
+        cached_tokens: Tokens of the prompt that were not read, since they were known from an earlier one.
     """
 
     prompt_tokens: int
@@ -33,6 +34,7 @@ class Trace:
     time_to_first_token_seconds: float
     skips: Skips | None = field(default=None, compare=False)
     routes: tuple[tuple[int, str], ...] = ()
+    cached_tokens: int = 0
 
     @property
     def route(self) -> str | None:
@@ -46,8 +48,9 @@ class Trace:
 
     @property
     def prefill_tokens_per_second(self) -> float:
-        """Speed of reading the prompt; 0 if nothing was read."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
+        """Speed of reading the prompt, without the tokens that were known; 0 if nothing was read."""
+        read = self.prompt_tokens - self.cached_tokens
+        return read / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:

@@ -37,30 +37,56 @@ class Scores:
 _MOST_LOGITS = 1 << 24  # logits in memory at once: 64 MiB of float32
 
 
-def log_probabilities(decoder: BatchDecoder, ids: Ids, step: bool, options: RequestOptions = NO_OPTIONS) -> Scores:
-    """The natural logarithm of each token's probability after those before it.
+class Scoring:
+    """Reads a text and gathers the natural logarithm of each token's probability after those before it.
 
-    Args:
-        decoder: Its first slot is used.
-        ids: int64 [tokens], 1 to `max_tokens`.
-        step: Whether the text goes token by token through the graph as when it writes, not in chunks.
-        options: How the text runs through the model; where blocks may be skipped it is read token by token.
+    Attributes:
+        alone: Whether it needs the decoder for itself: it reads token by token in the first slot, or by a route.
+        scores: What it found, once `read` has come to its end.
     """
-    scores, best = np.empty(len(ids) - 1, np.float32), np.empty(len(ids) - 1, np.float32)
-    best_ids = np.empty(len(ids) - 1, np.int64)
-    ran: list[bytes] = []
-    step = step or not decoder.dense(options)
-    at_once = max(1, _MOST_LOGITS // decoder.spec.vocab_size)
-    blocks = _stepwise(decoder, ids, options, ran) if step else decoder.score(ids, at_once, options)
-    done = 0
-    for logits in blocks:
-        following = ids[done + 1 : done + 1 + len(logits)]
-        part = slice(done, done + len(following))
-        best_ids[part] = logits[: len(following)].argmax(-1)
-        scores[part], best[part] = _log_softmax_at(logits[: len(following)], following)
-        done += len(logits)
-    route = decoder.route(0)
-    return Scores(scores, best, best_ids, decoder.skips(ran, route) if step else None, route)
+
+    def __init__(
+        self, decoder: BatchDecoder, ids: Ids, options: RequestOptions = NO_OPTIONS, step: bool = False
+    ) -> None:
+        """Begin with nothing read.
+
+        Args:
+            decoder: Reads it.
+            ids: int64 [tokens], 1 to `max_tokens`.
+            options: How the text runs through the model; where blocks may be skipped it is read token by token.
+            step: Whether the text goes token by token through the graph as when it writes, not in pieces.
+        """
+        self._decoder, self._ids, self._options = decoder, ids, options
+        self._step = step or not decoder.dense(options)
+        self.alone = self._step or bool(decoder.routes)
+        nothing = np.empty(0, np.float32)
+        self.scores = Scores(nothing, nothing, np.empty(0, np.int64))
+
+    def read(self, slot: int) -> Iterator[None]:
+        """Read the text in a slot; each time the result is advanced, a piece of it.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        decoder, ids = self._decoder, self._ids
+        values, best = np.empty(len(ids) - 1, np.float32), np.empty(len(ids) - 1, np.float32)
+        best_ids = np.empty(len(ids) - 1, np.int64)
+        ran: list[bytes] = []
+        at_once = max(1, _MOST_LOGITS // decoder.spec.vocab_size)
+        if self._step:
+            blocks = _stepwise(decoder, ids, self._options, ran)
+        else:
+            blocks = decoder.score(ids, at_once, self._options, slot)
+        done = 0
+        for logits in blocks:
+            following = ids[done + 1 : done + 1 + len(logits)]
+            part = slice(done, done + len(following))
+            best_ids[part] = logits[: len(following)].argmax(-1)
+            values[part], best[part] = _log_softmax_at(logits[: len(following)], following)
+            done += len(logits)
+            yield
+        route = decoder.route(slot)
+        self.scores = Scores(values, best, best_ids, decoder.skips(ran, route) if self._step else None, route)
 
 
 def _stepwise(decoder: BatchDecoder, ids: Ids, options: RequestOptions, ran: list[bytes]) -> Iterator[Logits]:

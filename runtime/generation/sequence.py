@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -11,6 +12,7 @@ from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.request import Request
 from adaptc.runtime.generation.result import FinishReason, Result, Trace
+from adaptc.runtime.generation.work import Work
 from adaptc.runtime.model.budget import Skips
 from adaptc.runtime.model.decoder import BatchDecoder, Ids, Logits
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
@@ -20,7 +22,7 @@ from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.runtime.validation import shown
 
 
-class TokenSequence:
+class TokenSequence(Work):
     """One request being decoded.
 
     Attributes:
@@ -36,6 +38,9 @@ class TokenSequence:
         prefill_seconds: See `Trace`, as all times.
         decode_seconds: See `Trace`.
         time_to_first_token_seconds: See `Trace`.
+        cached_tokens: See `Trace`.
+        stream: Pieces that its reader has not taken yet; None if nobody reads it piece by piece.
+        paced: Whether its reader takes the pieces; not if somebody waits for its end.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class TokenSequence:
         *,
         stops: frozenset[int] = frozenset(),
         least: int = 0,
+        priority: int = 0,
     ) -> None:
         """Begin with nothing written.
 
@@ -61,7 +67,9 @@ class TokenSequence:
             options: How it runs through the model.
             stops: Other tokens that end the sequence.
             least: The number of tokens before stop strings count.
+            priority: See `Work`.
         """
+        super().__init__(priority)
         self.prompt = prompt
         self.options = options
         self.sampler = sampler
@@ -73,6 +81,9 @@ class TokenSequence:
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
         self.time_to_first_token_seconds = 0.0
+        self.cached_tokens = 0
+        self.stream: deque[str] | None = None
+        self.paced = True
         self._limit = limit
         self._text = text
         self._eos = eos
@@ -80,6 +91,20 @@ class TokenSequence:
         self._least = least
         self.pieces: list[str] = []
         self._complete: tuple[int, int, FinishReason | None] = 0, 0, None  # tokens, steps of `ran`, reason
+
+    @property
+    def done(self) -> bool:
+        """See `Work`."""
+        return self.reason is not None
+
+    @property
+    def unread(self) -> int:
+        """See `Work`."""
+        return len(self.stream) if self.stream is not None and self.paced else 0
+
+    def tokens(self) -> Ids:
+        """The prompt and all that was written: int64 [tokens]."""
+        return np.concatenate([self.prompt, np.array(self.ids, np.int64)]) if self.ids else self.prompt
 
     def take(self, logits: Logits) -> None:
         """Choose the next token from logits; see `accept`."""
@@ -112,6 +137,8 @@ class TokenSequence:
     def complete_step(self) -> None:
         """Take what the newest step brought into the result; `result` may be asked for in the middle of a step."""
         self._complete = len(self.ids), len(self.ran), self.reason
+        if self.stream is not None and self.pieces[-1]:
+            self.stream.append(self.pieces[-1])
 
     def result(self, skips: Callable[[Sequence[bytes], str | None], Skips | None], cut: FinishReason) -> Result:
         """The result of all complete steps; threads may ask for it at any time.
@@ -130,6 +157,7 @@ class TokenSequence:
             self.time_to_first_token_seconds,
             skips(self.ran[:steps], routes[-1][1] if routes else None),
             routes,
+            self.cached_tokens,
         )
         text = "".join(self.pieces[:tokens])
         return Result(text, tuple(self.ids[:tokens]), len(self.prompt), reason or cut, trace)
@@ -164,7 +192,17 @@ def sequence_of(
     eos, stops = frozenset(spec.eos_token_ids), frozenset(request.stop_token_ids)
     ends = _ends(eos, stops, request.min_new_tokens, spec.vocab_size)
     sampler = Sampler(request.sampling, cast("list[int]", prompt.tolist()), random, ends, request.min_new_tokens)
-    return TokenSequence(prompt, limit, sampler, text, eos, options, stops=stops, least=request.min_new_tokens)
+    return TokenSequence(
+        prompt,
+        limit,
+        sampler,
+        text,
+        eos,
+        options,
+        stops=stops,
+        least=request.min_new_tokens,
+        priority=request.priority,
+    )
 
 
 def _ends(eos: frozenset[int], stops: frozenset[int], least: int, vocab: int) -> frozenset[int]:

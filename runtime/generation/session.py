@@ -6,17 +6,20 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from adaptc.runtime.bundle.manifest import DecoderSpec, ModalSpec
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.prompts import Prompt, PromptReader, Prompts, images_per_prompt, is_batch
 from adaptc.runtime.generation.request import GenerateOptions, Request, request_of
 from adaptc.runtime.generation.result import Result
-from adaptc.runtime.generation.scoring import Scores, log_probabilities
+from adaptc.runtime.generation.scheduler import Limits, Scheduler
+from adaptc.runtime.generation.scoring import Scores, Scoring
 from adaptc.runtime.generation.sequence import TokenSequence, sequence_of
+from adaptc.runtime.generation.status import Status
 from adaptc.runtime.generation.stream import AsyncStream, Stream, Writing, waited
 from adaptc.runtime.generation.turns import Turn, Turns
+from adaptc.runtime.generation.work import Job
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.decoder import BatchDecoder, Ids
 from adaptc.runtime.model.options import RequestOptions
@@ -29,16 +32,15 @@ from adaptc.runtime.validation import check_flag, shown
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-T = TypeVar("T")
-
 _NO_VARIABLES: Mapping[str, Any] = MappingProxyType({})
 
 
 class Session:
-    """A loaded model with the memory it needs, used by one request at a time.
+    """A loaded model with the memory it needs, shared by as many requests at a time as it has slots.
 
-    Threads and coroutines may share a session: their requests run one after another, in the order in which they began;
-    a stream begins when it is first read. What a request gives belongs to it: a `Result`, or a stream with a `result`.
+    Threads and coroutines may share a session. Their requests join each other's steps, token by token, and wait only
+    where there are more of them than slots, see `load`'s `batch`; a stream begins when it is first read. What a request
+    gives belongs to it: a `Result`, or a stream with a `result`.
 
     Attributes:
         gates: The skip gates of the graph that reads token ids; None for a model that always runs whole.
@@ -59,6 +61,7 @@ class Session:
         images: Images | None = None,
         label: str = "",
         clock: Callable[[], float] = monotonic,
+        limits: Limits | None = None,
         verified: bool = False,
     ) -> None:
         """Put the parts together; most callers want `load`.
@@ -73,6 +76,7 @@ class Session:
             images: Inserts images into prompts, if the decoder takes them; closed with the session.
             label: What `repr` calls the model and its engine.
             clock: Seconds, for deadlines.
+            limits: How requests share the decoder.
             verified: Whether the bundle's files were compared with their hashes.
 
         Raises:
@@ -86,7 +90,8 @@ class Session:
         self._decoder = decoder
         self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
         self._label = label
-        self._turns = Turns(self._free, clock)
+        self._scheduler = Scheduler(decoder, limits)
+        self._turns = Turns(self._scheduler, self._free, clock)
         self._budget = None
         self._budget = self._checked_budget(budget)
 
@@ -150,7 +155,7 @@ class Session:
             RequestError: at once, as `generate` does.
             EngineError: the engine failed.
         """
-        writing = self._writing(prompt, request_of(options), stream=False)
+        writing = self._writing(prompt, request_of(options), not is_batch(prompt))
         if is_batch(prompt):
             return self._results(writing)
         return AsyncStream(self._turns, writing, self._check_route)
@@ -243,8 +248,9 @@ class Session:
             EngineError: the engine failed.
         """
         tokens, step = self._prompts.ids(ids), check_flag("step", step)
-        options = self._options(budget, route)
-        return self._alone(lambda: log_probabilities(self._decoder, tokens, step, options))
+        scoring = Scoring(self._decoder, tokens, self._options(budget, route), step)
+        self._finish(Turn([Job(scoring.read, scoring.alone)]))
+        return scoring.scores
 
     def choose(self, prompt: Prompt, *, budget: float | None = None) -> Choice:
         """The route that the router picks for a prompt, and why; nothing is written.
@@ -257,8 +263,18 @@ class Session:
             RequestError: the bundle has no router; and as `generate`.
         """
         ids = self._prompts.ids(prompt)
-        options = self._options(budget, None)
-        return self._alone(lambda: self._decoder.explain(ids, options.budget))
+        options, chosen = self._options(budget, None), list[Choice]()
+
+        def choose(slot: int) -> Iterator[None]:
+            chosen.append(self._decoder.explain(ids, options.budget, slot))
+            return iter(())
+
+        self._finish(Turn([Job(choose, alone=False)]))
+        return chosen[0]
+
+    def status(self) -> Status:
+        """How busy the session is, for whoever watches it or spreads requests over several."""
+        return self._scheduler.status
 
     def reroute(self, route: str) -> None:
         """Continue the stream that is being written by another route, see `Stream.reroute`.
@@ -315,7 +331,7 @@ class Session:
             for index, (each, its) in enumerate(zip(prompts, images, strict=True))
         ]
         ends_at = None if request.deadline is None else self._turns.clock() + request.deadline
-        return Writing(self._decoder, sequences, ends_at)
+        return Writing(self._decoder, sequences, ends_at, stream)
 
     def _sequence(self, prompt: Prompt, request: Request, index: int = 0) -> TokenSequence:
         """A request's sequence, all of it checked; `index` is its place in a batch."""
@@ -360,14 +376,3 @@ class Session:
         await waited(self._turns, writing)
         writing.check()
         return writing.results()
-
-    def _alone(self, run: Callable[[], T]) -> T:
-        """Call a function when it is its turn."""
-        returned: list[T] = []
-
-        def work(_: float) -> Iterator[None]:
-            returned.append(run())
-            return iter(())
-
-        self._finish(Turn(work))
-        return returned[0]

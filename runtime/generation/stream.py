@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.result import Result
 from adaptc.runtime.generation.sequence import TokenSequence
 from adaptc.runtime.generation.turns import Turn, Turns
-from adaptc.runtime.generation.writing import write
 from adaptc.runtime.model.decoder import BatchDecoder
 
 if TYPE_CHECKING:
@@ -22,21 +20,26 @@ class Writing(Turn):
     """The turn of a request that writes.
 
     Attributes:
-        unread: Pieces of text that nobody has read yet, if there is one sequence.
+        unread: Pieces of text that nobody has read yet, if the request is read piece by piece.
     """
 
-    def __init__(self, decoder: BatchDecoder, sequences: Sequence[TokenSequence], ends_at: float | None) -> None:
+    def __init__(
+        self, decoder: BatchDecoder, sequences: Sequence[TokenSequence], ends_at: float | None, streamed: bool = False
+    ) -> None:
         """Begin with nothing written.
 
         Args:
             decoder: Writes them.
             sequences: One, or those of a batch.
             ends_at: See `Turn`.
+            streamed: Whether the one sequence is read piece by piece.
         """
+        super().__init__(sequences, ends_at)
         self.unread: deque[str] = deque()
         self._decoder = decoder
         self._sequences = sequences
-        super().__init__(partial(_write, decoder, sequences, self.unread), ends_at)
+        if streamed:
+            sequences[0].stream = self.unread
 
     @property
     def route(self) -> str | None:
@@ -47,6 +50,11 @@ class Writing(Turn):
         """Have the next step move the first sequence to another route."""
         self._sequences[0].route = route
 
+    def read_whole(self) -> None:
+        """Say that somebody waits for the end, whoever reads the pieces."""
+        for sequence in self._sequences:
+            sequence.paced = False
+
     def results(self) -> list[Result]:
         """What was written by the end of the turn, which may have been cut.
 
@@ -56,15 +64,6 @@ class Writing(Turn):
         if self.cut is None:
             self.check()
         return [each.result(self._decoder.skips, self.cut or "cancelled") for each in self._sequences]
-
-
-def _write(
-    decoder: BatchDecoder, sequences: Sequence[TokenSequence], unread: deque[str], began: float
-) -> Iterator[None]:
-    for _ in write(decoder, sequences, began):
-        if len(sequences) == 1 and (piece := sequences[0].pieces[-1]):
-            unread.append(piece)
-        yield
 
 
 class _Reading:
@@ -217,6 +216,7 @@ class AsyncStream(_Reading):
             RequestError: the session was closed.
             EngineError: the engine failed.
         """
+        self._writing.read_whole()
         yield from waited(self._turns, self._writing).__await__()
         self._writing.check()
         return self.result

@@ -1,21 +1,21 @@
-"""One request at a time: requests take turns, and whoever waits does the work of those before it.
+"""Whoever waits for a request does the work: requests share the decoder, and their callers share its driving.
 
 Nothing runs in the background. A caller that needs a token, or the end of its request, becomes the *driver*: it runs
-steps of the request whose turn it is until it has what it needs. If that is another caller's request, such as a stream
-that is not being read, its tokens are kept for its reader. So a request that nobody reads makes others wait no longer
-than it takes to write, and it loses nothing.
+the scheduler's steps, which bring all requests forward, until it has what it needs. Others wait meanwhile and take over
+when it is done. What a step brings a request that nobody reads is kept for its reader.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
-from adaptc.runtime.errors import AdaptcError, RequestError
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.scheduler import Scheduler
+from adaptc.runtime.generation.work import Work
 from adaptc.runtime.process import Home
 
 if TYPE_CHECKING:
@@ -28,45 +28,43 @@ _LOOK_AGAIN_SECONDS = 0.05  # a waiting thread is woken; this is for a wake-up t
 
 
 class Turn:
-    """One request's use of the decoder.
+    """One request: the sequences that it has written, or the text that it has read.
 
     Attributes:
+        work: What the scheduler runs for it.
         ended: No step follows.
-        began: `perf_counter` when it entered the queue; None before.
+        began: Whether it was given to the scheduler.
         cut: Why it ended before its work did; None if it did not.
         error: What ended it; whoever made the request raises it.
         ends_at: Time of the clock of `Turns` at which it is cut; None for never.
     """
 
-    def __init__(self, work: Callable[[float], Iterator[object]], ends_at: float | None = None) -> None:
+    def __init__(self, work: Sequence[Work], ends_at: float | None = None) -> None:
         """Begin with nothing done.
 
         Args:
-            work: Called with `began` before the first step; does a step, such as writing a token, whenever its result
-                is advanced.
+            work: See the attribute.
             ends_at: See the attribute.
         """
-        self.ended = False
-        self.began: float | None = None
+        self.work = work
+        self.ended = not work
+        self.began = False
         self.cut: Cut | None = None
         self.error: Exception | None = None
         self.ends_at = ends_at
-        self._work = work
-        self._steps: Iterator[object] | None = None
+        for each in work:
+            each.owner = self
 
-    def step(self) -> None:
-        """Do one step, in the driver's thread; its errors become those of the turn."""
-        try:
-            if self._steps is None:
-                self._steps = self._work(perf_counter() if self.began is None else self.began)
-            next(self._steps)
-        except StopIteration:
+    def settle(self) -> None:
+        """Take note of the end of its work; an error of one sequence ends the others."""
+        if self.ended:
+            return
+        failed = next((each for each in self.work if each.error is not None), None)
+        if failed is not None:
+            self.error, self.cut = failed.error, "cancelled" if failed.cancelled else None
+            self._end_work()
+        elif all(each.ended for each in self.work):
             self.ended = True
-        except Exception as error:
-            self.error, self.ended = error, True
-        except BaseException as error:  # of the driver's thread, such as Ctrl-C, and no fault of this request
-            self.end("cancelled", RequestError(f"session: {type(error).__name__} interrupted the step; ask again"))
-            raise
 
     def check(self) -> None:
         """Raise the error that ended the turn, if one did."""
@@ -83,7 +81,13 @@ class Turn:
     def end(self, cut: Cut, error: RequestError | None = None) -> None:
         """Cut the turn, unless it has ended; needs no lock, so that finalizers may call it."""
         if not self.ended:
-            self.cut, self.error, self.ended = cut, error, True
+            self.cut, self.error = cut, error
+            self._end_work()
+
+    def _end_work(self) -> None:
+        self.ended = True
+        for each in self.work:
+            each.cancelled = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,19 +117,21 @@ def _wake(future: Future[None]) -> None:
 
 
 class Turns:
-    """Who may use the decoder, and when it may be freed."""
+    """Who drives the scheduler, and when the decoder may be freed."""
 
-    def __init__(self, free: Callable[[], None], clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, scheduler: Scheduler, free: Callable[[], None], clock: Callable[[], float] = monotonic) -> None:
         """Start without requests.
 
         Args:
+            scheduler: Runs the work of all turns.
             free: Called once, after `close`, when no step is running.
             clock: Seconds, for deadlines.
         """
         self.clock = clock
         self._home = Home()
         self._free: Callable[[], None] | None = free
-        self._queue: deque[Turn] = deque()  # in the order of their beginnings; ended ones leave when they are first
+        self._scheduler = scheduler
+        self._turns: list[Turn] = []  # those that have begun and may not have ended, in the order of their beginnings
         # A signal handler may come in at any place. So its thread may take the lock again, and the lock itself is
         # entered: an exception in a condition's `__enter__`, which is not written in C, would leave it locked.
         self._lock = threading.RLock()
@@ -144,10 +150,10 @@ class Turns:
 
     def live(self) -> list[Turn]:
         """The turns that have begun and not ended, in their order."""
-        return [turn for turn in tuple(self._queue) if not turn.ended]
+        return [turn for turn in tuple(self._turns) if not turn.ended]
 
     def drive(self, turn: Turn, until: Callable[[], object] = lambda: False) -> None:
-        """Wait for a condition, working meanwhile; at the first call the turn enters the queue.
+        """Wait for a condition, working meanwhile; at the first call the turn is given to the scheduler.
 
         Args:
             turn: The caller's.
@@ -196,9 +202,9 @@ class Turns:
             return
         with self._lock:
             self._closed = True
-            for turn in tuple(self._queue):
+            for turn in self._turns:
                 turn.end("cancelled", RequestError("session: closed"))
-            self._queue.clear()
+            self._turns.clear()
             worker, self._worker = self._worker, None
         self._announce()
         if worker is not None:
@@ -206,15 +212,16 @@ class Turns:
         self._free_now()
 
     def _enter(self, turn: Turn) -> None:
-        """Check that a caller may wait here, and put its turn into the queue if it is new."""
+        """Check that a caller may wait here, and give its turn to the scheduler if it is new."""
         driver = self._driver
         if self._closed:
             raise RequestError("session: closed")
         if driver is not None and driver.thread == threading.get_ident():
             raise RequestError("session: this thread is in the middle of a step; a signal handler cannot use a session")
-        if turn.began is None:
-            turn.began = perf_counter()
-            self._queue.append(turn)
+        if not turn.began:
+            turn.began = True
+            self._turns.append(turn)
+            self._scheduler.add(turn.work)
 
     def _drive(self, until: Callable[[], object], mine: Turn | None = None) -> None:
         """Run steps until a condition holds, unless another driver's steps fulfil it.
@@ -252,30 +259,23 @@ class Turns:
             self._waiting -= 1
 
     def _step(self, mine: Turn | None) -> None:
-        """Run one step of the turn that is first, and tell those who wait for it."""
-        self._cut_late()
-        turn = self._first()
-        if turn is not None:
-            turn.step()
-        if self._waiting or self._listeners:
-            self._announce()
-        if turn is None or turn is mine or mine is None:
-            return
-        if turn.error is not None and not isinstance(turn.error, AdaptcError):
-            raise turn.error  # a signal handler of this thread may have raised it
-
-    def _first(self) -> Turn | None:
-        """The turn that is first and has not ended; None if there is none."""
+        """Run one step, and tell those who wait for what it brought."""
         try:
-            while self._queue[0].ended:
-                self._queue.popleft()
-            return self._queue[0]
-        except IndexError:  # also if `close` emptied the queue meanwhile
-            return None
+            self._scheduler.step(self._cut_late)
+        except Exception as error:
+            if mine is None or not any(each.error is error for each in mine.work):
+                raise  # a signal handler of this thread may have raised it
+        finally:
+            with self._lock:
+                for turn in self._turns:
+                    turn.settle()
+                self._turns = [turn for turn in self._turns if not turn.ended]
+            if self._waiting or self._listeners:
+                self._announce()
 
     def _cut_late(self) -> bool:
         """Cut the turns whose time is over; whether there was one."""
-        late = [each for each in tuple(self._queue) if each.ends_at is not None and each.end_if_late(self.clock())]
+        late = [each for each in tuple(self._turns) if each.ends_at is not None and each.end_if_late(self.clock())]
         return bool(late)
 
     def _announce(self) -> None:

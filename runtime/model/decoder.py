@@ -1,9 +1,9 @@
 """The interface of a decoder: what writing and scoring need, whatever the device and the engine.
 
-A decoder holds a KV cache with `batch` slots, one for each sequence that is being decoded. Prompts are read one by one;
-then each step adds one token to every sequence. Active sequences always occupy the first slots, so a step needs only
-their number. `backends/` implements the interface: `host/` over any engine that runs graphs on arrays, `cuda/` on a
-GPU.
+A decoder holds a KV cache with `batch` slots, one for each sequence that is being decoded. Prompts are read one by one
+and piece by piece; each step adds one token to every sequence whose prompt was read. Those occupy the first slots, so a
+step needs only their number; prompts may be read in any slot behind them. `backends/` implements the interface: `host/`
+over any engine that runs graphs on arrays, `cuda/` on a GPU.
 """
 
 from __future__ import annotations
@@ -32,6 +32,39 @@ States: TypeAlias = npt.NDArray[np.float32]
 """Hidden states between a trunk and its tails, float32 [..., width]."""
 
 
+class Prefill(Protocol):
+    """A prompt that is being read into a slot."""
+
+    slot: int
+    """Where it lies; whoever moves the sequence writes here where to."""
+
+    @property
+    def done(self) -> int:
+        """Tokens that the slot holds."""
+
+    @property
+    def cached(self) -> int:
+        """How many of them were not read, since they were known from an earlier prompt."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the prompt was read."""
+
+    def read(self, most: int) -> Logits | None:
+        """Read a piece of the prompt.
+
+        Args:
+            most: The largest number of tokens, from 2; an engine that reads prompts whole takes no notice.
+
+        Returns:
+            float32 [vocab]: logits of the token that follows the prompt, the caller's to keep; None while something is
+            left to read, and if more than the prompt was known.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
+
 class BatchDecoder(Protocol):
     """A decoder of a batch of sequences."""
 
@@ -55,8 +88,32 @@ class BatchDecoder(Protocol):
     def takes_budget(self) -> bool:
         """Whether a budget changes anything: there are skip gates, or a router."""
 
+    def admit(self, slot: int, ids: Ids, options: RequestOptions, prompt: int | None = None) -> Prefill:
+        """Begin to read a prompt into a slot, whose old sequence is lost.
+
+        Args:
+            slot: From 0 to `batch` - 1, none of those whose sequences take part in steps.
+            ids: int64 [tokens], 1 to `max_tokens`: the prompt, and for a sequence that goes on what was written after
+                it, which is taken from the cache if it is known, and not read.
+            options: How the sequence runs.
+            prompt: The number of tokens of the prompt; None for all.
+
+        Raises:
+            EngineError: an encoder failed.
+        """
+
+    def retire(self, slot: int, ids: Ids, options: RequestOptions, prompt: int) -> None:
+        """Take a sequence out of a slot; what is known of it may serve others.
+
+        Args:
+            slot: Of the sequence; it may be in the middle of its prompt.
+            ids: int64 [tokens], the prompt and all that was written.
+            options: As the sequence ran.
+            prompt: The number of tokens of the prompt.
+        """
+
     def start(self, slot: int, ids: Ids, options: RequestOptions) -> Logits:
-        """Read a prompt into a slot, whose old sequence is lost.
+        """Read a prompt into a slot in one go, whose old sequence is lost.
 
         Args:
             slot: From 0 to `batch` - 1.
@@ -102,20 +159,21 @@ class BatchDecoder(Protocol):
     def dense(self, options: RequestOptions) -> bool:
         """Whether every block runs under these options."""
 
-    def score(self, ids: Ids, most: int, options: RequestOptions) -> Iterator[Logits]:
-        """Read a text in the first slot and yield the logits at every position.
+    def score(self, ids: Ids, most: int, options: RequestOptions, slot: int = 0) -> Iterator[Logits]:
+        """Read a text and yield the logits at every position.
 
         Args:
             ids: int64 [tokens], 1 to `max_tokens`.
             most: The largest number of positions that are yielded at once.
             options: Options under which every block runs.
+            slot: Where it is read; its old sequence is lost.
 
         Yields:
             float32 [positions, vocab]
         """
 
-    def explain(self, ids: Ids, budget: float | None) -> Choice:
-        """The route that the router picks for a prompt, and why; the sequence in the first slot is lost.
+    def explain(self, ids: Ids, budget: float | None, slot: int = 0) -> Choice:
+        """The route that the router picks for a prompt, and why; the prompt is read in a slot, whose sequence is lost.
 
         Raises:
             RequestError: there are no routes, or there is no router.
@@ -152,6 +210,41 @@ def next_tokens(decoder: BatchDecoder, tokens: Sequence[int], samplers: Sequence
     if isinstance(decoder, TokenChooser) and all(sampler.free for sampler in samplers):
         return decoder.choose(tokens, samplers)
     return [sampler(logits) for sampler, logits in zip(samplers, decoder.decode(tokens), strict=True)]
+
+
+def piece_size(left: int, most: int) -> int:
+    """How many tokens of a prompt are read next, so that none is read alone unless `most` is 1.
+
+    A single token runs other kernels than several, which round otherwise. So a prompt that is read in any pieces gives
+    the same numbers, bit by bit on a CPU.
+
+    Args:
+        left: Tokens that are left.
+        most: The largest number; one more is read where two are left of three.
+    """
+    size = min(left, most)
+    if size == 1 or left - size != 1:
+        return size
+    return size - 1 if size > 2 else size + 1
+
+
+def read_whole(prefill: Prefill, most: int) -> Logits:
+    """Read a whole prompt of a new sequence; logits of the token that follows, float32 [vocab].
+
+    Raises:
+        EngineError: the engine failed.
+    """
+    logits = read_through(prefill, most)
+    assert logits is not None, "something of a new prompt is always read"
+    return logits
+
+
+def read_through(prefill: Prefill, most: int) -> Logits | None:
+    """Read what is left of a prompt, in pieces of at most `most` tokens; what the last `read` gives."""
+    logits = None
+    while not prefill.complete:
+        logits = prefill.read(most)
+    return logits
 
 
 def state_width(tensors: Sequence[TensorSpec]) -> int | None:

@@ -80,6 +80,10 @@ class ExtraInputs:
         if self._spatial and len(last) in self._positions:
             self._positions[len(last)][:, :, 0] = last + self._shifts[: len(last)]
 
+    def clear(self, slot: int) -> None:
+        """Forget the sequence of a slot."""
+        self._shifts[slot] = 0
+
     def move(self, slot: int, to: int) -> None:
         """Move a sequence to another slot."""
         self._shifts[to] = self._shifts[slot]

@@ -19,7 +19,7 @@ from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, Skips, collect_skips
-from adaptc.runtime.model.decoder import Ids, Logits, States
+from adaptc.runtime.model.decoder import Ids, Logits, Prefill, States, read_through, read_whole
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.model.router import Choice, RouterNet
 
@@ -80,18 +80,43 @@ class RoutedDecoder(ABC, Generic[S]):
         return self._router is not None or any(each.gates is not None for each in segments)
 
     @abstractmethod
-    def _read_trunk(self, slot: int, ids: Ids, threshold: float) -> Callable[[], States]:
-        """Have the trunk read a prompt and keep its states; the function returned fetches them."""
+    def _open_trunk(self, slot: int, ids: Ids, options: RequestOptions, prompt: int) -> Prefill:
+        """Begin to have the trunk read a prompt and keep its states."""
 
     @abstractmethod
-    def _read_tail(self, route: str, tail_slot: int, slot: int) -> Logits:
-        """Have a route's tail read the states kept for a slot, into a slot of its own; logits of the next token."""
+    def _trunk_states(self, slot: int, tokens: int) -> States:
+        """The states kept for the first tokens of a slot, float32 [tokens, width]."""
+
+    @abstractmethod
+    def _length(self, slot: int) -> int:
+        """Tokens that the trunk holds for a slot, with their states."""
+
+    @abstractmethod
+    def _set_length(self, slot: int, tokens: int) -> None:
+        """Have the trunk forget all tokens of a slot but the first."""
+
+    @abstractmethod
+    def _open_tail(self, route: str, tail_slot: int, slot: int, ids: Ids | None, prompt: int) -> Prefill:
+        """Begin to have a route's tail read the states kept for a slot into a slot of its own.
+
+        Args:
+            route: The route.
+            tail_slot: Where the tail reads them.
+            slot: Whose states.
+            ids: The tokens of the states, to find what the tail read before; None if it shall read all.
+            prompt: As many of them are read; the others are taken if they are known.
+        """
+
+    def admit(self, slot: int, ids: Ids, options: RequestOptions, prompt: int | None = None) -> Prefill:
+        """See `BatchDecoder.admit`; the router reads the prompt's states."""
+        self._leave(slot)
+        self._options[slot] = options
+        prompt = len(ids) if prompt is None else prompt
+        return RoutedPrefill(self._open_trunk(slot, ids, options, prompt), self._join, ids, prompt)
 
     def start(self, slot: int, ids: Ids, options: RequestOptions) -> Logits:
-        """See `BatchDecoder.start`; the router reads the prompt's states."""
-        states = self._read_trunk(slot, ids, self._trunk.threshold(options))
-        self._options[slot] = options
-        return self._enter(slot, self._pick(states, options))
+        """See `BatchDecoder.start`."""
+        return read_whole(self.admit(slot, ids, options), len(ids) + 1)
 
     def route(self, slot: int) -> str | None:
         """See `BatchDecoder.route`."""
@@ -100,7 +125,7 @@ class RoutedDecoder(ABC, Generic[S]):
     def reroute(self, slot: int, route: str) -> None:
         """See `BatchDecoder.reroute`; the new tail reads the kept states, and nothing else is computed again."""
         if route != self._place(slot)[0]:
-            self._enter(slot, route)
+            self._enter(slot, route, None, self._length(slot))
 
     def ran(self, slot: int) -> bytes | None:
         """See `BatchDecoder.ran`: the trunk's blocks, then the tail's."""
@@ -120,7 +145,7 @@ class RoutedDecoder(ABC, Generic[S]):
         tails = [self._tails[options.route]] if options.route is not None else list(self._tails.values())
         return all(segment.threshold(options) == DENSE for segment in (self._trunk, *tails))
 
-    def explain(self, ids: Ids, budget: float | None) -> Choice:
+    def explain(self, ids: Ids, budget: float | None, slot: int = 0) -> Choice:
         """See `BatchDecoder.explain`.
 
         Raises:
@@ -128,29 +153,34 @@ class RoutedDecoder(ABC, Generic[S]):
         """
         if self._router is None:
             raise RequestError(f"route: this bundle has no router; requests name a route, or take {self.routes[0]!r}")
-        self._leave(0)
-        return self._router.choose(self._read_trunk(0, ids, DENSE)(), budget)
+        self._read_trunk(slot, ids)
+        return self._router.choose(self._trunk_states(slot, len(ids)), budget)
 
     def close(self) -> None:
         """See `BatchDecoder.close`."""
         for segment in (self._trunk, *self._tails.values()):
             segment.close()
 
-    def _read_alone(self, ids: Ids, options: RequestOptions) -> str:
-        """Have the trunk read a text in the first slot, and empty all tails; returns the text's route."""
-        self._leave(0)
-        states = self._read_trunk(0, ids, DENSE)
-        self._options[0] = options
-        route = self._pick(states, options)
-        for slot in range(self.batch):
-            self._leave(slot)
-        self._places[0] = route, 0
-        return route
+    def _read_trunk(self, slot: int, ids: Ids) -> None:
+        """Have the trunk read a text into a slot in one go, dense."""
+        self._leave(slot)
+        self._options[slot] = NO_OPTIONS
+        read_through(self._open_trunk(slot, ids, _DENSE_OPTIONS, len(ids)), len(ids) + 1)
 
-    def _pick(self, states: Callable[[], States], options: RequestOptions) -> str:
+    def _route_text(self, slot: int, ids: Ids, options: RequestOptions) -> tuple[str, int]:
+        """Have the trunk read a text, and take a slot in the tail of its route: the route, and that slot."""
+        self._read_trunk(slot, ids)
+        self._options[slot] = options
+        place = self._free_place(self._pick(slot, len(ids), options))
+        self._places[slot] = place
+        return place
+
+    def _pick(self, slot: int, tokens: int, options: RequestOptions) -> str:
         if options.route is not None:
             return options.route
-        return self.routes[0] if self._router is None else self._router.choose(states(), options.budget).route
+        if self._router is None:
+            return self.routes[0]
+        return self._router.choose(self._trunk_states(slot, tokens), options.budget).route
 
     def _place(self, slot: int) -> tuple[str, int]:
         place = self._places[slot]
@@ -158,22 +188,30 @@ class RoutedDecoder(ABC, Generic[S]):
         return place
 
     def _groups(self, count: int) -> dict[str, list[int]]:
-        """The first slots by route, each route's in the order of its tail slots; all later slots are freed."""
-        for slot in range(count, self.batch):
-            self._leave(slot)
+        """The first slots by route, each route's in the order of its tail slots."""
         groups: dict[str, dict[int, int]] = {}
         for slot in range(count):
             route, tail_slot = self._place(slot)
             groups.setdefault(route, {})[tail_slot] = slot
         return {route: [members[place] for place in range(len(members))] for route, members in groups.items()}
 
-    def _enter(self, slot: int, route: str) -> Logits:
-        """Have a route's tail read the states kept for a slot."""
+    def _join(self, slot: int, ids: Ids, prompt: int) -> tuple[Logits | None, int]:
+        """Have the tail of a slot's route, picked by the prompt, read what the trunk has read; the tokens there now."""
+        logits = self._enter(slot, self._pick(slot, prompt, self._options[slot]), ids, prompt)
+        return logits, self._length(slot)
+
+    def _enter(self, slot: int, route: str, ids: Ids | None, prompt: int) -> Logits | None:
+        """Have a route's tail read the states kept for a slot; logits of the next token, see `Prefill.read`."""
         self._leave(slot)
-        tail_slot = sum(place is not None and place[0] == route for place in self._places)
-        logits = self._read_tail(route, tail_slot, slot)
-        self._places[slot] = route, tail_slot
+        place = self._free_place(route)
+        tail = self._open_tail(*place, slot, ids, prompt)
+        logits = read_through(tail, prompt + 1)
+        self._places[slot] = place
+        self._set_length(slot, tail.done)  # the tail may know less of what was written than the trunk
         return logits
+
+    def _free_place(self, route: str) -> tuple[str, int]:
+        return route, sum(place is not None and place[0] == route for place in self._places)
 
     def _leave(self, slot: int) -> None:
         """Free a sequence's slot in its tail; the sequence in the tail's last slot moves there."""
@@ -186,3 +224,59 @@ class RoutedDecoder(ABC, Generic[S]):
         if last > tail_slot:
             self._tails[route].move(last, tail_slot)
             self._places[others[last]] = route, tail_slot
+
+
+_DENSE_OPTIONS = RequestOptions(budget=1.0)
+
+
+class RoutedPrefill:
+    """A `Prefill`: the trunk reads piece by piece, then the tail that the route names reads all states in one go.
+
+    A router needs the states of the whole prompt, so no tail can read before the trunk is done.
+    """
+
+    def __init__(
+        self, trunk: Prefill, join: Callable[[int, Ids, int], tuple[Logits | None, int]], ids: Ids, prompt: int
+    ) -> None:
+        """Begin with nothing read.
+
+        Args:
+            trunk: Reads the prompt.
+            join: Has the tail read what the trunk has read, given slot, ids and prompt; says how many tokens are there.
+            ids: See `BatchDecoder.admit`.
+            prompt: See `BatchDecoder.admit`.
+        """
+        self._trunk, self._join, self._ids, self._prompt = trunk, join, ids, prompt
+        self._joined: int | None = None
+
+    @property
+    def slot(self) -> int:
+        """See `Prefill`."""
+        return self._trunk.slot
+
+    @slot.setter
+    def slot(self, slot: int) -> None:
+        self._trunk.slot = slot
+
+    @property
+    def done(self) -> int:
+        """See `Prefill`."""
+        return self._trunk.done if self._joined is None else self._joined
+
+    @property
+    def complete(self) -> bool:
+        """See `Prefill`."""
+        return self._joined is not None
+
+    @property
+    def cached(self) -> int:
+        """See `Prefill`: as the trunk found them."""
+        return self._trunk.cached
+
+    def read(self, most: int) -> Logits | None:
+        """See `Prefill`."""
+        self._trunk.read(most)
+        if not self._trunk.complete:
+            return None
+        logits, self._joined = self._join(self.slot, self._ids[: self._trunk.done], self._prompt)
+        return logits

@@ -35,7 +35,7 @@ class SingleRoute:
         """See `BatchDecoder.reroute`; sessions check the route before they come here."""
         raise RequestError(f"route: {route!r} for slot {slot}; this bundle has no routes")
 
-    def explain(self, ids: Ids, budget: float | None) -> Choice:
+    def explain(self, ids: Ids, budget: float | None, slot: int = 0) -> Choice:
         """See `BatchDecoder.explain`."""
         raise RequestError("route: this bundle has no routes")
 

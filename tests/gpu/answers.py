@@ -14,9 +14,9 @@ import numpy as np
 
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.request import Request
+from adaptc.runtime.generation.scheduler import Scheduler
 from adaptc.runtime.generation.sequence import sequence_of
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.generation.writing import write
 from adaptc.runtime.loading import load_modal
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.multimodal.session import ModalSession
@@ -54,8 +54,10 @@ def mixed(
     answers = [
         sequence_of(asked, np.array(prompt), spec, options=RequestOptions(budget, route)) for prompt, route in requests
     ]
-    for _ in write(session._decoder, answers, perf_counter()):
-        pass
+    scheduler = Scheduler(session._decoder)
+    scheduler.add(answers)
+    while not all(answer.ended for answer in answers):
+        scheduler.step()
     return [list(answer.ids) for answer in answers]
 
 

@@ -14,6 +14,7 @@ from adaptc.runtime import Session
 from adaptc.runtime.backends.engine import Arrays
 from adaptc.runtime.backends.fake import FakeEngine
 from adaptc.runtime.backends.host.decoder import HostDecoder
+from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.backends.host.routed import HostRoutedDecoder
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
 from adaptc.runtime.model.router import RouterNet
@@ -44,9 +45,17 @@ class RoutedLm:
     def session(
         self, batch: int = 1, chunk: int = 3, router: RouterNet | None = None, tokenizer: Tokenizer | None = None
     ) -> Session:
-        trunk = HostDecoder(self.trunk, self.spec, batch, chunk)
-        tails = {route: HostDecoder(engine, self.spec, batch, chunk) for route, engine in self.tails.items()}
-        return Session(HostRoutedDecoder(trunk, tails, WIDTH, router), tokenizer)
+        return Session(self.decoder(batch, chunk, router), tokenizer)
+
+    def decoder(
+        self, batch: int = 1, chunk: int = 3, router: RouterNet | None = None, prefixes: PrefixCache | None = None
+    ) -> HostRoutedDecoder:
+        trunk = HostDecoder(self.trunk, self.spec, batch, chunk, prefixes=prefixes, name="trunk")
+        tails = {
+            route: HostDecoder(engine, self.spec, batch, chunk, prefixes=prefixes, name=route)
+            for route, engine in self.tails.items()
+        }
+        return HostRoutedDecoder(trunk, tails, WIDTH, router)
 
     def greedy(self, prompt: Sequence[int], routes: Sequence[str]) -> list[int]:
         """What is written by these routes, one a token."""

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 
 from adaptc.runtime.backends.cuda.graph import GpuGraph, GpuResources
 from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
+from adaptc.runtime.backends.cuda.prefill import GpuPrefill
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
-from adaptc.runtime.model.decoder import Ids, Logits
+from adaptc.runtime.model.decoder import Ids, Logits, read_whole
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.model.single_route import SingleRoute
 from adaptc.runtime.text.sampling import Sampler
@@ -57,23 +58,36 @@ class GpuDecoder(SingleRoute):
         found = self.graph.memory.bytes
         return found | {"values": found["values"] + self._gpu.values.bytes}
 
+    def admit(self, row: int, ids: Ids, options: RequestOptions, prompt: int | None = None) -> GpuPrefill:
+        """See `BatchDecoder.admit`."""
+        threshold = self.graph.threshold(options)
+        return GpuPrefill(self.graph, row, ids[:prompt], threshold, self.in_flight.drain)
+
+    def retire(self, row: int, ids: Ids, options: RequestOptions, prompt: int) -> None:
+        """See `BatchDecoder.retire`."""
+        self.in_flight.drain()
+        self.graph.length[row] = 0
+
     def start(self, row: int, ids: Ids, options: RequestOptions) -> Logits:
         """See `BatchDecoder.start`."""
         return self.prefill(row, ids, self.graph.threshold(options))
 
     def prefill(self, row: int, ids: Ids, threshold: float = DENSE) -> Logits:
-        """See `HostDecoder.prefill`."""
-        self.in_flight.drain()
-        return self.graph.first(self.graph.read(row, ids, threshold))
+        """See `HostDecoder.prefill`; the first row is that of a new batch."""
+        if row == 0:
+            self.graph.length[:] = 0
+        return read_whole(GpuPrefill(self.graph, row, ids, threshold, self.in_flight.drain), len(ids) + 1)
 
     def dense(self, options: RequestOptions) -> bool:
         """See `BatchDecoder.dense`."""
         return self.graph.threshold(options) == DENSE
 
-    def score(self, ids: Ids, most: int, options: RequestOptions = NO_OPTIONS) -> Iterator[Logits]:
+    def score(self, ids: Ids, most: int, options: RequestOptions = NO_OPTIONS, slot: int = 0) -> Iterator[Logits]:
         """See `BatchDecoder.score`."""
         self.in_flight.drain()
-        yield from self.graph.score(ids, most, options)
+        for logits in self.graph.score(ids, most, slot):
+            yield logits
+            self.in_flight.drain()  # others may have had steps meanwhile
 
     def decode(self, tokens: Sequence[int]) -> Logits:
         """See `BatchDecoder.decode`."""

@@ -26,8 +26,8 @@ from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
-from adaptc.runtime.model.decoder import Logits
-from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
+from adaptc.runtime.model.decoder import Logits, piece_size
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.sampling import Sampler
 
 
@@ -131,22 +131,27 @@ class GpuGraph:
         """What the gates are compared with as a request wants it."""
         return threshold_of(self.gates, options.budget)
 
-    def read(self, row: int, prompt: Prompt, threshold: float) -> StepPlacement:
-        """Start a row with a prompt: all but the head runs over it. Nothing may be in flight.
+    def open(self, row: int, threshold: float) -> None:
+        """Empty a row for a prompt; `threshold` is what its gates are compared with later."""
+        self.length[row], self.levels[row] = 0, threshold
+
+    def read(self, row: int, prompt: Prompt, most: int) -> StepPlacement:
+        """Have a row read the next tokens of its prompt, by all but the head. Nothing may be in flight.
+
+        Args:
+            row: The row.
+            prompt: All of it.
+            most: The largest number of tokens that are read.
 
         Returns:
-            Where its last part was read, for `first`.
+            Where they were read, for `first`.
         """
-        if row == 0:
-            self.length[:] = 0
-        self.length[row] = 0
+        start = int(self.length[row])
+        stop = start + piece_size(len(prompt) - start, min(most, self._gpu.chunk))
         longest = int(max(self.length.max(), len(prompt)))
-        self.cache.fit(longest + 1, keep=row > 0, stream=self._gpu.stream)
-        place = None
-        for start in range(0, len(prompt), self._gpu.chunk):
-            place = self._read(row, prompt, range(start, min(start + self._gpu.chunk, len(prompt))))
-        assert place is not None
-        self.length[row], self.levels[row] = len(prompt), threshold
+        self.cache.fit(longest + 1, keep=bool(self.length.any()), stream=self._gpu.stream)
+        place = self._read(row, prompt, range(start, stop))
+        self.length[row] = stop
         self._next = (True,) * len(self._next)
         return place
 
@@ -156,19 +161,20 @@ class GpuGraph:
         logits: Logits = self.logits(1)[0]
         return logits
 
-    def score(self, prompt: Prompt, most: int, options: RequestOptions = NO_OPTIONS) -> Iterator[Logits]:
-        """Read a text in the first row; logits at every position, float32[some, vocab]."""
-        self.length[:] = 0
-        self.cache.fit(len(prompt) + 1, keep=False, stream=self._gpu.stream)
+    def score(self, prompt: Prompt, most: int, row: int = 0) -> Iterator[Logits]:
+        """Read a text in a row; logits at every position, float32[some, vocab]."""
+        self.length[row] = 0
+        longest = int(max(self.length.max(), len(prompt)))
+        self.cache.fit(longest + 1, keep=bool(self.length.any()), stream=self._gpu.stream)
         size = min(most, self._gpu.chunk)
         for start in range(0, len(prompt), size):
             part = range(start, min(start + size, len(prompt)))
-            place = self._read(0, prompt, part)
+            place = self._read(row, prompt, part)
             for first in range(0, len(part), HEAD_ROWS):
                 tokens = range(first, min(len(part), first + HEAD_ROWS))
                 self.stepper.head(place, self._gpu.stream, tokens)
                 yield self.logits(len(tokens))
-        self.length[0] = len(prompt)
+        self.length[row] = len(prompt)
 
     def begin(self, tokens: Sequence[int], samplers: Sequence[Sampler], order: Sequence[int] = ()) -> None:
         """Tell the GPU what the host knows before a step; `order` says of a tail's rows which of the trunk's they are.

@@ -7,18 +7,19 @@ and nothing is decided on the GPU but what gates decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from adaptc.runtime.backends.cuda.graph import GpuGraph, GpuResources
 from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
+from adaptc.runtime.backends.cuda.prefill import GpuPrefill
 from adaptc.runtime.backends.cuda.step import StateLink
 from adaptc.runtime.backends.cuda.step_control import KeptStates
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.model.decoder import Ids, Logits, States
+from adaptc.runtime.model.decoder import Ids, Logits, Prefill, States
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.router import Choice, RouterNet
 from adaptc.runtime.model.routes import RoutedDecoder
@@ -66,7 +67,6 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
         parts = {
             route: GpuGraph(gpu, partitions, spec, batch, gates, link)
             for route, (partitions, spec, gates) in tails.items()
-            for route, (partitions, spec, gates) in tails.items()
         }
         super().__init__(first, parts, router)
         self.conditional = all(part.conditional for part in self.parts)
@@ -86,11 +86,23 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
         states = 4 * self._gpu.sizes[-1] * self._link.tokens * self._link.width
         return found | {"values": found["values"] + self._gpu.values.bytes, "states": states}
 
+    def admit(self, row: int, ids: Ids, options: RequestOptions, prompt: int | None = None) -> Prefill:
+        """See `BatchDecoder.admit`."""
+        self.in_flight.drain()
+        return super().admit(row, ids[:prompt], options)
+
+    def retire(self, row: int, ids: Ids, options: RequestOptions, prompt: int) -> None:
+        """See `BatchDecoder.retire`."""
+        self.in_flight.drain()
+        self._leave(row)
+        self._trunk.length[row] = 0
+
     def start(self, row: int, ids: Ids, options: RequestOptions) -> Logits:
-        """See `BatchDecoder`."""
+        """See `BatchDecoder.start`; the first row is that of a new batch."""
         self.in_flight.drain()
         for other in range(self.batch if row == 0 else 0):
-            self._leave(other)  # of requests that are done: they would only make caches larger
+            self._leave(other)
+            self._trunk.length[other] = 0
         return super().start(row, ids, options)
 
     def reroute(self, row: int, route: str) -> None:
@@ -99,10 +111,10 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
             self.in_flight.drain()
             super().reroute(row, route)
 
-    def explain(self, ids: Ids, budget: float | None) -> Choice:
+    def explain(self, ids: Ids, budget: float | None, slot: int = 0) -> Choice:
         """See `BatchDecoder`."""
         self.in_flight.drain()
-        return super().explain(ids, budget)
+        return super().explain(ids, budget, slot)
 
     def decode(self, tokens: Sequence[int]) -> Logits:
         """See `BatchDecoder`."""
@@ -125,11 +137,11 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
         self._options[to] = self._options[row]
         self._places[to], self._places[row] = self._places[row], None
 
-    def score(self, ids: Ids, most: int, options: RequestOptions) -> Iterator[Logits]:
+    def score(self, ids: Ids, most: int, options: RequestOptions, slot: int = 0) -> Iterator[Logits]:
         """See `BatchDecoder`."""
         self.in_flight.drain()
-        route = self._read_alone(ids, options)
-        yield from self._tails[route].score(KeptStates(0, len(ids)), most)
+        route, row = self._route_text(slot, ids, options)
+        yield from self._tails[route].score(KeptStates(slot, len(ids)), most, row)
 
     def close(self) -> None:
         """See `BatchDecoder`: free all that was taken of the GPU."""
@@ -173,20 +185,25 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
         for part in self.parts:
             part.settle()
 
-    def _read_trunk(self, row: int, ids: Ids, threshold: float) -> Callable[[], States]:
-        self._trunk.read(row, ids, threshold)
+    def _open_trunk(self, slot: int, ids: Ids, options: RequestOptions, prompt: int) -> GpuPrefill:
+        threshold = self._trunk.threshold(options)
+        return GpuPrefill(self._trunk, slot, ids[:prompt], threshold, self.in_flight.drain, gives_logits=False)
 
-        def states() -> States:
-            found = np.empty((len(ids), self._link.width), np.float32)
-            self._gpu.cuda.get(self._link.at(row, 0), found)
-            return found
-
+    def _trunk_states(self, slot: int, tokens: int) -> States:
+        states = np.empty((tokens, self._link.width), np.float32)
+        self._gpu.cuda.get(self._link.at(slot, 0), states)
         return states
 
-    def _read_tail(self, route: str, place: int, row: int) -> Logits:
+    def _length(self, slot: int) -> int:
+        return int(self._trunk.length[slot])
+
+    def _set_length(self, slot: int, tokens: int) -> None:
+        self._trunk.length[slot] = tokens
+
+    def _open_tail(self, route: str, tail_slot: int, slot: int, ids: Ids | None, prompt: int) -> GpuPrefill:
         tail = self._tails[route]
-        kept = KeptStates(row, int(self._trunk.length[row]))
-        return tail.first(tail.read(place, kept, tail.threshold(self._options[row])))
+        kept = KeptStates(slot, self._length(slot))
+        return GpuPrefill(tail, tail_slot, kept, tail.threshold(self._options[slot]), self.in_flight.drain)
 
 
 def _of(samplers: Sequence[Sampler], order: Sequence[int]) -> list[Sampler]:

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.backends.engine import BoundRun, Engine
-from adaptc.runtime.backends.host.memory import lazy_zeros
+from adaptc.runtime.backends.host.kv_slots import KvSlots
+from adaptc.runtime.backends.host.prefill import HostPrefill
+from adaptc.runtime.backends.host.prefix_cache import BLOCK, PrefixCache, block_keys
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import (
-    CACHE_KINDS,
     HIDDEN,
     INPUT_IDS,
     LOGITS,
@@ -30,9 +31,8 @@ from adaptc.runtime.bundle.names import (
     present,
 )
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
-from adaptc.runtime.model.decoder import Ids, Logits, States, state_width
+from adaptc.runtime.model.decoder import Ids, Logits, States, piece_size, read_whole, state_width
 from adaptc.runtime.model.inserts import ExtraInputs, Feeds, Inserts
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.model.single_route import SingleRoute
@@ -49,10 +49,20 @@ class HostDecoder(SingleRoute):
         spec: What the graph expects.
         batch: The number of slots.
         gates: The graph's skip gates; None if it has none.
+        kv: The cache.
+        name: The graph's name.
     """
 
     def __init__(
-        self, engine: Engine, spec: DecoderSpec, batch: int = 1, chunk: int = 512, gates: SkipGates | None = None
+        self,
+        engine: Engine,
+        spec: DecoderSpec,
+        batch: int = 1,
+        chunk: int = 512,
+        gates: SkipGates | None = None,
+        *,
+        prefixes: PrefixCache | None = None,
+        name: str = "",
     ) -> None:
         """Allocate the cache.
 
@@ -62,6 +72,8 @@ class HostDecoder(SingleRoute):
             batch: Slots of the cache, from 1.
             chunk: The largest number of prompt tokens that go through the graph at once, from 1.
             gates: The graph's skip gates, if it has any.
+            prefixes: Keeps what was read for prompts that begin alike; None keeps nothing.
+            name: The graph's name, which tells its entries in `prefixes` from those of others.
 
         Raises:
             RequestError: a number is out of range, or the cache does not fit in memory.
@@ -73,7 +85,9 @@ class HostDecoder(SingleRoute):
         self.gates = gates
         self._engine = engine
         self._chunk = chunk
-        self._cache = _cache(spec, batch)
+        self.kv = KvSlots(spec, batch)
+        self._prefixes = PrefixCache(0) if prefixes is None else prefixes
+        self.name = name
         self._extra = ExtraInputs(engine.inputs, batch)
         self._source, self._ids = _source(engine, batch)
         result_width = state_width(engine.outputs)
@@ -86,16 +100,99 @@ class HostDecoder(SingleRoute):
         self._levels = np.full(batch, DENSE, np.float32)  # each slot's threshold
         self._warmup = 0 if gates is None else gates.warmup
         self._threshold = np.full((batch, 1), DENSE, np.float32)
-        self._prompt_threshold = np.full((1, chunk), DENSE, np.float32)
+        self._prompt_threshold = np.full((1, chunk + 1), DENSE, np.float32)
         self._ran = np.ones(0 if gates is None else len(gates.layers), np.bool_)
         self._steps: dict[int, BoundRun] = {}  # by the number of sequences
         self._readers: dict[int, BoundRun] = {}  # by slot
         self._bind_step(1)  # a graph of another form is refused now, not in the middle of a request
 
+    @property
+    def chunk(self) -> int:
+        """The largest number of prompt tokens that go through the graph at once."""
+        return self._chunk
+
+    def admit(self, slot: int, ids: Ids, options: RequestOptions, prompt: int | None = None) -> HostPrefill:
+        """See `BatchDecoder.admit`."""
+        inserts = None if options.inserts is None else options.inserts()
+        prompt = len(ids) if prompt is None else prompt
+        keys = [] if inserts is not None else self.keys(ids, prompt, options, self.dense(options))
+        return self.open(slot, ids, prompt, keys, self.threshold(options), inserts)
+
+    def open(
+        self,
+        slot: int,
+        source: Ids | States,
+        prompt: int,
+        keys: list[bytes],
+        threshold: float = DENSE,
+        inserts: Inserts | None = None,
+        into: States | None = None,
+    ) -> HostPrefill:
+        """Begin to read a prompt into a slot; every block runs.
+
+        Args:
+            slot: Its old sequence is lost.
+            source: int64 [tokens], 1 to `max_tokens`; or float32 [tokens, width] for a tail.
+            prompt: The number of them that belong to the prompt.
+            keys: Of their blocks; none if their entries are not to be shared.
+            threshold: What the gates are compared with for the sequence's later tokens; -inf runs every block.
+            inserts: Features that stand in the place of some tokens, if the graph takes images.
+            into: float32 [batch, max_tokens, width], receives the prompt's states, for a trunk.
+        """
+        self.set_length(slot, 0)
+        self._levels[slot] = threshold
+        self._extra.clear(slot)
+        return HostPrefill(self, slot, source, prompt, keys, self._prefixes, inserts, into)
+
+    def keys(self, ids: Ids, prompt: int, options: RequestOptions, dense: bool) -> list[bytes]:
+        """The keys of a sequence's blocks, see `block_keys`; what was written with a budget is of use with it only.
+
+        Args:
+            ids: int64 [tokens].
+            prompt: As many of them are the prompt.
+            options: As the sequence runs.
+            dense: Whether every block of the model runs.
+        """
+        if not self._prefixes.limit:
+            return []
+        return block_keys(ids, prompt, b"" if dense else repr(options.budget).encode())
+
     def start(self, slot: int, ids: Ids, options: RequestOptions) -> Logits:
         """See `BatchDecoder.start`."""
-        inserts = None if options.inserts is None else options.inserts()
-        return self.prefill(slot, ids, self.threshold(options), inserts)
+        return read_whole(self.admit(slot, ids, options), self._chunk)
+
+    def retire(self, slot: int, ids: Ids, options: RequestOptions, prompt: int) -> None:
+        """See `BatchDecoder.retire`."""
+        if options.inserts is None:
+            self.keep(slot, self.keys(ids[: self.length(slot)], prompt, options, self.dense(options)))
+
+    def keep(self, slot: int, keys: list[bytes], states: States | None = None) -> None:
+        """Keep the blocks of a sequence that are not kept yet.
+
+        Args:
+            slot: Of the sequence.
+            keys: Those of its blocks.
+            states: float32 [max_tokens, width], a trunk's.
+        """
+        for index, key in enumerate(keys):
+            self.keep_block(slot, index, key, states)
+        self._prefixes.touch(self.name, keys)
+
+    def keep_block(self, slot: int, index: int, key: bytes, states: States | None = None) -> None:
+        """Keep one block of the sequence in a slot, unless it is there."""
+        if self._prefixes.get(self.name, key) is None:
+            entry = self.kv.block(slot, index * BLOCK)
+            if states is not None:
+                entry.append(states[index * BLOCK : (index + 1) * BLOCK].copy())
+            self._prefixes.put(self.name, key, entry)
+
+    def length(self, slot: int) -> int:
+        """Tokens in a slot."""
+        return int(self._last[slot]) + 1
+
+    def set_length(self, slot: int, tokens: int) -> None:
+        """Say how many tokens a slot has after blocks were written to its cache."""
+        self._last[slot] = tokens - 1
 
     def threshold(self, options: RequestOptions) -> float:
         """What the gates are compared with under these options."""
@@ -106,49 +203,27 @@ class HostDecoder(SingleRoute):
         return self.threshold(options) == DENSE
 
     def prefill(self, slot: int, ids: Ids | States, threshold: float = DENSE, inserts: Inserts | None = None) -> Logits:
-        """Read a prompt into a slot; every block runs.
-
-        Args:
-            slot: Its old sequence is lost.
-            ids: int64 [tokens], 1 to `max_tokens`; or float32 [tokens, width] for a tail.
-            threshold: What the gates are compared with for the sequence's later tokens; -inf runs every block.
-            inserts: Features that stand in the place of some tokens, if the graph takes images.
+        """Read a prompt into a slot in one go, and share nothing; see `open`.
 
         Returns:
             float32 [vocab]: logits of the token that follows; the caller's to keep.
         """
-        for start in range(0, len(ids), self._chunk):
-            block = ids[start : start + self._chunk]
-            kept = 1 if self._result == LOGITS else len(block)
-            logits = self._read(slot, start, block, kept, inserts=inserts)
-        self._levels[slot] = threshold
-        first: Logits = logits[0]
-        return first
+        return read_whole(self.open(slot, ids, len(ids), [], threshold, inserts), self._chunk)
 
     def blank(self, tokens: int) -> Ids | States:
         """A prompt of zeros of the kind that the graph reads, for timing."""
         return np.zeros((tokens, *self._ids.shape[2:]), self._ids.dtype)
 
-    def states(self, slot: int, ids: Ids, threshold: float, into: States) -> None:
-        """Read a prompt into a slot of a trunk.
-
-        Args:
-            slot: Its old sequence is lost.
-            ids: int64 [tokens], 1 to `max_tokens`.
-            threshold: See `prefill`.
-            into: float32 [tokens, width], receives the prompt's states.
-        """
-        for start in range(0, len(ids), self._chunk):
-            block = slice(start, start + self._chunk)
-            self._read(slot, start, ids[block], kept=len(ids[block]), into=into[block])
-        self._levels[slot] = threshold
-
-    def score(self, ids: Ids | States, most: int, options: RequestOptions = NO_OPTIONS) -> Iterator[Logits]:
+    def score(
+        self, ids: Ids | States, most: int, options: RequestOptions = NO_OPTIONS, slot: int = 0
+    ) -> Iterator[Logits]:
         """See `BatchDecoder.score`; a tail reads float32 [tokens, width] in the place of ids."""
-        size = min(most, self._chunk)
-        for start in range(0, len(ids), size):
-            block = ids[start : start + size]
-            yield self._read(0, start, block, kept=len(block))
+        start, self._levels[slot] = 0, DENSE
+        self._extra.clear(slot)
+        while start < len(ids):
+            block = ids[start : start + piece_size(len(ids) - start, min(most, self._chunk))]
+            yield self._read(slot, start, block, kept=len(block))
+            start += len(block)
 
     def decode(self, tokens: Sequence[int] | Ids | States) -> Logits:
         """See `BatchDecoder.decode`.
@@ -179,9 +254,7 @@ class HostDecoder(SingleRoute):
 
     def move(self, slot: int, to: int) -> None:
         """See `BatchDecoder.move`."""
-        end = int(self._last[slot]) + 1
-        for cache in self._cache.values():
-            cache[to, :, :end] = cache[slot, :, :end]
+        self.kv.move(slot, to, self.length(slot))
         self._last[to] = self._last[slot]
         self._levels[to] = self._levels[slot]
         self._extra.move(slot, to)
@@ -190,7 +263,8 @@ class HostDecoder(SingleRoute):
         """See `BatchDecoder.close`."""
         self._steps.clear()
         self._readers.clear()
-        self._cache.clear()
+        self.kv.clear()
+        self._prefixes.clear()
         self._engine.close()
 
     def _set_thresholds(self, count: int) -> None:
@@ -201,6 +275,24 @@ class HostDecoder(SingleRoute):
         else:
             threshold[:] = self._levels[:count]
             threshold[self._last[:count] < self._warmup] = DENSE
+
+    def read_piece(
+        self, slot: int, start: int, piece: Ids | States, into: States | None, inserts: Inserts | None
+    ) -> Logits:
+        """Add tokens of a prompt to a slot that holds `start` of them.
+
+        Args:
+            slot: Of the sequence.
+            start: As many tokens as it has.
+            piece: int64 [tokens] or float32 [tokens, width], those that follow.
+            into: float32 [tokens, width], receives a trunk's states.
+            inserts: See `open`; those of the whole prompt.
+
+        Returns:
+            float32 [1, vocab]: logits after the last token; a trunk's states, [tokens, width].
+        """
+        kept = 1 if self._result == LOGITS else len(piece)
+        return self._read(slot, start, piece, kept, into, inserts)
 
     def _read(
         self,
@@ -248,7 +340,7 @@ class HostDecoder(SingleRoute):
         threshold: Logits,
         extra: Feeds,
     ) -> BoundRun:
-        cache = {where: whole[slots] for where, whole in self._cache.items()}
+        cache = {where: whole[slots] for where, whole in self.kv.arrays.items()}
         feeds: dict[str, npt.NDArray[Any]] = {
             self._source: ids,
             SEQLENS_K: self._last[slots],
@@ -271,18 +363,3 @@ def _source(engine: Engine, batch: int) -> tuple[str, npt.NDArray[Any]]:
     if width is None:
         return INPUT_IDS, np.zeros((batch, 1), np.int64)
     return HIDDEN, np.zeros((batch, 1, width), np.float32)
-
-
-def _cache(spec: DecoderSpec, batch: int) -> dict[tuple[int, str], npt.NDArray[np.float32]]:
-    """Keys and values by layer and kind: float32 [batch, kv_heads, max_tokens, head_dim]."""
-    size = 8 * batch * spec.max_tokens * sum(heads * width for heads, width in spec.kv)
-    try:
-        return {
-            (layer, kind): lazy_zeros((batch, heads, spec.max_tokens, width))
-            for layer, (heads, width) in enumerate(spec.kv)
-            for kind in CACHE_KINDS
-        }
-    except MemoryError as error:
-        raise RequestError(
-            f"batch: {batch} sequences of {spec.max_tokens} tokens need {size / 2**30:.1f} GiB of memory"
-        ) from error

@@ -8,6 +8,7 @@ from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.backends.engine import Engine
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.host.dense_twin import Form, TwinEngine
+from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.backends.host.routed import HostRoutedDecoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.plan import Switch
@@ -37,9 +38,10 @@ def host_decoder(bundle: Bundle, load: Load, options: DecoderOptions) -> HostDec
     name, spec = decoder_graph(bundle)
     gates = bundle.manifest.gates.get(name)
     engine = _with_twin(bundle, name, load, options)
-    trunk = HostDecoder(engine, spec, options.batch, options.chunk, gates)
+    prefixes = PrefixCache(options.prefix_bytes)
+    trunk = HostDecoder(engine, spec, options.batch, options.chunk, gates, prefixes=prefixes, name=name)
     switch = bundle.manifest.switch
-    return trunk if switch is None else _routed(bundle, switch, trunk, load, options.chunk)
+    return trunk if switch is None else _routed(bundle, switch, trunk, load, options.chunk, prefixes)
 
 
 def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -> Engine:
@@ -55,14 +57,17 @@ def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -
     return TwinEngine(graph.inputs, graph.outputs, lambda form: load(graphs[form]), preload)
 
 
-def _routed(bundle: Bundle, switch: Switch, trunk: HostDecoder, load: Load, chunk: int) -> HostRoutedDecoder:
+def _routed(
+    bundle: Bundle, switch: Switch, trunk: HostDecoder, load: Load, chunk: int, prefixes: PrefixCache
+) -> HostRoutedDecoder:
     """A trunk with the tails of its routes."""
     tails: dict[str, HostDecoder] = {}
     for route, graph in switch.routes.items():
         spec = bundle.manifest.graphs[graph].decoder
         if spec is None:
             raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
-        tails[route] = HostDecoder(load(graph), spec, trunk.batch, chunk, bundle.manifest.gates.get(graph))
+        gates = bundle.manifest.gates.get(graph)
+        tails[route] = HostDecoder(load(graph), spec, trunk.batch, chunk, gates, prefixes=prefixes, name=graph)
     [name] = bundle.manifest.plan[0].graphs
     width = state_width(bundle.manifest.graphs[name].outputs)
     assert width is not None, "the trunk of a stitched bundle gives states"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.host.memory import lazy_zeros
+from adaptc.runtime.backends.host.prefill import HostPrefill
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.decoder import Ids, Logits, States
 from adaptc.runtime.model.options import RequestOptions
@@ -39,7 +40,6 @@ class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
             raise RequestError(
                 f"batch: {self.batch} sequences of {self.spec.max_tokens} states do not fit in memory"
             ) from error
-        self._lengths = [0] * self.batch  # states kept for each slot
         self._logits = np.empty((self.batch, self.spec.vocab_size), np.float32)
 
     def decode(self, tokens: Sequence[int]) -> Logits:
@@ -48,8 +48,7 @@ class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
         groups = self._groups(count)
         states = self._trunk.decode(tokens)
         for slot in range(count):
-            self._states[slot, self._lengths[slot]] = states[slot]
-            self._lengths[slot] += 1
+            self._states[slot, self._length(slot) - 1] = states[slot]
         for route, slots in groups.items():
             logits = self._tails[route].decode(states[slots] if count > 1 else states)
             if len(groups) == 1 and slots == sorted(slots):
@@ -60,23 +59,48 @@ class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
     def move(self, slot: int, to: int) -> None:
         """See `BatchDecoder.move`."""
         self._leave(to)
-        length = self._lengths[slot]
+        length = self._length(slot)
         self._trunk.move(slot, to)
         self._states[to, :length] = self._states[slot, :length]
-        self._lengths[to], self._options[to] = length, self._options[slot]
+        self._options[to] = self._options[slot]
         self._places[to], self._places[slot] = self._places[slot], None
 
-    def score(self, ids: Ids, most: int, options: RequestOptions) -> Iterator[Logits]:
+    def retire(self, slot: int, ids: Ids, options: RequestOptions, prompt: int) -> None:
+        """See `BatchDecoder.retire`."""
+        keys = self._keys(ids[: self._length(slot)], prompt, options)
+        self._trunk.keep(slot, keys, self._states[slot])
+        if (place := self._places[slot]) is not None:
+            self._tails[place[0]].keep(place[1], keys)
+        self._leave(slot)
+
+    def score(self, ids: Ids, most: int, options: RequestOptions, slot: int = 0) -> Iterator[Logits]:
         """See `BatchDecoder.score`."""
-        route = self._read_alone(ids, options)
-        yield from self._tails[route].score(self._states[0, : len(ids)], most)
+        route, tail_slot = self._route_text(slot, ids, options)
+        yield from self._tails[route].score(self._states[slot, : len(ids)], most, slot=tail_slot)
 
-    def _read_trunk(self, slot: int, ids: Ids, threshold: float) -> Callable[[], States]:
-        states = self._states[slot, : len(ids)]
-        self._trunk.states(slot, ids, threshold, states)
-        self._lengths[slot] = len(ids)
-        return lambda: states
+    def _open_trunk(self, slot: int, ids: Ids, options: RequestOptions, prompt: int) -> HostPrefill:
+        keys = self._keys(ids, prompt, options)
+        return self._trunk.open(slot, ids, prompt, keys, self._trunk.threshold(options), into=self._states)
 
-    def _read_tail(self, route: str, tail_slot: int, slot: int) -> Logits:
-        tail = self._tails[route]
-        return tail.prefill(tail_slot, self._states[slot, : self._lengths[slot]], tail.threshold(self._options[slot]))
+    def _keys(self, ids: Ids, prompt: int, options: RequestOptions) -> list[bytes]:
+        """The keys of a sequence's blocks, of the trunk's as of the tails' entries; none if it has images."""
+        return [] if options.inserts is not None else self._trunk.keys(ids, prompt, options, self.dense(options))
+
+    def _trunk_states(self, slot: int, tokens: int) -> States:
+        return self._states[slot, :tokens]
+
+    def _length(self, slot: int) -> int:
+        return self._trunk.length(slot)
+
+    def _set_length(self, slot: int, tokens: int) -> None:
+        self._trunk.set_length(slot, tokens)
+
+    def _open_tail(self, route: str, tail_slot: int, slot: int, ids: Ids | None, prompt: int) -> HostPrefill:
+        tail, options = self._tails[route], self._options[slot]
+        keys = (
+            []
+            if ids is None or options.inserts is not None
+            else self._trunk.keys(ids, prompt, options, self.dense(options))
+        )
+        states = self._states[slot, : self._length(slot)]
+        return tail.open(tail_slot, states, prompt, keys, tail.threshold(options))

@@ -169,7 +169,8 @@ def test_a_loop_that_ended_with_an_open_stream_holds_nobody(session: Session, to
     loop.run_until_complete(anext(stream))
     loop.close()
     assert session.generate(PROMPT, max_new_tokens=5).text == expected(tokenizer, 5)
-    assert stream.result.text == expected(tokenizer, 90)
+    stream._close()
+    assert expected(tokenizer, 90).startswith(stream.result.text)
 
 
 def test_a_batch_for_a_coroutine(session: Session, tokenizer: Tokenizer) -> None:

@@ -84,7 +84,8 @@ def test_a_step_runs_the_trunk_once_for_all_rows() -> None:
     model = RoutedLm()
     with model.session(batch=3) as session:
         mixed(session, [([1, 2], "dear"), ([3], "cheap"), ([4, 5], "dear")], 4)
-    assert model.trunk_lm.calls == [(1, 2), (1, 1), (1, 2), (3, 1), (3, 1), (3, 1)]
+    assert sorted(model.trunk_lm.calls[:3]) == [(1, 1), (1, 2), (1, 2)]
+    assert model.trunk_lm.calls[3:] == [(3, 1), (3, 1), (3, 1)]
     assert model.tail_lms["dear"].calls[2:] == [(2, 1)] * 3
     assert model.tail_lms["cheap"].calls[1:] == [(1, 1)] * 3
 
