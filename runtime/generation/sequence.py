@@ -39,6 +39,7 @@ class TokenSequence(Work):
         decode_seconds: See `Trace`.
         time_to_first_token_seconds: See `Trace`.
         cached_tokens: See `Trace`.
+        fed: How many of its own tokens the decoder was fed; set when its prompt was read.
         stream: Pieces that its reader has not taken yet; None if nobody reads it piece by piece.
         paced: Whether its reader takes the pieces; not if somebody waits for its end.
     """
@@ -82,6 +83,7 @@ class TokenSequence(Work):
         self.decode_seconds = 0.0
         self.time_to_first_token_seconds = 0.0
         self.cached_tokens = 0
+        self.fed = 0
         self.stream: deque[str] | None = None
         self.paced = True
         self._limit = limit
@@ -105,6 +107,16 @@ class TokenSequence(Work):
     def tokens(self) -> Ids:
         """The prompt and all that was written: int64 [tokens]."""
         return np.concatenate([self.prompt, np.array(self.ids, np.int64)]) if self.ids else self.prompt
+
+    def feed(self) -> int:
+        """The token that the decoder reads next."""
+        self.fed += 1
+        return self.ids[self.fed - 1]
+
+    @property
+    def fed_all(self) -> bool:
+        """Whether the decoder was fed the newest token; if not, tokens of a preempted sequence are put back."""
+        return self.fed >= len(self.ids)
 
     def take(self, logits: Logits) -> None:
         """Choose the next token from logits; see `accept`."""

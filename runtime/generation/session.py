@@ -19,7 +19,7 @@ from adaptc.runtime.generation.sequence import TokenSequence, sequence_of
 from adaptc.runtime.generation.status import Status
 from adaptc.runtime.generation.stream import AsyncStream, Stream, Writing, waited
 from adaptc.runtime.generation.turns import Turn, Turns
-from adaptc.runtime.generation.work import Job
+from adaptc.runtime.generation.work import ReadingJob
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.decoder import BatchDecoder, Ids
 from adaptc.runtime.model.options import RequestOptions
@@ -249,7 +249,7 @@ class Session:
         """
         tokens, step = self._prompts.ids(ids), check_flag("step", step)
         scoring = Scoring(self._decoder, tokens, self._options(budget, route), step)
-        self._finish(Turn([Job(scoring.read, scoring.alone)]))
+        self._finish(Turn([ReadingJob(scoring.read, scoring.alone)]))
         return scoring.scores
 
     def choose(self, prompt: Prompt, *, budget: float | None = None) -> Choice:
@@ -269,7 +269,7 @@ class Session:
             chosen.append(self._decoder.explain(ids, options.budget, slot))
             return iter(())
 
-        self._finish(Turn([Job(choose, alone=False)]))
+        self._finish(Turn([ReadingJob(choose, alone=False)]))
         return chosen[0]
 
     def status(self) -> Status:

@@ -66,7 +66,7 @@ class Writing(Turn):
         return [each.result(self._decoder.skips, self.cut or "cancelled") for each in self._sequences]
 
 
-class _Reading:
+class _Readable:
     """What both kinds of streams have."""
 
     def __init__(self, turns: Turns, writing: Writing, check_route: Callable[[str], None]) -> None:
@@ -150,7 +150,7 @@ class _Reading:
         self._writing.unread.clear()
 
 
-class Stream(_Reading):
+class Stream(_Readable):
     """The text of a request, written as it is read: an iterator over pieces, and a context manager.
 
     Pieces join to the text of `result`. The work is done by whoever reads; other requests may come meanwhile, and the
@@ -186,7 +186,7 @@ class Stream(_Reading):
         self.close()
 
 
-class AsyncStream(_Reading):
+class AsyncStream(_Readable):
     """The answer to a coroutine: `await` gives the result, `async for` the text piece by piece.
 
     The work is done in a thread of the session, so the loop runs on. Cancelling the task that waits ends the request,

@@ -41,7 +41,7 @@ class Work:
         return 0
 
 
-class Job(Work):
+class ReadingJob(Work):
     """A text that is read, not written: to score it, or to see where a router sends it."""
 
     def __init__(self, run: Callable[[int], Iterator[object]], alone: bool, priority: int = 0) -> None:

@@ -17,7 +17,7 @@ from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.generation.request import Request
 from adaptc.runtime.generation.scheduler import Limits, Scheduler
 from adaptc.runtime.generation.sequence import TokenSequence, sequence_of
-from adaptc.runtime.generation.work import Job
+from adaptc.runtime.generation.work import ReadingJob
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec, greedy
@@ -303,7 +303,7 @@ def test_a_job_is_done_beside_sequences_or_alone() -> None:
             yield
 
     writer = sequence([1], 10)
-    beside, alone = Job(read, alone=False), Job(read, alone=True)
+    beside, alone = ReadingJob(read, alone=False), ReadingJob(read, alone=True)
     scheduler.add([writer])
     scheduler.step()
     scheduler.add([beside, alone])
