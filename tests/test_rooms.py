@@ -12,6 +12,7 @@ from tests.rooms import FLOORS, PICTURE, House, Room, house, known
 ALL = all_modules()
 
 LATE: dict[str, str] = {
+    "adaptc.__main__": "Ctrl-C may come while commands are imported, and ends them as quietly as later",
     "adaptc.bench.peer_loaders": "it is one of several engines, each imported in the process that measures it",
     "adaptc.checks.multimodal": "it loads torch, and callers work without it",
     "adaptc.checks.stitch": "it loads torch, and callers work without it",
