@@ -6,6 +6,8 @@ Hugging Face hub, or a function in a Python file. No package is imported to find
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 
@@ -35,6 +37,13 @@ def find_source(model: ModelSpec, base: Path) -> Source:
     Raises:
         LoadError: there is no such model; the message says what would help.
     """
+    try:
+        return _find(model, base)
+    except OSError as error:  # a folder above it that this user may not enter, a name that is too long
+        raise LoadError(f"{model.source[:100]}: cannot be read: {error.strerror}") from error
+
+
+def _find(model: ModelSpec, base: Path) -> Source:
     name = model.source
     if name.startswith(_MODULE):
         return _find_module(model, base)
@@ -48,6 +57,8 @@ def find_source(model: ModelSpec, base: Path) -> Source:
     if model.revision is not None:
         raise LoadError(f"{name}: revision is for hub repositories, this is on disk; remove it")
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return FolderSource(path, name, "package" if in_package else "folder", model.dtype)
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         raise LoadError(f"{name}: one file of a model; give the folder that also has its config.json")

@@ -39,9 +39,15 @@ def find_file(name: str, base: Path) -> Path:
     """Return the path of a file that a spec names: `package:NAME/file`, or a path that starts from `base`.
 
     Raises:
-        LoadError: as in `find_in_package`. A path is not looked up.
+        LoadError: as in `find_in_package`; or it begins with the home of a user that there is none of. A path is not
+            looked up.
     """
-    return find_in_package(name) if name.startswith(PREFIX) else base / Path(name).expanduser()
+    if name.startswith(PREFIX):
+        return find_in_package(name)
+    try:
+        return base / Path(name).expanduser()
+    except RuntimeError as error:
+        raise LoadError(f"{name[:100]}: this user has no home folder; give the path without ~") from error
 
 
 def installed_digest(name: str, path: Path) -> bytes | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from adaptc.compiler.cache import Cache
-from tests.attacks.outcomes import attempt, report
+from tests.attacks.outcomes import attempt, report, within
 from tests.attacks.subjects import Subject, bundles, compiled, spec
 
 PER_COMPILE = 10
@@ -96,13 +96,15 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--count", type=int, default=1000)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--seconds", type=float, default=0, help="end after so many; 0: when all is done")
     given = arguments.parse_args()
     torch.set_num_threads(1)  # a fork of a process with threads of torch would wait for them
     began, chance = time.monotonic(), random.Random(given.seed)
     with tempfile.TemporaryDirectory() as scratch:
         half = given.count // 2
-        outcomes = [*in_bundles(bundles(Path(scratch) / "bundles"), half, chance)]
-        outcomes += in_cache(Path(scratch) / "compile", given.count - half, chance)
+        limit = given.seconds / 2
+        outcomes = [*within(in_bundles(bundles(Path(scratch) / "bundles"), half, chance), limit)]
+        outcomes += within(in_cache(Path(scratch) / "compile", given.count - half, chance), limit)
     return 0 if report("Flipped bytes", outcomes, time.monotonic() - began) else 1
 
 

@@ -22,7 +22,7 @@ import torch
 from adaptc.compiler.cache import Cache
 from adaptc.runtime import BundleError, open_bundle
 from tests.attacks.flips import graphs
-from tests.attacks.outcomes import Outcome, attempt, report
+from tests.attacks.outcomes import Outcome, attempt, report, within
 from tests.attacks.subjects import compiled, spec
 
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.utime", "shutil.rmtree")
@@ -148,11 +148,13 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--count", type=int, default=500)
     arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--seconds", type=float, default=0, help="end after so many; 0: when all is done")
     given = arguments.parse_args()
     torch.set_num_threads(1)  # a fork of a process with threads of torch would wait for them
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        outcomes = [*killed(Path(scratch), given.count, random.Random(given.seed))]
+        attacks = killed(Path(scratch), given.count, random.Random(given.seed))
+        outcomes = [*within(attacks, given.seconds)]
     return 0 if report("Killed compiles", outcomes, time.monotonic() - began) else 1
 
 

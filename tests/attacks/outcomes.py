@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,6 +65,15 @@ def _outcome(work: Callable[[], Any]) -> Outcome:
         return Outcome("refused in one line" if "\n" not in str(error) else "several lines", str(error))
     except BaseException:
         return Outcome("traceback", traceback.format_exc())
+
+
+def within(outcomes: Iterable[tuple[str, str]], seconds: float) -> Iterator[tuple[str, str]]:
+    """Outcomes until so many seconds are over, where 0 is no limit."""
+    ends = time.monotonic() + seconds
+    for outcome in outcomes:
+        yield outcome
+        if seconds and time.monotonic() > ends:
+            return
 
 
 def report(title: str, outcomes: Iterable[tuple[str, str]], seconds: float) -> bool:

@@ -20,7 +20,7 @@ import torch
 
 from adaptc.compiler.cache import Cache
 from tests.attacks.flips import graphs
-from tests.attacks.outcomes import Outcome, attempt, report
+from tests.attacks.outcomes import Outcome, attempt, report, within
 from tests.attacks.subjects import compiled, spec, text
 
 WRITERS = 3
@@ -78,11 +78,12 @@ def _clear(cache: Path, after: float, found: list[Outcome]) -> None:
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--count", type=int, default=12)
+    arguments.add_argument("--seconds", type=float, default=0, help="end after so many; 0: when all is done")
     given = arguments.parse_args()
     torch.set_num_threads(1)  # a fork of a process with threads of torch would wait for them
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        outcomes = [*together(Path(scratch), given.count)]
+        outcomes = [*within(together(Path(scratch), given.count), given.seconds)]
     return 0 if report("Writers at the same time", outcomes, time.monotonic() - began) else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
 from adaptc.families.table import family_of, supported
+from adaptc.runtime.bundle.reading import read_file
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.folder.config_keys import IMPLEMENTATION, refuse_keys, unknown_keys
@@ -17,6 +19,7 @@ from adaptc.sources.folder.files import deciding_files, read_object
 from adaptc.sources.folder.tokenizer import tokenizer_files
 from adaptc.sources.folder.weights import (
     StoredWeights,
+    check_headers,
     file_remarks,
     has_own_head,
     stored_weights,
@@ -27,6 +30,8 @@ from adaptc.sources.tensors import Tensors, needed, without_place
 
 if TYPE_CHECKING:
     import torch
+
+_LONGEST_README = 1 << 24  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +133,18 @@ class FolderSource(Source):
         """See `Source.files`."""
         return weight_files(self.origin, self.path) | deciding_files(self.path)
 
+    def sha256(self) -> str:
+        """See `Source.sha256`; weights that are cut short are told before they are hashed."""
+        check_headers(self.origin, weight_files(self.origin, self.path))
+        return Source.sha256(self)
+
     def licence(self) -> str | None:
         """See `Source.licence`; it stands in the front matter of the model's README."""
         readme = self.path / "README.md"
-        text = readme.read_text("utf-8", "replace") if readme.is_file() else ""
-        front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+        text = b""
+        with contextlib.suppress(OSError):
+            text = read_file(readme, _LONGEST_README) if readme.is_file() else b""
+        front = re.match(r"---\n(.*?)\n---", text.decode("utf-8", "replace"), re.DOTALL)
         licence = re.search(r"^license:\s*([\w.-]+)\s*$", front[1], re.MULTILINE) if front else None
         return licence[1] if licence else None
 

@@ -106,6 +106,10 @@ def _as_spelled(origin: str, files: Mapping[str, Path]) -> StoredWeights:
     shapes, readers = {}, {}
     for path in files.values():
         try:
+            path.open("rb").close()  # safetensors says of one that may not be read that it is not there
+        except OSError as error:
+            raise LoadError(f"{origin}: {path.name} cannot be read: {error.strerror}") from error
+        try:
             file: Any = safe_open(path, framework="pt")
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 if name.endswith(_BUFFERS):
@@ -117,6 +121,24 @@ def _as_spelled(origin: str, files: Mapping[str, Path]) -> StoredWeights:
         except (SafetensorError, OSError) as error:
             raise LoadError(f"{origin}: {path.name} is damaged or cut short: {one_line(error)}") from error
     return StoredWeights(shapes, readers)
+
+
+def check_headers(origin: str, files: Mapping[str, Path]) -> None:
+    """Refuse files that are cut short or damaged as far as their headers tell: hashing large ones takes minutes.
+
+    Raises:
+        LoadError: a file is.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for path in files.values():
+        try:
+            with path.open("rb"), safe_open(path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise LoadError(f"{origin}: {path.name} is damaged or cut short: {one_line(error)}") from error
+        except OSError as error:
+            raise LoadError(f"{origin}: {path.name} cannot be read: {error.strerror or one_line(error)}") from error
 
 
 def with_tied_table(config: Any, stored: StoredWeights) -> StoredWeights:

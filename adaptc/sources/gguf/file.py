@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -28,6 +29,8 @@ _ALIGNMENT = 32  # where the file states none
 _STRING, _ARRAY = 8, 9
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _MAX_DIMENSIONS = 4
+_MAX_BYTES = 1 << 28  # of one value of the header
+_MAX_ITEMS = 1 << 24  # of an array; the largest so far is a vocabulary of 262,144
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,8 @@ class _Header:
         metadata: dict[str, Any] = {}
         for _ in range(key_count):
             key = self.string()
+            if key in metadata:
+                raise LoadError(f"{self.path}: the key {key[:100]!r} stands twice in the header; the file is damaged")
             metadata[key] = self.value(*self.unpack("I"))
         if metadata.get("split.count", 1) not in (0, 1):
             raise LoadError(f"{self.path}: one part of several; join them first with llama-gguf-split --merge")
@@ -163,11 +168,16 @@ class _Header:
         if not isinstance(alignment, int) or alignment <= 0:
             raise LoadError(f"{self.path}: general.alignment is {_short(alignment)}; the file is damaged")
         data_start = -(-self.at // alignment) * alignment
-        places = (self.place(*entry, data_start) for entry in table)
-        return GgufFile(self.path, metadata, {place.name: place for place in places})
+        places = {entry[0]: self.place(*entry, data_start) for entry in table}
+        if len(places) < len(table):
+            twice = next(name for name, count in Counter(name for name, *_ in table).items() if count > 1)
+            raise LoadError(f"{self.path}: two tensors are named {twice[:100]!r}; the file is damaged")
+        return GgufFile(self.path, metadata, places)
 
     def take(self, count: int) -> bytes:
         end = self.at + count
+        if count > _MAX_BYTES and end <= self.size:
+            raise LoadError(f"{self.path}: a value of {count:,} bytes in the header; the file is damaged")
         if end > self.size:
             raise LoadError(
                 f"{self.path}: cut short or damaged: its header asks for byte {end:,} of {self.size:,}; "
@@ -195,6 +205,8 @@ class _Header:
         if kind != _ARRAY:
             raise LoadError(f"{self.path}: a value of unknown type {kind} in the header; the file is damaged")
         item, count = self.unpack("IQ")
+        if count > _MAX_ITEMS:
+            raise LoadError(f"{self.path}: an array of {count:,} values in the header; the file is damaged")
         if item in _SCALARS:
             width = struct.calcsize("<" + _SCALARS[item])
             return list(struct.unpack(f"<{count}{_SCALARS[item]}", self.take(count * width)))
