@@ -1,13 +1,15 @@
 """What the pages say is run: commands, Python, YAML, links, and lists that must be complete.
 
 Every `console` and `python` block of a page runs, in order, in a folder with the examples and a compiled SmolLM2 called
-`bundle`. The words after the language say otherwise: `skip: why`, `file: NAME` for code that a reader saves, or `fails`
-for a command that shows an error. A page's text says the same to its readers.
+`bundle`. The words after the language say otherwise: `skip: why`, `tiny: why` for what takes long with a real model,
+`file: NAME` for what a reader saves, or `fails` for a command that shows an error. A page with a `tiny` block runs once
+more as a whole, with a tiny model in all places and few steps of training. A page's text says the same to its readers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 import shutil
@@ -20,12 +22,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from adaptc.bench.prompt import TEXT
 from adaptc.cli import COMMANDS, main
+from adaptc.compiler import tuning
 from adaptc.passes import PASSES, Pass
 from adaptc.runtime.bundle import manifest
+from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.spec.passes import build_passes
 from adaptc.spec.reading import parse_spec
+from tests.models import folder
 from tests.repo import ROOT, all_modules
+from tests.report.manifests import SWEEP
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TOOLS = {"tests.rooms"}
@@ -62,7 +69,17 @@ def pages(*, with_bundle: bool) -> list[Path]:
         return runs and re.search(r"\bbundle\b|smollm2", block.code) is not None
 
     runnable = [page for page in PAGES if any(b.language in {"python", "console"} for b in blocks(page))]
-    return [page for page in runnable if any(map(needs_bundle, blocks(page))) == with_bundle]
+    return [page for page in runnable if any(map(needs_bundle, blocks(page))) == with_bundle and not only_tiny(page)]
+
+
+def has_tiny(page: Path) -> bool:
+    return any(block.note.startswith("tiny: ") for block in blocks(page))
+
+
+def only_tiny(page: Path) -> bool:
+    """Whether nothing of a page runs but on a tiny model."""
+    runs = [block.note for block in blocks(page) if block.language in {"python", "console"}]
+    return all(note.startswith(("tiny: ", "skip: ")) for note in runs)
 
 
 def names(found: list[Path]) -> list[object]:
@@ -78,30 +95,32 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(page: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def run(page: Path, monkeypatch: pytest.MonkeyPatch, *, tiny: bool = False) -> dict[str, Any]:
     """Run the page's blocks; the names its Python leaves behind."""
     scope = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", scope)  # where dataclasses look up their annotations
     for block in blocks(page):
         where = f"{page.relative_to(ROOT)}:{block.line}"
-        if block.note.startswith("skip: "):
+        if block.note.startswith("skip: ") or (block.note.startswith("tiny: ") and not tiny):
             continue
         if block.note.startswith("file: "):
             Path(block.note.removeprefix("file: ")).write_text(block.code)
             monkeypatch.syspath_prepend(Path.cwd())
             continue
-        assert block.note in {"", "fails"} or block.language not in {"python", "console"}, f"{where}: {block.note}"
+        known = block.note in {"", "fails"} or block.note.startswith("tiny: ")
+        assert known or block.language not in {"python", "console"}, f"{where}: {block.note}"
         if block.language == "python":
             exec(compile("\n" * block.line + block.code, str(page), "exec"), scope.__dict__)
         elif block.language == "console":
             for command in commands(block):
-                run_command(command, where, fails=block.note == "fails")
+                run_command(in_little(command) if tiny else command, where, fails=block.note == "fails")
     return scope.__dict__
 
 
 def run_command(command: str, where: str, *, fails: bool) -> None:
     """Run a line as a shell would, if it is adaptc's; check that make knows it, if it is make's."""
-    program, *arguments = shlex.split(command)
+    command, _, into = command.partition(" > ")
+    program, *arguments = shlex.split(command, comments=True)
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{arguments[0]}:", makefile, re.MULTILINE), f"{where}: {command}"
@@ -111,8 +130,15 @@ def run_command(command: str, where: str, *, fails: bool) -> None:
         done = CliRunner().invoke(main, arguments)
         assert (done.exit_code != 0) == fails, f"{where}: {command}\n{done.output}"
         assert not fails or done.output.startswith("Error: ")
+        if into:
+            Path(into).write_text(done.stdout)
     else:
         assert program == "pip", f"{where}: {command}"
+
+
+def in_little(command: str) -> str:
+    """A command with few steps of training and without a GPU."""
+    return re.sub(r"--steps \d+", "--steps 2", command).replace(" --device cuda", "")
 
 
 @pytest.mark.parametrize("page", names(pages(with_bundle=False)))
@@ -132,6 +158,50 @@ def test_code_runs_on_smollm2(
     run(page, monkeypatch)
     if page.name == "quickstart.md":
         assert "Paris" in capfd.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what pages name: a model, texts, a spec with gates, and its bundle."""
+    root = tmp_path_factory.mktemp("tiny")
+    folder.write(root, max_position_embeddings=2048)
+    (root / "models").mkdir()
+    (root / "model").rename(root / "models" / "SmolLM2-135M")
+    text = " ".join(TEXT.split())
+    for name, part in (("my_texts.txt", text), ("held_out.txt", text[:240]), ("my.txt", text[:240])):
+        (root / name).write_text(part)
+    (root / "question.jsonl").write_text('{"prompt": "What is a lighthouse?"}\n{"turns": ["Why?", "How?"]}\n')
+    (root / "letters.jsonl").write_text('{"question": "Which?", "choices": ["one", "two"], "answer": 1}\n')
+    (root / "sweep.json").write_text(json.dumps(SWEEP))
+    capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Peru": "Lima", "Cuba": "Havana"}
+    (root / "worldcapitals.yaml").write_text("".join(f"{land}: [{city}]\n" for land, city in capitals.items()))
+    [spec] = [block.code for block in blocks(ROOT / "docs/training.md") if block.language == "yaml"]
+    (root / "model.yaml").write_text(f"{spec}target: {{weights: int4, max_tokens: 1024}}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        every_gate_pays(patch)
+        for command in ("train model.yaml --steps 0", "compile model.yaml -o bundle"):
+            done = CliRunner().invoke(main, command.split())
+            assert done.exit_code == 0, done.output
+    return root
+
+
+def every_gate_pays(patch: pytest.MonkeyPatch) -> None:
+    """In a tiny model no gate would: there is nothing to save."""
+    patch.setattr(tuning, "payoff", lambda *_: Payoff(1e-3, 1e-3, 0.5e-3, 2))
+    patch.setattr(tuning, "TOKENS", 0)
+
+
+@pytest.mark.parametrize("page", names([page for page in PAGES if has_tiny(page)]))
+def test_code_runs_on_a_tiny_model(page: Path, desk: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(tiny_models, desk, dirs_exist_ok=True)
+    if page.name == "training.md":  # it makes these itself
+        shutil.rmtree("bundle")
+        Path("gates.safetensors").unlink()
+        shutil.rmtree("cache")
+    every_gate_pays(monkeypatch)
+    run(page, monkeypatch, tiny=True)
 
 
 @pytest.mark.model

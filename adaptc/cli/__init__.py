@@ -101,6 +101,9 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; this is where every error becomes a line and an exit code."""
+        if sys.stdout is None:  # as `>&-` leaves it; what a command prints would be lost
+            click.echo("Error: standard output is closed; /dev/null is right where nothing shall be printed", err=True)
+            ctx.exit(1)
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()  # here a reader that has gone away still counts as one

@@ -46,7 +46,7 @@ def facts(manifest: Manifest, *, details: bool = False) -> Iterator[tuple[str, s
         yield from ((f"graph {name}", f"{graph.nodes} nodes") for name, graph in manifest.graphs.items())
     size = sum(record.bytes for record in manifest.files.values())
     if size:
-        yield "bundle", f"{megabytes(size)} in {len(manifest.files)} files, {len(manifest.graphs)} of them graphs"
+        yield "bundle", f"{megabytes(size)} in {len(manifest.files)} files; graphs: {len(manifest.graphs)}"
 
 
 def _read(manifest: Manifest) -> str:

@@ -152,6 +152,14 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     assert (done.returncode, done.stderr) == (1, "Error: standard output: No space left on device\n")
 
 
+def test_an_output_that_is_closed_is_one_line() -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -m adaptc schema >&-', sys.executable], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "Error: standard output is closed; /dev/null is right where nothing shall be printed\n"
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

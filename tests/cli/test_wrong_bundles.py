@@ -70,3 +70,18 @@ def test_what_bench_says_fits_does_fit() -> None:
     sizes = ["--prompt-tokens", "32", "--new-tokens", "32", "--long-tokens", "63"]
     done = run("bench", GATED, *sizes, "--repeats", "1", "--samples", "1", "--threads", "1")
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"policies": 3}',
+        '{"policies": {"learned": [3]}}',
+        '{"policies": {"learned": [{"share": 1}]}}',
+    ],
+)
+def test_a_sweep_that_is_none_is_one_line(content: str) -> None:
+    Path("sweep.json").write_text(content)
+    done = run("plot", GATED, "--sweep", "sweep.json")
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("Error: sweep.json: no sweep")

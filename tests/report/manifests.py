@@ -74,12 +74,15 @@ SWEEP = {
         for name, factor in (("learned", 0.3), ("cosine", 1.0), ("layers", 40.0))
     },
     "tokens": 4096,
+    "window": 512,
+    "warmup": 28,
     "text": "a.txt",
     "dense_perplexity": 17.5,
     "method": "a method",
     "speed": {
         "rows": [
-            {"ffn_skipped": s, "ratio": 1 + s, "ceiling": 1 + 2 * s, "tokens_per_second": 100} for s in (0.0, 0.2)
+            {"share": s, "ffn_skipped": s, "ratio": 1 + s, "ceiling": 1 + 2 * s, "tokens_per_second": 100}
+            for s in (0.0, 0.2)
         ],
         "threads": 2,
         "dense_tokens_per_second": 100.0,

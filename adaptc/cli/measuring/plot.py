@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 PROMPT = "Explain in a few sentences why the sky is blue and why sunsets are red."
 
 
+_RIGHT = "what `adaptc eval --sweep --json` prints is right"
+
+
 @click.command("plot")
 @BUNDLE
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("plots"))
@@ -70,7 +73,13 @@ def command(
     elif text is not None:
         result = _sweep(opened, text, tokens, threads, base)
     if result is not None:
-        plot.save(plot.curves(result, title), output / f"quality.{ending}")
+        try:
+            picture = plot.curves(result, title)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            if sweep is None:
+                raise  # of our own making
+            raise RequestError(f"{sweep}: no sweep ({error!r}); {_RIGHT}") from error
+        plot.save(picture, output / f"quality.{ending}")
         click.echo(output / f"quality.{ending}")
     else:
         click.echo("no --sweep and no --text: only the skip map is drawn", err=True)
@@ -118,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(read_text(path))
     except ValueError as error:
-        raise RequestError(f"{path}: not JSON: {error}; what `adaptc eval --sweep --json` prints is right") from error
+        raise RequestError(f"{path}: not JSON: {error}; {_RIGHT}") from error
     if not isinstance(found, dict) or "policies" not in found:
-        raise RequestError(f"{path}: no sweep; what `adaptc eval --sweep --json` prints is right")
+        raise RequestError(f"{path}: no sweep; {_RIGHT}")
     return found
