@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,7 @@ def exact_graph(file: Path) -> bytes:
 
 
 class BundleModel:
-    """A bundle, seen as a `Writer`: samples go through the prefill path and the decode path."""
+    """A bundle, seen as a `Model`: samples go through the prefill path and the decode path."""
 
     def __init__(
         self,
@@ -112,14 +111,6 @@ class BundleModel:
         gates = next((len(each) for each in ran if each is not None), 0)
         decided = [np.ones(gates, np.bool_) if each is None else np.frombuffer(each, np.bool_) for each in ran]
         return np.stack(logits), np.stack(decided)
-
-    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
-        """See `Writer`."""
-        logits = self._decoder.start(0, np.array(prompt, np.int64), self._stepping)
-        ids = [int(logits.argmax())]
-        while len(ids) < new_tokens:
-            ids.append(int(self._decoder.decode(ids[-1:])[0].argmax()))
-        return ids
 
     def close(self) -> None:
         """Free the engine and the cache."""

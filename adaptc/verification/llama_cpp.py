@@ -18,7 +18,7 @@ from adaptc.verification import llama_cpp_process
 from adaptc.verification.outside import TorchModel
 from adaptc.verification.part import Part, judged
 
-ABSENT = "llama.cpp is not installed; pip install xllamacpp"
+ABSENT = "llama.cpp is not installed; pip install xllamacpp, or llama-cpp-python"
 
 MEAN_KL = 0.02
 """Nats that a source model may be from llama.cpp, whose kernels round activations where weights are quantized."""
@@ -30,9 +30,26 @@ _PROMPTS = 4
 """Prompts that llama.cpp continues."""
 
 
-def is_installed() -> bool:
-    """Whether llama.cpp can be asked here."""
-    return importlib.util.find_spec("xllamacpp") is not None
+def installed() -> str | None:
+    """The module through which llama.cpp can be asked here; None if there is none."""
+    return next((name for name in llama_cpp_process.ASKED if importlib.util.find_spec(name) is not None), None)
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppText:
+    """What llama.cpp makes of texts.
+
+    Attributes:
+        name: It, with its version.
+        special: The ids of each text with what the model expects around one.
+        plain: The same without.
+        end: The token that ends an answer; None if the file names none.
+    """
+
+    name: str
+    special: list[list[int]]
+    plain: list[list[int]]
+    end: int | None
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,15 @@ class LlamaCpp:
     file: Path
     threads: int | None = None
 
-    def ids(self, texts: Sequence[str]) -> tuple[str, list[list[int]], list[list[int]]]:
-        """Its name, and the ids of texts with and without what it adds around a text.
+    def text(self, texts: Sequence[str]) -> LlamaCppText:
+        """Its ids of texts, and its end of answers.
 
         Raises:
             LoadError: it does not take the file.
         """
         answer = self._ask({"texts": list(texts), "prompts": [], "new_tokens": 1})
-        return f"llama.cpp ({answer['version']})", answer["special"], answer["plain"]
+        name = f"llama.cpp ({answer['version']})"
+        return LlamaCppText(name, answer["special"], answer["plain"], answer["end"])
 
     def model_part(self, name: str, model: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> Part:
         """Compare a source model with llama.cpp, on what llama.cpp writes after prompts.
@@ -87,7 +105,7 @@ class LlamaCpp:
 
     def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
         tokens = max((len(prompt) for prompt in job["prompts"]), default=0) + job["new_tokens"] + 64
-        whole = job | {"tokens": max(tokens, 256), "threads": self.threads or 1, "top": _TOP}
+        whole = job | {"module": installed(), "tokens": max(tokens, 256), "threads": self.threads or 1, "top": _TOP}
         command = [sys.executable, "-m", llama_cpp_process.__name__, str(self.file)]
         done = subprocess.run(command, input=json.dumps(whole), capture_output=True, text=True, check=False)
         lines = [line for line in done.stdout.splitlines() if line.startswith(llama_cpp_process.MARK)]

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from adaptc.errors import LoadError, foreign
-from adaptc.evaluation.reference import greedy, torch_of
+from adaptc.evaluation.reference import torch_of
 from adaptc.runtime.model.decoder import Ids, Logits
 from adaptc.sources.base import Source
 from adaptc.sources.gguf.source import GgufSource
 from adaptc.sources.quiet import quiet_transformers
 from adaptc.verification.parity import Passage, Predictions
+
+_SHORT = 64
+"""Prompts of so many tokens are continued side by side: of longer ones others would be mostly padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ def load_model(place: Place) -> tuple[Any, str]:
         kind = "AutoModelForCausalLM" if texts else "AutoModelForImageTextToText"
         model, loading = getattr(transformers, kind).from_pretrained(
             place.folder,
+            config=config,  # of a GGUF file it takes seconds to read again
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,
@@ -132,6 +136,29 @@ class TorchModel:
             found: Logits = out.logits[0].float().numpy()
         return found
 
-    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
-        """See `Writer`; with transformers' cache, as this only chooses the texts that are compared."""
-        return greedy(self._model, prompt, new_tokens)
+    def write(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """See `Writer`; with a cache and many at once, as this only chooses the texts that are compared."""
+        short = [place for place, prompt in enumerate(prompts) if len(prompt) <= _SHORT]
+        long = [[place] for place, prompt in enumerate(prompts) if len(prompt) > _SHORT]
+        written: dict[int, list[int]] = {}
+        for places in [short, *long] if short else long:
+            found = self._continuations([prompts[place] for place in places], new_tokens)
+            written |= dict(zip(places, found, strict=True))
+        return [written[place] for place in range(len(prompts))]
+
+    def _continuations(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """Continue prompts side by side, shorter ones with padding before them."""
+        torch, width = self._torch, max(map(len, prompts))
+        step = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        written, past = [], None
+        with torch.inference_mode():
+            for _ in range(new_tokens):
+                places = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
+                given = {} if bool(mask.all()) else {"attention_mask": mask, "position_ids": places}
+                out = self._model(step, past_key_values=past, use_cache=True, logits_to_keep=1, **given)
+                step, past = out.logits[:, -1].argmax(1, keepdim=True), out.past_key_values
+                mask = torch.cat([mask, torch.ones_like(step)], 1)
+                written.append(step)
+        ids: list[list[int]] = torch.cat(written, 1).tolist()
+        return ids

@@ -55,8 +55,8 @@ class Model(Protocol):
 class Writer(Model, Protocol):
     """A model that others are compared with."""
 
-    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
-        """The most likely continuation; an end token does not end it."""
+    def write(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """The most likely continuation of each prompt; an end token does not end it."""
 
 
 class Written(ABC):
@@ -66,8 +66,11 @@ class Written(ABC):
     def logits(self, ids: Ids) -> Logits:
         """int64 [tokens] -> float32 [tokens, vocab], or fewer positions at the end."""
 
-    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
+    def write(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
         """See `Writer`."""
+        return [self._continuation(list(prompt), new_tokens) for prompt in prompts]
+
+    def _continuation(self, prompt: list[int], new_tokens: int) -> list[int]:
         ids = list(prompt)
         for _ in range(new_tokens):
             ids.append(int(self.logits(np.array(ids, np.int64))[-1].argmax()))
@@ -148,8 +151,8 @@ def samples_of(reference: Writer, prompts: Sequence[Sequence[int]], new_tokens: 
         new_tokens: Tokens written after each, at least 1.
     """
     samples = []
-    for prompt in prompts:
-        ids = np.array([*prompt, *reference.greedy(prompt, new_tokens)], np.int64)
+    for prompt, written in zip(prompts, reference.write(prompts, new_tokens), strict=True):
+        ids = np.array([*prompt, *written], np.int64)
         samples.append(Passage(ids, len(prompt), min(len(ids), 3 * new_tokens)))
     return samples
 

@@ -15,14 +15,14 @@ from adaptc.sources.base import Source
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import ModelSpec
 from adaptc.verification.kinds.source import OWN_LOADER, load_source
-from adaptc.verification.llama_cpp import LlamaCpp, is_installed
+from adaptc.verification.llama_cpp import LlamaCpp, installed
 from adaptc.verification.outside import TorchModel
 from adaptc.verification.probes import texts
 from adaptc.verification.text import ids_part
 from tests.models.gguf_file import tiny_model, write
 from tests.sources.gguf.test_numbers import COUNT, FAMILIES, PROMPTS, TOKENS
 
-needs_llama_cpp = pytest.mark.skipif(not is_installed(), reason="xllamacpp is not installed")
+needs_llama_cpp = pytest.mark.skipif(installed() is None, reason="llama.cpp is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_ids_are_llama_cpps(source: Source) -> None:
 
 
 def _told(source: Source, probes: list[str]) -> tuple[str, list[str], list[list[int]], list[list[int]]]:
-    name, special, plain = LlamaCpp(source.path).ids(probes)
-    return name, probes, special, plain
+    text = LlamaCpp(source.path).text(probes)
+    return text.name, probes, text.special, text.plain
 
 
 @needs_llama_cpp

@@ -52,7 +52,9 @@ def changed(source: Path, into: Path, change: Callable[[Path], None]) -> Path:
     return into
 
 
-def _config(**values: Any) -> Callable[[Path], None]:
+def config(**values: Any) -> Callable[[Path], None]:
+    """A change of keys of config.json."""
+
     def change(folder: Path) -> None:
         _edit(folder / "config.json", values)
 
@@ -93,14 +95,14 @@ def _head(folder: Path) -> None:
 
 
 MODELS: Mapping[str, Callable[[Path], None]] = {
-    "causal mask in the place of none": _config(use_bidirectional_attention=True),
-    "window ignored": _config(sliding_window=4),
-    "window on another layer": _config(layer_types=["full_attention", "sliding_attention"]),
+    "causal mask in the place of none": config(use_bidirectional_attention=True),
+    "window ignored": config(sliding_window=4),
+    "window on another layer": config(layer_types=["full_attention", "sliding_attention"]),
     "other base of RoPE": _theta,
-    "other scale of attention": _config(query_pre_attn_scalar=20),
-    "soft cap ignored": _config(final_logit_softcapping=4.0),
-    "other epsilon of norms": _config(rms_norm_eps=1e-2),
-    "other activation": _config(hidden_activation="silu"),
+    "other scale of attention": config(query_pre_attn_scalar=20),
+    "soft cap ignored": config(final_logit_softcapping=4.0),
+    "other epsilon of norms": config(rms_norm_eps=1e-2),
+    "other activation": config(hidden_activation="silu"),
     "head dropped": _head,
     "norms without their offset": _weights(_offset),
 }
@@ -140,12 +142,26 @@ def _added(values: Path) -> None:
     _edit(values / "tokenizer_config.json", {"added_tokens_decoder": tokens})
 
 
-def _template(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("{{ m['role'] }}", "[{{ m['role'] }}]"))
+def changed_template(folder: Path) -> None:
+    """Another chat template."""
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<|end|>", " <|end|>").replace("<|im_end|>", " <|im_end|>"))
 
 
-def _end(folder: Path) -> None:
+def changed_end(folder: Path) -> None:
+    """One more end of answers."""
     _edit(folder / "generation_config.json", {"eos_token_id": [1, 7]})
+
+
+def pieces_of_digits(folder: Path) -> None:
+    """Digits are cut as letters are, and not one by one."""
+
+    def change(values: dict[str, Any]) -> None:
+        steps = values["pre_tokenizer"]["pretokenizers"]
+        values["pre_tokenizer"]["pretokenizers"] = [step for step in steps if step["type"] != "Digits"]
+        assert len(values["pre_tokenizer"]["pretokenizers"]) < len(steps)
+
+    _tokenizer(change)(folder)
 
 
 TEXTS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
@@ -153,8 +169,8 @@ TEXTS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "an added token is ordinary text": ("tokenizer", _added),
     "no space before the text": ("tokenizer", _tokenizer(_space)),
     "not normalized": ("tokenizer", _tokenizer(_normalized)),
-    "another template": ("chat template", _template),
-    "an end of answers missing": ("ends of answers", _end),
+    "another template": ("chat template", changed_template),
+    "an end of answers missing": ("ends of answers", changed_end),
     "no template": ("chat template", lambda folder: (folder / "chat_template.jinja").unlink()),
 }
 """Faults of text, by what a compiler would have done; and the part that must see each."""

@@ -13,7 +13,7 @@ from adaptc.runtime.loading import tokenizer_of
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.sources.base import Source
 from adaptc.sources.gguf.source import GgufSource
-from adaptc.verification.llama_cpp import ABSENT, LlamaCpp, is_installed
+from adaptc.verification.llama_cpp import ABSENT, LlamaCpp, installed
 from adaptc.verification.outside import Place, auto_tokenizer, load_model, place_of, version
 from adaptc.verification.parity import NEW_TOKENS
 from adaptc.verification.part import Part, judged, not_compared
@@ -21,6 +21,7 @@ from adaptc.verification.probes import texts
 from adaptc.verification.text import TEMPLATE, TOKENIZER, AutoText, ids_part, template_part
 
 OWN_LOADER = "adaptc's own loader"
+ENDS = "ends of answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Loaded:
 
 
 def text_parts(bundle: Bundle, source: Source, threads: int | None) -> tuple[Any, list[Part]]:
-    """Compare tokenizer and chat template.
+    """Compare tokenizer and chat template, and the end of answers that a GGUF file names.
 
     Args:
         bundle: An opened bundle.
@@ -61,7 +62,8 @@ def text_parts(bundle: Bundle, source: Source, threads: int | None) -> tuple[Any
     template = not_compared(TEMPLATE, why) if theirs is None else template_part(ours, theirs)
     if place is not None and place.gguf is not None:
         # What transformers makes of a GGUF tokenizer is no reference, but its ids serve as texts.
-        return None, [_gguf_ids(ours, place, theirs, threads), template]
+        ids, ends = _gguf_text(bundle, ours, place, theirs, threads)
+        return None, [ids, template, ends]
     if theirs is None:
         return None, [not_compared(TOKENIZER, why), template]
     probes = list(texts(theirs.special))
@@ -69,34 +71,47 @@ def text_parts(bundle: Bundle, source: Source, threads: int | None) -> tuple[Any
     return theirs.tokenizer, [part, template]
 
 
-def _gguf_ids(ours: Tokenizer, place: Place, theirs: AutoText | None, threads: int | None) -> Part:
-    """Compare ids with llama.cpp's; where it is not there, with transformers', which proves nothing if it differs."""
+def _gguf_text(
+    bundle: Bundle, ours: Tokenizer, place: Place, theirs: AutoText | None, threads: int | None
+) -> tuple[Part, Part]:
+    """Compare ids and the end of answers with llama.cpp's.
+
+    Where it is not there, ids are compared with transformers', which proves nothing if they differ.
+    """
     probes = list(texts(() if theirs is None else theirs.special))
-    if is_installed():
+    if installed() is not None:
         try:
-            name, special, plain = LlamaCpp(place.folder / str(place.gguf), threads).ids(probes)
+            text = LlamaCpp(place.folder / str(place.gguf), threads).text(probes)
         except LoadError as error:
-            return not_compared(TOKENIZER, str(error))
-        return ids_part(ours, name, probes, special, plain)
+            return not_compared(TOKENIZER, str(error)), not_compared(ENDS, str(error))
+        ids = ids_part(ours, text.name, probes, text.special, text.plain)
+        return ids, _ends(bundle, text.name, set() if text.end is None else {text.end})
+    ends = not_compared(ENDS, ABSENT)
     if theirs is None:
-        return not_compared(TOKENIZER, ABSENT)
+        return not_compared(TOKENIZER, ABSENT), ends
     expected = theirs.ids(probes, special=True), theirs.ids(probes, special=False)
     part = ids_part(ours, f"{theirs.name}, as {ABSENT}", probes, *expected)
     why = f"{ABSENT}; transformers, which reads few GGUF tokenizers rightly, gives other ids"
-    return part if part.verdict == "passed" else replace(part, verdict="not compared", why=(why,))
+    return (part if part.verdict == "passed" else replace(part, verdict="not compared", why=(why,))), ends
 
 
-def ends_part(bundle: Bundle, source: Source, loaded: Loaded) -> Part:
-    """Compare the tokens that end an answer; a bundle may have more, which its tokenizer names."""
-    name = "ends of answers"
-    if isinstance(source, GgufSource) or loaded.by == OWN_LOADER:
-        return not_compared(name, "transformers reads no generation config of this source")
+def ends_parts(bundle: Bundle, source: Source, loaded: Loaded) -> list[Part]:
+    """Compare the tokens that end an answer; of a GGUF file `text_parts` does."""
+    if isinstance(source, GgufSource):
+        return []
+    if loaded.by == OWN_LOADER:
+        return [not_compared(ENDS, "transformers reads no generation config of this source")]
     ends = getattr(loaded.model.generation_config, "eos_token_id", None)
     theirs = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    return [_ends(bundle, f"GenerationConfig of {version()}", theirs)]
+
+
+def _ends(bundle: Bundle, reference: str, theirs: set[int]) -> Part:
+    """Compare the tokens that end an answer; a bundle may have more, which its tokenizer names."""
     spec = bundle.manifest.graphs[bundle.manifest.reader].decoder
     ours = set() if spec is None else set(spec.eos_token_ids)
     faults = [f"token {token} ends the source's answers, and not the bundle's" for token in sorted(theirs - ours)]
-    return judged(name, f"GenerationConfig of {version()}", faults, {"source": sorted(theirs), "bundle": sorted(ours)})
+    return judged(ENDS, reference, faults, {"source": sorted(theirs), "bundle": sorted(ours)})
 
 
 def load_source(source: Source, prompts: Sequence[Sequence[int]], threads: int | None) -> Loaded:
@@ -124,7 +139,7 @@ def load_source(source: Source, prompts: Sequence[Sequence[int]], threads: int |
     if place is None or place.gguf is None:
         own = not_compared("source model", why)
         return loaded or Loaded(load_eager(source, "float32"), OWN_LOADER, (own,))
-    if not is_installed():
+    if installed() is None:
         reason = ABSENT if loaded is not None else f"{why}; {ABSENT}"
         loaded = loaded or Loaded(load_eager(source, "float32"), OWN_LOADER)
         return replace(loaded, parts=(not_compared("source model", reason),))

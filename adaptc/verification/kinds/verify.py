@@ -13,8 +13,9 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.plan import is_modal
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.verification.kinds.gates import gate_parts
+from adaptc.verification.kinds.images import image_parts
 from adaptc.verification.kinds.modal import verify_modal
-from adaptc.verification.kinds.source import ends_part, load_source, text_parts
+from adaptc.verification.kinds.source import ends_parts, load_source, text_parts
 from adaptc.verification.kinds.steps import (
     Verification,
     decoder_spec_of,
@@ -69,6 +70,7 @@ def _verify_model(bundle: Bundle, base: Path, threads: int | None, progress: Pro
     room, source = decoder_spec_of(bundle).max_tokens, source_of(bundle, base)
     progress.stage("tokenizer and chat template")
     tokenizer, parts = text_parts(bundle, source, threads)
+    parts += image_parts(bundle, source)
     progress.stage("source model")
     loaded = load_source(source, prompts_of(bundle, tokenizer), threads)
     reference = TorchModel(loaded.model, threads)
@@ -84,7 +86,7 @@ def _verify_model(bundle: Bundle, base: Path, threads: int | None, progress: Pro
     rounded = [reference.predictions(sample) for sample in samples]
     numbers, whole = number_parts(bundle, loaded.by, shipped, exact, expected, rounded)
     parts += [
-        ends_part(bundle, source, loaded),
+        *ends_parts(bundle, source, loaded),
         *loaded.parts,
         weights_part(errors, loaded.by, source.dtype),
         *numbers,
