@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,14 @@ class BundleModel:
         gates = next((len(each) for each in ran if each is not None), 0)
         decided = [np.ones(gates, np.bool_) if each is None else np.frombuffer(each, np.bool_) for each in ran]
         return np.stack(logits), np.stack(decided)
+
+    def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:
+        """The most likely continuation; an end token does not end it."""
+        logits = self._decoder.start(0, np.array(prompt, np.int64), self._stepping)
+        ids = [int(logits.argmax())]
+        while len(ids) < new_tokens:
+            ids.append(int(self._decoder.decode(ids[-1:])[0].argmax()))
+        return ids
 
     def close(self) -> None:
         """Free the engine and the cache."""
