@@ -77,7 +77,7 @@ def ids_part(
         found = [_ids(tokenizer, text, not added) for text in probes]
         wrong = [index for index, ids in enumerate(found) if ids != list(expected[index])]
         for index in wrong[:_SHOWN]:
-            faults.append(f"{_short(probes[index])}{added} gives {_start(found[index])}, not {_start(expected[index])}")
+            faults.append(f"{_short(probes[index])}{added} gives {_differing(found[index], expected[index])}")
         if len(wrong) > _SHOWN:
             faults.append(f"so do {len(wrong) - _SHOWN} more of {len(probes)} texts")
     return judged(TOKENIZER, name, faults, {"texts": len(probes)})
@@ -144,6 +144,15 @@ def _ids(tokenizer: Tokenizer, text: str, special: bool) -> list[int] | str:
         return tokenizer.encode(text, special)
     except AdaptcError as error:
         return one_line(error)
+
+
+def _differing(found: Sequence[int] | str, expected: Sequence[int]) -> str:
+    """Ids, from the first that is another one."""
+    if isinstance(found, str):
+        return f"{found}, not {_start(expected)}"
+    both = enumerate(zip(found, expected, strict=False))
+    place = next((index for index, (ours, theirs) in both if ours != theirs), min(len(found), len(expected)))
+    return f"{_start(found[place:])}, not {_start(expected[place:])}{f', after {place} ids' if place else ''}"
 
 
 def _start(ids: Sequence[int] | str) -> str:

@@ -52,12 +52,12 @@ TEXTS: Mapping[str, Callable[[Path], None]] = {
 """Faults of the folder's tokenizer."""
 
 GGUF: Mapping[str, tuple[bytes, bytes]] = {
-    "none": (b"", b""),
+    "": (b"", b""),
     "tokenizer.ggml.pre": (b"smollm", b"falcon"),
-    "tokenizer.ggml.eos_token_id": (b"", b""),
-    "chat template": (b"<|im_start|>assistant\n", b"<|im_start|>Assistant\n"),
+    "tokenizer.ggml.eos_token_id": (b"", bytes(4)),
+    "tokenizer.chat_template": (b"<|im_start|>assistant\n", b"<|im_start|>Assistant\n"),
 }
-"""Faults of the GGUF file's text: bytes in the key's value, and others as long."""
+"""Faults of the GGUF file's text by the key whose value is another: bytes in it, and others as long."""
 
 
 def row(weights: str, name: str, parts: Iterable[Part], seconds: float) -> str:
@@ -121,17 +121,17 @@ def gguf_rows(source: GgufSource, bundle: Bundle, into: Path) -> Iterable[str]:
     for name, (old, new) in GGUF.items():
         begin = time.process_time()
         file = into / "wrong.gguf"
-        file.write_bytes(_other_end(content) if name.endswith("eos_token_id") else content.replace(old, new, 1))
+        file.write_bytes(_other_value(content, name.encode(), old, new))
         _, parts = text_parts(bundle, GgufSource(file, file.name, "gguf"), 1)
-        yield row("GGUF", name, parts, time.process_time() - begin)
+        yield row("GGUF", f"another {name}" if name else "none", parts, time.process_time() - begin)
         file.unlink()
 
 
-def _other_end(content: bytes) -> bytes:
-    """A GGUF file whose answers end with token 0: after a key stand its type, 4 bytes, and its value, 4 bytes."""
-    key = b"tokenizer.ggml.eos_token_id"
-    at = content.index(key) + len(key) + 4
-    return content[:at] + (0).to_bytes(4, "little") + content[at + 4 :]
+def _other_value(content: bytes, key: bytes, old: bytes, new: bytes) -> bytes:
+    """A GGUF file with other bytes in the value of a key, after which stands the value's type, 4 bytes."""
+    begin = content.index(key) + len(key) + 4 if key else 0
+    at = content.index(old, begin)
+    return content[:at] + new + content[at + len(new) :]
 
 
 def main(folder: str, *kinds: str) -> None:

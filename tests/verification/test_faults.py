@@ -69,8 +69,12 @@ def test_right_bundles_pass(
     assert found["loss"]["reference"].startswith("AutoModelForCausalLM of transformers ")
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("fault", wrong.MODELS)
+FAULTS = [(fault, weights) for fault in wrong.MODELS for weights in ("fp32", "int4")]
+FAULTS += [("causal mask in the place of none", weights) for weights in ("fp16", "int8")]
+"""Every fault with the least and the most rounding; `python -m tests.verification.figures` tries all weights."""
+
+
+@pytest.mark.parametrize(("fault", "weights"), FAULTS)
 def test_a_wrong_model_fails(
     bundles: dict[str, Path], source: Path, tmp_path: Path, weights: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
