@@ -54,7 +54,7 @@ TEXTS: Mapping[str, Callable[[Path], None]] = {
 GGUF: Mapping[str, tuple[bytes, bytes]] = {
     "": (b"", b""),
     "tokenizer.ggml.pre": (b"smollm", b"falcon"),
-    "tokenizer.ggml.eos_token_id": (b"", bytes(4)),
+    "tokenizer.ggml.eos_token_id": (b"", b"\x01\0\0\0"),  # <|im_start|>, which ends nothing
     "tokenizer.chat_template": (b"<|im_start|>assistant\n", b"<|im_start|>Assistant\n"),
 }
 """Faults of the GGUF file's text by the key whose value is another: bytes in it, and others as long."""
