@@ -269,6 +269,7 @@ class Scheduler:
         decoder = self._decoder
         for slot, sequence in enumerate(active):
             sequence.follow_route(decoder, slot)
+            sequence.follow_budget(decoder, slot)
         if isinstance(decoder, TokenChooser) and all(writing) and all(each.sampler.free for each in active):
             for sequence, token in zip(active, decoder.choose(tokens, [each.sampler for each in active]), strict=True):
                 sequence.accept(token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -86,6 +87,8 @@ class TokenSequence(Work):
         self.fed = 0
         self.stream: deque[str] | None = None
         self.paced = True
+        self._next_options: RequestOptions | None = None
+        self._changed = False
         self._limit = limit
         self._text = text
         self._eos = eos
@@ -137,6 +140,22 @@ class TokenSequence(Work):
                 self.reason = "length"
                 piece += text.finish(may_stop) if text else ""
         self.pieces.append(piece)
+
+    def set_budget(self, budget: float | None) -> None:
+        """Have the tokens after the next step run with another budget; any thread may call it."""
+        self._next_options = replace(self.options, budget=budget)
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all that was written ran by one route and with one budget."""
+        return len(self.routes) < 2 and not self._changed
+
+    def follow_budget(self, decoder: BatchDecoder, slot: int) -> None:
+        """Have the decoder run a sequence's later tokens with the budget that was set since the last step."""
+        if self._next_options is not None:
+            self.options, self._next_options = self._next_options, None
+            self._changed = True
+            decoder.set_budget(slot, self.options)
 
     def follow_route(self, decoder: BatchDecoder, slot: int) -> None:
         """Move the sequence in a slot to the route that was set since the last step, and note the one it is on."""

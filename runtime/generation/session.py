@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from adaptc.runtime.bundle.manifest import DecoderSpec, ModalSpec
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.option_checks import OptionChecks
 from adaptc.runtime.generation.prompts import Prompt, PromptReader, Prompts, images_per_prompt, is_batch
 from adaptc.runtime.generation.request import GenerateOptions, Request, request_of
 from adaptc.runtime.generation.result import Result
@@ -20,14 +21,12 @@ from adaptc.runtime.generation.status import Status
 from adaptc.runtime.generation.stream import AsyncStream, Stream, Writing, waited
 from adaptc.runtime.generation.turns import Turn, Turns
 from adaptc.runtime.generation.work import ReadingJob
-from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.decoder import BatchDecoder, Ids
-from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.router import Choice
 from adaptc.runtime.multimodal.images import Images
 from adaptc.runtime.text.templates import Message
 from adaptc.runtime.text.tokenizer import Tokenizer
-from adaptc.runtime.validation import check_flag, shown
+from adaptc.runtime.validation import check_flag
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -92,8 +91,12 @@ class Session:
         self._label = label
         self._scheduler = Scheduler(decoder, limits)
         self._turns = Turns(self._scheduler, self._free, clock)
-        self._budget = None
-        self._budget = self._checked_budget(budget)
+        self._checks = OptionChecks(decoder, budget)
+
+    @property
+    def takes_budget(self) -> bool:
+        """Whether a budget changes anything: there are skip gates, or a router."""
+        return self._decoder.takes_budget
 
     @overload
     def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[GenerateOptions]) -> Stream: ...
@@ -126,7 +129,7 @@ class Session:
         """
         writing = self._writing(prompt, request_of(options), check_flag("stream", stream))
         if stream:
-            return Stream(self._turns, writing, self._check_route)
+            return Stream(self._turns, writing, self._checks)
         self._finish(writing)
         results = writing.results()
         return results if is_batch(prompt) else results[0]
@@ -158,7 +161,7 @@ class Session:
         writing = self._writing(prompt, request_of(options), not is_batch(prompt))
         if is_batch(prompt):
             return self._results(writing)
-        return AsyncStream(self._turns, writing, self._check_route)
+        return AsyncStream(self._turns, writing, self._checks)
 
     @overload
     def chat(
@@ -248,7 +251,7 @@ class Session:
             EngineError: the engine failed.
         """
         tokens, step = self._prompts.ids(ids), check_flag("step", step)
-        scoring = Scoring(self._decoder, tokens, self._options(budget, route), step)
+        scoring = Scoring(self._decoder, tokens, self._checks.options(budget, route), step)
         self._finish(Turn([ReadingJob(scoring.read, scoring.alone)]))
         return scoring.scores
 
@@ -263,7 +266,7 @@ class Session:
             RequestError: the bundle has no router; and as `generate`.
         """
         ids = self._prompts.ids(prompt)
-        options, chosen = self._options(budget, None), list[Choice]()
+        options, chosen = self._checks.options(budget, None), list[Choice]()
 
         def choose(slot: int) -> Iterator[None]:
             chosen.append(self._decoder.explain(ids, options.budget, slot))
@@ -285,7 +288,7 @@ class Session:
         Raises:
             RequestError: there is no such route, or not one stream that has begun and not ended.
         """
-        self._check_route(route)
+        self._checks.route(route)
         begun = [turn for turn in self._turns.live() if isinstance(turn, Writing) and turn.route is not None]
         if not begun:
             raise RequestError("reroute: no sequence is being streamed; it changes the route of one that has begun")
@@ -309,7 +312,7 @@ class Session:
         """What was loaded, and the defaults of its requests."""
         spec = self._prompts.spec
         parts = [self._label] if self._label else []
-        parts += [f"budget={self._budget:g}"] if self._budget is not None else []
+        parts += [f"budget={self._checks.default:g}"] if self._checks.default is not None else []
         parts += [f"routes={'/'.join(self.routes)}"] if self.routes else []
         parts += [f"max_tokens={spec.max_tokens}", f"batch={self._decoder.batch}"]
         return f"<Session {', '.join(parts)}{', closed' if self._turns.closed else ''}>"
@@ -335,7 +338,7 @@ class Session:
 
     def _sequence(self, prompt: Prompt, request: Request, index: int = 0) -> TokenSequence:
         """A request's sequence, all of it checked; `index` is its place in a batch."""
-        options = self._options(request.budget, request.route)
+        options = self._checks.options(request.budget, request.route)
         ids, encode = self._prompts.read(prompt, request)
         if request.stop_strings:
             self._prompts.need_tokenizer("stop strings")
@@ -344,24 +347,6 @@ class Session:
     def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any]) -> Ids:
         tokenizer = self._prompts.need_tokenizer("chat")
         return self._prompts.checked(tokenizer.encode(tokenizer.render(messages, template), special=False))
-
-    def _options(self, budget: float | None, route: str | None) -> RequestOptions:
-        self._check_route(route)
-        return RequestOptions(self._checked_budget(budget), route)
-
-    def _checked_budget(self, budget: float | None) -> float | None:
-        """The budget of a request, the session's if it names none."""
-        if budget is None:
-            return self._budget
-        value = check_budget(budget)
-        if not self._decoder.takes_budget:
-            raise RequestError("budget: this bundle has neither gates nor a router and always runs whole; leave it out")
-        return value
-
-    def _check_route(self, route: str | None) -> None:
-        if route is not None and (not isinstance(route, str) or route not in self.routes):
-            there = f"there are: {', '.join(self.routes)}" if self.routes else "this bundle has none"
-            raise RequestError(f"route: no route {shown(route)}; {there}")
 
     def _finish(self, turn: Turn) -> None:
         """Wait for the end of a turn in a thread."""

@@ -171,6 +171,6 @@ class SlotTable:
     def _retire(self, slot: int, sequence: TokenSequence) -> None:
         """Empty a slot; what is known of its sequence may serve others, unless an engine failed."""
         ids = _NOTHING if sequence.error is not None else sequence.tokens()
-        if len(sequence.routes) > 1:
-            ids = ids[: len(sequence.prompt)]  # what it wrote by one route, another read
+        if not sequence.uniform:
+            ids = ids[: len(sequence.prompt)]  # of what it wrote nobody else can tell how
         self._decoder.retire(slot, ids, sequence.options, len(sequence.prompt))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.option_checks import OptionChecks
 from adaptc.runtime.generation.result import Result
 from adaptc.runtime.generation.sequence import TokenSequence
 from adaptc.runtime.generation.turns import Turn, Turns
@@ -50,6 +51,11 @@ class Writing(Turn):
         """Have the next step move the first sequence to another route."""
         self._sequences[0].route = route
 
+    def set_budget(self, budget: float | None) -> None:
+        """Have the next steps of all sequences run with another budget."""
+        for sequence in self._sequences:
+            sequence.set_budget(budget)
+
     def read_whole(self) -> None:
         """Say that somebody waits for the end, whoever reads the pieces."""
         for sequence in self._sequences:
@@ -69,11 +75,11 @@ class Writing(Turn):
 class _Readable:
     """What both kinds of streams have."""
 
-    def __init__(self, turns: Turns, writing: Writing, check_route: Callable[[str], None]) -> None:
+    def __init__(self, turns: Turns, writing: Writing, checks: OptionChecks) -> None:
         """Made by a session."""
         self._turns = turns
         self._writing = writing
-        self._check_route = check_route
+        self._checks = checks
         self._result: Result | None = None
 
     @property
@@ -107,10 +113,21 @@ class _Readable:
         Raises:
             RequestError: there is no such route, or the stream has not begun or has ended.
         """
-        self._check_route(route)
+        self._checks.route(route)
         if self._writing.ended or self._writing.route is None:
             raise RequestError("reroute: the stream has not begun or has ended; it changes the route of one between")
         self._writing.reroute(route)
+
+    def set_budget(self, budget: float) -> None:
+        """Write on with another budget, from the token after the next on; the prompt was read whole in any case.
+
+        Args:
+            budget: From 0 (cheapest) to 1 (dense).
+
+        Raises:
+            RequestError: it is out of range, or the bundle has neither gates nor a router.
+        """
+        self._writing.set_budget(self._checks.budget(budget))
 
     def __repr__(self) -> str:
         """Where the stream stands."""

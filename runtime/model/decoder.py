@@ -150,6 +150,14 @@ class BatchDecoder(Protocol):
             RequestError: the model has no routes.
         """
 
+    def set_budget(self, slot: int, options: RequestOptions) -> None:
+        """Have the later tokens of the sequence in a slot run with another budget; its route stays.
+
+        Args:
+            slot: Of the sequence.
+            options: Those of the sequence, with that budget.
+        """
+
     def ran(self, slot: int) -> bytes | None:
         """Which gated blocks the newest `decode` ran: a byte for each; None during the sequence's warm-up."""
 

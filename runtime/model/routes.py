@@ -34,6 +34,9 @@ class Segment(Protocol):
     def threshold(self, options: RequestOptions) -> float:
         """What the gates are compared with under these options."""
 
+    def set_budget(self, slot: int, options: RequestOptions) -> None:
+        """Have the later tokens of a sequence run with another budget."""
+
     def ran(self, slot: int) -> bytes | None:
         """Which gated blocks the newest step ran; None during the sequence's warm-up."""
 
@@ -126,6 +129,13 @@ class RoutedDecoder(ABC, Generic[S]):
         """See `BatchDecoder.reroute`; the new tail reads the kept states, and nothing else is computed again."""
         if route != self._place(slot)[0]:
             self._enter(slot, route, None, self._length(slot))
+
+    def set_budget(self, slot: int, options: RequestOptions) -> None:
+        """See `BatchDecoder.set_budget`."""
+        route, tail_slot = self._place(slot)
+        self._options[slot] = options
+        self._trunk.set_budget(slot, options)
+        self._tails[route].set_budget(tail_slot, options)
 
     def ran(self, slot: int) -> bytes | None:
         """See `BatchDecoder.ran`: the trunk's blocks, then the tail's."""

@@ -59,7 +59,7 @@ def write_routes(out: Path) -> None:
     with (
         patch.object(pipeline, "build_passes", lambda _: passes),
         patch.object(tuning, "payoff", lambda *_: Payoff(1e-3, 1.01e-3, 0.8e-3, 3)),
-        patch.object(tuning, "_by_rows", lambda _, __, gates, verdict, ___: (gates, verdict)),  # skip in any batch
+        patch.object(tuning, "_by_rows", lambda _, __, gates, verdict, *___: (gates, verdict)),  # skip in any batch
     ):
         for name, settings in (("routes", (*GPU, LONGER)), ("cpu", (LONGER,))):
             read = read_spec(spec, settings)

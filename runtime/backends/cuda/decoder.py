@@ -98,6 +98,11 @@ class GpuDecoder(SingleRoute):
         """See `TokenChooser`."""
         return self.in_flight.choose(tokens, samplers)
 
+    def set_budget(self, slot: int, options: RequestOptions) -> None:
+        """See `BatchDecoder.set_budget`."""
+        self.in_flight.drain()
+        self.graph.set_budget(slot, options)
+
     def ran(self, row: int) -> bytes | None:
         """See `BatchDecoder.ran`."""
         return self.graph.ran(row)

@@ -221,6 +221,10 @@ class GpuGraph:
         """Look anew, before the next step, for how it runs."""
         self._settled = None
 
+    def set_budget(self, row: int, options: RequestOptions) -> None:
+        """Have the later tokens of a row run with another budget. Nothing may be in flight."""
+        self.levels[row] = self.threshold(options)
+
     def ran(self, row: int) -> bytes | None:
         """Which gated blocks the newest step ran: a byte for each; None while the row warms up."""
         if self.gates is None or self.length[row] - 1 < self._warmup:

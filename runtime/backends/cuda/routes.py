@@ -116,6 +116,11 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
         self.in_flight.drain()
         return super().explain(ids, budget, slot)
 
+    def set_budget(self, slot: int, options: RequestOptions) -> None:
+        """See `BatchDecoder`."""
+        self.in_flight.drain()
+        super().set_budget(slot, options)
+
     def decode(self, tokens: Sequence[int]) -> Logits:
         """See `BatchDecoder`."""
         self.in_flight.decode(tokens)

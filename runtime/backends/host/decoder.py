@@ -246,6 +246,10 @@ class HostDecoder(SingleRoute):
         step()
         return self._logits[:count, 0]
 
+    def set_budget(self, slot: int, options: RequestOptions) -> None:
+        """See `BatchDecoder.set_budget`."""
+        self._levels[slot] = self.threshold(options)
+
     def ran(self, slot: int) -> bytes | None:
         """See `BatchDecoder.ran`."""
         if self.gates is None or self._last[slot] < self._warmup:

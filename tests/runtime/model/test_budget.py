@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptc.runtime import RequestError, Session
+from adaptc.runtime.backends.engine import Arrays
 from adaptc.runtime.model.budget import threshold_at
 from tests.models.gated_lm import THRESHOLDS, GatedLm, gates
 from tests.models.history_lm import decoder_spec, greedy
@@ -37,7 +39,7 @@ def test_prompt_and_warmup_are_dense() -> None:
     lm = GatedLm()
     with session(lm) as running:
         result = running.generate([1, 2, 3], max_new_tokens=5, budget=0)
-    assert lm.thresholds == [[[DENSE] * 2], [[DENSE]], [[DENSE]], [[0.5]], [[0.5]], [[0.5]]]
+    assert lm.thresholds == [[[DENSE] * 3], [[DENSE]], [[0.5]], [[0.5]], [[0.5]]]
     skips = result.trace.skips
     assert skips is not None
     assert skips.ran.tolist() == [[False, False, True]] * 3
@@ -64,6 +66,32 @@ def test_the_sessions_budget_is_for_requests_that_name_none() -> None:
         "".join(stream)
         assert lm.thresholds[-1] == [[-0.5]]
         assert stream.result.trace.ffn_skipped == pytest.approx(1 / 6)
+
+
+def test_a_stream_may_change_its_budget_while_it_is_written() -> None:
+    lm = GatedLm()
+    run = lm.engine.function
+    assert run is not None
+
+    def step(feeds: Arrays, outputs: Arrays) -> None:
+        if len(lm.thresholds) == 5:
+            stream.set_budget(0.5)
+        run(feeds, outputs)
+
+    lm.engine.function = step
+    with session(lm, warmup=0, batch=2) as running:
+        stream = running.generate_async([1, 2], max_new_tokens=9, budget=0)
+        other = running.generate_async([3, 4], max_new_tokens=9, budget=0)
+
+        async def main() -> None:
+            await asyncio.gather(stream, other)
+
+        asyncio.run(main())
+        steps = [run for run in lm.thresholds if len(run) == 2]
+        assert [row[0][0] for row in steps] == [0.5] * 4 + [-0.5] * 4
+        assert [row[1][0] for row in steps] == [0.5] * 8, "the other's stays"
+        with pytest.raises(RequestError, match=r"^budget: 2"):
+            stream.set_budget(2)
 
 
 def test_the_gates_own_budget_is_for_sessions_that_name_none() -> None:
@@ -110,7 +138,7 @@ def test_scores_under_a_budget_go_token_by_token() -> None:
     with session(lm) as running:
         dense = running.score([1, 2, 3, 4, 5, 6, 7])
         assert dense.skips is None
-        assert [len(run[0]) for run in lm.thresholds] == [2, 2, 2, 1]
+        assert [len(run[0]) for run in lm.thresholds] == [2, 2, 3]
         lm.thresholds.clear()
         cheap = running.score([1, 2, 3, 4, 5, 6, 7], budget=0)
         assert (cheap.values == dense.values).all()
