@@ -67,6 +67,7 @@ class ToolCallReader:
         self._names = frozenset(names)
         self._held = ""
         self._inside = False
+        self._called = False  # nothing but white space came after the newest call
 
     def push(self, piece: str) -> list[str | ToolCall]:
         """What is certain now: pieces of text, and calls."""
@@ -99,19 +100,25 @@ class ToolCallReader:
                 if place < 0:
                     keep = next((n for n in range(len(_OPEN) - 1, 0, -1) if self._held.endswith(_OPEN[:n])), 0)
                     text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-                    if text:
-                        yield text
+                    yield from self._between(text)
                     return
-                if self._held[:place].strip():
-                    yield self._held[:place]
+                yield from self._between(self._held[:place] if self._held[:place].strip() else "")
                 self._held, self._inside = self._held[place:], True
             place = self._held.find(_CLOSE)
             if place < 0:
                 return
             end = place + len(_CLOSE)
             whole, self._held, self._inside = self._held[:end], self._held[end:], False
-            yield _call_of(_json(whole[len(_OPEN) : place])) or whole
-            self._held = self._held.lstrip("\n")
+            call = _call_of(_json(whole[len(_OPEN) : place]))
+            self._called = call is not None
+            yield call or whole
+
+    def _between(self, text: str) -> Iterable[str]:
+        """Text beside calls; white space after a call belongs to it."""
+        text = text.lstrip() if self._called else text
+        if text:
+            self._called = False
+            yield text
 
     def _may_be_call(self) -> bool:
         """Whether an answer that begins so may be a call."""

@@ -67,28 +67,12 @@ async def submit(request: Request) -> Response:
         raise ApiError(
             409, f"job: refused: {ticket.admission.why}", code="deadline_cannot_be_kept", param="deadline_ms"
         )
-    return Json(_state(id_, KeptJob(model, ticket, monotonic())), 202)
+    return Json(_told(request, id_, KeptJob(model, ticket, monotonic())), 202)
 
 
 async def job(request: Request) -> Response:
     """The state of a job, with its outputs once it has ended."""
-    id_, found = _known(request)
-    state = _state(id_, found)
-    if not found.ticket.done:
-        return Json(state)
-    try:
-        result = found.ticket.result(0)
-    except AdaptcError as error:
-        note(request, error=str(error))
-        return Json({**state, **api_error(error).body()})
-    _count_dropped(request, found.model, result.modalities)
-    told = {
-        "modalities": [list(each) for each in result.modalities],
-        "accuracy": result.accuracy,
-        "ms": round(result.seconds * 1e3, 3),
-        "late": result.late,
-    }
-    return Json({**state, "outputs": _listed(result.outputs), "adaptc": told})
+    return Json(_told(request, *_known(request)))
 
 
 async def forget(request: Request) -> Response:
@@ -106,16 +90,26 @@ def _known(request: Request) -> tuple[str, KeptJob]:
     return id_, found
 
 
-def _state(id_: str, job: KeptJob) -> dict[str, Any]:
-    status = "queued"
-    if job.ticket.done:
-        try:
-            job.ticket.result(0)
-            status = "done"
-        except AdaptcError:
-            status = "failed"
-    predicted = round(max(0.0, job.ticket.admission.finish - job.ticket.began) * 1e3, 3)
-    return {"id": id_, "object": "job", "model": job.model.name, "status": status, "predicted_ms": predicted}
+def _told(request: Request, id_: str, job: KeptJob) -> dict[str, Any]:
+    """The state of a job, with its outputs or its error once it has ended."""
+    ticket = job.ticket
+    predicted = round(max(0.0, ticket.admission.finish - ticket.began) * 1e3, 3)
+    state = {"id": id_, "object": "job", "model": job.model.name, "predicted_ms": predicted}
+    if not ticket.done:
+        return {**state, "status": "queued"}
+    try:
+        result = ticket.result(0)
+    except AdaptcError as error:
+        note(request, error=str(error))
+        return {**state, "status": "failed", **api_error(error).body()}
+    _count_dropped(request, job.model, result.modalities)
+    told = {
+        "modalities": [list(each) for each in result.modalities],
+        "accuracy": result.accuracy,
+        "ms": round(result.seconds * 1e3, 3),
+        "late": result.late,
+    }
+    return {**state, "status": "done", "outputs": _listed(result.outputs), "adaptc": told}
 
 
 def _count_dropped(request: Request, model: InputModel, rows: tuple[tuple[str, ...], ...]) -> None:

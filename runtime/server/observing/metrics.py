@@ -54,7 +54,8 @@ class Metrics:
         ]
 
     def gauge(self, name: str, help_: str, read: Read, labels: tuple[str, ...] = ("model_name",)) -> None:
-        """Add a number that is asked for when it is read."""
+        """Add a number that is asked for when it is read, in place of the one of this name."""
+        self._metrics = [each for each in self._metrics if each.name != name]
         self._metrics.append(Gauge(name, help_, read, labels))
 
     def count(self, model: str, result: Result, seconds: float, layers: Iterable[int] = ()) -> None:

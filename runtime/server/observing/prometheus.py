@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 Labels = tuple[str, ...]
+_INF = float("inf")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -86,7 +87,7 @@ class Histogram(Metric):
             labels: Names of its labels.
         """
         super().__init__(name, help_, labels)
-        self._bounds = tuple(bounds)
+        self._bounds = tuple(map(float, bounds))
         self._counts: dict[Labels, list[int]] = {}
 
     def observe(self, value: float, *labels: str, times: int = 1) -> None:
@@ -102,9 +103,13 @@ class Histogram(Metric):
             sums = dict(self._values)
         for labels, each in sorted(counts.items()):
             total = 0
-            for bound, count in zip((*self._bounds, float("inf")), each, strict=True):
+            for bound, count in zip((*self._bounds, _INF), each, strict=True):
                 total += count
-                yield "_bucket", _braces((*self.labels, "le"), (*labels, _number(bound))), total
+                yield (
+                    "_bucket",
+                    _braces((*self.labels, "le"), (*labels, "+Inf" if bound == _INF else repr(bound))),
+                    total,
+                )
             yield "_sum", _braces(self.labels, labels), sums[labels]
             yield "_count", _braces(self.labels, labels), total
 
@@ -128,6 +133,6 @@ def _escaped(value: str) -> str:
 
 
 def _number(value: float) -> str:
-    if value == float("inf"):
+    if value == _INF:
         return "+Inf"
     return str(int(value)) if value == int(value) else repr(value)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -7,6 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from adaptc.runtime import RequestError, Sampling
+from adaptc.runtime.errors import EngineError
+from adaptc.runtime.text.logprobs import LogprobRecord
 from adaptc.runtime.text.sampling import Sampler, _position
 
 Doubles = npt.NDArray[np.float64]
@@ -168,3 +173,75 @@ def test_refuses_absurd_values(options: dict[str, object], message: str) -> None
 def test_accepts_the_ends_of_each_range() -> None:
     Sampling(temperature=0, top_k=0, top_p=1, min_p=0, repetition_penalty=100)
     Sampling(temperature=100, top_k=10**9, top_p=1e-9, min_p=1, repetition_penalty=1e-3)
+
+
+class _Noted:
+    """A rule that forbids a token once it was written."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def before(self, logits: npt.NDArray[np.float32]) -> None:
+        logits[self.seen] = -np.inf
+
+    def after(self, token: int) -> None:
+        self.seen.append(token)
+
+
+def test_rules_see_every_token_and_decide() -> None:
+    rule = _Noted()
+    sampler = Sampler(Sampling(rules=[lambda: rule]), [], np.random.default_rng(0))
+    assert not sampler.free
+    logits = np.array([3, 2, 1, 0], np.float32)
+    assert [sampler(logits.copy()) for _ in range(4)] == [0, 1, 2, 3] == rule.seen
+    with pytest.raises(EngineError):
+        sampler(logits.copy())
+
+
+def test_a_bias_comes_before_penalties_of_what_was_written() -> None:
+    sampler = Sampler(
+        Sampling(logit_bias={1: 2.5}, presence_penalty=1, frequency_penalty=0.4), [1], np.random.default_rng(0)
+    )
+    logits = np.array([1, 0, 0.5], np.float32)
+    # Token 1 begins at 2.5, loses 1.4 once and 0.4 for each time after; token 0 the same from 1.
+    assert [sampler(logits.copy()) for _ in range(3)] == [1, 1, 0]
+    assert not sampler.free
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"presence_penalty": 2.1}, "presence_penalty: 2.1; a number from -2 to 2 is needed"),
+        ({"frequency_penalty": "x"}, "frequency_penalty: 'x'; a number from -2 to 2 is needed"),
+        ({"logit_bias": {1: 101}}, "logit_bias: 101; a number from -100 to 100 is needed"),
+        ({"logit_bias": {-1: 1}}, "logit_bias: -1; a whole number from 0 to 4294967295 is needed"),
+        ({"logit_bias": [3]}, "logit_bias: 3; a mapping from token ids to numbers from -100 to 100 is needed"),
+        ({"rules": [3]}, "rules: 3; a function that makes a rule is needed"),
+    ],
+)
+def test_new_options_are_checked(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=f"^{re.escape(said)}$"):
+        Sampling(**options)
+
+
+def test_a_bias_of_a_token_that_is_not_there_is_refused() -> None:
+    sampler = Sampler(Sampling(logit_bias={5: 1}), [], np.random.default_rng(0))
+    with pytest.raises(RequestError, match="logit_bias: token id 5; ids go from 0 to 2"):
+        sampler(np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_recorded_log_probabilities_are_of_the_logits_as_they_came(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    record = LogprobRecord(4)
+    sampling = Sampling(temperature=0.5, logit_bias={3: 5}, rules=[lambda: record])
+    sampler = Sampler(sampling, [], np.random.default_rng(seed))
+    for _ in range(5):
+        logits = random.normal(size=50).astype(np.float32)
+        token = sampler(logits.copy())
+        expected = logits - np.log(np.exp(logits.astype(np.float64)).sum())
+        noted = record.tokens[-1]
+        assert noted.token == token
+        assert noted.logprob == pytest.approx(expected[token], abs=1e-5)
+        assert [each for each, _ in noted.top] == np.argsort(-logits)[:4].tolist()
+        assert [value for _, value in noted.top] == pytest.approx(np.sort(expected)[::-1][:4].tolist(), abs=1e-5)
