@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from contextlib import AsyncExitStack
 from time import perf_counter
@@ -15,12 +16,14 @@ from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.observing.logs import request_id, say, trace_id
 from adaptc.runtime.server.observing.spans import span
 from adaptc.runtime.server.protocol.errors import ApiError, api_error, unavailable
+from adaptc.runtime.server.protocol.json_text import DONE, event
 from adaptc.runtime.server.protocol.responses import DisconnectedError, error_response
 from adaptc.runtime.server.serving.settings import LOOPBACK
 
 OPEN = frozenset({"/health", "/ready"})
 """Paths that need no key: probes have none."""
 
+_LAST_SECONDS = 1.0
 _GONE = 499  # nginx's status for a client that went away; only the log and metrics see it
 
 
@@ -69,6 +72,8 @@ class Front:
                         status = _GONE
                     elif status == 0:
                         await error_response(answer)(scope, receive, sending)
+                    else:
+                        await _end_events(answer, sending)
                     if isinstance(error, asyncio.CancelledError) and not self._parts.entrance.draining:
                         raise
                 for name, value in {"http.response.status_code": status, **facts}.items():
@@ -124,6 +129,13 @@ class Front:
             ms=round(seconds * 1e3, 1),
             **facts,
         )
+
+
+async def _end_events(answer: ApiError, send: Send) -> None:
+    """End a stream of events with an error, if its client still reads."""
+    message = {"type": "http.response.body", "body": event(answer.body()) + DONE, "more_body": False}
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(send(message), _LAST_SECONDS)
 
 
 def _endpoint(scope: Scope) -> str:

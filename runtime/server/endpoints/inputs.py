@@ -78,7 +78,7 @@ async def job(request: Request) -> Response:
 async def forget(request: Request) -> Response:
     """Forget a job; what runs of it runs to its end."""
     id_, _ = _known(request)
-    del parts_of(request).jobs.known[id_]
+    parts_of(request).jobs.forget(id_)
     return Json({"id": id_, "object": "job", "deleted": True})
 
 
@@ -102,7 +102,8 @@ def _told(request: Request, id_: str, job: KeptJob) -> dict[str, Any]:
     except AdaptcError as error:
         note(request, error=str(error))
         return {**state, "status": "failed", **api_error(error).body()}
-    _count_dropped(request, job.model, result.modalities)
+    if parts_of(request).jobs.is_new(id_):
+        _count_dropped(request, job.model, result.modalities)
     told = {
         "modalities": [list(each) for each in result.modalities],
         "accuracy": result.accuracy,

@@ -38,6 +38,7 @@ class Jobs:
         """Start without jobs."""
         self.queues: dict[str, JobQueue] = {}
         self.known: dict[str, KeptJob] = {}
+        self._told: set[str] = set()
 
     def submit(self, model: InputModel, inputs: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, Ticket]:
         """Queue a job; its id, and its ticket.
@@ -49,7 +50,7 @@ class Jobs:
         now = monotonic()
         old = [id_ for id_, job in self.known.items() if job.ticket.done and now - job.made > self.KEPT_SECONDS]
         for id_ in old:
-            del self.known[id_]
+            self.forget(id_)
         if len(self.known) >= self.MOST:
             raise ApiError(
                 429,
@@ -64,6 +65,17 @@ class Jobs:
         if ticket.admission.accepted:
             self.known[id_] = KeptJob(model, ticket, now)
         return id_, ticket
+
+    def forget(self, id_: str) -> None:
+        """Keep a job no longer; what runs of it runs to its end."""
+        self.known.pop(id_, None)
+        self._told.discard(id_)
+
+    def is_new(self, id_: str) -> bool:
+        """Whether this is asked for the first time."""
+        new = id_ not in self._told
+        self._told.add(id_)
+        return new
 
     def close(self) -> None:
         """Finish what is queued."""
