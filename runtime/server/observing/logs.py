@@ -63,10 +63,8 @@ class PlainLines(logging.Formatter):
 
 
 def write_log(as_json: bool, to: TextIO = sys.stderr) -> None:
-    """Have the server's log written, and the web server's with it."""
+    """Have the server's log written, and with it whatever else this process logs."""
     handler = logging.StreamHandler(to)
     handler.setFormatter(JsonLines() if as_json else PlainLines())
-    for name, level in (("adaptc.server", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+    logging.getLogger().handlers = [handler]  # what the web server and the event loop say is written so too
+    LOG.setLevel(logging.INFO)

@@ -127,7 +127,7 @@ def _needed(schema: Schema) -> str:
         )
     names = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", ["value"])
     words = {"integer": "whole number", "number": "number", "array": "list"}
-    name = next(each for each in names if each != "null")
+    name = next((each for each in names if each != "null"), "null")
     word = words.get(name, name)
     text = f"an {word}" if word[0] in "aeio" else f"a {word}"
     low, above, high = schema.get("minimum"), schema.get("exclusiveMinimum"), schema.get("maximum")
