@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from adaptc.runtime.generation.status import Status
 from adaptc.runtime.server.endpoints import about, inputs, tokens
 from adaptc.runtime.server.endpoints.chat import chat
 from adaptc.runtime.server.endpoints.completions import complete
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.front import Front
+from adaptc.runtime.server.observing.metrics import Read
+from adaptc.runtime.server.serving.models import TextModel
 
 ROUTES = (
     Route("/v1/models", about.models, methods=["GET"]),
@@ -45,17 +50,43 @@ def _add_gauges(parts: ServerParts) -> None:
     entrance, models = parts.entrance, parts.models.by_name
     metrics = parts.metrics
 
-    def running() -> list[tuple[tuple[str, ...], float]]:
-        return [((name,), min(entrance.inside(name), getattr(each, "batch", 1))) for name, each in models.items()]
+    def of_status(read: Callable[[Status], float]) -> Read:
+        sessions = {name: each.session for name, each in models.items() if isinstance(each, TextModel)}
+        return lambda: [((name,), read(session.status())) for name, session in sessions.items()]
 
-    def waiting() -> list[tuple[tuple[str, ...], float]]:
-        return [((name,), max(0, entrance.inside(name) - getattr(each, "batch", 1))) for name, each in models.items()]
+    def inside() -> list[tuple[tuple[str, ...], float]]:
+        return [((name,), entrance.inside(name)) for name in models]
 
-    metrics.gauge("adaptc:num_requests_running", "Requests that are being answered.", running)
-    metrics.gauge("adaptc:num_requests_waiting", "Requests that wait for their turn.", waiting)
-    metrics.gauge(
-        "adaptc:requests_refused",
-        "Requests that were refused, by the limit, since the start.",
+    metrics.read("adaptc:num_requests_running", "Sequences that have a slot.", of_status(lambda now: now.running))
+    metrics.read("adaptc:num_requests_waiting", "Sequences that wait for one.", of_status(lambda now: now.waiting))
+    metrics.read("adaptc:num_requests_inside", "Requests that were let in and have not ended.", inside)
+    metrics.read(
+        "adaptc:kv_cache_usage",
+        "Share of the KV cache that is used.",
+        of_status(lambda now: now.kv_tokens / now.kv_capacity),
+    )
+    metrics.read(
+        "adaptc:prefix_cache_queries_total",
+        "Tokens of prompts.",
+        of_status(lambda now: now.prefix_query_tokens),
+        "counter",
+    )
+    metrics.read(
+        "adaptc:prefix_cache_hits_total",
+        "Tokens of prompts that were known from earlier ones.",
+        of_status(lambda now: now.prefix_hit_tokens),
+        "counter",
+    )
+    metrics.read(
+        "adaptc:num_preemptions_total",
+        "How often a sequence gave up its slot for others.",
+        of_status(lambda now: now.preemptions),
+        "counter",
+    )
+    metrics.read(
+        "adaptc:request_rejected_total",
+        "Requests that were not let in, by the limit.",
         lambda: [((reason,), count) for reason, count in entrance.refused.items()],
+        "counter",
         ("reason",),
     )

@@ -139,7 +139,7 @@ def test_more_than_may_wait_are_told_when_to_come_again() -> None:
         assert error_of(refused)["code"] == "queue_full"
         assert len({answer.text.partition('"text"')[2][:40] for answer in answers if answer.status_code == 200}) == 1
         metrics = (await ask_async(slow.parts, "/metrics")).text
-        assert 'adaptc:requests_refused{reason="queue"} 2' in metrics
+        assert 'adaptc:request_rejected_total{reason="queue"} 2' in metrics
 
     asyncio.run(main())
 

@@ -15,7 +15,11 @@ from adaptc.cli.options import THREADS
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any free port.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "gpu"]), default="auto", show_default=True)
-@click.option("--max-batch", type=click.IntRange(1), help="Sequences decoded together; by default the bundle's.")
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1),
+    help="Sequences decoded together; by default the bundle's, on a CPU 8 or more.",
+)
 @click.option("--max-queue", type=int, default=64, show_default=True, help="Requests of a model that may wait.")
 @click.option("--max-tokens", type=int, help="Most tokens a request may write; by default what the bundle holds.")
 @click.option("--max-seconds", type=float, default=600.0, show_default=True, help="Longest time of a request.")

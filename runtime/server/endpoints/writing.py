@@ -112,7 +112,7 @@ def usage_of(results: list[Result]) -> dict[str, Any]:
     """What requests used, as OpenAI counts it."""
     prompt = sum(each.prompt_tokens for each in results)
     written = sum(len(each.ids) for each in results)
-    cached = sum(getattr(each.trace, "cached_tokens", 0) for each in results)
+    cached = sum(each.trace.cached_tokens for each in results)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
@@ -127,7 +127,7 @@ def trace_of(answer: Answer, result: Result) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "finish_reason": result.finish_reason,
         "budget": answer.budget,
-        "cached_tokens": getattr(trace, "cached_tokens", 0),
+        "cached_tokens": trace.cached_tokens,
         "prefill_ms": round(trace.prefill_seconds * 1e3, 3),
         "decode_ms": round(trace.decode_seconds * 1e3, 3),
         "time_to_first_token_ms": round(trace.time_to_first_token_seconds * 1e3, 3),

@@ -26,7 +26,6 @@ class Metrics:
         self.succeeded = Metric(
             "adaptc:request_success_total", "Requests that were answered.", ("model_name", "finished_reason")
         )
-        self.rejected = Metric("adaptc:request_rejected_total", "Requests that were refused by a limit.", ("reason",))
         self.prompt_tokens = Metric("adaptc:prompt_tokens_total", "Tokens of prompts.", by_model)
         self.generation_tokens = Metric("adaptc:generation_tokens_total", "Tokens that were written.", by_model)
         self.first = Histogram(
@@ -43,7 +42,7 @@ class Metrics:
         self.lowered = Metric("adaptc:budget_lowered_total", "Requests whose budget was lowered under load.", by_model)
         self._blocks: dict[Labels, list[float]] = {}
         self._metrics: list[Metric] = [
-            *(self.http, self.succeeded, self.rejected, self.prompt_tokens, self.generation_tokens),
+            *(self.http, self.succeeded, self.prompt_tokens, self.generation_tokens),
             *(self.first, self.each, self.whole, self.routes, self.dropped, self.lowered),
             Gauge(
                 "adaptc:ffn_skip_ratio",
@@ -53,10 +52,12 @@ class Metrics:
             ),
         ]
 
-    def gauge(self, name: str, help_: str, read: Read, labels: tuple[str, ...] = ("model_name",)) -> None:
+    def read(
+        self, name: str, help_: str, read: Read, kind: str = "gauge", labels: tuple[str, ...] = ("model_name",)
+    ) -> None:
         """Add a number that is asked for when it is read, in place of the one of this name."""
         self._metrics = [each for each in self._metrics if each.name != name]
-        self._metrics.append(Gauge(name, help_, read, labels))
+        self._metrics.append(Gauge(name, help_, read, labels, kind))
 
     def count(self, model: str, result: Result, seconds: float, layers: Iterable[int] = ()) -> None:
         """Take a result into account.

@@ -51,10 +51,13 @@ class Metric:
 class Gauge(Metric):
     """Numbers that are asked for when they are read."""
 
-    kind = "gauge"
-
     def __init__(
-        self, name: str, help_: str, read: Callable[[], Iterable[tuple[Labels, float]]], labels: Sequence[str] = ()
+        self,
+        name: str,
+        help_: str,
+        read: Callable[[], Iterable[tuple[Labels, float]]],
+        labels: Sequence[str] = (),
+        kind: str = "gauge",
     ) -> None:
         """Read nothing yet.
 
@@ -63,8 +66,10 @@ class Gauge(Metric):
             help_: A sentence.
             read: Gives (values of the labels, number) of each.
             labels: Names of its labels.
+            kind: "gauge", or "counter" for what is counted elsewhere.
         """
         super().__init__(name, help_, labels)
+        self.kind = kind
         self._read = read
 
     def samples(self) -> Iterator[tuple[str, str, float]]:

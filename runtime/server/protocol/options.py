@@ -9,7 +9,7 @@ from adaptc.runtime.server.protocol.errors import ApiError
 
 _SAME = (
     *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("stop_token_ids",),
+    *("stop_token_ids", "priority"),
 )
 _NEUTRAL = {"temperature": 1.0}
 """What the API takes where a field is left out, if it is not what the session takes."""

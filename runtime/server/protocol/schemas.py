@@ -71,6 +71,7 @@ SAMPLING: Mapping[str, Schema] = {
     ),
     "stop_token_ids": maybe("array", items={"type": "integer", "minimum": 0, "maximum": MOST_ID}, maxItems=1024),
     "min_tokens": maybe("integer", minimum=0),
+    "priority": maybe("integer", minimum=-1000, maximum=1000),
     "seed": maybe("integer", minimum=-(1 << 63), maximum=(1 << 64) - 1),
     "n": maybe("integer", minimum=1, maximum=1 << 31),
     "stream": maybe("boolean"),

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from adaptc.runtime.bundle.folder import open_bundle
+from adaptc.runtime.bundle.folder import Bundle, open_bundle
 from adaptc.runtime.bundle.manifest import Manifest
 from adaptc.runtime.bundle.names import TOKENIZER
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.loading import load
-from adaptc.runtime.model.plan import decoder_graph
+from adaptc.runtime.loading import BACKENDS, load
+from adaptc.runtime.model.plan import decoder_graph, is_modal
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.text.grammars import Grammars
@@ -24,6 +24,10 @@ from adaptc.runtime.validation import shown
 
 BUDGETS: Mapping[str, float] = MappingProxyType({"fast": 0.0, "balanced": 0.5, "dense": 1.0})
 """The budgets of `model: "NAME@POLICY"`, for bundles with gates or a router."""
+
+
+_BATCH = 8
+"""Sequences that a CPU decodes together: memory for the KV cache of each is taken at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +184,13 @@ def load_model(
     Raises:
         AdaptcError: as `load`.
     """
+    bundle = open_bundle(path, verify=False)
+    if batch is None and not is_modal(bundle.manifest):
+        batch = _batch(bundle)
     session: object = load(path, device, batch=batch, threads=threads, verify=verify)
     if isinstance(session, ModalSession):
         return InputModel(name, session)
     assert isinstance(session, Session)
-    bundle = open_bundle(path, verify=False)
     spec = decoder_graph(bundle)[1]
     files = bundle.below(TOKENIZER)
     templates = templates_of(files, TOKENIZER) if files else {}
@@ -194,11 +200,18 @@ def load_model(
         session=session,
         max_tokens=spec.max_tokens,
         vocab=spec.vocab_size,
-        batch=bundle.manifest.target.batch if batch is None else batch,
+        batch=batch or 1,
         policies=_policies(bundle.manifest, session.routes),
         tools=tool_format_of([each.text for each in templates.values()]),
         grammars=Grammars(files.get("tokenizer.json", b""), spec.vocab_size, spec.eos_token_ids),
     )
+
+
+def _batch(bundle: Bundle) -> int:
+    """The number of sequences that are decoded together if nobody says: on a GPU kernels are made for so many."""
+    compiled = bundle.manifest.target.batch
+    backend = BACKENDS.get(bundle.manifest.target.backend)
+    return max(compiled, _BATCH) if backend is not None and backend.device == "cpu" else compiled
 
 
 def _policies(manifest: Manifest, routes: Sequence[str]) -> dict[str, Policy]:
