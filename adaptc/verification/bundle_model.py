@@ -83,6 +83,8 @@ class BundleModel:
         self._options = RequestOptions(budget=1.0, route=route)
         self._stepping = RequestOptions(budget=budget, route=route)
         self.max_tokens = self._decoder.spec.max_tokens
+        gates = bundle.manifest.gates.get(bundle.manifest.reader)
+        self._gates = 0 if gates is None else len(gates.layers)
 
     def predictions(self, sample: Passage) -> Predictions:
         """See `Model`."""
@@ -109,8 +111,8 @@ class BundleModel:
         for token in sample.ids[sample.prompt :]:
             logits.append(self._decoder.decode([int(token)])[0].copy())
             ran.append(self._decoder.ran(0))
-        gates = next((len(each) for each in ran if each is not None), 0)
-        decided = [np.ones(gates, np.bool_) if each is None else np.frombuffer(each, np.bool_) for each in ran]
+        # A short sample may end before the gates begin to decide.
+        decided = [np.ones(self._gates, np.bool_) if each is None else np.frombuffer(each, np.bool_) for each in ran]
         return np.stack(logits), np.stack(decided)
 
     def greedy(self, prompt: Sequence[int], new_tokens: int) -> list[int]:

@@ -18,8 +18,10 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.spec import passes as spec_passes
 from adaptc.spec.reading import read_spec
 from adaptc.verification import probes
+from adaptc.verification.bundle_model import BundleModel
 from adaptc.verification.kinds.decisions import DecidedGraph
 from adaptc.verification.kinds.verify import verify_bundle
+from adaptc.verification.parity import Passage
 from tests.models import folder, skipping
 
 GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)), budget=0.5)
@@ -41,6 +43,16 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     monkeypatch.setattr("adaptc.verification.kinds.steps.PROMPTS", probes.PROMPTS[:1])
     spec, _ = folder.write(tmp_path, weights="int4")
     return compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache")).bundle
+
+
+def test_a_sample_that_ends_before_the_gates_decide_ran_every_block(bundle: Bundle) -> None:
+    model = BundleModel(bundle, threads=1, gated=True, budget=0.0)
+    logits, ran = model.decided(Passage(np.array([1, 2]), 1, 2))
+    model.close()
+    gates = bundle.manifest.gates[bundle.manifest.reader]
+    assert gates.warmup > 2
+    assert len(logits) == 2
+    assert ran.tolist() == [[True] * len(gates.layers)]
 
 
 def test_lowering_and_loss_are_told_apart(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
