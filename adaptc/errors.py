@@ -32,9 +32,9 @@ class PassError(AdaptcError):
     """A pass cannot do what its options ask of this program."""
 
 
-def one_line(error: BaseException) -> str:
-    """Return another library's message as one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200]
+def one_line(said: object) -> str:
+    """Return another library's message, or a value of a stranger's file, as one line of at most 200 characters."""
+    return " ".join(str(said).split())[:200]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptc.errors import LoadError, foreign
+from adaptc.errors import LoadError, foreign, one_line
 from adaptc.families.model import multimodal_of, text_of
 from adaptc.families.table import family_of, supported, supported_decoders
 
@@ -49,7 +49,7 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
         )
     text = values.get("text_config") or values
     if not isinstance(text, Mapping):
-        raise LoadError(f"{origin}: text_config is {str(text)[:40]}; an object is right")
+        raise LoadError(f"{origin}: text_config is {one_line(text)[:40]}; an object is right")
     for part in (text, *(part for part in values.values() if isinstance(part, Mapping))):
         _check_sizes(origin, part)
     _check_labels(origin, values)
@@ -65,10 +65,12 @@ def _check_sizes(origin: str, text: Mapping[str, Any]) -> None:
     for name, largest in _SIZES.items():
         value = text.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= largest:
-            raise LoadError(f"{origin}: {name} is {str(value)[:40]}; a whole number from 1 to {largest:,} is right")
+            raise LoadError(
+                f"{origin}: {name} is {one_line(value)[:40]}; a whole number from 1 to {largest:,} is right"
+            )
     epsilon = text.get("rms_norm_eps")
     if isinstance(epsilon, int | float) and not 0 <= epsilon < 1:
-        raise LoadError(f"{origin}: rms_norm_eps is {str(epsilon)[:40]}; a number from 0 to 1 is right")
+        raise LoadError(f"{origin}: rms_norm_eps is {one_line(epsilon)[:40]}; a number from 0 to 1 is right")
 
 
 def _check_labels(origin: str, values: Mapping[str, Any]) -> None:
@@ -76,7 +78,7 @@ def _check_labels(origin: str, values: Mapping[str, Any]) -> None:
     for part in (values, *(part for part in values.values() if isinstance(part, Mapping))):
         labels = part.get("num_labels")
         if labels is not None and not (isinstance(labels, int) and 0 <= labels <= _MAX_LABELS):
-            raise LoadError(f"{origin}: num_labels is {str(labels)[:40]}; at most {_MAX_LABELS:,} is right")
+            raise LoadError(f"{origin}: num_labels is {one_line(labels)[:40]}; at most {_MAX_LABELS:,} is right")
 
 
 def _check_layers(origin: str, text: Any) -> None:
@@ -87,7 +89,9 @@ def _check_layers(origin: str, text: Any) -> None:
             raise LoadError(f"{origin}: layer_types has {kind!r}; adaptc captures {' and '.join(LAYER_TYPES)}")
     window = getattr(text, "sliding_window", None)
     if window is not None and (not isinstance(window, int) or window < 1):
-        raise LoadError(f"{origin}: sliding_window is {str(window)[:40]}; null or a whole number of positions is right")
+        raise LoadError(
+            f"{origin}: sliding_window is {one_line(window)[:40]}; null or a whole number of positions is right"
+        )
 
 
 def _check_parts(origin: str, config: Any) -> None:

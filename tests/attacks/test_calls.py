@@ -25,7 +25,7 @@ from tests.models.tiny_tokenizer import byte_level, files
 STORED = Path(__file__).parents[1] / "stored" / "schema3" / "gated"
 SPEC = decoder_spec(vocab=320, max_tokens=60)
 TOKENIZER = Tokenizer(files(byte_level()))
-QUICK = settings(deadline=None, derandomize=True, max_examples=120)
+QUICK = settings(deadline=None, derandomize=True, max_examples=60)
 
 VALUES = st.one_of(
     st.sampled_from(JUNK).map(lambda make: make()),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from adaptc.errors import LoadError
+from adaptc.errors import LoadError, one_line
 from adaptc.families.table import DECODERS
 
 _ABSENT = "null, or no such key,"
@@ -165,17 +165,16 @@ def refuse_keys(origin: str, values: Mapping[str, Any]) -> None:
     quantization = values.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise LoadError(
-            f"{origin}: its weights are quantized by {method or 'an unnamed method'}; give the model as it was before"
-        )
+        name = one_line(method or "an unnamed method")
+        raise LoadError(f"{origin}: its weights are quantized by {name}; give the model as it was before")
     for place, part in _parts(values):
         rope = part.get("rope_parameters")
         for key, value in {**part, **(rope if isinstance(rope, dict) else {})}.items():
             accepts, right = _ACCEPTED.get(key, (None, ""))
             if accepts is not None and not accepts(value):
                 raise LoadError(
-                    f"{origin}: config.json: {place}{key} is {str(value)[:40]}, which makes another model than adaptc "
-                    f"captures; {right} is right"
+                    f"{origin}: config.json: {place}{key} is {one_line(value)[:40]}, which makes another model than "
+                    f"adaptc captures; {right} is right"
                 )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptc.errors import LoadError
+from adaptc.errors import LoadError, one_line
 from adaptc.families.table import family_of, supported
 from adaptc.runtime.bundle.reading import read_file
 from adaptc.sources.base import Source, TokenIds
@@ -101,7 +101,7 @@ class FolderSource(Source):
             for each in several:
                 if not isinstance(each, int) or isinstance(each, bool):
                     raise LoadError(
-                        f"{self.origin}: {key} is {str(value)[:40]}; a token's id, or a list of these, is right"
+                        f"{self.origin}: {key} is {one_line(value)[:40]}; a token's id, or a list of these, is right"
                     )
             return tuple(several)
 

@@ -124,6 +124,12 @@ def test_an_unknown_key_is_a_remark(tmp_path: Path) -> None:
         ),
         ("llama", {"hidden_size": 2**63}, "hidden_size is 9223372036854775808; a whole number from 1 to 2,147,483,"),
         ("llama", {"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0; a number from 0 to 1 is right"),
+        ("llama", {"partial_rotary_factor": "a\nb"}, "config.json: partial_rotary_factor is a b, which makes another"),
+        (
+            "llama",
+            {"quantization_config": {"quant_method": "a\nb"}},
+            "its weights are quantized by a b; give the model",
+        ),
         ("llama", {"num_labels": 10**9}, "num_labels is 1000000000; at most 1,000,000 is right"),
         ("llama", {"num_labels": -1}, "num_labels is -1; at most 1,000,000 is right"),
         ("llama", {"text_config": 5}, "text_config is 5; an object is right"),

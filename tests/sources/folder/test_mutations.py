@@ -1,8 +1,12 @@
-"""Configs and tokenizers with anything in them: a folder is read, or refused in one line; nothing else is raised."""
+"""Configs and tokenizers with anything in them: a folder is read, or refused in one line; nothing else is raised.
+
+ADAPTC_EXAMPLES=500 python -m pytest tests/sources/folder/test_mutations.py draws 500 of each.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +23,7 @@ from adaptc.spec.schema import ModelSpec, Spec, TargetSpec
 from tests.models import folder
 from tests.models.tokenizer_kinds import KINDS
 
-EXAMPLES = 50  # of each of the three tests below
+EXAMPLES = int(os.environ.get("ADAPTC_EXAMPLES", "25"))  # of each of the three tests below
 TOKENIZERS = ("llama2", "llama3", "gemma", "unigram", "gpt2")
 SETTINGS = settings(
     max_examples=EXAMPLES,
