@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from adaptc.runtime import Session
+from adaptc.runtime import DecoderSpec, Session
 from adaptc.runtime.server.app import application
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.serving.entrance import Entrance
@@ -17,11 +17,11 @@ from adaptc.runtime.server.serving.models import InputModel, Model, Models, Poli
 from adaptc.runtime.server.serving.settings import Settings
 from adaptc.runtime.text.grammars import Grammars
 from adaptc.runtime.text.tokenizer import Tokenizer
-from adaptc.runtime.text.tool_calls import ToolFormat
+from adaptc.runtime.text.tool_calls import tool_format_of
 from tests.models import views_model
 from tests.models.history_lm import HistoryLm, decoder_spec
 from tests.models.sessions import session_of
-from tests.models.tiny_tokenizer import byte_level, files
+from tests.models.tiny_tokenizer import TEMPLATE, byte_level, files
 
 SPEC = decoder_spec(vocab=320, max_tokens=100)
 
@@ -39,14 +39,20 @@ def tiny(bundle: Path, name: str = "tiny") -> TextModel:
 
 
 def by_hand(
-    name: str = "hand", lm: HistoryLm | None = None, session: Session | None = None, tools: ToolFormat | None = None
+    name: str = "hand",
+    lm: HistoryLm | None = None,
+    session: Session | None = None,
+    *,
+    template: str = TEMPLATE,
+    spec: DecoderSpec = SPEC,
 ) -> TextModel:
     """A model whose answers can be computed by hand."""
-    spelled = files(byte_level())
-    made = session or session_of((lm or HistoryLm(SPEC)).engine, SPEC, Tokenizer(spelled))
-    grammars = Grammars(spelled["tokenizer.json"], SPEC.vocab_size, SPEC.eos_token_ids)
+    spelled = files(byte_level(), template)
+    made = session or session_of((lm or HistoryLm(spec)).engine, spec, Tokenizer(spelled))
+    grammars = Grammars(spelled["tokenizer.json"], spec.vocab_size, spec.eos_token_ids)
     policies = {route: Policy(route=route) for route in made.routes}
-    return TextModel(name, made, SPEC.max_tokens, SPEC.vocab_size, 1, policies, tools, grammars)
+    tools = tool_format_of([template])
+    return TextModel(name, made, spec.max_tokens, spec.vocab_size, 1, policies, tools, grammars)
 
 
 def classifier(name: str = "views") -> InputModel:
