@@ -260,6 +260,7 @@ def test_smollm2_runs_in_a_bare_environment(built: tuple[Path, Path], smollm2: P
         ("verify BUNDLE", False),
         ("build BUNDLE", False),
         ("generate BUNDLE --prompt x -n 2", False),
+        ("serve --help", False),
         ("passes", True),
     ],
 )

@@ -45,6 +45,12 @@ KEY = "a-key-that-nobody-guesses"
         ({"messages": HELLO, "model": "tiny@fast"}, 404, "model", "model: no policy 'fast'; there are: tiny@dense"),
         ({"messages": HELLO, "stop": [""]}, 400, "stop[0]", "stop[0]: 0 characters; 1 to 1000 are right"),
         ({"messages": HELLO, "top_logprobs": 3}, 400, "top_logprobs", "top_logprobs: only with logprobs: true"),
+        (
+            {"messages": HELLO, "parallel_tool_calls": False},
+            400,
+            "parallel_tool_calls",
+            "parallel_tool_calls: false; how many tools are called is the model's: leave it out",
+        ),
         ({"messages": HELLO, "store": True}, 400, "store", "store: true; nothing is stored here: leave it out"),
         (
             {"messages": HELLO, "chat_template": "{{ x }}"},

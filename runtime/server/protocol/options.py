@@ -78,6 +78,12 @@ def _refuse(body: Mapping[str, Any]) -> None:
         raise ApiError(400, "suffix: text is only continued, never filled in; leave it out", param="suffix")
     if body.get("store"):
         raise ApiError(400, "store: true; nothing is stored here: leave it out", param="store")
+    if body.get("parallel_tool_calls") is False:
+        raise ApiError(
+            400,
+            "parallel_tool_calls: false; how many tools are called is the model's: leave it out",
+            param="parallel_tool_calls",
+        )
     if "include_usage" in (body.get("stream_options") or {}) and not body.get("stream"):
         raise ApiError(400, "stream_options: only with stream: true", param="stream_options")
 
