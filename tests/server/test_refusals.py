@@ -202,7 +202,7 @@ def test_the_log_has_numbers_and_no_secrets(caplog: pytest.LogCaptureFixture) ->
         "x-request-id": "mine-1",
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     }
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="adaptc.server"):
         body = {"messages": message("my secret is 1234"), "max_tokens": 5, "temperature": 0}
         answer = ask(parts, CHAT, body, headers=headers)
         ask(parts, "/v1/models/secret-path?key=secret-query", headers=headers)
