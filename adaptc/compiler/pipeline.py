@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from adaptc.compiler import stage_names
+from adaptc.errors import SpecError
 from adaptc.passes.base import Pass
 from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
@@ -22,6 +23,7 @@ from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.gptq import Gptq
 from adaptc.passes.quantize.quantize import Quantize
 from adaptc.passes.skip_ffn.branch import Branch
+from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.partition import Partition
 from adaptc.spec.passes import build_passes
@@ -77,12 +79,17 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
         base: The folder that relative paths in the spec start from.
 
     Raises:
-        SpecError: a pass is unknown or an option is wrong; never for a spec from `read_spec`.
+        SpecError: a pass is unknown, or an option is wrong, which a spec from `read_spec` has only if it is wrong for
+            its target.
     """
     target = spec.target
     own = tuple(pass_.at(base) for pass_ in build_passes(spec))
     rounding = (Gptq(block_size=target.block_size),) if target.weights == "int4" else ()
     on_cpu = target.backend == "onnxruntime"
+    if not on_cpu and any(isinstance(pass_, SkipFfn) and pass_.batch == "rows" for pass_ in own):
+        raise SpecError(
+            f"passes.skip_ffn.batch: rows; {target.backend} runs a block for all rows of a step; auto is right"
+        )
     return CompilePlan(
         models=tuple(spec.models),
         to_onnx=(*own, *rounding, Lower()),

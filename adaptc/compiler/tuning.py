@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +22,7 @@ from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import EMPTY, Program
 from adaptc.machine.turns import in_turns
-from adaptc.passes.skip_ffn.branch import branched
+from adaptc.passes.skip_ffn.branch import emitted
 from adaptc.passes.skip_ffn.skips import grouped, run_always, skips
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
@@ -45,8 +45,11 @@ TOKENS = 224
 """Tokens of the calibration text on which gates are judged one by one."""
 
 WORTH = 0.97
-"""Several rows of a step go skipping only where that takes at most this share of the time: what is saved must be more
-than what timing can tell apart."""
+"""What takes at most this share of another's time is quicker: what is saved must be more than what timing can tell
+apart."""
+
+OPEN: Mapping[str, tuple[str, ...]] = {"auto": ("rows", "any"), "off": ()}
+"""What is timed for batch policies that are no form of a graph."""
 
 CHUNK = 64
 NO_IDS: Ids = np.zeros(0, np.int64)
@@ -79,7 +82,7 @@ def paying(
         verdict = GateVerdict(times, *times.verdict(gates))
         if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
             graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text, progress)
-        if verdict.pays and batch > 1:
+        if verdict.pays:
             gates, verdict = _by_rows(graph, decoder, gates, verdict, batch, progress)
         verdicts[name] = verdict
         kept = {**program.gates, name: gates}
@@ -120,26 +123,70 @@ def _one_by_one(
 def _by_rows(
     graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, verdict: GateVerdict, batch: int, progress: Progress
 ) -> tuple[SkipGates, GateVerdict]:
-    """Find up to how many rows of a step skipping is quicker than running every block of the same graph."""
-    level = gates.thresholds[len(gates.thresholds) // 2][1]
+    """Choose how the rows of a step decide, if that is open, and up to how many of them skip blocks.
+
+    Rows that decide together go skipping where that is quicker than running every block. Rows that decide apart do so
+    where it is not slower, as a row's answer then does not depend on how many there are.
+    """
+    policies = OPEN.get(gates.batch, (gates.batch,))
+    sizes = sorted({*(2**n for n in range(11) if 2**n < batch), batch})
     times: list[RowTimes] = []
-    most = 1
-    with running({"gated": graph}, decoder, replace(gates, warmup=0), batch) as [gated]:
+    if policies and (batch > 1 or len(policies) > 1):
         progress.stage(stage_names.ROWS)
-        for rows in counted(sorted({*(2**n for n in range(1, 11) if 2**n < batch), batch}), progress):
-            kinds = {value: _timed(gated, value, rows) for value in (level, DENSE)}
-            seconds = {value: low_of(turns) for value, turns in in_turns(kinds, TURNS_BY_ROWS).items()}
-            times.append(RowTimes(rows, seconds[level], seconds[DENSE]))
-            if seconds[level] > WORTH * seconds[DENSE]:
+        for rows, seconds in _seconds_by_rows(graph, decoder, gates, policies, sizes, progress):
+            apart, together = seconds.get("rows", 0.0), seconds.get("group", seconds.get("any", 0.0))
+            times.append(RowTimes(rows, together, seconds["dense"], apart))
+            if rows > 1 and not apart and together > WORTH * seconds["dense"]:
                 break
-            most = rows
-    return replace(gates, rows=most), replace(verdict, rows=tuple(times))
+    if gates.batch == "auto":
+        last = times[-1]
+        gates = replace(gates, batch="any" if last.adaptive < WORTH * last.apart else "rows")
+    return replace(gates, rows=_most(gates, times)), replace(verdict, rows=tuple(times))
+
+
+def _most(gates: SkipGates, times: Sequence[RowTimes]) -> int:
+    """Up to how many rows of a step skip blocks; of rows that decide apart any number, unless one was slower."""
+    apart = gates.batch == "rows"
+    several = [each for each in times if each.rows > 1]
+    if not several:
+        return gates.rows
+    most = 1
+    for each in several:
+        if (WORTH * each.apart if apart else each.adaptive / WORTH) > each.dense:
+            return most
+        most = each.rows
+    return gates.rows if apart else most
+
+
+def _seconds_by_rows(
+    graph: OnnxGraph,
+    decoder: DecoderSpec,
+    gates: SkipGates,
+    policies: Sequence[str],
+    sizes: Sequence[int],
+    progress: Progress,
+) -> Iterator[tuple[int, Mapping[str, float]]]:
+    """Time steps of each number of rows, at half the budget in the form of each policy, and without gates."""
+    level = gates.thresholds[len(gates.thresholds) // 2][1]
+    dense = run_always(graph, range(len(skips(graph.model.graph))))
+    with ExitStack() as stack:
+
+        def decoder_of(form: OnnxGraph, policy: str) -> HostDecoder:
+            own = replace(gates, batch=policy, warmup=0)
+            [opened] = stack.enter_context(running({"gated": form}, decoder, own, sizes[-1]))
+            return opened
+
+        forms = {policy: (decoder_of(graph, policy), level) for policy in policies}
+        forms["dense"] = decoder_of(dense, "off"), DENSE
+        for rows in counted(sizes, progress):
+            kinds = {name: _timed(opened, value, rows) for name, (opened, value) in forms.items()}
+            yield rows, {name: low_of(turns) for name, turns in in_turns(kinds, TURNS_BY_ROWS).items()}
 
 
 def payoff(
     graph: OnnxGraph,
     decoder: DecoderSpec,
-    batch: str = "any",
+    batch: str = "rows",
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Payoff:
@@ -171,10 +218,9 @@ def running(
     graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: SkipGates, rows: int = 1, threads: int | None = None
 ) -> Iterator[list[HostDecoder]]:
     """Decoders of graphs before `branch`, open as long as the context; `gates` go to those graphs that have any."""
-    together = gates.batch == "group"
     with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
-        emitted = {name: branched(graph, together=together) for name, graph in graphs.items()}
-        for name, content in write_graphs(emitted, Path(folder), "weights.data").items():
+        forms = {name: emitted(graph, gates.batch) for name, graph in graphs.items()}
+        for name, content in write_graphs(forms, Path(folder), "weights.data").items():
             (Path(folder) / f"{name}.onnx").write_bytes(content)
         decoders: list[HostDecoder] = []
         try:
@@ -204,8 +250,9 @@ def _timed(decoder: HostDecoder, threshold: float, rows: int = 1) -> Callable[[]
     )
 
     def run() -> list[float]:
-        for row in range(rows):
-            decoder.prefill(row, context, threshold)
+        decoder.prefill(0, context, threshold)
+        for row in range(1, rows):
+            decoder.move(0, row)
         marks = []
         for step in range(min(steps, decoder.spec.max_tokens - len(context))):
             began = perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import onnx_ir as ir
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import define
 from adaptc.ir.weight_names import GATES, is_trained, owner_of
-from adaptc.passes.skip_ffn.branch import conditionals
+from adaptc.passes.skip_ffn.sides import sides
 from adaptc.report.parts import weights_read
 
 INLINE_BYTES = 1024
@@ -95,13 +95,12 @@ def read_bytes_per_token(graph: OnnxGraph) -> int:
 
 def skippable_bytes(graph: OnnxGraph) -> list[int]:
     """For each gate, in order, the weight bytes that a step reads less if it skips the block."""
-    return [_weights(node, "then_branch", graph) - _weights(node, "else_branch", graph) for node in conditionals(graph)]
+    return [_weights(each.block, graph) - _weights(each.stand_in, graph) for each in sides(graph)]
 
 
-def _weights(node: ir.Node, branch: str, graph: OnnxGraph) -> int:
-    """Bytes of the weights that one side of an If reads."""
-    inner = node.attributes[branch].as_graph()
-    read = {value for each in inner for value in each.inputs if value is not None}
+def _weights(nodes: Iterable[ir.Node], graph: OnnxGraph) -> int:
+    """Bytes of the weights that one side of a gate reads."""
+    read = {value for node in nodes for value in node.inputs if value is not None}
     constants = [v.const_value for v in graph.model.graph.initializers.values() if v in read]
     return sum(tensor.nbytes for tensor in constants if tensor is not None)
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from adaptc.ir.marks import path_of
 from adaptc.ir.onnx_graph import OnnxGraph, fixed
-from adaptc.passes.skip_ffn.branch import conditionals
+from adaptc.passes.skip_ffn.sides import sides
 from adaptc.report.places import AFTER, BEFORE, KINDS, place_of
 from adaptc.report.record import PartRecord, Record
 from adaptc.runtime.bundle.folder import Bundle
@@ -62,10 +62,10 @@ def weights_read(graph: OnnxGraph) -> Iterator[tuple[str, ir.Node, int]]:
         The constant's name, the first node that reads it, and the bytes; a table that is looked up and read whole, as
         an embedding that is the head too, comes twice.
     """
-    instead = {id(node.attributes["else_branch"].as_graph()) for node in conditionals(graph)}
+    instead = {node for each in sides(graph) for node in each.stand_in}
     for value in graph.model.graph.initializers.values():
         name, tensor = value.name or "", value.const_value
-        readers = [use.node for use in value.uses() if id(use.node.graph) not in instead]
+        readers = [use.node for use in value.uses() if use.node not in instead]
         if tensor is None or not readers:
             continue
         lookups = [node for node in readers if node.op_type in _LOOKUPS or is_rope_table(name)]

@@ -38,6 +38,7 @@ class FuseNorms(Pass):
                 fork.model.opset_imports["com.microsoft"] = 1
                 pattern.RewriteRuleSet([_Simplified().rule()]).apply_to_model(fork.model)
                 fuse_skip_rms_normalization(fork.model)
+                fork.model.graph.sort()  # who read the sum between it and the norm, as cosine gates do, stood before it
                 name_new_nodes(fork.model.graph)
                 program = program.with_graph(name, fork)
         return program

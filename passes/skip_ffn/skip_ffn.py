@@ -30,7 +30,7 @@ class SkipFfn(Pass):
 
     A gate's logit comes from the state before attention, so the answer is there in time. Attention always runs, so
     the cache is what a dense model's would be. `threshold` is a new input, one number for each token: -inf runs every
-    block. `branch` turns the choice into an If that reads no weight of a skipped block.
+    block. `branch` gives the choice a form that reads no weight of a skipped block.
 
     Policies: `learned` gates and cheap paths are trained by `adaptc train`. `static` skips the same blocks for every
     token, the least important first. `cosine` is FFN-SkipLLM's: where a block hardly turns its state, the next k are
@@ -47,9 +47,11 @@ class SkipFfn(Pass):
         cheap: What `adaptc train` makes to stand in for a skipped block: `low_rank(N)` is a block of N inner neurons,
             `identity` nothing: the block gives zero, and the state passes unchanged.
         warmup: Positions at the start of a sequence where every block runs.
-        batch: With several rows in a step: `any` runs a block if one row wants it, `group` if they want it on average
-            (a row may then lose a block that it wanted), `off` runs all. How many rows still gain is measured when
-            compiling; more run dense.
+        batch: With several rows in a step: with `rows` each row runs the blocks that it wants, so its answer does not
+            depend on the others; `any` runs a block for all rows if one of them wants it, `group` if they want it on
+            average (a row may then lose a block that it wanted), `off` runs all. `auto` is `rows` on a CPU, if that is
+            not slower than `any`, and `any` elsewhere. How many rows still gain is measured when compiling; more run
+            dense.
         budget: Default budget for requests without one: 0 skips as much as the gates can, 1 nothing.
         tau: For `cosine`: from this similarity on, 0 to 1, blocks are skipped.
         k: For `cosine`: how many.
@@ -67,7 +69,7 @@ class SkipFfn(Pass):
     layers: Literal["auto"] | tuple[int, ...] = "auto"
     cheap: str = "low_rank(64)"
     warmup: int = 28
-    batch: Literal["any", "group", "off"] = "any"
+    batch: Literal["auto", "rows", "any", "group", "off"] = "auto"
     budget: float = 1.0
     tau: float = 0.95
     k: int = 2

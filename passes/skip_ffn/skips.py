@@ -98,3 +98,11 @@ def serving_only(graph: ir.Graph, gate: Skip, index: int) -> list[ir.Node]:
         if users and not ends and all(u.node in serving or (u.node is gate.node and u.idx == index) for u in users):
             serving.add(node)
     return [node for node in graph if node in serving]
+
+
+def gives_zero(nodes: Sequence[ir.Node]) -> bool:
+    """Whether nodes that stand in for a block give zero, which is exported as x · 0."""
+    if [node.op_type for node in nodes if node.op_type != "Constant"] != ["Mul"]:
+        return False
+    constants = [ir.convenience.get_const_tensor(value) for value in nodes[-1].inputs if value is not None]
+    return any(tensor is not None and not tensor.numpy().any() for tensor in constants)

@@ -16,12 +16,13 @@ from adaptc.ir.partitions import Split
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.emit import GEMM
-from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, serving_only, skips
+from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, gives_zero, serving_only, skips
 from adaptc.passes.targets.piece import FREE, Shared
 from adaptc.passes.targets.stages import Stage, in_stages
 from adaptc.runtime.bundle.names import CACHE_POSITIONS
 from adaptc.runtime.bundle.partitions import Call, PartitionStep, When
 from adaptc.runtime.bundle.plan import Run, Switch
+from adaptc.runtime.bundle.skip_gates import SkipGates
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class Partition(Pass):
         gemms: Whether GEMMs are partitions of their own; if not, they stay in the engines.
 
     Raises:
-        PassError: a block that may be skipped gives more than one value, or the plan is not one decoder.
+        PassError: a block that may be skipped gives more than one value, the plan is not one decoder, or rows are to
+            decide each for itself.
     """
 
     name: ClassVar[str] = "partition"
@@ -64,7 +66,17 @@ class Partition(Pass):
             plan = "; ".join(map(str, program.plan))
             raise PassError(f"plan: {plan}; TensorRT runs one decoder, with or without routes after its first part")
         found = {name: split(graph, gemms=self.gemms) for name, graph in decoders.items()}
-        return replace(program, partitions={**program.partitions, **found}) if found else program
+        if not found:
+            return program
+        gates = {name: _as_a_step(each) if name in found else each for name, each in program.gates.items()}
+        return replace(program, partitions={**program.partitions, **found}, gates=gates)
+
+
+def _as_a_step(gates: SkipGates) -> SkipGates:
+    """Gates whose rows decide together: the blocks of a step are kernels of one captured graph."""
+    if gates.batch == "rows":
+        raise PassError("batch: rows; TensorRT runs a block for all rows of a step: auto, any or off is right")
+    return replace(gates, batch="any") if gates.batch == "auto" else gates
 
 
 def split(graph: OnnxGraph, *, gemms: bool = True) -> Split:
@@ -74,7 +86,7 @@ def split(graph: OnnxGraph, *, gemms: bool = True) -> Split:
     pieces = {
         place: in_stages(nodes) if gemms else [Stage(tuple(nodes))] for place, nodes in _assign(main, gates).items()
     }
-    zeros = {index for index in range(len(gates)) if _is_zero(pieces.get(("else", index), []))}
+    zeros = {index for index in range(len(gates)) if gives_zero(_nodes(pieces.get(("else", index), [])))}
     for index in zeros:
         del pieces["else", index]
     shared = Shared({}, Counter())
@@ -189,13 +201,8 @@ def _when(shared: Shared, gate: Skip, sides: Sequence[Sequence[Stage] | None], n
     return When(gate.logit.name or "", found[0], found[1], result)
 
 
-def _is_zero(parts: Sequence[Stage]) -> bool:
-    """Whether the stand-in of a block is zero, which is exported as x · 0."""
-    nodes = [node for part in parts for node in part.nodes]
-    if [node.op_type for node in nodes if node.op_type != "Constant"] != ["Mul"]:
-        return False
-    constants = [ir.convenience.get_const_tensor(value) for value in nodes[-1].inputs if value is not None]
-    return any(tensor is not None and not tensor.numpy().any() for tensor in constants)
+def _nodes(parts: Sequence[Stage]) -> list[ir.Node]:
+    return [node for part in parts for node in part.nodes]
 
 
 def _dense(main: ir.Graph, gates: Sequence[Skip]) -> list[ir.Node]:

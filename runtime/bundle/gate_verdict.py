@@ -80,13 +80,15 @@ class RowTimes:
 
     Attributes:
         rows: Number of rows.
-        adaptive: Seconds at half the budget.
-        dense: Seconds with every block run.
+        adaptive: Seconds at half the budget where rows decide together; 0 if that was not timed.
+        dense: Seconds without gates.
+        apart: Seconds at half the budget where each row decides for itself; 0 if that was not timed.
     """
 
     rows: int
     adaptive: float
     dense: float
+    apart: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ THRESHOLD = "threshold"
 """Input of a graph with skip gates: float32 [batch, tokens]; -inf runs every block."""
 
 RAN = "ran"
-"""Output of a graph with skip gates: bool [gates]."""
+"""Output of a graph with skip gates: bool [batch, gates], or bool [gates] where the rows of a step decide together."""
 
 IMAGE_PLACES = "image_places"
 """Input of a decoder: int64 [places], which of a step's tokens are images'."""

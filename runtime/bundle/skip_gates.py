@@ -16,8 +16,9 @@ class SkipGates:
         layers: Indices of the layers with a gate, in order.
         blocks: Number of feed-forward blocks of the model, with a gate or without.
         warmup: Number of positions at the start of a sequence where every block runs.
-        batch: What a step of several rows does: "any" runs a block if one of them wants it, "group" if they want it
-            on average, "off" always.
+        batch: What a step of several rows does: with "rows" each row runs a block if it wants it, whatever the others
+            do; "any" runs it for all rows if one of them wants it, "group" if they want it on average, "off" always.
+            In a program, "auto" leaves it to the target.
         thresholds: (share of all blocks skipped, threshold), both rising, from (0, -inf).
         rows: Most rows of a step in which blocks are skipped, as measured; with more every block runs.
         budget: Default budget for requests without one, 0 to 1.

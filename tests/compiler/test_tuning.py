@@ -8,7 +8,8 @@ import pytest
 
 from adaptc.compiler import tuning
 from adaptc.compiler.tuning import payoff
-from adaptc.passes.skip_ffn.branch import branched, conditionals
+from adaptc.passes.skip_ffn.branch import branched
+from adaptc.passes.skip_ffn.sides import sides
 from adaptc.passes.skip_ffn.skips import run_always
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.bundle.gate_verdict import Payoff
@@ -75,8 +76,8 @@ def test_without_gates_the_graph_is_the_dense_twin() -> None:
 def test_a_gate_that_is_dropped_runs_always(dropped: int) -> None:
     graph = branched(run_always(skipping.onnx(skipping.lowered("llama")), [dropped]))
     graph.verify()
-    [left] = conditionals(graph)
-    assert f"layers.{skipping.GATED[1 - dropped]}." in (left.name or "")
+    [left] = sides(graph)
+    assert all(f"layers.{skipping.GATED[1 - dropped]}." in (node.name or "") for node in left.block)
     from tests.passes.skip_ffn.test_branch import SKIP, step
 
     ids = tiny.feeds(1, 1)["input_ids"]

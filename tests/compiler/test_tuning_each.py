@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.tuning import paying
 from adaptc.compiler.tuning_each import Ran, decide
-from adaptc.passes.skip_ffn.branch import branched, conditionals
+from adaptc.passes.skip_ffn.branch import branched
+from adaptc.passes.skip_ffn.sides import sides
 from adaptc.passes.skip_ffn.skips import grouped, skips
-from adaptc.runtime.bundle.gate_verdict import Payoff, RowTimes
+from adaptc.runtime.backends.host.decoder import HostDecoder
+from adaptc.runtime.bundle.gate_verdict import GateVerdict, Payoff, RowTimes
 from adaptc.runtime.bundle.skip_gates import SkipGates
+from adaptc.runtime.progress import SILENT
 from tests.models import gated_bundle, skipping, tiny
 from tests.passes.skip_ffn.test_branch import SKIP, step
 
@@ -49,8 +53,8 @@ def test_grouped_blocks_follow_the_first_gate() -> None:
     before = skipping.onnx(skipping.lowered("llama"))
     whole, graph = branched(before), branched(grouped(before, (0, 0)))
     graph.verify()
-    assert len(conditionals(graph)) == 2
-    assert len(conditionals(whole)) == 2
+    assert len(sides(graph)) == 2
+    assert len(sides(whole)) == 2
     assert sum(node.op_type == "ReduceMax" for node in graph.model.graph) == 1
     weights = set(whole.model.graph.initializers) - set(graph.model.graph.initializers)
     assert any(name.startswith("model.layers.2.skip.gate") for name in weights)
@@ -96,5 +100,76 @@ def test_rows_of_a_step_that_gain_nothing_run_dense(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pays, "_timed", lambda _, level, rows=1: lambda: [slow[rows] if level > -np.inf else 1.0])
     after, verdicts = paying(program, batch=8)
     assert after.gates["lm"].rows == 2
-    assert verdicts["lm"].rows == (RowTimes(2, 0.9, 1.0), RowTimes(4, 1.2, 1.0))
+    assert verdicts["lm"].rows == (RowTimes(1, 0.5, 1.0), RowTimes(2, 0.9, 1.0), RowTimes(4, 1.2, 1.0))
     assert paying(program, batch=1)[0].gates["lm"].rows == GATES.rows
+
+
+@pytest.mark.parametrize(
+    ("apart", "together", "batch", "policy", "rows"),
+    [
+        ({1: 0.9, 2: 0.8, 4: 0.8}, {1: 0.9, 2: 0.9, 4: 0.99}, 4, "rows", 1024),
+        ({1: 0.9, 2: 0.8, 4: 1.02}, {1: 0.9, 2: 0.9, 4: 1.02}, 4, "rows", 1024),
+        ({1: 0.9, 2: 0.8, 4: 1.2}, {1: 0.9, 2: 0.9, 4: 1.2}, 4, "rows", 2),
+        ({1: 0.9, 2: 0.9, 4: 0.9}, {1: 0.9, 2: 0.8, 4: 0.8}, 4, "any", 4),
+        ({1: 0.9, 2: 1.1, 4: 1.1}, {1: 0.9, 2: 0.9, 4: 1.0}, 4, "any", 2),
+        ({1: 0.9}, {1: 0.8}, 1, "any", 1024),
+        ({1: 0.9}, {1: 0.89}, 1, "rows", 1024),
+    ],
+    ids=[
+        "quicker",
+        "no slower",
+        "slower with four",
+        "together is quicker",
+        "and for few only",
+        "alone",
+        "alone, alike",
+    ],
+)
+def test_rows_decide_apart_unless_that_is_slower(
+    apart: dict[int, float],
+    together: dict[int, float],
+    batch: int,
+    policy: str,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock is fixed, and tells the forms of the graph apart by the shape of what they say ran."""
+    program = replace(gated_bundle.program(gated=True, emitted=False), gates={"lm": replace(GATES, batch="auto")})
+    monkeypatch.setattr(pays, "payoff", lambda *_: Payoff(1e-3, 1.001e-3, 0.5e-3, 2))
+
+    def timed(decoder: HostDecoder, threshold: float, rows: int = 1) -> Callable[[], list[float]]:
+        if decoder.gates is None:
+            assert threshold == -np.inf
+            return lambda: [1.0]
+        return lambda: [{"rows": apart, "any": together}[decoder.gates.batch][rows]]  # type: ignore[union-attr]
+
+    monkeypatch.setattr(pays, "_timed", timed)
+    after, verdicts = paying(program, batch=batch)
+    assert after.gates["lm"] == replace(GATES, batch=policy, rows=rows)
+    assert verdicts["lm"].rows == tuple(RowTimes(n, together[n], 1.0, apart[n]) for n in apart)
+
+
+def test_steps_of_several_rows_are_timed_on_both_forms() -> None:
+    program = replace(gated_bundle.program(gated=True, emitted=False), gates={"lm": replace(GATES, batch="auto")})
+    gates, verdict = pays._by_rows(
+        skipping.onnx(program),
+        gated_bundle.DECODER,
+        program.gates["lm"],
+        GateVerdict(Payoff(1.0, 1.0, 1.0, 2), True, ""),
+        3,
+        SILENT,
+    )
+    assert gates.batch in ("rows", "any")
+    assert [each.rows for each in verdict.rows] == [1, 2, 3]
+    assert all(min(each.adaptive, each.apart, each.dense) > 0 for each in verdict.rows)
+
+
+@pytest.mark.parametrize("policy", ["off", "any", "group", "rows"])
+def test_a_policy_that_was_asked_for_stays(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = replace(gated_bundle.program(gated=True, emitted=False), gates={"lm": replace(GATES, batch=policy)})
+    monkeypatch.setattr(pays, "payoff", lambda *_: Payoff(1e-3, 1.001e-3, 0.5e-3, 2))
+    monkeypatch.setattr(pays, "_timed", lambda _, level, rows=1: lambda: [0.5 if level > -np.inf else 1.0])
+    after, verdicts = paying(program, batch=2)
+    assert after.gates["lm"].batch == policy
+    assert [each.rows for each in verdicts["lm"].rows] == ([] if policy == "off" else [1, 2])
+    assert all((each.apart > 0) == (policy == "rows") for each in verdicts["lm"].rows)

@@ -101,7 +101,8 @@ class HostDecoder(SingleRoute):
         self._warmup = 0 if gates is None else gates.warmup
         self._threshold = np.full((batch, 1), DENSE, np.float32)
         self._prompt_threshold = np.full((1, chunk + 1), DENSE, np.float32)
-        self._ran = np.ones(0 if gates is None else len(gates.layers), np.bool_)
+        self._apart = any(tensor.name == RAN and len(tensor.shape) == 2 for tensor in engine.outputs)
+        self._ran = np.ones((batch if self._apart else 1, 0 if gates is None else len(gates.layers)), np.bool_)
         self._steps: dict[int, BoundRun] = {}  # by the number of sequences
         self._readers: dict[int, BoundRun] = {}  # by slot
         self._bind_step(1)  # a graph of another form is refused now, not in the middle of a request
@@ -254,7 +255,7 @@ class HostDecoder(SingleRoute):
         """See `BatchDecoder.ran`."""
         if self.gates is None or self._last[slot] < self._warmup:
             return None
-        return self._ran.tobytes()
+        return self._ran[slot if self._apart else 0].tobytes()
 
     def move(self, slot: int, to: int) -> None:
         """See `BatchDecoder.move`."""
@@ -357,7 +358,7 @@ class HostDecoder(SingleRoute):
         outputs: dict[str, npt.NDArray[Any]] = {self._result: logits, **updated}
         if self.gates is not None:
             feeds[THRESHOLD] = threshold
-            outputs[RAN] = self._ran
+            outputs[RAN] = self._ran[slots] if self._apart else self._ran[0]
         return self._engine.bind(feeds, outputs)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,17 @@ RUN, SKIP = np.float32(-np.inf), np.float32(np.inf)
 Floats = npt.NDArray[np.float32]
 
 
+class Runs(Protocol):
+    """A graph of a decoder that can be run."""
+
+    @property
+    def model(self) -> ir.Model: ...
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]: ...
+
+
 def step(
-    graph: OnnxGraph,
+    graph: Runs,
     ids: npt.NDArray[np.int64],
     threshold: Floats,
     past: dict[str, Floats] | None = None,
@@ -40,7 +50,7 @@ def step(
 
 
 def feeds(
-    graph: OnnxGraph, ids: npt.NDArray[np.int64], threshold: Floats, past: dict[str, Floats] | None, before: int
+    graph: Runs, ids: npt.NDArray[np.int64], threshold: Floats, past: dict[str, Floats] | None, before: int
 ) -> dict[str, npt.NDArray[np.generic]]:
     batch, tokens = ids.shape
     return {

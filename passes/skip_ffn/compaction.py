@@ -1,0 +1,194 @@
+"""Row compaction: each row of a step runs a block or what stands in for it, by its own threshold alone.
+
+The rows that want a block are put together, the block runs over these, and its results go back to their rows; the rows
+left over go through what stands in for it likewise. There is no conditional: over no rows a node costs its launch and
+reads no weight, and a conditional costs more than such nodes do (docs/results/batched-gates.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+from adaptc.errors import PassError
+from adaptc.ir.marks import PATH, label
+from adaptc.ir.onnx_graph import OnnxGraph, sizes
+from adaptc.passes.emit import INT, Emitter
+from adaptc.passes.skip_ffn.comparisons import comparisons, describe
+from adaptc.passes.skip_ffn.sides import mark
+from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, gives_zero, serving_only, skips
+from adaptc.runtime.bundle.names import RAN
+
+BOOL = ir.DataType.BOOL
+
+Form = tuple[ir.DataType | None, tuple[int | str, ...]]
+"""Type and shape of what a gate gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows of a step.
+
+    Attributes:
+        taken: Which they are, bool[batch].
+        places: Where they are, int64[count, 1].
+        count: What the number of them is called in shapes.
+    """
+
+    taken: ir.Value
+    places: ir.Value
+    count: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """Which rows run a block, and which what stands in for it."""
+
+    full: _Rows
+    cheap: _Rows
+
+
+def compacted(graph: OnnxGraph) -> OnnxGraph:
+    """A fork in which each row of a step decides for itself; a graph without gates as it is.
+
+    Before:  y = Skip(logit, threshold, block(x), cheap(x))
+    After:   runs = any over a row's tokens (logit ≥ threshold); y = 0; y[runs] = block(x[runs]);
+             y[not runs] = cheap(x[not runs]), unless that is zero
+
+    Every value with rows that only the block reads is compacted, so a block may read several. The new output `ran` is
+    bool[batch, gates].
+
+    Raises:
+        PassError: a block reads a value of which nobody knows whether it has rows, or gives one of another form.
+    """
+    if not skips(graph.model.graph):
+        return graph
+    fork = graph.fork()
+    main = fork.model.graph
+    gates = skips(main)
+    leaders = {gate.logit: gate for gate in reversed(gates)}  # of gates that read one logit, the first
+    compared = comparisons(main, [gate for gate in gates if leaders[gate.logit] is gate])
+    zeros = _zeros(main, gates)
+    decisions: dict[ir.Value, _Decision] = {}
+    for index, gate in enumerate(gates):
+        if gate.logit not in decisions:
+            decisions[gate.logit] = _decide(Emitter(main, gate.node), *compared[gate.logit])
+        _replace(main, gate, decisions[gate.logit], zeros[_form(gate)], index)
+    _report(main, [decisions[gate.logit].full.taken for gate in gates])
+    RemoveUnusedNodesPass()(fork.model)
+    RemoveUnusedOpsetsPass()(fork.model)
+    NameFixPass()(fork.model)  # blocks may have nodes of one name
+    return fork
+
+
+def _decide(new: Emitter, value: ir.Value, level: ir.Value) -> _Decision:
+    """What each row decides: that it runs the block if one of its tokens wants it."""
+    stem = label(new.before)
+    wants = new.call("GreaterOrEqual", value, level, dtype=BOOL, shape=sizes(level))
+    axes = new.constant(list(range(1, len(level.shape or ()))))
+    batch = sizes(level)[0]
+    runs = new.call("ReduceMax", wants, axes, shape=[batch], keepdims=0)
+    rests = new.call("Not", runs, shape=[batch])
+    return _Decision(_rows(new, runs, f"{stem}.runs"), _rows(new, rests, f"{stem}.rests"))
+
+
+def _rows(new: Emitter, taken: ir.Value, count: str) -> _Rows:
+    flat = new.call("NonZero", taken, dtype=INT, shape=[1, count])
+    return _Rows(taken, new.call("Transpose", flat, shape=[count, 1], perm=[1, 0]), count)
+
+
+def _replace(graph: ir.Graph, gate: Skip, decision: _Decision, zeros: ir.Value, index: int) -> None:
+    """Put both sides, each over its rows, in the place of a Skip node."""
+    result = zeros
+    new = Emitter(graph, gate.node)
+    for at, value, rows in ((FULL, gate.full, decision.full), (CHEAP, gate.cheap, decision.cheap)):
+        nodes = serving_only(graph, gate, at)
+        if at == CHEAP and gives_zero(nodes):
+            continue
+        inner = _over(new, gate, nodes, value, rows)
+        mark(nodes, at, index)
+        result = new.call("ScatterND", result, rows.places, inner, shape=sizes(gate.result))
+    new.replace(result)
+
+
+def _over(new: Emitter, gate: Skip, nodes: Sequence[ir.Node], value: ir.Value, rows: _Rows) -> ir.Value:
+    """One input of a Skip node for some rows: its nodes, after those rows of what they read."""
+    batch = sizes(gate.threshold)[0]
+    inside = {result for node in nodes for result in node.outputs}
+    taken: dict[ir.Value, ir.Value] = {}
+
+    def some_of(whole: ir.Value) -> ir.Value:
+        if whole not in taken:
+            shape = [rows.count, *sizes(whole)[1:]]
+            taken[whole] = new.call("Compress", whole, rows.taken, shape=shape, axis=0)
+        return taken[whole]
+
+    new.graph.remove(nodes)
+    for node in nodes:
+        for place, source in enumerate(node.inputs):
+            if source is not None and source not in inside and _has_rows(source, batch, gate):
+                node.replace_input_with(place, some_of(source))
+    new.graph.insert_before(gate.node, nodes)
+    for result in inside:
+        if sizes(result)[:1] == (batch,):
+            result.shape = ir.Shape([rows.count, *sizes(result)[1:]])
+    return value if value in inside else some_of(value)  # what others read too is computed for all rows
+
+
+def _has_rows(value: ir.Value, batch: int | str, gate: Skip) -> bool:
+    """Whether a value's first axis is the rows of a step."""
+    source = value.producer()
+    if value.is_initializer() or (source is not None and source.op_type == "Constant"):
+        return False
+    if value.shape is None:
+        raise PassError(f"{label(gate.node)}: {value.name} has no shape; batch: any needs none")
+    return sizes(value)[:1] == (batch,)
+
+
+def _form(gate: Skip) -> Form:
+    return gate.result.dtype, sizes(gate.result)
+
+
+def _zeros(graph: ir.Graph, gates: Sequence[Skip]) -> Mapping[Form, ir.Value]:
+    """By form of a gate's result, what the rows have that nothing is written to; computed once a step."""
+    threshold = gates[0].threshold
+    step = ir.node("Shape", [threshold], name="zeros/Shape")
+    nodes = [step]
+    found: dict[Form, ir.Value] = {}
+    for form, gate in {_form(gate): gate for gate in gates}.items():
+        dtype, shape = form
+        widths = [size for size in shape[2:] if isinstance(size, int)]
+        if dtype is None or shape[:2] != sizes(threshold) or len(widths) + 2 != len(shape):
+            raise PassError(f"{label(gate.node)}: gives {dtype} {list(shape)}; [batch, tokens, width] is right")
+        stem = f"zeros/{'x'.join(map(str, widths))}"
+        width = ir.node("Constant", [], {"value_ints": widths}, name=f"{stem}/Constant")
+        whole = ir.node("Concat", [step.outputs[0], width.outputs[0]], {"axis": 0}, name=f"{stem}/Concat")
+        zero = ir.tensor([0], dtype)
+        zeros = ir.node("ConstantOfShape", [whole.outputs[0]], {"value": zero}, name=f"{stem}/ConstantOfShape")
+        describe(zeros.outputs[0], zeros.name or "", dtype, ir.Shape(shape))
+        found[form] = zeros.outputs[0]
+        nodes += [width, whole, zeros]
+    for node in nodes:
+        node.metadata_props[PATH] = ""
+        node.outputs[0].name = node.name
+    graph.insert_before(next(iter(graph)), nodes)
+    return found
+
+
+def _report(graph: ir.Graph, decisions: Sequence[ir.Value]) -> None:
+    """Add the output `ran`."""
+    joined = ir.node("Concat", decisions, {"axis": 0}, name=f"{RAN}/Concat")
+    form = ir.node("Constant", [], {"value_ints": [len(decisions), -1]}, name=f"{RAN}/form")
+    by_gate = ir.node("Reshape", [joined.outputs[0], form.outputs[0]], name=f"{RAN}/Reshape")
+    ran = ir.node("Transpose", [by_gate.outputs[0]], {"perm": [1, 0]}, name=f"{RAN}/Transpose")
+    for node in (joined, form, by_gate, ran):
+        node.metadata_props[PATH] = ""
+        node.outputs[0].name = node.name
+    batch = sizes(decisions[0])[0]
+    value = ran.outputs[0]
+    value.name, value.type, value.shape = RAN, ir.TensorType(BOOL), ir.Shape([batch, len(decisions)])
+    graph.extend([joined, form, by_gate, ran])
+    graph.outputs.append(value)
