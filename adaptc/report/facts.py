@@ -32,14 +32,16 @@ def facts(manifest: Manifest, *, details: bool = False) -> Iterator[tuple[str, s
     for name, gates in manifest.gates.items():
         most = gates.thresholds[-1][0] if gates.thresholds else 0.0
         able = f"{len(gates.layers)} of {gates.blocks} feed-forward blocks"
-        yield f"gates of {name}", f"{gates.policy}, on {able}; up to {percent(most)} are skipped"
+        apart = ", by each sequence for itself" if gates.batch == "rows" else ""
+        yield f"gates of {name}", f"{gates.policy}, on {able}; up to {percent(most)} are skipped{apart}"
     for name, verdict in manifest.gate_verdicts.items():
         yield f"{'kept' if verdict.pays else 'removed'} gates of {name}", verdict.why
         if verdict.each:
             yield f"each gate of {name}", outcomes(verdict) + ("" if details else "; adaptc -v compile lists them")
         for times in verdict.rows if details else ():
-            both = f"{times.adaptive * 1e3:.2f} ms skipping, {times.dense * 1e3:.2f} ms running every block"
-            yield f"{times.rows} sequences in a step", both
+            named = ((times.apart, "each for itself"), (times.adaptive, "together"), (times.dense, "without gates"))
+            said = ", ".join(f"{time * 1e3:.2f} ms {name}" for time, name in named if time)
+            yield f"{times.rows} sequences in a step", said
     for name, gates_file in manifest.replaced_gates.items():
         yield f"gates of {name} replaced", f"by {gates_file.file}, sha256 {gates_file.sha256[:16]}"
     if details:

@@ -78,13 +78,24 @@ class MapView:
 def gates_views(manifest: Manifest) -> Iterator[GatesView]:
     """What was decided of every graph's gates."""
     for name, verdict in manifest.gate_verdicts.items():
-        heads = ("sequences", "skipping", "running every block", "ratio")
-        rows = [
-            (str(each.rows), seconds(each.adaptive), seconds(each.dense), f"{each.dense / each.adaptive:.2f} ×")
-            for each in verdict.rows
-        ]
+        apart = name in manifest.gates and manifest.gates[name].batch == "rows"
+        rows = _by_rows(verdict, apart) if verdict.rows else None
         each = _each(verdict) if verdict.each else None
-        yield GatesView(name, verdict.pays, _sentence(verdict.why), each, table(heads, rows, words=0) if rows else None)
+        yield GatesView(name, verdict.pays, _sentence(verdict.why), each, rows)
+
+
+def _by_rows(verdict: GateVerdict, apart: bool) -> Table:
+    """What steps of several sequences take; the ratio is of how the bundle decides."""
+
+    def shown(time: float) -> str:
+        return seconds(time) if time else "–"
+
+    rows = []
+    for each in verdict.rows:
+        used = each.apart if apart else each.adaptive
+        ratio = f"{each.dense / used:.2f} ×" if used else "–"
+        rows.append((str(each.rows), shown(each.apart), shown(each.adaptive), shown(each.dense), ratio))
+    return table(("sequences", "each for itself", "together", "without gates", "ratio"), rows, words=0)
 
 
 def outcomes(verdict: GateVerdict) -> str:

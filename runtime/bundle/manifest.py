@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adaptc.runtime.bundle.gate_verdict import GateVerdict
+from adaptc.runtime.bundle.older_schemas import UPGRADES, upgraded
 from adaptc.runtime.bundle.plan import Run, Switch
-from adaptc.runtime.bundle.schema2 import upgraded
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.bundle.strict_json import parse, read_json, to_json
 from adaptc.runtime.errors import BundleError
 
-SCHEMA = 3
-"""The version of `manifest.json` that this adaptc writes; it reads version 2 as well (`schema2.py`)."""
+SCHEMA = 4
+"""The version of `manifest.json` that this adaptc writes; it reads earlier ones as well (`older_schemas.py`)."""
 
 JsonObject = dict[str, Any]
 """A JSON object the runtime carries but does not interpret."""
@@ -250,13 +250,13 @@ class Manifest:
         content = parse(text)
         if not isinstance(content, dict) or "schema" not in content:
             raise BundleError("not a manifest: no key 'schema'")
-        if content["schema"] not in (2, SCHEMA):
+        if content["schema"] not in (*UPGRADES, SCHEMA):
             raise BundleError(
-                f"schema: {content['schema']!r}; this adaptc reads 2 and {SCHEMA}: compile again, or install the "
-                "adaptc that wrote it"
+                f"schema: {content['schema']!r}; this adaptc reads {min(UPGRADES)} to {SCHEMA}: compile again, or "
+                "install the adaptc that wrote it"
             )
         seal = content.pop("sha256", None)
-        manifest = read_json(Manifest, upgraded(content) if content["schema"] == 2 else content)
+        manifest = read_json(Manifest, upgraded(content, SCHEMA))
         if seal != _seal(content):
             raise BundleError("changed since it was written; compile again")
         return manifest

@@ -23,7 +23,7 @@ from adaptc.spec.reading import read_spec
 from adaptc.verification.bundle_model import BundleModel
 from tests.models import folder, skipping
 
-GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))
+GATES = SkipGates("learned", skipping.GATED, 3, 4, "rows", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))
 IDS = [5, 9, 40, 7, 101, 33, 8, 21]
 
 
@@ -59,7 +59,7 @@ def test_gates_that_pay_are_in_the_bundle(
             Cache(root).drop("bundle", entry.name)
         manifest = made.bundle.manifest
         table = ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5))
-        assert manifest.gates == {"lm": SkipGates("learned", skipping.GATED, 3, 4, "any", table, dense="lm.dense")}
+        assert manifest.gates == {"lm": SkipGates("learned", skipping.GATED, 3, 4, "rows", table, dense="lm.dense")}
         assert [t.name for t in manifest.graphs["lm.dense"].inputs if t.name == "threshold"] == []
         assert manifest.graphs["lm.dense"].data == manifest.graphs["lm"].data[:1]
         assert manifest.passes[-1].name == "branch"

@@ -19,7 +19,7 @@ TOLERANCE = 0.05
 
 
 @pytest.mark.parametrize("name", ["gated", "stitched"])
-@pytest.mark.parametrize("schema", ["schema2", "schema3"])
+@pytest.mark.parametrize("schema", ["schema2", "schema3", "schema4"])
 def test_a_stored_bundle_scores_what_it_did(schema: str, name: str, tmp_path: Path) -> None:
     expected = json.loads((STORED / schema / "expected.json").read_text())
     bundle = shutil.copytree(STORED / schema / name, tmp_path / name)
@@ -37,7 +37,7 @@ def test_todays_format_is_among_the_stored() -> None:
 
 def test_the_ways_of_a_bundle_differ_by_more_than_the_tolerance() -> None:
     """A negative control: a bundle that took another route would fail."""
-    for schema in ("schema2", "schema3"):
+    for schema in ("schema2", "schema3", "schema4"):
         routes = [way["scores"] for way in json.loads((STORED / schema / "expected.json").read_text())["stitched"]]
         for place, scores in enumerate(routes):
             for others in routes[:place]:

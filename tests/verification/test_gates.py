@@ -24,7 +24,7 @@ from adaptc.verification.kinds.verify import verify_bundle
 from adaptc.verification.parity import Passage
 from tests.models import folder, skipping
 
-GATES = SkipGates("learned", skipping.GATED, 3, 4, "any", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)), budget=0.5)
+GATES = SkipGates("learned", skipping.GATED, 3, 4, "rows", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)), budget=0.5)
 PAYS = Payoff(1e-3, 1.01e-3, 0.8e-3, 2)
 
 

@@ -13,7 +13,7 @@ import pytest
 from adaptc.runtime import BundleError
 from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.runtime.bundle.gate_verdict import GateDecision, GateVerdict, Payoff, RowTimes
-from adaptc.runtime.bundle.manifest import GatesFile, Manifest
+from adaptc.runtime.bundle.manifest import SCHEMA, GatesFile, Manifest
 from adaptc.runtime.bundle.plan import RouterRecord, Run, Switch
 from adaptc.runtime.bundle.skip_gates import SkipGates
 
@@ -101,7 +101,7 @@ def test_an_old_manifest_says_the_same_in_the_present_schema() -> None:
         {"target_share": 0.5, "share": 0.4},
     )
     routes = {"small": "tail.small", "large": "tail.large"}
-    assert manifest.schema == 3
+    assert manifest.schema == SCHEMA
     assert manifest.plan == (Run("trunk"), Switch("router", routes, router))
     assert manifest.bytes_per_token == 100
     assert manifest.route_bytes == {"router": {"small": 60, "large": 100}}

@@ -1,28 +1,36 @@
-"""Manifests of schema 2, as bundles had them before: read as what they would say in the present schema.
+"""Manifests of schemas that bundles had before: read as what they would say in the present one.
 
 Schema 2 kept what was measured in an untyped `report`, a route's cost beside its graph, and both infinities as null.
+Schema 3 knew no rows that decide each for itself, so it timed none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adaptc.runtime.errors import BundleError
 
 
-def upgraded(content: dict[str, Any]) -> dict[str, Any]:
-    """A manifest of schema 2, parsed from JSON and without its seal, in the form of schema 3.
+def upgraded(content: dict[str, Any], to: int) -> dict[str, Any]:
+    """A manifest, parsed from JSON and without its seal, in the form of a later schema.
+
+    Args:
+        content: Of schema `to`, or of one that `UPGRADES` knows.
+        to: A schema.
 
     Raises:
-        BundleError: it is not of schema 2's form.
+        BundleError: it is not of its schema's form.
     """
-    try:
-        return _upgraded(content)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BundleError(f"not a manifest of schema 2 ({error!r}); compile again") from error
+    while (schema := content["schema"]) != to:
+        try:
+            content = UPGRADES[schema](content)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BundleError(f"not a manifest of schema {schema} ({error!r}); compile again") from error
+    return content
 
 
-def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+def _from_schema2(content: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in content.items() if key != "report"}
     report = content["report"]
     nodes, skippable = report.get("nodes", {}), report.get("skippable_bytes", {})
@@ -60,3 +68,15 @@ def _verdict(record: dict[str, Any]) -> dict[str, Any]:
     times = {key: record[key] for key in ("dense", "run", "skipped", "gates", "shared")}
     rest = {key: record[key] for key in ("why", "each", "rows")}
     return {"payoff": times, "pays": record["kept"]} | rest
+
+
+def _from_schema3(content: dict[str, Any]) -> dict[str, Any]:
+    verdicts = {
+        name: verdict | {"rows": [times | {"apart": 0.0} for times in verdict["rows"]]}
+        for name, verdict in content["gate_verdicts"].items()
+    }
+    return content | {"schema": 4, "gate_verdicts": verdicts}
+
+
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {2: _from_schema2, 3: _from_schema3}
+"""By schema, what makes a manifest of the next one of it."""
