@@ -19,6 +19,7 @@ from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.spec.reading import read_spec
 from adaptc.verification.bundle_model import BundleModel
 from tests.models import folder, skipping
@@ -107,6 +108,45 @@ def test_both_graphs_give_the_same_logits_bit_for_bit(
     assert dense.greedy(IDS, 12) == gated.greedy(IDS, 12)
     dense.close()
     gated.close()
+
+
+def test_sequences_say_beside_others_what_they_say_alone(
+    tiny: tuple[Path, Any], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens and decisions, at one budget and beside sequences of other budgets, dense ones among them."""
+    made = build(tiny[0], tmp_path / "b", root, monkeypatch, Payoff(1e-3, 1.01e-3, 0.8e-3, 2))
+    prompts, budgets = [IDS[at:] for at in range(4)], [1.0, 0.5, 0.0, 0.5]
+    with runtime.load(made.bundle.path, batch=4, budget=0.5) as session:
+        alone = [session.generate(prompt, max_new_tokens=12, budget=0.5) for prompt in prompts]
+        together = session.generate(prompts, max_new_tokens=12, budget=0.5)
+        for one, beside in zip(alone, together, strict=True):
+            assert one.trace.skips is not None
+            assert beside.trace.skips is not None
+            assert one.ids == beside.ids
+            assert one.trace.skips.ran.tolist() == beside.trace.skips.ran.tolist()
+        expected = [written(session, [p], [b])[0] for p, b in zip(prompts, budgets, strict=True)]
+        assert written(session, prompts, budgets) == expected
+        ran = np.array([np.frombuffer(b"".join(steps), np.bool_).mean() for _, steps in expected])
+        assert ran[0] == 1 > ran[1] > ran[2]
+
+
+Written = list[tuple[list[int], list[bytes]]]
+
+
+def written(session: runtime.Session, prompts: list[list[int]], budgets: list[float]) -> Written:
+    """What each slot of the session's decoder writes greedily under its own budget, and what ran."""
+    decoder = session._decoder
+    newest = [
+        int(decoder.start(slot, np.array(prompt), RequestOptions(budget)).argmax())
+        for slot, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True))
+    ]
+    found: Written = [([token], []) for token in newest]
+    for _ in range(10):
+        newest = [int(logits.argmax()) for logits in decoder.decode(newest)]
+        for slot, token in enumerate(newest):
+            found[slot][0].append(token)
+            found[slot][1].append(decoder.ran(slot) or b"")
+    return found
 
 
 def test_gates_that_do_not_pay_are_removed_and_the_report_says_so(

@@ -32,7 +32,8 @@ class GatedLm:
         thresholds: Of each run, as a list of lists.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, apart: bool = False) -> None:
+        """`apart`: whether each row decides for itself, and says so."""
         inner = HistoryLm(decoder_spec())
         run = inner.engine.function
         self.spec = inner.spec
@@ -44,10 +45,11 @@ class GatedLm:
             threshold = feeds["threshold"]
             assert threshold.shape == feeds["input_ids"].shape
             self.thresholds.append(threshold.tolist())
-            outputs["ran"][:] = [bool(np.any(logit >= threshold)) for logit in LOGITS]
+            wants = np.array(LOGITS) >= threshold[..., None]
+            outputs["ran"][...] = wants.any(1) if apart else wants.any((0, 1))
 
         self.engine = FakeEngine(
             (*inner.engine.inputs, TensorSpec("threshold", "float32", ("batch", "tokens"))),
-            (*inner.engine.outputs, TensorSpec("ran", "bool", (3,))),
+            (*inner.engine.outputs, TensorSpec("ran", "bool", ("batch", 3) if apart else (3,))),
             gated,
         )

@@ -116,6 +116,25 @@ def test_each_row_of_a_batch_warms_up_by_itself() -> None:
     assert [r.trace.ffn_skipped for r in (short, long)] == [pytest.approx(2 / 6), pytest.approx(2 / 24)]
 
 
+def test_rows_that_decide_apart_count_their_own_skips() -> None:
+    """Beside a row that warms up, and in slots that others leave, as alone."""
+    prompts = [[1], [1, 2, 3, 4, 5], [4, 4, 4, 4], [2, 2]]
+    lengths = [9, 3, 6, 8]
+    with session(GatedLm(apart=True), policy="rows") as running:
+        alone = [running.generate(p, max_new_tokens=n, budget=0) for p, n in zip(prompts, lengths, strict=True)]
+    lm = GatedLm(apart=True)
+    with session_of(lm.engine, lm.spec, batch=3, chunk=2, gates=gates(4, "rows")) as running:
+        together = running.generate(prompts, max_new_tokens=max(lengths), budget=0)
+    for one, beside, length in zip(alone, together, lengths, strict=True):
+        assert one.trace.skips is not None
+        assert beside.trace.skips is not None
+        count = len(one.trace.skips.ran)
+        assert count > 0
+        assert beside.ids[:length] == one.ids
+        assert beside.trace.skips.ran[:count].tolist() == one.trace.skips.ran.tolist() == [[False, False, True]] * count
+    assert any(len(run) == 3 and len(set(map(tuple, run))) == 2 for run in lm.thresholds), "rows differed in a step"
+
+
 def test_a_batch_that_must_not_skip_runs_dense() -> None:
     lm = GatedLm()
     with session(lm, batch=2, warmup=0, policy="off") as running:
