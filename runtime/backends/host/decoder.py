@@ -255,7 +255,8 @@ class HostDecoder(SingleRoute):
         """See `BatchDecoder.ran`."""
         if self.gates is None or self._last[slot] < self._warmup:
             return None
-        return self._ran[slot if self._apart else 0].tobytes()
+        ran: bytes = self._ran[slot if self._apart else 0].tobytes()
+        return ran
 
     def move(self, slot: int, to: int) -> None:
         """See `BatchDecoder.move`."""

@@ -59,7 +59,7 @@ def feeds(
         "total_sequence_length": np.array(before + tokens, np.int32),
         "logits_from": np.array([0]),
         "threshold": threshold,
-        **(past or tiny.empty_cache(graph, batch)),
+        **(past or tiny.empty_cache(OnnxGraph(graph.model), batch)),
     }
 
 
