@@ -44,6 +44,19 @@ class _Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class _Step:
+    """What gates share, computed once a step.
+
+    Attributes:
+        zeros: By form of what a gate gives, what rows have that nothing is written to.
+        places: Where each row is, int64[batch, 1].
+    """
+
+    zeros: Mapping[Form, ir.Value]
+    places: ir.Value
+
+
+@dataclass(frozen=True, slots=True)
 class _Decision:
     """Which rows run a block, and which what stands in for it."""
 
@@ -71,12 +84,12 @@ def compacted(graph: OnnxGraph) -> OnnxGraph:
     gates = skips(main)
     leaders = {gate.logit: gate for gate in reversed(gates)}  # of gates that read one logit, the first
     compared = comparisons(main, [gate for gate in gates if leaders[gate.logit] is gate])
-    zeros = _zeros(main, gates)
+    step = _step(main, gates)
     decisions: dict[ir.Value, _Decision] = {}
     for index, gate in enumerate(gates):
         if gate.logit not in decisions:
-            decisions[gate.logit] = _decide(Emitter(main, gate.node), *compared[gate.logit])
-        _replace(main, gate, decisions[gate.logit], zeros[_form(gate)], index)
+            decisions[gate.logit] = _decide(Emitter(main, gate.node), step, *compared[gate.logit])
+        _replace(main, gate, decisions[gate.logit], step.zeros[_form(gate)], index)
     _report(main, [decisions[gate.logit].full.taken for gate in gates])
     RemoveUnusedNodesPass()(fork.model)
     RemoveUnusedOpsetsPass()(fork.model)
@@ -84,7 +97,7 @@ def compacted(graph: OnnxGraph) -> OnnxGraph:
     return fork
 
 
-def _decide(new: Emitter, value: ir.Value, level: ir.Value) -> _Decision:
+def _decide(new: Emitter, step: _Step, value: ir.Value, level: ir.Value) -> _Decision:
     """What each row decides: that it runs the block if one of its tokens wants it."""
     stem = label(new.before)
     wants = new.call("GreaterOrEqual", value, level, dtype=BOOL, shape=sizes(level))
@@ -92,12 +105,11 @@ def _decide(new: Emitter, value: ir.Value, level: ir.Value) -> _Decision:
     batch = sizes(level)[0]
     runs = new.call("ReduceMax", wants, axes, shape=[batch], keepdims=0)
     rests = new.call("Not", runs, shape=[batch])
-    return _Decision(_rows(new, runs, f"{stem}.runs"), _rows(new, rests, f"{stem}.rests"))
-
-
-def _rows(new: Emitter, taken: ir.Value, count: str) -> _Rows:
-    flat = new.call("NonZero", taken, dtype=INT, shape=[1, count])
-    return _Rows(taken, new.call("Transpose", flat, shape=[count, 1], perm=[1, 0]), count)
+    both = ((runs, f"{stem}.runs"), (rests, f"{stem}.rests"))
+    full, cheap = (
+        _Rows(taken, new.call("Compress", step.places, taken, shape=[count, 1], axis=0), count) for taken, count in both
+    )
+    return _Decision(full, cheap)
 
 
 def _replace(graph: ir.Graph, gate: Skip, decision: _Decision, zeros: ir.Value, index: int) -> None:
@@ -152,30 +164,43 @@ def _form(gate: Skip) -> Form:
     return gate.result.dtype, sizes(gate.result)
 
 
-def _zeros(graph: ir.Graph, gates: Sequence[Skip]) -> Mapping[Form, ir.Value]:
-    """By form of a gate's result, what the rows have that nothing is written to; computed once a step."""
+def _step(graph: ir.Graph, gates: Sequence[Skip]) -> _Step:
+    """Add what gates share, before all nodes."""
     threshold = gates[0].threshold
-    step = ir.node("Shape", [threshold], name="zeros/Shape")
-    nodes = [step]
+    batch = sizes(threshold)[0]
+    size = ir.node("Shape", [threshold], name="rows/Shape")
+    zero, one = (ir.node("Constant", [], {"value_int": n}, name=f"rows/{n}") for n in (0, 1))
+    last = ir.node("Constant", [], {"value_ints": [1]}, name="rows/axis")
+    count = ir.node("Gather", [size.outputs[0], zero.outputs[0]], {"axis": 0}, name="rows/Gather")
+    line = ir.node("Range", [zero.outputs[0], count.outputs[0], one.outputs[0]], name="rows/Range")
+    places = ir.node("Unsqueeze", [line.outputs[0], last.outputs[0]], name="rows/Unsqueeze")
+    nodes = [size, zero, one, last, count, line, places]
     found: dict[Form, ir.Value] = {}
     for form, gate in {_form(gate): gate for gate in gates}.items():
-        dtype, shape = form
-        widths = [size for size in shape[2:] if isinstance(size, int)]
-        if dtype is None or shape[:2] != sizes(threshold) or len(widths) + 2 != len(shape):
-            raise PassError(f"{label(gate.node)}: gives {dtype} {list(shape)}; [batch, tokens, width] is right")
-        stem = f"zeros/{'x'.join(map(str, widths))}"
-        width = ir.node("Constant", [], {"value_ints": widths}, name=f"{stem}/Constant")
-        whole = ir.node("Concat", [step.outputs[0], width.outputs[0]], {"axis": 0}, name=f"{stem}/Concat")
-        zero = ir.tensor([0], dtype)
-        zeros = ir.node("ConstantOfShape", [whole.outputs[0]], {"value": zero}, name=f"{stem}/ConstantOfShape")
-        describe(zeros.outputs[0], zeros.name or "", dtype, ir.Shape(shape))
-        found[form] = zeros.outputs[0]
-        nodes += [width, whole, zeros]
+        made = _zeros(gate, size.outputs[0])
+        found[form] = made[-1].outputs[0]
+        nodes += made
     for node in nodes:
         node.metadata_props[PATH] = ""
         node.outputs[0].name = node.name
+    describe(places.outputs[0], places.name or "", INT, ir.Shape([batch, 1]))
     graph.insert_before(next(iter(graph)), nodes)
-    return found
+    return _Step(found, places.outputs[0])
+
+
+def _zeros(gate: Skip, size: ir.Value) -> list[ir.Node]:
+    """Nodes that give zeros of the form of a gate's result; `size` is the batch and the tokens, int64[2]."""
+    dtype, shape = _form(gate)
+    widths = [width for width in shape[2:] if isinstance(width, int)]
+    if dtype is None or shape[:2] != sizes(gate.threshold) or len(widths) + 2 != len(shape):
+        raise PassError(f"{label(gate.node)}: gives {dtype} {list(shape)}; [batch, tokens, width] is right")
+    stem = f"zeros/{'x'.join(map(str, widths))}"
+    width = ir.node("Constant", [], {"value_ints": widths}, name=f"{stem}/Constant")
+    whole = ir.node("Concat", [size, width.outputs[0]], {"axis": 0}, name=f"{stem}/Concat")
+    value = ir.tensor([0], dtype)
+    zeros = ir.node("ConstantOfShape", [whole.outputs[0]], {"value": value}, name=f"{stem}/ConstantOfShape")
+    describe(zeros.outputs[0], zeros.name or "", dtype, ir.Shape(shape))
+    return [width, whole, zeros]
 
 
 def _report(graph: ir.Graph, decisions: Sequence[ir.Value]) -> None:

@@ -13,7 +13,6 @@ token, so a threshold is a share of blocks skipped, and which blocks a row skips
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -204,7 +203,6 @@ def shares() -> Iterator[Point]:
     yield "0 %", DENSE
     for share in (0.15, 0.3, 0.5):
         yield f"{share:.0%} of 24", NormalDist().inv_cdf(share)
-    yield "all of 24", math.inf
 
 
 def main() -> None:
