@@ -60,7 +60,7 @@ class Front:
             await send(message)
 
         try:
-            with span(f"{scope['method']} {_endpoint(scope)}", headers) as told:
+            with span(scope["method"], headers) as told:
                 try:
                     async with AsyncExitStack() as stack:
                         scope["adaptc.stack"] = stack
@@ -76,6 +76,7 @@ class Front:
                         await _end_events(answer, sending)
                     if isinstance(error, asyncio.CancelledError) and not self._parts.entrance.draining:
                         raise
+                told.update_name(f"{scope['method']} {_endpoint(scope)}")
                 for name, value in {"http.response.status_code": status, **facts}.items():
                     told.set_attribute(name, value)
         finally:

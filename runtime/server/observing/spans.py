@@ -10,11 +10,17 @@ from typing import Any, Protocol
 class Span(Protocol):
     """What is told of a request while it runs."""
 
+    def update_name(self, name: str) -> None:
+        """Call it otherwise."""
+
     def set_attribute(self, key: str, value: Any) -> None:
         """Add something that is known of it."""
 
 
 class _NoSpan:
+    def update_name(self, name: str) -> None:
+        """Tell nobody."""
+
     def set_attribute(self, key: str, value: Any) -> None:
         """Tell nobody."""
 
