@@ -73,6 +73,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             backlog=_BACKLOG,
+            limit_concurrency=parts.settings.max_connections,
             timeout_graceful_shutdown=5,
             h11_max_incomplete_event_size=64 << 10,
         )

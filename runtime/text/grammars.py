@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import llguidance
 
 KINDS = ("json", "choice", "regex", "grammar")
+JSON_FORM = MappingProxyType({"whitespace_pattern": r"[ \n\t]{0,24}", "coerce_one_of": True})
+"""llguidance's options for JSON: some models would write white space for ever if they might."""
 
 
 class Grammars:
@@ -56,7 +59,7 @@ class Grammars:
             ) from error
         tokenizer = self._known()
         if kind == "json":
-            grammar = LLMatcher.grammar_from_json_schema(_json(text))
+            grammar = LLMatcher.grammar_from_json_schema(_json(text), defaults=cast("Any", dict(JSON_FORM)))
         elif kind == "regex":
             grammar = LLMatcher.grammar_from_regex(text)
         elif kind == "choice":

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.text.grammars import JSON_FORM
+from adaptc.runtime.validation import shown
 
 
 class ToolFormat(Enum):
@@ -51,6 +55,33 @@ def tool_format_of(templates: Iterable[str]) -> ToolFormat | None:
     if "<|python_tag|>" in text or ("parameters" in text and "ipython" in text):
         return ToolFormat.LLAMA3
     return None
+
+
+def call_grammar(format_: ToolFormat, tools: Mapping[str, Mapping[str, Any]]) -> str:
+    """A grammar, in Lark's notation, of an answer that is one call.
+
+    Args:
+        format_: How it is written.
+        tools: By name, the JSON schema of each tool's arguments.
+
+    Raises:
+        RequestError: two schemas define one name differently.
+    """
+    field = "parameters" if format_ is ToolFormat.LLAMA3 else "arguments"
+    shared: dict[str, Any] = {}
+    calls = []
+    for name, schema in tools.items():
+        for key, definition in schema.get("$defs", {}).items():  # references start from the whole schema
+            if shared.setdefault(key, definition) != definition:
+                raise RequestError(f"tools: {shown(key)} is defined twice; another name in $defs is needed")
+        own = {key: value for key, value in schema.items() if key != "$defs"}
+        properties = {"name": {"const": name}, field: own or {"type": "object"}}
+        calls.append(
+            {"type": "object", "properties": properties, "required": ["name", field], "additionalProperties": False}
+        )
+    before, after = _AROUND[format_]
+    schema_ = json.dumps({"anyOf": calls, "$defs": shared, "x-guidance": dict(JSON_FORM)})
+    return f"start: {before} call {after}\ncall: %json {schema_}"
 
 
 class ToolCallReader:
@@ -134,6 +165,11 @@ class ToolCallReader:
         return begin[0] == "[" or named
 
 
+_AROUND: Mapping[ToolFormat, tuple[str, str]] = {
+    ToolFormat.HERMES: ('"<tool_call>\\n"', '"\\n</tool_call>"'),
+    ToolFormat.LLAMA3: ("", ""),
+    ToolFormat.MISTRAL: ('"["', '"]"'),
+}
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _MARKS: dict[ToolFormat | None, tuple[str, ...]] = {
     ToolFormat.LLAMA3: ("<|python_tag|>",),

@@ -14,7 +14,7 @@ from tests.server.served import ask, by_hand, error_of, events, message, parts_o
 pytest.importorskip("llguidance", reason="the extra serve is not installed here")
 
 CHAT = "/v1/chat/completions"
-SPEC = decoder_spec(vocab=324, max_tokens=400, eos=(1,))
+SPEC = decoder_spec(vocab=324, max_tokens=1000, eos=(1,))
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}]
 SCHEMA = {
     "type": "object",
@@ -35,7 +35,7 @@ def parts(mark: str = "") -> ServerParts:
 
 
 def asked(**more: Any) -> dict[str, Any]:
-    return {"messages": message("x"), "temperature": 0, "max_tokens": 300, **more}
+    return {"messages": message("x"), "temperature": 0, "max_tokens": 700, **more}
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
@@ -48,7 +48,7 @@ def asked(**more: Any) -> dict[str, Any]:
     ],
 )
 def test_a_schema_is_followed(form: dict[str, Any], temperature: int) -> None:
-    body = asked(temperature=temperature, seed=3, logit_bias={"223": -100}, **form)  # else it writes spaces for ever
+    body = asked(temperature=temperature, seed=3, **form)
     answer = ask(parts(), CHAT, body).json()["choices"][0]
     assert answer["finish_reason"] == "stop"
     value = json.loads(answer["message"]["content"])
@@ -84,7 +84,7 @@ def test_choices_and_expressions_are_followed() -> None:
         ({"structured_outputs": {"json": "{"}}, "a JSON schema is needed"),
         (
             {"structured_outputs": {"json": True, "regex": "a"}},
-            "several grammars (response_format is one too); one is needed",
+            "several grammars (response_format and tool_choice are too); one is needed",
         ),
         (
             {"structured_outputs": {"regex": "a"}, "min_tokens": 3},
@@ -152,6 +152,50 @@ def test_the_template_is_given_tools_and_earlier_calls() -> None:
     )
 
 
-def test_a_call_that_must_be_is_refused() -> None:
+PARAMETERS = {
+    "type": "object",
+    "properties": {"at": {"$ref": "#/$defs/place"}},
+    "required": ["at"],
+    "additionalProperties": False,
+    "$defs": {"place": {"enum": ["here", "there"]}},
+}
+OTHERS = [*TOOLS, {"type": "function", "function": {"name": "go", "parameters": PARAMETERS}}]
+
+
+@pytest.mark.parametrize("mark", [each[0] for each in WRITTEN], ids=["hermes", "llama3", "mistral"])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "go"}}])
+def test_a_call_that_must_be_is_one(mark: str, choice: Any) -> None:
+    body = asked(tools=OTHERS if choice != "required" else OTHERS[1:], tool_choice=choice, temperature=1, seed=5)
+    choice = ask(parts(mark), CHAT, body).json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    [call] = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "go"
+    assert json.loads(call["function"]["arguments"])["at"] in ("here", "there")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "x"}}},
+            "tool_choice: no tool 'x'; there are: look, go",
+        ),
+        ({"tool_choice": "required", "tools": None}, "tool_choice: without tools; leave it out, or give tools"),
+        ({"tool_choice": "always"}, "tool_choice: 'always'; one of 'none', 'auto', 'required' is needed"),
+        (
+            {"tool_choice": "required", "structured_outputs": {"regex": "a"}},
+            "structured_outputs: several grammars (response_format and tool_choice are too); one is needed",
+        ),
+    ],
+)
+def test_a_call_that_cannot_be_is_refused(more: dict[str, Any], said: str) -> None:
+    answer = ask(parts("<tool_call>"), CHAT, {**asked(tools=OTHERS), **more})
+    assert answer.status_code == 400
+    assert error_of(answer)["message"] == said
+
+
+def test_a_template_without_a_known_form_cannot_be_made_to_call() -> None:
     answer = ask(parts(), CHAT, asked(tools=TOOLS, tool_choice="required"))
-    assert error_of(answer)["message"] == "tool_choice: \"required\"; 'auto' or 'none' is needed"
+    assert error_of(answer)["message"] == (
+        "tool_choice: this model's template teaches no known form of calls; 'auto' is right"
+    )

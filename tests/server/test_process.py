@@ -73,13 +73,27 @@ def test_openai_s_client_talks_with_it(bundle: Path) -> None:
         assert client.completions.create(model="tiny", prompt="x", max_tokens=1).usage.completion_tokens == 1
 
 
+def refusal(url: str) -> httpx.Response:
+    """The first answer that is none of 200, within a second."""
+    until = time.monotonic() + 1
+    while (answer := httpx.post(f"{url}/v1/completions", json={"prompt": "x", "max_tokens": 1})).status_code == 200:
+        assert time.monotonic() < until
+    return answer
+
+
 def test_a_signal_ends_it_after_what_it_began(bundle: Path) -> None:
-    with serving(f"tiny={bundle}", "--drain-seconds", "20") as (process, url), httpx.Client(base_url=url) as client:
-        body = {"prompt": "the cat", "max_tokens": 80, "temperature": 0, "stream": True}
+    with (
+        serving(f"tiny={bundle}", "--drain-seconds", "20", "--max-batch", "1") as (process, url),
+        httpx.Client(base_url=url) as client,
+    ):
+        # One after another, so that they take longer than a client needs to come.
+        body = {"prompt": ["the cat"] * 100, "max_tokens": 80, "temperature": 0, "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
+            refused = refusal(url)  # a connection of its own: the server still listens
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
             assert list(lines)[-2:] == ["data: [DONE]", ""]
         assert process.wait(15) == 0
 

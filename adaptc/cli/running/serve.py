@@ -25,6 +25,7 @@ from adaptc.cli.options import THREADS
 @click.option("--max-seconds", type=float, default=600.0, show_default=True, help="Longest time of a request.")
 @click.option("--max-body", type=int, default=8 << 20, show_default=True, help="Largest body of a request, in bytes.")
 @click.option("--max-prompts", type=int, default=128, show_default=True, help="Most prompts in one request.")
+@click.option("--max-connections", type=int, default=1024, show_default=True, help="Most connections at a time.")
 @click.option("--drain-seconds", type=float, default=30.0, show_default=True, help="Time to finish on SIGTERM.")
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the API keys, one on each line.")
 @click.option("--allow-anonymous", is_flag=True, help="Let other machines ask without a key.")

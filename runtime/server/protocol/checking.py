@@ -123,7 +123,7 @@ def _needed(schema: Schema) -> str:
         return " or ".join(dict.fromkeys(_needed(each) for each in schema["anyOf"]))
     if "enum" in schema:
         return "one of " + ", ".join(
-            repr(each) if isinstance(each, str) else str(each).lower() for each in schema["enum"]
+            repr(each) if isinstance(each, str) else str(each).lower() for each in schema["enum"] if each is not None
         )
     names = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", ["value"])
     words = {"integer": "whole number", "number": "number", "array": "list"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.runtime.server.protocol.errors import ApiError
+from adaptc.runtime.validation import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,28 @@ def conversation_of(body: Mapping[str, Any], templates: bool) -> ChatInput:
 def _tools(body: Mapping[str, Any]) -> list[Any]:
     """The tools that the template is given: none if the request does not want any called."""
     choice = body.get("tool_choice", "auto")
-    if choice not in ("auto", "none"):
-        raise ApiError(400, f"tool_choice: {json.dumps(choice)[:60]}; 'auto' or 'none' is needed", param="tool_choice")
-    if choice == "auto" and "tool_choice" in body and not body.get("tools"):
+    if choice != "none" and "tool_choice" in body and not body.get("tools"):
         raise ApiError(400, "tool_choice: without tools; leave it out, or give tools", param="tool_choice")
-    return list(body.get("tools") or []) if choice == "auto" else []
+    return list(body.get("tools") or []) if choice != "none" else []
+
+
+def tools_called(body: Mapping[str, Any]) -> list[Any]:
+    """The tools of which one must be called; none if that is the model's choice.
+
+    Raises:
+        ApiError: a tool is named that is not there.
+    """
+    choice, tools = body.get("tool_choice", "auto"), body.get("tools") or []
+    if choice in ("auto", "none"):
+        return []
+    if choice == "required":
+        return list(tools)
+    name = choice["function"]["name"]
+    named = [each for each in tools if each["function"]["name"] == name]
+    if not named:
+        there = ", ".join(each["function"]["name"] for each in tools)
+        raise ApiError(400, f"tool_choice: no tool {shown(name)}; there are: {there}", param="tool_choice")
+    return named
 
 
 def _message(message: Mapping[str, Any], urls: list[str]) -> dict[str, Any]:

@@ -185,7 +185,14 @@ CHAT = obj(
         "logprobs": maybe("boolean"),
         "top_logprobs": maybe("integer", minimum=0, maximum=20),
         "tools": maybe("array", items=TOOL, maxItems=256),
-        "tool_choice": one_of(maybe("string", enum=["none", "auto", "required", None]), ANY_OBJECT),
+        "tool_choice": one_of(
+            {"type": ["string", "null"], "enum": ["none", "auto", "required", None]},
+            obj(
+                {"type": {"type": "string", "enum": ["function"]}, "function": obj({"name": STRING}, "name")},
+                "type",
+                "function",
+            ),
+        ),
         "parallel_tool_calls": maybe("boolean"),
         "response_format": RESPONSE_FORMAT,
         "chat_template": maybe("string"),

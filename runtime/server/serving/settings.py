@@ -28,6 +28,7 @@ class Settings:
         max_seconds: The longest time of a request, in seconds; what was written by then is the answer.
         max_queue: The largest number of requests of one model that wait.
         max_prompts: The largest number of prompts in one request.
+        max_connections: The largest number of connections; further ones get a bare 503.
         read_seconds: The longest time that a body may take to arrive.
         write_seconds: The longest time that a client may take none of a stream.
         drain_seconds: The longest time that running requests get when the server is told to end.
@@ -47,6 +48,7 @@ class Settings:
     max_seconds: float = 600.0
     max_queue: int = 64
     max_prompts: int = 128
+    max_connections: int = 1024
     read_seconds: float = 30.0
     write_seconds: float = 30.0
     drain_seconds: float = 30.0
@@ -58,6 +60,7 @@ class Settings:
         check_count("max_body", self.max_body, 1 << 40, 1024)
         check_count("max_queue", self.max_queue, 1 << 20, 0)
         check_count("max_prompts", self.max_prompts, 1 << 16)
+        check_count("max_connections", self.max_connections, 1 << 20)
         if self.max_tokens is not None:
             check_count("max_tokens", self.max_tokens)
         for name in ("max_seconds", "read_seconds", "write_seconds", "drain_seconds"):

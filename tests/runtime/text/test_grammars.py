@@ -47,6 +47,18 @@ def test_random_logits_write_what_the_schema_asks(seed: int) -> None:
     assert value["b"] in ("x", "é")
 
 
+def test_white_space_ends() -> None:
+    rule = Grammars(FILES["tokenizer.json"], VOCAB, [END]).rule("json", json.dumps(SCHEMA))
+    names = [Tokenizer(FILES).decode([token]) for token in range(VOCAB)]
+    likes = np.array([float(bool(name) and not name.strip()) for name in names], np.float32)
+    sampler = Sampler(Sampling(rules=[lambda: rule]), [], np.random.default_rng(0))
+    ids: list[int] = []
+    while not ids or ids[-1] != END:
+        ids.append(sampler(likes.copy()))
+        assert len(ids) < 400
+    assert json.loads(Tokenizer(FILES).decode(ids[:-1])).keys() == {"a", "b"}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_choices_expressions_and_grammars(seed: int) -> None:
     assert written("choice", '["yes", "no \\"!"]', seed) in ("yes", 'no "!')
