@@ -134,11 +134,11 @@ class Scheduler:
                 if not self._preempt_below(work.priority):
                     return
                 continue
-            self._waiting.remove(work)
             if isinstance(work, ReadingJob):
                 slots.job = work
             elif isinstance(work, TokenSequence):
                 slots.begin(work, slot, self._read_tokens + len(work.prompt))
+            self._waiting.remove(work)
 
     def _next(self) -> Work:
         """The work that is first: by priority, then of the caller who has fewest in slots, then in order of arrival."""
@@ -282,8 +282,9 @@ class Scheduler:
                     sequence.error = error
 
     def _fail(self, error: BaseException) -> None:
-        """End all that was in the decoder."""
-        for work in self._slots.running():
+        """End all that was in the decoder; if nothing was, what waits met it."""
+        waiting = [*self._waiting, *self._added] if isinstance(error, Exception) else []
+        for work in self._slots.running() or waiting:
             if isinstance(error, Exception):
                 work.error = error
             else:  # the driver's thread met it, as Ctrl-C, and it is no fault of these

@@ -263,8 +263,9 @@ class Turns:
         try:
             self._scheduler.step(self._cut_late)
         except Exception as error:
-            if mine is None or not any(each.error is error for each in mine.work):
-                raise  # a signal handler of this thread may have raised it
+            # A signal handler of this thread may have raised it. The thread that works for coroutines runs none.
+            if mine is not None and not any(each.error is error for each in mine.work):
+                raise
         finally:
             with self._lock:
                 for turn in self._turns:

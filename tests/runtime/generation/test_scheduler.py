@@ -335,3 +335,25 @@ def test_after_any_exception_all_is_empty_and_goes_on(error: BaseException) -> N
     assert all(each.error is not None for each in running)
     run(scheduler, [waiting])
     assert waiting.ids == greedy([3], 9, SPEC)
+
+
+def test_a_bug_while_a_sequence_is_admitted_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = scheduler_of(HistoryLm(SPEC), batch=2)
+    running, waiting = sequence([1], 9), sequence([2], 9)
+    scheduler.add([running])
+    scheduler.step()
+
+    def admit(*_: object) -> None:
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HostDecoder, "admit", admit)
+        scheduler.add([waiting])
+        for each in (running, waiting):
+            with pytest.raises(ValueError, match="a bug"):
+                scheduler.step()
+            assert isinstance(each.error, ValueError)
+    after = sequence([3], 9)
+    scheduler.add([after])
+    run(scheduler, [after])
+    assert after.ids == greedy([3], 9, SPEC)
