@@ -51,6 +51,10 @@ apart."""
 OPEN: Mapping[str, tuple[str, ...]] = {"auto": ("rows", "any"), "off": ()}
 """What is timed for batch policies that are no form of a graph."""
 
+MUCH = 0.9
+"""What takes at most this share of another's time is so much quicker that rows do not decide apart for it: where the
+weights of an engine happen to lie in memory is worth nearly as much (docs/results/batched-gates.md)."""
+
 CHUNK = 64
 NO_IDS: Ids = np.zeros(0, np.int64)
 
@@ -126,7 +130,7 @@ def _by_rows(
     """Choose how the rows of a step decide, if that is open, and up to how many of them skip blocks.
 
     Rows that decide together go skipping where that is quicker than running every block. Rows that decide apart do so
-    where it is not slower, as a row's answer then does not depend on how many there are.
+    unless it is much slower, as a row's answer then does not depend on how many there are.
     """
     policies = OPEN.get(gates.batch, (gates.batch,))
     sizes = sorted({*(2**n for n in range(11) if 2**n < batch), batch})
@@ -140,19 +144,19 @@ def _by_rows(
                 break
     if gates.batch == "auto":
         last = times[-1]
-        gates = replace(gates, batch="any" if last.adaptive < WORTH * last.apart else "rows")
+        gates = replace(gates, batch="any" if last.adaptive < MUCH * last.apart else "rows")
     return replace(gates, rows=_most(gates, times)), replace(verdict, rows=tuple(times))
 
 
 def _most(gates: SkipGates, times: Sequence[RowTimes]) -> int:
-    """Up to how many rows of a step skip blocks; of rows that decide apart any number, unless one was slower."""
+    """Up to how many rows of a step skip blocks; of rows that decide apart any number, unless one was much slower."""
     apart = gates.batch == "rows"
     several = [each for each in times if each.rows > 1]
     if not several:
         return gates.rows
     most = 1
     for each in several:
-        if (WORTH * each.apart if apart else each.adaptive / WORTH) > each.dense:
+        if (MUCH * each.apart if apart else each.adaptive / WORTH) > each.dense:
             return most
         most = each.rows
     return gates.rows if apart else most

@@ -49,8 +49,8 @@ class SkipFfn(Pass):
         warmup: Positions at the start of a sequence where every block runs.
         batch: With several rows in a step: with `rows` each row runs the blocks that it wants, so its answer does not
             depend on the others; `any` runs a block for all rows if one of them wants it, `group` if they want it on
-            average (a row may then lose a block that it wanted), `off` runs all. `auto` is `rows` on a CPU, if that is
-            not slower than `any`, and `any` elsewhere. How many rows still gain is measured when compiling; more run
+            average (a row may then lose a block that it wanted), `off` runs all. `auto` is `rows` on a CPU, unless
+            `any` is much quicker, and `any` elsewhere. How many rows still gain is measured when compiling; more run
             dense.
         budget: Default budget for requests without one: 0 skips as much as the gates can, 1 nothing.
         tau: For `cosine`: from this similarity on, 0 to 1, blocks are skipped.

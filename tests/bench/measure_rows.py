@@ -13,9 +13,10 @@ token, so a threshold is a share of blocks skipped, and which blocks a row skips
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from time import perf_counter, thread_time
@@ -49,66 +50,90 @@ from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.model.budget import DENSE, threshold_of
+from adaptc.runtime.model.budget import threshold_of
 from adaptc.runtime.progress import SILENT
 from adaptc.sources.calibration_text import CalibrationText
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 
-CONTEXT, RANDOM_CONTEXT, STEPS = 48, 8, 8
+CONTEXT, RANDOM_CONTEXT, STEPS = 48, 2, 8
 """Tokens in the cache before the steps that are timed, of a text or not, and how many these are in a turn."""
 
 Ids = npt.NDArray[np.int64]
+FORMS = ("dense", "rows", "any")
 Clock = Callable[[], float]
 Point = tuple[str, float]
 """What a threshold is called, and the threshold."""
 
 
-def measure(
-    decoders: Mapping[str, HostDecoder],
-    points: Sequence[Point],
-    ids: Ids,
-    sizes: Sequence[int],
-    turns: int,
-    clock: Clock,
-) -> None:
-    """Print a line for each number of rows and each threshold.
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is measured.
 
-    Args:
-        decoders: By name; "dense" has no gates.
+    Attributes:
+        graph: Before `branch`.
+        spec: What it expects.
+        gates: Its gates.
         points: What gates are compared with.
         ids: int64 [rows, tokens]: what each row reads.
-        sizes: Numbers of rows.
-        turns: Turns in which each is timed once; one more before them warms up.
-        clock: Seconds.
     """
-    print(
-        "rows  point       " + "".join(f"{name:>28}" for name in decoders) + "   skipped, dense / each [quartiles]",
-        flush=True,
-    )
-    for rows in sizes:
-        for point, level in points:
-            skipped: dict[str, float] = {}
-            kinds = {name: _timed(name, each, level, ids[:rows], skipped, clock) for name, each in decoders.items()}
-            found = in_turns(kinds, turns)
-            seconds = {name: [float(np.median(turn)) for turn in each] for name, each in found.items()}
-            shown, ratios = [], []
-            for name, each in seconds.items():
-                low, middle, high = np.quantile([rows / step for step in each], (0.25, 0.5, 0.75))
-                shown.append(f"{middle:10.1f} [{low:6.1f} {high:6.1f}]/s")
-                low, middle, high = np.quantile(np.divide(seconds["dense"], each), (0.25, 0.5, 0.75))
-                if name != "dense":
-                    ratios.append(f"{name} {skipped[name]:5.1%} x{middle:.3f} [{low:.3f} {high:.3f}]")
-            print(
-                f"{rows:4}  {point:10}" + "".join(f"{each:>28}" for each in shown) + "   " + ", ".join(ratios),
-                flush=True,
-            )
+
+    graph: OnnxGraph
+    spec: DecoderSpec
+    gates: SkipGates
+    points: tuple[Point, ...]
+    ids: Ids
+
+
+def measure(model: Model, sizes: Sequence[int], turns: int, threads: int, clock: Clock) -> None:
+    """Print a line for each number of rows and each threshold.
+
+    Where an engine's weights happen to lie is worth several percent for as long as it is open. So all are opened three
+    times, each of them once as the first.
+    """
+    seconds: dict[tuple[int, str], dict[str, list[float]]] = {}
+    skipped: dict[tuple[int, str, str], float] = {}
+    for turned in range(len(FORMS)):
+        with ExitStack() as stack:
+            order = FORMS[turned:] + FORMS[:turned]
+            decoders = {name: _opened(model, name, max(sizes), threads, stack) for name in order}
+            for rows in sizes:
+                for point, level in model.points:
+                    kinds = {
+                        name: _timed(
+                            each, level, model.ids[:rows], partial(skipped.__setitem__, (rows, point, name)), clock
+                        )
+                        for name, each in decoders.items()
+                    }
+                    into = seconds.setdefault((rows, point), {name: [] for name in FORMS})
+                    for name, found in in_turns(kinds, turns).items():
+                        into[name] += [float(np.median(steps)) for steps in found]
+    print("rows  threshold   dense: tokens/s [quartiles]; of the others: skipped, time of dense / theirs [quartiles]")
+    for (rows, point), taken in seconds.items():
+        line = [_quartiles([rows / step for step in taken["dense"]], ".1f")]
+        for name in FORMS[1:]:
+            ratios = np.divide(taken["dense"], taken[name]).tolist()
+            line.append(f"{name} {skipped[rows, point, name]:.1%} x{_quartiles(ratios, '.3f')}")
+        print(f"{rows:4}  {point:10}  {'   '.join(line)}", flush=True)
+
+
+def _quartiles(values: Sequence[float], form: str) -> str:
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return f"{middle:{form}} [{low:{form}} {high:{form}}]"
+
+
+def _opened(model: Model, form: str, rows: int, threads: int, stack: ExitStack) -> HostDecoder:
+    """The dense twin, or the graph in the form of a batch policy, which asks every gate at every step."""
+    gates = replace(model.gates, batch=form, warmup=0)
+    graph = run_always(model.graph, range(len(gates.layers))) if form == "dense" else model.graph
+    [decoder] = stack.enter_context(running({"lm": graph}, model.spec, gates, rows, threads))
+    return decoder
 
 
 def _timed(
-    name: str, decoder: HostDecoder, level: float, ids: Ids, skipped: dict[str, float], clock: Clock
+    decoder: HostDecoder, level: float, ids: Ids, tell: Callable[[float], None], clock: Clock
 ) -> Callable[[], list[float]]:
-    """A function that reads the rows' contexts and times the steps after them; it notes what was skipped."""
+    """A function that reads the rows' contexts and times the steps after them; it tells the share that was skipped."""
 
     def run() -> list[float]:
         for row, text in enumerate(ids):
@@ -120,15 +145,15 @@ def _timed(
             marks.append(clock() - began)
             ran += [told for row in range(len(ids)) if (told := decoder.ran(row)) is not None]
         if (skips := decoder.skips(ran)) is not None:
-            skipped[name] = skips.share
+            tell(skips.share)
         return marks
 
     return run
 
 
-def of_spec(spec_file: Path, rows: int, threads: int, stack: ExitStack) -> tuple[dict[str, HostDecoder], list[Point]]:
-    """Decoders of a spec's graph with all its gates, paying or not, and the thresholds of budgets."""
-    spec, base = read_spec(spec_file), spec_file.parent
+def of_spec(file: Path, text: Path, rows: int) -> Model:
+    """A spec's graph with all its gates, paying or not, at four budgets."""
+    spec, base = read_spec(file), file.parent
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     plan = plan_of(spec, base)
     program, _ = lowered(spec, base, plan, sources, versions(), Cache.default(), SILENT)
@@ -137,33 +162,14 @@ def of_spec(spec_file: Path, rows: int, threads: int, stack: ExitStack) -> tuple
     graph = program.graph(name, OnnxGraph)
     decoder = decoder_spec(graph, program.backbone(name))
     assert decoder is not None
-    points = [(f"budget {budget:g}", threshold_of(gates, budget)) for budget in (1.0, 0.8, 0.5, 0.0)]
-    return decoders_of(graph, decoder, gates, rows, threads, stack), points
+    points = tuple((f"budget {budget:g}", threshold_of(gates, budget)) for budget in (1.0, 0.8, 0.5, 0.0))
+    ids = CalibrationText(text.name, text.read_text(encoding="utf-8"), 40_000).ids(sources[name])
+    starts = np.linspace(0, len(ids) - CONTEXT - STEPS, rows).astype(int)  # passages far from each other
+    return Model(graph, decoder, gates, points, np.stack([ids[at : at + CONTEXT + STEPS] for at in starts]))
 
 
-def decoders_of(
-    graph: OnnxGraph, decoder: DecoderSpec, gates: SkipGates, rows: int, threads: int, stack: ExitStack
-) -> dict[str, HostDecoder]:
-    """The dense twin, and the graph in the form of both batch policies; the last ones ask every gate at every step."""
-    forms = {"dense": run_always(graph, range(len(gates.layers))), "rows": graph, "any": graph}
-    made = {}
-    for policy, form in forms.items():
-        own = replace(gates, batch=policy, warmup=0)
-        [made[policy]] = stack.enter_context(running({"lm": form}, decoder, own, rows, threads))
-    return made
-
-
-def texts(spec_file: Path, file: Path, rows: int) -> Ids:
-    """Passages of a text, far from each other."""
-    spec = read_spec(spec_file)
-    source = find_source(next(iter(spec.models.values())), spec_file.parent)
-    ids = CalibrationText(file.name, file.read_text(encoding="utf-8"), 40_000).ids(source)
-    starts = np.linspace(0, len(ids) - CONTEXT - STEPS, rows).astype(int)
-    return np.stack([ids[start : start + CONTEXT + STEPS] for start in starts])
-
-
-def random_decoders(rank: int, rows: int, threads: int, stack: ExitStack) -> dict[str, HostDecoder]:
-    """Decoders of the geometry of Qwen2.5-1.5B, 24 of 28 blocks with a gate; random weights in 4 bits."""
+def of_random_weights(rank: int, rows: int) -> Model:
+    """The geometry of Qwen2.5-1.5B, 24 of 28 blocks with a gate; random weights in 4 bits."""
     config = transformers.Qwen2Config(
         vocab_size=151936,
         hidden_size=1536,
@@ -195,14 +201,9 @@ def random_decoders(rank: int, rows: int, threads: int, stack: ExitStack) -> dic
     spec = decoder_spec(graph, Backbone("random", "qwen2", config.vocab_size, None, (), None, 256))
     assert spec is not None
     gates = SkipGates("learned", layers, config.num_hidden_layers, 0, "rows", ())
-    return decoders_of(graph, spec, gates, rows, threads, stack)
-
-
-def shares() -> Iterator[Point]:
-    """Shares of the gated blocks that tokens skip, as thresholds of a normal random number."""
-    yield "0 %", DENSE
-    for share in (0.15, 0.3, 0.5):
-        yield f"{share:.0%} of 24", NormalDist().inv_cdf(share)
+    points = tuple((f"{share:.0%} of 24", NormalDist().inv_cdf(share)) for share in (0.3, 0.5))
+    ids = np.random.default_rng(3).integers(0, config.vocab_size, (rows, RANDOM_CONTEXT + STEPS))
+    return Model(graph, spec, gates, points, ids)
 
 
 def main() -> None:
@@ -214,17 +215,12 @@ def main() -> None:
     arguments.add_argument("--wall", action="store_true")
     arguments.add_argument("--rank", type=int, default=2048)
     arguments.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16])
-    arguments.add_argument("--turns", type=int, default=8)
+    arguments.add_argument("--turns", type=int, default=3)
     given = arguments.parse_args()
-    most, threads = max(given.rows), physical_cores() if given.wall else 1
-    with ExitStack() as stack:
-        if given.random:
-            decoders, points = random_decoders(given.rank, most, threads, stack), list(shares())
-            ids = np.random.default_rng(3).integers(0, 151936, (most, RANDOM_CONTEXT + STEPS))
-        else:
-            decoders, points = of_spec(given.spec, most, threads, stack)
-            ids = texts(given.spec, given.text, most)
-        measure(decoders, points, ids, given.rows, given.turns, perf_counter if given.wall else thread_time)
+    most = max(given.rows)
+    model = of_random_weights(given.rank, most) if given.random else of_spec(given.spec, given.text, most)
+    threads, clock = (physical_cores(), perf_counter) if given.wall else (1, thread_time)
+    measure(model, given.rows, given.turns, threads, clock)
 
 
 if __name__ == "__main__":

@@ -47,3 +47,16 @@ def test_a_compile_has_the_warnings_of_check_also_from_the_cache(tmp_path: Path)
         made = compile_spec(read_spec(spec), tmp_path, into, cache, warn=warnings.append)
         assert made.cached is cached
         assert [line for line in warnings if line.startswith("models.")] == expected
+
+
+def test_rows_that_decide_apart_are_refused_before_a_compile_for_tensorrt(tmp_path: Path) -> None:
+    spec, _ = folder.write(tmp_path)
+    for backend in ("tensorrt", "tensorrt-rtx"):
+        for batch, level in (("rows", "error"), ("auto", "ok"), ("any", "ok")):
+            passes = f"passes=[{{skip_ffn: {{policy: static, batch: {batch}}}}}]"
+            given = read_spec(spec, [f"target.backend={backend}", "target.weights=fp16", passes])
+            found = preflight(given, tmp_path).findings[-1]
+            assert (found.about, found.level) == ("passes", level)
+            if level == "error":
+                end = f"{backend} runs a block for all rows of a step; auto is right"
+                assert found.text == f"passes.skip_ffn.batch: rows; {end}"

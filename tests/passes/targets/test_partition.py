@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.partitions import Split, run_split
@@ -15,6 +17,7 @@ from adaptc.passes.skip_ffn import gating
 from adaptc.passes.targets.partition import Partition, split
 from tests.models import tiny, trt_bundle
 from tests.models.drive import partitioned
+from tests.models.trt_bundle import GATES
 
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
@@ -122,3 +125,12 @@ def test_input_is_untouched_and_a_second_time_changes_nothing() -> None:
 def test_nothing_for_tensorrt_returns_the_same_program() -> None:
     lowered = tiny.lowered("llama")
     assert Partition().apply(lowered) is lowered
+
+
+def test_rows_of_a_step_decide_together() -> None:
+    whole = replace(trt_bundle.program("llama", gated=True), partitions={})
+    for given, kept in (("auto", "any"), ("any", "any"), ("off", "off"), ("group", "group")):
+        after = Partition().apply(replace(whole, gates={"lm": replace(GATES, batch=given)}))
+        assert after.gates == {"lm": replace(GATES, batch=kept)}
+    with pytest.raises(PassError, match=r"^batch: rows; TensorRT runs a block for all rows of a step"):
+        Partition().apply(replace(whole, gates={"lm": replace(GATES, batch="rows")}))
