@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -17,6 +19,7 @@ from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.observing.logs import say
 
 _BACKLOG = 2048
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -36,6 +39,18 @@ def bound_socket(host: str, port: int) -> socket.socket:
             f"serve: {host}:{port}: {error.strerror or error}; another --host or --port is needed"
         ) from error
     return found
+
+
+def keep_memory_together() -> None:
+    """Have the C library take memory for all threads from two places, not from one for each few threads.
+
+    What large requests leave free is then used by the next ones: with random clients (tests/attacks/clients.py) a
+    server stays at 132 MiB that otherwise grows from 162 to 195.
+    """
+    if sys.platform == "linux":
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries than GNU's have none
+        if set_option is not None:
+            set_option(_M_ARENA_MAX, 2)
 
 
 def url_of(found: socket.socket) -> str:

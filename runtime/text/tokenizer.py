@@ -86,6 +86,11 @@ class Tokenizer:
         known = [check_count("ids", token, most=_MOST_ID, least=0) for token in each]
         return self._spelled(known, skip_special_tokens=not check_flag("special", special))
 
+    @cached_property
+    def longest(self) -> int:
+        """The largest number of characters of a token's name, which is at least that of its text; from 1."""
+        return max(map(len, self._tokenizer.get_vocab()), default=1)
+
     def token(self, id_: int) -> str | None:
         """The name of a token in the vocabulary; None for an id that is not in it.
 

@@ -13,7 +13,15 @@ from adaptc.runtime import DecoderSpec, Session
 from adaptc.runtime.server.app import application
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.serving.entrance import Entrance
-from adaptc.runtime.server.serving.models import InputModel, Model, Models, Policy, TextModel, load_model
+from adaptc.runtime.server.serving.models import (
+    InputModel,
+    Model,
+    Models,
+    Policy,
+    TextModel,
+    load_model,
+    max_characters,
+)
 from adaptc.runtime.server.serving.settings import Settings
 from adaptc.runtime.text.grammars import Grammars
 from adaptc.runtime.text.tokenizer import Tokenizer
@@ -52,7 +60,8 @@ def by_hand(
     grammars = Grammars(spelled["tokenizer.json"], spec.vocab_size, spec.eos_token_ids)
     policies = {route: Policy(route=route) for route in made.routes}
     tools = tool_format_of([template])
-    return TextModel(name, made, spec.max_tokens, spec.vocab_size, 1, policies, tools, grammars)
+    most = max_characters(made.tokenizer, spec.max_tokens)
+    return TextModel(name, made, spec.max_tokens, most, spec.vocab_size, 1, policies, tools, grammars)
 
 
 def classifier(name: str = "views") -> InputModel:

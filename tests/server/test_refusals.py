@@ -13,6 +13,7 @@ from adaptc.runtime.errors import RequestError
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.observing.logs import JsonLines
 from adaptc.runtime.server.serving.settings import Settings, hash_of, read_keys
+from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.server.served import ask, by_hand, error_of, message, parts_of
 
 CHAT = "/v1/chat/completions"
@@ -112,6 +113,19 @@ def test_a_body_that_is_no_json_object_is_refused(server: ServerParts, content: 
     answer = ask(server, CHAT, method="POST", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert error_of(answer)["message"].startswith(said)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_what_is_too_long_by_far_is_refused_before_it_is_read(
+    server: ServerParts, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = server.models.text("tiny")[0]
+    monkeypatch.setattr(Tokenizer, "encode", lambda *_: pytest.fail("it was read"))
+    text = "x" * (model.max_characters + 1)
+    answer = ask(server, path, {"messages": message(text)} if path == CHAT else {"prompt": text})
+    error = error_of(answer)
+    assert error["code"] == "context_length_exceeded"
+    assert f"{len(text)} characters; this bundle holds 96 tokens" in error["message"]
 
 
 def test_forms_of_browsers_are_refused(server: ServerParts) -> None:

@@ -52,7 +52,7 @@ def command(
     from adaptc.runtime.errors import RequestError
     from adaptc.runtime.server.endpoints.parts import ServerParts
     from adaptc.runtime.server.observing.logs import say, write_log
-    from adaptc.runtime.server.running import bound_socket, run, url_of
+    from adaptc.runtime.server.running import bound_socket, keep_memory_together, run, url_of
     from adaptc.runtime.server.serving.entrance import Entrance
     from adaptc.runtime.server.serving.models import Models, load_model
     from adaptc.runtime.server.serving.settings import Settings, read_keys
@@ -64,6 +64,7 @@ def command(
             f"--host: {settings.host} lets other machines ask; --api-key-file is needed, or --allow-anonymous"
         )
     write_log(settings.log_json)
+    keep_memory_together()
     listening = bound_socket(settings.host, settings.port)
     with listening:
         models = []

@@ -22,6 +22,7 @@ from adaptc.runtime.server.endpoints.writing import (
     FINISH,
     Answer,
     begin,
+    check_length,
     note_result,
     token_text,
     trace_of,
@@ -50,6 +51,7 @@ async def chat(request: Request) -> Response:
     if "top_logprobs" in body and not body.get("logprobs"):
         raise ApiError(400, "top_logprobs: only with logprobs: true", param="top_logprobs")
     conversation = conversation_of(body, parts.settings.templates)
+    check_length(model, conversation.texts(), "messages")
     options = writing_options(parts, model, policy, body, model.max_tokens)
     stack = stack_of(request)
     stack.enter_context(parts.entrance.place(model.name, model.batch))

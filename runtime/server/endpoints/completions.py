@@ -25,6 +25,7 @@ from adaptc.runtime.server.endpoints.writing import (
     FINISH,
     Answer,
     begin,
+    check_length,
     note_result,
     trace_of,
     usage_of,
@@ -52,6 +53,8 @@ async def complete(request: Request) -> Response:
         )
     if body.get("max_tokens") == 0 and not body.get("echo"):
         raise ApiError(400, "max_tokens: 0; 1 or more are needed where the prompt is not echoed", param="max_tokens")
+    for prompt in prompts:
+        check_length(model, [prompt] if isinstance(prompt, str) else (), "prompt")
     options = writing_options(parts, model, policy, body, 16)
     stack = stack_of(request)
     stack.enter_context(parts.entrance.place(model.name, model.batch))

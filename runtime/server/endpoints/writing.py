@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from adaptc.runtime.generation.result import Result
 from adaptc.runtime.generation.stream import AsyncStream
 from adaptc.runtime.server.endpoints.parts import ServerParts, note
 from adaptc.runtime.server.observing.metrics import Metrics
+from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.server.protocol.options import options_of
 from adaptc.runtime.server.serving.models import Policy, TextModel
 from adaptc.runtime.text.logprobs import LogprobRecord, TokenLogprob
@@ -74,6 +75,23 @@ def writing_options(
     if policy.route is not None:
         options.setdefault("route", policy.route)
     return options
+
+
+def check_length(model: TextModel, texts: Iterable[str], param: str) -> None:
+    """Refuse what is too long before it costs time to find out how long it is.
+
+    Raises:
+        ApiError: it is.
+    """
+    length = sum(map(len, texts))
+    if length > model.max_characters > 0:
+        raise ApiError(
+            400,
+            f"{param}: {length} characters; this bundle holds {model.max_tokens} tokens, "
+            f"and even {model.max_characters} characters are more",
+            code="context_length_exceeded",
+            param=param,
+        )
 
 
 async def begin(

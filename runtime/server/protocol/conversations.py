@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,15 @@ class ChatInput:
     variables: dict[str, Any]
     urls: tuple[str, ...]
     tools: tuple[str, ...]
+
+    def texts(self) -> Iterator[str]:
+        """The texts of all messages."""
+        for message in self.messages:
+            content = message.get("content", "")
+            if isinstance(content, str):
+                yield content
+            else:
+                yield from (part["text"] for part in content if part["type"] == "text")
 
 
 def conversation_of(body: Mapping[str, Any], templates: bool) -> ChatInput:

@@ -19,6 +19,7 @@ from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.text.grammars import Grammars
 from adaptc.runtime.text.template_files import templates_of
+from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.runtime.text.tool_calls import ToolFormat, tool_format_of
 from adaptc.runtime.validation import shown
 
@@ -51,6 +52,7 @@ class TextModel:
         name: What clients call it.
         session: Answers its requests.
         max_tokens: Positions of its KV cache: prompt and answer together.
+        max_characters: Texts that are longer are too long, whatever their tokens are.
         vocab: Width of its logits.
         batch: The largest number of sequences that are decoded together.
         policies: What may stand after an @ in `model`.
@@ -62,6 +64,7 @@ class TextModel:
     name: str
     session: Session
     max_tokens: int
+    max_characters: int
     vocab: int
     batch: int
     policies: Mapping[str, Policy]
@@ -199,12 +202,21 @@ def load_model(
         name=name,
         session=session,
         max_tokens=spec.max_tokens,
+        max_characters=max_characters(session.tokenizer, spec.max_tokens),
         vocab=spec.vocab_size,
         batch=batch or 1,
         policies=_policies(bundle.manifest, session.routes),
         tools=tool_format_of([each.text for each in templates.values()]),
         grammars=Grammars(files.get("tokenizer.json", b""), spec.vocab_size, spec.eos_token_ids),
     )
+
+
+def max_characters(tokenizer: Tokenizer | None, max_tokens: int) -> int:
+    """The length from which a text needs no tokenizer to be known as too long.
+
+    A normalizer may make a text shorter before it is cut into tokens: by composing characters, to a third at most.
+    """
+    return 0 if tokenizer is None else 4 * max_tokens * tokenizer.longest
 
 
 def _batch(bundle: Bundle) -> int:
