@@ -42,7 +42,8 @@ def application(parts: ServerParts) -> ASGIApp:
         parts: Its parts. Its models stay open; whoever made them closes them.
     """
     _add_gauges(parts)
-    return Front(Router(routes=list(ROUTES), redirect_slashes=False), parts)
+    names = {route.endpoint: route.path for route in ROUTES}
+    return Front(Router(routes=list(ROUTES), redirect_slashes=False), parts, names)
 
 
 def _add_gauges(parts: ServerParts) -> None:

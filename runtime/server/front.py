@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from time import perf_counter
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,15 +32,17 @@ _GONE = 499  # nginx's status for a client that went away; only the log and metr
 class Front:
     """An ASGI application around the endpoints."""
 
-    def __init__(self, app: ASGIApp, parts: ServerParts) -> None:
+    def __init__(self, app: ASGIApp, parts: ServerParts, names: Mapping[Any, str]) -> None:
         """Wrap.
 
         Args:
             app: The endpoints.
             parts: The parts of the server.
+            names: What logs and metrics call each endpoint: the pattern of its path, not what a client wrote.
         """
         self._app = app
         self._parts = parts
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -76,7 +80,7 @@ class Front:
                         await _end_events(answer, sending)
                     if isinstance(error, asyncio.CancelledError) and not self._parts.entrance.draining:
                         raise
-                told.update_name(f"{scope['method']} {_endpoint(scope)}")
+                told.update_name(f"{scope['method']} {self._endpoint(scope)}")
                 for name, value in {"http.response.status_code": status, **facts}.items():
                     told.set_attribute(name, value)
         finally:
@@ -107,6 +111,9 @@ class Front:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
+    def _endpoint(self, scope: Scope) -> str:
+        return self._names.get(scope.get("endpoint"), "other")
+
     def _record(
         self,
         scope: Scope,
@@ -116,7 +123,7 @@ class Front:
         id_: str,
         headers: dict[str, str],
     ) -> None:
-        endpoint = _endpoint(scope)
+        endpoint = self._endpoint(scope)
         self._parts.metrics.http.add(1, endpoint, str(status))
         quiet = endpoint in OPEN or endpoint == "/metrics"
         say(
@@ -137,12 +144,6 @@ async def _end_events(answer: ApiError, send: Send) -> None:
     message = {"type": "http.response.body", "body": event(answer.body()) + DONE, "more_body": False}
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(send(message), _LAST_SECONDS)
-
-
-def _endpoint(scope: Scope) -> str:
-    """The route that a path took, not the path: what a client wrote there is for no log."""
-    route = scope.get("route")
-    return getattr(route, "path", "other")
 
 
 def _answer(error: BaseException, facts: dict[str, object], id_: str) -> ApiError | None:

@@ -4,7 +4,7 @@
 
 It starts `adaptc serve` with the bundle. Every greedy answer must be what the same prompt gives alone, nonsense must be
 refused in OpenAI's shape with a status below 500, and at the end nothing may be stuck: no request runs, the log has no
-bug, memory is what it was after the first third, and the server ends by itself when it is told to. It prints the number
+bug, memory is what it was after two thirds, and the server ends by itself when it is told to. It prints the number
 of clients by outcome, and what was wrong; the exit code is 1 if anything was.
 """
 
@@ -272,20 +272,21 @@ def attack(bundle: Path, count: int, seed: int, at_once: int, *, drift: float | 
         count: The number of clients.
         seed: Of the clients.
         at_once: The number of clients that are there at the same time.
-        drift: How much more memory may be used at the end than after the first third; None for any.
+        drift: How much more memory may be used at the end than after two thirds; None for any.
     """
     server = started(bundle, "--threads", "1", "--max-body", "500000")
     try:
         with runtime.load(bundle, threads=1) as alone:
             attacked = Attack(server, alone, seed)
-            asyncio.run(attacked.run(0, count // 3, at_once))
-            before = server.memory
-            asyncio.run(attacked.run(count // 3, count - count // 3, at_once))
+            memory = []
+            for third in range(3):
+                first, last = count * third // 3, count * (third + 1) // 3
+                asyncio.run(attacked.run(first, last - first, at_once))
+                memory.append(server.memory)
         report = attacked.report
-        after = server.memory
-        report.outcomes[f"memory: {before >> 20} MiB after a third, {after >> 20} at the end"] += 1
-        if drift is not None and after > before * (1 + drift):
-            report.faults.append(f"memory grew from {before} to {after} bytes")
+        report.outcomes[f"memory after each third: {', '.join(f'{each >> 20} MiB' for each in memory)}"] += 1
+        if drift is not None and memory[2] > memory[1] * (1 + drift):
+            report.faults.append(f"memory grew in the last third from {memory[1]} to {memory[2]} bytes")
         left = asyncio.run(_running(server.port))
         if left:
             report.faults.append(f"{left} requests still run")
