@@ -64,11 +64,11 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Tests of the runtime need none of the compiler's packages, so that its own environment runs them all.
+# Tests of the runtime and its server need none of the compiler's packages, so that their own environment runs them.
 oldest: $(OLDEST)/ready $(if $(PYTHON310),$(RUNTIME)/ready)
 	$(QUIET) $(OLDEST)/bin/python -m pytest -q -n $(WORKERS) -m "not model" tests/passes/lower tests/end_to_end/test_gates.py
 ifneq ($(PYTHON310),)
-	$(QUIET) $(RUNTIME)/bin/python -m pytest -q tests/runtime
+	$(QUIET) $(RUNTIME)/bin/python -m pytest -q tests/runtime tests/server
 else
 	@echo "make: no Python 3.10 here; the runtime is not tested on it"
 endif
@@ -110,5 +110,5 @@ $(OLDEST)/ready: $(VENV)/python pyproject.toml tests/oldest/compile.txt
 $(RUNTIME)/ready: pyproject.toml tests/oldest/runtime.txt
 	$(PYTHON310) -m venv --clear $(RUNTIME)
 	$(RUNTIME)/bin/python -m pip install $(QUIETLY) -c tests/oldest/runtime.txt $(PIP_FLAGS) \
-		--editable '.[cpu]' hypothesis ml_dtypes onnx pytest
+		--editable '.[cpu,serve]' httpx hypothesis ml_dtypes onnx prometheus_client pytest
 	touch $@

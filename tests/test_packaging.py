@@ -90,7 +90,7 @@ def test_every_folder_with_modules_is_a_package(project: dict[str, Any]) -> None
         assert under_adaptc[name] == ROOT / folder
 
 
-@pytest.mark.parametrize(("extra", "oldest"), [("cpu", "runtime"), ("compile", "compile")])
+@pytest.mark.parametrize(("extra", "oldest"), [("cpu", "runtime"), ("serve", "runtime"), ("compile", "compile")])
 def test_the_oldest_versions_admitted_are_those_tested(project: dict[str, Any], extra: str, oldest: str) -> None:
     """`make oldest` installs tests/oldest/; a lower bound that nobody tries is a guess."""
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "tests/oldest" / f"{oldest}.txt").read_text(), re.M))

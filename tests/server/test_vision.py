@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="the extra compile is not installed here")
+
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.runtime.server.endpoints.parts import ServerParts
