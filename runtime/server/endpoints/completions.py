@@ -151,7 +151,7 @@ class _Completion:
         self, request: Request, answers: Sequence[Answer], scores: Sequence[TokenTexts | None], usage: bool
     ) -> AsyncGenerator[bytes, None]:
         """The answers as events, as they come."""
-        queue: asyncio.Queue[dict[str, Any] | Result | AdaptcError] = asyncio.Queue(1)
+        queue: asyncio.Queue[dict[str, Any] | Result | Exception] = asyncio.Queue(1)
         tasks = [
             asyncio.ensure_future(self._feed(index, answer, scores[index], queue))
             for index, answer in enumerate(answers)
@@ -164,6 +164,8 @@ class _Completion:
                     note(request, error=str(found))
                     yield event(api_error(found).body())
                     break
+                if isinstance(found, Exception):
+                    raise found
                 if isinstance(found, Result):
                     results.append(found)
                 else:
@@ -184,7 +186,7 @@ class _Completion:
         index: int,
         answer: Answer,
         scored: TokenTexts | None,
-        queue: asyncio.Queue[dict[str, Any] | Result | AdaptcError],
+        queue: asyncio.Queue[dict[str, Any] | Result | Exception],
     ) -> None:
         """Put the chunks of one answer into the queue, and its result."""
         text = self._echoed(self.prompts[index]) if self.echo else ""
@@ -206,7 +208,7 @@ class _Completion:
             last = self._chunk(index, "", logprobs, FINISH[result.finish_reason])
             await queue.put({**last, "adaptc": trace_of(answer, result)})
             await queue.put(result)
-        except AdaptcError as error:
+        except Exception as error:  # whoever reads the queue raises it; nobody else would
             await queue.put(error)
 
     def _chunk(
