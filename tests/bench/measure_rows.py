@@ -13,7 +13,7 @@ token, so a threshold is a share of blocks skipped, and which blocks a row skips
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -65,6 +65,9 @@ Clock = Callable[[], float]
 Point = tuple[str, float]
 """What a threshold is called, and the threshold."""
 
+Cell = tuple[int, str, str]
+"""Rows, a threshold's name and a form."""
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -89,10 +92,10 @@ def measure(model: Model, sizes: Sequence[int], turns: int, threads: int, clock:
     """Print a line for each number of rows and each threshold.
 
     Where an engine's weights happen to lie is worth several percent for as long as it is open. So all are opened three
-    times, each of them once as the first.
+    times, each of them once as the first; what was found so far is printed each time.
     """
     seconds: dict[tuple[int, str], dict[str, list[float]]] = {}
-    skipped: dict[tuple[int, str, str], float] = {}
+    skipped: dict[Cell, float] = {}
     for turned in range(len(FORMS)):
         with ExitStack() as stack:
             order = FORMS[turned:] + FORMS[:turned]
@@ -108,6 +111,11 @@ def measure(model: Model, sizes: Sequence[int], turns: int, threads: int, clock:
                     into = seconds.setdefault((rows, point), {name: [] for name in FORMS})
                     for name, found in in_turns(kinds, turns).items():
                         into[name] += [float(np.median(steps)) for steps in found]
+        print(f"{turned + 1} of {len(FORMS)} orders of opening")
+        _print(seconds, skipped)
+
+
+def _print(seconds: Mapping[tuple[int, str], Mapping[str, list[float]]], skipped: Mapping[Cell, float]) -> None:
     print("rows  threshold   dense: tokens/s [quartiles]; of the others: skipped, time of dense / theirs [quartiles]")
     for (rows, point), taken in seconds.items():
         line = [_quartiles([rows / step for step in taken["dense"]], ".1f")]
