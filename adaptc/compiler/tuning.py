@@ -144,7 +144,8 @@ def _by_rows(
                 break
     if gates.batch == "auto":
         last = times[-1]
-        gates = replace(gates, batch="any" if last.adaptive < MUCH * last.apart else "rows")
+        quicker = last.adaptive < (MUCH if batch > 1 else WORTH) * last.apart  # who is alone depends on nobody
+        gates = replace(gates, batch="any" if quicker else "rows")
     return replace(gates, rows=_most(gates, times)), replace(verdict, rows=tuple(times))
 
 

@@ -50,8 +50,8 @@ class SkipFfn(Pass):
         batch: With several rows in a step: with `rows` each row runs the blocks that it wants, so its answer does not
             depend on the others; `any` runs a block for all rows if one of them wants it, `group` if they want it on
             average (a row may then lose a block that it wanted), `off` runs all. `auto` is `rows` on a CPU, unless
-            `any` is much quicker, and `any` elsewhere. How many rows still gain is measured when compiling; more run
-            dense.
+            `any` is much quicker (for a target of one row: quicker), and `any` elsewhere. How many rows still gain is
+            measured when compiling; more run dense.
         budget: Default budget for requests without one: 0 skips as much as the gates can, 1 nothing.
         tau: For `cosine`: from this similarity on, 0 to 1, blocks are skipped.
         k: For `cosine`: how many.
