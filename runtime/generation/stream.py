@@ -81,6 +81,7 @@ class _Readable:
         self._writing = writing
         self._checks = checks
         self._result: Result | None = None
+        self._told = False  # that there is no further piece
 
     @property
     def result(self) -> Result:
@@ -114,6 +115,8 @@ class _Readable:
             RequestError: there is no such route, or the stream has not begun or has ended.
         """
         self._checks.route(route)
+        if self._writing.ended and not self._told and self._writing.cut is None:
+            return  # its last piece was written, which its reader cannot know yet
         if self._writing.ended or self._writing.route is None:
             raise RequestError("reroute: the stream has not begun or has ended; it changes the route of one between")
         self._writing.reroute(route)
@@ -159,6 +162,7 @@ class _Readable:
             if self._writing.error is not None:
                 raise self._writing.error from None
             if ended:
+                self._told = True
                 raise end from None
             return None
 

@@ -244,7 +244,7 @@ def test_prompts_have_the_length_asked_for(bundle: Bundle) -> None:
 
 
 def test_prompts_must_fit_the_bundle(bundle: Bundle) -> None:
-    with pytest.raises(RequestError, match="prompt: 513 tokens are needed"):
+    with pytest.raises(RequestError, match=r"and 513 would be measured; --prompt-tokens .* fit"):
         bench.prompts(bundle, BenchSettings(1, 20, 10))
 
 
