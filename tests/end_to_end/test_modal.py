@@ -30,6 +30,7 @@ from adaptc.training.modality_gate import calibration_error, logistic
 from tests import touched
 from tests.close import ENGINE, assert_close
 from tests.models import views
+from tests.opened_files import opened_with_planted
 
 WHOLE = tuple(views.MODALITIES)
 
@@ -87,6 +88,18 @@ def test_verify_compares_every_subset(compiled: Path, tmp_path: Path, monkeypatc
     shown = run("verify", compiled / "bundle", "--base", tmp_path / "spec", "--threads", "1")
     assert shown.exit_code == 1
     assert "weights: head.weight is off by 0.09" in shown.stderr
+
+
+def test_only_files_that_the_manifest_names_are_opened(compiled: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(compiled / "bundle", tmp_path / "b")
+    rows: Any = views.feeds(3)
+    np.savez(tmp_path / "rows.npz", **rows)
+    opened = opened_with_planted(
+        bundle,
+        f"import numpy as np\nfrom adaptc import runtime\nrows = dict(np.load({str(tmp_path / 'rows.npz')!r}))\n"
+        f"with runtime.load_modal({str(bundle)!r}) as session:\n    session.infer(rows)",
+    )
+    assert len(opened) > 3
 
 
 def test_weights_of_what_is_left_out_are_not_touched(compiled: Path, tmp_path: Path) -> None:

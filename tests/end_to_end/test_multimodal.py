@@ -30,6 +30,7 @@ from adaptc.verification.kinds.verify import verify_bundle
 from tests import touched
 from tests.close import ENGINE, assert_close
 from tests.models import vlm
+from tests.opened_files import opened_with_planted
 
 FAMILIES = ("llava", "smolvlm", "qwen2_vl")
 TEXT = "the cat sat on"
@@ -85,6 +86,22 @@ def test_text_alone_equals_eager_and_runs_no_image_encoder(family: str, made: Ca
     logits = vlm.logits(model, words)[:-1].astype(np.float64)
     expected = logits[range(len(words) - 1), words[1:]] - np.log(np.exp(logits).sum(1))
     assert np.abs(found - expected).max() < 1e-4
+
+
+def test_only_files_that_the_manifest_names_are_opened(made: Callable[[str], Made], tmp_path: Path) -> None:
+    _, _, whole = made("llava")
+    bundle = shutil.copytree(whole, tmp_path / "b")
+    images: Any = vlm.two_images("llava")
+    with runtime.load(whole, threads=1) as session:
+        ids = ids_of(session, images, wide=False)
+    np.savez(tmp_path / "images.npz", **images)
+    opened = opened_with_planted(
+        bundle,
+        f"import numpy as np\nfrom adaptc import runtime\nimages = dict(np.load({str(tmp_path / 'images.npz')!r}))\n"
+        f"with runtime.load({str(bundle)!r}, threads=1) as session:\n"
+        f"    assert session.generate({list(map(int, ids))}, images=images, max_new_tokens=2).ids",
+    )
+    assert "images.json" in opened
 
 
 @pytest.mark.parametrize("family", FAMILIES)
