@@ -174,9 +174,9 @@ class _Readable:
 class Stream(_Readable):
     """The text of a request, written as it is read: an iterator over pieces, and a context manager.
 
-    Pieces join to the text of `result`. The work is done by whoever reads; other requests may come meanwhile, and the
-    next one first writes this stream to its end, for its reader. A stream that is closed early, or dropped, ends its
-    request. Threads may share it, each piece goes to one of them.
+    Pieces join to the text of `result`. The work is done by whoever reads; other requests may come meanwhile, and bring
+    this one forward too, for its reader. A stream that is closed early, or dropped, ends its request. Threads may share
+    it, each piece goes to one of them.
     """
 
     def __iter__(self) -> Self:
