@@ -6,7 +6,7 @@ import importlib.metadata
 import re
 from dataclasses import dataclass
 
-EXTRAS = ("compile", "cpu", "gpu", "tensorrt", "rtx")
+EXTRAS = ("compile", "cpu", "serve", "gpu", "tensorrt", "rtx")
 
 
 @dataclass(frozen=True, slots=True)
