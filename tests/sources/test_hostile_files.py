@@ -43,8 +43,8 @@ def flag(key: bytes) -> bytes:
     return text(key) + struct.pack("<IB", 7, 1)
 
 
-def tensor(name: bytes) -> bytes:
-    return text(name) + struct.pack("<IQIQ", 1, 4, 0, 0)
+def tensor(name: bytes, offset: int = 0) -> bytes:
+    return text(name) + struct.pack("<IQIQ", 1, 4, 0, offset)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,18 @@ def test_a_header_that_asks_for_more_than_any_model_has(content: bytes, message:
     path.write_bytes(content)
     os.truncate(path, HUGE)
     assert refusal(lambda: read_gguf(path)).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(("offset", "starts"), [(0, 96), (16, 112), (64, 160)])  # 128 is 16 bytes, padded, on
+def test_tensors_that_share_bytes_or_leave_a_gap_are_refused_as_llama_cpp_does(
+    offset: int, starts: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header(tensor(b"v"), tensor(b"w", offset), keys=0, tensors=2).ljust(256, b"\0"))
+    message = f"tensor w starts at byte {starts}; 128, where the one before it ends, is right; the file is damaged"
+    assert refusal(lambda: read_gguf(path)) == f"{path}: {message}"
+    path.write_bytes(header(tensor(b"v"), tensor(b"w", 32), keys=0, tensors=2).ljust(256, b"\0"))
+    assert [place.start for place in read_gguf(path).tensors.values()] == [96, 128]
 
 
 @pytest.fixture

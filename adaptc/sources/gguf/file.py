@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -168,10 +168,12 @@ class _Header:
         if not isinstance(alignment, int) or alignment <= 0:
             raise LoadError(f"{self.path}: general.alignment is {_short(alignment)}; the file is damaged")
         data_start = -(-self.at // alignment) * alignment
-        places = {entry[0]: self.place(*entry, data_start) for entry in table}
+        placed = [self.place(*entry, data_start) for entry in table]
+        places = {tensor.name: tensor for tensor in placed}
         if len(places) < len(table):
             twice = next(name for name, count in Counter(name for name, *_ in table).items() if count > 1)
             raise LoadError(f"{self.path}: two tensors are named {twice[:100]!r}; the file is damaged")
+        self.check_order(placed, data_start, alignment)
         return GgufFile(self.path, metadata, places)
 
     def take(self, count: int) -> bytes:
@@ -244,6 +246,17 @@ class _Header:
                 "fetch the file again"
             )
         return GgufTensor(name, shape, kind, data_start + offset, count)
+
+    def check_order(self, placed: Sequence[GgufTensor], data_start: int, alignment: int) -> None:
+        """Refuse what llama.cpp refuses: a tensor that does not start where the one before it, padded, ends."""
+        expected = data_start
+        for tensor in placed:
+            if tensor.start != expected:
+                raise LoadError(
+                    f"{self.path}: tensor {tensor.name} starts at byte {tensor.start:,}; {expected:,}, where the one "
+                    "before it ends, is right; the file is damaged"
+                )
+            expected += -(-tensor.bytes // alignment) * alignment
 
 
 def _short(value: Any) -> str:
