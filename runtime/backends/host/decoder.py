@@ -116,7 +116,7 @@ class HostDecoder(SingleRoute):
         """See `BatchDecoder.admit`."""
         inserts = None if options.inserts is None else options.inserts()
         prompt = len(ids) if prompt is None else prompt
-        keys = [] if inserts is not None else self.keys(ids, prompt, options, self.dense(options))
+        keys = self.keys(ids, prompt, options, self.dense(options))
         return self.open(slot, ids, prompt, keys, self.threshold(options), inserts)
 
     def open(
@@ -146,7 +146,9 @@ class HostDecoder(SingleRoute):
         return HostPrefill(self, slot, source, prompt, keys, self._prefixes, inserts, into)
 
     def keys(self, ids: Ids, prompt: int, options: RequestOptions, dense: bool) -> list[bytes]:
-        """The keys of a sequence's blocks, see `block_keys`; what was written with a budget is of use with it only.
+        """The keys of a sequence's blocks, see `block_keys`; none if they are not kept, or if it has images.
+
+        What was written with a budget is of use with it only.
 
         Args:
             ids: int64 [tokens].
@@ -154,7 +156,7 @@ class HostDecoder(SingleRoute):
             options: As the sequence runs.
             dense: Whether every block of the model runs.
         """
-        if not self._prefixes.limit:
+        if not self._prefixes.limit or options.inserts is not None:
             return []
         return block_keys(ids, prompt, b"" if dense else repr(options.budget).encode())
 
@@ -164,8 +166,7 @@ class HostDecoder(SingleRoute):
 
     def retire(self, slot: int, ids: Ids, options: RequestOptions, prompt: int) -> None:
         """See `BatchDecoder.retire`."""
-        if options.inserts is None:
-            self.keep(slot, self.keys(ids[: self.length(slot)], prompt, options, self.dense(options)))
+        self.keep(slot, self.keys(ids[: self.length(slot)], prompt, options, self.dense(options)))
 
     def keep(self, slot: int, keys: list[bytes], states: States | None = None) -> None:
         """Keep the blocks of a sequence that are not kept yet.

@@ -83,8 +83,8 @@ class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
         return self._trunk.open(slot, ids, prompt, keys, self._trunk.threshold(options), into=self._states)
 
     def _keys(self, ids: Ids, prompt: int, options: RequestOptions) -> list[bytes]:
-        """The keys of a sequence's blocks, of the trunk's as of the tails' entries; none if it has images."""
-        return [] if options.inserts is not None else self._trunk.keys(ids, prompt, options, self.dense(options))
+        """The keys of a sequence's blocks, of the trunk's as of the tails' entries."""
+        return self._trunk.keys(ids, prompt, options, self.dense(options))
 
     def _trunk_states(self, slot: int, tokens: int) -> States:
         return self._states[slot, :tokens]
@@ -97,10 +97,6 @@ class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
 
     def _open_tail(self, route: str, tail_slot: int, slot: int, ids: Ids | None, prompt: int) -> HostPrefill:
         tail, options = self._tails[route], self._options[slot]
-        keys = (
-            []
-            if ids is None or options.inserts is not None
-            else self._trunk.keys(ids, prompt, options, self.dense(options))
-        )
+        keys = [] if ids is None else self._keys(ids, prompt, options)
         states = self._states[slot, : self._length(slot)]
         return tail.open(tail_slot, states, prompt, keys, tail.threshold(options))
