@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import OnnxGraph
@@ -16,7 +15,7 @@ from adaptc.passes.base import Pass
 from adaptc.passes.skip_ffn.compaction import compacted
 from adaptc.passes.skip_ffn.comparisons import comparisons, describe
 from adaptc.passes.skip_ffn.sides import GATE
-from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, run_always, serving_only, skips
+from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, deciding, finish, run_always, serving_only, skips
 from adaptc.runtime.bundle.names import RAN
 from adaptc.runtime.bundle.plan import Switch
 
@@ -83,17 +82,14 @@ def branched(graph: OnnxGraph, *, together: bool = False) -> OnnxGraph:
     fork = graph.fork()
     main = fork.model.graph
     gates = skips(main)
-    leaders = {gate.logit: gate for gate in reversed(gates)}  # of gates that read one logit, the first
-    compared = comparisons(main, [gate for gate in gates if leaders[gate.logit] is gate])
+    leaders = deciding(gates)
+    compared = comparisons(main, [*leaders.values()])
     decide = _decide_on_average if together else _decide_if_any
     decisions = {logit: decide(main, leaders[logit].node, *pair) for logit, pair in compared.items()}
     for index, gate in enumerate(gates):
         _replace(main, gate, decisions[gate.logit], index)
     _report(main, [decisions[gate.logit] for gate in gates])
-    RemoveUnusedNodesPass()(fork.model)
-    RemoveUnusedOpsetsPass()(fork.model)
-    NameFixPass()(fork.model)  # ONNX Runtime refuses equal names inside a branch, and passes may give them
-    return fork
+    return finish(fork)
 
 
 def _decide_if_any(graph: ir.Graph, before: ir.Node, value: ir.Value, level: ir.Value) -> ir.Value:

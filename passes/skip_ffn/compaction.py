@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from adaptc.errors import PassError
 from adaptc.ir.marks import PATH, label
@@ -19,7 +18,7 @@ from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.passes.emit import INT, Emitter
 from adaptc.passes.skip_ffn.comparisons import comparisons, describe
 from adaptc.passes.skip_ffn.sides import mark
-from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, gives_zero, serving_only, skips
+from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, deciding, finish, gives_zero, serving_only, skips
 from adaptc.runtime.bundle.names import RAN
 
 BOOL = ir.DataType.BOOL
@@ -82,8 +81,7 @@ def compacted(graph: OnnxGraph) -> OnnxGraph:
     fork = graph.fork()
     main = fork.model.graph
     gates = skips(main)
-    leaders = {gate.logit: gate for gate in reversed(gates)}  # of gates that read one logit, the first
-    compared = comparisons(main, [gate for gate in gates if leaders[gate.logit] is gate])
+    compared = comparisons(main, [*deciding(gates).values()])
     step = _step(main, gates)
     decisions: dict[ir.Value, _Decision] = {}
     for index, gate in enumerate(gates):
@@ -91,10 +89,7 @@ def compacted(graph: OnnxGraph) -> OnnxGraph:
             decisions[gate.logit] = _decide(Emitter(main, gate.node), step, *compared[gate.logit])
         _replace(main, gate, decisions[gate.logit], step.zeros[_form(gate)], index)
     _report(main, [decisions[gate.logit].full.taken for gate in gates])
-    RemoveUnusedNodesPass()(fork.model)
-    RemoveUnusedOpsetsPass()(fork.model)
-    NameFixPass()(fork.model)  # blocks may have nodes of one name
-    return fork
+    return finish(fork)
 
 
 def _decide(new: Emitter, step: _Step, value: ir.Value, level: ir.Value) -> _Decision:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+from onnx_ir.passes.common import NameFixPass, RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import is_skip
@@ -51,6 +51,22 @@ class Skip:
 def skips(graph: ir.Graph) -> list[Skip]:
     """The skip gates, in the order of layers."""
     return [Skip.of(node) for node in graph if is_skip(node)]
+
+
+def deciding(gates: Sequence[Skip]) -> dict[ir.Value, Skip]:
+    """The gate that decides, by logit: of those that read one logit, the first."""
+    first: dict[ir.Value, Skip] = {}
+    for gate in gates:
+        first.setdefault(gate.logit, gate)
+    return first
+
+
+def finish(fork: OnnxGraph) -> OnnxGraph:
+    """A graph whose gates were written out, without what nothing reads any more; it is changed in place."""
+    RemoveUnusedNodesPass()(fork.model)
+    RemoveUnusedOpsetsPass()(fork.model)
+    NameFixPass()(fork.model)  # blocks may have nodes of one name, which ONNX Runtime refuses inside a branch
+    return fork
 
 
 def grouped(graph: OnnxGraph, leaders: Sequence[int]) -> OnnxGraph:
