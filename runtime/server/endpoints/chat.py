@@ -20,6 +20,7 @@ from adaptc.runtime.server.endpoints.constraints import rules_of
 from adaptc.runtime.server.endpoints.parts import body_of, note, parts_of, stack_of
 from adaptc.runtime.server.endpoints.writing import (
     FINISH,
+    LEAST_LOGPROB,
     Answer,
     begin,
     check_length,
@@ -27,6 +28,7 @@ from adaptc.runtime.server.endpoints.writing import (
     token_text,
     trace_of,
     usage_of,
+    wants_usage,
     writing_options,
 )
 from adaptc.runtime.server.protocol.conversations import conversation_of
@@ -65,8 +67,7 @@ async def chat(request: Request) -> Response:
     calls = ToolCallReader(model.tools if conversation.tools else None, conversation.tools)
     reply = _Reply(model, str(body.get("model") or model.name), answer, calls)
     if body.get("stream"):
-        usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        return EventStream(reply.events(request, usage), parts.settings.write_seconds)
+        return EventStream(reply.events(request, wants_usage(body)), parts.settings.write_seconds)
     return Json(await unless_gone(request, reply.whole(request)))
 
 
@@ -168,7 +169,7 @@ class _Reply:
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         tokenizer = self.model.session.tokenizer
         content = None if tokenizer is None else list(tokenizer.token_bytes(token))
-        return {"token": token_text(tokenizer, token), "logprob": max(logprob, -9999.0), "bytes": content}
+        return {"token": token_text(tokenizer, token), "logprob": max(logprob, LEAST_LOGPROB), "bytes": content}
 
 
 def _choice(delta: dict[str, Any], logprobs: dict[str, Any] | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from adaptc.runtime.server.endpoints.writing import (
     note_result,
     trace_of,
     usage_of,
+    wants_usage,
     writing_options,
 )
 from adaptc.runtime.server.protocol.errors import ApiError, api_error
@@ -76,8 +77,8 @@ async def complete(request: Request) -> Response:
         return Json(completion.scored(scores))
     answers = [await unless_gone(request, written(prompt)) for prompt in ids]
     if body.get("stream"):
-        usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        return EventStream(completion.events(request, answers, scores, usage), parts.settings.write_seconds)
+        events = completion.events(request, answers, scores, wants_usage(body))
+        return EventStream(events, parts.settings.write_seconds)
     return Json(await unless_gone(request, completion.whole(request, answers, scores)))
 
 

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptc.runtime.server.endpoints.writing import token_text
+from adaptc.runtime.server.endpoints.writing import LEAST_LOGPROB, token_text
 from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.server.serving.models import TextModel
 from adaptc.runtime.text.logprobs import TokenLogprob
-
-_LEAST = -9999.0  # what JSON has in place of minus infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +32,10 @@ class TokenTexts:
         tokenizer = model.session.tokenizer
         return cls(
             tuple(token_text(tokenizer, each.token) for each in tokens),
-            tuple(max(each.logprob, _LEAST) for each in tokens),
+            tuple(max(each.logprob, LEAST_LOGPROB) for each in tokens),
             tuple(
                 {
-                    token_text(tokenizer, one): max(value, _LEAST)
+                    token_text(tokenizer, one): max(value, LEAST_LOGPROB)
                     for one, value in (*each.top, (each.token, each.logprob))
                 }
                 for each in tokens
@@ -88,7 +86,7 @@ def prompt_scores(
     scores = model.session.score(list(prompt), budget=budget, route=route)
     tokenizer = model.session.tokenizer
     tokens = tuple(token_text(tokenizer, each) for each in prompt)
-    values = [max(float(each), _LEAST) for each in scores.values]
+    values = [max(float(each), LEAST_LOGPROB) for each in scores.values]
     tops: list[dict[str, float]] = []
     for place, (token, best) in enumerate(zip(scores.best_ids, scores.best, strict=True)):
         likely = {token_text(tokenizer, int(token)): float(best)} if top else {}

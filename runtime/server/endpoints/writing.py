@@ -25,6 +25,9 @@ from adaptc.runtime.text.tokenizer import Tokenizer
 FINISH = {"eos": "stop", "stop": "stop", "length": "length", "deadline": "length", "cancelled": "length"}
 """OpenAI's word for why a text ended; `adaptc.finish_reason` has ours."""
 
+LEAST_LOGPROB = -9999.0
+"""What JSON has in the place of minus infinity."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
@@ -124,6 +127,11 @@ async def begin(
     gates = model.session.gates
     layers = () if gates is None else tuple(gates.layers)
     return Answer(model.name, stream, record, options.get("budget"), began, parts.metrics, layers)
+
+
+def wants_usage(body: dict[str, Any]) -> bool:
+    """Whether the events of an answer end with what it used."""
+    return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
 def usage_of(results: list[Result]) -> dict[str, Any]:
