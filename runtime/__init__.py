@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from adaptc.runtime.bundle.folder import Bundle, open_bundle
     from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, TensorSpec
     from adaptc.runtime.bundle.skip_gates import SkipGates
+    from adaptc.runtime.generation.load_control import LoadTargets
     from adaptc.runtime.generation.result import Result, Trace
     from adaptc.runtime.generation.scoring import Scores
     from adaptc.runtime.generation.session import Session
@@ -46,6 +47,7 @@ __all__ = [
     "FakeEngine",
     "Inference",
     "JobQueue",
+    "LoadTargets",
     "Manifest",
     "ModalSession",
     "OrtEngine",
@@ -77,6 +79,7 @@ _HOMES = {
     "FakeEngine": "backends.fake",
     "Inference": "multimodal.session",
     "JobQueue": "multimodal.jobs",
+    "LoadTargets": "generation.load_control",
     "Manifest": "bundle.manifest",
     "ModalSession": "multimodal.session",
     "OrtEngine": "backends.onnxruntime_cpu.engine",

@@ -9,6 +9,7 @@ from pathlib import Path
 from adaptc.runtime.backends.backend import Device
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.plan import check_budget_fits, is_modal
 from adaptc.runtime.validation import check_count, shown
@@ -41,6 +42,7 @@ class LoadOptions:
     prefix_bytes: int | None = None
     verify: bool = True
     budget: float | None = None
+    load_targets: LoadTargets | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or self.device not in _DEVICES:
@@ -52,6 +54,8 @@ class LoadOptions:
                 object.__setattr__(self, name, check_count(name, value, most, least))
         if self.budget is not None:
             object.__setattr__(self, "budget", check_budget(self.budget))
+        if self.load_targets is not None and not isinstance(self.load_targets, LoadTargets):
+            raise RequestError(f"load_targets: {shown(self.load_targets)}; a LoadTargets is needed")
 
     def check(self, bundle: Bundle, device: Device) -> None:
         """Refuse what has no meaning for a bundle: an option that did nothing would be taken for one that did.
@@ -76,6 +80,7 @@ class LoadOptions:
             "chunk": text if is_modal(manifest) else "",
             "prefix_bytes": text if is_modal(manifest) else "it runs on a GPU" if device == "gpu" else "",
             "budget": text if is_modal(manifest) else "",
+            "load_targets": text if is_modal(manifest) else "",
             "cache_bytes": "" if manifest.modal else "it has no encoder whose features could be kept",
         }
         for option in fields(self):
@@ -83,6 +88,7 @@ class LoadOptions:
             if why and getattr(self, option.name) is not None:
                 raise RequestError(f"{option.name}: has no meaning for {bundle.path}: {why}; leave it out")
         check_budget_fits(bundle, self.budget)
+        check_budget_fits(bundle, self.load_targets, "load_targets")
 
 
 def folder_of(path: object) -> Path:

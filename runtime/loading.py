@@ -15,6 +15,7 @@ from adaptc.runtime.bundle.folder import Bundle, open_bundle, opening
 from adaptc.runtime.bundle.manifest import ModalSpec
 from adaptc.runtime.bundle.names import IMAGES, TOKENIZER
 from adaptc.runtime.errors import BundleError, ReplacedError
+from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.generation.scheduler import Limits
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.load_options import LoadOptions, folder_of
@@ -50,6 +51,7 @@ def load(
     prefix_bytes: int | None = None,
     verify: bool = True,
     budget: float | None = None,
+    load_targets: LoadTargets | None = None,
     backends: Mapping[str, Backend] = BACKENDS,
 ) -> Session:
     """Open a bundle and make it ready to run; options that a bundle of its kind does not have are refused.
@@ -70,6 +72,8 @@ def load(
             it only names and sizes are, and a session's `verified` says so.
         budget: Default budget for requests without one, from 0 (cheapest) to 1 (dense), for bundles with gates or a
             router; None skips nothing, and routes as the router was calibrated to.
+        load_targets: Times that are kept under load by lowering budgets, each down to its request's `min_budget`, for
+            bundles with gates or a router; None lowers none.
         backends: What runs bundles, by backend name.
 
     Raises:
@@ -87,6 +91,7 @@ def load(
         prefix_bytes=prefix_bytes,
         verify=verify,
         budget=budget,
+        load_targets=load_targets,
     )
     # Only the bundle knows which of the two it is; callers who know as well call `load_modal`.
     return cast("Session", _loaded(folder_of(path), options, backends, _session))
@@ -196,7 +201,9 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     batch = bundle.manifest.target.batch if options.batch is None else options.batch
     chunk = _CHUNK if options.chunk is None else options.chunk
     prefixes = _PREFIX_BYTES if options.prefix_bytes is None else options.prefix_bytes
-    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, options.budget, prefixes))
+    targets = options.load_targets
+    likely = options.budget if targets is None else 0.0  # under load nobody shall wait for a graph to be loaded
+    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, likely, prefixes))
     return Session(
         decoder,
         tokenizer,
@@ -206,6 +213,7 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
         images=_images(bundle, name, backend, options) if backend.takes_images else None,
         label=_label(bundle),
         limits=Limits(piece=min(chunk, _PIECE) if backend.device == "cpu" else chunk, alone=chunk),
+        load_targets=targets,
         verified=options.verify,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.options import RequestOptions
@@ -16,16 +17,22 @@ class OptionChecks:
         default: The budget of requests that name none; None for the bundle's own.
     """
 
-    def __init__(self, decoder: BatchDecoder, budget: float | None) -> None:
+    def __init__(self, decoder: BatchDecoder, budget: float | None, targets: LoadTargets | None = None) -> None:
         """Check the default.
 
         Args:
             decoder: Says what there is.
             budget: See the attribute.
+            targets: What load may do to budgets; None for nothing.
 
         Raises:
-            RequestError: as `budget`.
+            RequestError: as `budget`; or there are targets, and the bundle has neither gates nor a router.
         """
+        if targets is not None and not decoder.takes_budget:
+            raise RequestError(
+                "load_targets: this bundle has neither gates nor a router and always runs whole; leave them out"
+            )
+        self._targets = targets
         self._routes, self._takes_budget = decoder.routes, decoder.takes_budget
         self.default: float | None = None
         self.default = self.budget(budget)
@@ -51,6 +58,19 @@ class OptionChecks:
         if not self._takes_budget:
             raise RequestError("budget: this bundle has neither gates nor a router and always runs whole; leave it out")
         return value
+
+    def floor(self, budget: float | None, least: float | None) -> float:
+        """The budget below which load does not lower a request's, 0 to 1.
+
+        Args:
+            budget: Its own; None if it names none.
+            least: Its `min_budget`; None if it names none.
+        """
+        if self._targets is None:
+            return 1.0
+        if least is not None:
+            return least
+        return self._targets.min_budget if budget is None else 1.0
 
     def route(self, route: str | None) -> None:
         """Check a request's route.

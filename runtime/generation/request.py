@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from typing import Any, TypeAlias, TypedDict
 
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.load_control import check_floor
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.text.detokenize import stop_strings
 from adaptc.runtime.text.sampling import Sampling, TokenRule
@@ -46,6 +47,7 @@ class GenerateOptions(TypedDict, total=False):
     deadline: float | None
     priority: int | None
     budget: float | None
+    min_budget: float | None
     route: str | None
     images: Any
     modalities: Sequence[str] | None
@@ -70,6 +72,9 @@ class Request:
             which go on later; from -1000 to 1000.
         budget: How much of the model runs, from 0 (cheapest) to 1 (dense), for bundles with gates or a router; the
             prompt and the first `warmup` positions skip nothing at any budget. None takes the session's.
+        min_budget: The lowest budget that the request takes while the session is too busy for its targets, from 0 to 1,
+            see `LoadTargets`. None takes `budget` if there is one, else what the targets say; without targets no budget
+            is lowered.
         route: The route of a stitched bundle; None lets its router pick.
         images: The images of the prompt, see `Images.insert`.
         modalities: The only modalities to use: without images a prompt is read as the text it is. None uses all that
@@ -88,6 +93,7 @@ class Request:
     deadline: float | None = None
     priority: int = 0
     budget: float | None = None
+    min_budget: float | None = None
     route: str | None = None
     images: Any = None
     modalities: Sequence[str] | None = None
@@ -108,6 +114,12 @@ class Request:
             checked["deadline"] = check_seconds("deadline", self.deadline)
         if self.budget is not None:
             checked["budget"] = check_budget(self.budget)
+        if self.min_budget is not None:
+            checked["min_budget"] = check_floor(self.min_budget)
+            if self.budget is not None and self.min_budget > self.budget:
+                raise RequestError(
+                    f"min_budget: {shown(self.min_budget)}; at most budget, which is {shown(self.budget)}, is right"
+                )
         if self.modalities is not None:
             names = check_elements("modalities", self.modalities, "a list of names")
             checked["modalities"] = tuple(_name("modalities", each) for each in names)

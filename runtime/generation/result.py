@@ -25,6 +25,7 @@ class Trace:
         routes: (index of its first token, route) for each route that wrote, in order; several after `reroute`. Empty
             for a bundle without routes.
         cached_tokens: Tokens of the prompt that were not read, since they were known from an earlier one.
+        lowered_to: The lowest budget that load had it run with, see `LoadTargets`; None if none was below its own.
     """
 
     prompt_tokens: int
@@ -35,6 +36,7 @@ class Trace:
     skips: Skips | None = field(default=None, compare=False)
     routes: tuple[tuple[int, str], ...] = ()
     cached_tokens: int = 0
+    lowered_to: float | None = None
 
     @property
     def route(self) -> str | None:

@@ -18,12 +18,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from time import perf_counter
 
 from adaptc.runtime.errors import AdaptcError, RequestError
 from adaptc.runtime.generation.sequence import TokenSequence
 from adaptc.runtime.generation.slots import PromptInSlot, SlotTable
 from adaptc.runtime.generation.status import Status
+from adaptc.runtime.generation.step_watch import StepWatch
 from adaptc.runtime.generation.work import ReadingJob, Work
 from adaptc.runtime.model.decoder import BatchDecoder, TokenChooser
 
@@ -50,15 +50,18 @@ class Limits:
 class Scheduler:
     """Runs sequences and jobs in a decoder. One thread at a time may call `step`; any may call `add` and `cancel`."""
 
-    def __init__(self, decoder: BatchDecoder, limits: Limits | None = None) -> None:
+    def __init__(self, decoder: BatchDecoder, limits: Limits | None = None, watch: StepWatch | None = None) -> None:
         """Begin without work.
 
         Args:
             decoder: Its slots belong to the scheduler.
             limits: How they are shared.
+            watch: Times steps, and says how far budgets count.
         """
         self._decoder = decoder
         self._limits = limits or Limits()
+        self._watch = watch or StepWatch()
+        self._clock = self._watch.clock
         self._added: deque[Work] = deque()  # by any thread, for the next step
         self._waiting: list[Work] = []
         self._slots = SlotTable(decoder)
@@ -71,7 +74,7 @@ class Scheduler:
 
     def add(self, work: Iterable[Work]) -> None:
         """Let work wait for its slots."""
-        now = perf_counter()
+        now = self._clock()
         for each in work:
             each.arrival, each.began = next(self._arrivals), now
             self._added.append(each)
@@ -91,6 +94,9 @@ class Scheduler:
             prefix_hit_tokens=self._hits,
             prefix_query_tokens=self._queries,
             preemptions=self._preemptions,
+            step_seconds=self._watch.step_seconds,
+            budget_ceiling=self._watch.ceiling,
+            pressure=self._watch.pressure,
         )
 
     def step(self, before: Callable[[], object] = lambda: None) -> None:
@@ -102,6 +108,7 @@ class Scheduler:
         What an engine raises ends the work that met it, see `Work.error`. Any other exception ends all that was in the
         decoder, whose state is not known then, and is raised.
         """
+        self._watch.begin((*self._slots.running(), *self._waiting, *self._added))
         try:
             before()
             self._drop_ended()
@@ -110,10 +117,12 @@ class Scheduler:
             self._read(before)
             before()
             self._drop_ended()
-            self._decode()
+            wrote = self._decode()
         except BaseException as error:
             self._fail(error)
             raise
+        waiting = [each for each in (*self._waiting, *self._added) if not self._idle(each)]
+        self._watch.end(self._slots.running(), waiting, wrote, bool(self._slots.active))
 
     def _drop_ended(self) -> None:
         while self._added:
@@ -137,6 +146,7 @@ class Scheduler:
             if isinstance(work, ReadingJob):
                 slots.job = work
             elif isinstance(work, TokenSequence):
+                work.limit_budget(self._watch.ceiling)
                 slots.begin(work, slot, self._read_tokens + len(work.prompt))
             self._waiting.remove(work)
 
@@ -207,7 +217,7 @@ class Scheduler:
     def _read_piece(self, reading: PromptInSlot, most: int) -> int:
         """Read the next piece of a prompt; how many tokens were read."""
         sequence, prefill = reading.sequence, reading.prefill
-        started, tokens = perf_counter(), prefill.done - prefill.cached
+        started, tokens = self._clock(), prefill.done - prefill.cached
         try:
             logits = prefill.read(most)
             if prefill.complete:
@@ -216,7 +226,7 @@ class Scheduler:
                 sequence.take(logits)
         except AdaptcError as error:
             sequence.error = error
-        now = perf_counter()
+        now = self._clock()
         sequence.prefill_seconds += now - started
         read = max(prefill.done - prefill.cached - tokens, 0)  # less if a tail knew less than its trunk
         self._read_tokens += read
@@ -240,14 +250,14 @@ class Scheduler:
         else:
             self._slots.join(reading)
 
-    def _decode(self) -> None:
-        """Add one token to each active sequence."""
+    def _decode(self) -> bool:
+        """Add one token to each active sequence; whether there was one."""
         slots = self._slots
         while len(slots.sequences()) > 1 and slots.tokens() + len(slots.active) > self._capacity:
             self._preempt(_last(slots.sequences()))
         if not slots.active:
-            return
-        started, active = perf_counter(), tuple(slots.active)
+            return False
+        started, active = self._clock(), tuple(slots.active)
         tokens = [sequence.feed() for sequence in active]
         writing = [sequence.fed_all for sequence in active]
         try:
@@ -255,7 +265,7 @@ class Scheduler:
         except AdaptcError as error:
             for sequence in active:
                 sequence.error = error
-        seconds = perf_counter() - started
+        seconds = self._clock() - started
         for slot, (sequence, writes) in enumerate(zip(active, writing, strict=True)):
             sequence.decode_seconds += seconds
             if writes and sequence.error is None:
@@ -263,13 +273,14 @@ class Scheduler:
                     sequence.ran.append(ran)
                 sequence.complete_step()
         slots.drop_ended()
+        return True
 
     def _run_step(self, active: Sequence[TokenSequence], tokens: Sequence[int], writing: Sequence[bool]) -> None:
         """Have the decoder read a token of each sequence, and those that write choose their next one."""
         decoder = self._decoder
         for slot, sequence in enumerate(active):
             sequence.follow_route(decoder, slot)
-            sequence.follow_budget(decoder, slot)
+            sequence.follow_budget(decoder, slot, self._watch.ceiling)
         if isinstance(decoder, TokenChooser) and all(writing) and all(each.sampler.free for each in active):
             for sequence, token in zip(active, decoder.choose(tokens, [each.sampler for each in active]), strict=True):
                 sequence.accept(token)

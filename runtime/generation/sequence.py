@@ -41,6 +41,8 @@ class TokenSequence(Work):
         time_to_first_token_seconds: See `Trace`.
         cached_tokens: See `Trace`.
         fed: How many of its own tokens the decoder was fed; set when its prompt was read.
+        floor: The budget below which no load lowers its own, 0 to 1.
+        lowered_to: The lowest budget that load had it run with; None if none was below its own.
         stream: Pieces that its reader has not taken yet; None if nobody reads it piece by piece.
         paced: Whether its reader takes the pieces; not if somebody waits for its end.
     """
@@ -85,9 +87,11 @@ class TokenSequence(Work):
         self.time_to_first_token_seconds = 0.0
         self.cached_tokens = 0
         self.fed = 0
+        self.floor = 1.0
+        self.lowered_to: float | None = None
         self.stream: deque[str] | None = None
         self.paced = True
-        self._next_options: RequestOptions | None = None
+        self._budget = options.budget
         self._changed = False
         self._limit = limit
         self._text = text
@@ -143,18 +147,28 @@ class TokenSequence(Work):
 
     def set_budget(self, budget: float | None) -> None:
         """Have the tokens after the next step run with another budget; any thread may call it."""
-        self._next_options = replace(self.options, budget=budget)
+        self._budget = budget
+
+    def limit_budget(self, ceiling: float) -> bool:
+        """Have its budget count for a ceiling at most, or for its floor if that is higher; whether that is new."""
+        budget, ceiling = self._budget, max(self.floor, ceiling)
+        if ceiling < (1.0 if budget is None else budget):
+            self.lowered_to = ceiling if self.lowered_to is None else min(self.lowered_to, ceiling)
+        if budget == self.options.budget and ceiling == self.options.ceiling:
+            return False
+        self.options = replace(self.options, budget=budget, ceiling=ceiling)
+        return True
 
     @property
     def uniform(self) -> bool:
         """Whether all that was written ran by one route and with one budget."""
         return len(self.routes) < 2 and not self._changed
 
-    def follow_budget(self, decoder: BatchDecoder, slot: int) -> None:
-        """Have the decoder run a sequence's later tokens with the budget that was set since the last step."""
-        if self._next_options is not None:
-            self.options, self._next_options = self._next_options, None
-            self._changed = True
+    def follow_budget(self, decoder: BatchDecoder, slot: int, ceiling: float = 1.0) -> None:
+        """Have the decoder run a sequence's later tokens with its budget of now, see `limit_budget`."""
+        before = self.options
+        if self.limit_budget(ceiling):
+            self._changed = self._changed or not (decoder.dense(before) and decoder.dense(self.options))
             decoder.set_budget(slot, self.options)
 
     def follow_route(self, decoder: BatchDecoder, slot: int) -> None:
@@ -189,6 +203,7 @@ class TokenSequence(Work):
             skips(self.ran[:steps], routes[-1][1] if routes else None),
             routes,
             self.cached_tokens,
+            self.lowered_to,
         )
         text = "".join(self.pieces[:tokens])
         return Result(text, tuple(self.ids[:tokens]), len(self.prompt), reason or cut, trace)
@@ -201,6 +216,7 @@ def sequence_of(
     tokenizer: Tokenizer | None = None,
     options: RequestOptions = NO_OPTIONS,
     index: int = 0,
+    floor: float = 1.0,
 ) -> TokenSequence:
     """The sequence of a request, ready to be decoded.
 
@@ -211,6 +227,7 @@ def sequence_of(
         tokenizer: Spells the text; None leaves the result without text.
         options: How the sequence runs through the model.
         index: Place in a batch: equal prompts with one seed still get results of their own.
+        floor: See `TokenSequence`.
 
     Raises:
         RequestError: the model has no such end token.
@@ -223,7 +240,7 @@ def sequence_of(
     eos, stops = frozenset(spec.eos_token_ids), frozenset(request.stop_token_ids)
     ends = _ends(eos, stops, request.min_new_tokens, spec.vocab_size)
     sampler = Sampler(request.sampling, cast("list[int]", prompt.tolist()), random, ends, request.min_new_tokens)
-    return TokenSequence(
+    sequence = TokenSequence(
         prompt,
         limit,
         sampler,
@@ -234,6 +251,8 @@ def sequence_of(
         least=request.min_new_tokens,
         priority=request.priority,
     )
+    sequence.floor = floor
+    return sequence
 
 
 def _ends(eos: frozenset[int], stops: frozenset[int], least: int, vocab: int) -> frozenset[int]:

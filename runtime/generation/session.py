@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from adaptc.runtime.bundle.manifest import DecoderSpec, ModalSpec
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.load_control import LoadController, LoadTargets
 from adaptc.runtime.generation.option_checks import OptionChecks
 from adaptc.runtime.generation.prompts import Prompt, PromptReader, Prompts, images_per_prompt, is_batch
 from adaptc.runtime.generation.request import GenerateOptions, Request, request_of
@@ -18,6 +19,7 @@ from adaptc.runtime.generation.scheduler import Limits, Scheduler
 from adaptc.runtime.generation.scoring import Scores, Scoring
 from adaptc.runtime.generation.sequence import TokenSequence, sequence_of
 from adaptc.runtime.generation.status import Status
+from adaptc.runtime.generation.step_watch import StepWatch
 from adaptc.runtime.generation.stream import AsyncStream, Stream, Writing, waited
 from adaptc.runtime.generation.turns import Turn, Turns
 from adaptc.runtime.generation.work import ReadingJob
@@ -61,6 +63,7 @@ class Session:
         label: str = "",
         clock: Callable[[], float] = monotonic,
         limits: Limits | None = None,
+        load_targets: LoadTargets | None = None,
         verified: bool = False,
     ) -> None:
         """Put the parts together; most callers want `load`.
@@ -76,10 +79,12 @@ class Session:
             label: What `repr` calls the model and its engine.
             clock: Seconds, for deadlines.
             limits: How requests share the decoder.
+            load_targets: What is kept under load by lowering budgets; None lowers none.
             verified: Whether the bundle's files were compared with their hashes.
 
         Raises:
-            RequestError: the budget is out of range, or the decoder has neither gates nor a router.
+            RequestError: the budget is out of range, or it or targets are given and the decoder has neither gates nor a
+                router.
         """
         self.gates = decoder.gates
         self.routes = decoder.routes
@@ -89,9 +94,10 @@ class Session:
         self._decoder = decoder
         self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
         self._label = label
-        self._scheduler = Scheduler(decoder, limits)
+        control = None if load_targets is None else LoadController(load_targets)
+        self._scheduler = Scheduler(decoder, limits, StepWatch(control))
         self._turns = Turns(self._scheduler, self._free, clock)
-        self._checks = OptionChecks(decoder, budget)
+        self._checks = OptionChecks(decoder, budget, load_targets)
 
     @property
     def takes_budget(self) -> bool:
@@ -342,7 +348,8 @@ class Session:
         ids, encode = self._prompts.read(prompt, request)
         if request.stop_strings:
             self._prompts.need_tokenizer("stop strings")
-        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, replace(options, inserts=encode), index)
+        options, floor = replace(options, inserts=encode), self._checks.floor(request.budget, request.min_budget)
+        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor)
 
     def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any]) -> Ids:
         tokenizer = self._prompts.need_tokenizer("chat")

@@ -17,6 +17,9 @@ class Status:
         prefix_hit_tokens: Prompt tokens that were not read, since they were known from earlier prompts.
         prefix_query_tokens: All prompt tokens.
         preemptions: How often a sequence gave up its slot for others.
+        step_seconds: Mean time of a step lately; 0 before the first one.
+        budget_ceiling: The most that any budget counts for now, 0 to 1, see `LoadTargets`; 1 without targets.
+        pressure: The times that the targets are about, the worse of the two, as a share of its target; 0 without.
     """
 
     running: int
@@ -26,3 +29,6 @@ class Status:
     prefix_hit_tokens: int
     prefix_query_tokens: int
     preemptions: int
+    step_seconds: float
+    budget_ceiling: float
+    pressure: float

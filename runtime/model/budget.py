@@ -102,6 +102,8 @@ def _share(points: Sequence[tuple[float, float]], budget: float) -> float:
     return (1 - budget) * points[-1][0]
 
 
-def threshold_of(gates: SkipGates | None, budget: float | None) -> float:
-    """The threshold of a budget, None for the gates' own; -inf without gates."""
-    return DENSE if gates is None else threshold_at(gates.thresholds, gates.budget if budget is None else budget)
+def threshold_of(gates: SkipGates | None, budget: float | None, ceiling: float = 1.0) -> float:
+    """The threshold of a budget, None for the gates' own, which counts for a ceiling at most; -inf without gates."""
+    if gates is None:
+        return DENSE
+    return threshold_at(gates.thresholds, min(gates.budget if budget is None else budget, ceiling))

@@ -16,11 +16,13 @@ class RequestOptions:
         budget: How much of the model runs, from 0 (cheapest) to 1 (dense). None runs what the gates' own budget says,
             and takes the route that the router's calibrated threshold picks.
         route: The route of a stitched bundle; None lets its router pick.
+        ceiling: The most that any budget counts for, the bundle's own included, 0 to 1: less than 1 under load.
         inserts: Encodes the prompt's images when the prompt is read; None for a prompt of text alone.
     """
 
     budget: float | None = None
     route: str | None = None
+    ceiling: float = 1.0
     inserts: Callable[[], Inserts] | None = field(default=None, compare=False)
 
 

@@ -31,13 +31,23 @@ def is_modal(manifest: Manifest) -> bool:
     return bool(manifest.modal) and all(graph.decoder is None for graph in manifest.graphs.values())
 
 
-def check_budget_fits(bundle: Bundle, budget: float | None) -> None:
-    """Refuse a budget for a bundle in which it changes nothing: there are neither skip gates nor a router.
+def takes_budget(manifest: Manifest) -> bool:
+    """Whether a budget changes anything for a bundle: there are skip gates, or a router."""
+    return bool(manifest.gates) or (manifest.switch is not None and manifest.switch.router is not None)
+
+
+def check_budget_fits(bundle: Bundle, value: object, option: str = "budget") -> None:
+    """Refuse an option about budgets for a bundle without any use of one: there are neither skip gates nor a router.
+
+    Args:
+        bundle: An opened bundle.
+        value: The option's; None if it was not given.
+        option: Its name.
 
     Raises:
         RequestError: it is such a bundle.
     """
-    switch = bundle.manifest.switch
-    takes_one = bool(bundle.manifest.gates) or (switch is not None and switch.router is not None)
-    if budget is not None and not takes_one:
-        raise RequestError(f"budget: {bundle.path} has neither gates nor a router and always runs whole; leave it out")
+    if value is not None and not takes_budget(bundle.manifest):
+        raise RequestError(
+            f"{option}: {bundle.path} has neither gates nor a router and always runs whole; leave it out"
+        )

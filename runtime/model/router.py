@@ -41,14 +41,16 @@ class RouterNet:
     costs: Mapping[str, int]
     record: RouterRecord
 
-    def choose(self, states: Array, budget: float | None = None) -> Choice:
+    def choose(self, states: Array, budget: float | None = None, ceiling: float = 1.0) -> Choice:
         """The route for a prompt, and why.
 
         Args:
             states: float32 [tokens, width], as the trunk gives them.
             budget: From 0 (cheapest) to 1 (dearest); None for the calibrated threshold.
+            ceiling: The most that either counts for.
         """
         threshold = self.record.threshold if budget is None else self.threshold_at(budget)
+        threshold = max(threshold, self.threshold_at(ceiling))
         losses = dict(zip(self.costs, self.losses(features(states)).tolist(), strict=True))
         return Choice(picked(losses, self.costs, threshold), losses, threshold, dict(self.costs))
 

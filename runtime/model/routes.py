@@ -190,7 +190,7 @@ class RoutedDecoder(ABC, Generic[S]):
             return options.route
         if self._router is None:
             return self.routes[0]
-        return self._router.choose(self._trunk_states(slot, tokens), options.budget).route
+        return self._router.choose(self._trunk_states(slot, tokens), options.budget, options.ceiling).route
 
     def _place(self, slot: int) -> tuple[str, int]:
         place = self._places[slot]

@@ -78,6 +78,17 @@ def _add_gauges(parts: ServerParts) -> None:
         of_status(lambda now: now.prefix_hit_tokens),
         "counter",
     )
+    metrics.read("adaptc:step_seconds", "Mean time of a step lately.", of_status(lambda now: now.step_seconds))
+    metrics.read(
+        "adaptc:load_budget_ceiling",
+        "The most that any budget counts for, 0 to 1: below 1 while targets are missed.",
+        of_status(lambda now: now.budget_ceiling),
+    )
+    metrics.read(
+        "adaptc:load_pressure",
+        "Time to the first token or between tokens, the worse of the two, as a share of its target.",
+        of_status(lambda now: now.pressure),
+    )
     metrics.read(
         "adaptc:num_preemptions_total",
         "How often a sequence gave up its slot for others.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-from adaptc.runtime import DecoderSpec, Engine, Session, SkipGates
+from adaptc.runtime import DecoderSpec, Engine, LoadTargets, Session, SkipGates
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.text.tokenizer import Tokenizer
 
@@ -20,6 +20,8 @@ def session_of(
     gates: SkipGates | None = None,
     budget: float | None = None,
     clock: Callable[[], float] = monotonic,
+    load_targets: LoadTargets | None = None,
 ) -> Session:
     """A session that decodes with one graph."""
-    return Session(HostDecoder(engine, spec, batch, chunk, gates), tokenizer, budget=budget, clock=clock)
+    decoder = HostDecoder(engine, spec, batch, chunk, gates)
+    return Session(decoder, tokenizer, budget=budget, clock=clock, load_targets=load_targets)

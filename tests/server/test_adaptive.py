@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
+import numpy as np
 import pytest
 
-from adaptc.runtime import Session
+from adaptc.runtime import LoadTargets, Session, load
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.serving.models import load_model
 from tests.repo import ROOT
@@ -115,3 +117,51 @@ def test_floors_of_accuracy_are_for_inputs(stored: ServerParts) -> None:
         "adaptc.accuracy: for bundles that answer inputs (/v1/infer); adaptc.budget is for text"
     )
     assert error["param"] == "adaptc.accuracy"
+
+
+def test_under_load_budgets_go_down_to_each_request_s_floor() -> None:
+    """The target is so short that any step misses it."""
+    targets = LoadTargets(time_to_first_token=1e-4, min_budget=0.4)
+    parts = parts_of(load_model(STORED / "gated", "gated", threads=1, targets=targets))
+    try:
+        started = monotonic()
+        while complete(parts, "gated")["adaptc"]["lowered_to"] != 0.4:
+            assert monotonic() - started < 30, "no budget was lowered"
+        lowest = {
+            "own": complete(parts, "gated", adaptc={"min_budget": 0})["adaptc"],
+            "asked": complete(parts, "gated", adaptc={"budget": 0.75})["adaptc"],
+            "both": complete(parts, "gated", adaptc={"budget": 0.75, "min_budget": 0.5})["adaptc"],
+            "dense": complete(parts, "gated@dense")["adaptc"],
+        }
+        assert {name: told["lowered_to"] for name, told in lowest.items()} == {
+            "own": pytest.approx(0.2, abs=0.2),
+            "asked": None,
+            "both": 0.5,
+            "dense": None,
+        }
+        assert lowest["own"]["ffn_skipped"] > lowest["dense"]["ffn_skipped"] == 0
+        found = numbers(ask(parts, "/metrics").text)
+        model = (("model_name", "gated"),)
+        assert found["adaptc:budget_lowered_total", model] >= 3
+        assert found["adaptc:load_pressure", model] > 0.9
+        assert 0 <= found["adaptc:load_budget_ceiling", model] < 0.4
+        assert found["adaptc:step_seconds", model] > 0
+    finally:
+        parts.models.close()
+
+
+def test_a_floor_above_the_budget_is_refused(stored: ServerParts) -> None:
+    body = {"model": "gated@balanced", "prompt": PROMPT, "adaptc": {"min_budget": 0.6}}
+    error = error_of(ask(stored, "/v1/completions", body))
+    assert error["message"] == "min_budget: 0.6; at most budget, which is 0.5, is right"
+
+
+def test_a_router_s_choice_is_capped() -> None:
+    """Its threshold is no lower than the ceiling's, whatever was calibrated."""
+    with load(STORED / "stitched", threads=1) as session:
+        router = session._decoder._router  # type: ignore[attr-defined]
+        states = np.random.default_rng(0).standard_normal((6, len(router.weights["w1"][0]) // 2), np.float32)
+        for budget in (None, 0.0, 0.4, 1.0):
+            for ceiling in (0.0, 0.3, 0.7, 1.0):
+                own, cap = router.choose(states, budget).threshold, router.threshold_at(ceiling)
+                assert router.choose(states, budget, ceiling).threshold == max(own, cap)

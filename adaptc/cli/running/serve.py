@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adaptc.cli.options import THREADS
+
+if TYPE_CHECKING:
+    from adaptc.runtime.generation.load_control import LoadTargets
+
+POSITIVE = click.FloatRange(0, min_open=True)
 
 
 @click.command("serve")
@@ -27,6 +33,13 @@ from adaptc.cli.options import THREADS
 @click.option("--max-prompts", type=int, default=128, show_default=True, help="Most prompts in one request.")
 @click.option("--max-connections", type=int, default=1024, show_default=True, help="Most connections at a time.")
 @click.option("--drain-seconds", type=float, default=30.0, show_default=True, help="Time to finish on SIGTERM.")
+@click.option("--target-ttft", type=POSITIVE, help="Seconds to the first token that are kept by lowering budgets.")
+@click.option("--target-tpot", type=POSITIVE, help="Seconds for each further token that are kept by lowering budgets.")
+@click.option(
+    "--min-budget",
+    type=click.FloatRange(0, 1),
+    help="Lowest budget under load for requests that name none.  [default: 0.5; needs a target]",
+)
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the API keys, one on each line.")
 @click.option("--allow-anonymous", is_flag=True, help="Let other machines ask without a key.")
 @click.option("--allow-templates", is_flag=True, help="Take chat templates from requests.")
@@ -38,6 +51,9 @@ def command(
     bundles: tuple[str, ...],
     device: str,
     max_batch: int | None,
+    target_ttft: float | None,
+    target_tpot: float | None,
+    min_budget: float | None,
     api_key_file: Path | None,
     allow_anonymous: bool,
     allow_templates: bool,
@@ -54,7 +70,7 @@ def command(
     from adaptc.runtime.server.observing.logs import say, write_log
     from adaptc.runtime.server.running import bound_socket, keep_memory_together, run, url_of
     from adaptc.runtime.server.serving.entrance import Entrance
-    from adaptc.runtime.server.serving.models import Models, load_model
+    from adaptc.runtime.server.serving.models import Models, TextModel, load_model
     from adaptc.runtime.server.serving.settings import Settings, read_keys
 
     keys = frozenset() if api_key_file is None else read_keys(api_key_file)
@@ -63,22 +79,42 @@ def command(
         raise RequestError(
             f"--host: {settings.host} lets other machines ask; --api-key-file is needed, or --allow-anonymous"
         )
+    targets = _targets(target_ttft, target_tpot, min_budget)
     write_log(settings.log_json)
     keep_memory_together()
     listening = bound_socket(settings.host, settings.port)
-    with listening:
+    with listening, ExitStack() as stack:
         models = []
-        try:
-            for text in bundles:
-                name, path = _named(text)
-                models.append(load_model(path, name, device=device, batch=max_batch, threads=threads, verify=verify))
-                say("loaded", model=name)
-            parts = ServerParts(settings, Models(models), Entrance(settings.max_queue))
-            say("listening", url=url_of(listening), models=",".join(parts.models.by_name))
-            run(parts, listening)
-        finally:
-            for model in models:
-                model.close()
+        for text in bundles:
+            name, path = _named(text)
+            model = load_model(
+                path, name, device=device, batch=max_batch, threads=threads, verify=verify, targets=targets
+            )
+            stack.callback(model.close)
+            models.append(model)
+            say("loaded", model=name)
+        if targets is not None and not any(
+            isinstance(each, TextModel) and each.session.takes_budget for each in models
+        ):
+            raise RequestError("--target-ttft, --target-tpot: no bundle has gates or a router: leave them out")
+        parts = ServerParts(settings, Models(models), Entrance(settings.max_queue))
+        say("listening", url=url_of(listening), models=",".join(parts.models.by_name))
+        run(parts, listening)
+
+
+def _targets(first: float | None, each: float | None, least: float | None) -> LoadTargets | None:
+    """What is kept under load; None if nothing is."""
+    from adaptc.runtime.errors import RequestError
+    from adaptc.runtime.generation.load_control import LoadTargets
+
+    if first is None and each is None:
+        if least is not None:
+            raise RequestError(
+                "--min-budget: without a target no budget is lowered; add --target-ttft or --target-tpot"
+            )
+        return None
+    named = {"time_to_first_token": first, "time_per_output_token": each, "min_budget": least}
+    return LoadTargets(**{name: value for name, value in named.items() if value is not None})
 
 
 def _named(text: str) -> tuple[str, Path]:

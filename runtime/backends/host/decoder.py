@@ -158,7 +158,7 @@ class HostDecoder(SingleRoute):
         """
         if not self._prefixes.limit or options.inserts is not None:
             return []
-        return block_keys(ids, prompt, b"" if dense else repr(options.budget).encode())
+        return block_keys(ids, prompt, b"" if dense else repr((options.budget, options.ceiling)).encode())
 
     def start(self, slot: int, ids: Ids, options: RequestOptions) -> Logits:
         """See `BatchDecoder.start`."""
@@ -198,7 +198,7 @@ class HostDecoder(SingleRoute):
 
     def threshold(self, options: RequestOptions) -> float:
         """What the gates are compared with under these options."""
-        return threshold_of(self.gates, options.budget)
+        return threshold_of(self.gates, options.budget, options.ceiling)
 
     def dense(self, options: RequestOptions) -> bool:
         """See `BatchDecoder.dense`."""

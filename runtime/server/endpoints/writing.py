@@ -153,6 +153,7 @@ def trace_of(answer: Answer, result: Result) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "finish_reason": result.finish_reason,
         "budget": answer.budget,
+        "lowered_to": trace.lowered_to,
         "cached_tokens": trace.cached_tokens,
         "prefill_ms": round(trace.prefill_seconds * 1e3, 3),
         "decode_ms": round(trace.decode_seconds * 1e3, 3),

@@ -77,6 +77,8 @@ class Metrics:
             self.first.observe(trace.time_to_first_token_seconds, model)
         if trace.new_tokens > 1:
             self.each.observe(trace.decode_seconds / (trace.new_tokens - 1), model)
+        if trace.lowered_to is not None:
+            self.lowered.add(1, model)
         if trace.route is not None:
             self.routes.add(1, model, trace.route)
         if trace.skips is not None and len(trace.skips.ran):

@@ -12,9 +12,10 @@ from adaptc.runtime.bundle.folder import Bundle, open_bundle
 from adaptc.runtime.bundle.manifest import Manifest
 from adaptc.runtime.bundle.names import TOKENIZER
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.loading import BACKENDS, load
-from adaptc.runtime.model.plan import decoder_graph, is_modal
+from adaptc.runtime.model.plan import decoder_graph, is_modal, takes_budget
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.text.grammars import Grammars
@@ -181,8 +182,18 @@ def load_model(
     batch: int | None = None,
     threads: int | None = None,
     verify: bool = True,
+    targets: LoadTargets | None = None,
 ) -> Model:
     """Load a bundle under a name, and answer one request, so that the first client waits for nothing.
+
+    Args:
+        path: The bundle's folder.
+        name: What clients call it.
+        device: As for `load`.
+        batch: As for `load`; None for what the bundle was compiled for, on a CPU 8 or more.
+        threads: As for `load`.
+        verify: As for `load`.
+        targets: What is kept under load by lowering budgets; a bundle whose cost no budget changes takes no notice.
 
     Raises:
         AdaptcError: as `load`.
@@ -190,14 +201,16 @@ def load_model(
     bundle = open_bundle(path, verify=False)
     if batch is None and not is_modal(bundle.manifest):
         batch = _batch(bundle)
-    session: object = load(path, device, batch=batch, threads=threads, verify=verify)
+    kept = targets if takes_budget(bundle.manifest) else None
+    session: object = load(path, device, batch=batch, threads=threads, verify=verify, load_targets=kept)
     if isinstance(session, ModalSession):
         return InputModel(name, session)
     assert isinstance(session, Session)
     spec = decoder_graph(bundle)[1]
     files = bundle.below(TOKENIZER)
     templates = templates_of(files, TOKENIZER) if files else {}
-    session.generate([spec.bos_token_id or 0], max_tokens=2)
+    for budget in (None,) if kept is None else (None, 0.0):  # each form of its graphs
+        session.generate([spec.bos_token_id or 0], max_tokens=2, budget=budget)
     return TextModel(
         name=name,
         session=session,
@@ -227,9 +240,7 @@ def _batch(bundle: Bundle) -> int:
 
 
 def _policies(manifest: Manifest, routes: Sequence[str]) -> dict[str, Policy]:
-    switch = manifest.switch
-    takes_budget = bool(manifest.gates) or (switch is not None and switch.router is not None)
     named = {route: Policy(route=route) for route in routes}
-    if not takes_budget:
+    if not takes_budget(manifest):
         return named | {"dense": Policy()}  # it always runs whole
     return named | {name: Policy(budget=budget) for name, budget in BUDGETS.items()}
