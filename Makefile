@@ -66,7 +66,8 @@ lint: $(VENV)/dev
 
 # Tests of the runtime and its server need none of the compiler's packages, so that their own environment runs them.
 oldest: $(OLDEST)/ready $(if $(PYTHON310),$(RUNTIME)/ready)
-	$(QUIET) $(OLDEST)/bin/python -m pytest -q -n $(WORKERS) -m "not model" tests/passes/lower tests/end_to_end/test_gates.py
+	$(QUIET) $(OLDEST)/bin/python -m pytest -q -n $(WORKERS) -m "not model" tests/passes/lower tests/end_to_end/test_gates.py \
+		tests/bench/load
 ifneq ($(PYTHON310),)
 	$(QUIET) $(RUNTIME)/bin/python -m pytest -q tests/runtime tests/server
 else
@@ -104,7 +105,7 @@ $(OLDEST)/ready: $(VENV)/python pyproject.toml tests/oldest/compile.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install $(QUIETLY) torch==2.13.0 $(PIP_FLAGS)
 	$(OLDEST)/bin/python -m pip install $(QUIETLY) -c tests/oldest/compile.txt $(PIP_FLAGS) \
-		--editable '.[compile]' hypothesis pytest pytest-xdist
+		--editable '.[bench,compile]' hypothesis pytest pytest-xdist
 	touch $@
 
 $(RUNTIME)/ready: pyproject.toml tests/oldest/runtime.txt

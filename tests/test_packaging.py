@@ -90,7 +90,9 @@ def test_every_folder_with_modules_is_a_package(project: dict[str, Any]) -> None
         assert under_adaptc[name] == ROOT / folder
 
 
-@pytest.mark.parametrize(("extra", "oldest"), [("cpu", "runtime"), ("serve", "runtime"), ("compile", "compile")])
+@pytest.mark.parametrize(
+    ("extra", "oldest"), [("cpu", "runtime"), ("serve", "runtime"), ("compile", "compile"), ("bench", "compile")]
+)
 def test_the_oldest_versions_admitted_are_those_tested(project: dict[str, Any], extra: str, oldest: str) -> None:
     """`make oldest` installs tests/oldest/; a lower bound that nobody tries is a guess."""
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "tests/oldest" / f"{oldest}.txt").read_text(), re.M))
@@ -98,7 +100,7 @@ def test_the_oldest_versions_admitted_are_those_tested(project: dict[str, Any], 
     own = project["project"]["optional-dependencies"][extra]
     admitted = dict(each.split(">=") for each in [*project["project"]["dependencies"], *own])
     assert admitted.keys() <= pinned.keys()
-    for name in dict(each.split(">=") for each in own) if extra == "compile" else admitted:
+    for name in dict(each.split(">=") for each in own) if oldest == "compile" else admitted:
         assert f"{pinned[name]}.".startswith(f"{admitted[name]}."), f"{name}: {admitted[name]} is admitted"
 
 
@@ -145,7 +147,7 @@ def test_the_wheel_says_what_it_is(built: tuple[Path, Path], project: dict[str, 
     assert "License-File: LICENSE\n" in text
     extras = re.findall(r"^Provides-Extra: (\S+)$", text, re.MULTILINE)
     assert extras == list(project["project"]["optional-dependencies"])
-    assert {"cpu", "gpu", "tensorrt", "rtx", "serve", "compile", "dev"} == set(extras)
+    assert {"bench", "cpu", "gpu", "tensorrt", "rtx", "serve", "compile", "dev"} == set(extras)
     with zipfile.ZipFile(built[1]) as archive:
         entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert archive.read(entry).decode() == "[console_scripts]\nadaptc = adaptc.__main__:main\n"
@@ -177,9 +179,9 @@ def test_what_is_imported_is_required_and_the_reverse(project: dict[str, Any]) -
     peers = {"onnxruntime-genai", "llama-cpp", "llama-cpp-python", "xllamacpp"}  # the second is what the third imports
     gpu = required(project, "tensorrt", "rtx") | {"cuda-pathfinder"}  # it comes with cuda-bindings, in one namespace
     optional = {"opentelemetry", "opentelemetry-api"}  # spans go where whoever starts the server has configured
-    known = required(project, "compile", "cpu", "serve") | part_of_pydantic | peers | gpu | optional
+    known = required(project, "bench", "compile", "cpu", "serve") | part_of_pydantic | peers | gpu | optional
     assert {home: told for home, told in used.items() if home not in known} == {}
-    assert required(project, "compile", "cpu", "serve") - set(used) == set()
+    assert required(project, "bench", "compile", "cpu", "serve") - set(used) == set()
 
 
 def test_the_runtime_is_in_the_plain_install(project: dict[str, Any]) -> None:
@@ -201,7 +203,7 @@ def test_the_runtime_is_in_the_plain_install(project: dict[str, Any]) -> None:
 def test_ci_pins_everything_it_asks_for(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    assert required(project, "compile", "cpu", "serve", "dev") - {distribution(name) for name in pins} == set()
+    assert required(project, "bench", "compile", "cpu", "serve", "dev") - {distribution(name) for name in pins} == set()
     assert pins["torch"] == "2.13.0"
 
 
@@ -261,6 +263,7 @@ def test_smollm2_runs_in_a_bare_environment(built: tuple[Path, Path], smollm2: P
         ("build BUNDLE", False),
         ("generate BUNDLE --prompt x -n 2", False),
         ("serve --help", False),
+        ("bench --rate 2 --duration 2 --write-replay load.jsonl", False),
         ("passes", True),
     ],
 )

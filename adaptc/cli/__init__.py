@@ -43,6 +43,9 @@ COMPILING = (
 SERVING = ("anyio", "starlette", "uvicorn")
 """What the extra `serve` installs beside an engine."""
 
+MEASURING = ("aiohttp", "matplotlib")
+"""What the extra `bench` installs."""
+
 # Where each command is, and the first line of its help, so that --help needs no import; a test keeps the two the same.
 COMMANDS = {
     "compile": ("compiling.compile", "Compile SPEC into a bundle."),
@@ -60,7 +63,7 @@ COMMANDS = {
     "eval": ("measuring.eval", "Measure a bundle's perplexity on a text."),
     "answers": ("measuring.answers", "Compare a bundle's answers under a budget with dense ones."),
     "quality": ("measuring.quality", "Measure what bundles can do, route by route: a table."),
-    "bench": ("measuring.bench", "Measure a bundle's speed, and other engines' beside it."),
+    "bench": ("measuring.bench", "Measure a bundle's speed, and other engines' beside it; or servers under a load."),
     "profile": ("measuring.profile", "Measure every subset of modalities, into the bundle."),
     "strategy": ("measuring.strategy", "Print the ways to do a job that no other way beats."),
     "report": ("inspecting.report", "Write a bundle's report.html anew, with what was measured since."),
@@ -115,9 +118,9 @@ class _Commands(click.Group):
             raise  # click's own
         except ModuleNotFoundError as error:
             name = (error.name or "").partition(".")[0]
-            if name.replace("-", "_") not in COMPILING + SERVING:
+            if name.replace("-", "_") not in COMPILING + SERVING + MEASURING:
                 raise
-            extra = "serve" if name in SERVING else "compile"
+            extra = "serve" if name in SERVING else "bench" if name in MEASURING else "compile"
             click.echo(f"Error: {name} is not installed; pip install 'adaptc[{extra}]'", err=True)
             ctx.exit(1)
         except MemoryError:

@@ -10,13 +10,15 @@ from typing import Any
 import click
 
 from adaptc.cli.measuring.jobs_table import print_jobs
-from adaptc.cli.options import BASE, BUNDLE, CACHE, JSON, ROUTES, THREADS, open_cache
+from adaptc.cli.measuring.load import bench_servers
+from adaptc.cli.measuring.load_options import BenchCommand, load_options
+from adaptc.cli.options import BASE, CACHE, JSON, ROUTES, THREADS, open_cache
 from adaptc.cli.output import print_table
 from adaptc.cli.progress import shown_progress
 
 
-@click.command("bench")
-@BUNDLE
+@click.command("bench", cls=BenchCommand)
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--against", metavar="NAMES", default="", help="Other engines to measure, separated by commas, or `all`.")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=90, show_default=True)
 @click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
@@ -28,28 +30,36 @@ from adaptc.cli.progress import shown_progress
     help="Tokens of a second prompt, which is only read; 0 leaves it out.",
 )
 @ROUTES
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Number of turns of each engine.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    show_default="5, of a server 1",
+    help="Number of turns of each engine or server.",
+)
 @click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Number of answers in a turn.")
 @click.option("--jobs", type=click.IntRange(2), help="Replay this many jobs instead, on a bundle with modalities.")
 @click.option(
     "--data", type=click.Path(dir_okay=False, path_type=Path), help="An .npz file of labelled rows, for --jobs."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the jobs.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of jobs and loads.")
 @click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the figures of the jobs into this PNG file."
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the figures of jobs or loads into this PNG file.",
 )
 @THREADS
 @BASE
 @CACHE
 @JSON
+@load_options
 def command(
-    bundle: Path,
+    bundle: Path | None,
     against: str,
     prompt_tokens: int,
     new_tokens: int,
     long_tokens: int,
     routes: tuple[str, ...],
-    repeats: int,
+    repeats: int | None,
     samples: int,
     jobs: int | None,
     data: Path | None,
@@ -59,13 +69,20 @@ def command(
     base: Path,
     cache_dir: Path | None,
     as_json: bool,
+    **load: Any,
 ) -> None:
-    """Measure a bundle's speed, and other engines' beside it.
+    """Measure a bundle's speed, and other engines' beside it; or servers under a load.
 
     Each engine runs in a process of its own; they take turns. Figures are medians. Routes of a stitched bundle are
     measured as if they were engines. With --jobs, jobs with floors and deadlines are replayed under three policies
     (docs/modalities.md).
+
+    With --serve, requests are sent to a server of OpenAI's API when they are due, whatever became of those before, and
+    the times of its answers are measured (docs/serving.md).
     """
+    if bundle is None:
+        bench_servers(load, repeats or 1, seed, plot, as_json)
+        return
     if (jobs is None) != (data is None):
         raise click.UsageError("--jobs and --data go together")
     if jobs is not None and data is not None:
@@ -85,7 +102,7 @@ def command(
     names = _peer_names(against)
     opened = open_bundle(bundle)
     chosen = routes_of(opened, routes)
-    settings = BenchSettings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats, samples)
+    settings = BenchSettings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats or 5, samples)
     ids = prompts(opened, settings)
     with shown_progress() as progress:
         runners, missing = runners_of(opened, names, chosen, base, open_cache(cache_dir), progress)
