@@ -19,7 +19,7 @@ from adaptc.bench.load.target import LoadTarget
 from adaptc.errors import EngineError
 from adaptc.runtime.progress import SILENT, Progress
 
-_BEAT_SECONDS = 0.02
+_BEAT_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
