@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.plan import check_budget_fits, is_modal
-from adaptc.runtime.validation import check_count, shown
+from adaptc.runtime.validation import check_count, check_elements, shown
 
 _DEVICES = ("auto", "cpu", "gpu")
 _MOST_ROWS = 1 << 16  # sequences, or tokens of a prompt at once
@@ -43,6 +44,7 @@ class LoadOptions:
     verify: bool = True
     budget: float | None = None
     load_targets: LoadTargets | None = None
+    routes: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or self.device not in _DEVICES:
@@ -56,6 +58,11 @@ class LoadOptions:
             object.__setattr__(self, "budget", check_budget(self.budget))
         if self.load_targets is not None and not isinstance(self.load_targets, LoadTargets):
             raise RequestError(f"load_targets: {shown(self.load_targets)}; a LoadTargets is needed")
+        if self.routes is not None:
+            names = tuple(check_elements("routes", self.routes, "a list of names"))
+            if not names or len(set(map(str, names))) < len(names):
+                raise RequestError(f"routes: {shown(list(names))}; one name or more, each once, are needed")
+            object.__setattr__(self, "routes", names)
 
     def check(self, bundle: Bundle, device: Device) -> None:
         """Refuse what has no meaning for a bundle: an option that did nothing would be taken for one that did.
@@ -81,6 +88,7 @@ class LoadOptions:
             "prefix_bytes": text if is_modal(manifest) else "it runs on a GPU" if device == "gpu" else "",
             "budget": text if is_modal(manifest) else "",
             "load_targets": text if is_modal(manifest) else "",
+            "routes": "it runs on a GPU, which loads all of them" if device == "gpu" else "",
             "cache_bytes": "" if manifest.modal else "it has no encoder whose features could be kept",
         }
         for option in fields(self):
@@ -89,6 +97,12 @@ class LoadOptions:
                 raise RequestError(f"{option.name}: has no meaning for {bundle.path}: {why}; leave it out")
         check_budget_fits(bundle, self.budget)
         check_budget_fits(bundle, self.load_targets, "load_targets")
+        switch = manifest.switch
+        known = () if switch is None else tuple(switch.routes)
+        for name in self.routes or ():
+            if name not in known:
+                there = f"there are: {', '.join(known)}" if known else f"{bundle.path} has no routes: leave it out"
+                raise RequestError(f"routes: {shown(name)}; {there}")
 
 
 def folder_of(path: object) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -52,6 +52,7 @@ def load(
     verify: bool = True,
     budget: float | None = None,
     load_targets: LoadTargets | None = None,
+    routes: Sequence[str] | None = None,
     backends: Mapping[str, Backend] = BACKENDS,
 ) -> Session:
     """Open a bundle and make it ready to run; options that a bundle of its kind does not have are refused.
@@ -74,6 +75,8 @@ def load(
             router; None skips nothing, and routes as the router was calibrated to.
         load_targets: Times that are kept under load by lowering budgets, each down to its request's `min_budget`, for
             bundles with gates or a router; None lowers none.
+        routes: The only routes of a stitched bundle to load, on a CPU; their layers alone take memory. Requests then
+            name one of them or take the first: the router needs all, which None loads.
         backends: What runs bundles, by backend name.
 
     Raises:
@@ -92,6 +95,7 @@ def load(
         verify=verify,
         budget=budget,
         load_targets=load_targets,
+        routes=routes,
     )
     # Only the bundle knows which of the two it is; callers who know as well call `load_modal`.
     return cast("Session", _loaded(folder_of(path), options, backends, _session))
@@ -203,7 +207,8 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     prefixes = _PREFIX_BYTES if options.prefix_bytes is None else options.prefix_bytes
     targets = options.load_targets
     likely = options.budget if targets is None else 0.0  # under load nobody shall wait for a graph to be loaded
-    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, likely, prefixes))
+    held = tuple(options.routes or ())
+    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, likely, prefixes, held))
     return Session(
         decoder,
         tokenizer,

@@ -28,6 +28,7 @@ class DecoderOptions:
             None for the gates' own.
         prefix_bytes: The largest size of the KV entries kept for prompts that begin alike, in bytes; 0 keeps none. For
             decoders in the host's memory.
+        routes: The routes of a stitched bundle to load; empty for all. For decoders in the host's memory.
     """
 
     batch: int = 1
@@ -35,6 +36,7 @@ class DecoderOptions:
     threads: int | None = None
     budget: float | None = None
     prefix_bytes: int = 0
+    routes: tuple[str, ...] = ()
 
 
 class Backend(Protocol):

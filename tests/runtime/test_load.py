@@ -56,6 +56,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"batch": 10**30}, r"^batch: 10+; "),
     ({"chunk": -1}, r"^chunk: -1; "),
     ({"chunk": [1]}, r"^chunk: \[1\]; "),
+    ({"routes": "large"}, r"^routes: 'large'; a list of names is needed$"),
+    ({"routes": []}, r"^routes: \[\]; one name or more, each once, are needed$"),
+    ({"routes": ["a", "a"]}, r"^routes: \['a', 'a'\]; one name"),
+    ({"routes": ["large"]}, r"^routes: 'large'; .*gated has no routes: leave it out$"),
     ({"verify": 1}, r"^verify: 1; True or False is needed$"),
     ({"verify": "no"}, r"^verify: 'no'; "),
     ({"budget": 2}, r"^budget: 2; "),
@@ -233,3 +237,20 @@ def test_absurd_values_in_a_resealed_manifest_are_one_line(kind: str, tmp_path: 
             several = False
         assert not several, path
     assert loaded < 60, "most are refused, or nothing was tried"
+
+
+def test_routes_that_are_not_asked_for_are_not_loaded() -> None:
+    stitched = STORED / "stitched"
+    with runtime.load(stitched, threads=1) as session:
+        first, *_, last = session.routes
+        expected = [session.generate(IDS, max_new_tokens=4, route=route).ids for route in (last, first)]
+    with runtime.load(stitched, threads=1, routes=[last, first]) as session:
+        assert session.routes == (last, first)
+        assert not session.takes_budget  # the router needs all
+        assert session.generate(IDS, max_new_tokens=4).ids == expected[0]
+        assert session.generate(IDS, max_new_tokens=4, route=first).ids == expected[1]
+    with runtime.load(stitched, threads=1, routes=[last]) as session:
+        assert session.generate(IDS, max_new_tokens=4).ids == expected[0]
+        with pytest.raises(RequestError, match=f"^route: no route {first!r}; there are: {last}$"):
+            session.generate(IDS, max_new_tokens=4, route=first)
+    refused(stitched, RequestError, f"^routes: 'none'; there are: {first}, ", routes=["none"])

@@ -41,7 +41,7 @@ def host_decoder(bundle: Bundle, load: Load, options: DecoderOptions) -> HostDec
     prefixes = PrefixCache(options.prefix_bytes)
     trunk = HostDecoder(engine, spec, options.batch, options.chunk, gates, prefixes=prefixes, name=name)
     switch = bundle.manifest.switch
-    return trunk if switch is None else _routed(bundle, switch, trunk, load, options.chunk, prefixes)
+    return trunk if switch is None else _routed(bundle, switch, trunk, load, options, prefixes)
 
 
 def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -> Engine:
@@ -58,17 +58,25 @@ def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -
 
 
 def _routed(
-    bundle: Bundle, switch: Switch, trunk: HostDecoder, load: Load, chunk: int, prefixes: PrefixCache
+    bundle: Bundle,
+    switch: Switch,
+    trunk: HostDecoder,
+    load: Load,
+    options: DecoderOptions,
+    prefixes: PrefixCache,
 ) -> HostRoutedDecoder:
-    """A trunk with the tails of its routes."""
+    """A trunk with the tails of its routes, or of those that are asked for."""
     tails: dict[str, HostDecoder] = {}
-    for route, graph in switch.routes.items():
+    for route in options.routes or switch.routes:
+        graph = switch.routes[route]
         spec = bundle.manifest.graphs[graph].decoder
         if spec is None:
             raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
         gates = bundle.manifest.gates.get(graph)
-        tails[route] = HostDecoder(load(graph), spec, trunk.batch, chunk, gates, prefixes=prefixes, name=graph)
+        tails[route] = HostDecoder(load(graph), spec, trunk.batch, options.chunk, gates, prefixes=prefixes, name=graph)
     [name] = bundle.manifest.plan[0].graphs
     width = state_width(bundle.manifest.graphs[name].outputs)
     assert width is not None, "the trunk of a stitched bundle gives states"
-    return HostRoutedDecoder(trunk, tails, width, router_of(bundle, switch))
+    # A router picks among all routes; where some are not there, requests name theirs.
+    router = router_of(bundle, switch) if tails.keys() == switch.routes.keys() else None
+    return HostRoutedDecoder(trunk, tails, width, router)

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 from adaptc.runtime.bundle.folder import Bundle, open_bundle
-from adaptc.runtime.bundle.manifest import Manifest
 from adaptc.runtime.bundle.names import TOKENIZER
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadTargets
@@ -183,6 +182,7 @@ def load_model(
     threads: int | None = None,
     verify: bool = True,
     targets: LoadTargets | None = None,
+    routes: Sequence[str] | None = None,
 ) -> Model:
     """Load a bundle under a name, and answer one request, so that the first client waits for nothing.
 
@@ -202,7 +202,7 @@ def load_model(
     if batch is None and not is_modal(bundle.manifest):
         batch = _batch(bundle)
     kept = targets if takes_budget(bundle.manifest) else None
-    session: object = load(path, device, batch=batch, threads=threads, verify=verify, load_targets=kept)
+    session: object = load(path, device, batch=batch, threads=threads, verify=verify, load_targets=kept, routes=routes)
     if isinstance(session, ModalSession):
         return InputModel(name, session)
     assert isinstance(session, Session)
@@ -218,7 +218,7 @@ def load_model(
         max_characters=max_characters(session.tokenizer, spec.max_tokens),
         vocab=spec.vocab_size,
         batch=batch or 1,
-        policies=_policies(bundle.manifest, session.routes),
+        policies=_policies(session),
         tools=tool_format_of([each.text for each in templates.values()]),
         grammars=Grammars(files.get("tokenizer.json", b""), spec.vocab_size, spec.eos_token_ids),
     )
@@ -239,8 +239,8 @@ def _batch(bundle: Bundle) -> int:
     return max(compiled, _BATCH) if backend is not None and backend.device == "cpu" else compiled
 
 
-def _policies(manifest: Manifest, routes: Sequence[str]) -> dict[str, Policy]:
-    named = {route: Policy(route=route) for route in routes}
-    if not takes_budget(manifest):
+def _policies(session: Session) -> dict[str, Policy]:
+    named = {route: Policy(route=route) for route in session.routes}
+    if not session.takes_budget:
         return named | {"dense": Policy()}  # it always runs whole
     return named | {name: Policy(budget=budget) for name, budget in BUDGETS.items()}
