@@ -22,6 +22,9 @@ SERVER = "adaptc.runtime.server"
 WEB = {"starlette", "uvicorn"}
 """What they may import at once."""
 
+RAY = ("adaptc.runtime.server.scaling.ray_app", "adaptc.runtime.server.scaling.ray_router")
+"""The modules that Ray Serve loads: they alone know it, and nothing of ours imports them."""
+
 JINJA = "adaptc.runtime.text.jinja"
 """The room that may import Jinja at once, as it makes classes of Jinja's; it is itself imported in functions."""
 
@@ -32,6 +35,7 @@ HEAVY = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime"
 HEAVY |= {"tokenizers", "jinja2", "gguf", "safetensors", "huggingface_hub"}
 
 ALL = all_modules()
+RAY_FILES = {ALL[name] for name in RAY}
 SERVER_FILES = {file for name, file in ALL.items() if f"{name}.".startswith(f"{SERVER}.")}
 
 
@@ -61,6 +65,7 @@ def test_the_runtime_stands_alone(file: Path) -> None:
             top = found.name.partition(".")[0]
             at_once = {"numpy"} | ({"jinja2"} if file in modules(JINJA).values() else set())
             at_once |= WEB if file in SERVER_FILES else set()
+            at_once |= {"ray"} if file in RAY_FILES else set()
             late = found.name in LATE or top in LATE
             assert top in at_once or (late and not found.at_once) or found.checked_only, told(file, found)
         elif found.name.startswith("adaptc"):
@@ -70,6 +75,10 @@ def test_the_runtime_stands_alone(file: Path) -> None:
 def test_only_the_server_and_its_command_know_the_server() -> None:
     users = [file for name, file in ALL.items() if file not in SERVER_FILES and name != "adaptc.cli.running.serve"]
     assert not [told(file, found) for file in users for found in imports(file) if found.name.startswith(SERVER)]
+
+
+def test_nothing_imports_what_needs_ray() -> None:
+    assert not [told(file, found) for file in ALL.values() for found in imports(file) if found.name.startswith(RAY)]
 
 
 def test_what_needs_jinja_is_imported_late() -> None:
@@ -129,6 +138,8 @@ def test_the_short_names_are_refused(name: str) -> None:
 def test_every_module_can_be_imported(name: str) -> None:
     if ALL[name] in SERVER_FILES:
         pytest.importorskip("uvicorn", reason="the extra serve is not installed here")
+    if name in RAY:
+        pytest.importorskip("ray.serve", reason="the extra ray is not installed here")
     module = importlib.import_module(name)
     assert module.__name__ == name
     assert module.__file__ is not None

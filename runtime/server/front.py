@@ -52,7 +52,7 @@ class Front:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         id_, began = request_id(headers.get("x-request-id")), perf_counter()
         facts: dict[str, object] = {}
-        scope.update({"app": self, "adaptc.facts": facts, "adaptc.parts": self._parts})
+        scope.update({"app": self, "adaptc.facts": facts, "adaptc.parts": self._parts, "adaptc.id": id_})
         status = 0
 
         async def sending(message: Message) -> None:
