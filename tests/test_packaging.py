@@ -148,6 +148,7 @@ def test_the_wheel_says_what_it_is(built: tuple[Path, Path], project: dict[str, 
     extras = re.findall(r"^Provides-Extra: (\S+)$", text, re.MULTILINE)
     assert extras == list(project["project"]["optional-dependencies"])
     assert {"bench", "cpu", "gpu", "tensorrt", "rtx", "serve", "compile", "dev"} == set(extras)
+    assert {"cpu", "gpu", "tensorrt", "rtx", "serve", "ray", "compile", "dev"} == set(extras)
     with zipfile.ZipFile(built[1]) as archive:
         entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert archive.read(entry).decode() == "[console_scripts]\nadaptc = adaptc.__main__:main\n"
@@ -180,6 +181,8 @@ def test_what_is_imported_is_required_and_the_reverse(project: dict[str, Any]) -
     gpu = required(project, "tensorrt", "rtx") | {"cuda-pathfinder"}  # it comes with cuda-bindings, in one namespace
     optional = {"opentelemetry", "opentelemetry-api"}  # spans go where whoever starts the server has configured
     known = required(project, "bench", "compile", "cpu", "serve") | part_of_pydantic | peers | gpu | optional
+    optional |= required(project, "ray")  # replicas, for whoever scales out with it
+    known = required(project, "compile", "cpu", "serve") | part_of_pydantic | peers | gpu | optional
     assert {home: told for home, told in used.items() if home not in known} == {}
     assert required(project, "bench", "compile", "cpu", "serve") - set(used) == set()
 
@@ -264,6 +267,10 @@ def test_smollm2_runs_in_a_bare_environment(built: tuple[Path, Path], smollm2: P
         ("generate BUNDLE --prompt x -n 2", False),
         ("serve --help", False),
         ("bench --rate 2 --duration 2 --write-replay load.jsonl", False),
+        ("export BUNDLE --to ray", False),
+        ("export BUNDLE --to triton", False),
+        ("export BUNDLE --to docker", False),
+        ("export BUNDLE --to kubernetes", False),
         ("passes", True),
     ],
 )

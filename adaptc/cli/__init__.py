@@ -59,6 +59,7 @@ COMMANDS = {
     "verify": ("measuring.verify", "Check a bundle: hashes, then text, weights and numbers against its source."),
     "generate": ("running.generate", "Continue a prompt."),
     "serve": ("running.serve", "Answer OpenAI's API over HTTP with bundles."),
+    "export": ("running.export", "Write a folder that runs BUNDLE with Ray Serve, Triton, Docker or Kubernetes."),
     "chat": ("running.chat", "Talk with a bundle."),
     "eval": ("measuring.eval", "Measure a bundle's perplexity on a text."),
     "answers": ("measuring.answers", "Compare a bundle's answers under a budget with dense ones."),
