@@ -17,6 +17,7 @@ COMMANDS = {
     "build": [],
     "chat": [],
     "eval": ["--text", "text.txt"],
+    "export": ["--to", "ray"],
     "gates": ["gates.safetensors"],
     "generate": ["--prompt", "a"],
     "plot": [],
