@@ -18,7 +18,9 @@ from adaptc.runtime.server.app import application
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.observing.logs import say
 
-_BACKLOG = 2048
+BACKLOG = 2048
+"""Connections that may wait to be taken."""
+
 _M_ARENA_MAX = -8  # of malloc.h
 
 
@@ -87,7 +89,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             limit_concurrency=parts.settings.max_connections,
             timeout_graceful_shutdown=5,
             h11_max_incomplete_event_size=64 << 10,

@@ -68,7 +68,7 @@ def command(
     from adaptc.runtime.errors import RequestError
     from adaptc.runtime.server.endpoints.parts import ServerParts
     from adaptc.runtime.server.observing.logs import say, write_log
-    from adaptc.runtime.server.running import bound_socket, keep_memory_together, run, url_of
+    from adaptc.runtime.server.running import BACKLOG, bound_socket, keep_memory_together, run, url_of
     from adaptc.runtime.server.serving.entrance import Entrance
     from adaptc.runtime.server.serving.models import Models, TextModel, load_model
     from adaptc.runtime.server.serving.settings import Settings, read_keys
@@ -98,6 +98,7 @@ def command(
         ):
             raise RequestError("--target-ttft, --target-tpot: no bundle has gates or a router: leave them out")
         parts = ServerParts(settings, Models(models), Entrance(settings.max_queue))
+        listening.listen(BACKLOG)  # who reads the next line may come at once
         say("listening", url=url_of(listening), models=",".join(parts.models.by_name))
         run(parts, listening)
 

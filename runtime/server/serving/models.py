@@ -194,6 +194,7 @@ def load_model(
         threads: As for `load`.
         verify: As for `load`.
         targets: What is kept under load by lowering budgets; a bundle whose cost no budget changes takes no notice.
+        routes: As for `load`.
 
     Raises:
         AdaptcError: as `load`.
