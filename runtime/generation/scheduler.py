@@ -67,7 +67,7 @@ class Scheduler:
         self._slots = SlotTable(decoder)
         self._arrivals = count()
         self._read_tokens = 0  # of all prompts
-        self._hits = self._queries = self._preemptions = 0
+        self._hits = self._queries = self._preemptions = self._written = 0
         self._capacity = decoder.batch * decoder.spec.max_tokens
         if self._limits.kv_tokens is not None:
             self._capacity = min(self._capacity, self._limits.kv_tokens)
@@ -97,6 +97,8 @@ class Scheduler:
             step_seconds=self._watch.step_seconds,
             budget_ceiling=self._watch.ceiling,
             pressure=self._watch.pressure,
+            read_tokens=self._read_tokens,
+            written_tokens=self._written,
         )
 
     def step(self, before: Callable[[], object] = lambda: None) -> None:
@@ -244,6 +246,7 @@ class Scheduler:
             sequence.time_to_first_token_seconds = now - sequence.began
             self._hits += reading.prefill.cached
             self._queries += len(sequence.prompt)
+            self._written += 1
             sequence.complete_step()
         if sequence.ended:
             self._slots.stop_reading(reading)
@@ -271,6 +274,7 @@ class Scheduler:
             if writes and sequence.error is None:
                 if (ran := self._decoder.ran(slot)) is not None:
                     sequence.ran.append(ran)
+                self._written += 1
                 sequence.complete_step()
         slots.drop_ended()
         return True

@@ -185,6 +185,19 @@ class TokenSequence(Work):
         if self.stream is not None and self.pieces[-1]:
             self.stream.append(self.pieces[-1])
 
+    def ran_for(self, token: int) -> bytes | None:
+        """Which gated blocks ran in the step that chose a token, a byte for each; any thread may ask.
+
+        Args:
+            token: Its index among those of complete steps.
+
+        Returns:
+            None for the first token, which the prompt's last one gave, and for tokens of the warm-up.
+        """
+        tokens, steps, _ = self._complete
+        place = token - (tokens - steps)  # the newest step chose the newest token
+        return self.ran[place] if 0 <= place < steps else None
+
     def result(self, skips: Callable[[Sequence[bytes], str | None], Skips | None], cut: FinishReason) -> Result:
         """The result of all complete steps; threads may ask for it at any time.
 

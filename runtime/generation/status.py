@@ -20,6 +20,8 @@ class Status:
         step_seconds: Mean time of a step lately; 0 before the first one.
         budget_ceiling: The most that any budget counts for now, 0 to 1, see `LoadTargets`; 1 without targets.
         pressure: The times that the targets are about, the worse of the two, as a share of its target; 0 without.
+        read_tokens: Prompt tokens that were read.
+        written_tokens: Tokens that were chosen, those of sequences that go on included.
     """
 
     running: int
@@ -32,3 +34,5 @@ class Status:
     step_seconds: float
     budget_ceiling: float
     pressure: float
+    read_tokens: int
+    written_tokens: int

@@ -56,6 +56,16 @@ class Writing(Turn):
         for sequence in self._sequences:
             sequence.set_budget(budget)
 
+    def ran(self, token: int) -> bytes | None:
+        """See `TokenSequence.ran_for`, of the first sequence."""
+        return self._sequences[0].ran_for(token)
+
+    def tokens_of_piece(self, before: int) -> int:
+        """Tokens of the first sequence up to the one that brought its next piece of text, `before` of them earlier."""
+        sequence = self._sequences[0]
+        last = next(index for index in range(before, len(sequence.pieces)) if sequence.pieces[index])
+        return last if sequence.reason == "eos" and last == len(sequence.ids) - 1 else last + 1
+
     def read_whole(self) -> None:
         """Say that somebody waits for the end, whoever reads the pieces."""
         for sequence in self._sequences:
@@ -82,6 +92,7 @@ class _Readable:
         self._checks = checks
         self._result: Result | None = None
         self._told = False  # that there is no further piece
+        self._tokens = 0
 
     @property
     def result(self) -> Result:
@@ -102,6 +113,22 @@ class _Readable:
                 raise RequestError("stream: it has not ended; read it to its end or close it, then it has a result")
             [self._result] = self._writing.results()
         return self._result
+
+    @property
+    def tokens(self) -> int:
+        """Tokens whose text was read: all up to the one that completed the newest piece, but no end token."""
+        return self._tokens
+
+    def ran(self, token: int) -> bytes | None:
+        """Which gated blocks ran in the step that chose a token, a byte for each; see `Skips.ran`.
+
+        Args:
+            token: Its index among those that were written, from 0.
+
+        Returns:
+            None for the first token, which the prompt's last one gave, for tokens of the warm-up, and without gates.
+        """
+        return self._writing.ran(token)
 
     def reroute(self, route: str) -> None:
         """Continue by another route, from the next token on.
@@ -157,7 +184,7 @@ class _Readable:
         """
         ended = self._writing.ended  # looked at first: the last piece comes before the end
         try:
-            return self._writing.unread.popleft()
+            piece = self._writing.unread.popleft()
         except IndexError:  # nothing, or another thread was quicker
             if self._writing.error is not None:
                 raise self._writing.error from None
@@ -165,6 +192,8 @@ class _Readable:
                 self._told = True
                 raise end from None
             return None
+        self._tokens = self._writing.tokens_of_piece(self._tokens)
+        return piece
 
     def _close(self) -> None:
         self._writing.end("cancelled")

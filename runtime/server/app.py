@@ -8,7 +8,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from adaptc.runtime.generation.status import Status
-from adaptc.runtime.server.endpoints import about, inputs, tokens
+from adaptc.runtime.server.endpoints import about, inputs, tokens, watching
 from adaptc.runtime.server.endpoints.chat import chat
 from adaptc.runtime.server.endpoints.completions import complete
 from adaptc.runtime.server.endpoints.parts import ServerParts
@@ -32,6 +32,9 @@ ROUTES = (
     Route("/ready", about.ready, methods=["GET"]),
     Route("/metrics", about.metrics, methods=["GET"]),
     Route("/openapi.json", about.openapi, methods=["GET"]),
+    Route("/ui", watching.page, methods=["GET"]),
+    Route("/ui/state", watching.state, methods=["GET"]),
+    Route("/ui/{file}", watching.file, methods=["GET"]),
 )
 
 
@@ -42,8 +45,9 @@ def application(parts: ServerParts) -> ASGIApp:
         parts: Its parts. Its models stay open; whoever made them closes them.
     """
     _add_gauges(parts)
-    names = {route.endpoint: route.path for route in ROUTES}
-    return Front(Router(routes=list(ROUTES), redirect_slashes=False), parts, names)
+    routes = [route for route in ROUTES if parts.settings.ui or not route.path.startswith("/ui")]
+    names = {route.endpoint: route.path for route in routes}
+    return Front(Router(routes=routes, redirect_slashes=False), parts, names)
 
 
 def _add_gauges(parts: ServerParts) -> None:

@@ -21,9 +21,12 @@ from adaptc.runtime.server.protocol.errors import ApiError, api_error, unavailab
 from adaptc.runtime.server.protocol.json_text import DONE, event
 from adaptc.runtime.server.protocol.responses import DisconnectedError, error_response
 from adaptc.runtime.server.serving.settings import LOOPBACK
+from adaptc.runtime.server.ui.files import PATHS
 
-OPEN = frozenset({"/health", "/ready"})
-"""Paths that need no key: probes have none."""
+OPEN = frozenset({"/health", "/ready"}) | PATHS
+"""Paths that need no key: probes have none, and a page is there before it can ask for one."""
+
+_QUIET = frozenset({"/health", "/ready", "/metrics", "/ui/state"})  # asked all the time
 
 _LAST_SECONDS = 1.0
 _GONE = 499  # nginx's status for a client that went away; only the log and metrics see it
@@ -125,10 +128,9 @@ class Front:
     ) -> None:
         endpoint = self._endpoint(scope)
         self._parts.metrics.http.add(1, endpoint, str(status))
-        quiet = endpoint in OPEN or endpoint == "/metrics"
         say(
             "request",
-            logging.DEBUG if quiet else logging.INFO,
+            logging.DEBUG if endpoint in _QUIET else logging.INFO,
             id=id_,
             trace=trace_id(headers.get("traceparent")),
             method=scope["method"],

@@ -139,9 +139,14 @@ class Tokenizer:
         """
         return self._templates.render(messages, variables)
 
+    @property
+    def takes_chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return bool(self._templates.sources)
+
     def __repr__(self) -> str:
         """How large it is, and whether it can render chats."""
-        chat = "with" if self._templates.sources else "without"
+        chat = "with" if self.takes_chats else "without"
         return f"<Tokenizer of {self._tokenizer.get_vocab_size()} tokens, {chat} chat template>"
 
     @cached_property

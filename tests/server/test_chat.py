@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,20 @@ def test_log_probabilities_are_the_model_s_own(server: ServerParts) -> None:
     told = events(ask(server, CHAT, body(logprobs=True, top_logprobs=3, stream=True)))
     parts = [each["choices"][0]["logprobs"] for each in told]
     assert [token for part in parts for token in part["content"]] == content
+
+
+def test_each_chunk_has_the_log_probabilities_of_its_own_text(server: ServerParts) -> None:
+    asked = body(
+        logprobs=True, stream=True, temperature=2, seed=4, max_tokens=60
+    )  # some characters take several tokens
+    choices = [each["choices"][0] for each in events(ask(server, CHAT, asked))]
+    pieces = [each for each in choices if "content" in each["delta"]]
+    assert len(pieces) > 10
+    assert max(len(each["logprobs"]["content"]) for each in pieces) > 1
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # bytes that make no character yet come with the next
+    for each in pieces:
+        spelled = bytes(byte for token in each["logprobs"]["content"] for byte in token["bytes"])
+        assert decoder.decode(spelled, final=each is pieces[-1]) == each["delta"]["content"] != ""
 
 
 def test_sampling_is_repeatable_by_its_seed_alone(server: ServerParts) -> None:

@@ -44,6 +44,7 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--allow-anonymous", is_flag=True, help="Let other machines ask without a key.")
 @click.option("--allow-templates", is_flag=True, help="Take chat templates from requests.")
 @click.option("--allowed-host", "allowed_hosts", multiple=True, help="A further name of this server. May be repeated.")
+@click.option("--ui/--no-ui", default=True, show_default=True, help="Have a page for browsers at /ui.")
 @click.option("--log-json", is_flag=True, help="Write the log as JSON, one object on each line.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every file's sha256 first.")
 @THREADS

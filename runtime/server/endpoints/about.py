@@ -47,9 +47,9 @@ async def metrics(request: Request) -> Response:
     return Response(parts_of(request).metrics.text(), media_type=CONTENT_TYPE)
 
 
-async def openapi(_: Request) -> Response:
+async def openapi(request: Request) -> Response:
     """The OpenAPI document."""
-    return Json(document())
+    return Json(document(ui=parts_of(request).settings.ui))
 
 
 def _cards(known: dict[str, Model]) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adaptc.runtime.errors import AdaptcError
-from adaptc.runtime.generation.result import Result
 from adaptc.runtime.server.endpoints.constraints import rules_of
 from adaptc.runtime.server.endpoints.parts import body_of, note, parts_of, stack_of
 from adaptc.runtime.server.endpoints.writing import (
@@ -28,6 +27,7 @@ from adaptc.runtime.server.endpoints.writing import (
     token_text,
     trace_of,
     usage_of,
+    wants_skips,
     wants_usage,
     writing_options,
 )
@@ -38,7 +38,6 @@ from adaptc.runtime.server.protocol.json_text import DONE, event
 from adaptc.runtime.server.protocol.responses import EventStream, Json, unless_gone
 from adaptc.runtime.server.protocol.schemas import CHAT
 from adaptc.runtime.server.serving.models import TextModel
-from adaptc.runtime.text.logprobs import TokenLogprob
 from adaptc.runtime.text.tool_calls import ToolCall, ToolCallReader, ToolFormat
 
 _LETTERS = string.ascii_letters + string.digits
@@ -63,7 +62,7 @@ async def chat(request: Request) -> Response:
         options["rules"] = rules
     top = body.get("top_logprobs", 0) if body.get("logprobs") else None
     make = partial(model.session.chat_async, conversation.messages, template=conversation.variables)
-    answer = await unless_gone(request, begin(parts, model, make, options, stack, top))
+    answer = await unless_gone(request, begin(parts, model, make, options, stack, top, wants_skips(body)))
     calls = ToolCallReader(model.tools if conversation.tools else None, conversation.tools)
     reply = _Reply(model, str(body.get("model") or model.name), answer, calls)
     if body.get("stream"):
@@ -93,11 +92,10 @@ class _Reply:
         message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
         if calls:
             message["tool_calls"] = [self._call(each) for each in calls]
-        logprobs = None if self.answer.record is None else self._logprobs(self.answer.tokens(result))
         choice = {
             "index": 0,
             "message": message,
-            "logprobs": logprobs,
+            "logprobs": self._logprobs(0, self.answer.length(result)),
             "finish_reason": "tool_calls" if calls else FINISH[result.finish_reason],
         }
         return {
@@ -115,8 +113,9 @@ class _Reply:
             async for piece in self.answer.stream:
                 for part in self.calls.push(piece):
                     delta, count = self._delta(part, count)
-                    logprobs, sent = self._new_logprobs(sent, None)
-                    yield event({**head, "choices": [_choice({**role, **delta}, logprobs)]})
+                    first, sent = sent, self.answer.stream.tokens
+                    choice = _choice({**role, **delta}, self._logprobs(first, sent))
+                    yield event({**head, "choices": [choice], **self.answer.told(first, sent)})
                     role = {}
             result = self.answer.finish()
             note_result(request, self.answer, [result])
@@ -124,10 +123,9 @@ class _Reply:
                 delta, count = self._delta(part, count)
                 yield event({**head, "choices": [_choice({**role, **delta}, None)]})
                 role = {}
-            logprobs, _ = self._new_logprobs(sent, result)
             finish = "tool_calls" if count else FINISH[result.finish_reason]
-            last = {**_choice(role, logprobs), "finish_reason": finish}
-            yield event({**head, "choices": [last], "adaptc": trace_of(self.answer, result)})
+            last = {**_choice(role, self._logprobs(sent, self.answer.length(result))), "finish_reason": finish}
+            yield event({**head, "choices": [last], "adaptc": trace_of(self.answer, result, sent)})
             if usage:
                 yield event({**head, "choices": [], "usage": usage_of([result])})
         except AdaptcError as error:
@@ -150,18 +148,13 @@ class _Reply:
         id_ = letters if self.model.tools is ToolFormat.MISTRAL else f"call_{letters}"
         return {"id": id_, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
-    def _new_logprobs(self, sent: int, result: Result | None) -> tuple[dict[str, Any] | None, int]:
-        """What was recorded since, but for the newest token while it may be an end token."""
+    def _logprobs(self, first: int, end: int) -> dict[str, Any] | None:
         if self.answer.record is None:
-            return None, 0
-        tokens = self.answer.record.tokens[:-1] if result is None else self.answer.tokens(result)
-        return self._logprobs(tokens[sent:]), max(sent, len(tokens))
-
-    def _logprobs(self, tokens: list[TokenLogprob]) -> dict[str, Any]:
+            return None
         return {
             "content": [
                 {**self._token(each.token, each.logprob), "top_logprobs": [self._token(*one) for one in each.top]}
-                for each in tokens
+                for each in self.answer.tokens(first, end)
             ],
             "refusal": None,
         }

@@ -29,6 +29,7 @@ from adaptc.runtime.server.endpoints.writing import (
     note_result,
     trace_of,
     usage_of,
+    wants_skips,
     wants_usage,
     writing_options,
 )
@@ -67,7 +68,7 @@ async def complete(request: Request) -> Response:
         rules = await rules_of(model, body)  # one for each sequence
         each = options | ({"rules": rules} if rules else {})
         make = cast("Callable[..., AsyncStream]", partial(model.session.generate_async, np.array(prompt, np.int64)))
-        return await begin(parts, model, make, each, stack, top)
+        return await begin(parts, model, make, each, stack, top, wants_skips(body))
 
     scores: list[TokenTexts | None] = [None] * len(ids)
     if completion.echo and top is not None:
@@ -134,7 +135,7 @@ class _Completion:
             before = self._echoed(self.prompts[index]) if self.echo else ""
             logprobs = None
             if answer.record is not None:
-                written = TokenTexts.of(self.model, answer.tokens(result))
+                written = TokenTexts.of(self.model, answer.tokens(0, answer.length(result)))
                 logprobs = (written if scores[index] is None else scores[index] + written).body(0)  # type: ignore[operator]
             choices.append(
                 {
@@ -197,17 +198,18 @@ class _Completion:
             offset = len(text)
         try:
             async for piece in answer.stream:
+                first, sent = sent, answer.stream.tokens
                 logprobs = None
                 if answer.record is not None:
-                    part = TokenTexts.of(self.model, answer.record.tokens[sent:-1])
-                    logprobs, sent, offset = part.body(offset), sent + len(part.tokens), offset + part.length
-                await queue.put(self._chunk(index, piece, logprobs))
+                    part = TokenTexts.of(self.model, answer.tokens(first, sent))
+                    logprobs, offset = part.body(offset), offset + part.length
+                await queue.put({**self._chunk(index, piece, logprobs), **answer.told(first, sent)})
             result = answer.finish()
             logprobs = None
             if answer.record is not None:
-                logprobs = TokenTexts.of(self.model, answer.tokens(result)[sent:]).body(offset)
+                logprobs = TokenTexts.of(self.model, answer.tokens(sent, answer.length(result))).body(offset)
             last = self._chunk(index, "", logprobs, FINISH[result.finish_reason])
-            await queue.put({**last, "adaptc": trace_of(answer, result)})
+            await queue.put({**last, "adaptc": trace_of(answer, result, sent)})
             await queue.put(result)
         except Exception as error:  # whoever reads the queue raises it; nobody else would
             await queue.put(error)

@@ -36,7 +36,7 @@ async def infer(request: Request) -> Response:
     inputs = _inputs(model, body["inputs"])
     done = await unless_gone(request, asyncio.to_thread(model.session.infer, inputs, **asked))
     trace = done.trace
-    _count_dropped(request, model, trace.modalities)
+    _count(request, model, trace.modalities, trace.ms / 1e3, trace.accuracy)
     return Json(
         {
             "model": model.name,
@@ -103,7 +103,7 @@ def _told(request: Request, id_: str, job: KeptJob) -> dict[str, Any]:
         note(request, error=str(error))
         return {**state, "status": "failed", **api_error(error).body()}
     if parts_of(request).jobs.is_new(id_):
-        _count_dropped(request, job.model, result.modalities)
+        _count(request, job.model, result.modalities, result.seconds, result.accuracy)
     told = {
         "modalities": [list(each) for each in result.modalities],
         "accuracy": result.accuracy,
@@ -113,7 +113,11 @@ def _told(request: Request, id_: str, job: KeptJob) -> dict[str, Any]:
     return {**state, "status": "done", "outputs": _listed(result.outputs), "adaptc": told}
 
 
-def _count_dropped(request: Request, model: InputModel, rows: tuple[tuple[str, ...], ...]) -> None:
+def _count(
+    request: Request, model: InputModel, rows: tuple[tuple[str, ...], ...], seconds: float, accuracy: float | None
+) -> None:
+    """Take an answer into account: the modalities of each row, its time and its expected accuracy."""
+    parts_of(request).recent.answered(model.name, seconds, rows, accuracy)
     dropped = parts_of(request).metrics.dropped
     for used in rows:
         for modality in model.session.modal.modalities:

@@ -9,6 +9,7 @@ from typing import Any
 from starlette.requests import Request
 
 from adaptc.runtime.server.observing.metrics import Metrics
+from adaptc.runtime.server.observing.recent import Recent
 from adaptc.runtime.server.protocol.checking import Schema, checked
 from adaptc.runtime.server.protocol.responses import read_body
 from adaptc.runtime.server.serving.entrance import Entrance
@@ -27,6 +28,7 @@ class ServerParts:
         entrance: Who is let in.
         metrics: What it counts.
         jobs: What its clients come back for.
+        recent: What it answered lately.
     """
 
     settings: Settings
@@ -34,6 +36,7 @@ class ServerParts:
     entrance: Entrance
     metrics: Metrics = field(default_factory=Metrics)
     jobs: Jobs = field(default_factory=Jobs)
+    recent: Recent = field(default_factory=Recent)
 
 
 def parts_of(request: Request) -> ServerParts:

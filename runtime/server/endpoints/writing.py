@@ -16,6 +16,7 @@ from adaptc.runtime.generation.result import Result
 from adaptc.runtime.generation.stream import AsyncStream
 from adaptc.runtime.server.endpoints.parts import ServerParts, note
 from adaptc.runtime.server.observing.metrics import Metrics
+from adaptc.runtime.server.observing.recent import Recent
 from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.server.protocol.options import options_of
 from adaptc.runtime.server.serving.models import Policy, TextModel
@@ -40,7 +41,9 @@ class Answer:
         budget: The budget that was asked for.
         began: `perf_counter` when the request was made.
         metrics: Where it is counted.
+        recent: What shows it while it is recent.
         layers: The layers of the model's gates.
+        skips: Whether the client wants to know the skipped blocks of each token.
     """
 
     model: str
@@ -49,18 +52,34 @@ class Answer:
     budget: float | None
     began: float
     metrics: Metrics
+    recent: Recent
     layers: tuple[int, ...]
+    skips: bool
 
     def finish(self) -> Result:
         """The result, once the stream has ended; it is counted."""
-        result = self.stream.result
-        self.metrics.count(self.model, result, perf_counter() - self.began, self.layers)
+        result, seconds = self.stream.result, perf_counter() - self.began
+        self.metrics.count(self.model, result, seconds, self.layers)
+        self.recent.wrote(self.model, result, seconds, self.budget)
         return result
 
-    def tokens(self, result: Result) -> list[TokenLogprob]:
-        """How probable the tokens of the text were, without the end token."""
+    def length(self, result: Result) -> int:
+        """The number of tokens of the text, without the end token."""
+        return len(result.ids) - (result.finish_reason == "eos")
+
+    def tokens(self, first: int, end: int) -> list[TokenLogprob]:
+        """How probable some tokens of the text were."""
         assert self.record is not None
-        return self.record.tokens[: len(result.ids) - (result.finish_reason == "eos")]
+        return self.record.tokens[first:end]
+
+    def skipped(self, first: int, end: int) -> list[str | None]:
+        """The blocks that tokens skipped: for each gate 1 if its block was, else 0; None where none could be."""
+        steps = [self.stream.ran(token) for token in range(first, end)]
+        return [None if ran is None else "".join("0" if each else "1" for each in ran) for ran in steps]
+
+    def told(self, first: int, end: int) -> dict[str, Any]:
+        """What a chunk says of its tokens beside their text, if the client wants to know."""
+        return {"adaptc": {"skipped_by_token": self.skipped(first, end)}} if self.skips else {}
 
 
 def writing_options(
@@ -104,6 +123,7 @@ async def begin(
     options: dict[str, Any],
     stack: AsyncExitStack,
     top: int | None,
+    skips: bool,
 ) -> Answer:
     """Make a request; reading its prompt and rendering its chat take place in a thread, so that others go on.
 
@@ -114,6 +134,7 @@ async def begin(
         options: Of the request.
         stack: Ends the request when it is closed.
         top: The number of likely tokens to record beside each token; None records nothing.
+        skips: Whether the client wants to know the skipped blocks of each token.
 
     Raises:
         AdaptcError: the request is wrong.
@@ -126,12 +147,18 @@ async def begin(
     stack.push_async_callback(stream.aclose)
     gates = model.session.gates
     layers = () if gates is None else tuple(gates.layers)
-    return Answer(model.name, stream, record, options.get("budget"), began, parts.metrics, layers)
+    budget = options.get("budget")
+    return Answer(model.name, stream, record, budget, began, parts.metrics, parts.recent, layers, skips)
 
 
 def wants_usage(body: dict[str, Any]) -> bool:
     """Whether the events of an answer end with what it used."""
     return bool((body.get("stream_options") or {}).get("include_usage"))
+
+
+def wants_skips(body: dict[str, Any]) -> bool:
+    """Whether an answer tells the skipped blocks of each token."""
+    return bool((body.get("adaptc") or {}).get("skips"))
 
 
 def usage_of(results: list[Result]) -> dict[str, Any]:
@@ -147,8 +174,14 @@ def usage_of(results: list[Result]) -> dict[str, Any]:
     }
 
 
-def trace_of(answer: Answer, result: Result) -> dict[str, Any]:
-    """What was decided for a request, and where its time went: the field `adaptc` of an answer."""
+def trace_of(answer: Answer, result: Result, told: int = 0) -> dict[str, Any]:
+    """What was decided for a request, and where its time went: the field `adaptc` of an answer.
+
+    Args:
+        answer: The answer.
+        result: What it gave.
+        told: The number of tokens whose skipped blocks were told before.
+    """
     trace = result.trace
     facts: dict[str, Any] = {
         "finish_reason": result.finish_reason,
@@ -171,6 +204,8 @@ def trace_of(answer: Answer, result: Result) -> dict[str, Any]:
             for place, layer in enumerate(answer.layers)
             if len(ran)
         }
+    if answer.skips:
+        facts["skipped_by_token"] = answer.skipped(told, len(result.ids))
     return facts
 
 

@@ -88,6 +88,10 @@ class Metrics:
                 blocks[0] += len(ran) - float(ran[:, place].sum())
                 blocks[1] += len(ran)
 
+    def values(self, name: str) -> dict[Labels, float]:
+        """The numbers of a metric by its labels; none if there is no such metric."""
+        return {labels: value for each in self._metrics if each.name == name for labels, value in each.values().items()}
+
     def text(self) -> str:
         """All metrics as Prometheus reads them."""
         return exposition(self._metrics)

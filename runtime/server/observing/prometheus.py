@@ -40,11 +40,14 @@ class Metric:
         """The number of these labels."""
         return self._values.get(labels, 0.0)
 
+    def values(self) -> dict[Labels, float]:
+        """The number of all labels."""
+        with self._lock:
+            return dict(self._values)
+
     def samples(self) -> Iterator[tuple[str, str, float]]:
         """(suffix of the name, labels as text, number) of each line."""
-        with self._lock:
-            values = dict(self._values)
-        for labels, value in sorted(values.items()):
+        for labels, value in sorted(self.values().items()):
             yield "", _braces(self.labels, labels), value
 
 
@@ -72,9 +75,8 @@ class Gauge(Metric):
         self.kind = kind
         self._read = read
 
-    def samples(self) -> Iterator[tuple[str, str, float]]:
-        for labels, value in sorted(self._read()):
-            yield "", _braces(self.labels, labels), value
+    def values(self) -> dict[Labels, float]:
+        return dict(self._read())
 
 
 class Histogram(Metric):

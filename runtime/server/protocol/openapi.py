@@ -35,11 +35,21 @@ ERROR = obj(
     },
     "error",
 )
+_SEEN = {
+    "name": "seen",
+    "in": "query",
+    "description": "The largest `number` of a request whose skipped blocks are known; they are left out.",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1},
+}
 _EVENTS = {"text/event-stream": {"schema": STRING}}
 
 
-def document() -> dict[str, Any]:
-    """The document, of OpenAPI 3.1."""
+def document(*, ui: bool = True) -> dict[str, Any]:
+    """The document, of OpenAPI 3.1.
+
+    Args:
+        ui: Whether the server has a page for browsers.
+    """
     paths: dict[str, Any] = {
         "/v1/chat/completions": _post("Write the next message of a conversation.", CHAT, events=True),
         "/v1/completions": _post("Continue prompts.", COMPLETION, events=True),
@@ -59,6 +69,12 @@ def document() -> dict[str, Any]:
         "/metrics": {"get": _operation("What was counted, for Prometheus.", kind="text/plain")},
         "/openapi.json": {"get": _operation("This document.")},
     }
+    if ui:
+        paths |= {
+            "/ui": {"get": _operation("A page that shows what the server does.", kind="text/html", open_=True)},
+            "/ui/state": {"get": _operation("What the page shows.") | {"parameters": [_SEEN]}},
+            "/ui/{file}": {"get": _operation("A file of the page.", parameter="file", kind="text/*", open_=True)},
+        }
     return {
         "openapi": "3.1.0",
         "info": {"title": "adaptc serve", "version": "1"},

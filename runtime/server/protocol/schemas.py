@@ -51,6 +51,7 @@ CONTROLS = obj(
         "modalities": maybe("array", items=STRING, maxItems=16),
         "deadline_ms": maybe("number", exclusiveMinimum=0, maximum=1e9),
         "accuracy": maybe("number", minimum=0, maximum=1),
+        "skips": maybe("boolean"),
     }
 )
 """How much of a model answers a request."""

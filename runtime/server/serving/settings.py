@@ -33,6 +33,7 @@ class Settings:
         write_seconds: The longest time that a client may take none of a stream.
         drain_seconds: The longest time that running requests get when the server is told to end.
         templates: Whether requests may bring chat templates of their own.
+        ui: Whether there is a page for browsers.
         log_json: Whether a line of the log is a JSON object.
 
     Raises:
@@ -53,6 +54,7 @@ class Settings:
     write_seconds: float = 30.0
     drain_seconds: float = 30.0
     templates: bool = False
+    ui: bool = True
     log_json: bool = False
 
     def __post_init__(self) -> None:
