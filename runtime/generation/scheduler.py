@@ -148,7 +148,7 @@ class Scheduler:
             if isinstance(work, ReadingJob):
                 slots.job = work
             elif isinstance(work, TokenSequence):
-                work.limit_budget(self._watch.ceiling)
+                work.limit_budget(self._decoder, self._watch.ceiling)
                 slots.begin(work, slot, self._read_tokens + len(work.prompt))
             self._waiting.remove(work)
 
@@ -282,9 +282,10 @@ class Scheduler:
     def _run_step(self, active: Sequence[TokenSequence], tokens: Sequence[int], writing: Sequence[bool]) -> None:
         """Have the decoder read a token of each sequence, and those that write choose their next one."""
         decoder = self._decoder
+        ceiling = self._watch.ceiling
         for slot, sequence in enumerate(active):
             sequence.follow_route(decoder, slot)
-            sequence.follow_budget(decoder, slot, self._watch.ceiling)
+            sequence.limit_budget(decoder, ceiling, slot)
         if isinstance(decoder, TokenChooser) and all(writing) and all(each.sampler.free for each in active):
             for sequence, token in zip(active, decoder.choose(tokens, [each.sampler for each in active]), strict=True):
                 sequence.accept(token)

@@ -149,27 +149,29 @@ class TokenSequence(Work):
         """Have the tokens after the next step run with another budget; any thread may call it."""
         self._budget = budget
 
-    def limit_budget(self, ceiling: float) -> bool:
-        """Have its budget count for a ceiling at most, or for its floor if that is higher; whether that is new."""
-        budget, ceiling = self._budget, max(self.floor, ceiling)
-        if ceiling < (1.0 if budget is None else budget):
-            self.lowered_to = ceiling if self.lowered_to is None else min(self.lowered_to, ceiling)
-        if budget == self.options.budget and ceiling == self.options.ceiling:
-            return False
-        self.options = replace(self.options, budget=budget, ceiling=ceiling)
-        return True
+    def limit_budget(self, decoder: BatchDecoder, ceiling: float, slot: int | None = None) -> None:
+        """Have its newest budget count for a ceiling at most, or for its floor if that is higher.
+
+        Args:
+            decoder: Runs it.
+            ceiling: From 0 to 1.
+            slot: Where it is decoded; None before its prompt is read, and so before a router is asked.
+        """
+        before, budget, most = self.options, self._budget, max(self.floor, ceiling)
+        if budget == before.budget and most == before.ceiling:
+            return
+        self.options = replace(before, budget=budget, ceiling=most)
+        differs = not (decoder.dense(before) and decoder.dense(self.options))
+        if most < (1.0 if budget is None else budget) and (differs or (slot is None and before.route is None)):
+            self.lowered_to = most if self.lowered_to is None else min(self.lowered_to, most)
+        if slot is not None:
+            decoder.set_budget(slot, self.options)
+        self._changed = self._changed or (differs and bool(self.ids))
 
     @property
     def uniform(self) -> bool:
         """Whether all that was written ran by one route and with one budget."""
         return len(self.routes) < 2 and not self._changed
-
-    def follow_budget(self, decoder: BatchDecoder, slot: int, ceiling: float = 1.0) -> None:
-        """Have the decoder run a sequence's later tokens with its budget of now, see `limit_budget`."""
-        before = self.options
-        if self.limit_budget(ceiling):
-            self._changed = self._changed or not (decoder.dense(before) and decoder.dense(self.options))
-            decoder.set_budget(slot, self.options)
 
     def follow_route(self, decoder: BatchDecoder, slot: int) -> None:
         """Move the sequence in a slot to the route that was set since the last step, and note the one it is on."""

@@ -165,3 +165,18 @@ def test_a_router_s_choice_is_capped() -> None:
             for ceiling in (0.0, 0.3, 0.7, 1.0):
                 own, cap = router.choose(states, budget).threshold, router.threshold_at(ceiling)
                 assert router.choose(states, budget, ceiling).threshold == max(own, cap)
+
+
+def test_under_load_a_router_takes_cheaper_routes_and_a_named_route_stays() -> None:
+    targets = LoadTargets(time_to_first_token=1e-4, min_budget=0)
+    parts = parts_of(load_model(STORED / "stitched", "stitched", threads=1, targets=targets))
+    try:
+        cheapest = session_of(parts, "stitched").choose(PROMPT, budget=0).route
+        started = monotonic()
+        while (told := complete(parts, "stitched")["adaptc"])["lowered_to"] != 0:
+            assert monotonic() - started < 30, "no budget was lowered"
+        assert told["route"] == cheapest
+        kept = complete(parts, "stitched@large")["adaptc"]
+        assert (kept["route"], kept["lowered_to"]) == ("large", None)
+    finally:
+        parts.models.close()
