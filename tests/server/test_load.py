@@ -47,8 +47,8 @@ def test_a_load_of_chats_is_answered_and_counted(bundle: Path) -> None:
     found = report["results"]["tiny"]
     assert (found["requests"], found["completed"], found["errors"]) == (12, 12, {})
     assert found["tokens_counted_by_server"]
-    assert found["adaptc"]["finish_reason"] == {"length": 12}
-    assert found["adaptc"]["time_to_first_token_ms"] / 1e3 < found["ttft_seconds"]["mean"] + 0.01
+    assert found["adaptc"]["words"]["finish_reason"] == {"length": 12}
+    assert found["adaptc"]["means"]["time_to_first_token_ms"][0] / 1e3 < found["ttft_seconds"]["mean"] + 0.01
     lines = report["exchanges"]["tiny"]
     for kind in ("prompt", "generation"):
         [counted] = [line for line in metrics.splitlines() if line.startswith(f"adaptc:{kind}_tokens_total{{")]

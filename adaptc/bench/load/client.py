@@ -20,6 +20,7 @@ MOST_BYTES = 256 << 20
 """Of an answer; a server that sends more is left."""
 
 _IDLE_SECONDS = 2.0  # servers close idle connections after some seconds, and a request may meet that
+_LOST = "connection lost"
 _READ_BYTES = 1 << 20  # aiohttp's own 64 KiB hold up answers that come faster than they are looked at
 
 
@@ -33,8 +34,16 @@ class LoadClient:
     async def ask(self, body: bytes) -> Received:
         """Send a request and take in its answer.
 
-        Nothing that a server or the way to it does is raised; the answer says what happened.
+        Nothing that a server or the way to it does is raised; the answer says what happened. A connection that a
+        server closed while nothing was under way, as some do after each answer, is found to be closed only by its next
+        request: a request that met that is sent once more, and the time counts.
         """
+        received = await self._ask(body)
+        if received.failure == _LOST and received.status is None:
+            received = await self._ask(body)
+        return received
+
+    async def _ask(self, body: bytes) -> Received:
         import aiohttp
 
         status, kind, pieces, size = None, "", [], 0
@@ -112,5 +121,5 @@ def _failure(error: BaseException, *, began: bool) -> tuple[str, str]:
     if isinstance(error, aiohttp.ClientConnectorError):
         return ("connection refused" if isinstance(error.os_error, ConnectionRefusedError) else "no connection"), said
     if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, OSError)):
-        return "connection lost", said if began else f"before the answer began: {said}"
+        return _LOST, said if began else f"before the answer began: {said}"
     return "not HTTP", said

@@ -135,17 +135,22 @@ def _generator(runs: Sequence[LoadRun], exchanges: Sequence[Exchange], chunks: i
 
 
 def _traces(done: Sequence[Exchange]) -> dict[str, Any] | None:
-    """What adaptc's servers tell of requests: means of numbers and counts of words, by field; None from others."""
+    """What adaptc's servers tell of requests; None from others.
+
+    Returns:
+        `words`: by field, how often each word came; `means`: by field, the mean of its numbers and how many there were.
+    """
     fields: dict[str, list[Any]] = {}
     for each in done:
         for name, value in each.reply.trace.items():
             fields.setdefault(name, []).append(value)
-    told: dict[str, Any] = {}
+    words: dict[str, dict[str, int]] = {}
+    means: dict[str, tuple[float, int]] = {}
     for name, values in fields.items():
         numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-        words = Counter(value for value in values if isinstance(value, str))
-        if words:
-            told[name] = dict(words.most_common())
-        elif numbers:
-            told[name] = sum(numbers) / len(numbers)
-    return told or None
+        texts = Counter(value for value in values if isinstance(value, str))
+        if texts:
+            words[name] = dict(texts.most_common())
+        if numbers:
+            means[name] = sum(numbers) / len(numbers), len(numbers)
+    return {"words": words, "means": means} if fields else None

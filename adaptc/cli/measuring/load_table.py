@@ -74,7 +74,7 @@ def _print_ratios(first: str, ratios: Mapping[str, Any]) -> None:
 
     if not ratios:
         return
-    table = Table(title=f"{first} over the others: median of the turns, least and most", title_justify="left")
+    table = Table(title=f"ratios: {first} over", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("written tokens/s", justify="right", no_wrap=True)
     table.add_column("TTFT p95", justify="right", no_wrap=True)
@@ -94,9 +94,11 @@ def _facts(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tokens of a request", ", ".join(sizes) + counted + chunks
     for kind, error in found["errors"].items():
         yield f"error: {kind}", f"{error['count']} ×, first: {error['first']}"
-    for field, value in (found["adaptc"] or {}).items():
-        words = ", ".join(f"{word} {count} ×" for word, count in value.items()) if isinstance(value, dict) else None
-        yield f"adaptc: {field}", words or f"{value:.4g}"
+    told = found["adaptc"] or {"words": {}, "means": {}}
+    for field, counts in told["words"].items():
+        yield f"adaptc: {field}", ", ".join(f"{word} {count} ×" for word, count in counts.items())
+    for field, (mean, number) in told["means"].items():
+        yield f"adaptc: {field}", f"{mean:.4g}" + ("" if number == found["completed"] else f" (of {number} answers)")
     own = found["generator"]
     yield "sent late by", f"{_ms(own['lag_p99_seconds'])} ms (99 %), {_ms(own['lag_max_seconds'])} ms (most)"
     yield "seen late by", f"{_ms(own['stall_p99_seconds'])} ms (99 %), {_ms(own['stall_max_seconds'])} ms (most)"

@@ -26,6 +26,7 @@ class Script:
         usage: Whether it counts tokens.
         faults: Faults of the requests in the order of their coming; later ones have none.
         fault: A fault of every request.
+        closes: Whether it closes each connection after its answer, and does not say so before.
         slots: Requests that are answered at a time; others wait.
         trace: adaptc's account of a request.
         asked: Bodies, in the order of their coming.
@@ -40,6 +41,7 @@ class Script:
     usage: bool = True
     faults: list[str] = field(default_factory=list)
     fault: str = ""
+    closes: bool = False
     slots: int = 1000
     trace: dict[str, Any] | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -78,7 +80,7 @@ async def _listen(script: Script) -> asyncio.Server:
                     line.split(":")[1] for line in head.lower().splitlines() if line.startswith("content-length")
                 ]
                 body = await reader.readexactly(int(lengths[0]) if lengths else 0)
-                if not await _respond(script, slots, head, body, writer):
+                if not await _respond(script, slots, head, body, writer) or (script.closes and body):
                     break
         writer.close()
 

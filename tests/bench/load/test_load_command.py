@@ -36,7 +36,10 @@ def test_a_server_is_measured(tmp_path: Path) -> None:
     found = report["results"][name]
     assert found["ttft_seconds"]["p50"] >= 0.05
     assert found["good_share"] == 0.0
-    assert found["adaptc"] == {"budget": 0.5, "route": {"small": 6}, "ffn_skipped": 0.25}
+    assert found["adaptc"] == {
+        "words": {"route": {"small": 6}},
+        "means": {"budget": [0.5, 6], "ffn_skipped": [0.25, 6]},
+    }
     lines = report["exchanges"][name]
     assert [line["caller"] for line in sorted(lines, key=lambda each: each["due"])] == list(range(6))
     assert all(len(line["chunk_times"]) == 8 and line["due"] <= line["sent"] <= line["ended"] for line in lines)
@@ -67,7 +70,7 @@ def test_tables_of_two_servers_name_both() -> None:
     with running(Script(first=0.0, gap=0.0)) as url:
         done = run("--serve", f"one={url}", "--serve", f"two={url}", *QUICK)
     assert done.exit_code == 0, done.output
-    assert "one over the others" in done.stdout
+    assert "ratios: one over" in done.stdout
     assert "\none: listed\n" in done.stdout
     assert "\ntwo: listed\n" in done.stdout
 

@@ -206,6 +206,19 @@ def test_a_server_that_is_gone_is_an_error_of_each_request() -> None:
         with_model(target(url, model=None), 5.0)
 
 
+def test_a_server_may_close_a_connection_after_each_answer() -> None:
+    script = Script(first=0.0, gap=0.0, closes=True)
+    measured = run(script, schedule(rate=math.inf, requests=20), RunLimits(concurrency=2))
+    assert [each.reply.error for each in measured.exchanges] == [None] * 20
+
+
+def test_what_only_some_answers_tell_is_counted_with_their_number() -> None:
+    traces: list[dict[str, Any]] = [{"lowered_to": None, "route": "a"}, {"lowered_to": 0.25}, {"lowered_to": 0.75}, {}]
+    exchanges = tuple(made(0.0, (0.1,), 1, trace=trace) for trace in traces)
+    found = load_figures([LoadRun(exchanges, 1.0, (0.0,), 0.1, 1.0)], {}, 0.05)
+    assert found["adaptc"] == {"words": {"route": {"a": 1}}, "means": {"lowered_to": (0.5, 2)}}
+
+
 def test_a_model_is_looked_up_where_none_is_named() -> None:
     with running(Script()) as url:
         assert with_model(target(url, model=None), 5.0).model == "listed"
