@@ -26,7 +26,6 @@ class Script:
         usage: Whether it counts tokens.
         faults: Faults of the requests in the order of their coming; later ones have none.
         fault: A fault of every request.
-        closes: Whether it closes each connection after its answer, and does not say so before.
         slots: Requests that are answered at a time; others wait.
         trace: adaptc's account of a request.
         asked: Bodies, in the order of their coming.
@@ -41,7 +40,6 @@ class Script:
     usage: bool = True
     faults: list[str] = field(default_factory=list)
     fault: str = ""
-    closes: bool = False
     slots: int = 1000
     trace: dict[str, Any] | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -80,7 +78,7 @@ async def _listen(script: Script) -> asyncio.Server:
                     line.split(":")[1] for line in head.lower().splitlines() if line.startswith("content-length")
                 ]
                 body = await reader.readexactly(int(lengths[0]) if lengths else 0)
-                if not await _respond(script, slots, head, body, writer) or (script.closes and body):
+                if not await _respond(script, slots, head, body, writer):
                     break
         writer.close()
 
@@ -107,6 +105,9 @@ async def _respond(
     came = [perf_counter()]
     script.written.append(came)
     fault = script.faults.pop(0) if script.faults else script.fault
+    if fault == "drops":  # as a server that closed the connection while the request was on its way
+        writer.transport.abort()
+        return False
     if fault in PLAIN:
         writer.write(plain(*PLAIN[fault]))
         return True

@@ -206,10 +206,14 @@ def test_a_server_that_is_gone_is_an_error_of_each_request() -> None:
         with_model(target(url, model=None), 5.0)
 
 
-def test_a_server_may_close_a_connection_after_each_answer() -> None:
-    script = Script(first=0.0, gap=0.0, closes=True)
-    measured = run(script, schedule(rate=math.inf, requests=20), RunLimits(concurrency=2))
-    assert [each.reply.error for each in measured.exchanges] == [None] * 20
+def test_a_request_that_met_a_closed_connection_is_sent_once_more() -> None:
+    load = schedule(rate=math.inf, requests=3)
+    script = Script(first=0.0, gap=0.0, faults=["", "drops"])
+    assert [each.reply.error for each in run(script, load).exchanges] == [None] * 3
+    assert len(script.asked) == 4
+    assert script.asked[1] == script.asked[2]
+    script = Script(first=0.0, gap=0.0, faults=["drops", "drops"])
+    assert [each.reply.error for each in run(script, load).exchanges] == ["connection lost", None, None]
 
 
 def test_what_only_some_answers_tell_is_counted_with_their_number() -> None:
