@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.bench.profiling import outputs_of, read_labelled, take
-from adaptc.bench.replay import Load, arrivals, policies, replay, summary
+from adaptc.bench.replay import Load, arrivals, replay, rivals, summary
 from adaptc.errors import RequestError
 from adaptc.machine.description import Machine
 from adaptc.runtime.loading import load_modal
@@ -20,7 +20,6 @@ from adaptc.runtime.multimodal.inputs import ModalInputs
 from adaptc.runtime.multimodal.modality_gate import choose_subsets, gate_features, probabilities
 from adaptc.runtime.multimodal.profile import ModalityGate
 from adaptc.runtime.multimodal.session import ModalSession
-from adaptc.runtime.multimodal.strategy import Strategies
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.training.modality_gate import NEAR, calibration_error
 
@@ -29,20 +28,30 @@ OVERLOAD = 0.8
 
 
 def bench_jobs(
-    path: Path, data: Path, load: Load, *, threads: int | None = None, progress: Progress = SILENT
+    path: Path,
+    data: Path,
+    load: Load,
+    *,
+    turns: int = 5,
+    threads: int | None = None,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Replay jobs on a profiled bundle.
+
+    Policies take turns, so that other programs disturb all of them alike. Every turn has its own overload point and its
+    own ratios; figures are medians over the turns.
 
     Args:
         path: The bundle.
         data: An .npz file of labelled rows that neither training nor profiling saw.
         load: How jobs come.
+        turns: How often each policy runs, from 1.
         threads: Threads of each engine; by default the physical cores.
         progress: Told of stages and steps.
 
     Returns:
         The figures, as JSON has them; `throughput_ratio`, `job_completion_ratio`, `accuracy_full`,
-        `accuracy_adaptive`, `jobs_under_floor` and `deadlines_missed` among them.
+        `accuracy_adaptive`, `jobs_under_floor` and `deadlines_missed` among them, and every turn under `turns`.
 
     Raises:
         RequestError: the bundle was never profiled, or the data does not fit it.
@@ -51,39 +60,81 @@ def bench_jobs(
         if session.profile is None:
             raise RequestError(f"{path}: never profiled; adaptc profile {path} does")
         rows, labels = read_labelled(data, session)
-        options = policies(session)
-        strategies = {name: Strategies(each, load.sizes[1]) for name, each in options.items()}
-        [whole] = options["whole"]
-        adaptive = list(options)[-1]
+        known = rivals(session, load.sizes[1])
+        whole = next(o for o in session.options if o.subset == session.modal.subsets[-1].modalities)
         _warm(session, rows)
 
-        def run(name: str, rate: float, kind: str) -> dict[str, Any]:
-            progress.stage(f"{kind}, {name}")
+        def run(kind: str, rate: float, turn: int) -> dict[str, dict[str, Any]]:
             jobs = arrivals(load, rate, kind, whole, len(labels), whole.accuracy)
-            return summary(replay(session, options[name], jobs, rows, labels, strategies[name]), jobs)
+            found = {}
+            for name in _order(list(known), turn):
+                progress.stage(f"{kind}, {name}, turn {turn + 1} of {turns}")
+                found[name] = summary(replay(session, known[name], jobs, rows, labels), jobs)
+            return found
 
-        saturated = {name: run(name, math.inf, "all at once") for name in options}
-        rate = OVERLOAD * saturated[adaptive]["requests_per_second"]
-        replays = {kind: {name: run(name, rate, kind) for name in options} for kind in ("poisson", "bursty")}
-        figures = {
-            "throughput_ratio": _ratio(saturated, adaptive, "requests_per_second"),
-            "job_completion_ratio": 1 / _ratio(replays["poisson"], adaptive, "mean_completion_seconds"),
-            "job_completion_ratio_bursty": 1 / _ratio(replays["bursty"], adaptive, "mean_completion_seconds"),
-            "accuracy_full": replays["poisson"]["whole"]["accuracy"],
-            "accuracy_adaptive": replays["poisson"][adaptive]["accuracy"],
-            "jobs_under_floor": replays["poisson"][adaptive]["jobs_under_floor"],
-            "deadlines_missed": replays["poisson"][adaptive]["deadlines_missed"],
-            "deadlines_missed_full": replays["poisson"]["whole"]["deadlines_missed"],
-            "overload_requests_per_second": rate,
-            "policy": adaptive,
-            "saturated": saturated,
-            **replays,
-        }
+        taken = [_turn(run, turn, list(known)[-1]) for turn in range(turns)]
+        figures = _figures(taken, list(known))
         gate = session.profile.gate
         if gate is not None:
             progress.stage("gate")
             figures["gate"] = gate_worth(session, gate, rows, labels)
+            figures["chosen"] = known["auto"].policy.chosen
         return figures | {"threads": session.profile.threads, "machine": dataclasses.asdict(Machine.here())}
+
+
+def _order(names: list[str], turn: int) -> list[str]:
+    """Each turn begins with another policy."""
+    return names[turn % len(names) :] + names[: turn % len(names)]
+
+
+def _turn(run: Callable[[str, float, int], dict[str, dict[str, Any]]], turn: int, adaptive: str) -> dict[str, Any]:
+    """All policies, all kinds of arrivals, and the ratios between them."""
+    saturated = run("all at once", math.inf, turn)
+    rate = OVERLOAD * saturated[adaptive]["requests_per_second"]
+    replays = {kind: run(kind, rate, turn) for kind in ("poisson", "bursty")}
+    return {
+        "throughput_ratio": _ratio(saturated, adaptive, "requests_per_second"),
+        "job_completion_ratio": 1 / _ratio(replays["poisson"], adaptive, "mean_completion_seconds"),
+        "job_completion_ratio_bursty": 1 / _ratio(replays["bursty"], adaptive, "mean_completion_seconds"),
+        "overload_requests_per_second": rate,
+        "saturated": saturated,
+        **replays,
+    }
+
+
+RATIOS = ("throughput_ratio", "job_completion_ratio", "job_completion_ratio_bursty")
+
+
+def _figures(turns: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Medians over turns, and the range of the ratios."""
+    adaptive = names[-1]
+    kinds = {
+        kind: {name: _medians([turn[kind][name] for turn in turns]) for name in names}
+        for kind in ("saturated", "poisson", "bursty")
+    }
+    poisson = kinds["poisson"]
+    ratios = {key: [turn[key] for turn in turns] for key in RATIOS}
+    return {
+        **{key: float(np.median(each)) for key, each in ratios.items()},
+        "ranges": {key: [min(each), max(each)] for key, each in ratios.items()},
+        "accuracy_full": poisson["whole"]["accuracy"],
+        "accuracy_adaptive": poisson[adaptive]["accuracy"],
+        "jobs_under_floor": poisson[adaptive]["jobs_under_floor"],
+        "deadlines_missed": poisson[adaptive]["deadlines_missed"],
+        "deadlines_missed_full": poisson["whole"]["deadlines_missed"],
+        "overload_requests_per_second": float(np.median([turn["overload_requests_per_second"] for turn in turns])),
+        "policy": adaptive,
+        **kinds,
+        "turns": turns,
+    }
+
+
+def _medians(summaries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median of every number; what is none is the first turn's."""
+    return {
+        key: float(np.median([each[key] for each in summaries])) if isinstance(value, int | float) else value
+        for key, value in summaries[0].items()
+    }
 
 
 def _warm(session: ModalSession, rows: ModalInputs) -> None:

@@ -3,7 +3,7 @@
 Every batch really runs. Between jobs the clock jumps: waiting is counted, not slept. Deciding is counted like running.
 
 `whole` is the modality-agnostic policy: earliest deadline first and the same batching, but always every modality.
-`table` chooses among subsets, `gate` among subsets and settings of the learned gate.
+`table` chooses among subsets, `gate` among subsets and settings of the learned gate, `auto` takes table or gate.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.multimodal.inputs import ModalInputs
+from adaptc.runtime.multimodal.policy import JobPolicy
+from adaptc.runtime.multimodal.prices import Prices
 from adaptc.runtime.multimodal.scheduler import ModalityScheduler
 from adaptc.runtime.multimodal.session import ModalSession
-from adaptc.runtime.multimodal.strategy import ModalityOption, Strategies, seconds_of
+from adaptc.runtime.multimodal.strategy import ModalityOption, seconds_of
+from adaptc.runtime.multimodal.times import MeasuredTimes
 
 Ints = npt.NDArray[np.int64]
 
@@ -89,13 +92,32 @@ class Outcome:
     options: Mapping[str, int]
 
 
-def policies(session: ModalSession) -> dict[str, tuple[ModalityOption, ...]]:
-    """What each policy may choose from."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Rival:
+    """A policy that takes part, with all that it has measured so far.
+
+    Attributes:
+        policy: Picks the plans of each job.
+        prices: What it measured.
+        careful: Whether it plans for the time by which 19 of 20 jobs end, as `auto` does; the others are as MOSEL's.
+    """
+
+    policy: JobPolicy
+    prices: Prices
+    careful: bool
+
+
+def rivals(session: ModalSession, most: int) -> dict[str, Rival]:
+    """Every policy that the session's bundle has, the adaptive one last; plans are solved for jobs of up to `most`."""
     every = session.options
-    whole = tuple(session.modal.subsets[-1].modalities)
-    table = tuple(option for option in every if option.level is None)
-    named = {"whole": tuple(o for o in table if o.subset == whole), "table": table}
-    return named | ({"gate": every} if len(every) > len(table) else {})
+    whole = tuple(o for o in every if o.level is None and o.subset == tuple(session.modal.subsets[-1].modalities))
+    names = ("table", "gate", "auto") if any(o.level is not None for o in every) else ("table",)
+    found = {}
+    for name, options, policy in [("whole", whole, "table"), *((each, every, each) for each in names)]:
+        prices = Prices(MeasuredTimes(), session.unused)
+        found[name] = Rival(JobPolicy(options, policy, most, prices), prices, policy == "auto")
+        found[name].policy.solve(most)
+    return found
 
 
 def arrivals(load: Load, rate: float, kind: str, whole: ModalityOption, rows: int, accuracy: float) -> list[Arrival]:
@@ -125,26 +147,18 @@ def arrivals(load: Load, rate: float, kind: str, whole: ModalityOption, rows: in
     return coming
 
 
-def replay(
-    session: ModalSession,
-    options: Sequence[ModalityOption],
-    jobs: Sequence[Arrival],
-    rows: ModalInputs,
-    labels: Ints,
-    strategies: Strategies | None = None,
-) -> Outcome:
+def replay(session: ModalSession, rival: Rival, jobs: Sequence[Arrival], rows: ModalInputs, labels: Ints) -> Outcome:
     """Run jobs under a policy.
 
     Args:
         session: Runs them; without a cache, or its hits would count.
-        options: What the policy may choose from.
+        rival: The policy, which learns from this.
         jobs: In the order of their coming.
         rows: The data's inputs.
         labels: int64[rows].
-        strategies: Over these options, if they were worked out before.
     """
-    ways = strategies or Strategies(options, max(len(job.requests) for job in jobs))
-    schedule = ModalityScheduler(max(len(option.seconds) for option in options))
+    largest = max(len(option.seconds) for option in session.options)
+    schedule = ModalityScheduler(largest, rival.prices, careful=rival.careful)
     ends, right = [0.0] * len(jobs), [0] * len(jobs)
     expected = [0.0] * len(jobs)
     confidence: list[tuple[float, bool]] = []
@@ -155,7 +169,8 @@ def replay(
         began = perf_counter()
         while coming < len(jobs) and jobs[coming].time <= clock:
             job = jobs[coming]
-            schedule.submit(coming, len(job.requests), job.floor, job.time + job.slack, ways, clock, late=True)
+            ways = rival.policy.strategies(len(job.requests), job.floor)
+            schedule.add(coming, len(job.requests), job.floor, job.time + job.slack, ways)
             coming += 1
         batch = schedule.next(clock)
         if batch is None:
@@ -163,8 +178,10 @@ def replay(
             continue
         picked = np.array([jobs[name].requests[row] for name, row in batch.rows])
         some = {name: {each: array[picked] for each, array in rows[name].items()} for name in batch.option.subset}
+        ran = perf_counter()
         done = session.execute(batch.option, some)
-        spent = perf_counter() - began
+        ended = perf_counter()
+        spent = ended - began
         clock, busy = clock + spent, busy + spent
         used[batch.option.name] = used.get(batch.option.name, 0) + len(picked)
         hits = next(iter(done.outputs.values())).argmax(1) == labels[picked]
@@ -173,7 +190,7 @@ def replay(
             expected[name] += batch.option.accuracy / len(jobs[name].requests)
             if done.confidence is not None:
                 confidence.append((done.confidence[place], bool(hits[place])))
-        for name in schedule.done(batch, clock, spent):
+        for name in schedule.done(batch, clock, ended - ran):
             ends[name] = clock
     completion = tuple(end - job.time for end, job in zip(ends, jobs, strict=True))
     late = tuple(took > job.slack for took, job in zip(completion, jobs, strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 from adaptc.runtime.multimodal.profile import ModalProfile
 from adaptc.runtime.multimodal.strategy import Strategies
 
-COLOURS = {"whole": "#9aa3b5", "table": "#3d7dca", "gate": "#d1633c"}
+COLOURS = {"whole": "#9aa3b5", "table": "#3d7dca", "gate": "#d1633c", "auto": "#3a9a6b"}
 KINDS = {"saturated": "all at once", "poisson": "Poisson", "bursty": "bursty"}
 
 
@@ -57,9 +57,11 @@ def plot_replay(figures: Mapping[str, Any], into: Path) -> None:
     kinds = ("poisson", "bursty")
     for place, name in enumerate(names):
         times = [figures[kind][name]["mean_completion_seconds"] for kind in kinds]
-        bars = right.bar([x + 0.27 * place for x in range(2)], times, width=0.25, color=COLOURS[name], label=name)
-        right.bar_label(bars, labels=[f"{figures[kind][name]['deadlines_missed']} late" for kind in kinds], fontsize=8)
-    right.set_xticks([0.27, 1.27], [KINDS[kind] for kind in kinds])
+        bars = right.bar([x + 0.22 * place for x in range(2)], times, width=0.2, color=COLOURS[name], label=name)
+        right.bar_label(
+            bars, labels=[f"{figures[kind][name]['deadlines_missed']:.0f} late" for kind in kinds], fontsize=8
+        )
+    right.set_xticks([x + 0.11 * (len(names) - 1) for x in range(2)], [KINDS[kind] for kind in kinds])
     right.set(yscale="log", ylabel="mean seconds to completion", title="at the overload point")
     right.legend(frameon=False)
     _save(figure, into)

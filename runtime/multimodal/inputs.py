@@ -134,3 +134,29 @@ def _widens(array: Array, dtype: np.dtype[Any]) -> bool:
     if array.dtype.kind == dtype.kind == "f":
         return True
     return bool(array.dtype.kind in "iu" and dtype.kind in "iu" and np.can_cast(array.dtype, dtype))
+
+
+def gather(subset: Sequence[str], jobs: Mapping[int, ModalInputs], rows: Sequence[tuple[int, int]]) -> ModalInputs:
+    """The inputs of some requests of several jobs, as one batch.
+
+    Args:
+        subset: The modalities to gather.
+        jobs: Inputs of each job, by its number.
+        rows: (job, index of the request within it), in the order of the batch.
+    """
+    gathered: dict[str, dict[str, Any]] = {}
+    for name in subset:
+        inputs = jobs[rows[0][0]][name]
+        gathered[name] = {each: np.stack([jobs[job][name][each][row] for job, row in rows]) for each in inputs}
+    return gathered
+
+
+def blank_inputs(modal: ModalSpec, specs: Mapping[str, TensorSpec], subset: Sequence[str]) -> ModalInputs:
+    """One row of zeros for some modalities."""
+    return {
+        name: {
+            each: np.zeros((1, *map(int, specs[each].shape[1:])), specs[each].dtype)
+            for each in modal.modalities[name].inputs
+        }
+        for name in subset
+    }

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from adaptc.runtime.backends.engine import Array
 from adaptc.runtime.errors import AdaptcError, RequestError
-from adaptc.runtime.multimodal.inputs import Inputs, ModalInputs, batch_size
+from adaptc.runtime.multimodal.admission import Admission
+from adaptc.runtime.multimodal.inputs import Inputs, ModalInputs, batch_size, gather
+from adaptc.runtime.multimodal.policy import JobPolicy
+from adaptc.runtime.multimodal.prices import Prices
 from adaptc.runtime.multimodal.profile import ModalProfile
-from adaptc.runtime.multimodal.scheduler import Admission, Batch, ModalityScheduler
-from adaptc.runtime.multimodal.strategy import ModalityOption, Strategies
+from adaptc.runtime.multimodal.scheduler import Batch, ModalityScheduler
+from adaptc.runtime.multimodal.strategy import ModalityOption
 from adaptc.runtime.multimodal.subsets import BatchOutput
 from adaptc.runtime.process import Home
 from adaptc.runtime.validation import check_milliseconds, check_share
@@ -45,6 +48,13 @@ class JobRunner(Protocol):
     def execute(self, option: ModalityOption, inputs: ModalInputs) -> BatchOutput:
         """Run an option on a batch."""
 
+    @property
+    def prices(self) -> Prices:
+        """What plans cost here and now."""
+
+    def blank(self, subset: Sequence[str]) -> ModalInputs:
+        """One row of zeros for some modalities."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
@@ -54,7 +64,7 @@ class JobResult:
         outputs: The model's outputs by name, [requests, ...].
         modalities: The modalities that each request's outputs come from.
         accuracy: Expected share of correct outputs, 0 to 1.
-        seconds: Time from `submit` to the job's last output.
+        seconds: Time from the job's coming to its last output.
         late: Whether the deadline had passed by then.
     """
 
@@ -69,15 +79,16 @@ class Ticket:
     """A submitted job.
 
     Attributes:
-        admission: Whether it was accepted, and when it will be done.
+        admission: Whether it was accepted, and when it will be done; on the clock of `time.monotonic`.
+        began: When the job came, on that clock.
     """
 
-    def __init__(self, admission: Admission, inputs: ModalInputs, deadline: float) -> None:
+    def __init__(self, admission: Admission, inputs: ModalInputs, deadline: float, began: float) -> None:
         """Created by `JobQueue.submit`."""
         self.admission = admission
         self.inputs = inputs
         self.deadline = deadline
-        self.began = monotonic()
+        self.began = began
         self.correct = 0.0
         self.outputs: dict[int, tuple[dict[str, Array], tuple[str, ...]]] = {}
         self._done = threading.Event()
@@ -116,44 +127,62 @@ class Ticket:
 
 
 class JobQueue:
-    """Runs jobs; a job that fails reports its error by its ticket, and all others go on."""
+    """Runs jobs; a job that fails reports its error by its ticket, and all others go on.
 
-    def __init__(self, session: JobRunner) -> None:
+    Attributes:
+        times: What was measured, by this queue and its session.
+    """
+
+    def __init__(self, session: JobRunner, policy: str = "auto", *, warm: bool = False) -> None:
         """Start the thread.
 
         Args:
             session: Runs the batches; it must stay open until the queue is closed.
+            policy: What jobs may choose from: "table", "gate", or "auto" for whichever is worth it.
+            warm: Run the quickest option once, so that what a first use costs is known before the first job.
 
         Raises:
-            RequestError: the session's bundle was never profiled.
+            RequestError: the session's bundle was never profiled, or there is no such policy.
         """
         if session.profile is None:
             raise RequestError("jobs: this bundle was never profiled; adaptc profile BUNDLE does")
         self._session = session
-        self._scheduler = ModalityScheduler(session.profile.batches[-1])
-        self._strategies: dict[frozenset[str], Strategies] = {}
+        self._policy = policy
+        self.times = session.prices.times
+        self._prices = session.prices
+        self._scheduler = ModalityScheduler(session.profile.batches[-1], self._prices)
+        self._policies: dict[frozenset[str], JobPolicy] = {}
+        self._solving = threading.Lock()
         self._tickets: dict[int, Ticket] = {}
         self._next = 0
         self._changed = threading.Condition()
         self._closed = False
         self._home = Home()
+        self._policy_of(frozenset(name for option in session.options for name in option.subset))
+        if warm:
+            self._warm()
         self._thread = threading.Thread(target=self._work, name="adaptc jobs", daemon=True)
         self._thread.start()
 
-    def submit(self, inputs: Inputs, *, accuracy: float = 0.0, deadline_ms: float = math.inf) -> Ticket:
+    def submit(
+        self, inputs: Inputs, *, accuracy: float = 0.0, deadline_ms: float = math.inf, came: float | None = None
+    ) -> Ticket:
         """Queue a job.
 
         Args:
             inputs: Inputs of all its requests, as `ModalSession.infer` takes them.
             accuracy: The lowest acceptable average of expected accuracy, 0 to 1.
-            deadline_ms: Milliseconds from now, above 0.
+            deadline_ms: Milliseconds from when it came, above 0.
+            came: When that was, by `time.monotonic`; None is now.
 
         Returns:
-            A ticket; its `admission` says whether the deadline can be kept. If not, the job is not queued.
+            A ticket; its `admission` says whether the deadline can be kept, and those of all accepted jobs with it. If
+            not, the job is not queued.
 
         Raises:
             RequestError: the inputs are wrong, there are too many or no requests, or the accuracy cannot be reached.
         """
+        began = monotonic() if came is None else came
         self._home.check("jobs")
         accuracy = check_share("accuracy", accuracy)
         deadline_ms = check_milliseconds("deadline_ms", deadline_ms)
@@ -161,15 +190,16 @@ class JobQueue:
         size = batch_size(arrays)
         if size > LARGEST_JOB:
             raise RequestError(f"job: {size} requests; 1 to {LARGEST_JOB} are right")
+        policy = self._policy_of(frozenset(arrays), size)
         with self._changed:
             if self._closed:
                 raise RequestError("jobs: the queue is closed")
             name, now = self._next, monotonic()
             self._next += 1
-            deadline = now + deadline_ms / 1e3
-            strategies = self._strategies_of(frozenset(arrays))
-            admission = self._scheduler.submit(name, size, accuracy, deadline, strategies, now)
-            ticket = Ticket(admission, arrays, deadline)
+            deadline = began + deadline_ms / 1e3
+            strategies = policy.strategies(size, accuracy)
+            admission = self._scheduler.submit(name, size, accuracy, deadline, strategies, now, began)
+            ticket = Ticket(admission, arrays, deadline, began)
             if admission.accepted:
                 self._tickets[name] = ticket
                 self._changed.notify_all()
@@ -190,14 +220,31 @@ class JobQueue:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _strategies_of(self, modalities: frozenset[str]) -> Strategies:
-        """Strategies over the options that need no other modalities."""
-        if modalities not in self._strategies:
-            fitting = [each for each in self._session.options if set(each.subset) <= modalities]
-            if not fitting:
-                raise RequestError(f"inputs: {'+'.join(sorted(modalities))} alone was not compiled")
-            self._strategies[modalities] = Strategies(fitting, LARGEST_JOB)
-        return self._strategies[modalities]
+    def _policy_of(self, modalities: frozenset[str], size: int = 1) -> JobPolicy:
+        """The policy over the options that need no other modalities, with the plans of a size solved for.
+
+        Solving takes up to seconds, so nobody else waits for it.
+        """
+        with self._solving:
+            if modalities not in self._policies:
+                fitting = [each for each in self._session.options if set(each.subset) <= modalities]
+                if not fitting:
+                    raise RequestError(f"inputs: {'+'.join(sorted(modalities))} alone was not compiled")
+                gated = any(each.level is not None for each in fitting)
+                name = self._policy if gated or self._policies == {} else "table"
+                self._policies[modalities] = JobPolicy(fitting, name, LARGEST_JOB, self._prices)
+            policy = self._policies[modalities]
+            policy.solve(size)
+        return policy
+
+    def _warm(self) -> None:
+        """Run the quickest option once, and learn what a first use costs."""
+        option = min(self._session.options, key=lambda each: each.seconds[0])
+        first = self._prices.unused(option)
+        if first:
+            began = monotonic()
+            self._session.execute(option, self._session.blank(option.subset))
+            self.times.record(option, 1, monotonic() - began, 0.0, first)
 
     def _work(self) -> None:
         while True:
@@ -208,14 +255,16 @@ class JobQueue:
                     batch = self._scheduler.next(monotonic())
                 if batch is None:
                     return
-                inputs = gather(batch.option.subset, {n: self._tickets[n].inputs for n, _ in batch.rows}, batch.rows)
+                jobs = {name: self._tickets[name].inputs for name, _ in batch.rows}
+            inputs = gather(batch.option.subset, jobs, batch.rows)
             began = monotonic()
             try:
                 output: BatchOutput | AdaptcError = self._session.execute(batch.option, inputs)
             except AdaptcError as error:
                 output = error
+            seconds = monotonic() - began
             with self._changed:
-                self._record(batch, output, monotonic() - began)
+                self._record(batch, output, seconds)
 
     def _record(self, batch: Batch, output: BatchOutput | AdaptcError, seconds: float) -> None:
         """Hand a batch's outputs, or its error, to the tickets of its jobs."""
@@ -238,18 +287,3 @@ class JobQueue:
             modalities = tuple(used for _, used in requests)
             accuracy = ticket.correct / len(requests)
             ticket.settle(JobResult(outputs, modalities, accuracy, now - ticket.began, now > ticket.deadline))
-
-
-def gather(subset: Sequence[str], jobs: Mapping[int, ModalInputs], rows: Sequence[tuple[int, int]]) -> ModalInputs:
-    """The inputs of some requests of several jobs, as one batch.
-
-    Args:
-        subset: The modalities to gather.
-        jobs: Inputs of each job, by its number.
-        rows: (job, index of the request within it), in the order of the batch.
-    """
-    gathered: dict[str, dict[str, Any]] = {}
-    for name in subset:
-        inputs = jobs[rows[0][0]][name]
-        gathered[name] = {each: np.stack([jobs[job][name][each][row] for job, row in rows]) for each in inputs}
-    return gathered

@@ -12,12 +12,14 @@ import numpy as np
 from adaptc.runtime.backends.engine import Array
 from adaptc.runtime.bundle.manifest import ModalSpec, TensorSpec
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.multimodal.inputs import Inputs, ModalInputs, batch_size, read_inputs
+from adaptc.runtime.multimodal.inputs import Inputs, ModalInputs, batch_size, blank_inputs, read_inputs
 from adaptc.runtime.multimodal.jobs import JobQueue
 from adaptc.runtime.multimodal.modality_gate import choose_subsets, gate_features, modality_options, probabilities
+from adaptc.runtime.multimodal.prices import Prices
 from adaptc.runtime.multimodal.profile import ModalProfile
-from adaptc.runtime.multimodal.strategy import ModalityOption, seconds_of
+from adaptc.runtime.multimodal.strategy import ModalityOption
 from adaptc.runtime.multimodal.subsets import BatchOutput, ModalGraphs
+from adaptc.runtime.multimodal.times import MeasuredTimes
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.runtime.validation import check_elements, check_milliseconds, check_share, shown
 
@@ -100,6 +102,11 @@ class ModalSession:
         self._tokenizer = tokenizer
 
     @cached_property
+    def prices(self) -> Prices:
+        """What was measured in this process, by requests and by jobs, and what plans cost by it."""
+        return Prices(MeasuredTimes(), self.unused)
+
+    @cached_property
     def options(self) -> tuple[ModalityOption, ...]:
         """The ways to process a request; empty without a profile."""
         return () if self.profile is None else modality_options(self.profile)
@@ -145,10 +152,14 @@ class ModalSession:
         else:
             option = self._chosen(rows, count, accuracy, deadline_ms)
             subset = option.subset
+        predicted = None if option is None else self._seconds(option, count) * 1e3
+        first = 0 if option is None else self.unused(option)
         began = perf_counter()
         done = self.execute(option, rows) if option is not None else self._run(subset, rows, count)
-        ms = (perf_counter() - began) * 1e3
-        predicted = None if option is None else seconds_of(option, count) * 1e3
+        seconds = perf_counter() - began
+        ms = seconds * 1e3
+        if option is not None and count <= len(option.seconds):
+            self.prices.times.record(option, count, seconds, None, first)
         known = None if option is None else option.accuracy
         name = "+".join(subset) if option is None else option.name
         return Inference(done.outputs, ModalTrace(name, done.modalities, known, done.confidence, predicted, ms))
@@ -164,13 +175,27 @@ class ModalSession:
             return self._run(option.subset, rows, count)
         return self._gated(option.level, rows, count)
 
-    def jobs(self) -> JobQueue:
+    def unused(self, option: ModalityOption) -> int:
+        """How many graphs of an option have not run yet; each takes longer when it first runs."""
+        gate = None if self.profile is None or option.level is None else self.profile.gate
+        subsets = (option.subset,) if gate is None else gate.subsets
+        return self.graphs.unused(subsets)
+
+    def blank(self, subset: Sequence[str]) -> ModalInputs:
+        """One row of zeros for some modalities, as `execute` takes it."""
+        return blank_inputs(self.modal, self.inputs, subset)
+
+    def jobs(self, policy: str = "auto", *, warm: bool = False) -> JobQueue:
         """A queue of jobs on this session; close it before the session.
 
+        Args:
+            policy: What jobs may choose from: "table", "gate", or "auto" for whichever is worth it.
+            warm: Run the quickest option once, so that what a first use costs is known before the first job.
+
         Raises:
-            RequestError: the bundle was never profiled.
+            RequestError: the bundle was never profiled, or there is no such policy.
         """
-        return JobQueue(self)
+        return JobQueue(self, policy, warm=warm)
 
     def close(self) -> None:
         """Free every graph."""
@@ -222,6 +247,14 @@ class ModalSession:
                 feeds |= self.graphs.features(name, {each: a[picked] for each, a in rows[name].items()})
         return self.graphs.engine_run(self.graphs.head(subset), feeds)
 
+    def _seconds(self, option: ModalityOption, count: int) -> float:
+        """Seconds that rows take here and now, first uses included."""
+        times = self.prices.times
+        full, rest = divmod(count, len(option.seconds))
+        seconds = times.seconds(option, around=False)
+        batches = full * seconds[-1] + (seconds[rest - 1] if rest else 0.0)
+        return batches * times.pace + times.first_use(self.unused(option), guess=0.0)
+
     def _asked(self, modalities: object, rows: ModalInputs) -> tuple[str, ...]:
         names = check_elements("modalities", modalities, "a list of names")
         for name in names:
@@ -256,11 +289,11 @@ class ModalSession:
         if not enough:
             most = max(each.accuracy for each in fitting)
             raise RequestError(f"accuracy: {floor:.3f} cannot be reached with these inputs; at most {most:.3f} can")
-        quickest = min(enough, key=lambda each: seconds_of(each, count))
+        quickest = min(enough, key=lambda each: self._seconds(each, count))
         if deadline_ms is None:
             return quickest if accuracy is not None else max(enough, key=lambda each: each.accuracy)
-        intime = [each for each in enough if seconds_of(each, count) * 1e3 <= deadline_ms]
+        intime = [each for each in enough if self._seconds(each, count) * 1e3 <= deadline_ms]
         if not intime:
-            least = seconds_of(quickest, count) * 1e3
+            least = self._seconds(quickest, count) * 1e3
             raise RequestError(f"deadline_ms: {deadline_ms:g} cannot be kept; {quickest.name} takes {least:.1f}")
         return max(intime, key=lambda each: each.accuracy)

@@ -80,25 +80,44 @@ def seconds_of(option: ModalityOption, rows: int) -> float:
     return full * option.seconds[-1] + (option.seconds[rest - 1] if rest else 0.0)
 
 
+_FIRST = 64
+"""Sizes that are solved at once, in a tenth of a second or two."""
+
+
 class Strategies:
     """The Pareto fronts of every job size up to a largest one.
 
     Attributes:
         options: The ways to process a request.
+        places: The place of each in `options`, by its name.
         most: The largest number of requests in a job.
     """
 
     def __init__(self, options: Sequence[ModalityOption], most: int) -> None:
-        """Solve for every size, which takes milliseconds to a second.
+        """Solve for small sizes; larger ones are solved when they are asked for, which takes up to seconds.
 
         Args:
             options: At least one; an option that another one beats at every batch size is never used.
             most: The largest number of requests in a job, from 1.
         """
         self.options = tuple(options)
+        self.places = {option.name: place for place, option in enumerate(self.options)}
         self.most = most
-        self._fronts = _fronts([(costs(each, most), each.accuracy) for each in options], most)
+        self._fronts: list[_Front] = []
         self._plans: dict[int, list[JobPlan]] = {}
+        self._solve(min(most, _FIRST))
+
+    def arrays(self, size: int) -> _Front:
+        """The plans of `front` as arrays: seconds, expected number of correct requests, counts [plans, options].
+
+        Raises:
+            RequestError: there is no such size.
+        """
+        if not 1 <= size <= self.most:
+            raise RequestError(f"job: {size} requests; 1 to {self.most} are right")
+        if size >= len(self._fronts):
+            self._solve(min(self.most, 1 << (size - 1).bit_length()))
+        return self._fronts[size]
 
     def front(self, size: int) -> list[JobPlan]:
         """Every plan for a job of `size` requests that no other plan beats, the cheapest first.
@@ -106,12 +125,10 @@ class Strategies:
         Raises:
             RequestError: there is no such size.
         """
-        if not 1 <= size <= self.most:
-            raise RequestError(f"job: {size} requests; 1 to {self.most} are right")
         if size not in self._plans:
             self._plans[size] = [
                 JobPlan(float(s), float(r) / size, tuple(map(int, c)))
-                for s, r, c in zip(*self._fronts[size], strict=True)
+                for s, r, c in zip(*self.arrays(size), strict=True)
             ]
         return self._plans[size]
 
@@ -126,6 +143,9 @@ class Strategies:
             if plan.accuracy >= floor - 1e-9:
                 return plan
         raise RequestError(f"accuracy: {floor:.3f} cannot be reached; at most {front[-1].accuracy:.3f} can")
+
+    def _solve(self, most: int) -> None:
+        self._fronts = _fronts([(costs(each, most), each.accuracy) for each in self.options], most)
 
 
 _Front = tuple[Floats, Floats, Ints]

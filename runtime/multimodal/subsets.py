@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import RLock
 
@@ -102,6 +102,8 @@ class ModalGraphs:
         self._home = Home()
         self._closed = False
         self._heads = {subset.modalities: subset.graph for subset in modal.subsets}
+        encoders = {each.encoder for each in modal.modalities.values() if each.encoder is not None}
+        self._count = len(encoders | set(self._heads.values()))
 
     def run(self, subset: tuple[str, ...], inputs: ModalInputs) -> dict[str, Array]:
         """Run a subset.
@@ -179,6 +181,14 @@ class ModalGraphs:
         if graph not in self._engines:
             self._engines[graph] = self._load(graph)
         return self._engines[graph]
+
+    def unused(self, subsets: Iterable[tuple[str, ...]]) -> int:
+        """How many graphs of some subsets have not run yet."""
+        if len(self.ran) == self._count:
+            return 0
+        graphs = {self._heads[subset] for subset in subsets if subset in self._heads}
+        graphs |= {e for subset in subsets for name in subset if (e := self.modal.modalities[name].encoder) is not None}
+        return sum(graph not in self.ran for graph in graphs)
 
     @property
     def loaded(self) -> tuple[str, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import re
+import threading
 import time
 from typing import Any
 
 import numpy as np
 import pytest
 
+from adaptc.runtime.multimodal.jobs import Ticket
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from tests.models import views_model
 from tests.server.served import ask, by_hand, classifier, error_of, parts_of
@@ -64,7 +67,14 @@ def test_whole_numbers_are_floats_where_floats_are_needed(parts: ServerParts) ->
             "accuracy: 0.990 cannot be reached with these inputs; at most 0.900 can",
         ),
         ({"inputs": LISTED, "modalities": ["smell"]}, 400, "modalities: no 'smell'; there are: cheap, dear"),
-        ({"inputs": LISTED, "model": "hand"}, 400, "model: hand writes text; /v1/chat/completions is for it"),
+        (
+            {"inputs": LISTED, "model": "hand"},
+            400,
+            (
+                "model: hand writes text, and /v1/infer is for classifiers of several modalities; "
+                "of those views is served, and prompts for hand go to /v1/chat/completions"
+            ),
+        ),
     ],
 )
 def test_wrong_inputs_are_refused(body: dict[str, Any], status: int, said: str) -> None:
@@ -96,7 +106,48 @@ def test_a_job_is_fetched_when_it_is_done(parts: ServerParts) -> None:
 
 
 def test_a_job_that_would_be_late_is_refused(parts: ServerParts) -> None:
-    answer = ask(parts, "/v1/jobs", {"inputs": LISTED, "accuracy": 0.9, "deadline_ms": 0.01})
+    answer = ask(parts, "/v1/jobs", {"inputs": LISTED, "accuracy": 0.9, "deadline_ms": 0.25})
     assert answer.status_code == 409
-    assert error_of(answer)["message"].startswith("job: refused: deadline: ")
+    error = error_of(answer)
+    assert (error["code"], error["param"]) == ("deadline_cannot_be_kept", "deadline_ms")
+    told = re.fullmatch(
+        r"job: refused: deadline: \d+ ms are needed, 0\.25 were given; deadline_ms from (\d+) on would do, "
+        r"and fewer requests or a lower accuracy need less",
+        error["message"],
+    )
+    assert told is not None
+    again = ask(parts, "/v1/jobs", {"inputs": LISTED, "accuracy": 0.9, "deadline_ms": int(told[1]) + 20000})
+    assert again.status_code == 202
+    assert 0 < again.json()["predicted_ms"] <= again.json()["latest_ms"]
+    parts.jobs.close()
+
+
+def test_jobs_for_a_model_that_writes_text_are_told_where_they_belong() -> None:
+    answer = ask(parts_of(by_hand()), "/v1/jobs", {"inputs": LISTED})
+    assert answer.status_code == 400
+    assert error_of(answer)["message"] == (
+        "model: hand writes text, and /v1/jobs is for classifiers of several modalities; none is served here, "
+        "and prompts for hand go to /v1/chat/completions"
+    )
+
+
+def test_two_first_jobs_share_a_queue(parts: ServerParts) -> None:
+    model = parts.models.inputs("views", "/v1/jobs")
+    tickets: list[Ticket] = []
+    threads = [threading.Thread(target=lambda: tickets.append(parts.jobs.submit(model, ROWS, {})[1])) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(parts.jobs.queues) == 1
+    assert all(len(ticket.result(10).modalities) == 3 for ticket in tickets)
+    assert sum(thread.name == "adaptc jobs" for thread in threading.enumerate()) == 1
+    parts.jobs.close()
+
+
+def test_queues_are_made_before_the_first_job(parts: ServerParts) -> None:
+    parts.jobs.open(parts.models.by_name.values(), "table")
+    assert set(parts.jobs.queues) == {"views"}
+    ran = parts.models.inputs("views", "/v1/jobs").session.graphs.ran
+    assert dict(ran) == {"m.encode.cheap": 1, "m.fuse.cheap": 1}
     parts.jobs.close()

@@ -74,8 +74,8 @@ def command(
     """Measure a bundle's speed, and other engines' beside it; or servers under a load.
 
     Each engine runs in a process of its own; they take turns. Figures are medians. Routes of a stitched bundle are
-    measured as if they were engines. With --jobs, jobs with floors and deadlines are replayed under three policies
-    (docs/modalities.md).
+    measured as if they were engines. With --jobs, jobs with floors and deadlines are replayed under four policies,
+    which take turns as well (docs/modalities.md).
 
     With --serve, requests are sent to a server of OpenAI's API when they are due, whatever became of those before, and
     the times of its answers are measured (docs/serving.md).
@@ -86,7 +86,7 @@ def command(
     if (jobs is None) != (data is None):
         raise click.UsageError("--jobs and --data go together")
     if jobs is not None and data is not None:
-        replayed = _replay_jobs(bundle, data, jobs, seed, threads, plot)
+        replayed = _replay_jobs(bundle, data, jobs, seed, repeats or 5, threads, plot)
         if as_json:
             click.echo(json.dumps(replayed, indent=2))
         else:
@@ -166,14 +166,15 @@ def _print_bench(report: Mapping[str, Any]) -> None:
 
 
 def _replay_jobs(
-    bundle: Path, data: Path, jobs: int, seed: int, threads: int | None, plot: Path | None
+    bundle: Path, data: Path, jobs: int, seed: int, turns: int, threads: int | None, plot: Path | None
 ) -> dict[str, Any]:
     """Replay jobs, and draw their figures if a file is named."""
     from adaptc.bench.jobs import bench_jobs
     from adaptc.bench.replay import Load
 
+    load = Load(jobs=jobs, seed=seed)
     with shown_progress() as progress:
-        result = bench_jobs(bundle, data, Load(jobs=jobs, seed=seed), threads=threads, progress=progress)
+        result = bench_jobs(bundle, data, load, turns=turns, threads=threads, progress=progress)
     if plot is not None:
         from adaptc.plots.strategies import plot_replay
 

@@ -45,6 +45,13 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--allow-templates", is_flag=True, help="Take chat templates from requests.")
 @click.option("--allowed-host", "allowed_hosts", multiple=True, help="A further name of this server. May be repeated.")
 @click.option("--ui/--no-ui", default=True, show_default=True, help="Have a page for browsers at /ui.")
+@click.option(
+    "--job-policy",
+    type=click.Choice(["auto", "table", "gate"]),
+    default="auto",
+    show_default=True,
+    help="What jobs choose from: subsets, the modality gate as well, or what is worth it.",
+)
 @click.option("--log-json", is_flag=True, help="Write the log as JSON, one object on each line.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Compare every file's sha256 first.")
 @THREADS
@@ -58,6 +65,7 @@ def command(
     api_key_file: Path | None,
     allow_anonymous: bool,
     allow_templates: bool,
+    job_policy: str,
     threads: int | None,
     verify: bool,
     **limits: Any,
@@ -99,6 +107,7 @@ def command(
         ):
             raise RequestError("--target-ttft, --target-tpot: no bundle has gates or a router: leave them out")
         parts = ServerParts(settings, Models(models), Entrance(settings.max_queue))
+        parts.jobs.open(models, job_policy)
         listening.listen(BACKLOG)  # who reads the next line may come at once
         say("listening", url=url_of(listening), models=",".join(parts.models.by_name))
         run(parts, listening)

@@ -29,7 +29,7 @@ async def infer(request: Request) -> Response:
     """Process inputs now."""
     parts = parts_of(request)
     body = await body_of(request, INFER)
-    model = parts.models.inputs(body.get("model"))
+    model = parts.models.inputs(body.get("model"), "/v1/infer")
     note(request, model=model.name)
     stack_of(request).enter_context(parts.entrance.place(model.name, 1))
     asked = {name: body.get(name) for name in ("accuracy", "deadline_ms", "modalities")}
@@ -54,15 +54,16 @@ async def infer(request: Request) -> Response:
 
 
 async def submit(request: Request) -> Response:
-    """Queue a job; 409 if its deadline cannot be kept."""
+    """Queue a job; 409 if its deadline cannot be kept, or an accepted job's with it."""
+    came = monotonic()
     parts = parts_of(request)
     body = await body_of(request, JOB)
-    model = parts.models.inputs(body.get("model"))
+    model = parts.models.inputs(body.get("model"), "/v1/jobs")
     note(request, model=model.name)
     with parts.entrance.place(model.name, Jobs.MOST):
         asked: dict[str, Any] = {name: body[name] for name in ("accuracy", "deadline_ms") if name in body}
         inputs = _inputs(model, body["inputs"])
-        id_, ticket = await asyncio.to_thread(parts_of(request).jobs.submit, model, inputs, asked)
+        id_, ticket = await asyncio.to_thread(parts.jobs.submit, model, inputs, asked, came)
     if not ticket.admission.accepted:
         raise ApiError(
             409, f"job: refused: {ticket.admission.why}", code="deadline_cannot_be_kept", param="deadline_ms"
@@ -93,8 +94,9 @@ def _known(request: Request) -> tuple[str, KeptJob]:
 def _told(request: Request, id_: str, job: KeptJob) -> dict[str, Any]:
     """The state of a job, with its outputs or its error once it has ended."""
     ticket = job.ticket
-    predicted = round(max(0.0, ticket.admission.finish - ticket.began) * 1e3, 3)
-    state = {"id": id_, "object": "job", "model": job.model.name, "predicted_ms": predicted}
+    predicted = {"predicted_ms": ticket.admission.finish, "latest_ms": ticket.admission.latest}
+    times = {name: round(max(0.0, at - ticket.began) * 1e3, 3) for name, at in predicted.items()}
+    state = {"id": id_, "object": "job", "model": job.model.name, **times}
     if not ticket.done:
         return {**state, "status": "queued"}
     try:

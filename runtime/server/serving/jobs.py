@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from threading import Lock
 from time import monotonic
 from typing import Any
 
 from adaptc.runtime.multimodal.jobs import JobQueue, Ticket
 from adaptc.runtime.server.protocol.errors import ApiError
-from adaptc.runtime.server.serving.models import InputModel
+from adaptc.runtime.server.serving.models import InputModel, Model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,9 +40,32 @@ class Jobs:
         self.queues: dict[str, JobQueue] = {}
         self.known: dict[str, KeptJob] = {}
         self._told: set[str] = set()
+        self._opening = Lock()
 
-    def submit(self, model: InputModel, inputs: Mapping[str, Any], asked: Mapping[str, Any]) -> tuple[str, Ticket]:
+    def open(self, models: Iterable[Model], policy: str = "auto") -> None:
+        """Make the queues of models that take jobs, so that no client waits for that.
+
+        Args:
+            models: What is served; those without a profile take no jobs.
+            policy: What jobs may choose from: "auto", "table" or "gate".
+
+        Raises:
+            AdaptcError: there is no such policy, or a graph fails.
+        """
+        for model in models:
+            if isinstance(model, InputModel) and model.session.profile is not None:
+                self._queue(model, policy)
+
+    def submit(
+        self, model: InputModel, inputs: Mapping[str, Any], asked: Mapping[str, Any], came: float | None = None
+    ) -> tuple[str, Ticket]:
         """Queue a job; its id, and its ticket.
+
+        Args:
+            model: Answers it.
+            inputs: Of all its requests.
+            asked: Its `accuracy` and `deadline_ms`, if it has them.
+            came: When its request came, by `monotonic`; deadlines count from then. None is now.
 
         Raises:
             ApiError: too many jobs are kept.
@@ -58,9 +82,7 @@ class Jobs:
                 code="queue_full",
                 headers={"Retry-After": "1"},
             )
-        if model.name not in self.queues:
-            self.queues[model.name] = model.session.jobs()
-        ticket = self.queues[model.name].submit(inputs, **asked)
+        ticket = self._queue(model).submit(inputs, came=came, **asked)
         id_ = f"job-{uuid.uuid4().hex}"
         if ticket.admission.accepted:
             self.known[id_] = KeptJob(model, ticket, now)
@@ -76,6 +98,12 @@ class Jobs:
         new = id_ not in self._told
         self._told.add(id_)
         return new
+
+    def _queue(self, model: InputModel, policy: str = "auto") -> JobQueue:
+        with self._opening:
+            if model.name not in self.queues:
+                self.queues[model.name] = model.session.jobs(policy, warm=True)
+            return self.queues[model.name]
 
     def close(self) -> None:
         """Finish what is queued."""

@@ -135,15 +135,26 @@ class Models:
             )
         return model, policy
 
-    def inputs(self, asked: object) -> InputModel:
+    def inputs(self, asked: object, path: str) -> InputModel:
         """The same for a model that answers inputs.
+
+        Args:
+            asked: See `text`.
+            path: The endpoint, which the message names.
 
         Raises:
             ApiError: there is no such model, or it writes text.
         """
         model, _ = self._find(asked)
         if not isinstance(model, InputModel):
-            raise ApiError(400, f"model: {model.name} writes text; /v1/chat/completions is for it", param="model")
+            classifiers = [each.name for each in self.by_name.values() if isinstance(each, InputModel)]
+            there = f"of those {', '.join(classifiers)} is served" if classifiers else "none is served here"
+            raise ApiError(
+                400,
+                f"model: {model.name} writes text, and {path} is for classifiers of several modalities; {there}, "
+                f"and prompts for {model.name} go to /v1/chat/completions",
+                param="model",
+            )
         return model
 
     def close(self) -> None:

@@ -135,3 +135,24 @@ def test_a_closed_session_says_so() -> None:
     running.close()
     with pytest.raises(EngineError, match=r"^m.encode.cheap: closed$"):
         running.infer(rows(1), modalities=("cheap",))
+
+
+def test_choices_follow_what_was_measured() -> None:
+    """The profile says 1 ms of the cheap one and 10 of both; here and now everything takes a hundred times longer."""
+    with session() as running:
+        options = {option.name: option for option in running.options}
+        assert running.infer(rows(1), deadline_ms=15).trace.option == "cheap+dear"
+        for _ in range(60):
+            running.prices.times.record(options["cheap"], 1, 0.1)
+            running.prices.times.record(options["cheap+dear"], 1, 1.0)
+        assert running.infer(rows(1), deadline_ms=150).trace.option == "cheap"
+        with pytest.raises(RequestError, match=r"^deadline_ms: 15 cannot be kept; cheap takes \d+\.\d$"):
+            running.infer(rows(1), deadline_ms=15)
+
+
+def test_what_requests_take_is_measured() -> None:
+    with session() as running:
+        assert running.prices.times.pace == 1.0
+        for seed in range(20):
+            running.infer(rows(1, seed), accuracy=0.9)
+        assert running.prices.times.pace < 0.5  # the profile says 10 ms, and a sum takes none
