@@ -41,6 +41,7 @@ class Load:
         right: What each prompt gives alone.
         tokens: Of an answer.
         any_text: Whether answers are not compared.
+        copies: Of its prompt in each request: how long a replica is busy with it.
         outcomes: Requests by what came of them.
         faults: What was wrong, a line each.
         lost: How many events each failed stream had sent.
@@ -50,6 +51,7 @@ class Load:
     right: dict[str, str]
     tokens: int
     any_text: bool = False
+    copies: int = 1
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
@@ -75,10 +77,10 @@ class Load:
         if answer.status_code != 200:
             self._wrong("whole", f"{answer.status_code} {answer.text[:200]}")
         else:
-            self._compare("whole", prompt, answer.json()["choices"][0]["text"])
+            self._compare("whole", prompt, [each["text"] for each in answer.json()["choices"]])
 
     async def _stream(self, http: httpx.AsyncClient, prompt: str) -> None:
-        texts, error = [], ""
+        texts, count, error = [""] * self.copies, 0, ""
         try:
             async with http.stream("POST", "/v1/completions", json={**self._body(prompt), "stream": True}) as answer:
                 if answer.status_code != 200:
@@ -88,27 +90,29 @@ class Load:
                     if line.startswith("data: {"):
                         event = json.loads(line.removeprefix("data: "))
                         error = error or str(event.get("error", ""))
-                        texts += [each["text"] for each in event.get("choices", ())]
+                        for choice in event.get("choices", ()):
+                            texts[choice["index"]] += choice["text"]
+                            count += 1
         except httpx.HTTPError as caught:
             error = f"{type(caught).__name__} {caught}"
         if not error:
-            self._compare("stream", prompt, "".join(texts))
-        elif texts and "'lost'" in error:
+            self._compare("stream", prompt, texts)
+        elif count and "'lost'" in error:
             self.outcomes["stream: lost after it had sent tokens"] += 1
-            self.lost.append(len(texts))
-            if not self.any_text and not self.right[prompt].startswith("".join(texts)):
-                self.faults.append(f"what a lost stream had sent: {''.join(texts)!r}")
+            self.lost.append(count)
+            if not self.any_text and not all(map(self.right[prompt].startswith, texts)):
+                self.faults.append(f"what a lost stream had sent: {texts!r}")
         else:
-            self._wrong("stream", f"{len(texts)} texts, then {error}")
+            self._wrong("stream", f"{count} texts, then {error}")
 
     def _body(self, prompt: str) -> dict[str, Any]:
-        return {"prompt": prompt, "max_tokens": self.tokens, "temperature": 0}
+        return {"prompt": [prompt] * self.copies, "max_tokens": self.tokens, "temperature": 0}
 
-    def _compare(self, kind: str, prompt: str, text: str) -> None:
-        if text == self.right[prompt] or (self.any_text and text):
+    def _compare(self, kind: str, prompt: str, texts: list[str]) -> None:
+        if texts == [self.right[prompt]] * self.copies or (self.any_text and all(texts)):
             self.outcomes[f"{kind}: right"] += 1
         else:
-            self._wrong(kind, f"{prompt!r} gave {text!r}")
+            self._wrong(kind, f"{prompt!r} gave {texts!r}")
 
     def _wrong(self, kind: str, what: str) -> None:
         self.outcomes[f"{kind}: WRONG"] += 1
@@ -244,7 +248,7 @@ async def attack(cluster: Cluster, right: dict[str, str], options: argparse.Name
     """All of it."""
     told = Told()
     told.add(f"two replicas took {cluster.wait(lambda: cluster.ready() and len(cluster.replicas()) == 2, 180):.1f} s")
-    loads = [Load(cluster.url, right, options.tokens, options.any_text) for _ in range(3)]
+    loads = [Load(cluster.url, right, options.tokens, options.any_text, options.copies) for _ in range(3)]
     await kill(cluster, loads[0], told, options.clients, options.seconds)
     if options.all:
         await replace(cluster, loads[1], told, options.clients, options.seconds)
@@ -262,6 +266,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokens", type=int, default=24, help="of an answer")
     parser.add_argument("--prefix-tokens", type=int, default=240)
     parser.add_argument("--max-batch", type=int, default=8, help="of a replica")
+    parser.add_argument("--copies", type=int, default=1, help="of its prompt in each request")
     parser.add_argument("--any-text", action="store_true")
     parser.add_argument("--only-kill", dest="all", action="store_false")
     options = parser.parse_args(arguments)

@@ -15,5 +15,5 @@ def test_only_what_had_sent_text_fails_when_a_replica_is_killed(tmp_path: Path) 
     from tests.attacks import replicas
 
     attention_bundle.write(tmp_path / "bundle")
-    options = ["--only-kill", "--seconds", "12", "--tokens", "60"]
+    options = ["--only-kill", "--seconds", "12", "--tokens", "60", "--copies", "24"]
     assert replicas.main([str(tmp_path / "bundle"), *options]) == 0

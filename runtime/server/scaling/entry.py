@@ -43,6 +43,8 @@ def entrance_application(settings: Settings, dispatcher: Dispatcher) -> ASGIApp:
     }
     routes = []
     for route in ROUTES:
+        if route.path.startswith("/ui"):
+            continue  # the page shows one server
         endpoint = _no_jobs if route.path.startswith("/v1/jobs") else own.get(route.path, dispatcher.forward)
         methods = sorted((route.methods or set()) - {"HEAD"})
         routes.append(Route(route.path, partial(endpoint), methods=methods))  # of its own, so that logs can name it
