@@ -15,6 +15,7 @@ import uvicorn
 
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.server.app import application
+from adaptc.runtime.server.connections import protocol_of
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.observing.logs import say
 
@@ -85,6 +86,8 @@ class Server(uvicorn.Server):
         """
         config = uvicorn.Config(
             application(parts),
+            http=protocol_of(parts.settings.read_seconds),
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

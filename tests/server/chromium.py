@@ -143,6 +143,9 @@ def listening(parts: ServerParts, port: int = 0) -> Iterator[str]:
         thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
         thread.start()
         try:
+            while not server.started:
+                assert thread.is_alive(), "the server ended before it listened"
+                time.sleep(0.005)
             yield url_of(found).replace("127.0.0.1", "localhost")
         finally:
             server.should_exit = server.force_exit = True

@@ -29,7 +29,7 @@ class Settings:
         max_queue: The largest number of requests of one model that wait.
         max_prompts: The largest number of prompts in one request.
         max_connections: The largest number of connections; further ones get a bare 503.
-        read_seconds: The longest time that a body may take to arrive.
+        read_seconds: The longest time that the head of a request may take to arrive, and then its body.
         write_seconds: The longest time that a client may take none of a stream.
         drain_seconds: The longest time that running requests get when the server is told to end.
         templates: Whether requests may bring chat templates of their own.
