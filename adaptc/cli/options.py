@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
     from adaptc.compiler.cache import Cache
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SPEC = click.argument("spec_file", metavar="SPEC", type=click.Path(path_type=Path))
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
@@ -31,6 +34,23 @@ ROUTES = click.option(
 THREADS = click.option("--threads", type=click.IntRange(1), help="By default one for each physical core.")
 DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_SECONDS = click.FloatRange(0, min_open=True)
+_LOAD_TARGETS = (
+    click.option("--target-ttft", type=_SECONDS, help="Seconds to the first token, kept by lowering budgets."),
+    click.option("--target-tpot", type=_SECONDS, help="Seconds for each further token, kept by lowering budgets."),
+    click.option(
+        "--min-budget",
+        type=click.FloatRange(0, 1),
+        help="Lowest budget under load for requests that name none; by default 0.5.",
+    ),
+)
+
+
+def load_targets(command: F) -> F:
+    """Add what a server keeps under load by lowering budgets."""
+    for option in reversed(_LOAD_TARGETS):
+        command = option(command)
+    return command
 
 
 def open_cache(folder: Path | None) -> Cache:

@@ -65,6 +65,8 @@ def serve_arguments(options: ExportOptions, keys: str) -> list[str]:
     arguments = [f"{options.name}={FOLDER}/{BUNDLE}", "--host", "0.0.0.0", "--port", str(PORT), "--log-json"]
     arguments += ["--api-key-file", keys, "--drain-seconds", f"{options.drain_seconds:g}"]
     arguments += ["--max-queue", str(options.max_queue), "--threads", str(options.threads)]
+    for name, value in options.load_control.items():
+        arguments += [f"--{name.replace('_', '-')}", f"{value:g}"]
     return arguments if options.max_batch is None else [*arguments, "--max-batch", str(options.max_batch)]
 
 

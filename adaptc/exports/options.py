@@ -9,8 +9,9 @@ from pathlib import Path
 
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.load_control import load_targets_of
 from adaptc.runtime.loading import BACKENDS
-from adaptc.runtime.model.plan import is_modal
+from adaptc.runtime.model.plan import check_budget_fits, is_modal
 from adaptc.runtime.pools import check_pools
 from adaptc.runtime.validation import check_count, check_seconds, shown
 
@@ -28,6 +29,9 @@ class ExportOptions:
         threads: Cores of a replica.
         max_batch: Sequences that a replica decodes together; None for what `adaptc serve` takes.
         max_queue: Requests that wait.
+        target_ttft: Seconds to the first token that a replica keeps by lowering budgets; None for any.
+        target_tpot: The same for each further token.
+        min_budget: Lowest budget under load for requests that name none; None for the usual one.
         drain_seconds: Time to finish when a replica is told to end.
         min_replicas: The smallest number of replicas, from 1.
         max_replicas: The largest number of replicas.
@@ -43,6 +47,9 @@ class ExportOptions:
     threads: int = 2
     max_batch: int | None = None
     max_queue: int = 64
+    target_ttft: float | None = None
+    target_tpot: float | None = None
+    min_budget: float | None = None
     drain_seconds: float = 30.0
     min_replicas: int = 1
     max_replicas: int = 4
@@ -60,12 +67,19 @@ class ExportOptions:
         check_count("--min-replicas", self.min_replicas, 1 << 16)
         check_count("--max-replicas", self.max_replicas, 1 << 16, self.min_replicas)
         check_pools(self.pools)
+        load_targets_of(self.target_ttft, self.target_tpot, self.min_budget)
 
     @property
     def slug(self) -> str:
         """The name as DNS takes names: small letters, digits and hyphens, 40 at most."""
         plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:40].strip("-")
         return plain if plain[:1].isalpha() else f"adaptc-{plain}".strip("-")
+
+    @property
+    def load_control(self) -> dict[str, float]:
+        """The options of load control that were given, by name."""
+        named = {"target_ttft": self.target_ttft, "target_tpot": self.target_tpot, "min_budget": self.min_budget}
+        return {name: value for name, value in named.items() if value is not None}
 
     def batch(self, bundle: Bundle) -> int:
         """Sequences that a replica decodes together."""
@@ -82,6 +96,8 @@ class ExportOptions:
         """
         if self.max_batch is not None and is_modal(bundle.manifest):
             raise RequestError(f"--max-batch: {bundle.path} answers each input by itself; leave it out")
+        for name in self.load_control:
+            check_budget_fits(bundle, name, f"--{name.replace('_', '-')}")
 
     def place(self, bundle: Bundle) -> str:
         """Where the exported folder has the bundle."""

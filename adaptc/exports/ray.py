@@ -81,6 +81,7 @@ def _config(bundle: Bundle, options: ExportOptions) -> dict[str, Any]:
         "drain_seconds": options.drain_seconds,
         "log_json": True,
         "api_key_file": None,
+        **options.load_control,
     }
     if gpu:
         del args["threads"]  # a GPU has no use for them

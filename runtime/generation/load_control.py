@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.validation import check_number, check_seconds
+from adaptc.runtime.validation import check_number, check_seconds, shown
 
 _HIGH, _LOW = 0.9, 0.6
 """Shares of a target. Times vary around their mean, so the mean must stay below the target."""
@@ -65,6 +65,26 @@ class LoadTargets:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, check_seconds(name, value))
         object.__setattr__(self, "min_budget", check_floor(self.min_budget))
+
+
+def load_targets_of(first: float | None, each: float | None, least: float | None) -> LoadTargets | None:
+    """The targets of options that may be left out; None if there is none.
+
+    Args:
+        first: `time_to_first_token`.
+        each: `time_per_output_token`.
+        least: `min_budget`; None for the usual one.
+
+    Raises:
+        RequestError: a value is out of range, or a floor stands without a target.
+    """
+    if first is None and each is None:
+        if least is not None:
+            raise RequestError(f"min_budget: {shown(least)}; without a target no budget is lowered: leave it out")
+        return None
+    if least is None:
+        return LoadTargets(time_to_first_token=first, time_per_output_token=each)
+    return LoadTargets(time_to_first_token=first, time_per_output_token=each, min_budget=least)
 
 
 @dataclass(frozen=True, slots=True)

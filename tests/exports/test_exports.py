@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,9 @@ def test_a_damaged_bundle_is_not_exported(bundle: Path) -> None:
         ("BUNDLE --to ray --name a/b", 1, "--name: 'a/b'; a name without /, = and @ is needed"),
         ("BUNDLE --to ray --min-replicas 3 --max-replicas 2", 1, "--max-replicas: 2; a whole number from 3"),
         ("BUNDLE --to ray --drain-seconds -1", 1, "--drain-seconds: -1"),
+        ("BUNDLE --to ray --target-ttft 1", 1, "--target-ttft: BUNDLE has neither gates nor a router"),
+        ("STITCHED --to ray --min-budget 0.2", 1, "min_budget: 0.2; without a target no budget is lowered"),
+        ("STITCHED --to triton --target-ttft 1", 2, "--target-ttft is for ray and docker and kubernetes; leave it out"),
         ("MODAL --to ray --max-batch 4", 1, "--max-batch: MODAL answers each input by itself; leave it out"),
     ],
 )
@@ -119,7 +123,7 @@ def test_what_cannot_be_is_said_in_one_line(arguments: str, code: int, said: str
     places = {"BUNDLE": str(bundle), "STITCHED": STITCHED}
     done = run("export", *(places.get(each, each) for each in shlex.split(arguments)), "-o", "out")
     assert (done.exit_code, done.stdout) == (code, ""), done.stderr
-    assert said in done.stderr
+    assert said.replace("BUNDLE", str(bundle)) in done.stderr
     assert code == 2 or done.stderr.count("\n") == 1
     assert not Path("out").exists()
 
@@ -132,6 +136,20 @@ def test_pools_of_routes_come_into_the_configuration() -> None:
     by_name = {each["name"]: each for each in application["deployments"]}
     assert by_name.keys() == {"all", "quick", "entrance"}
     assert by_name["quick"]["autoscaling_config"]["max_replicas"] == 3
+
+
+def test_what_is_kept_under_load_comes_into_the_configuration() -> None:
+    pytest.importorskip("starlette", reason="the extra serve is not installed here")
+    from adaptc.runtime.server.scaling.scaling_options import ScalingOptions
+
+    done = run("export", STITCHED, "--to", "ray", "--target-ttft", "2", "--min-budget", "0.2", "--no-copy")
+    assert done.exit_code == 0, done.stderr
+    [application] = read_yaml("stitched-ray/serve.yaml")["applications"]
+    options = ScalingOptions.read(application["args"], Path("stitched-ray").resolve())
+    assert (options.target_ttft, options.target_tpot, options.min_budget) == (2, None, 0.2)
+    with closing(options.replica("replicas").models) as models:
+        model, _ = models.text(None)
+        assert model.session._checks.floor(None, None) == 0.2
 
 
 def test_the_options_of_the_configuration_are_read_as_they_are_meant(bundle: Path) -> None:
@@ -287,4 +305,7 @@ def test_no_compiler_is_needed(kind: str, bundle: Path) -> None:
 
 
 def test_the_image_s_arguments_are_those_of_the_command() -> None:
-    check_arguments(serve_arguments(ExportOptions(name="m", max_batch=4), "/keys"))
+    options = ExportOptions(name="m", max_batch=4, target_ttft=1.5, target_tpot=0.1, min_budget=0.25)
+    arguments = serve_arguments(options, "/keys")
+    check_arguments(arguments)
+    assert arguments[arguments.index("--target-ttft") + 1] == "1.5"

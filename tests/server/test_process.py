@@ -125,7 +125,7 @@ def test_a_killed_server_is_back_soon(bundle: Path) -> None:
         (["BUNDLE", "--api-key-file", "no-file"], "no-file: cannot be read: No such file or directory"),
         (["BUNDLE", "--host", "192.0.2.1", "--allow-anonymous"], "192.0.2.1:0: "),
         (["BUNDLE", "--target-ttft", "1"], "--target-ttft, --target-tpot: no bundle has gates or a router"),
-        (["BUNDLE", "--min-budget", "0.5"], "--min-budget: without a target no budget is lowered"),
+        (["BUNDLE", "--min-budget", "0.5"], "min_budget: 0.5; without a target no budget is lowered"),
         (["a=BUNDLE", "a=BUNDLE"], "two bundles are called 'a'; NAME=BUNDLE names one"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adaptc.cli.options import BUNDLE
+from adaptc.cli.options import BUNDLE, load_targets
 
 _ONLY = {
     "pools": ("ray",),
@@ -15,6 +15,7 @@ _ONLY = {
     "min_replicas": ("ray", "kubernetes"),
     "max_replicas": ("ray", "kubernetes"),
     "drain_seconds": ("ray", "docker", "kubernetes"),
+    **dict.fromkeys(("target_ttft", "target_tpot", "min_budget"), ("ray", "docker", "kubernetes")),
     "copy": ("ray", "triton"),
 }
 """Options that only some exports have."""
@@ -42,6 +43,7 @@ def _pools(context: click.Context, _: click.Parameter, given: tuple[str, ...]) -
 @click.option("--threads", type=click.IntRange(1), help="Cores of a replica; by default 2.")
 @click.option("--max-batch", type=click.IntRange(1), help="Sequences decoded together; by default as `adaptc serve`.")
 @click.option("--max-queue", type=click.IntRange(0), help="Requests that may wait; by default 64.")
+@load_targets
 @click.option("--drain-seconds", type=float, help="Time to finish when told to end; by default 30.")
 @click.option("--min-replicas", type=click.IntRange(1), help="Ray, Kubernetes: by default 1.")
 @click.option("--max-replicas", type=click.IntRange(1), help="Ray, Kubernetes: by default 4.")

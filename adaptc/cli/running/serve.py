@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from adaptc.cli.options import THREADS
-
-if TYPE_CHECKING:
-    from adaptc.runtime.generation.load_control import LoadTargets
-
-POSITIVE = click.FloatRange(0, min_open=True)
+from adaptc.cli.options import THREADS, load_targets
 
 
 @click.command("serve")
@@ -33,13 +28,7 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--max-prompts", type=int, default=128, show_default=True, help="Most prompts in one request.")
 @click.option("--max-connections", type=int, default=1024, show_default=True, help="Most connections at a time.")
 @click.option("--drain-seconds", type=float, default=30.0, show_default=True, help="Time to finish on SIGTERM.")
-@click.option("--target-ttft", type=POSITIVE, help="Seconds to the first token that are kept by lowering budgets.")
-@click.option("--target-tpot", type=POSITIVE, help="Seconds for each further token that are kept by lowering budgets.")
-@click.option(
-    "--min-budget",
-    type=click.FloatRange(0, 1),
-    help="Lowest budget under load for requests that name none.  [default: 0.5; needs a target]",
-)
+@load_targets
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the API keys, one on each line.")
 @click.option("--allow-anonymous", is_flag=True, help="Let other machines ask without a key.")
 @click.option("--allow-templates", is_flag=True, help="Take chat templates from requests.")
@@ -75,6 +64,7 @@ def command(
     Each BUNDLE is a folder, or NAME=FOLDER; without a name clients call it by its folder's.
     """
     from adaptc.runtime.errors import RequestError
+    from adaptc.runtime.generation.load_control import load_targets_of
     from adaptc.runtime.server.endpoints.parts import ServerParts
     from adaptc.runtime.server.observing.logs import say, write_log
     from adaptc.runtime.server.running import BACKLOG, bound_socket, keep_memory_together, run, url_of
@@ -88,7 +78,7 @@ def command(
         raise RequestError(
             f"--host: {settings.host} lets other machines ask; --api-key-file is needed, or --allow-anonymous"
         )
-    targets = _targets(target_ttft, target_tpot, min_budget)
+    targets = load_targets_of(target_ttft, target_tpot, min_budget)
     write_log(settings.log_json)
     keep_memory_together()
     listening = bound_socket(settings.host, settings.port)
@@ -111,21 +101,6 @@ def command(
         listening.listen(BACKLOG)  # who reads the next line may come at once
         say("listening", url=url_of(listening), models=",".join(parts.models.by_name))
         run(parts, listening)
-
-
-def _targets(first: float | None, each: float | None, least: float | None) -> LoadTargets | None:
-    """What is kept under load; None if nothing is."""
-    from adaptc.runtime.errors import RequestError
-    from adaptc.runtime.generation.load_control import LoadTargets
-
-    if first is None and each is None:
-        if least is not None:
-            raise RequestError(
-                "--min-budget: without a target no budget is lowered; add --target-ttft or --target-tpot"
-            )
-        return None
-    named = {"time_to_first_token": first, "time_per_output_token": each, "min_budget": least}
-    return LoadTargets(**{name: value for name, value in named.items() if value is not None})
 
 
 def _named(text: str) -> tuple[str, Path]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.generation.load_control import load_targets_of
 from adaptc.runtime.pools import check_pools
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.serving.entrance import Entrance
@@ -30,6 +32,9 @@ class ScalingOptions:
         allow_templates: Whether requests may bring chat templates.
         max_batch: Sequences of a replica that are decoded together.
         threads: Threads of a replica.
+        target_ttft: Seconds to the first token that a replica keeps by lowering budgets; None for any.
+        target_tpot: The same for each further token.
+        min_budget: Lowest budget under load for requests that name none; None for the usual one.
         verify: Whether replicas compare the bundles' files with their hashes.
         slack: See `PrefixTable`.
         limits: The limits that `Settings` has under the same name.
@@ -44,6 +49,9 @@ class ScalingOptions:
     allow_templates: bool = False
     max_batch: int | None = None
     threads: int | None = None
+    target_ttft: float | None = None
+    target_tpot: float | None = None
+    min_budget: float | None = None
     verify: bool = True
     limits: Mapping[str, Any] = field(default_factory=dict)
 
@@ -52,6 +60,7 @@ class ScalingOptions:
             raise RequestError("bundles: none; a name and a folder are needed")
         check_pools(self.pools)
         self.settings()
+        load_targets_of(self.target_ttft, self.target_tpot, self.min_budget)
 
     @classmethod
     def read(cls, given: Mapping[str, Any], base: Path) -> ScalingOptions:
@@ -101,14 +110,14 @@ class ScalingOptions:
             AdaptcError: as `load_model`.
         """
         routes = self.pools[pool] or None
+        targets = load_targets_of(self.target_ttft, self.target_tpot, self.min_budget)
+        load = partial(
+            load_model, batch=self.max_batch, threads=self.threads, verify=self.verify, routes=routes, targets=targets
+        )
         models: list[Model] = []
         try:
             for name, path in self.bundles.items():
-                models.append(
-                    load_model(
-                        Path(path), name, batch=self.max_batch, threads=self.threads, verify=self.verify, routes=routes
-                    )
-                )
+                models.append(load(Path(path), name))
             settings = self.settings()
             return ServerParts(settings, Models(models), Entrance(settings.max_queue))
         except BaseException:
