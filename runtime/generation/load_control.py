@@ -1,7 +1,7 @@
 """Load control: budgets go down while a session is too slow for its targets, and up again when it is not.
 
 A session that has targets caps the budget of its requests with a *ceiling*, each down to the request's own floor. The
-ceiling follows the *pressure*, the larger of two times as a share of their targets:
+ceiling follows the *pressure*, the larger of two times as shares of what lowers budgets, less than the targets:
 
 - the time between two tokens, averaged over about a second;
 - the time that a request which came now would wait for its first token: as many waiting requests as there are, times
@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.validation import check_number, check_seconds, shown
 
-_HIGH, _LOW = 0.9, 0.6
-"""Shares of a target. Times vary around their mean, so the mean must stay below the target."""
+_FIRST, _NEXT = 0.5, 0.9
+"""Shares of a target where budgets begin to fall. Times vary around their mean, and a queue takes its time to drain."""
+
+_HIGH, _LOW = 1.0, 0.6
+"""The pressure above which the ceiling falls, and below which it rises."""
 
 _PERIOD = 0.1
 """Seconds between two looks at the pressure, at least."""
@@ -115,7 +118,7 @@ class LoadController:
     Attributes:
         targets: What it keeps.
         ceiling: The most that any budget counts for, 0 to 1; 1 without pressure.
-        pressure: The larger of both times as a share of its target, from 0.
+        pressure: The larger of both times as a share of what lowers budgets, from 0: budgets go down above 1.
     """
 
     def __init__(self, targets: LoadTargets) -> None:
@@ -167,11 +170,11 @@ class LoadController:
         if target is None:
             return 0.0
         ahead = load.waiting * max(self._end_takes or 0.0, self._since_end)
-        return max(ahead, self._wait) / target
+        return max(ahead, self._wait) / (_FIRST * target)
 
     def _next_token(self) -> float:
         target = self.targets.time_per_output_token
-        return 0.0 if target is None else self._between / target
+        return 0.0 if target is None else self._between / (_NEXT * target)
 
     def _recover(self, load: StepLoad) -> None:
         """Count time without work as calm."""

@@ -19,7 +19,7 @@ class Status:
         preemptions: How often a sequence gave up its slot for others.
         step_seconds: Mean time of a step lately; 0 before the first one.
         budget_ceiling: The most that any budget counts for now, 0 to 1, see `LoadTargets`; 1 without targets.
-        pressure: The times that the targets are about, the worse of the two, as a share of its target; 0 without.
+        pressure: How near the times are to the targets: budgets go down above 1; 0 without targets.
         read_tokens: Prompt tokens that were read.
         written_tokens: Tokens that were chosen, those of sequences that go on included.
     """

@@ -90,7 +90,7 @@ def _add_gauges(parts: ServerParts) -> None:
     )
     metrics.read(
         "adaptc:load_pressure",
-        "Time to the first token or between tokens, the worse of the two, as a share of its target.",
+        "How near times are to their targets, the worse of the two: budgets go down above 1.",
         of_status(lambda now: now.pressure),
     )
     metrics.read(

@@ -90,7 +90,7 @@ function textTiles(model, now) {
     tiles.push(tile("Blocks skipped", share === null ? "–" : percent(share), "of all, last minute", share));
   }
   if (model.budget_ceiling !== null) {
-    const lowered = `load ${percent(model.pressure)} of its target, ${counted(model.budget_lowered, "request")} lowered`;
+    const lowered = `load at ${percent(model.pressure)} of what lowers budgets, ${counted(model.budget_lowered, "request")} lowered`;
     const more = model.pressure ? lowered : "not limited by load";
     tiles.push(tile("Budget ceiling", model.budget_ceiling.toFixed(2), more, model.budget_ceiling));
   }
