@@ -30,12 +30,13 @@ def own_wheel() -> bytes:
     except importlib.metadata.PackageNotFoundError as error:
         raise RequestError("adaptc: runs from a folder and is not installed; pip install makes it known") from error
     files = {name: path.read_bytes() for name, path in _modules()}
-    said = {
-        "METADATA": about.read_text("METADATA"),
-        "WHEEL": _TAG,
-        "entry_points.txt": about.read_text("entry_points.txt"),
-    }
-    files |= {f"{_INFO}/{name}": (text or "").encode() for name, text in said.items()}
+    # In its own checkout setuptools' folder is found first, which has another name for the same.
+    needs = about.read_text("METADATA") or about.read_text("PKG-INFO")
+    commands = about.read_text("entry_points.txt")
+    if not needs or not commands:
+        raise RequestError("adaptc: what it needs is not known; pip install makes it known")
+    said = {"METADATA": needs, "WHEEL": _TAG, "entry_points.txt": commands}
+    files |= {f"{_INFO}/{name}": text.encode() for name, text in said.items()}
     records = [f"{name},sha256={_digest(content)},{len(content)}" for name, content in files.items()]
     files[f"{_INFO}/RECORD"] = "".join(f"{each}\n" for each in [*records, f"{_INFO}/RECORD,,"]).encode()
     packed = io.BytesIO()

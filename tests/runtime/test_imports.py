@@ -12,6 +12,7 @@ LATE = {"onnxruntime", "tokenizers", "jinja2", "typing_extensions", "cuda"}
 ROOMS = {
     "text/jinja": {"jinja2"},
     "text/grammars.py": {"llguidance"},
+    "server/scaling": {"ray"},
     "server": {"opentelemetry", "PIL", "starlette", "uvicorn"},
 }
 """Rooms that are themselves imported late, where a request or a command needs them, and what they may import."""

@@ -130,8 +130,8 @@ async def _stream(script: Script, fault: str, times: list[float], writer: asynci
             writer.write(framed(EVENTS[fault]) + framed(b""))
             return True
         text = "".join(f" word{place + each}" for each in range(min(script.per_chunk, script.tokens - place)))
+        times.append(perf_counter())  # before: afterwards its reader may have been quicker
         writer.write(chunk({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}))
-        times.append(perf_counter())
         due += script.gap * script.per_chunk
     if fault == "ends early":
         writer.write(framed(b""))

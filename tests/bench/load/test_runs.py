@@ -52,14 +52,15 @@ def test_latencies_are_those_of_the_server() -> None:
         assert each.ttft >= 0.05
         assert each.reply.times[0] - each.sent >= chunks[0] - came
         assert len(each.gaps) == 7
-        assert sum(each.gaps) == pytest.approx(chunks[-1] - chunks[0], abs=0.02)
         assert each.tokens == 8
     late = [
         each.reply.times[0] - each.sent - (did[each.caller][1] - did[each.caller][0]) for each in measured.exchanges
     ]
     assert median(late) < 0.02
-    assert figures["tpot_seconds"]["p50"] == pytest.approx(0.01, abs=0.004)
-    assert figures["itl_seconds"]["p50"] == pytest.approx(0.01, abs=0.004)
+    spans = {each.caller: did[each.caller][-1] - did[each.caller][1] for each in measured.exchanges}
+    assert median(abs(sum(each.gaps) - spans[each.caller]) for each in measured.exchanges) < 0.02
+    assert figures["tpot_seconds"]["p50"] == pytest.approx(median(spans.values()) / 7, abs=0.004)
+    assert figures["itl_seconds"]["p50"] == pytest.approx(median(spans.values()) / 7, abs=0.004)
     assert figures["mean_output_tokens"] == 8
     assert (figures["mean_input_tokens"], figures["mean_cached_tokens"]) == (12, 4)
     assert figures["tokens_counted_by_server"]
