@@ -49,7 +49,7 @@ def test_a_server_is_measured(tmp_path: Path) -> None:
 
 
 def test_two_servers_are_compared() -> None:
-    fast, slow = Script(first=0.0, gap=0.0), Script(first=0.1, gap=0.02)
+    fast, slow = Script(first=0.02, gap=0.004), Script(first=0.1, gap=0.02)
     with running(fast) as one, running(slow) as other:
         servers = ("--serve", f"fast={one}", "--serve", f"slow={other}")
         only = ("--model", "fast=f", "--model", "g", "--body", 'slow={"temperature": 0}')
