@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
@@ -63,10 +63,10 @@ def url(parts: ServerParts) -> Iterator[str]:
 
 
 class Slow:
-    """A server whose model takes 20 ms for a token, one request at a time."""
+    """A server whose model takes its time for a token, one request at a time, so that a busy machine sees it."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.parts = parts_of(by_hand(lm=HistoryLm(SPEC, before=lambda: time.sleep(0.02)), spec=SPEC), **settings)
+    def __init__(self, seconds: float) -> None:
+        self.parts = parts_of(by_hand(lm=HistoryLm(SPEC, before=lambda: time.sleep(seconds)), spec=SPEC))
 
 
 class ScriptedLm(HistoryLm):
@@ -220,7 +220,7 @@ def test_what_a_model_writes_is_text(driver: Chrome) -> None:
 
 
 def test_an_answer_is_shown_as_it_comes_and_can_be_stopped(driver: Chrome) -> None:
-    slow = Slow()
+    slow = Slow(0.15)
     with listening(slow.parts) as url:
         page = Page(driver, url)
         page.begin("x")
@@ -235,14 +235,14 @@ def test_an_answer_is_shown_as_it_comes_and_can_be_stopped(driver: Chrome) -> No
 
 
 def test_load_is_shown_while_it_lasts_and_in_latency_after(driver: Chrome) -> None:
-    slow = Slow()
+    slow = Slow(0.06)
     body = {"prompt": [3, 1, 4], "max_tokens": 50, "temperature": 0}
     with listening(slow.parts) as url:
         page = Page(driver, url)
         page.until(lambda: page.tile("Running") == "Running\n0 of 1\n0 waiting, 0 in the last minute")
         assert page.tile("First token") == "First token\n–\nnone in the last minute"
         asking = [
-            threading.Thread(target=httpx.post, args=(f"{url}/v1/completions",), kwargs={"json": body, "timeout": 30})
+            threading.Thread(target=httpx.post, args=(f"{url}/v1/completions",), kwargs={"json": body, "timeout": 60})
             for _ in range(3)
         ]
         for each in asking:
@@ -253,7 +253,7 @@ def test_load_is_shown_while_it_lasts_and_in_latency_after(driver: Chrome) -> No
             each.join()
         page.until(lambda: "0 of 1" in page.tile("Running") and "3 in the last minute" in page.tile("Running"))
         [median] = [tile.splitlines()[1] for tile in (page.tile("Time per token"),)]
-        assert 20 <= float(median.removesuffix(" ms")) < 200
+        assert 60 <= float(median.removesuffix(" ms")) < 600
         assert page.one("#charts svg path.c1").get_attribute("d")
         assert "waiting 0" in page.text("#charts .legend")
 
