@@ -24,7 +24,7 @@ FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
 )
-PATIENCE = 10.0
+PATIENCE = 30.0
 """The longest time that the page gets to show something, in seconds."""
 
 
