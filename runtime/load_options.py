@@ -95,14 +95,14 @@ class LoadOptions:
             why = meaningless.get(option.name, "")
             if why and getattr(self, option.name) is not None:
                 raise RequestError(f"{option.name}: has no meaning for {bundle.path}: {why}; leave it out")
-        check_budget_fits(bundle, self.budget)
-        check_budget_fits(bundle, self.load_targets, "load_targets")
         switch = manifest.switch
         known = () if switch is None else tuple(switch.routes)
         for name in self.routes or ():
             if name not in known:
                 there = f"there are: {', '.join(known)}" if known else f"{bundle.path} has no routes: leave it out"
                 raise RequestError(f"routes: {shown(name)}; {there}")
+        check_budget_fits(bundle, self.budget, routes=self.routes)
+        check_budget_fits(bundle, self.load_targets, "load_targets", self.routes)
 
 
 def folder_of(path: object) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest
 from adaptc.runtime.bundle.plan import Run, Switch
@@ -31,23 +33,35 @@ def is_modal(manifest: Manifest) -> bool:
     return bool(manifest.modal) and all(graph.decoder is None for graph in manifest.graphs.values())
 
 
-def takes_budget(manifest: Manifest) -> bool:
-    """Whether a budget changes anything for a bundle: there are skip gates, or a router."""
-    return bool(manifest.gates) or (manifest.switch is not None and manifest.switch.router is not None)
+def takes_budget(manifest: Manifest, routes: Sequence[str] | None = None) -> bool:
+    """Whether a budget changes anything for a bundle: there are skip gates, or a router.
+
+    Args:
+        manifest: The bundle's.
+        routes: The only routes that are loaded, none of them unknown; None for all. A router needs all.
+    """
+    switch = manifest.switch
+    if switch is None:
+        return bool(manifest.gates)
+    absent = {graph for route, graph in switch.routes.items() if routes is not None and route not in routes}
+    return any(graph not in absent for graph in manifest.gates) or (switch.router is not None and not absent)
 
 
-def check_budget_fits(bundle: Bundle, value: object, option: str = "budget") -> None:
+def check_budget_fits(
+    bundle: Bundle, value: object, option: str = "budget", routes: Sequence[str] | None = None
+) -> None:
     """Refuse an option about budgets for a bundle without any use of one: there are neither skip gates nor a router.
 
     Args:
         bundle: An opened bundle.
         value: The option's; None if it was not given.
         option: Its name.
+        routes: See `takes_budget`.
 
     Raises:
         RequestError: it is such a bundle.
     """
-    if value is not None and not takes_budget(bundle.manifest):
+    if value is not None and not takes_budget(bundle.manifest, routes):
         raise RequestError(
             f"{option}: {bundle.path} has neither gates nor a router and always runs whole; leave it out"
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adaptc.runtime import LoadTargets, Session, load
+from adaptc.runtime import LoadTargets, RequestError, Session, load
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.serving.models import load_model
 from tests.repo import ROOT
@@ -178,5 +178,18 @@ def test_under_load_a_router_takes_cheaper_routes_and_a_named_route_stays() -> N
         assert told["route"] == cheapest
         kept = complete(parts, "stitched@large")["adaptc"]
         assert (kept["route"], kept["lowered_to"]) == ("large", None)
+    finally:
+        parts.models.close()
+
+
+def test_targets_do_not_keep_a_replica_of_few_routes_from_starting() -> None:
+    """Without all routes there is no router, and nothing that load could lower."""
+    targets = LoadTargets(time_to_first_token=1e-4, min_budget=0)
+    parts = parts_of(load_model(STORED / "stitched", "few", threads=1, targets=targets, routes=["small", "short"]))
+    try:
+        told = complete(parts, "few@short")["adaptc"]
+        assert (told["route"], told["lowered_to"]) == ("short", None)
+        with pytest.raises(RequestError, match=r"^load_targets: .* has neither gates nor a router"):
+            load(STORED / "stitched", threads=1, load_targets=targets, routes=["small"])
     finally:
         parts.models.close()

@@ -213,7 +213,7 @@ def load_model(
     bundle = open_bundle(path, verify=False)
     if batch is None and not is_modal(bundle.manifest):
         batch = _batch(bundle)
-    kept = targets if takes_budget(bundle.manifest) else None
+    kept = targets if takes_budget(bundle.manifest, routes) else None
     session: object = load(path, device, batch=batch, threads=threads, verify=verify, load_targets=kept, routes=routes)
     if isinstance(session, ModalSession):
         return InputModel(name, session)
