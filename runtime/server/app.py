@@ -15,6 +15,7 @@ from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.front import Front
 from adaptc.runtime.server.observing.metrics import Read
 from adaptc.runtime.server.serving.models import TextModel
+from adaptc.runtime.server.serving.settings import Settings
 
 ROUTES = (
     Route("/v1/models", about.models, methods=["GET"]),
@@ -38,6 +39,11 @@ ROUTES = (
 )
 
 
+def routes_of(settings: Settings) -> list[Route]:
+    """The paths of a server with these settings."""
+    return [route for route in ROUTES if settings.ui or not route.path.startswith("/ui")]
+
+
 def application(parts: ServerParts) -> ASGIApp:
     """The server as an ASGI application.
 
@@ -45,7 +51,7 @@ def application(parts: ServerParts) -> ASGIApp:
         parts: Its parts. Its models stay open; whoever made them closes them.
     """
     _add_gauges(parts)
-    routes = [route for route in ROUTES if parts.settings.ui or not route.path.startswith("/ui")]
+    routes = routes_of(parts.settings)
     names = {route.endpoint: route.path for route in routes}
     return Front(Router(routes=routes, redirect_slashes=False), parts, names)
 

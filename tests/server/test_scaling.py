@@ -171,6 +171,7 @@ def test_errors_of_a_replica_are_answers() -> None:
     assert ask(app, "/v1/jobs/a").status_code == 501
     assert ask(app, "/nothing").status_code == 404
     assert ask(app, "/ui").status_code == 404  # the page shows one server
+    assert not [path for path in ask(app, "/openapi.json").json()["paths"] if path.startswith("/ui")]
     assert [call.method for call in pool.calls] == ["POST", "GET"]
     assert dispatcher.counts == {("replicas", "answered"): 2}
 

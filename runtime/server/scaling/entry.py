@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -9,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
-from adaptc.runtime.server.app import ROUTES
+from adaptc.runtime.server.app import routes_of
 from adaptc.runtime.server.endpoints import about
 from adaptc.runtime.server.endpoints.parts import ServerParts
 from adaptc.runtime.server.front import Front
@@ -27,6 +28,7 @@ def entrance_application(settings: Settings, dispatcher: Dispatcher) -> ASGIApp:
         settings: Who may ask, and the limits of bodies and times.
         dispatcher: Hands over what the replicas answer.
     """
+    settings = replace(settings, ui=False)  # the page shows one server
     parts = ServerParts(settings, Models(()), Entrance(settings.max_queue))
     parts.metrics.read(
         "adaptc:replica_requests_total",
@@ -42,9 +44,7 @@ def entrance_application(settings: Settings, dispatcher: Dispatcher) -> ASGIApp:
         "/metrics": dispatcher.metrics,
     }
     routes = []
-    for route in ROUTES:
-        if route.path.startswith("/ui"):
-            continue  # the page shows one server
+    for route in routes_of(settings):
         endpoint = _no_jobs if route.path.startswith("/v1/jobs") else own.get(route.path, dispatcher.forward)
         methods = sorted((route.methods or set()) - {"HEAD"})
         routes.append(Route(route.path, partial(endpoint), methods=methods))  # of its own, so that logs can name it
