@@ -33,10 +33,13 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType(
 )
 """What runs bundles, by the name that their manifest has in `target.backend`."""
 
+PREFIX_BYTES = 256 << 20
+"""Kept for prompts that begin alike, if nobody says how much."""
+
+_SERVED = 8  # sequences that a CPU decodes together for clients: memory for the KV cache of each is taken at once
 _CHUNK = 512
 _PIECE = 64  # prompt tokens read in a step beside others: as quick as more on a CPU, and a fraction of a second
 _FEATURE_BYTES = 64 << 20
-_PREFIX_BYTES = 256 << 20
 _TRIES = 5  # at a bundle that other processes replace while it is loaded
 
 
@@ -126,6 +129,19 @@ def load_modal(
     return cast("ModalSession", _loaded(folder_of(path), options, backends, _only_modal))
 
 
+def runs_on_gpu(bundle: Bundle) -> bool:
+    """Whether a bundle was compiled for a GPU."""
+    backend = BACKENDS.get(bundle.manifest.target.backend)
+    return backend is not None and backend.device == "gpu"
+
+
+def served_batch(bundle: Bundle) -> int:
+    """Sequences that a server decodes together if nobody says: on a GPU kernels are made for so many."""
+    compiled = bundle.manifest.target.batch
+    backend = BACKENDS.get(bundle.manifest.target.backend)
+    return max(compiled, _SERVED) if backend is not None and backend.device == "cpu" else compiled
+
+
 def tokenizer_of(bundle: Bundle) -> Tokenizer | None:
     """The tokenizer of an opened bundle; None if it has none.
 
@@ -204,7 +220,7 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     tokenizer = tokenizer_of(bundle)
     batch = bundle.manifest.target.batch if options.batch is None else options.batch
     chunk = _CHUNK if options.chunk is None else options.chunk
-    prefixes = _PREFIX_BYTES if options.prefix_bytes is None else options.prefix_bytes
+    prefixes = PREFIX_BYTES if options.prefix_bytes is None else options.prefix_bytes
     targets = options.load_targets
     likely = options.budget if targets is None else 0.0  # under load nobody shall wait for a graph to be loaded
     held = tuple(options.routes or ())

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 
-from adaptc.exports.options import BUNDLE, Exported, ExportOptions, runs_on_gpu
+from adaptc.exports.options import BUNDLE, Exported, ExportOptions
 from adaptc.exports.wheel import WHEEL, own_wheel
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.loading import runs_on_gpu
 
 PORT = 8000
 USER = 10001

@@ -11,12 +11,12 @@ from adaptc.exports.docker import PORT, USER, check_for_container, serve_argumen
 from adaptc.exports.options import Exported, ExportOptions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.loading import PREFIX_BYTES
 
 _KEYS = "/etc/adaptc/keys"
 _LEAVE_SECONDS = 5  # between the signal and the moment at which the last router knows of it
 _SPARE_SECONDS = 10
 _BASE_BYTES = 512 << 20  # the process, and what a request takes
-_PREFIX_BYTES = 256 << 20
 
 _README = """\
 # A bundle on Kubernetes
@@ -73,7 +73,7 @@ def memory_bytes(bundle: Bundle, batch: int) -> int:
     weights = 2 * sum(manifest.files[name].bytes for name in manifest.weights)
     caches = [graph.decoder for graph in manifest.graphs.values() if graph.decoder is not None]
     tokens = sum(spec.max_tokens * 2 * 4 * sum(heads * width for heads, width in spec.kv) for spec in caches)
-    return _BASE_BYTES + weights + batch * tokens + (_PREFIX_BYTES if caches else 0)
+    return _BASE_BYTES + weights + batch * tokens + (PREFIX_BYTES if caches else 0)
 
 
 def _deployment(bundle: Bundle, options: ExportOptions, image: str) -> dict[str, Any]:

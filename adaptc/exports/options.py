@@ -10,12 +10,11 @@ from pathlib import Path
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import load_targets_of
-from adaptc.runtime.loading import BACKENDS
+from adaptc.runtime.loading import served_batch
 from adaptc.runtime.model.plan import check_budget_fits, is_modal
 from adaptc.runtime.pools import check_pools
 from adaptc.runtime.validation import check_count, check_seconds, shown
 
-_BATCH = 8  # as `adaptc serve` takes on a CPU
 _NO_NAME = re.compile(r"[/=@\x00-\x1f\x7f]")
 
 
@@ -85,8 +84,7 @@ class ExportOptions:
         """Sequences that a replica decodes together."""
         if is_modal(bundle.manifest):
             return 1
-        compiled = bundle.manifest.target.batch
-        return self.max_batch or (compiled if runs_on_gpu(bundle) else max(compiled, _BATCH))
+        return self.max_batch or served_batch(bundle)
 
     def check(self, bundle: Bundle) -> None:
         """Refuse what has no meaning for a bundle.
@@ -102,12 +100,6 @@ class ExportOptions:
     def place(self, bundle: Bundle) -> str:
         """Where the exported folder has the bundle."""
         return BUNDLE if self.copy else str(bundle.path.resolve())
-
-
-def runs_on_gpu(bundle: Bundle) -> bool:
-    """Whether a bundle was compiled for a GPU."""
-    backend = bundle.manifest.target.backend
-    return backend in BACKENDS and BACKENDS[backend].device == "gpu"
 
 
 def engine_extra(bundle: Bundle) -> str:

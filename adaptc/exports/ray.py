@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
-from adaptc.exports.options import Exported, ExportOptions, engine_extra, runs_on_gpu
+from adaptc.exports.options import Exported, ExportOptions, engine_extra
 from adaptc.exports.wheel import WHEEL, own_wheel
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.loading import runs_on_gpu
 from adaptc.runtime.model.plan import is_modal
 
 _APP = '''\

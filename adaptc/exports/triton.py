@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptc.exports.options import BUNDLE, Exported, ExportOptions, engine_extra, runs_on_gpu
+from adaptc.exports.options import BUNDLE, Exported, ExportOptions, engine_extra
 from adaptc.exports.pbtxt import Message, Word, message_text, parameters
 from adaptc.exports.wheel import WHEEL, own_wheel
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import GraphSpec, ModalSpec, SubsetSpec, TensorSpec
 from adaptc.runtime.errors import BundleError, RequestError
+from adaptc.runtime.loading import runs_on_gpu
 from adaptc.runtime.model.plan import decoder_graph, is_modal
 from adaptc.runtime.multimodal.profile import read_profile
 

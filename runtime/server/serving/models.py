@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from adaptc.runtime.bundle.folder import Bundle, open_bundle
+from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.runtime.bundle.names import TOKENIZER
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.loading import BACKENDS, load
+from adaptc.runtime.loading import load, served_batch
 from adaptc.runtime.model.plan import decoder_graph, is_modal, takes_budget
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.server.protocol.errors import ApiError
@@ -25,10 +25,6 @@ from adaptc.runtime.validation import shown
 
 BUDGETS: Mapping[str, float] = MappingProxyType({"fast": 0.0, "balanced": 0.5, "dense": 1.0})
 """The budgets of `model: "NAME@POLICY"`, for bundles with gates or a router."""
-
-
-_BATCH = 8
-"""Sequences that a CPU decodes together: memory for the KV cache of each is taken at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +208,7 @@ def load_model(
     """
     bundle = open_bundle(path, verify=False)
     if batch is None and not is_modal(bundle.manifest):
-        batch = _batch(bundle)
+        batch = served_batch(bundle)
     kept = targets if takes_budget(bundle.manifest, routes) else None
     session: object = load(path, device, batch=batch, threads=threads, verify=verify, load_targets=kept, routes=routes)
     if isinstance(session, ModalSession):
@@ -242,13 +238,6 @@ def max_characters(tokenizer: Tokenizer | None, max_tokens: int) -> int:
     A normalizer may make a text shorter before it is cut into tokens: by composing characters, to a third at most.
     """
     return 0 if tokenizer is None else 4 * max_tokens * tokenizer.longest
-
-
-def _batch(bundle: Bundle) -> int:
-    """The number of sequences that are decoded together if nobody says: on a GPU kernels are made for so many."""
-    compiled = bundle.manifest.target.batch
-    backend = BACKENDS.get(bundle.manifest.target.backend)
-    return max(compiled, _BATCH) if backend is not None and backend.device == "cpu" else compiled
 
 
 def _policies(session: Session) -> dict[str, Policy]:
