@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.validation import check_number, check_seconds, shown
+from adaptc.runtime.model.budget import check_budget
+from adaptc.runtime.validation import check_seconds, shown
 
 _FIRST, _NEXT = 0.5, 0.9
 """Shares of a target where budgets begin to fall. Times vary around their mean, and a queue takes its time to drain."""
@@ -67,7 +68,7 @@ class LoadTargets:
         for name in ("time_to_first_token", "time_per_output_token"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, check_seconds(name, value))
-        object.__setattr__(self, "min_budget", check_floor(self.min_budget))
+        object.__setattr__(self, "min_budget", check_budget(self.min_budget, "min_budget"))
 
 
 def load_targets_of(first: float | None, each: float | None, least: float | None) -> LoadTargets | None:
@@ -199,12 +200,3 @@ class LoadController:
                 self._patience = max(self._patience / 2, _PATIENCE[0])
             self.ceiling = min(1.0, self.ceiling + _RISE)
             self._calm_since = self._raised = now
-
-
-def check_floor(value: object) -> float:
-    """A floor of budgets, from 0 to 1.
-
-    Raises:
-        RequestError: it is something else.
-    """
-    return check_number("min_budget", value, "a number from 0 (cheapest) to 1 (dense)", 0, 1)

@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from typing import Any, TypeAlias, TypedDict
 
 from adaptc.runtime.errors import RequestError
-from adaptc.runtime.generation.load_control import check_floor
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.text.detokenize import stop_strings
 from adaptc.runtime.text.sampling import Sampling, TokenRule
@@ -115,7 +114,7 @@ class Request:
         if self.budget is not None:
             checked["budget"] = check_budget(self.budget)
         if self.min_budget is not None:
-            checked["min_budget"] = check_floor(self.min_budget)
+            checked["min_budget"] = check_budget(self.min_budget, "min_budget")
             if self.budget is not None and self.min_budget > self.budget:
                 raise RequestError(
                     f"min_budget: {shown(self.min_budget)}; at most budget, which is {shown(self.budget)}, is right"

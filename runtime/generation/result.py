@@ -55,6 +55,11 @@ class Trace:
         return read / self.prefill_seconds if self.prefill_seconds else 0.0
 
     @property
+    def time_per_output_token_seconds(self) -> float | None:
+        """Mean time of the tokens after the first; None if there is none."""
+        return self.decode_seconds / (self.new_tokens - 1) if self.new_tokens > 1 else None
+
+    @property
     def decode_tokens_per_second(self) -> float:
         """Speed of writing, without the first token; 0 if there is no other."""
         return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0

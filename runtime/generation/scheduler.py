@@ -110,7 +110,7 @@ class Scheduler:
         What an engine raises ends the work that met it, see `Work.error`. Any other exception ends all that was in the
         decoder, whose state is not known then, and is raised.
         """
-        self._watch.begin((*self._slots.running(), *self._waiting, *self._added))
+        self._watch.begin(lambda: (*self._slots.running(), *self._waiting, *self._added))
         try:
             before()
             self._drop_ended()
@@ -123,8 +123,7 @@ class Scheduler:
         except BaseException as error:
             self._fail(error)
             raise
-        waiting = [each for each in (*self._waiting, *self._added) if not self._idle(each)]
-        self._watch.end(self._slots.running(), waiting, wrote, bool(self._slots.active))
+        self._watch.end(self._slots.running, self._wanted, wrote, bool(self._slots.active))
 
     def _drop_ended(self) -> None:
         while self._added:
@@ -159,6 +158,10 @@ class Scheduler:
             self._waiting,
             key=lambda work: (self._idle(work), -work.priority, slots[id(work.owner)], work.arrival),
         )
+
+    def _wanted(self) -> list[Work]:
+        """What waits for a slot and has a reader."""
+        return [each for each in (*self._waiting, *self._added) if not self._idle(each)]
 
     def _idle(self, work: Work) -> bool:
         return work.unread >= self._limits.unread

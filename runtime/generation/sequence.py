@@ -59,6 +59,7 @@ class TokenSequence(Work):
         stops: frozenset[int] = frozenset(),
         least: int = 0,
         priority: int = 0,
+        floor: float = 1.0,
     ) -> None:
         """Begin with nothing written.
 
@@ -72,6 +73,7 @@ class TokenSequence(Work):
             stops: Other tokens that end the sequence.
             least: The number of tokens before stop strings count.
             priority: See `Work`.
+            floor: See the attribute.
         """
         super().__init__(priority)
         self.prompt = prompt
@@ -87,7 +89,7 @@ class TokenSequence(Work):
         self.time_to_first_token_seconds = 0.0
         self.cached_tokens = 0
         self.fed = 0
-        self.floor = 1.0
+        self.floor = floor
         self.lowered_to: float | None = None
         self.stream: deque[str] | None = None
         self.paced = True
@@ -255,7 +257,7 @@ def sequence_of(
     eos, stops = frozenset(spec.eos_token_ids), frozenset(request.stop_token_ids)
     ends = _ends(eos, stops, request.min_new_tokens, spec.vocab_size)
     sampler = Sampler(request.sampling, cast("list[int]", prompt.tolist()), random, ends, request.min_new_tokens)
-    sequence = TokenSequence(
+    return TokenSequence(
         prompt,
         limit,
         sampler,
@@ -265,9 +267,8 @@ def sequence_of(
         stops=stops,
         least=request.min_new_tokens,
         priority=request.priority,
+        floor=floor,
     )
-    sequence.floor = floor
-    return sequence
 
 
 def _ends(eos: frozenset[int], stops: frozenset[int], least: int, vocab: int) -> frozenset[int]:

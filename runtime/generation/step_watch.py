@@ -47,18 +47,25 @@ class StepWatch:
         """See `LoadController`; 0 without one."""
         return 0.0 if self._control is None else self._control.pressure
 
-    def begin(self, work: Iterable[Work]) -> None:
-        """Note the begin of a step, and all work that there is."""
-        self._began = self.clock()
-        self._work = list(work) if self._control is not None else []
-        self._new = _new(self._work)
+    def begin(self, work: Callable[[], Iterable[Work]]) -> None:
+        """Note the begin of a step.
 
-    def end(self, running: list[Work], waiting: list[Work], wrote: bool, goes_on: bool) -> None:
+        Args:
+            work: All work that there is; asked only if load is controlled.
+        """
+        self._began = self.clock()
+        if self._control is not None:
+            self._work = list(work())
+            self._new = _new(self._work)
+
+    def end(
+        self, running: Callable[[], list[Work]], waiting: Callable[[], list[Work]], wrote: bool, goes_on: bool
+    ) -> None:
         """Note the end of the step.
 
         Args:
-            running: Work that has a slot now.
-            waiting: Work that waits for one, without what nobody reads.
+            running: Work that has a slot now; asked only if load is controlled.
+            waiting: Work that waits for one, without what nobody reads; likewise.
             wrote: Whether the step added tokens to sequences.
             goes_on: Whether one of these waits for its next token.
         """
@@ -66,18 +73,21 @@ class StepWatch:
         took = now - self._began
         self.step_seconds = _KEPT * self.step_seconds + (1 - _KEPT) * took if self.step_seconds else took
         if self._control is not None:
-            new = {*self._new, *_new(running), *_new(waiting)}
-            self._control.observe(
-                StepLoad(
-                    now=now,
-                    idle=0.0 if self._idle_since is None else self._began - self._idle_since,
-                    between=now - self._wrote_at if wrote and self._wrote_at is not None else None,
-                    waiting=len(waiting),
-                    longest_wait=max((_wait(each, now) for each in new if each.ids or not each.ended), default=0.0),
-                    ended=sum(each.done for each in self._work),
-                )
+            self._tell(self._control, now, running(), waiting(), wrote)
+            self._wrote_at = now if wrote and goes_on else None
+
+    def _tell(self, control: LoadController, now: float, running: list[Work], waiting: list[Work], wrote: bool) -> None:
+        new = {*self._new, *_new(running), *_new(waiting)}
+        control.observe(
+            StepLoad(
+                now=now,
+                idle=0.0 if self._idle_since is None else self._began - self._idle_since,
+                between=now - self._wrote_at if wrote and self._wrote_at is not None else None,
+                waiting=len(waiting),
+                longest_wait=max((_wait(each, now) for each in new if each.ids or not each.ended), default=0.0),
+                ended=sum(each.done for each in self._work),
             )
-        self._wrote_at = now if wrote and goes_on else None
+        )
         self._idle_since = None if running or waiting else now
 
 

@@ -55,13 +55,13 @@ def batched_dense(gates: SkipGates | None, sequences: int) -> bool:
     return gates is not None and sequences > 1 and (sequences > gates.rows or gates.batch == "off")
 
 
-def check_budget(value: object) -> float:
+def check_budget(value: object, option: str = "budget") -> float:
     """A budget, from 0 to 1.
 
     Raises:
-        RequestError: it is something else.
+        RequestError: naming the option: it is something else.
     """
-    return check_number("budget", value, "a number from 0 (cheapest) to 1 (dense)", 0, 1)
+    return check_number(option, value, "a number from 0 (cheapest) to 1 (dense)", 0, 1)
 
 
 def threshold_at(thresholds: Sequence[tuple[float, float]], budget: float) -> float:

@@ -75,8 +75,8 @@ class Metrics:
         self.whole.observe(seconds, model)
         if trace.new_tokens:
             self.first.observe(trace.time_to_first_token_seconds, model)
-        if trace.new_tokens > 1:
-            self.each.observe(trace.decode_seconds / (trace.new_tokens - 1), model)
+        if (each := trace.time_per_output_token_seconds) is not None:
+            self.each.observe(each, model)
         if trace.lowered_to is not None:
             self.lowered.add(1, model)
         if trace.route is not None:

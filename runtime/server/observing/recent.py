@@ -123,7 +123,7 @@ class Recent:
             self.clock(),
             seconds,
             trace.time_to_first_token_seconds if trace.new_tokens else None,
-            trace.decode_seconds / (trace.new_tokens - 1) if trace.new_tokens > 1 else None,
+            trace.time_per_output_token_seconds,
             None if skips is None else skips.share,
         )
         self._add(model, times)
