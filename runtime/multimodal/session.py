@@ -17,7 +17,7 @@ from adaptc.runtime.multimodal.jobs import JobQueue
 from adaptc.runtime.multimodal.modality_gate import choose_subsets, gate_features, modality_options, probabilities
 from adaptc.runtime.multimodal.prices import Prices
 from adaptc.runtime.multimodal.profile import ModalProfile
-from adaptc.runtime.multimodal.strategy import ModalityOption
+from adaptc.runtime.multimodal.strategy import ModalityOption, rows_seconds
 from adaptc.runtime.multimodal.subsets import BatchOutput, ModalGraphs
 from adaptc.runtime.multimodal.times import MeasuredTimes
 from adaptc.runtime.text.tokenizer import Tokenizer
@@ -250,9 +250,7 @@ class ModalSession:
     def _seconds(self, option: ModalityOption, count: int) -> float:
         """Seconds that rows take here and now, first uses included."""
         times = self.prices.times
-        full, rest = divmod(count, len(option.seconds))
-        seconds = times.seconds(option, around=False)
-        batches = full * seconds[-1] + (seconds[rest - 1] if rest else 0.0)
+        batches = rows_seconds(times.seconds(option, around=False), count)
         return batches * times.pace + times.first_use(self.unused(option), guess=0.0)
 
     def _asked(self, modalities: object, rows: ModalInputs) -> tuple[str, ...]:

@@ -75,9 +75,19 @@ def costs(option: ModalityOption, most: int) -> Floats:
 
 
 def seconds_of(option: ModalityOption, rows: int) -> float:
-    """The seconds that an option takes for some rows, in one batch or in full batches and a rest."""
-    full, rest = divmod(rows, len(option.seconds))
-    return full * option.seconds[-1] + (option.seconds[rest - 1] if rest else 0.0)
+    """The seconds that an option takes for some rows by the profile, see `rows_seconds`."""
+    return rows_seconds(option.seconds, rows)
+
+
+def rows_seconds(seconds: Sequence[float], rows: int) -> float:
+    """The seconds of some rows in one batch, or in full batches and a rest.
+
+    Args:
+        seconds: Of a batch of 1, 2, ... up to the largest.
+        rows: How many, from 0.
+    """
+    full, rest = divmod(rows, len(seconds))
+    return full * seconds[-1] + (seconds[rest - 1] if rest else 0.0)
 
 
 _FIRST = 64

@@ -17,7 +17,7 @@ from adaptc import __version__
 from adaptc.bench.load.client import connected
 from adaptc.bench.load.exchange import Exchange
 from adaptc.bench.load.generator import LoadRun, RunLimits, run_load, warm_up
-from adaptc.bench.load.load_figures import load_figures
+from adaptc.bench.load.load_figures import load_figures, written_per_second
 from adaptc.bench.load.schedule import Schedule
 from adaptc.bench.load.target import LoadTarget
 from adaptc.machine.description import Machine
@@ -137,15 +137,11 @@ def _ratios(runs: Mapping[str, Sequence[LoadRun]]) -> dict[str, dict[str, list[f
     for name in others:
         pairs = list(zip(runs[first], runs[name], strict=True))
         found[name] = {}
-        for figure, measure in (("output_tokens_per_second", _speed), ("ttft_p95_seconds", _first_p95)):
+        for figure, measure in (("output_tokens_per_second", written_per_second), ("ttft_p95_seconds", _first_p95)):
             each = [ours / theirs for ours, theirs in ((measure(a), measure(b)) for a, b in pairs) if ours and theirs]
             if each:
                 found[name][figure] = [min(each), median(each), max(each)]
     return found
-
-
-def _speed(run: LoadRun) -> float:
-    return float(load_figures([run], {}, 1.0)["output_tokens_per_second"])
 
 
 def _first_p95(run: LoadRun) -> float:

@@ -51,7 +51,7 @@ def load_figures(runs: Sequence[LoadRun], targets: Mapping[str, float], most_lag
         "requests_per_second": sum(_ended(run) for run in runs) / seconds,
         "output_tokens_per_second": sum(_written(run) for run in runs) / seconds,
         "input_tokens_per_second": _read(runs, seconds),
-        "output_tokens_per_second_of_each_run": [_written(run) / run.seconds for run in runs],
+        "output_tokens_per_second_of_each_run": [written_per_second(run) for run in runs],
         "goodput_requests_per_second": kept / seconds,
         "good_share": kept / len(exchanges) if exchanges else None,
         "mean_input_tokens": _mean(each.reply.prompt_tokens for each in done),
@@ -88,6 +88,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _ended(run: LoadRun) -> int:
     """Requests whose last token came while the run counted."""
     return sum(each.completed and each.reply.times[-1] <= run.seconds for each in run.exchanges)
+
+
+def written_per_second(run: LoadRun) -> float:
+    """Tokens a second that came while a run counted."""
+    return _written(run) / run.seconds
 
 
 def _written(run: LoadRun) -> float:

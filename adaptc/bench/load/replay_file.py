@@ -12,6 +12,7 @@ import numpy as np
 from adaptc.bench.load.callers import Caller, LoadRequest, user
 from adaptc.bench.load.words import random_text
 from adaptc.errors import RequestError, one_line
+from adaptc.runtime.text_file import read_text
 from adaptc.runtime.validation import shown
 
 MOST_SECONDS = 1e7
@@ -71,11 +72,7 @@ def write_replay(callers: Sequence[Caller], path: Path) -> None:
 
 def _requests(path: Path, *, timed: bool) -> Iterator[tuple[object, LoadRequest]]:
     """Pairs of a conversation's key and a request."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RequestError(f"{path}: cannot be read: {reason}; a file of JSON lines is needed") from error
+    lines = read_text(path, "a file of JSON lines").splitlines()
     found = False
     for number, line in enumerate(lines, 1):
         if line.strip():

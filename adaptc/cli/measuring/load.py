@@ -202,14 +202,11 @@ def _body(text: str | None) -> dict[str, Any]:
 
 def _key(path: str | None) -> str | None:
     from adaptc.errors import RequestError
+    from adaptc.runtime.text_file import read_text
 
     if path is None:
         return None
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RequestError(f"{path}: cannot be read: {reason}; a text file with a key is needed") from error
+    lines = read_text(Path(path), "a text file with a key").split()
     if not lines or not lines[0].isascii():
         raise RequestError(f"{path}: holds no key; one on the first line is needed")
     return lines[0]

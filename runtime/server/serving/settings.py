@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptc.runtime.errors import RequestError
+from adaptc.runtime.text_file import read_text
 from adaptc.runtime.validation import check_count, check_seconds, shown
 
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -93,13 +94,7 @@ def read_keys(file: Path) -> frozenset[bytes]:
     Raises:
         RequestError: the file cannot be read, or holds no key or one that is too short to be secret.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise RequestError(
-            f"{file}: cannot be read: {reason}; a text file with a key on each line is needed"
-        ) from error
+    lines = read_text(file, "a text file with a key on each line").splitlines()
     keys = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
     if not keys:
         raise RequestError(f"{file}: holds no key; one on each line is needed")
