@@ -112,12 +112,13 @@ def greedy(model: Any, prompt: Sequence[int], new_tokens: int) -> list[int]:
 
     ids: list[int] = []
     step, past = torch.tensor([list(prompt)]), None
+    places = torch.arange(len(prompt))[None]  # told: a Qwen2-VL would count on from the image that it saw last
     with torch.inference_mode():
         for _ in range(new_tokens):
-            out = model(step, past_key_values=past, use_cache=True, logits_to_keep=1)
+            out = model(step, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1)
             past = out.past_key_values
             ids.append(int(out.logits[0, -1].argmax()))
-            step = torch.tensor([ids[-1:]])
+            step, places = torch.tensor([ids[-1:]]), places[:, -1:] + 1
     return ids
 
 

@@ -155,8 +155,10 @@ class TorchModel:
         with torch.inference_mode():
             for _ in range(new_tokens):
                 places = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
-                given = {} if bool(mask.all()) else {"attention_mask": mask, "position_ids": places}
-                out = self._model(step, past_key_values=past, use_cache=True, logits_to_keep=1, **given)
+                given = {} if bool(mask.all()) else {"attention_mask": mask}
+                out = self._model(
+                    step, position_ids=places, past_key_values=past, use_cache=True, logits_to_keep=1, **given
+                )
                 step, past = out.logits[:, -1].argmax(1, keepdim=True), out.past_key_values
                 mask = torch.cat([mask, torch.ones_like(step)], 1)
                 written.append(step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from adaptc.evaluation.reference import greedy
 from adaptc.verification.outside import TorchModel
@@ -23,6 +24,17 @@ def test_prompts_are_continued_side_by_side_as_they_are_alone(family: str) -> No
 def test_so_are_those_of_models_that_take_images(family: str) -> None:
     written = TorchModel(vlm.model(family)).write(PROMPTS[:3], 6)
     assert written == [greedy(vlm.model(family), prompt, 6) for prompt in PROMPTS[:3]]
+
+
+def test_an_image_that_was_seen_before_moves_no_position() -> None:
+    built = vlm.model("qwen2_vl")
+    alone = [greedy(built, prompt, 6) for prompt in PROMPTS[:3]]
+    built.model.rope_deltas = torch.tensor([[-3]])  # what a forward pass with an image leaves in the model
+    try:
+        assert [greedy(built, prompt, 6) for prompt in PROMPTS[:3]] == alone
+        assert [TorchModel(built).write([prompt], 6)[0] for prompt in PROMPTS[:3]] == alone
+    finally:
+        built.model.rope_deltas = None
 
 
 def test_an_order_of_prompts_is_kept() -> None:
