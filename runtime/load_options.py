@@ -45,6 +45,7 @@ class LoadOptions:
     budget: float | None = None
     load_targets: LoadTargets | None = None
     routes: Sequence[str] | None = None
+    speculate: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str) or self.device not in _DEVICES:
@@ -58,6 +59,8 @@ class LoadOptions:
             object.__setattr__(self, "budget", check_budget(self.budget))
         if self.load_targets is not None and not isinstance(self.load_targets, LoadTargets):
             raise RequestError(f"load_targets: {shown(self.load_targets)}; a LoadTargets is needed")
+        if self.speculate is not None and not isinstance(self.speculate, str):
+            raise RequestError(f"speculate: {shown(self.speculate)}; 'auto', 'off' or the name of a drafter is needed")
         if self.routes is not None:
             names = tuple(check_elements("routes", self.routes, "a list of names"))
             if not names or len(set(map(str, names))) < len(names):
@@ -88,6 +91,7 @@ class LoadOptions:
             "prefix_bytes": text if is_modal(manifest) else "it runs on a GPU" if device == "gpu" else "",
             "budget": text if is_modal(manifest) else "",
             "load_targets": text if is_modal(manifest) else "",
+            "speculate": text if is_modal(manifest) else "",
             "routes": "it runs on a GPU, which loads all of them" if device == "gpu" else "",
             "cache_bytes": "" if manifest.modal else "it has no encoder whose features could be kept",
         }

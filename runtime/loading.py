@@ -26,6 +26,7 @@ from adaptc.runtime.multimodal.images import Images, read_image_spec
 from adaptc.runtime.multimodal.profile import read_profile
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.multimodal.subsets import ModalGraphs
+from adaptc.runtime.speculation.starting import speculation_of
 from adaptc.runtime.text.tokenizer import Tokenizer
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
@@ -56,6 +57,7 @@ def load(
     budget: float | None = None,
     load_targets: LoadTargets | None = None,
     routes: Sequence[str] | None = None,
+    speculate: str | None = None,
     backends: Mapping[str, Backend] = BACKENDS,
 ) -> Session:
     """Open a bundle and make it ready to run; options that a bundle of its kind does not have are refused.
@@ -80,6 +82,9 @@ def load(
             bundles with gates or a router; None lowers none.
         routes: The only routes of a stitched bundle to load, on a CPU; their layers alone take memory. Requests then
             name one of them or take the first: the router needs all, which None loads.
+        speculate: How next tokens are guessed for requests that do not say, see `Request`; None guesses nothing, for no
+            request. Otherwise steps are timed now and verifications compared with them, which takes some steps' time,
+            and graphs that verify are loaded: their weights take memory of their own unless `adaptc build` packed them.
         backends: What runs bundles, by backend name.
 
     Raises:
@@ -99,6 +104,7 @@ def load(
         budget=budget,
         load_targets=load_targets,
         routes=routes,
+        speculate=speculate,
     )
     # Only the bundle knows which of the two it is; callers who know as well call `load_modal`.
     return cast("Session", _loaded(folder_of(path), options, backends, _session))
@@ -225,6 +231,11 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     likely = options.budget if targets is None else 0.0  # under load nobody shall wait for a graph to be loaded
     held = tuple(options.routes or ())
     decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, likely, prefixes, held))
+    try:
+        speculation = speculation_of(decoder, options.speculate)
+    except BaseException:
+        decoder.close()
+        raise
     return Session(
         decoder,
         tokenizer,
@@ -235,6 +246,8 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
         label=_label(bundle),
         limits=Limits(piece=min(chunk, _PIECE) if backend.device == "cpu" else chunk, alone=chunk),
         load_targets=targets,
+        speculation=speculation,
+        speculate=options.speculate,
         verified=options.verify,
     )
 

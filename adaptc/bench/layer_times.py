@@ -45,8 +45,8 @@ def measured(bundle: Bundle, record: Record, threads: int | None, progress: Prog
         RequestError: the bundle is for another engine, or writes no tokens.
     """
     manifest = bundle.manifest
-    twins = {gates.dense for gates in manifest.gates.values()}
-    names = [name for name, graph in manifest.graphs.items() if graph.decoder is not None and name not in twins]
+    forms = manifest.forms
+    names = [name for name, graph in manifest.graphs.items() if graph.decoder is not None and name not in forms]
     if manifest.target.backend != "onnxruntime" or not names:
         raise RequestError(f"{bundle.path}: layers are timed of models that write tokens by onnxruntime")
     times, maps = dict(record.layer_times), dict(record.skip_maps)

@@ -88,6 +88,7 @@ class BundleParts:
             graphs={name: self._graph(name, graph) for name, graph in self._graphs.items()},
             gates=dict(self.program.gates),
             modal=dict(self.program.modal),
+            verification=dict(self.program.verification),
             target=TargetRecord(**target),
             versions=dict(self.versions),
             bytes_per_token=_bytes_per_token(self.program),
@@ -97,12 +98,12 @@ class BundleParts:
 
     def _record(self) -> Record:
         """What the report says beyond the manifest."""
-        twins = {gates.dense for gates in self.program.gates.values()}
+        forms = self.program.forms
         trained = {name: load_gates_metadata(path).perplexity for name, path in self.trained.items()}
         return Record(
             title=self.spec.name or "-".join(self.spec.models),
             machine=MachineRecord.here(),
-            parts={name: parts_of(graph) for name, graph in self._graphs.items() if name not in twins},
+            parts={name: parts_of(graph) for name, graph in self._graphs.items() if name not in forms},
             trained={name: points for name, points in trained.items() if name in self.program.gates and points},
         )
 
@@ -191,7 +192,7 @@ def _bytes_per_token(program: Program) -> int:
     if isinstance(last, Switch):
         return max(_route_bytes(program)[last.gate].values())
     graphs = program.at_level(OnnxGraph)
-    twins = {gates.dense for gates in program.gates.values()}  # each reads what its graph reads but for gates
+    forms = program.forms  # each reads what its graph reads but for gates
     # An image's encoder runs once for an image: of a model that writes only its decoder, which has its name, counts.
     once = program.encoders if set(program.modal) & set(graphs) else frozenset()
-    return sum(read_bytes_per_token(graph) for name, graph in graphs.items() if name not in once | twins)
+    return sum(read_bytes_per_token(graph) for name, graph in graphs.items() if name not in once | forms)

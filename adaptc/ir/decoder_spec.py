@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.names import KEY, cache_tensor, is_rope_table
+from adaptc.runtime.bundle.names import KEY, ROWS, cache_tensor, is_rope_table
 
 if TYPE_CHECKING:
     from adaptc.ir.partitions import Split
@@ -23,8 +23,10 @@ def decoder_spec(graph: OnnxGraph, backbone: Backbone, split: Split | None = Non
         split: The graph in partitions, if it was cut.
 
     Returns:
-        None if the graph has no KV cache.
+        None if the graph has no KV cache, or only verifies what was drafted for another one.
     """
+    if any(value.name == ROWS for value in graph.model.graph.inputs):
+        return None
     cached = [(cache_tensor(value.name), sizes(value)) for value in graph.model.graph.inputs]
     keys = [shape for tensor, shape in cached if tensor is not None and tensor.kind == KEY]
     if not keys:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adaptc.ir.blocks import Blocks
     from adaptc.ir.graph import Graph
     from adaptc.ir.partitions import Split
-    from adaptc.runtime.bundle.manifest import ModalSpec
+    from adaptc.runtime.bundle.manifest import ModalSpec, VerificationGraph
     from adaptc.runtime.bundle.plan import Run, Switch
     from adaptc.runtime.bundle.skip_gates import SkipGates
 
@@ -68,6 +68,7 @@ class Program:
         modal: By model name, which of the plan's graphs run for which of its modalities.
         partitions: By graph name, the pieces that become engines.
         router_weights: Content of each router's file, by the file's name in the bundle (`RouterRecord.file`).
+        verification: By the name of a decoder's graph, the graphs that verify drafted tokens for it.
         history: Names of the passes that changed it.
     """
 
@@ -83,6 +84,7 @@ class Program:
     joined: frozenset[str] = frozenset()
     history: tuple[str, ...] = ()
     modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
+    verification: Mapping[str, tuple[VerificationGraph, ...]] = field(default_factory=lambda: EMPTY)
 
     def graph(self, name: str, level: type[G]) -> G:
         """The graph of this name, which must be at this level.
@@ -109,13 +111,24 @@ class Program:
         return replace(self, graphs={**self.graphs, name: graph})
 
     @property
+    def verifying(self) -> Mapping[str, str]:
+        """By the name of a graph that verifies drafted tokens, the graph that it does so for."""
+        return {each.graph: name for name, graphs in self.verification.items() for each in graphs}
+
+    @property
+    def forms(self) -> frozenset[str]:
+        """Names of the graphs that are other forms of a decoder, over its weights and its cache."""
+        return frozenset({gates.dense for gates in self.gates.values() if gates.dense} | self.verifying.keys())
+
+    @property
     def encoders(self) -> frozenset[str]:
         """Names of the graphs that encode one modality for another graph."""
         parts = [each for modal in self.modal.values() for each in modal.modalities.values()]
         return frozenset(each.encoder for each in parts if each.encoder is not None)
 
     def model(self, graph: str) -> str:
-        """Name of the model whose head, or whose embedding, a graph has; a dense twin has that of its gated graph."""
+        """Name of the model whose head, or whose embedding, a graph has, or the graph that it is another form of."""
+        graph = self.verifying.get(graph, graph)
         gated = next((name for name, gates in self.gates.items() if gates.dense == graph), graph)
         return self.model_of.get(gated, gated)
 

@@ -108,8 +108,8 @@ def _tiles(manifest: Manifest) -> Iterator[Tile]:
 
 def kv_bytes(manifest: Manifest) -> int:
     """Bytes of the KV caches of a sequence, of all graphs that have one of their own."""
-    twins = {gates.dense for gates in manifest.gates.values()}  # they share their graphs' caches
-    decoders = [g.decoder for name, g in manifest.graphs.items() if g.decoder is not None and name not in twins]
+    forms = manifest.forms  # they share their graphs' caches
+    decoders = [g.decoder for name, g in manifest.graphs.items() if g.decoder is not None and name not in forms]
     return sum(sum(2 * heads * width for heads, width in d.kv) * d.max_tokens * 4 for d in decoders)
 
 

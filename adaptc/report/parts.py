@@ -47,8 +47,8 @@ def with_parts(bundle: Bundle, record: Record) -> Record:
     """A record that says what each layer reads, of a bundle of an earlier version too."""
     if record.parts:
         return record
-    twins = {gates.dense for gates in bundle.manifest.gates.values()}
-    files = {name: graph.file for name, graph in bundle.manifest.graphs.items() if name not in twins}
+    forms = bundle.manifest.forms
+    files = {name: graph.file for name, graph in bundle.manifest.graphs.items() if name not in forms}
     parts = {name: parts_of(OnnxGraph(ir.load(bundle.onnx(file)))) for name, file in files.items()}
     return replace(record, parts=parts)
 

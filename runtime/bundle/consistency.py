@@ -41,6 +41,12 @@ def check_manifest(manifest: Manifest) -> None:
         _check_graph(manifest, f"graphs.{name}", graph)
     for name, gates in manifest.gates.items():
         _check_gates(manifest, f"gates.{name}", name, gates)
+    for name, graphs in manifest.verification.items():
+        for each in (name, *(verifying.graph for verifying in graphs)):
+            if each not in manifest.graphs:
+                raise BundleError(f"verification.{name}: no graph {each!r}; there are: {', '.join(manifest.graphs)}")
+        for index, verifying in enumerate(graphs):
+            _count(f"verification.{name}[{index}].tokens", verifying.tokens, 2, _ROWS)
     for model, modal in manifest.modal.items():
         _check_modal(manifest, f"modal.{model}", modal)
     if not manifest.plan:

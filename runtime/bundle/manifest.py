@@ -17,7 +17,7 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.bundle.strict_json import parse, read_json, to_json
 from adaptc.runtime.errors import BundleError
 
-SCHEMA = 4
+SCHEMA = 5
 """The version of `manifest.json` that this adaptc writes; it reads earlier ones as well (`older_schemas.py`)."""
 
 JsonObject = dict[str, Any]
@@ -125,6 +125,19 @@ class ModalSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class VerificationGraph:
+    """A graph that reads several tokens of one sequence as steps of another graph would, for drafted tokens.
+
+    Attributes:
+        tokens: The largest number of them.
+        graph: Its name.
+    """
+
+    tokens: int
+    graph: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """Where a pretrained model came from."""
 
@@ -190,6 +203,7 @@ class Manifest:
             the dearest.
         route_bytes: The same of each route, by the name of the switch's gate; the steps before it are included.
         gate_verdicts: Whether skip gates paid, by the name of the graph that had them.
+        verification: By the name of a decoder's graph, the graphs that verify drafted tokens for it, small ones first.
         replaced_gates: Gates that were put in after compiling, by the name of the graph.
         files: Every other file of the bundle; filled in by `write_bundle`.
     """
@@ -209,6 +223,7 @@ class Manifest:
     replaced_gates: dict[str, GatesFile] = field(default_factory=dict)
     files: dict[str, FileRecord] = field(default_factory=dict)
     modal: dict[str, ModalSpec] = field(default_factory=dict)
+    verification: dict[str, tuple[VerificationGraph, ...]] = field(default_factory=dict)
 
     @property
     def reader(self) -> str:
@@ -221,6 +236,12 @@ class Manifest:
         """Names of the files that are bytes of weights and no more."""
         files = {graph.file for graph in self.graphs.values()}
         return frozenset(name for graph in self.graphs.values() for name in graph.data if name not in files)
+
+    @property
+    def forms(self) -> frozenset[str]:
+        """Names of the graphs that are other forms of a decoder, over its weights and its cache."""
+        twins = {gates.dense for gates in self.gates.values() if gates.dense}
+        return frozenset(twins | {each.graph for graphs in self.verification.values() for each in graphs})
 
     @property
     def switch(self) -> Switch | None:

@@ -33,6 +33,9 @@ LOGITS_FROM = "logits_from"
 SEQLENS_K = "seqlens_k"
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
 
+ROWS = "rows"
+"""Input of a graph that verifies drafted tokens: int64 [n], which of its tokens each call of the attention reads."""
+
 THRESHOLD = "threshold"
 """Input of a graph with skip gates: float32 [batch, tokens]; -inf runs every block."""
 
@@ -60,6 +63,11 @@ def past(layer: int, kind: str) -> str:
 def present(layer: int, kind: str) -> str:
     """Name of a layer's cache as an output; `kind` is KEY or VALUE."""
     return f"present.{layer}.{kind}"
+
+
+def present_after(layer: int, kind: str, row: int) -> str:
+    """Name of a layer's cache after one row of several, as an output; `kind` is KEY or VALUE."""
+    return f"{present(layer, kind)}.{row}"
 
 
 def step_cache(layer: int, kind: str) -> str:
@@ -115,6 +123,11 @@ TOKENIZER = "tokenizer"
 def graph_file(name: str) -> str:
     """The file of a graph."""
     return f"graphs/{name}.onnx"
+
+
+def verification_graph(name: str, tokens: int) -> str:
+    """The graph that reads up to so many tokens of a sequence as a graph's steps would."""
+    return f"{name}.verify{tokens}"
 
 
 def data_file(name: str) -> str:

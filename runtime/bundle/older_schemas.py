@@ -1,7 +1,7 @@
 """Manifests of schemas that bundles had before: read as what they would say in the present one.
 
 Schema 2 kept what was measured in an untyped `report`, a route's cost beside its graph, and both infinities as null.
-Schema 3 knew no rows that decide each for itself, so it timed none.
+Schema 3 knew no rows that decide each for itself, so it timed none. Schema 4 had no graphs that verify drafted tokens.
 """
 
 from __future__ import annotations
@@ -78,5 +78,13 @@ def _from_schema3(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"schema": 4, "gate_verdicts": verdicts}
 
 
-UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {2: _from_schema2, 3: _from_schema3}
+def _from_schema4(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"schema": 5, "verification": {}}
+
+
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    2: _from_schema2,
+    3: _from_schema3,
+    4: _from_schema4,
+}
 """By schema, what makes a manifest of the next one of it."""

@@ -7,6 +7,7 @@ from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.options import RequestOptions
+from adaptc.runtime.speculation.speculation import AUTO, OFF, Speculation
 from adaptc.runtime.validation import shown
 
 
@@ -17,13 +18,22 @@ class OptionChecks:
         default: The budget of requests that name none; None for the bundle's own.
     """
 
-    def __init__(self, decoder: BatchDecoder, budget: float | None, targets: LoadTargets | None = None) -> None:
+    def __init__(
+        self,
+        decoder: BatchDecoder,
+        budget: float | None,
+        targets: LoadTargets | None = None,
+        speculation: Speculation | None = None,
+        speculate: str | None = None,
+    ) -> None:
         """Check the default.
 
         Args:
             decoder: Says what there is.
             budget: See the attribute.
             targets: What load may do to budgets; None for nothing.
+            speculation: What may draft; None if nothing does.
+            speculate: What drafts for requests that say nothing of it; None for nothing.
 
         Raises:
             RequestError: as `budget`; or there are targets, and the bundle has neither gates nor a router.
@@ -33,6 +43,8 @@ class OptionChecks:
                 "load_targets: this bundle has neither gates nor a router and always runs whole; leave them out"
             )
         self._targets = targets
+        self._drafters = None if speculation is None else speculation.drafters
+        self._speculate = OFF if speculate is None or speculation is None else speculate
         self._routes, self._takes_budget = decoder.routes, decoder.takes_budget
         self.default: float | None = None
         self.default = self.budget(budget)
@@ -71,6 +83,20 @@ class OptionChecks:
         if least is not None:
             return least
         return self._targets.min_budget if budget is None else 1.0
+
+    def speculate(self, name: str | None) -> str:
+        """What drafts for a request, the default if it names nothing.
+
+        Raises:
+            RequestError: there is no such drafter.
+        """
+        if name is None or (name == AUTO and self._drafters is None):
+            return self._speculate
+        if isinstance(name, str) and name in (OFF, AUTO, *(self._drafters or ())):
+            return name
+        there = (OFF, AUTO, *(self._drafters or ()))
+        hint = "" if self._drafters is not None else "; a session loaded with speculate='auto' has what its bundle has"
+        raise RequestError(f"speculate: {shown(name)}; there are: {', '.join(there)}{hint}")
 
     def route(self, route: str | None) -> None:
         """Check a request's route.

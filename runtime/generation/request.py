@@ -48,6 +48,7 @@ class GenerateOptions(TypedDict, total=False):
     budget: float | None
     min_budget: float | None
     route: str | None
+    speculate: str | None
     images: Any
     modalities: Sequence[str] | None
 
@@ -75,6 +76,9 @@ class Request:
             see `LoadTargets`. None takes `budget` if there is one, else what the targets say; without targets no budget
             is lowered.
         route: The route of a stitched bundle; None lets its router pick.
+        speculate: How next tokens are guessed, so that one step verifies several: "lookup" repeats the text itself,
+            "auto" takes what there is, "off" guesses nothing. What is written is the same in any case, and the model
+            decides how many guesses are worth their time. None takes the session's, see `load`.
         images: The images of the prompt, see `Images.insert`.
         modalities: The only modalities to use: without images a prompt is read as the text it is. None uses all that
             the request has.
@@ -94,6 +98,7 @@ class Request:
     budget: float | None = None
     min_budget: float | None = None
     route: str | None = None
+    speculate: str | None = None
     images: Any = None
     modalities: Sequence[str] | None = None
 

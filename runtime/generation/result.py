@@ -26,6 +26,9 @@ class Trace:
             for a bundle without routes.
         cached_tokens: Tokens of the prompt that were not read, since they were known from an earlier one.
         lowered_to: The lowest budget that load had it run with, see `LoadTargets`; None if none was below its own.
+        drafter: What guessed tokens last, see `Request.speculate`; None if nothing did.
+        drafted: Tokens that were guessed and verified.
+        accepted: How many of them were right, and so took no step of their own.
     """
 
     prompt_tokens: int
@@ -37,6 +40,15 @@ class Trace:
     routes: tuple[tuple[int, str], ...] = ()
     cached_tokens: int = 0
     lowered_to: float | None = None
+    drafter: str | None = None
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens after the first for each step of the model, 1 without speculation; 0 if there is none."""
+        steps = self.new_tokens - 1 - self.accepted
+        return (self.new_tokens - 1) / steps if steps > 0 else 0.0
 
     @property
     def route(self) -> str | None:

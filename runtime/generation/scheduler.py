@@ -24,8 +24,11 @@ from adaptc.runtime.generation.sequence import TokenSequence
 from adaptc.runtime.generation.slots import PromptInSlot, SlotTable
 from adaptc.runtime.generation.status import Status
 from adaptc.runtime.generation.step_watch import StepWatch
+from adaptc.runtime.generation.verified_step import VerifiedSteps
 from adaptc.runtime.generation.work import ReadingJob, Work
 from adaptc.runtime.model.decoder import BatchDecoder, TokenChooser
+from adaptc.runtime.model.verifier import Verifier
+from adaptc.runtime.speculation.speculation import Speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +53,29 @@ class Limits:
 class Scheduler:
     """Runs sequences and jobs in a decoder. One thread at a time may call `step`; any may call `add` and `cancel`."""
 
-    def __init__(self, decoder: BatchDecoder, limits: Limits | None = None, watch: StepWatch | None = None) -> None:
+    def __init__(
+        self,
+        decoder: BatchDecoder,
+        limits: Limits | None = None,
+        watch: StepWatch | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
         """Begin without work.
 
         Args:
             decoder: Its slots belong to the scheduler.
             limits: How they are shared.
             watch: Times steps, and says how far budgets count.
+            speculation: Drafts tokens for sequences that ask for it, of a decoder that is a `Verifier`.
         """
         self._decoder = decoder
         self._limits = limits or Limits()
         self._watch = watch or StepWatch()
         self._clock = self._watch.clock
+        self._speculation = speculation
+        self._verified: VerifiedSteps | None = None
+        if speculation is not None and isinstance(decoder, Verifier):
+            self._verified = VerifiedSteps(decoder, decoder, speculation, self._clock)
         self._added: deque[Work] = deque()  # by any thread, for the next step
         self._waiting: list[Work] = []
         self._slots = SlotTable(decoder)
@@ -264,6 +278,10 @@ class Scheduler:
         if not slots.active:
             return False
         started, active = self._clock(), tuple(slots.active)
+        if self._verified is not None and (choices := self._verified.choices(active, self._watch.ceiling)) is not None:
+            self._written += self._verified.run(active, choices)
+            slots.drop_ended()
+            return True
         tokens = [sequence.feed() for sequence in active]
         writing = [sequence.fed_all for sequence in active]
         try:
@@ -272,6 +290,8 @@ class Scheduler:
             for sequence in active:
                 sequence.error = error
         seconds = self._clock() - started
+        if self._speculation is not None:
+            self._speculation.costs.note_plain(len(active), seconds)
         for slot, (sequence, writes) in enumerate(zip(active, writing, strict=True)):
             sequence.decode_seconds += seconds
             if writes and sequence.error is None:
@@ -309,6 +329,8 @@ class Scheduler:
             else:  # the driver's thread met it, as Ctrl-C, and it is no fault of these
                 work.error = RequestError(f"session: {type(error).__name__} interrupted the step; ask again")
                 work.cancelled = True
+        if self._speculation is not None:
+            self._speculation.clear()
         self._slots.clear()
 
 

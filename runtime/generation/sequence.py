@@ -42,6 +42,10 @@ class TokenSequence(Work):
         cached_tokens: See `Trace`.
         fed: How many of its own tokens the decoder was fed; set when its prompt was read.
         floor: The budget below which no load lowers its own, 0 to 1.
+        speculate: How its next tokens are guessed, see `Request`; "off" for not at all.
+        drafter: What guessed last; None if nothing did.
+        drafted: Tokens that were guessed and verified.
+        accepted: How many of them were right.
         lowered_to: The lowest budget that load had it run with; None if none was below its own.
         stream: Pieces that its reader has not taken yet; None if nobody reads it piece by piece.
         paced: Whether its reader takes the pieces; not if somebody waits for its end.
@@ -60,6 +64,7 @@ class TokenSequence(Work):
         least: int = 0,
         priority: int = 0,
         floor: float = 1.0,
+        speculate: str = "off",
     ) -> None:
         """Begin with nothing written.
 
@@ -74,6 +79,7 @@ class TokenSequence(Work):
             least: The number of tokens before stop strings count.
             priority: See `Work`.
             floor: See the attribute.
+            speculate: See the attribute.
         """
         super().__init__(priority)
         self.prompt = prompt
@@ -90,9 +96,13 @@ class TokenSequence(Work):
         self.cached_tokens = 0
         self.fed = 0
         self.floor = floor
+        self.speculate = speculate
+        self.drafter: str | None = None
+        self.drafted = self.accepted = 0
         self.lowered_to: float | None = None
         self.stream: deque[str] | None = None
         self.paced = True
+        self._all_ids: list[int] = []
         self._budget = options.budget
         self._changed = False
         self._limit = limit
@@ -117,19 +127,36 @@ class TokenSequence(Work):
         """The prompt and all that was written: int64 [tokens]."""
         return np.concatenate([self.prompt, np.array(self.ids, np.int64)]) if self.ids else self.prompt
 
+    def all_ids(self) -> Sequence[int]:
+        """The prompt and all that was written, as a list that must not be changed."""
+        known = self._all_ids
+        if len(known) < len(self.prompt) + len(self.ids):
+            known.extend(self.ids[len(known) - len(self.prompt) :] if known else [*self.prompt.tolist(), *self.ids])
+        return known
+
     def feed(self) -> int:
         """The token that the decoder reads next."""
         self.fed += 1
         return self.ids[self.fed - 1]
 
     @property
+    def caught_up(self) -> bool:
+        """Whether the decoder was fed all tokens but the newest one."""
+        return self.fed + 1 >= len(self.ids)
+
+    @property
     def fed_all(self) -> bool:
         """Whether the decoder was fed the newest token; if not, tokens of a preempted sequence are put back."""
         return self.fed >= len(self.ids)
 
-    def take(self, logits: Logits) -> None:
-        """Choose the next token from logits; see `accept`."""
-        self.accept(self.sampler(logits))
+    @property
+    def left(self) -> int:
+        """The largest number of tokens that it may yet write."""
+        return self._limit - len(self.ids)
+
+    def take(self, logits: Logits, close: float = 0.0, again: Callable[[], Logits] | None = None) -> None:
+        """Choose the next token from logits, see `Sampler`; and see `accept`."""
+        self.accept(self.sampler(logits, close, again))
 
     def accept(self, token: int) -> None:
         """Add a token that was chosen, with the text that is certain now; set `reason` if it is the last."""
@@ -221,6 +248,9 @@ class TokenSequence(Work):
             routes,
             self.cached_tokens,
             self.lowered_to,
+            self.drafter,
+            self.drafted,
+            self.accepted,
         )
         text = "".join(self.pieces[:tokens])
         return Result(text, tuple(self.ids[:tokens]), len(self.prompt), reason or cut, trace)
@@ -234,6 +264,7 @@ def sequence_of(
     options: RequestOptions = NO_OPTIONS,
     index: int = 0,
     floor: float = 1.0,
+    speculate: str = "off",
 ) -> TokenSequence:
     """The sequence of a request, ready to be decoded.
 
@@ -245,6 +276,7 @@ def sequence_of(
         options: How the sequence runs through the model.
         index: Place in a batch: equal prompts with one seed still get results of their own.
         floor: See `TokenSequence`.
+        speculate: See `TokenSequence`.
 
     Raises:
         RequestError: the model has no such end token.
@@ -268,6 +300,7 @@ def sequence_of(
         least=request.min_new_tokens,
         priority=request.priority,
         floor=floor,
+        speculate=speculate,
     )
 
 

@@ -26,6 +26,7 @@ from adaptc.runtime.generation.work import ReadingJob
 from adaptc.runtime.model.decoder import BatchDecoder, Ids
 from adaptc.runtime.model.router import Choice
 from adaptc.runtime.multimodal.images import Images
+from adaptc.runtime.speculation.speculation import Speculation
 from adaptc.runtime.text.templates import Message
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.runtime.validation import check_flag
@@ -64,6 +65,8 @@ class Session:
         clock: Callable[[], float] = monotonic,
         limits: Limits | None = None,
         load_targets: LoadTargets | None = None,
+        speculation: Speculation | None = None,
+        speculate: str | None = None,
         verified: bool = False,
     ) -> None:
         """Put the parts together; most callers want `load`.
@@ -80,6 +83,8 @@ class Session:
             clock: Seconds, for deadlines.
             limits: How requests share the decoder.
             load_targets: What is kept under load by lowering budgets; None lowers none.
+            speculation: Drafts tokens that one step verifies; None drafts none.
+            speculate: What drafts for requests that name nothing, see `Request`; None for nothing.
             verified: Whether the bundle's files were compared with their hashes.
 
         Raises:
@@ -95,9 +100,9 @@ class Session:
         self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
         self._label = label
         control = None if load_targets is None else LoadController(load_targets)
-        self._scheduler = Scheduler(decoder, limits, StepWatch(control))
+        self._scheduler = Scheduler(decoder, limits, StepWatch(control), speculation)
         self._turns = Turns(self._scheduler, self._free, clock)
-        self._checks = OptionChecks(decoder, budget, load_targets)
+        self._checks = OptionChecks(decoder, budget, load_targets, speculation, speculate)
 
     @property
     def takes_budget(self) -> bool:
@@ -349,7 +354,8 @@ class Session:
         if request.stop_strings:
             self._prompts.need_tokenizer("stop strings")
         options, floor = replace(options, inserts=encode), self._checks.floor(request.budget, request.min_budget)
-        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor)
+        speculate = self._checks.speculate(request.speculate)
+        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor, speculate)
 
     def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any]) -> Ids:
         tokenizer = self._prompts.need_tokenizer("chat")

@@ -33,7 +33,8 @@ class TokenRule(Protocol):
     def before(self, logits: Logits) -> None:
         """See, and change in place, the logits of the next token: float32 [vocab], as the model gave them.
 
-        Rules come in their order, before any penalty; -inf is never chosen.
+        Rules come in their order, before any penalty; -inf is never chosen. A token that is nearly as likely as another
+        one may be asked for again, with logits that were computed anew.
         """
 
     def after(self, token: int) -> None:
@@ -131,29 +132,42 @@ class Sampler:
         self._biases = np.array([bias for _, bias in biases], np.float32)
         self._free = not (self._penalised or self._rules or biases or self._written is not None)
 
-    def __call__(self, logits: Logits) -> int:
+    def __call__(self, logits: Logits, close: float = 0.0, again: Callable[[], Logits] | None = None) -> int:
         """The next token.
 
         Args:
             logits: float32 [vocab]; used as scratch space, its content is lost.
+            close: Where the two most likely tokens are nearer than this and the most likely one is taken, it is chosen
+                from the logits of `again`.
+            again: Gives the logits as a step of this token alone computes them.
 
         Raises:
             EngineError: the logits hold NaN or no finite value.
         """
+        best, highest = self._best(logits)
+        if self.greedy and again is not None and close > 0:
+            logits[best] = -np.inf
+            if highest - float(logits.max()) < close:
+                best, highest = self._best(again())
+        token = best if self.greedy else _draw(logits, highest, self.sampling, self.point())
+        self.advance()
+        if self._hold:
+            self._hold -= 1
+        if not self._free:
+            self._note(token)
+        return token
+
+    def _best(self, logits: Logits) -> tuple[int, float]:
+        """The most likely token and its logit, after all that changes logits."""
         if not self._free:
             self._change(logits)
         if self._hold:
             logits[self._ends] = -np.inf
-            self._hold -= 1
         best = int(logits.argmax())
         highest = float(logits[best])
         if not math.isfinite(highest):  # argmax finds NaN and +inf wherever they are
             raise EngineError(f"logits: the highest is {highest}; the graph computes no finite numbers")
-        token = best if self.greedy else _draw(logits, highest, self.sampling, self.point())
-        self.advance()
-        if not self._free:
-            self._note(token)
-        return token
+        return best, highest
 
     @property
     def free(self) -> bool:

@@ -309,6 +309,7 @@ class HostDecoder(SingleRoute):
         kept: int,
         into: States | None = None,
         inserts: Inserts | None = None,
+        level: float = DENSE,
     ) -> Logits:
         """Add tokens to a slot that holds `start` of them; logits of the last `kept`: [kept, vocab]."""
         self._last[slot] = start + len(ids) - 1
@@ -317,6 +318,7 @@ class HostDecoder(SingleRoute):
         logits = np.empty((1, kept, self._width), np.float32) if into is None else into[None]
         reader = self._readers.get(slot)
         threshold = self._prompt_threshold[:, : len(ids)]
+        threshold[...] = level
         extra = self._extra.read(slot, start, len(ids), inserts)
         if reader is None:
             slots = slice(slot, slot + 1)

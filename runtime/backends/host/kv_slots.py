@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -50,6 +52,13 @@ class KvSlots:
         """Write such copies back, into any slot."""
         for array, part in zip(self.arrays.values(), entry, strict=False):  # a trunk's states may follow
             array[slot, :, start : start + BLOCK] = part
+
+    def digest(self, slot: int, first: int, end: int) -> bytes:
+        """A hash of the entries of some tokens of a slot."""
+        seen = hashlib.blake2b(digest_size=16)
+        for array in self.arrays.values():
+            seen.update(array[slot, :, first:end].tobytes())
+        return seen.digest()
 
     def clear(self) -> None:
         """Free the memory."""

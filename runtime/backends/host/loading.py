@@ -10,7 +10,9 @@ from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.host.dense_twin import Form, TwinEngine
 from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.backends.host.routed import HostRoutedDecoder
+from adaptc.runtime.backends.host.verifying import VerifyingDecoder
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.manifest import DecoderSpec, VerificationGraph
 from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.errors import BundleError
 from adaptc.runtime.model.budget import batched_dense
@@ -36,10 +38,9 @@ def host_decoder(bundle: Bundle, load: Load, options: DecoderOptions) -> HostDec
         RequestError: a number is out of range, or the KV cache does not fit in memory.
     """
     name, spec = decoder_graph(bundle)
-    gates = bundle.manifest.gates.get(name)
     engine = _with_twin(bundle, name, load, options)
     prefixes = PrefixCache(options.prefix_bytes)
-    trunk = HostDecoder(engine, spec, options.batch, options.chunk, gates, prefixes=prefixes, name=name)
+    trunk = _decoder(bundle, name, spec, engine, load, options, prefixes)
     switch = bundle.manifest.switch
     return trunk if switch is None else _routed(bundle, switch, trunk, load, options, prefixes)
 
@@ -57,6 +58,26 @@ def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -
     return TwinEngine(graph.inputs, graph.outputs, lambda form: load(graphs[form]), preload)
 
 
+def _decoder(
+    bundle: Bundle,
+    name: str,
+    spec: DecoderSpec,
+    engine: Engine,
+    load: Load,
+    options: DecoderOptions,
+    prefixes: PrefixCache,
+) -> HostDecoder:
+    """The decoder of one graph; with graphs that verify drafted tokens one that does so."""
+    gates, there = bundle.manifest.gates.get(name), bundle.manifest.verification
+    own: Form = "dense" if gates is None else "gated"
+    twin = () if gates is None else there.get(gates.dense, ())
+    graphs: dict[Form, tuple[VerificationGraph, ...]] = {"dense": twin, own: there.get(name, ())}
+    sizes = options.batch, options.chunk
+    if not any(graphs.values()):
+        return HostDecoder(engine, spec, *sizes, gates, prefixes=prefixes, name=name)
+    return VerifyingDecoder(engine, spec, *sizes, gates, prefixes=prefixes, name=name, graphs=graphs, load=load)
+
+
 def _routed(
     bundle: Bundle,
     switch: Switch,
@@ -72,8 +93,7 @@ def _routed(
         spec = bundle.manifest.graphs[graph].decoder
         if spec is None:
             raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
-        gates = bundle.manifest.gates.get(graph)
-        tails[route] = HostDecoder(load(graph), spec, trunk.batch, options.chunk, gates, prefixes=prefixes, name=graph)
+        tails[route] = _decoder(bundle, graph, spec, load(graph), load, options, prefixes)
     [name] = bundle.manifest.plan[0].graphs
     width = state_width(bundle.manifest.graphs[name].outputs)
     assert width is not None, "the trunk of a stitched bundle gives states"

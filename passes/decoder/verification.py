@@ -1,0 +1,157 @@
+"""verification: beside each decoder a graph that reads several tokens of one sequence as steps would, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from adaptc.errors import PassError
+from adaptc.ir.marks import label
+from adaptc.ir.onnx_graph import OnnxGraph, sizes
+from adaptc.ir.program import Program
+from adaptc.passes.base import Pass
+from adaptc.passes.emit import Emitter
+from adaptc.runtime.bundle.manifest import VerificationGraph
+from adaptc.runtime.bundle.names import (
+    CACHE_KINDS,
+    POSITION_IDS,
+    ROWS,
+    SEQLENS_K,
+    cache_tensor,
+    present,
+    present_after,
+    verification_graph,
+)
+
+ATTENTION = "GroupQueryAttention"
+_OWN = 3
+"""The first inputs of the kernel are of the tokens; all others are of the sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification(Pass):
+    """Add graphs in which the rows of a step are successive tokens of one sequence.
+
+    Before:  o, present = GroupQueryAttention(x, past, …), for one token of each of many sequences
+    After:   the same; and in `GRAPH.verifyN`, over x[rows] = x₀ … xₙ:
+             oᵢ, presentᵢ = GroupQueryAttention(xᵢ, presentᵢ₋₁, …); o = [o₀ … oₙ]
+
+    Speculative decoding checks drafted tokens in one run. A kernel of attention that is given several tokens of a
+    sequence rounds otherwise than one that is given each by itself, and integer activations make that visible in the
+    logits. So attention is computed token by token, by the very kernel that a step runs, while all products with
+    weights, which are what a step costs, are computed for all rows at once, as they are for a batch. Every output is
+    bound to the one buffer of the cache, so nothing is copied and the order is that of the data.
+
+    Needs: ONNX level, last: it repeats the graph as it is.
+    Shapes: input_ids int64[tokens, 1]; rows int64[n], the row of each call of the kernel, where a row that is there
+            twice is computed twice to the same end; seqlens_k int32[n]; past.i.key float32[1, kv_heads, max_tokens,
+            head_dim]; present.i.key.j, of all calls but the last.
+    Cost: a graph without weights of its own, some hundred kilobytes; a call of the kernel for each layer and row.
+
+    Attributes:
+        sizes: For how many tokens graphs are made; a smaller one is quicker for few tokens.
+
+    Reference: Leviathan, Kalman, Matias 2023, "Fast Inference from Transformers via Speculative Decoding".
+    """
+
+    name: ClassVar[str] = "verification"
+    sizes: tuple[int, ...] = (4, 8)
+
+    def apply(self, program: Program) -> Program:
+        made = dict(program.verification)
+        for name, graph in program.at_level(OnnxGraph).items():
+            if name in made or not _fits(graph.model.graph):
+                continue
+            for size in self.sizes:
+                program = program.with_graph(verification_graph(name, size), unrolled(graph, size))
+            made[name] = tuple(VerificationGraph(size, verification_graph(name, size)) for size in self.sizes)
+        return program if made.keys() == program.verification.keys() else replace(program, verification=made)
+
+
+def _fits(graph: ir.Graph) -> bool:
+    """Whether a graph reads a sequence by a cache, and a position of it is its index in the sequence."""
+    names = {value.name for value in graph.inputs}
+    return SEQLENS_K in names and not names & {ROWS, POSITION_IDS} and any(node.op_type == ATTENTION for node in graph)
+
+
+def unrolled(graph: OnnxGraph, size: int) -> OnnxGraph:
+    """A fork that reads up to `size` tokens of one sequence as that many steps would.
+
+    Raises:
+        PassError: an attention reads the cache of no layer.
+    """
+    fork = graph.fork()
+    main = fork.model.graph
+    rows = ir.Value(name=ROWS, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([size]))
+    main.inputs.append(rows)
+    attentions = [node for node in main if node.op_type == ATTENTION]
+    seqlens = next(value for value in main.inputs if value.name == SEQLENS_K)
+    seqlens.shape = ir.Shape([size])
+    new = Emitter(main, attentions[0])
+    lengths = new.calls("Split", [seqlens], size, None, axis=0, num_outputs=size)
+    first = main.inputs[0]
+    count = new.call("Shape", first, dtype=ir.DataType.INT64, shape=[1], start=0, end=1)
+    for value in [*lengths]:
+        value.shape = ir.Shape([1])
+    for node in attentions:
+        _unroll(main, node, rows, lengths, count)
+    for value in (*main.inputs, *main.outputs):
+        if cache_tensor(value.name) is not None:
+            value.shape = ir.Shape([1, *sizes(value)[1:]])
+    return fork
+
+
+def _unroll(main: ir.Graph, node: ir.Node, rows: ir.Value, lengths: Sequence[ir.Value], count: ir.Value) -> None:
+    """Put a chain of calls, one for each row, in the place of an attention."""
+    new, size = Emitter(main, node), len(lengths)
+    own = [None if value is None else _split(new, value, rows, size) for value in node.inputs[:_OWN]]
+    past = [*node.inputs[_OWN : _OWN + len(CACHE_KINDS)]]
+    layer = cache_tensor(past[0].name) if past[0] is not None else None
+    if layer is None:
+        raise PassError(f"{label(node)}: {ATTENTION} over a layer's cache is needed; its input 3 is {past[0]}")
+    rest = [*node.inputs[_OWN + len(CACHE_KINDS) + 1 :]]
+    results = []
+    for index, length in enumerate(lengths):
+        last = index == size - 1
+        call = ir.node(
+            ATTENTION,
+            [*(None if each is None else each[index] for each in own), *past, length, *rest],
+            dict(node.attributes),
+            domain=node.domain,
+            num_outputs=1 + len(CACHE_KINDS),
+            name=f"{node.name}/{index}",
+            metadata_props=dict(node.metadata_props),
+        )
+        names = [
+            present(layer.layer, kind) if last else present_after(layer.layer, kind, index) for kind in CACHE_KINDS
+        ]
+        for value, old, name in zip(
+            call.outputs, node.outputs, (f"{node.outputs[0].name}/{index}", *names), strict=True
+        ):
+            value.name, value.type = name, old.type
+            value.shape = ir.Shape([1, *sizes(old)[1:]])
+        main.insert_before(node, call)
+        results.append(call.outputs[0])
+        if last:
+            for value, old in zip(call.outputs[1:], node.outputs[1:], strict=True):
+                old.name = f"{old.name}:before"
+                old.replace_all_uses_with(value, replace_graph_outputs=True)
+        else:
+            main.outputs.extend(call.outputs[1:])
+        past = [*call.outputs[1:]]
+    joined = new.call("Concat", *results, shape=[size, *sizes(node.outputs[0])[1:]], axis=0)
+    start, axis = new.constant([0]), new.constant([0])
+    new.replace(new.call("Slice", joined, start, count, axis))
+
+
+def _split(new: Emitter, value: ir.Value, rows: ir.Value, size: int) -> Sequence[ir.Value]:
+    """What each call reads of a value: [1, 1, width]."""
+    inner = sizes(value)[1:]
+    picked = new.call("Gather", value, rows, shape=[size, *inner], axis=0)
+    parts = new.calls("Split", [picked], size, None, axis=0, num_outputs=size)
+    for part in parts:
+        part.shape = ir.Shape([1, *inner])
+    return parts

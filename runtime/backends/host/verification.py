@@ -1,0 +1,147 @@
+"""Runs of graphs that verify drafted tokens: several tokens of one slot, each read as a step of its own reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.backends.engine import BoundRun, Engine
+from adaptc.runtime.backends.host.dense_twin import Form
+from adaptc.runtime.backends.host.kv_slots import KvSlots
+from adaptc.runtime.bundle.manifest import VerificationGraph
+from adaptc.runtime.bundle.names import (
+    HIDDEN,
+    LOGITS,
+    LOGITS_FROM,
+    RAN,
+    ROWS,
+    SEQLENS_K,
+    THRESHOLD,
+    TOTAL_SEQUENCE_LENGTH,
+    past,
+    present,
+    present_after,
+)
+from adaptc.runtime.model.decoder import Ids, States
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """A graph that is bound to a slot, and the arrays whose contents say what it reads."""
+
+    call: BoundRun
+    size: int
+    rows: Ids
+    lengths: npt.NDArray[np.int32]
+    total: npt.NDArray[np.int32]
+
+
+class HostVerification:
+    """The graphs of one decoder that verify; each is loaded when it is first needed.
+
+    Attributes:
+        most: The largest number of tokens of a run.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[Form, Sequence[VerificationGraph]],
+        load: Callable[[str], Engine],
+        kv: KvSlots,
+        extra: Arrays,
+    ) -> None:
+        """Take the graphs.
+
+        Args:
+            graphs: By form, at least one; those with gates are "gated".
+            load: Loads one of them.
+            kv: The cache of the decoder, which they read and write.
+            extra: What the decoder's other inputs hold when no token is an image's.
+        """
+        self.graphs = {form: {each.tokens: each.graph for each in graphs[form]} for form in graphs if graphs[form]}
+        self.most = min(max(sizes) for sizes in self.graphs.values())
+        self._load = load
+        self._kv, self._extra = kv, extra
+        self._engines: dict[str, Engine] = {}
+        self._runs: dict[tuple[str, int], _Run] = {}
+
+    def read(
+        self, form: Form, slot: int, start: int, tokens: Ids | States, levels: npt.NDArray[np.float32], width: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+        """Read tokens of a slot.
+
+        Args:
+            form: Which graphs run.
+            slot: The slot.
+            start: As many tokens as it has.
+            tokens: int64 [tokens], or float32 [tokens, states] for a tail; 1 to `most`.
+            levels: float32 [tokens], what the gates are compared with.
+            width: Of a row of the result.
+
+        Returns:
+            float32 [tokens, width], logits or a trunk's states; and bool [tokens, gates], the blocks that ran, of
+            graphs with gates.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        count = len(tokens)
+        name = next(name for size, name in sorted(self.graphs[form].items()) if size >= count)
+        engine = self._engine(name)
+        result = np.empty((count, 1, width), np.float32)
+        feeds: Arrays = {engine.inputs[0].name: tokens[:, None]}
+        outputs: Arrays = {LOGITS if _gives_logits(engine) else HIDDEN: result}
+        ran = _ran(engine, count)
+        if ran is not None:
+            feeds[THRESHOLD], outputs[RAN] = levels[:, None], ran
+        run = self._runs.get((name, slot)) or self._bound(name, slot, feeds, outputs)
+        run.rows[:] = np.minimum(np.arange(run.size), count - 1)  # the last one is read again where there are fewer
+        run.lengths[:] = start + run.rows
+        run.total[...] = start + count
+        run.call.rebind(feeds, outputs)
+        run.call()
+        return result[:, 0], ran
+
+    def close(self) -> None:
+        """Free the engines."""
+        self._runs.clear()
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def _engine(self, name: str) -> Engine:
+        if name not in self._engines:
+            self._engines[name] = self._load(name)
+        return self._engines[name]
+
+    def _bound(self, name: str, slot: int, feeds: Arrays, outputs: Arrays) -> _Run:
+        engine = self._engine(name)
+        size = next(int(tensor.shape[0]) for tensor in engine.inputs if tensor.name == ROWS)
+        rows, lengths = np.zeros(size, np.int64), np.zeros(size, np.int32)
+        total = np.zeros((), np.int32)
+        own: Arrays = {ROWS: rows, SEQLENS_K: lengths, TOTAL_SEQUENCE_LENGTH: total, LOGITS_FROM: np.zeros(1, np.int64)}
+        cache = {where: whole[slot : slot + 1] for where, whole in self._kv.arrays.items()}
+        kept = {present(*where): part for where, part in cache.items()}
+        kept |= {present_after(*where, row): part for where, part in cache.items() for row in range(size - 1)}
+        known = {tensor.name for tensor in engine.inputs}
+        own = {key: array for key, array in own.items() if key in known}
+        feeds = {**own, **self._extra, **feeds, **{past(*where): part for where, part in cache.items()}}
+        call = engine.bind(feeds, {**outputs, **kept})
+        run = self._runs[name, slot] = _Run(call, size, rows, lengths, total)
+        return run
+
+
+def _gives_logits(engine: Engine) -> bool:
+    return any(tensor.name == LOGITS for tensor in engine.outputs)
+
+
+def _ran(engine: Engine, count: int) -> npt.NDArray[np.bool_] | None:
+    """An array for which blocks ran; None if the graph has no gates."""
+    width = next((tensor.shape[-1] for tensor in engine.outputs if tensor.name == RAN), None)
+    return None if width is None else np.ones((count, int(width)), np.bool_)

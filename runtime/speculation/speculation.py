@@ -1,0 +1,166 @@
+"""Which tokens are drafted for the sequences of a step, and how many of them are worth their verification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+from adaptc.runtime.model.options import RequestOptions
+from adaptc.runtime.model.verifier import Verifier
+from adaptc.runtime.speculation.drafter import NOTHING, Draft, Drafter
+from adaptc.runtime.speculation.step_costs import StepCosts
+
+OFF, AUTO = "off", "auto"
+
+_WORTH = 1.02
+"""A draft is verified if that is expected to be so many times as quick as plain steps."""
+
+
+class Drafted(Protocol):
+    """A sequence for which tokens may be drafted."""
+
+    speculate: str
+    options: RequestOptions
+
+    @property
+    def left(self) -> int:
+        """The largest number of tokens that it may yet write."""
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether all of its tokens but the newest one were read."""
+
+    def all_ids(self) -> Sequence[int]:
+        """Ids of its prompt and of what was written."""
+
+
+MakeDrafter = Callable[[Drafted], Drafter]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is verified of one sequence in a step.
+
+    Attributes:
+        drafter: Name of what drafted.
+        tokens: What was drafted; none if nothing is worth its time.
+    """
+
+    drafter: str = ""
+    tokens: tuple[int, ...] = ()
+
+
+_PLAIN = Choice()
+
+
+class Speculation:
+    """Drafts for sequences, as far as it pays; one thread at a time calls it."""
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        costs: StepCosts,
+        drafters: Mapping[str, MakeDrafter],
+        close: float = 0.0,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        """Begin without sequences.
+
+        Args:
+            verifier: Verifies.
+            costs: What steps cost.
+            drafters: What there is, by name; "auto" takes the first of them that has a draft worth its time.
+            close: See `SelfCheck`.
+            clock: Seconds.
+        """
+        self.costs = costs
+        self.close_logits = close
+        self._verifier = verifier
+        self._makers = dict(drafters)
+        self._clock = clock
+        self._open: dict[Drafted, dict[str, Drafter]] = {}
+
+    @property
+    def drafters(self) -> tuple[str, ...]:
+        """Names of what there is."""
+        return tuple(self._makers)
+
+    def choices(self, active: Sequence[Drafted]) -> list[Choice] | None:
+        """What is verified of each active sequence, by slot; None if plain steps are at least as quick.
+
+        Args:
+            active: Those that take part in the step.
+        """
+        for gone in [each for each in self._open if each not in active]:
+            self.end(gone)
+        wanted = [each.speculate != OFF and each.caught_up for each in active]
+        if not any(wanted):
+            return None
+        plain = self.costs.plain(len(active))
+        if plain is None:  # not seen yet, so this step shows it
+            return None
+        gained = spent = 0.0
+        choices = []
+        for slot, (sequence, wants) in enumerate(zip(active, wanted, strict=True)):
+            choice, tokens, seconds = self._choice(slot, sequence) if wants else (_PLAIN, 1.0, self.costs.reading(1))
+            choices.append(choice)
+            gained, spent = gained + tokens, spent + seconds
+        if not any(each.tokens for each in choices) or gained * plain < _WORTH * spent * len(active):
+            return None
+        return choices
+
+    def end(self, sequence: Drafted) -> None:
+        """Forget a sequence."""
+        for drafter in self._open.pop(sequence, {}).values():
+            drafter.close()
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        for sequence in tuple(self._open):
+            self.end(sequence)
+
+    def _choice(self, slot: int, sequence: Drafted) -> tuple[Choice, float, float]:
+        """What is verified of a sequence, how many tokens that is expected to bring, and its seconds."""
+        alone = self.costs.reading(1)
+        best = _PLAIN, 1.0, alone
+        room = self._verifier.verifiable(sequence.options)
+        space = sequence.left - 1  # the last token needs no draft
+        most = min(room - 1, space, self._room(slot) - 1)
+        if most < 1:
+            return best
+        names = self.drafters if sequence.speculate == AUTO else (sequence.speculate,)
+        for name in names:
+            drafter = self._open.setdefault(sequence, {}).get(name)
+            if drafter is None:
+                drafter = self._open[sequence][name] = self._makers[name](sequence)
+            began = self._clock()
+            draft = drafter.draft(sequence.all_ids(), most, self._goes_on)
+            spent = self._clock() - began
+            count, tokens, seconds = self._length(draft, spent)
+            if count and tokens * best[2] > best[1] * seconds:
+                best = Choice(name, draft.tokens[:count]), tokens, seconds
+            if best[0].tokens or (draft is not NOTHING and spent > alone / 4):
+                break
+        return best
+
+    def _room(self, slot: int) -> int:
+        """Tokens that still fit in a slot."""
+        return self._verifier.capacity - self._verifier.length(slot)
+
+    def _goes_on(self, sure: float) -> bool:
+        """Whether a token that is right with this probability is worth what one more token costs to verify."""
+        costs = self.costs
+        return sure * costs.reading(1) > costs.reading(8) / 8
+
+    def _length(self, draft: Draft, spent: float) -> tuple[int, float, float]:
+        """The best number of a draft's tokens to verify, what that brings on average, and what it takes."""
+        best, expected, right = (0, 1.0, self.costs.reading(1) + spent), 1.0, 1.0
+        for count, sure in enumerate(draft.sure, 1):
+            right *= sure
+            expected += right
+            seconds = self.costs.reading(count + 1) + spent
+            if expected * best[2] > best[1] * seconds:
+                best = count, expected, seconds
+        return best

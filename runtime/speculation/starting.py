@@ -1,0 +1,66 @@
+"""From a decoder to what drafts and verifies for it, if this machine can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adaptc.runtime.errors import RequestError
+from adaptc.runtime.model.decoder import BatchDecoder
+from adaptc.runtime.model.options import RequestOptions
+from adaptc.runtime.model.verifier import Verifier
+from adaptc.runtime.speculation.drafter import Drafter
+from adaptc.runtime.speculation.lookup import Lookup, lookup_acceptance
+from adaptc.runtime.speculation.self_check import self_check
+from adaptc.runtime.speculation.speculation import AUTO, OFF, Drafted, MakeDrafter, Speculation
+from adaptc.runtime.speculation.step_costs import StepCosts
+from adaptc.runtime.validation import shown
+
+LOOKUP = "lookup"
+
+
+def speculation_of(decoder: BatchDecoder, wanted: str | None) -> Speculation | None:
+    """What drafts for a decoder's sequences.
+
+    Args:
+        decoder: Just loaded, without sequences.
+        wanted: "auto" for what there is, or the name of a drafter; "off" and None for nothing.
+
+    Returns:
+        None for "off", and for "auto" where nothing can be drafted without changing answers.
+
+    Raises:
+        RequestError: a drafter is named, and there is no such one here, or answers would change.
+        EngineError: the engine failed.
+    """
+    if wanted is None or wanted == OFF:
+        return None
+    if not isinstance(decoder, Verifier) or not decoder.verifiable(RequestOptions(budget=1.0)):
+        _refuse(wanted, "this bundle has no graphs that verify drafts; compile it again, for a CPU")
+        return None
+    drafters = _drafters()
+    if wanted not in (AUTO, *drafters):
+        raise RequestError(f"speculate: {shown(wanted)}; there are: {', '.join((OFF, AUTO, *drafters))}")
+    found = self_check(decoder, decoder)
+    if not found.exact:
+        _refuse(
+            wanted,
+            "this processor rounds steps of several tokens otherwise than those of one, so answers would change; "
+            f"{OFF!r} is right",
+        )
+        return None
+    return Speculation(decoder, StepCosts(found.seconds), drafters, found.close)
+
+
+def _drafters() -> Mapping[str, MakeDrafter]:
+    known = lookup_acceptance()
+
+    def lookup(_: Drafted) -> Drafter:
+        return Lookup(known)
+
+    return {LOOKUP: lookup}
+
+
+def _refuse(wanted: str, why: str) -> None:
+    """Say why nothing is drafted, unless that was left open."""
+    if wanted != AUTO:
+        raise RequestError(f"speculate: {wanted!r}; {why}")
