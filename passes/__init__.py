@@ -10,7 +10,7 @@ from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
-from adaptc.passes.decoder.verification import Verification
+from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.drop_modality.drop_modality import DropModality
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
@@ -39,7 +39,7 @@ PASSES: dict[str, type[Pass]] = {
         FloatWeights,
         Quantize,
         Branch,
-        Verification,
+        VerifyDrafts,
         Legalize,
         Partition,
     )

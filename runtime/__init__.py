@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from adaptc.runtime.bundle.skip_gates import SkipGates
     from adaptc.runtime.generation.load_control import LoadTargets
     from adaptc.runtime.generation.result import Result, Trace
-    from adaptc.runtime.generation.scoring import Scores
     from adaptc.runtime.generation.session import Session
     from adaptc.runtime.generation.stream import AsyncStream, Stream
     from adaptc.runtime.loading import load, load_modal, load_tokenizer
     from adaptc.runtime.model.budget import Skips
     from adaptc.runtime.model.router import Choice
+    from adaptc.runtime.model.scoring import Scores
     from adaptc.runtime.multimodal.jobs import JobQueue, Ticket
     from adaptc.runtime.multimodal.session import Inference, ModalSession
     from adaptc.runtime.text.sampling import Sampling

@@ -18,7 +18,7 @@ from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
-from adaptc.passes.decoder.verification import Verification
+from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.gptq import Gptq
@@ -96,7 +96,7 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
         to_onnx=(*own, *rounding, Lower()),
         to_target=_onnxruntime(target) if on_cpu else _tensorrt(target),
         tunes=on_cpu,
-        to_emit=(Branch(), Verification()) if on_cpu else (),  # last: what they make is no longer rewritten
+        to_emit=(Branch(), VerifyDrafts()) if on_cpu else (),  # last: what they make is no longer rewritten
     )
 
 

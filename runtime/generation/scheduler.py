@@ -278,8 +278,8 @@ class Scheduler:
         if not slots.active:
             return False
         started, active = self._clock(), tuple(slots.active)
-        if self._verified is not None and (choices := self._verified.choices(active, self._watch.ceiling)) is not None:
-            self._written += self._verified.run(active, choices)
+        if self._verified is not None and (drafts := self._verified.proposals(active, self._watch.ceiling)) is not None:
+            self._written += self._verified.run(active, drafts)
             slots.drop_ended()
             return True
         tokens = [sequence.feed() for sequence in active]

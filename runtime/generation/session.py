@@ -16,7 +16,6 @@ from adaptc.runtime.generation.prompts import Prompt, PromptReader, Prompts, ima
 from adaptc.runtime.generation.request import GenerateOptions, Request, request_of
 from adaptc.runtime.generation.result import Result
 from adaptc.runtime.generation.scheduler import Limits, Scheduler
-from adaptc.runtime.generation.scoring import Scores, Scoring
 from adaptc.runtime.generation.sequence import TokenSequence, sequence_of
 from adaptc.runtime.generation.status import Status
 from adaptc.runtime.generation.step_watch import StepWatch
@@ -25,6 +24,7 @@ from adaptc.runtime.generation.turns import Turn, Turns
 from adaptc.runtime.generation.work import ReadingJob
 from adaptc.runtime.model.decoder import BatchDecoder, Ids
 from adaptc.runtime.model.router import Choice
+from adaptc.runtime.model.scoring import Scores, Scoring
 from adaptc.runtime.multimodal.images import Images
 from adaptc.runtime.speculation.speculation import Speculation
 from adaptc.runtime.text.templates import Message

@@ -9,7 +9,7 @@ from adaptc.runtime.errors import AdaptcError
 from adaptc.runtime.generation.sequence import TokenSequence
 from adaptc.runtime.model.decoder import BatchDecoder, Logits
 from adaptc.runtime.model.verifier import Verifier
-from adaptc.runtime.speculation.speculation import Choice, Speculation
+from adaptc.runtime.speculation.speculation import Proposal, Speculation
 
 
 class VerifiedSteps:
@@ -35,7 +35,7 @@ class VerifiedSteps:
         self._speculation = speculation
         self._clock = clock
 
-    def choices(self, active: Sequence[TokenSequence], ceiling: float) -> list[Choice] | None:
+    def proposals(self, active: Sequence[TokenSequence], ceiling: float) -> list[Proposal] | None:
         """What is verified of each active sequence; None for a plain step.
 
         Args:
@@ -47,39 +47,39 @@ class VerifiedSteps:
         for slot, sequence in enumerate(active):
             sequence.follow_route(self._decoder, slot)
             sequence.limit_budget(self._decoder, ceiling, slot)
-        return self._speculation.choices(active)
+        return self._speculation.proposals(active)
 
-    def run(self, active: Sequence[TokenSequence], choices: Sequence[Choice]) -> int:
+    def run(self, active: Sequence[TokenSequence], proposals: Sequence[Proposal]) -> int:
         """Verify; the number of tokens that were written.
 
         Args:
             active: By slot.
-            choices: For each.
+            proposals: For each.
         """
-        return sum(self._one(slot, *each) for slot, each in enumerate(zip(active, choices, strict=True)))
+        return sum(self._one(slot, *each) for slot, each in enumerate(zip(active, proposals, strict=True)))
 
-    def _one(self, slot: int, sequence: TokenSequence, choice: Choice) -> int:
+    def _one(self, slot: int, sequence: TokenSequence, proposal: Proposal) -> int:
         """Let one sequence go on."""
         verifier, began = self._verifier, self._clock()
-        rows = [sequence.feed(), *choice.tokens]
+        rows = [sequence.feed(), *proposal.tokens]
         writes = sequence.fed_all
         start, written = verifier.length(slot), 0
         try:
             verified = verifier.verify(slot, rows)
-            if choice.tokens:
+            if proposal.tokens:
                 self._speculation.costs.note_reading(len(rows), self._clock() - began)
             for row, logits in enumerate(verified.logits[: None if writes else 0]):
                 self._take(sequence, logits, partial(self._again, slot, start + row, rows[row]), verified.ran[row])
                 written += 1
-                if sequence.ended or row == len(choice.tokens) or sequence.ids[-1] != choice.tokens[row]:
+                if sequence.ended or row == len(proposal.tokens) or sequence.ids[-1] != proposal.tokens[row]:
                     break
                 sequence.feed()
             verifier.rewind(slot, start + max(written, 1))
         except AdaptcError as error:
             sequence.error = error
-        if choice.tokens and sequence.error is None:
-            sequence.drafter = choice.drafter
-            sequence.drafted += len(choice.tokens)
+        if proposal.tokens and sequence.error is None:
+            sequence.drafter = proposal.drafter
+            sequence.drafted += len(proposal.tokens)
             sequence.accepted += written - 1
         sequence.decode_seconds += self._clock() - began
         return written

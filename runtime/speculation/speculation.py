@@ -40,7 +40,7 @@ MakeDrafter = Callable[[Drafted], Drafter]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Proposal:
     """What is verified of one sequence in a step.
 
     Attributes:
@@ -52,7 +52,7 @@ class Choice:
     tokens: tuple[int, ...] = ()
 
 
-_PLAIN = Choice()
+_PLAIN = Proposal()
 
 
 class Speculation:
@@ -87,7 +87,7 @@ class Speculation:
         """Names of what there is."""
         return tuple(self._makers)
 
-    def choices(self, active: Sequence[Drafted]) -> list[Choice] | None:
+    def proposals(self, active: Sequence[Drafted]) -> list[Proposal] | None:
         """What is verified of each active sequence, by slot; None if plain steps are at least as quick.
 
         Args:
@@ -102,14 +102,16 @@ class Speculation:
         if plain is None:  # not seen yet, so this step shows it
             return None
         gained = spent = 0.0
-        choices = []
+        proposals = []
         for slot, (sequence, wants) in enumerate(zip(active, wanted, strict=True)):
-            choice, tokens, seconds = self._choice(slot, sequence) if wants else (_PLAIN, 1.0, self.costs.reading(1))
-            choices.append(choice)
+            proposal, tokens, seconds = (
+                self._proposal(slot, sequence) if wants else (_PLAIN, 1.0, self.costs.reading(1))
+            )
+            proposals.append(proposal)
             gained, spent = gained + tokens, spent + seconds
-        if not any(each.tokens for each in choices) or gained * plain < _WORTH * spent * len(active):
+        if not any(each.tokens for each in proposals) or gained * plain < _WORTH * spent * len(active):
             return None
-        return choices
+        return proposals
 
     def end(self, sequence: Drafted) -> None:
         """Forget a sequence."""
@@ -121,7 +123,7 @@ class Speculation:
         for sequence in tuple(self._open):
             self.end(sequence)
 
-    def _choice(self, slot: int, sequence: Drafted) -> tuple[Choice, float, float]:
+    def _proposal(self, slot: int, sequence: Drafted) -> tuple[Proposal, float, float]:
         """What is verified of a sequence, how many tokens that is expected to bring, and its seconds."""
         alone = self.costs.reading(1)
         best = _PLAIN, 1.0, alone
@@ -140,7 +142,7 @@ class Speculation:
             spent = self._clock() - began
             count, tokens, seconds = self._length(draft, spent)
             if count and tokens * best[2] > best[1] * seconds:
-                best = Choice(name, draft.tokens[:count]), tokens, seconds
+                best = Proposal(name, draft.tokens[:count]), tokens, seconds
             if best[0].tokens or (draft is not NOTHING and spent > alone / 4):
                 break
         return best

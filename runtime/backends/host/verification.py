@@ -32,7 +32,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Run:
+class _SlotRun:
     """A graph that is bound to a slot, and the arrays whose contents say what it reads."""
 
     call: BoundRun
@@ -69,7 +69,7 @@ class HostVerification:
         self._load = load
         self._kv, self._extra = kv, extra
         self._engines: dict[str, Engine] = {}
-        self._runs: dict[tuple[str, int], _Run] = {}
+        self._runs: dict[tuple[str, int], _SlotRun] = {}
 
     def read(
         self, form: Form, slot: int, start: int, tokens: Ids | States, levels: npt.NDArray[np.float32], width: int
@@ -120,7 +120,7 @@ class HostVerification:
             self._engines[name] = self._load(name)
         return self._engines[name]
 
-    def _bound(self, name: str, slot: int, feeds: Arrays, outputs: Arrays) -> _Run:
+    def _bound(self, name: str, slot: int, feeds: Arrays, outputs: Arrays) -> _SlotRun:
         engine = self._engine(name)
         size = next(int(tensor.shape[0]) for tensor in engine.inputs if tensor.name == ROWS)
         rows, lengths = np.zeros(size, np.int64), np.zeros(size, np.int32)
@@ -133,7 +133,7 @@ class HostVerification:
         own = {key: array for key, array in own.items() if key in known}
         feeds = {**own, **self._extra, **feeds, **{past(*where): part for where, part in cache.items()}}
         call = engine.bind(feeds, {**outputs, **kept})
-        run = self._runs[name, slot] = _Run(call, size, rows, lengths, total)
+        run = self._runs[name, slot] = _SlotRun(call, size, rows, lengths, total)
         return run
 
 

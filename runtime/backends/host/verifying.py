@@ -1,4 +1,4 @@
-"""A decoder that verifies drafted tokens with other graphs over its cache; see `passes/decoder/verification.py`."""
+"""A decoder that verifies drafted tokens with other graphs over its cache; see `passes/decoder/verify_drafts.py`."""
 
 from __future__ import annotations
 

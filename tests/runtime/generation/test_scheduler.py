@@ -282,7 +282,7 @@ def test_an_answer_without_finite_numbers_ends_its_own_sequence_only() -> None:
     scheduler = scheduler_of(HistoryLm(SPEC))
     broken, right = sequence([1, 2], 12), sequence([3, 4], 12)
 
-    def fail(_: object) -> int:
+    def fail(*_: object) -> int:
         raise EngineError("logits: the highest is nan")
 
     scheduler.add([broken, right])

@@ -1,4 +1,4 @@
-"""verification: beside each decoder a graph that reads several tokens of one sequence as steps would, in one run."""
+"""verify_drafts: beside each decoder a graph that reads several tokens of one sequence as steps would, in one run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OWN = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Verification(Pass):
+class VerifyDrafts(Pass):
     """Add graphs in which the rows of a step are successive tokens of one sequence.
 
     Before:  o, present = GroupQueryAttention(x, past, …), for one token of each of many sequences
@@ -57,7 +57,7 @@ class Verification(Pass):
     Reference: Leviathan, Kalman, Matias 2023, "Fast Inference from Transformers via Speculative Decoding".
     """
 
-    name: ClassVar[str] = "verification"
+    name: ClassVar[str] = "verify_drafts"
     sizes: tuple[int, ...] = (4, 8)
 
     def apply(self, program: Program) -> Program:
