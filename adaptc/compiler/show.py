@@ -77,7 +77,9 @@ def snapshots(spec: Spec, base: Path, until: str | None, progress: Progress, sto
 
 
 def _snapshot(step: Step) -> Snapshot:
-    blocks = block_pictures(step.after.graphs) if step.changed else {}
+    # What verifies drafts has the layers of the graph that it does so for.
+    graphs = {name: graph for name, graph in step.after.graphs.items() if name not in step.after.verifying}
+    blocks = block_pictures(graphs) if step.changed else {}
     return Snapshot(step.pass_.name, str(step.after), step.changed, step.seconds, blocks)
 
 

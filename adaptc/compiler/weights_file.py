@@ -28,30 +28,31 @@ PAGE = 4096
 class DataFile:
     """A file of tensors, each content held once.
 
-    Two graphs that use one weight, or an embedding and a head that are one matrix, point at the same bytes.
+    Two graphs that use one weight, or an embedding and a head that are one matrix, point at the same bytes. So do the
+    forms of a graph for what was trained for its gates, which nothing else shares.
 
     Attributes:
         name: The file's name as graphs refer to it.
         stream: Where it is written.
-        places: (offset, length) by content hash.
+        places: (offset, length) by hash of content and, for what is not shared, name.
     """
 
     name: str
     stream: IO[bytes]
     places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
 
-    def add(self, content: bytes, *, shared: bool = True) -> tuple[int, int]:
-        """Write a tensor's bytes, unless they are there and may be shared; returns (offset, length)."""
-        if not shared:
-            offset = self.stream.seek(0, 2)
-            offset += -offset % 64
-            self.stream.seek(offset)
-            self.stream.write(content)
-            return offset, len(content)
-        digest = hashlib.blake2b(content, digest_size=20).digest()
+    def add(self, content: bytes, own: str = "") -> tuple[int, int]:
+        """Write a tensor's bytes, unless they are there; returns (offset, length).
+
+        Args:
+            content: The bytes.
+            own: Name of a tensor that shares a place with those of its name only, since its content may be replaced; ""
+                shares with all.
+        """
+        digest = hashlib.blake2b(content, digest_size=20, key=hashlib.sha256(own.encode()).digest()).digest()
         if digest not in self.places:
             offset = self.stream.seek(0, 2)
-            offset += -offset % PAGE
+            offset += -offset % (64 if own else PAGE)
             self.stream.seek(offset)
             self.stream.write(content)
             self.places[digest] = (offset, len(content))
@@ -71,7 +72,7 @@ def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
         if tensor is None or (tensor.nbytes <= INLINE_BYTES and not own):
             continue
         data = files[GATES if own else owner_of(value.name or "", files)]
-        offset, length = data.add(tensor.tobytes(), shared=not own)
+        offset, length = data.add(tensor.tobytes(), (value.name or "") if own else "")
         value.const_value = ir.ExternalTensor(
             data.name,
             offset,

@@ -34,8 +34,10 @@ def bundle_page(bundle: Bundle) -> str:
     """
     sections = []
     for name, graph in _graphs(bundle).items():
-        nodes = f"{bundle.manifest.graphs[name].nodes} nodes"
-        sections.append(section(name, nodes, [], block_pictures({name: graph}), graph_text(graph), is_open=True))
+        nodes, steps = f"{bundle.manifest.graphs[name].nodes} nodes", bundle.manifest.verifying.get(name)
+        about = nodes if steps is None else f"{nodes}; the layers of {steps}, for several tokens of one sequence"
+        blocks = block_pictures({name: graph}) if steps is None else {}  # a layer of them is a layer of the other's
+        sections.append(section(name, about, [], blocks, graph_text(graph), is_open=steps is None))
     title = record_of(bundle).title or "-".join(bundle.manifest.models)
     lead = f"Compiled for {bundle.manifest.target.backend} in {bundle.manifest.target.weights}."
     plan = plan_picture(bundle.manifest, {})

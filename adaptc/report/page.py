@@ -102,8 +102,9 @@ def _tiles(manifest: Manifest) -> Iterator[Tile]:
         yield Tile(f"{len(gates.layers)} / {gates.blocks}", "blocks can be skipped")
     for modal in manifest.modal.values():
         yield Tile(str(len(modal.subsets)), f"subsets of {len(modal.modalities)} modalities")
-    if len(manifest.graphs) > 1:
-        yield Tile(str(len(manifest.graphs)), "graphs")
+    graphs = manifest.graphs.keys() - manifest.verifying.keys()
+    if len(graphs) > 1:
+        yield Tile(str(len(graphs)), "graphs")
 
 
 def kv_bytes(manifest: Manifest) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -240,10 +241,14 @@ class Manifest:
         return frozenset(name for graph in self.graphs.values() for name in graph.data if name not in files)
 
     @property
+    def verifying(self) -> Mapping[str, str]:
+        """By the name of a graph that verifies drafted tokens, the graph that it does so for."""
+        return {each.graph: name for name, graphs in self.verification.items() for each in graphs}
+
+    @property
     def forms(self) -> frozenset[str]:
         """Names of the graphs that are other forms of a decoder, over its weights and its cache."""
-        twins = {gates.dense for gates in self.gates.values() if gates.dense}
-        return frozenset(twins | {each.graph for graphs in self.verification.values() for each in graphs})
+        return frozenset({gates.dense for gates in self.gates.values() if gates.dense} | self.verifying.keys())
 
     @property
     def switch(self) -> Switch | None:

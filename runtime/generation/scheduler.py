@@ -278,10 +278,14 @@ class Scheduler:
         if not slots.active:
             return False
         started, active = self._clock(), tuple(slots.active)
-        if self._verified is not None and (drafts := self._verified.proposals(active, self._watch.ceiling)) is not None:
-            self._written += self._verified.run(active, drafts)
-            slots.drop_ended()
-            return True
+        if self._verified is not None:
+            room = self._capacity - slots.tokens()
+            if (proposals := self._verified.proposals(active, self._watch.ceiling, room)) is not None:
+                self._written += self._verified.run(active, proposals)
+                self._note_seconds(active, self._clock() - started)
+                slots.drop_ended()
+                return True
+        began = self._clock()  # what drafting took is no part of a step's cost
         tokens = [sequence.feed() for sequence in active]
         writing = [sequence.fed_all for sequence in active]
         try:
@@ -289,11 +293,11 @@ class Scheduler:
         except AdaptcError as error:
             for sequence in active:
                 sequence.error = error
-        seconds = self._clock() - started
+        now = self._clock()
         if self._speculation is not None:
-            self._speculation.costs.note_plain(len(active), seconds)
+            self._speculation.costs.note_plain(len(active), now - began)
+        self._note_seconds(active, now - started)
         for slot, (sequence, writes) in enumerate(zip(active, writing, strict=True)):
-            sequence.decode_seconds += seconds
             if writes and sequence.error is None:
                 if (ran := self._decoder.ran(slot)) is not None:
                     sequence.ran.append(ran)
@@ -301,6 +305,11 @@ class Scheduler:
                 sequence.complete_step()
         slots.drop_ended()
         return True
+
+    def _note_seconds(self, active: Sequence[TokenSequence], seconds: float) -> None:
+        """Add a step's time to all of its sequences: each waited for the others."""
+        for sequence in active:
+            sequence.decode_seconds += seconds
 
     def _run_step(self, active: Sequence[TokenSequence], tokens: Sequence[int], writing: Sequence[bool]) -> None:
         """Have the decoder read a token of each sequence, and those that write choose their next one."""

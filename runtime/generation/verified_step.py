@@ -8,7 +8,7 @@ from functools import partial
 from adaptc.runtime.errors import AdaptcError
 from adaptc.runtime.generation.sequence import TokenSequence
 from adaptc.runtime.model.decoder import BatchDecoder, Logits
-from adaptc.runtime.model.verifier import Verifier
+from adaptc.runtime.model.verifier import Verified, Verifier
 from adaptc.runtime.speculation.speculation import Proposal, Speculation
 
 
@@ -35,12 +35,13 @@ class VerifiedSteps:
         self._speculation = speculation
         self._clock = clock
 
-    def proposals(self, active: Sequence[TokenSequence], ceiling: float) -> list[Proposal] | None:
+    def proposals(self, active: Sequence[TokenSequence], ceiling: float, room: int) -> list[Proposal] | None:
         """What is verified of each active sequence; None for a plain step.
 
         Args:
             active: By slot.
             ceiling: The most that any budget counts for.
+            room: Tokens that the cache may still take, of all sequences together.
         """
         if all(each.speculate == "off" for each in active):
             return None
@@ -48,7 +49,8 @@ class VerifiedSteps:
             sequence.slot = slot
             sequence.follow_route(self._decoder, slot)
             sequence.limit_budget(self._decoder, ceiling, slot)
-        return self._speculation.proposals(active)
+        found = self._speculation.proposals(active)
+        return found if found is None or sum(1 + len(each.tokens) for each in found) <= room else None
 
     def run(self, active: Sequence[TokenSequence], proposals: Sequence[Proposal]) -> int:
         """Verify; the number of tokens that were written.
@@ -61,29 +63,34 @@ class VerifiedSteps:
 
     def _one(self, slot: int, sequence: TokenSequence, proposal: Proposal) -> int:
         """Let one sequence go on."""
-        verifier, began = self._verifier, self._clock()
         rows = [sequence.feed(), *proposal.tokens]
         writes = sequence.fed_all
-        start, written = verifier.length(slot), 0
+        start, written = self._verifier.length(slot), 0
         try:
-            verified = verifier.verify(slot, rows)
-            if proposal.tokens:
-                self._speculation.costs.note_reading(len(rows), self._clock() - began)
+            verified = self._read(slot, rows)
             for row, logits in enumerate(verified.logits[: None if writes else 0]):
                 self._take(sequence, logits, partial(self._again, slot, start + row, rows[row]), verified.ran[row])
                 written += 1
                 if sequence.ended or row == len(proposal.tokens) or sequence.ids[-1] != proposal.tokens[row]:
                     break
                 sequence.feed()
-            verifier.rewind(slot, start + max(written, 1))
+            self._verifier.rewind(slot, start + max(written, 1))
         except AdaptcError as error:
             sequence.error = error
-        if proposal.tokens and sequence.error is None:
+        if proposal.tokens and written:
             sequence.drafter = proposal.drafter
             sequence.drafted += len(proposal.tokens)
             sequence.accepted += written - 1
-        sequence.decode_seconds += self._clock() - began
         return written
+
+    def _read(self, slot: int, rows: Sequence[int]) -> Verified:
+        """What the decoder says to the newest token, and to those that were drafted after it."""
+        if len(rows) == 1:  # one alone is no draft: gates that decide for all rows together take it, too
+            return Verified(self._verifier.read_token(slot, rows[0])[None], (self._decoder.ran(slot),))
+        began = self._clock()
+        verified = self._verifier.verify(slot, rows)
+        self._speculation.costs.note_reading(len(rows), self._clock() - began)
+        return verified
 
     def _take(self, sequence: TokenSequence, logits: Logits, again: Callable[[], Logits], ran: bytes | None) -> None:
         sequence.take(logits, self._speculation.close_logits, again)

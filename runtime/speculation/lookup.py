@@ -45,7 +45,7 @@ class Lookup:
     def draft(self, ids: Sequence[int], most: int, worth: Worth | None = None) -> Draft:
         """See `Drafter.draft`."""
         for place in range(self._known, len(ids)):
-            self._follow(ids, place)
+            self._follow(ids, place, learns=self._known > 0)
         self._known = len(ids)
         if self._source is None:
             return NOTHING
@@ -55,12 +55,20 @@ class Lookup:
     def close(self) -> None:
         """See `Drafter.close`; it holds nothing but the text."""
 
-    def _follow(self, ids: Sequence[int], place: int) -> None:
-        """Take in the token at a place."""
+    def _follow(self, ids: Sequence[int], place: int, *, learns: bool) -> None:
+        """Take in the token at a place.
+
+        Args:
+            ids: See `draft`.
+            place: Its index.
+            learns: Whether a guess at it shows what guesses are worth. Within a prompt, which may repeat itself
+                otherwise than answers do, none does.
+        """
         source = self._source
         if source is not None:
             right = ids[source] == ids[place]
-            self._acceptance.note(self._kind(0), right)
+            if learns:
+                self._acceptance.note(self._kind(0), right)
             self._source, self._run = (source + 1, self._run + 1) if right else (None, 0)
         for size in range(min(_LONGEST, place + 1), _SHORTEST - 1, -1):
             gram = tuple(ids[place - size + 1 : place + 1])

@@ -57,8 +57,10 @@ def self_check(
         EngineError: the engine failed.
     """
     options = _DENSE if decoder.takes_budget else RequestOptions()
-    most = verifier.verifiable(options)
-    length = min(_CONTEXT + most, decoder.spec.max_tokens)
+    length = min(_CONTEXT + verifier.verifiable(options), decoder.spec.max_tokens)
+    most = min(verifier.verifiable(options), length - 1)  # the prompt has a token at least
+    if most < 1:  # nothing is ever drafted
+        return SelfCheck(True, 0.0, {1: 1.0})
     if ids is None:
         ids = np.arange(1, length + 1, dtype=np.int64) * 7919 % decoder.spec.vocab_size
     prompt, rest = ids[: length - most], [int(token) for token in ids[length - most : length]]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from adaptc.runtime.errors import AdaptcError
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.verifier import DraftDecoder, Verifier
 from adaptc.runtime.speculation.drafter import Draft, Drafter
@@ -144,7 +145,12 @@ class Speculation:
             drafter = self._open.setdefault(sequence, {}).get(name)
             if drafter is None:
                 drafter = self._open[sequence][name] = self._makers[name](sequence)
-            draft = drafter.draft(sequence.all_ids(), most, self._worth)
+            try:
+                draft = drafter.draft(sequence.all_ids(), most, self._worth)
+            except AdaptcError:  # what drafts has failed, not what answers
+                sequence.speculate = OFF
+                self.end(sequence)
+                break
             count, tokens, seconds = self._length(draft)
             if count:
                 return Proposal(name, draft.tokens[:count]), tokens, seconds

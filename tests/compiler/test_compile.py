@@ -186,6 +186,7 @@ def test_dry_run_writes_nothing(tiny: tuple[Path, Any], tmp_path: Path) -> None:
         "fuse_projections",
         "float_weights",
         "branch",
+        "verify_drafts",
     ]
     assert list(tmp_path.iterdir()) == []
 

@@ -98,7 +98,7 @@ def test_so_does_one_of_a_model_of_several_modalities(settings: tuple[str, ...],
     assert [record.name for record in manifest.passes] == dry_run(path, settings, "pass") == shown(path, settings)
 
 
-@pytest.mark.parametrize("name", ["gptq", "branch"])
+@pytest.mark.parametrize("name", ["gptq", "branch", "verify_drafts"])
 def test_show_stops_after_any_pass(name: str, tmp_path: Path) -> None:
     path, _ = folder.write(tmp_path, weights="int4")
     taken = snapshots(read_spec(path, GATED), path.parent, name, SILENT)

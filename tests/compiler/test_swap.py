@@ -23,16 +23,23 @@ from adaptc.compiler.swap import swap_gates
 from adaptc.errors import AdaptcError
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, save_gates
-from adaptc.ir.weight_names import GATES
+from adaptc.ir.weight_names import GATES, is_trained
 from adaptc.passes.skip_ffn import gating
+from adaptc.report.graphs import stored_graph
 from adaptc.runtime import Bundle, load, open_bundle
+from adaptc.runtime.backends.backend import DecoderOptions
+from adaptc.runtime.backends.host.verifying import VerifyingDecoder
 from adaptc.runtime.bundle.gate_verdict import Payoff
+from adaptc.runtime.loading import load_decoder
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.progress import SILENT
+from adaptc.runtime.speculation.self_check import CLOSE, self_check
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from tests.cli.running import run_without_compiler
 from tests.models import folder
+from tests.models.drafts import compared
 
 IDS = [5, 9, 40, 7, 101, 33, 8, 21, 60, 61, 62, 63]
 
@@ -104,6 +111,31 @@ def test_swapped_gates_are_those_of_a_new_compile(built: tuple[Path, Bundle], tm
     swap_gates(swapped, spec.parent / "gates.safetensors")
     back = scores(open_bundle(bundle.path), 0)
     assert np.abs(back - old[1]).max() < (1e-6 if bundle.manifest.target.weights == "fp32" else 2.0)
+
+
+def test_what_verifies_drafts_has_the_new_gates(built: tuple[Path, Bundle], tmp_path: Path) -> None:
+    """They lie in the file once, and are read by each form of the graph."""
+    spec, bundle = built
+    copy = open_bundle(shutil.copytree(bundle.path, tmp_path / "copy"))
+    swapped = swap_gates(copy, gates_file(spec, tmp_path / "other.safetensors", 4))
+    trained = [
+        {tensor.name: tensor.const_value.offset for tensor in constants if is_trained(tensor.name)}
+        for name in ("lm", *(each.graph for each in swapped.manifest.verification["lm"]))
+        if (constants := stored_graph(swapped, swapped.manifest.graphs[name].file).initializers.values())
+    ]
+    assert len(trained) == 3
+    assert trained[0] == trained[1] == trained[2] != {}
+    decoder = load_decoder(swapped, DecoderOptions(threads=1, budget=0.0))
+    assert isinstance(decoder, VerifyingDecoder)
+    options = RequestOptions(budget=0.3)
+    try:
+        exact = self_check(decoder, decoder).exact  # some processors round otherwise
+        runs = compared(decoder, IDS, options, prompt=4)
+        skipped = {ran for ran in decoder.verify(0, IDS[:3]).ran if ran is not None and 0 in ran}
+    finally:
+        decoder.close()
+    assert all(run.same_ran and run.same_cache and run.widest < CLOSE for run in runs) or not exact
+    assert skipped, "else nothing is seen of the gates"
 
 
 def test_gates_are_swapped_without_the_compiler_as_with_it(built: tuple[Path, Bundle], tmp_path: Path) -> None:

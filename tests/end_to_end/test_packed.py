@@ -49,8 +49,15 @@ def test_numbers_stay_and_routes_share(bundle: Bundle) -> None:
     assert packed_record(bundle.path / "graphs") == record
     assert (bundle.path / "graphs" / PACKED).stat().st_size == record.bytes
     assert not [p for p in bundle.path.rglob("*") if "partial" in p.name or p.name.startswith(".pack")]
-    places = [entry for entries in record.graphs.values() for entry in entries]
-    assert len(record.graphs) == 1 + len(stitched.ROUTES)
+    forms = {bundle.manifest.files[bundle.manifest.graphs[name].file].sha256 for name in bundle.manifest.forms}
+    places = [entry for graph, entries in record.graphs.items() if graph not in forms for entry in entries]
+    assert len(record.graphs) == len(bundle.manifest.graphs) == len(forms) + 1 + len(stitched.ROUTES)
+    for name, graphs in bundle.manifest.verification.items():
+        own, *others = (
+            {*record.graphs[bundle.manifest.files[bundle.manifest.graphs[graph].file].sha256]}
+            for graph in (name, *(each.graph for each in graphs))
+        )
+        assert all(each == own for each in others), "what verifies reads what it verifies for"
     assert len(places) > 1.2 * len(set(places)), "routes share layers, or this would show nothing"
     for route, found in scores(bundle).items():
         np.testing.assert_array_equal(found, before[route], err_msg=route)
@@ -122,7 +129,7 @@ def test_other_graphs_and_other_processors_go_on_without(bundle: Bundle) -> None
 def test_build_packs(bundle: Bundle) -> None:
     done = CliRunner().invoke(main, ["build", str(bundle.path)])
     assert done.exit_code == 0, done.output
-    assert "weights of 5 graphs packed" in done.stdout
+    assert f"weights of {len(bundle.manifest.graphs)} graphs packed" in done.stdout
     assert packed_record(bundle.path / "graphs") is not None
     again = CliRunner().invoke(main, ["build", str(bundle.path), "--json"])
     assert again.exit_code == 0, again.output

@@ -106,7 +106,7 @@ class HostVerification:
         run.total[...] = start + count
         run.call.rebind(feeds, outputs)
         run.call()
-        return result[:, 0], ran
+        return result[:, 0], None if ran is None else np.broadcast_to(ran, (count, ran.shape[-1]))
 
     def close(self) -> None:
         """Free the engines."""
@@ -142,6 +142,6 @@ def _gives_logits(engine: Engine) -> bool:
 
 
 def _ran(engine: Engine, count: int) -> npt.NDArray[np.bool_] | None:
-    """An array for which blocks ran; None if the graph has no gates."""
-    width = next((tensor.shape[-1] for tensor in engine.outputs if tensor.name == RAN), None)
-    return None if width is None else np.ones((count, int(width)), np.bool_)
+    """An array for which blocks ran, of all tokens together if they decide so; None if the graph has no gates."""
+    shape = next((tensor.shape for tensor in engine.outputs if tensor.name == RAN), None)
+    return None if shape is None else np.ones((*(count for _ in shape[1:]), int(shape[-1])), np.bool_)

@@ -37,10 +37,15 @@ def scheduler_of(
 
 
 def sequence(
-    prompt: list[int], count: int = 10, priority: int = 0, spec: DecoderSpec = SPEC, route: str | None = None
+    prompt: list[int],
+    count: int = 10,
+    priority: int = 0,
+    spec: DecoderSpec = SPEC,
+    route: str | None = None,
+    speculate: str = "off",
 ) -> TokenSequence:
-    request = Request(max_new_tokens=count, priority=priority)
-    return sequence_of(request, np.array(prompt, np.int64), spec, TOKENIZER, RequestOptions(route=route))
+    request, ids = Request(max_new_tokens=count, priority=priority), np.array(prompt, np.int64)
+    return sequence_of(request, ids, spec, TOKENIZER, RequestOptions(route=route), speculate=speculate)
 
 
 def run(scheduler: Scheduler, sequences: list[TokenSequence], most: int = 2000) -> int:
@@ -116,7 +121,11 @@ def test_every_sequence_writes_what_its_route_writes_alone(
 
 
 def replay_events(
-    scheduler: Scheduler, events: list[Event], routes: list[str] | None = None, model: RoutedLm | None = None
+    scheduler: Scheduler,
+    events: list[Event],
+    routes: list[str] | None = None,
+    model: RoutedLm | None = None,
+    speculate: str = "off",
 ) -> None:
     """Run sequences that come and go, and compare each with what it writes alone."""
     added: list[tuple[Event, TokenSequence]] = []
@@ -125,7 +134,7 @@ def replay_events(
         while pending and pending[0].step <= step:
             event = pending.pop(0)
             route = None if routes is None else routes[events.index(event)]
-            each = sequence(event.prompt, event.count, event.priority, ENDING, route)
+            each = sequence(event.prompt, event.count, event.priority, ENDING, route, speculate)
             each.stream = None if event.reads_every is None else deque()
             scheduler.add([each])
             added.append((event, each))
