@@ -11,7 +11,7 @@ from typing import Any
 
 from adaptc.bench.speculation.figures import differences, figures_by_kind
 from adaptc.bench.speculation.prompts import KINDS, Prompt, Reader, choose_prompts, read_prompts
-from adaptc.bench.speculation.turns import Answer, Write, Written, answer_in_turns
+from adaptc.bench.speculation.turns import TimedAnswer, Write, WrittenTokens, answer_in_turns
 from adaptc.errors import RequestError
 from adaptc.evaluation.answers import has_chat
 from adaptc.machine.description import Machine
@@ -134,10 +134,10 @@ def opened(bundle: Bundle, settings: SpeculationSettings) -> Iterator[Opened]:
 
 def _opened(session: Session, speculation: Speculation, most: int, settings: SpeculationSettings) -> Opened:
     def way(name: str) -> Write:
-        def write(prompt: Sequence[int], new_tokens: int) -> Written:
+        def write(prompt: Sequence[int], new_tokens: int) -> WrittenTokens:
             result = session.generate(prompt, max_new_tokens=new_tokens, speculate=name, **settings.request)
             trace = result.trace
-            return Written(result.ids, trace.decode_seconds, trace.drafted, trace.accepted, trace.drafter)
+            return WrittenTokens(result.ids, trace.decode_seconds, trace.drafted, trace.accepted, trace.drafter)
 
         return write
 
@@ -178,7 +178,7 @@ def bench_speculation(
 
 
 def report_of(
-    prompts: Sequence[Prompt], answers: Sequence[Answer], found: Opened, settings: SpeculationSettings
+    prompts: Sequence[Prompt], answers: Sequence[TimedAnswer], found: Opened, settings: SpeculationSettings
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON has it."""
     return {
@@ -196,9 +196,6 @@ def report_of(
     }
 
 
-def _answer(answer: Answer) -> dict[str, Any]:
-    """An answer without its tokens."""
-    written = dataclasses.asdict(answer.written)
-    tokens = len(written.pop("ids"))
+def _answer(answer: TimedAnswer) -> dict[str, Any]:
     told = {name: getattr(answer, name) for name in ("prompt", "kind", "turn", "way", "others")}
-    return told | {"tokens": tokens} | written
+    return told | dataclasses.asdict(answer.written)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from adaptc.bench.figures import same_start
-from adaptc.bench.speculation.turns import Answer
+from adaptc.bench.speculation.turns import TimedAnswer
 
 ALL = "all"
 """What figures of all kinds together are called."""
@@ -41,7 +41,7 @@ class Difference:
 
 
 def figures_by_kind(
-    answers: Sequence[Answer], ways: Sequence[str], base: str | None = None
+    answers: Sequence[TimedAnswer], ways: Sequence[str], base: str | None = None
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """The figures of each way by kind of text, and those of all kinds together under "all" if there are several.
 
@@ -56,7 +56,7 @@ def figures_by_kind(
     return found if len(kinds) == 1 else found | {ALL: _figures(answers, ways, base)}
 
 
-def differences(answers: Sequence[Answer], base: str) -> list[Difference]:
+def differences(answers: Sequence[TimedAnswer], base: str) -> list[Difference]:
     """The answers that are not, token for token, the first one that the base wrote to their prompt."""
     first: dict[int, tuple[int, ...]] = {}
     for each in answers:
@@ -77,7 +77,12 @@ def spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"median": float(middle), "lower_quartile": float(lower), "upper_quartile": float(upper)}
 
 
-def _figures(answers: Sequence[Answer], ways: Sequence[str], base: str) -> dict[str, dict[str, Any]]:
+def ratio_of(answers: Sequence[TimedAnswer], way: str, base: str) -> dict[str, float] | None:
+    """How many times as fast as another way one is, prompt by prompt; None if no answer of both was timed."""
+    return spread(_ratios(_counted(answers)[0], way, base))
+
+
+def _figures(answers: Sequence[TimedAnswer], ways: Sequence[str], base: str) -> dict[str, dict[str, Any]]:
     """The figures of each way."""
     wrong = differences(answers, base)
     counted, disturbed = _counted(answers)
@@ -100,7 +105,7 @@ def _figures(answers: Sequence[Answer], ways: Sequence[str], base: str) -> dict[
     return found
 
 
-def _counted(answers: Sequence[Answer]) -> tuple[list[Answer], list[Answer]]:
+def _counted(answers: Sequence[TimedAnswer]) -> tuple[list[TimedAnswer], list[TimedAnswer]]:
     """Answers whose times count, and those that are long enough and were disturbed.
 
     An answer counts together with those of the other ways to its prompt in its turn. If all were disturbed, all count.
@@ -112,7 +117,7 @@ def _counted(answers: Sequence[Answer]) -> tuple[list[Answer], list[Answer]]:
     return calm or long, disturbed
 
 
-def _by_prompt(answers: Sequence[Answer], way: str) -> dict[int, float]:
+def _by_prompt(answers: Sequence[TimedAnswer], way: str) -> dict[int, float]:
     """Tokens per second of a way by prompt: the median over turns."""
     speeds: dict[int, list[float]] = {}
     for each in answers:
@@ -121,7 +126,7 @@ def _by_prompt(answers: Sequence[Answer], way: str) -> dict[int, float]:
     return {prompt: median(found) for prompt, found in speeds.items()}
 
 
-def _ratios(answers: Sequence[Answer], way: str, base: str) -> list[float]:
+def _ratios(answers: Sequence[TimedAnswer], way: str, base: str) -> list[float]:
     """How many times as fast as the base a way is, for each prompt: the median over turns of the ratio in a turn."""
     speeds = {(each.prompt, each.turn, each.way): each.written.tokens_per_second for each in answers}
     ratios: dict[int, list[float]] = {}

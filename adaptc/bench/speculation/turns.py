@@ -14,7 +14,7 @@ _WARM_UP = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenTokens:
     """What was written after a prompt.
 
     Attributes:
@@ -23,6 +23,7 @@ class Written:
         drafted: Tokens that were guessed and verified.
         accepted: How many of them were right.
         drafter: What guessed last; None if nothing did.
+        elsewhere: CPU seconds of another process that worked for it.
     """
 
     ids: tuple[int, ...]
@@ -30,6 +31,7 @@ class Written:
     drafted: int = 0
     accepted: int = 0
     drafter: str | None = None
+    elsewhere: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -43,7 +45,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """One answer to one prompt.
 
     Attributes:
@@ -59,7 +61,7 @@ class Answer:
     kind: str
     turn: int
     way: str
-    written: Written
+    written: WrittenTokens
     others: float | None = None
 
     @property
@@ -68,13 +70,13 @@ class Answer:
         return (self.others or 0) > DISTURBED
 
 
-Write = Callable[[Sequence[int], int], Written]
+Write = Callable[[Sequence[int], int], WrittenTokens]
 """(prompt, most new tokens) -> what was written."""
 
 
 def answer_in_turns(
     ways: Mapping[str, Write], prompts: Sequence[Prompt], new_tokens: int, turns: int, progress: Progress = SILENT
-) -> list[Answer]:
+) -> list[TimedAnswer]:
     """Have every prompt answered in every way, one after the other, and that again in each turn.
 
     Each prompt begins with another way. Every way first writes a few tokens that do not count.
@@ -90,16 +92,24 @@ def answer_in_turns(
     for write in ways.values():
         write(prompts[0].ids, min(_WARM_UP, new_tokens))
     progress.stage("answers")
-    names, answers = list(ways), list[Answer]()
+    names, answers = list(ways), list[TimedAnswer]()
     total = turns * len(prompts) * len(ways)
     progress.step(0, total)
     for turn in range(turns):
         for place, prompt in enumerate(prompts):
             first = (turn + place) % len(names)
             for name in names[first:] + names[:first]:
-                before = Clock.now()
-                written = ways[name](prompt.ids, new_tokens)
-                others = Clock.now().others_since(before)
-                answers.append(Answer(place, prompt.kind, turn, name, written, others))
+                answers.append(_answer(name, ways[name], place, prompt, turn, new_tokens))
                 progress.step(len(answers), total, f"{prompt.kind}, {name}")
     return answers
+
+
+def _answer(way: str, write: Write, place: int, prompt: Prompt, turn: int, new_tokens: int) -> TimedAnswer:
+    """One answer, and what others did meanwhile."""
+    before = Clock.now()
+    written = write(prompt.ids, new_tokens)
+    after = Clock.now()
+    others = after.others_since(before)
+    if others is not None:
+        others = max(0.0, others - written.elsewhere / (after.wall - before.wall))
+    return TimedAnswer(place, prompt.kind, turn, way, written, others)

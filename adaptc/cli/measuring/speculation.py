@@ -84,6 +84,7 @@ def bench_drafters(options: Mapping[str, Any]) -> None:
         click.echo(json.dumps(report, indent=2))
     else:
         print_speculation(report)
+    print_disturbance(report["kinds"])
     _exit_unless_equal(report)
 
 
@@ -122,8 +123,8 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
     step, share = found["tokens_per_step"], found["acceptance"]
     same = f"{found['equal']}/{found['answers']}"
     return [
-        _spread(found["tokens_per_second"], 1),
-        _spread(found["ratio"], 2),
+        spread_text(found["tokens_per_second"], 1),
+        spread_text(found["ratio"], 2),
         "–" if step is None else f"{step:.2f}",
         str(found["drafted"]) if found["drafted"] else "–",
         "–" if share is None else f"{found['accepted']} ({share:.0%})",
@@ -144,7 +145,7 @@ def _print_costs(costs: list[dict[str, Any]]) -> None:
     print_table(table)
 
 
-def _spread(found: Mapping[str, float] | None, digits: int) -> str:
+def spread_text(found: Mapping[str, float] | None, digits: int) -> str:
     """A median, and its quartiles if they are others."""
     if found is None:
         return "–"
@@ -153,17 +154,26 @@ def _spread(found: Mapping[str, float] | None, digits: int) -> str:
     return middle if lower == upper else f"{middle} ({lower}–{upper})"
 
 
-def _exit_unless_equal(report: Mapping[str, Any]) -> None:
-    """Say what is not as it should be: answers that differ, which is an error, and times that others disturbed."""
-    figures = list(report["kinds"].values())[-1].values()
+def print_disturbance(kinds: Mapping[str, Any]) -> None:
+    """Say on stderr if other programs used the machine during most answers.
+
+    Args:
+        kinds: As `figures_by_kind` gives them.
+    """
+    figures = [*kinds.values()][-1].values()  # of all kinds, or of the only one
     disturbed, timed = (sum(each[key] for each in figures) for key in ("disturbed", "timed"))
-    if disturbed and disturbed * 2 > timed:
-        click.echo(f"other programs disturbed {disturbed} answers, so these figures are less sure", err=True)
-    for each in report["differences"]:
-        same, turn = each["same_tokens"], each["turn"] + 1
+    if disturbed * 2 > timed:
         click.echo(
-            f"Error: {each['kind']}, prompt {each['prompt'] + 1}, turn {turn}: {each['way']} wrote another text after "
-            f"{same} tokens; --json has the prompt",
+            f"other programs used the machine during {disturbed} answers, so these figures are not sure", err=True
+        )
+
+
+def _exit_unless_equal(report: Mapping[str, Any]) -> None:
+    """Exit with 1 if an answer is another one with speculation."""
+    for each in report["differences"]:
+        click.echo(
+            f"Error: {each['kind']}, prompt {each['prompt'] + 1}, turn {each['turn'] + 1}: {each['way']} wrote another "
+            f"text after {each['same_tokens']} tokens; the same text is right, and --json has the prompt",
             err=True,
         )
     if report["differences"]:
