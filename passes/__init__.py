@@ -6,6 +6,7 @@ if __name__ != "adaptc.passes":
     raise ImportError("import adaptc.passes, not passes")
 
 from adaptc.passes.base import Pass, Pipeline, Step
+from adaptc.passes.decoder.draft_with import DraftWith
 from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
@@ -30,6 +31,7 @@ PASSES: dict[str, type[Pass]] = {
         DropModality,
         SkipFfn,
         Stitch,
+        DraftWith,
         Gptq,
         Lower,
         KvCache,

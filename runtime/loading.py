@@ -231,8 +231,9 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     likely = options.budget if targets is None else 0.0  # under load nobody shall wait for a graph to be loaded
     held = tuple(options.routes or ())
     decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, likely, prefixes, held))
+    few = DecoderOptions(batch, chunk, options.threads)
     try:
-        speculation = speculation_of(decoder, options.speculate)
+        speculation = speculation_of(decoder, options.speculate, lambda: backend.draft_decoder(bundle, few))
     except BaseException:
         decoder.close()
         raise

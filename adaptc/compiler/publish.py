@@ -89,6 +89,7 @@ class BundleParts:
             gates=dict(self.program.gates),
             modal=dict(self.program.modal),
             verification=dict(self.program.verification),
+            draft=self.program.draft,
             target=TargetRecord(**target),
             versions=dict(self.versions),
             bytes_per_token=_bytes_per_token(self.program),
@@ -145,7 +146,9 @@ class BundleParts:
 
     def _input_files(self) -> dict[str, Path | bytes]:
         """What turns text and images into the graphs' inputs."""
-        tokenizer = next(iter(self.sources.values())).tokenizer_files()
+        reader = self.program.plan[0].graphs[0]
+        named = self.sources.get(self.program.model(reader)) or next(iter(self.sources.values()))
+        tokenizer = named.tokenizer_files()
         files: dict[str, Path | bytes] = {f"{TOKENIZER}/{name}": content for name, content in tokenizer.items()}
         for name in self.program.modal:
             if (images := image_spec(self.sources[name])) is not None:
@@ -195,4 +198,5 @@ def _bytes_per_token(program: Program) -> int:
     forms = program.forms  # each reads what its graph reads but for gates
     # An image's encoder runs once for an image: of a model that writes only its decoder, which has its name, counts.
     once = program.encoders if set(program.modal) & set(graphs) else frozenset()
-    return sum(read_bytes_per_token(graph) for name, graph in graphs.items() if name not in once | forms)
+    aside = once | forms | {program.draft}
+    return sum(read_bytes_per_token(graph) for name, graph in graphs.items() if name not in aside)

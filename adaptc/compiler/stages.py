@@ -51,6 +51,7 @@ class StoredProgram:
         model_of: As in the program.
         joined: As in the program, in alphabetical order.
         modal: As in the program.
+        draft: As in the program.
         history: As in the program.
         gates: As in the program.
         routers: Names of the routers' files in a bundle.
@@ -61,6 +62,7 @@ class StoredProgram:
     model_of: Mapping[str, str]
     joined: tuple[str, ...]
     modal: Mapping[str, ModalSpec]
+    draft: str
     history: tuple[str, ...]
     gates: Mapping[str, SkipGates]
     routers: tuple[str, ...]
@@ -175,6 +177,7 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
         model_of=program.model_of,
         joined=tuple(sorted(program.joined)),
         modal=program.modal,
+        draft=program.draft,
         history=program.history,
         gates=program.gates,
         routers=tuple(program.router_weights),
@@ -186,7 +189,8 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
 def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[PassRecord]]:
     stored = loads(StoredProgram, (path / PROGRAM).read_bytes())
     graphs = {}
-    for name in (name for step in stored.plan for name in step.graphs):
+    drafts = [stored.draft] if stored.draft else []
+    for name in [*(name for step in stored.plan for name in step.graphs), *drafts]:
         model = ir.load(path / f"{name}.onnx")
         _attach(model, _weights_of(name, stored.model_of.get(name, name), stored.joined, sources))
         graphs[name] = OnnxGraph(model)
@@ -201,6 +205,7 @@ def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[Pass
         joined=frozenset(stored.joined),
         history=stored.history,
         modal=stored.modal,
+        draft=stored.draft,
     )
     return program, list(stored.records)
 

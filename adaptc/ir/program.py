@@ -69,6 +69,7 @@ class Program:
         partitions: By graph name, the pieces that become engines.
         router_weights: Content of each router's file, by the file's name in the bundle (`RouterRecord.file`).
         verification: By the name of a decoder's graph, the graphs that verify drafted tokens for it.
+        draft: Name of the graph that drafts tokens for the plan's decoder; "" if none does.
         history: Names of the passes that changed it.
     """
 
@@ -85,6 +86,7 @@ class Program:
     history: tuple[str, ...] = ()
     modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
     verification: Mapping[str, tuple[VerificationGraph, ...]] = field(default_factory=lambda: EMPTY)
+    draft: str = ""
 
     def graph(self, name: str, level: type[G]) -> G:
         """The graph of this name, which must be at this level.

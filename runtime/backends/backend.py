@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from adaptc.runtime.backends.engine import Engine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.decoder import BatchDecoder
+from adaptc.runtime.model.verifier import DraftDecoder
 
 Device = Literal["cpu", "gpu"]
 
@@ -80,4 +81,16 @@ class Backend(Protocol):
             BundleError: the plan is not one decoder, or the bundle is damaged.
             EngineError: the engine is not installed, or refuses a graph.
             RequestError: a number is out of range, or the KV cache does not fit in memory.
+        """
+
+    def draft_decoder(self, bundle: Bundle, options: DecoderOptions) -> DraftDecoder | None:
+        """Load the decoder of the graph that drafts tokens; None if the bundle has none, or this backend takes none.
+
+        Args:
+            bundle: An opened bundle whose plan is one decoder.
+            options: How it is loaded.
+
+        Raises:
+            EngineError: as `decoder`.
+            RequestError: as `decoder`.
         """

@@ -41,6 +41,8 @@ def check_manifest(manifest: Manifest) -> None:
         _check_graph(manifest, f"graphs.{name}", graph)
     for name, gates in manifest.gates.items():
         _check_gates(manifest, f"gates.{name}", name, gates)
+    if manifest.draft and manifest.draft not in manifest.graphs:
+        raise BundleError(f"draft: no graph {manifest.draft!r}; there are: {', '.join(manifest.graphs)}")
     for name, graphs in manifest.verification.items():
         for each in (name, *(verifying.graph for verifying in graphs)):
             if each not in manifest.graphs:

@@ -204,6 +204,7 @@ class Manifest:
         route_bytes: The same of each route, by the name of the switch's gate; the steps before it are included.
         gate_verdicts: Whether skip gates paid, by the name of the graph that had them.
         verification: By the name of a decoder's graph, the graphs that verify drafted tokens for it, small ones first.
+        draft: Name of the graph that drafts tokens for the plan's decoder; "" if none does.
         replaced_gates: Gates that were put in after compiling, by the name of the graph.
         files: Every other file of the bundle; filled in by `write_bundle`.
     """
@@ -224,6 +225,7 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     modal: dict[str, ModalSpec] = field(default_factory=dict)
     verification: dict[str, tuple[VerificationGraph, ...]] = field(default_factory=dict)
+    draft: str = ""
 
     @property
     def reader(self) -> str:

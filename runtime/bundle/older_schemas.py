@@ -79,7 +79,7 @@ def _from_schema3(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_schema4(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"schema": 5, "verification": {}}
+    return content | {"schema": 5, "verification": {}, "draft": ""}
 
 
 UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {

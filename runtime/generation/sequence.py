@@ -43,6 +43,7 @@ class TokenSequence(Work):
         fed: How many of its own tokens the decoder was fed; set when its prompt was read.
         floor: The budget below which no load lowers its own, 0 to 1.
         speculate: How its next tokens are guessed, see `Request`; "off" for not at all.
+        slot: Where it is decoded, while tokens are drafted for it.
         drafter: What guessed last; None if nothing did.
         drafted: Tokens that were guessed and verified.
         accepted: How many of them were right.
@@ -99,6 +100,7 @@ class TokenSequence(Work):
         self.speculate = speculate
         self.drafter: str | None = None
         self.drafted = self.accepted = 0
+        self.slot = 0
         self.lowered_to: float | None = None
         self.stream: deque[str] | None = None
         self.paced = True

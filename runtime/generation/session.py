@@ -99,6 +99,7 @@ class Session:
         self._decoder = decoder
         self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
         self._label = label
+        self._speculation = speculation
         control = None if load_targets is None else LoadController(load_targets)
         self._scheduler = Scheduler(decoder, limits, StepWatch(control), speculation)
         self._turns = Turns(self._scheduler, self._free, clock)
@@ -330,6 +331,8 @@ class Session:
 
     def _free(self) -> None:
         self._decoder.close()
+        if self._speculation is not None:
+            self._speculation.close()
         if self.images is not None:
             self.images.close()
 

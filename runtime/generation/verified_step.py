@@ -45,6 +45,7 @@ class VerifiedSteps:
         if all(each.speculate == "off" for each in active):
             return None
         for slot, sequence in enumerate(active):
+            sequence.slot = slot
             sequence.follow_route(self._decoder, slot)
             sequence.limit_budget(self._decoder, ceiling, slot)
         return self._speculation.proposals(active)

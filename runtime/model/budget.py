@@ -15,6 +15,9 @@ from adaptc.runtime.validation import check_number
 DENSE = -math.inf
 """The threshold under which every block runs."""
 
+CHEAPEST = 0.0
+"""The budget that skips most."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Skips:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from adaptc.runtime.model.decoder import Logits
+from adaptc.runtime.model.decoder import Ids, Logits
 from adaptc.runtime.model.options import RequestOptions
 
 
@@ -21,6 +21,32 @@ class Verified:
 
     logits: Logits
     ran: tuple[bytes | None, ...]
+
+
+class DraftDecoder(Protocol):
+    """A smaller decoder that guesses what another one goes on with."""
+
+    batch: int
+
+    def extend(self, slot: int, tokens: Ids) -> Logits:
+        """Add tokens to the sequence in a slot.
+
+        Args:
+            slot: From 0 to `batch` - 1.
+            tokens: int64 [tokens], at least one.
+
+        Returns:
+            float32 [vocab]: logits of the token that follows; the caller's to keep and to change.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+
+    def set_length(self, slot: int, tokens: int) -> None:
+        """Have a slot forget all tokens but the first."""
+
+    def close(self) -> None:
+        """Free it."""
 
 
 @runtime_checkable

@@ -28,20 +28,24 @@ class Draft:
 
 NOTHING = Draft()
 
-GoesOn = Callable[[float], bool]
-"""Whether one more token is worth its draft, if the tokens so far are right with this probability."""
+Worth = Callable[[int, float, float], bool]
+"""Whether it is worth to draft one more token: the how-manieth it is, the probability that it and all before it are
+right, and the seconds that it takes."""
 
 
 class Drafter(Protocol):
     """Guesses the next tokens of one sequence."""
 
-    def draft(self, ids: Sequence[int], most: int, goes_on: GoesOn) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, worth: Worth) -> Draft:
         """Guess what follows.
 
         Args:
             ids: The prompt's tokens and all that was written; those of the call before are the first of them.
-            most: The largest number of tokens.
-            goes_on: Asked before each token, by drafters whose tokens cost time.
+            most: The largest number of tokens, from 1.
+            worth: Asked before each token, by drafters whose tokens cost time.
+
+        Raises:
+            EngineError: its engine failed.
         """
 
     def close(self) -> None:

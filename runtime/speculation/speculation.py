@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Protocol
 
 from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.model.verifier import Verifier
-from adaptc.runtime.speculation.drafter import NOTHING, Draft, Drafter
+from adaptc.runtime.model.verifier import DraftDecoder, Verifier
+from adaptc.runtime.speculation.drafter import Draft, Drafter
 from adaptc.runtime.speculation.step_costs import StepCosts
 
 OFF, AUTO = "off", "auto"
@@ -27,6 +26,10 @@ class Drafted(Protocol):
     @property
     def left(self) -> int:
         """The largest number of tokens that it may yet write."""
+
+    @property
+    def slot(self) -> int:
+        """Where it is decoded."""
 
     @property
     def caught_up(self) -> bool:
@@ -64,7 +67,7 @@ class Speculation:
         costs: StepCosts,
         drafters: Mapping[str, MakeDrafter],
         close: float = 0.0,
-        clock: Callable[[], float] = perf_counter,
+        model: DraftDecoder | None = None,
     ) -> None:
         """Begin without sequences.
 
@@ -73,13 +76,13 @@ class Speculation:
             costs: What steps cost.
             drafters: What there is, by name; "auto" takes the first of them that has a draft worth its time.
             close: See `SelfCheck`.
-            clock: Seconds.
+            model: A smaller model that one of them asks; closed with this.
         """
         self.costs = costs
         self.close_logits = close
         self._verifier = verifier
+        self._model = model
         self._makers = dict(drafters)
-        self._clock = clock
         self._open: dict[Drafted, dict[str, Drafter]] = {}
 
     @property
@@ -123,46 +126,46 @@ class Speculation:
         for sequence in tuple(self._open):
             self.end(sequence)
 
+    def close(self) -> None:
+        """Free what drafts."""
+        self.clear()
+        if self._model is not None:
+            self._model.close()
+
     def _proposal(self, slot: int, sequence: Drafted) -> tuple[Proposal, float, float]:
         """What is verified of a sequence, how many tokens that is expected to bring, and its seconds."""
-        alone = self.costs.reading(1)
-        best = _PLAIN, 1.0, alone
         room = self._verifier.verifiable(sequence.options)
         space = sequence.left - 1  # the last token needs no draft
         most = min(room - 1, space, self._room(slot) - 1)
         if most < 1:
-            return best
+            return _PLAIN, 1.0, self.costs.reading(1)
         names = self.drafters if sequence.speculate == AUTO else (sequence.speculate,)
         for name in names:
             drafter = self._open.setdefault(sequence, {}).get(name)
             if drafter is None:
                 drafter = self._open[sequence][name] = self._makers[name](sequence)
-            began = self._clock()
-            draft = drafter.draft(sequence.all_ids(), most, self._goes_on)
-            spent = self._clock() - began
-            count, tokens, seconds = self._length(draft, spent)
-            if count and tokens * best[2] > best[1] * seconds:
-                best = Proposal(name, draft.tokens[:count]), tokens, seconds
-            if best[0].tokens or (draft is not NOTHING and spent > alone / 4):
-                break
-        return best
+            draft = drafter.draft(sequence.all_ids(), most, self._worth)
+            count, tokens, seconds = self._length(draft)
+            if count:
+                return Proposal(name, draft.tokens[:count]), tokens, seconds
+        return _PLAIN, 1.0, self.costs.reading(1)
 
     def _room(self, slot: int) -> int:
         """Tokens that still fit in a slot."""
         return self._verifier.capacity - self._verifier.length(slot)
 
-    def _goes_on(self, sure: float) -> bool:
-        """Whether a token that is right with this probability is worth what one more token costs to verify."""
+    def _worth(self, count: int, right: float, seconds: float) -> bool:
+        """See `Worth`: a token that is right saves a step, whether it is or not it has to be drafted and verified."""
         costs = self.costs
-        return sure * costs.reading(1) > costs.reading(8) / 8
+        return right * costs.reading(1) > seconds + costs.reading(count + 1) - costs.reading(count)
 
-    def _length(self, draft: Draft, spent: float) -> tuple[int, float, float]:
+    def _length(self, draft: Draft) -> tuple[int, float, float]:
         """The best number of a draft's tokens to verify, what that brings on average, and what it takes."""
-        best, expected, right = (0, 1.0, self.costs.reading(1) + spent), 1.0, 1.0
+        best, expected, right = (0, _WORTH, self.costs.reading(1)), 1.0, 1.0
         for count, sure in enumerate(draft.sure, 1):
             right *= sure
             expected += right
-            seconds = self.costs.reading(count + 1) + spent
+            seconds = self.costs.reading(count + 1)
             if expected * best[2] > best[1] * seconds:
                 best = count, expected, seconds
         return best

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.model.verifier import Verifier
-from adaptc.runtime.speculation.drafter import Drafter
+from adaptc.runtime.model.verifier import DraftDecoder, Verifier
+from adaptc.runtime.speculation.budget_drafter import BudgetDrafter
+from adaptc.runtime.speculation.guesses import model_acceptance
 from adaptc.runtime.speculation.lookup import Lookup, lookup_acceptance
+from adaptc.runtime.speculation.model_drafter import DraftSlots, ModelDrafter
 from adaptc.runtime.speculation.self_check import self_check
-from adaptc.runtime.speculation.speculation import AUTO, OFF, Drafted, MakeDrafter, Speculation
+from adaptc.runtime.speculation.speculation import AUTO, OFF, MakeDrafter, Speculation
 from adaptc.runtime.speculation.step_costs import StepCosts
 from adaptc.runtime.validation import shown
 
-LOOKUP = "lookup"
+LOOKUP, MODEL, BUDGET = "lookup", "model", "budget"
 
 
-def speculation_of(decoder: BatchDecoder, wanted: str | None) -> Speculation | None:
+def speculation_of(
+    decoder: BatchDecoder, wanted: str | None, draft: Callable[[], DraftDecoder | None] = lambda: None
+) -> Speculation | None:
     """What drafts for a decoder's sequences.
 
     Args:
         decoder: Just loaded, without sequences.
         wanted: "auto" for what there is, or the name of a drafter; "off" and None for nothing.
+        draft: Loads the bundle's smaller model, if it has one; closed with what is returned.
 
     Returns:
         None for "off", and for "auto" where nothing can be drafted without changing answers.
@@ -37,9 +42,6 @@ def speculation_of(decoder: BatchDecoder, wanted: str | None) -> Speculation | N
     if not isinstance(decoder, Verifier) or not decoder.verifiable(RequestOptions(budget=1.0)):
         _refuse(wanted, "this bundle has no graphs that verify drafts; compile it again, for a CPU")
         return None
-    drafters = _drafters()
-    if wanted not in (AUTO, *drafters):
-        raise RequestError(f"speculate: {shown(wanted)}; there are: {', '.join((OFF, AUTO, *drafters))}")
     found = self_check(decoder, decoder)
     if not found.exact:
         _refuse(
@@ -48,16 +50,24 @@ def speculation_of(decoder: BatchDecoder, wanted: str | None) -> Speculation | N
             f"{OFF!r} is right",
         )
         return None
-    return Speculation(decoder, StepCosts(found.seconds), drafters, found.close)
+    model = draft() if wanted in (AUTO, MODEL) else None
+    drafters = _drafters(decoder, decoder, model)
+    if wanted not in (AUTO, *drafters):
+        raise RequestError(f"speculate: {shown(wanted)}; there are: {', '.join((OFF, AUTO, *drafters))}")
+    return Speculation(decoder, StepCosts(found.seconds), drafters, found.close, model)
 
 
-def _drafters() -> Mapping[str, MakeDrafter]:
-    known = lookup_acceptance()
-
-    def lookup(_: Drafted) -> Drafter:
-        return Lookup(known)
-
-    return {LOOKUP: lookup}
+def _drafters(decoder: BatchDecoder, verifier: Verifier, model: DraftDecoder | None) -> dict[str, MakeDrafter]:
+    """What there is, the cheapest first."""
+    repeated = lookup_acceptance()
+    drafters: dict[str, MakeDrafter] = {LOOKUP: lambda sequence: Lookup(repeated)}
+    if model is not None:
+        slots, guessed = DraftSlots(model), model_acceptance()
+        drafters[MODEL] = lambda sequence: ModelDrafter(slots, guessed)
+    if decoder.gates is not None:
+        skipped = model_acceptance()
+        drafters[BUDGET] = lambda sequence: BudgetDrafter(verifier, sequence, skipped)
+    return drafters
 
 
 def _refuse(wanted: str, why: str) -> None:

@@ -248,6 +248,27 @@ class HostDecoder(SingleRoute):
         step()
         return self._logits[:count, 0]
 
+    def extend(self, slot: int, tokens: Ids | States, options: RequestOptions | None = None) -> Logits:
+        """Add tokens to the sequence in a slot, several at once.
+
+        Args:
+            slot: Of a sequence that has room for them.
+            tokens: int64 [tokens], or float32 [tokens, width] for a tail; at least one.
+            options: With another budget, for a token alone; several, and those of the warm-up, run every block.
+
+        Returns:
+            float32 [vocab]: logits of the token that follows; the caller's to keep and to change.
+        """
+        level = float(self._levels[slot]) if options is None else self.threshold(options)
+        start, logits = self.length(slot), None
+        for first in range(0, len(tokens), self._chunk):
+            piece = tokens[first : first + self._chunk]
+            gated = len(tokens) == 1 and start >= self._warmup
+            logits = self._read(slot, start + first, piece, kept=1, level=level if gated else DENSE)
+        assert logits is not None, "at least one token"
+        row: Logits = logits[0]
+        return row
+
     def set_budget(self, slot: int, options: RequestOptions) -> None:
         """See `BatchDecoder.set_budget`."""
         self._levels[slot] = self.threshold(options)

@@ -58,6 +58,21 @@ def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -
     return TwinEngine(graph.inputs, graph.outputs, lambda form: load(graphs[form]), preload)
 
 
+def draft_decoder(bundle: Bundle, load: Load, options: DecoderOptions) -> HostDecoder | None:
+    """The decoder of the graph that drafts tokens; None if a bundle has none.
+
+    Raises:
+        EngineError: as `load`.
+        RequestError: as `host_decoder`.
+    """
+    name = bundle.manifest.draft
+    spec = bundle.manifest.graphs[name].decoder if name else None
+    if spec is None:
+        return None
+    gates = bundle.manifest.gates.get(name)
+    return HostDecoder(load(name), spec, options.batch, options.chunk, gates, name=name)
+
+
 def _decoder(
     bundle: Bundle,
     name: str,

@@ -103,12 +103,7 @@ class VerifyingDecoder(HostDecoder):
 
     def read_token(self, slot: int, token: int, options: RequestOptions | None = None) -> Logits:
         """See `Verifier.read_token`."""
-        start = self.length(slot)
-        level = float(self._levels[slot]) if options is None else self.threshold(options)
-        level = DENSE if start < self._warmup else level
-        logits = self._read(slot, start, np.array([token], np.int64), kept=1, level=level)
-        row: Logits = logits[0]
-        return row
+        return self.extend(slot, np.array([token], np.int64), options)
 
     def rewind(self, slot: int, tokens: int) -> None:
         """See `Verifier.rewind`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from adaptc.runtime.backends.backend import DecoderOptions, Device
-from adaptc.runtime.backends.host.loading import host_decoder
+from adaptc.runtime.backends.host.loading import draft_decoder, host_decoder
 from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.backends.onnxruntime_cpu.packed import check_packed
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.model.decoder import BatchDecoder
+from adaptc.runtime.model.verifier import DraftDecoder
 
 
 class OnnxRuntimeCpu:
@@ -27,3 +28,7 @@ class OnnxRuntimeCpu:
     def decoder(self, bundle: Bundle, options: DecoderOptions) -> BatchDecoder:
         """See `Backend.decoder`."""
         return host_decoder(bundle, lambda graph: self.engine(bundle, graph, options.threads), options)
+
+    def draft_decoder(self, bundle: Bundle, options: DecoderOptions) -> DraftDecoder | None:
+        """See `Backend.draft_decoder`."""
+        return draft_decoder(bundle, lambda graph: self.engine(bundle, graph, options.threads), options)

@@ -28,3 +28,6 @@ class TensorRt:
         check_count("batch", options.batch)
         check_count("chunk", options.chunk)
         return tensorrt_decoder(bundle, options.batch, options.chunk)
+
+    def draft_decoder(self, bundle: Bundle, options: DecoderOptions) -> None:
+        """See `Backend.draft_decoder`; nothing verifies drafts on a GPU yet."""

@@ -26,3 +26,6 @@ class NumpyBackend:
     def decoder(self, bundle: Bundle, options: DecoderOptions) -> BatchDecoder:
         """See `Backend.decoder`."""
         return host_decoder(bundle, lambda graph: self.engine(bundle, graph), options)
+
+    def draft_decoder(self, bundle: Bundle, options: DecoderOptions) -> None:
+        """See `Backend.draft_decoder`."""
