@@ -18,7 +18,7 @@ from adaptc.machine.description import Machine
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.loading import load_decoder, tokenizer_of
+from adaptc.runtime.loading import BACKENDS, load_decoder, tokenizer_of
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.verifier import Verifier
 from adaptc.runtime.progress import SILENT, Progress
@@ -119,8 +119,11 @@ def opened(bundle: Bundle, settings: SpeculationSettings) -> Iterator[Opened]:
     """
     held = () if settings.route is None else (settings.route,)
     decoder = load_decoder(bundle, DecoderOptions(1, threads=settings.threads, budget=settings.budget, routes=held))
+    backend, few = BACKENDS[bundle.manifest.target.backend], DecoderOptions(1, threads=settings.threads)
     try:
-        speculation = speculation_of(decoder, LOOKUP)  # a name, so that a refusal says why
+        speculation = speculation_of(decoder, AUTO, lambda: backend.draft_decoder(bundle, few))
+        if speculation is None:
+            speculation = speculation_of(decoder, LOOKUP)  # a refusal of what is named says why
         assert speculation is not None
         assert isinstance(decoder, Verifier)
         most = decoder.verifiable(RequestOptions(budget=1.0))
