@@ -110,8 +110,14 @@ def print_kinds(kinds: Mapping[str, Any], titles: tuple[str, str], where: str) -
     table = Table(caption=f"{where}; medians over prompts, quartiles in brackets")
     table.add_column("kind", no_wrap=True)
     table.add_column(titles[0], no_wrap=True)
-    for title in ("tok/s", titles[1], "tokens\na step", "drafted", "accepted", "same\ntext"):
-        table.add_column(title, justify="right", no_wrap=True)
+    for title, least in (
+        ("tok/s", 11),
+        (titles[1], 11),
+        ("tokens\na step", 6),
+        ("accepted/\ndrafted", 9),
+        ("same\ntext", 4),
+    ):
+        table.add_column(title, justify="right", min_width=least)  # where it is narrow, what is in brackets goes below
     for kind, ways in kinds.items():
         for place, (way, found) in enumerate(ways.items()):
             table.add_row("" if place else kind, way, *_cells(found), end_section=place == len(ways) - 1)
@@ -126,8 +132,7 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
         spread_text(found["tokens_per_second"], 1),
         spread_text(found["ratio"], 2),
         "–" if step is None else f"{step:.2f}",
-        str(found["drafted"]) if found["drafted"] else "–",
-        "–" if share is None else f"{found['accepted']} ({share:.0%})",
+        "–" if share is None else f"{found['accepted']}/{found['drafted']} ({share:.0%})",
         same if found["equal"] == found["answers"] else f"[red]{same}[/]",
     ]
 
