@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -26,6 +27,7 @@ from adaptc.runtime.multimodal.images import Images, read_image_spec
 from adaptc.runtime.multimodal.profile import read_profile
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.multimodal.subsets import ModalGraphs
+from adaptc.runtime.speculation.speculation import OFF
 from adaptc.runtime.speculation.starting import speculation_of
 from adaptc.runtime.text.tokenizer import Tokenizer
 
@@ -230,10 +232,11 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     targets = options.load_targets
     likely = options.budget if targets is None else 0.0  # under load nobody shall wait for a graph to be loaded
     held = tuple(options.routes or ())
-    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, likely, prefixes, held))
-    few = DecoderOptions(batch, chunk, options.threads)
+    spare = batch if options.speculate is not None and options.speculate != OFF else 0
+    decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, likely, prefixes, held, spare))
+    smaller = partial(backend.draft_decoder, bundle, DecoderOptions(batch, chunk, options.threads))
     try:
-        speculation = speculation_of(decoder, options.speculate, lambda: backend.draft_decoder(bundle, few))
+        speculation = speculation_of(decoder, options.speculate, smaller, _cheapest(bundle))
     except BaseException:
         decoder.close()
         raise
@@ -251,6 +254,12 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
         speculate=options.speculate,
         verified=options.verify,
     )
+
+
+def _cheapest(bundle: Bundle) -> str | None:
+    """The route whose steps read the fewest bytes; None for a bundle without routes."""
+    costs = [bytes_ for routes in bundle.manifest.route_bytes.values() for bytes_ in routes.items()]
+    return min(costs, key=lambda each: each[1])[0] if costs else None
 
 
 def _only_modal(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySession:

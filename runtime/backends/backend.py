@@ -30,6 +30,7 @@ class DecoderOptions:
         prefix_bytes: The largest size of the KV entries kept for prompts that begin alike, in bytes; 0 keeps none. For
             decoders in the host's memory.
         routes: The routes of a stitched bundle to load; empty for all. For decoders in the host's memory.
+        spare: Slots of each tail of a stitched bundle beyond the batch, for drafts. For decoders in the host's memory.
     """
 
     batch: int = 1
@@ -38,6 +39,7 @@ class DecoderOptions:
     budget: float | None = None
     prefix_bytes: int = 0
     routes: tuple[str, ...] = ()
+    spare: int = 0
 
 
 class Backend(Protocol):

@@ -8,27 +8,27 @@ Reference: Leviathan, Kalman, Matias 2023, "Fast Inference from Transformers via
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
+from typing import Protocol
 
 import numpy as np
 
-from adaptc.runtime.model.verifier import DraftDecoder
+from adaptc.runtime.model.decoder import Ids, Logits
 from adaptc.runtime.speculation.drafter import NOTHING, Acceptance, Draft, Worth
 from adaptc.runtime.speculation.guesses import Guesses, likely
 
 
 class DraftSlots:
-    """Slots of the smaller model, each lent to a drafter; one that has drafted longest ago gives its own up."""
+    """Slots for drafts, each lent to a drafter; the one that has drafted longest ago gives its own up."""
 
-    def __init__(self, model: DraftDecoder) -> None:
+    def __init__(self, slots: Iterable[int]) -> None:
         """Begin with all slots free.
 
         Args:
-            model: The smaller model.
+            slots: Their numbers, at least one.
         """
-        self.model = model
-        self._free = list(range(model.batch))
+        self._free = list(slots)
         self._lent: dict[ModelDrafter, int] = {}  # the one that drafted longest ago first
 
     def slot(self, drafter: ModelDrafter) -> int:
@@ -49,11 +49,22 @@ class DraftSlots:
             self._free.append(self._lent.pop(drafter))
 
 
+class Reader(Protocol):
+    """A smaller model as a drafter uses it."""
+
+    def extend(self, slot: int, tokens: Ids) -> Logits:
+        """See `DraftDecoder.extend`."""
+
+    def set_length(self, slot: int, tokens: int) -> None:
+        """See `DraftDecoder.set_length`."""
+
+
 class ModelDrafter:
     """A `Drafter` by a smaller model, for one sequence."""
 
     def __init__(
         self,
+        model: Reader,
         slots: DraftSlots,
         acceptance: Acceptance | None = None,
         clock: Callable[[], float] = perf_counter,
@@ -61,11 +72,12 @@ class ModelDrafter:
         """Begin without a text.
 
         Args:
-            slots: The model's.
+            model: The smaller model.
+            slots: Its slots.
             acceptance: What is known of such guesses, shared with other sequences; None begins anew.
             clock: Seconds.
         """
-        self._slots = slots
+        self._model, self._slots = model, slots
         self._guesses = Guesses(acceptance, clock)
         self._read: list[int] = []  # tokens that the slot holds
 
@@ -79,7 +91,7 @@ class ModelDrafter:
         def read(token: int) -> tuple[int, int]:
             new = [*ids[len(self._read) : -1], token] if len(self._read) < len(ids) else [token]
             self._read += new
-            return likely(self._slots.model.extend(slot, np.array(new, np.int64)))
+            return likely(self._model.extend(slot, np.array(new, np.int64)))
 
         return self._guesses.draft(ids[-1], most, worth, read, len(ids))
 
@@ -100,4 +112,4 @@ class ModelDrafter:
                 break
             known += 1
         del self._read[known:]
-        self._slots.model.set_length(slot, known)
+        self._model.set_length(slot, known)

@@ -12,16 +12,20 @@ from adaptc.runtime.speculation.budget_drafter import BudgetDrafter
 from adaptc.runtime.speculation.guesses import model_acceptance
 from adaptc.runtime.speculation.lookup import Lookup, lookup_acceptance
 from adaptc.runtime.speculation.model_drafter import DraftSlots, ModelDrafter
+from adaptc.runtime.speculation.route_drafter import RouteDrafter, RouteGuesser
 from adaptc.runtime.speculation.self_check import self_check
 from adaptc.runtime.speculation.speculation import AUTO, OFF, MakeDrafter, Speculation
 from adaptc.runtime.speculation.step_costs import StepCosts
 from adaptc.runtime.validation import shown
 
-LOOKUP, MODEL, BUDGET = "lookup", "model", "budget"
+LOOKUP, MODEL, ROUTE, BUDGET = "lookup", "model", "route", "budget"
 
 
 def speculation_of(
-    decoder: BatchDecoder, wanted: str | None, draft: Callable[[], DraftDecoder | None] = lambda: None
+    decoder: BatchDecoder,
+    wanted: str | None,
+    draft: Callable[[], DraftDecoder | None] = lambda: None,
+    cheapest: str | None = None,
 ) -> Speculation | None:
     """What drafts for a decoder's sequences.
 
@@ -29,6 +33,7 @@ def speculation_of(
         decoder: Just loaded, without sequences.
         wanted: "auto" for what there is, or the name of a drafter; "off" and None for nothing.
         draft: Loads the bundle's smaller model, if it has one; closed with what is returned.
+        cheapest: The route of a stitched bundle whose steps cost least.
 
     Returns:
         None for "off", and for "auto" where nothing can be drafted without changing answers.
@@ -51,21 +56,25 @@ def speculation_of(
         )
         return None
     model = draft() if wanted in (AUTO, MODEL) else None
-    drafters = _drafters(decoder, decoder, model)
+    drafters = _drafters(decoder, decoder, model, cheapest)
     if wanted not in (AUTO, *drafters):
         raise RequestError(f"speculate: {shown(wanted)}; there are: {', '.join((OFF, AUTO, *drafters))}")
     return Speculation(decoder, StepCosts(found.seconds), drafters, found.close, model)
 
 
-def _drafters(decoder: BatchDecoder, verifier: Verifier, model: DraftDecoder | None) -> dict[str, MakeDrafter]:
+def _drafters(
+    decoder: BatchDecoder, verifier: Verifier, model: DraftDecoder | None, cheapest: str | None
+) -> dict[str, MakeDrafter]:
     """What there is, the cheapest first."""
-    repeated = lookup_acceptance()
+    repeated, guessed, routed, skipped = lookup_acceptance(), *(model_acceptance() for _ in range(3))
     drafters: dict[str, MakeDrafter] = {LOOKUP: lambda sequence: Lookup(repeated)}
     if model is not None:
-        slots, guessed = DraftSlots(model), model_acceptance()
-        drafters[MODEL] = lambda sequence: ModelDrafter(slots, guessed)
+        slots = DraftSlots(range(model.batch))
+        drafters[MODEL] = lambda sequence: ModelDrafter(model, slots, guessed)
+    if isinstance(verifier, RouteGuesser) and cheapest in decoder.routes and len(decoder.routes) > 1:
+        spare = DraftSlots(range(decoder.batch, 2 * decoder.batch))
+        drafters[ROUTE] = lambda sequence: RouteDrafter(verifier, sequence, cheapest, spare, routed)
     if decoder.gates is not None:
-        skipped = model_acceptance()
         drafters[BUDGET] = lambda sequence: BudgetDrafter(verifier, sequence, skipped)
     return drafters
 

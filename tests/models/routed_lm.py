@@ -49,7 +49,7 @@ class RoutedLm:
 
     def decoder(
         self, batch: int = 1, chunk: int = 3, router: RouterNet | None = None, prefixes: PrefixCache | None = None
-    ) -> HostRoutedDecoder:
+    ) -> HostRoutedDecoder[HostDecoder]:
         trunk = HostDecoder(self.trunk, self.spec, batch, chunk, prefixes=prefixes, name="trunk")
         tails = {
             route: HostDecoder(engine, self.spec, batch, chunk, prefixes=prefixes, name=route)

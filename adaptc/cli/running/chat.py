@@ -26,7 +26,8 @@ def command(bundle: Path, system: str | None, threads: int | None, verify: bool,
     A line is a message. /reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer.
     """
     beginning = [{"role": "system", "content": system}] if system else []
-    with load_session(bundle, threads=threads, verify=verify, budget=options["budget"]) as session:
+    defaults = {"budget": options["budget"], "speculate": options["speculate"]}
+    with load_session(bundle, threads=threads, verify=verify, **defaults) as session:
         messages = list(beginning)
         _hint("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer.")
         while (line := _ask()) is not None and line != "/quit":

@@ -43,7 +43,8 @@ def command(
     texts = [*prompts, *([_read(prompt_file)] if prompt_file is not None else [])]
     if not texts:
         raise click.UsageError("give a --prompt or a --prompt-file")
-    with load_session(bundle, threads=threads, verify=verify, budget=options["budget"]) as session:
+    defaults = {"budget": options["budget"], "speculate": options["speculate"]}
+    with load_session(bundle, threads=threads, verify=verify, **defaults) as session:
         if stream and not as_json and len(texts) == 1:
             pieces = session.generate(texts[0], stream=True, **options)
             print_pieces(pieces)
@@ -105,7 +106,7 @@ def skip_map(result: Result, gates: SkipGates | None) -> Iterator[str]:
 def _trace(result: Result) -> dict[str, Any]:
     from dataclasses import asdict, replace
 
-    derived = ("prefill_tokens_per_second", "decode_tokens_per_second", "ffn_skipped")
+    derived = ("prefill_tokens_per_second", "decode_tokens_per_second", "ffn_skipped", "tokens_per_step")
     stored = asdict(replace(result.trace, skips=None))
     del stored["skips"]
     return stored | {name: getattr(result.trace, name) for name in derived}

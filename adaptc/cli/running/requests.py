@@ -60,6 +60,11 @@ _OPTIONS = (
     ),
     click.option("--deadline", type=float, help="Seconds after which no further token is written."),
     click.option("--budget", type=float, help="0 is cheapest, 1 is dense; by default the bundle's own budget, or 1."),
+    click.option(
+        "--speculate",
+        metavar="HOW",
+        help="Guess next tokens and verify several in a step, with the same answer: auto, lookup, model or budget.",
+    ),
     click.option("--route", help="Route of a stitched bundle; by default its router picks one."),
     click.option("--threads", type=int, help="By default one for each physical core."),
     click.option(

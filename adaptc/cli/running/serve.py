@@ -29,6 +29,11 @@ from adaptc.cli.options import THREADS, load_targets
 @click.option("--max-connections", type=int, default=1024, show_default=True, help="Most connections at a time.")
 @click.option("--drain-seconds", type=float, default=30.0, show_default=True, help="Time to finish on SIGTERM.")
 @load_targets
+@click.option(
+    "--speculate",
+    metavar="HOW",
+    help="Guess next tokens for requests that do not say, with the same answers: auto, lookup, model or budget.",
+)
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the API keys, one on each line.")
 @click.option("--allow-anonymous", is_flag=True, help="Let other machines ask without a key.")
 @click.option("--allow-templates", is_flag=True, help="Take chat templates from requests.")
@@ -51,6 +56,7 @@ def command(
     target_ttft: float | None,
     target_tpot: float | None,
     min_budget: float | None,
+    speculate: str | None,
     api_key_file: Path | None,
     allow_anonymous: bool,
     allow_templates: bool,
@@ -87,7 +93,14 @@ def command(
         for text in bundles:
             name, path = _named(text)
             model = load_model(
-                path, name, device=device, batch=max_batch, threads=threads, verify=verify, targets=targets
+                path,
+                name,
+                device=device,
+                batch=max_batch,
+                threads=threads,
+                verify=verify,
+                targets=targets,
+                speculate=speculate,
             )
             stack.callback(model.close)
             models.append(model)

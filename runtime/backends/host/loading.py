@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.backends.engine import Engine
@@ -11,6 +13,7 @@ from adaptc.runtime.backends.host.dense_twin import Form, TwinEngine
 from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.backends.host.routed import HostRoutedDecoder
 from adaptc.runtime.backends.host.verifying import VerifyingDecoder
+from adaptc.runtime.backends.host.verifying_routed import VerifyingRoutedDecoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec, VerificationGraph
 from adaptc.runtime.bundle.plan import Switch
@@ -24,7 +27,7 @@ Load = Callable[[str], Engine]
 """Loads a graph by its name."""
 
 
-def host_decoder(bundle: Bundle, load: Load, options: DecoderOptions) -> HostDecoder | HostRoutedDecoder:
+def host_decoder(bundle: Bundle, load: Load, options: DecoderOptions) -> HostDecoder | HostRoutedDecoder[Any]:
     """The decoder of a bundle, routes included.
 
     Args:
@@ -100,7 +103,7 @@ def _routed(
     load: Load,
     options: DecoderOptions,
     prefixes: PrefixCache,
-) -> HostRoutedDecoder:
+) -> HostRoutedDecoder[Any]:
     """A trunk with the tails of its routes, or of those that are asked for."""
     tails: dict[str, HostDecoder] = {}
     for route in options.routes or switch.routes:
@@ -108,10 +111,14 @@ def _routed(
         spec = bundle.manifest.graphs[graph].decoder
         if spec is None:
             raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
-        tails[route] = _decoder(bundle, graph, spec, load(graph), load, options, prefixes)
+        more = replace(options, batch=options.batch + options.spare)
+        tails[route] = _decoder(bundle, graph, spec, load(graph), load, more, prefixes)
     [name] = bundle.manifest.plan[0].graphs
     width = state_width(bundle.manifest.graphs[name].outputs)
     assert width is not None, "the trunk of a stitched bundle gives states"
     # A router picks among all routes; where some are not there, requests name theirs.
     router = router_of(bundle, switch) if tails.keys() == switch.routes.keys() else None
+    verifying = {route: tail for route, tail in tails.items() if isinstance(tail, VerifyingDecoder)}
+    if isinstance(trunk, VerifyingDecoder) and len(verifying) == len(tails):
+        return VerifyingRoutedDecoder(trunk, verifying, width, router)
     return HostRoutedDecoder(trunk, tails, width, router)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -15,18 +16,18 @@ from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.router import RouterNet
 from adaptc.runtime.model.routes import RoutedDecoder
 
+H = TypeVar("H", bound=HostDecoder)
 
-class HostRoutedDecoder(RoutedDecoder[HostDecoder]):
+
+class HostRoutedDecoder(RoutedDecoder[H], Generic[H]):
     """A `RoutedDecoder` of `HostDecoder`s."""
 
-    def __init__(
-        self, trunk: HostDecoder, tails: Mapping[str, HostDecoder], width: int, router: RouterNet | None = None
-    ) -> None:
+    def __init__(self, trunk: H, tails: Mapping[str, H], width: int, router: RouterNet | None = None) -> None:
         """Put the segments together and allocate the states.
 
         Args:
             trunk: Reads ids and gives states.
-            tails: Read states and give logits, by route; each has as many slots as the trunk.
+            tails: Read states and give logits, by route; each has as many slots as the trunk, or more.
             width: Width of a state.
             router: Picks the route of a request that names none; without it that is the first route.
 

@@ -193,6 +193,8 @@ def trace_of(answer: Answer, result: Result, told: int = 0) -> dict[str, Any]:
         "time_to_first_token_ms": round(trace.time_to_first_token_seconds * 1e3, 3),
         "total_ms": round((perf_counter() - answer.began) * 1e3, 3),
     }
+    if trace.drafter is not None:
+        facts |= {"drafter": trace.drafter, "drafted": trace.drafted, "accepted": trace.accepted}
     if trace.routes:
         facts["route"] = trace.route
         facts["routes"] = [[first, route] for first, route in trace.routes]

@@ -40,10 +40,17 @@ class Metrics:
             "adaptc:modality_dropped_total", "Rows whose answer left out a modality.", ("model_name", "modality")
         )
         self.lowered = Metric("adaptc:budget_lowered_total", "Requests whose budget was lowered under load.", by_model)
+        self.drafted = Metric(
+            "adaptc:spec_decode_num_draft_tokens_total", "Tokens that were guessed and verified.", by_model
+        )
+        self.accepted = Metric(
+            "adaptc:spec_decode_num_accepted_tokens_total", "Guessed tokens that were right.", by_model
+        )
         self._blocks: dict[Labels, list[float]] = {}
         self._metrics: list[Metric] = [
             *(self.http, self.succeeded, self.prompt_tokens, self.generation_tokens),
             *(self.first, self.each, self.whole, self.routes, self.dropped, self.lowered),
+            *(self.drafted, self.accepted),
             Gauge(
                 "adaptc:ffn_skip_ratio",
                 "Share of a layer's feed-forward blocks that were skipped since the start.",
@@ -77,6 +84,9 @@ class Metrics:
             self.first.observe(trace.time_to_first_token_seconds, model)
         if (each := trace.time_per_output_token_seconds) is not None:
             self.each.observe(each, model)
+        if trace.drafter is not None:
+            self.drafted.add(trace.drafted, model)
+            self.accepted.add(trace.accepted, model)
         if trace.lowered_to is not None:
             self.lowered.add(1, model)
         if trace.route is not None:

@@ -190,6 +190,7 @@ def load_model(
     verify: bool = True,
     targets: LoadTargets | None = None,
     routes: Sequence[str] | None = None,
+    speculate: str | None = None,
 ) -> Model:
     """Load a bundle under a name, and answer one request, so that the first client waits for nothing.
 
@@ -202,6 +203,7 @@ def load_model(
         verify: As for `load`.
         targets: What is kept under load by lowering budgets; a bundle whose cost no budget changes takes no notice.
         routes: As for `load`.
+        speculate: As for `load`; a bundle that answers inputs takes no notice.
 
     Raises:
         AdaptcError: as `load`.
@@ -210,7 +212,16 @@ def load_model(
     if batch is None and not is_modal(bundle.manifest):
         batch = served_batch(bundle)
     kept = targets if takes_budget(bundle.manifest, routes) else None
-    session: object = load(path, device, batch=batch, threads=threads, verify=verify, load_targets=kept, routes=routes)
+    session: object = load(
+        path,
+        device,
+        batch=batch,
+        threads=threads,
+        verify=verify,
+        load_targets=kept,
+        routes=routes,
+        speculate=None if is_modal(bundle.manifest) else speculate,
+    )
     if isinstance(session, ModalSession):
         return InputModel(name, session)
     assert isinstance(session, Session)
