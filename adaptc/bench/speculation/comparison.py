@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptc.bench.speculation.figures import differences, figures_by_kind
-from adaptc.bench.speculation.prompts import KINDS, Prompt, Reader, choose_prompts, read_prompts
+from adaptc.bench.speculation.prompts import KINDS, Prompt, PromptEncoder, choose_prompts, read_prompts
 from adaptc.bench.speculation.turns import TimedAnswer, Write, WrittenTokens, answer_in_turns
 from adaptc.errors import RequestError
 from adaptc.evaluation.answers import has_chat
@@ -98,7 +98,7 @@ def prompts_of(bundle: Bundle, kinds: Sequence[str], file: Path | None, settings
             f"{bundle.path}: holds {decoder.max_tokens} tokens, and answers may have {settings.new_tokens}; fewer new "
             "tokens are right"
         )
-    reader = Reader(tokenizer, has_chat(bundle), room)
+    reader = PromptEncoder(tokenizer, has_chat(bundle), room)
     if file is not None:
         return read_prompts(file, kinds, settings.prompts, reader)
     for kind in kinds:

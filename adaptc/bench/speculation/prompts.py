@@ -39,7 +39,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class PromptEncoder:
     """Turns messages into tokens of a bundle.
 
     Attributes:
@@ -61,7 +61,7 @@ class Reader:
         return Prompt(kind, messages, tuple(ids))
 
 
-def choose_prompts(kinds: Sequence[str], count: int, seed: int, reader: Reader) -> list[Prompt]:
+def choose_prompts(kinds: Sequence[str], count: int, seed: int, reader: PromptEncoder) -> list[Prompt]:
     """Prompts of some kinds, other ones with another seed.
 
     Args:
@@ -76,7 +76,7 @@ def choose_prompts(kinds: Sequence[str], count: int, seed: int, reader: Reader) 
     return [prompt for kind in kinds for prompt in _of_kind(kind, count, seed, reader)]
 
 
-def read_prompts(path: Path, kinds: Sequence[str], count: int | None, reader: Reader) -> list[Prompt]:
+def read_prompts(path: Path, kinds: Sequence[str], count: int | None, reader: PromptEncoder) -> list[Prompt]:
     """Prompts of a JSONL file, with `kind` and either `prompt` or `messages` in each line.
 
     Args:
@@ -102,7 +102,7 @@ def read_prompts(path: Path, kinds: Sequence[str], count: int | None, reader: Re
     return [prompt for kind in kinds or found for prompt in found[kind][:count]]
 
 
-def _of_kind(kind: str, count: int, seed: int, reader: Reader) -> list[Prompt]:
+def _of_kind(kind: str, count: int, seed: int, reader: PromptEncoder) -> list[Prompt]:
     fitting: list[Prompt] = []
     for size in SIZES:
         every = KINDS[kind](size)

@@ -61,20 +61,12 @@ from adaptc.cli.progress import shown_progress
 @load_options
 def command(
     bundle: Path | None,
-    against: str,
-    prompt_tokens: int,
-    new_tokens: int | None,
-    long_tokens: int,
-    routes: tuple[str, ...],
     repeats: int | None,
-    samples: int | None,
     jobs: int | None,
     data: Path | None,
     seed: int,
     plot: Path | None,
     threads: int | None,
-    base: Path,
-    cache_dir: Path | None,
     as_json: bool,
     **other: Any,
 ) -> None:
@@ -104,6 +96,15 @@ def command(
         else:
             print_jobs(replayed)
         return
+    _bench_engines(click.get_current_context().params)
+
+
+def _bench_engines(options: Mapping[str, Any]) -> None:
+    """Measure a bundle and other engines, print what was found, and exit with 1 if one failed.
+
+    Args:
+        options: Those of `adaptc bench`.
+    """
     from adaptc.bench.comparison import bench, prompts, report_of
     from adaptc.bench.figures import BenchSettings
     from adaptc.bench.runners import runners_of
@@ -111,18 +112,25 @@ def command(
     from adaptc.runtime import open_bundle
     from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 
-    names = _peer_names(against)
-    opened = open_bundle(bundle)
-    chosen = routes_of(opened, routes)
+    names = _peer_names(options["against"])
+    opened = open_bundle(options["bundle"])
+    chosen = routes_of(opened, options["routes"])
     settings = BenchSettings(
-        threads or physical_cores(), prompt_tokens, new_tokens or 64, long_tokens, repeats or 5, samples or 3
+        threads=options["threads"] or physical_cores(),
+        prompt_tokens=options["prompt_tokens"],
+        new_tokens=options["new_tokens"] or 64,
+        long_tokens=options["long_tokens"],
+        rounds=options["repeats"] or 5,
+        samples=options["samples"] or 3,
     )
     ids = prompts(opened, settings)
     with shown_progress() as progress:
-        runners, missing = runners_of(opened, names, chosen, base, open_cache(cache_dir), progress)
+        runners, missing = runners_of(
+            opened, names, chosen, options["base"], open_cache(options["cache_dir"]), progress
+        )
         results, failed = bench(runners, ids, settings, progress)
     report = report_of(results, settings, missing, failed)
-    if as_json:
+    if options["as_json"]:
         click.echo(json.dumps(report, indent=2))
     else:
         _print_bench(report)

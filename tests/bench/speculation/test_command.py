@@ -24,10 +24,13 @@ COSTS = {1: 0.010, 2: 0.0125, 3: 0.0125}
 
 @pytest.fixture(scope="module")
 def drafting(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model compiled as users compile it, so that it has graphs that verify."""
+    """A tiny model compiled as users compile it, so that it has graphs that verify, which drafts for itself."""
     root = tmp_path_factory.mktemp("drafting")
     spec, _ = folder.write(root, max_position_embeddings=1024, num_hidden_layers=2)
-    spec.write_text(spec.read_text().replace("max_tokens: 64", "max_tokens: 700"))
+    spec.write_text(
+        "version: 1\nmodels:\n  lm: {source: model}\n  small: {source: model}\npasses: [{draft_with: {model: small}}]\n"
+        "target: {weights: fp32, max_tokens: 700}\n"
+    )
     done = run_adaptc("compile", str(spec), "-o", str(root / "bundle"), "--cache-dir", str(root / "cache"))
     assert done.exit_code == 0, done.output
     return root / "bundle"
@@ -75,11 +78,11 @@ def test_all_kinds_are_measured_and_all_ways_write_the_same(drafting: Path) -> N
     report = json.loads(done.stdout)
     assert list(report["kinds"]) == [*KINDS, "all"]
     for ways in report["kinds"].values():
-        assert list(ways) == ["off", "lookup", "auto"]
+        assert list(ways) == ["off", "lookup", "model", "auto"]
         assert all(found["equal"] == found["answers"] for found in ways.values())
         assert ways["off"]["drafted"] == 0
     assert report["differences"] == []
-    assert len(report["answers"]) == 3 * len(KINDS)
+    assert len(report["answers"]) == 4 * len(KINDS)
     assert all(0 < len(each["ids"]) <= 24 for each in report["answers"])
     assert [each["tokens"] for each in report["costs"]] == list(range(1, 9))
     assert report["costs"][0]["plain_steps"] == 1.0
@@ -87,6 +90,10 @@ def test_all_kinds_are_measured_and_all_ways_write_the_same(drafting: Path) -> N
     assert report["settings"]["new_tokens"] == 24
     assert [each["kind"] for each in report["prompts"]] == list(KINDS)
     assert all(each["tokens"] + 24 <= 700 for each in report["prompts"])
+
+
+def test_the_help_names_all_kinds() -> None:
+    assert f"all: {', '.join(KINDS)}." in " ".join(run("--help").stdout.split())
 
 
 def test_sampled_answers_are_the_same_too(drafting: Path, own: Path) -> None:
@@ -98,7 +105,7 @@ def test_sampled_answers_are_the_same_too(drafting: Path, own: Path) -> None:
     assert warm["differences"] == cold["differences"] == []
     said = [[each["ids"] for each in report["answers"]] for report in (cold, warm, other)]
     assert said[0] != said[1] != said[2]
-    assert [said[1][0]] * 3 == said[1][:3]  # off, lookup and auto of the first prompt
+    assert [said[1][0]] * 4 == said[1][:4]  # all ways to the first prompt
 
 
 def test_the_table_has_ratios_drafts_and_costs(plain: Bundle, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from adaptc.bench.speculation import texts
-from adaptc.bench.speculation.prompts import KINDS, SIZES, Prompt, Reader, choose_prompts, read_prompts
+from adaptc.bench.speculation.prompts import KINDS, SIZES, Prompt, PromptEncoder, choose_prompts, read_prompts
 from adaptc.errors import RequestError
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.sources import calibration_text
 from tests.models import tiny_tokenizer
 
 
-def reader(room: int, *, chat: bool = False) -> Reader:
-    return Reader(Tokenizer(tiny_tokenizer.files(tiny_tokenizer.byte_level())), chat, room)
+def reader(room: int, *, chat: bool = False) -> PromptEncoder:
+    return PromptEncoder(Tokenizer(tiny_tokenizer.files(tiny_tokenizer.byte_level())), chat, room)
 
 
 def content(prompt: Prompt) -> str:
@@ -114,7 +114,7 @@ def test_messages_go_through_the_chat_template_or_are_plain_text() -> None:
     assert text.endswith("\nAssistant:")
     files = tiny_tokenizer.files(tiny_tokenizer.byte_level())
     template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-    templated = Reader(Tokenizer({**files, "chat_template.jinja": template.encode()}), True, 5000)
+    templated = PromptEncoder(Tokenizer({**files, "chat_template.jinja": template.encode()}), True, 5000)
     prompt = templated.prompt("own", ({"role": "user", "content": "Hello"},))
     assert templated.tokenizer.decode(prompt.ids) == "[user]Hello"
 
