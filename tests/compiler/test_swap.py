@@ -119,7 +119,7 @@ def test_what_verifies_drafts_has_the_new_gates(built: tuple[Path, Bundle], tmp_
     copy = open_bundle(shutil.copytree(bundle.path, tmp_path / "copy"))
     swapped = swap_gates(copy, gates_file(spec, tmp_path / "other.safetensors", 4))
     trained = [
-        {tensor.name: tensor.const_value.offset for tensor in constants if is_trained(tensor.name)}
+        {each.name: each.const_value.offset for each in constants if each.const_value and is_trained(each.name)}
         for name in ("lm", *(each.graph for each in swapped.manifest.verification["lm"]))
         if (constants := stored_graph(swapped, swapped.manifest.graphs[name].file).initializers.values())
     ]
