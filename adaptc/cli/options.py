@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from adaptc.compiler.cache import Cache
@@ -58,3 +59,18 @@ def open_cache(folder: Path | None) -> Cache:
     from adaptc.compiler.cache import Cache
 
     return Cache(folder) if folder is not None else Cache.default()
+
+
+def refuse_given(names: Iterable[str], why: str) -> None:
+    """Refuse options of the current command that were given and would do nothing.
+
+    Args:
+        names: Of their parameters.
+        why: What is right, for the message.
+
+    Raises:
+        click.UsageError: one was given.
+    """
+    for name in names:
+        if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')}: {why}")

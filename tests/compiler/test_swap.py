@@ -118,10 +118,11 @@ def test_what_verifies_drafts_has_the_new_gates(built: tuple[Path, Bundle], tmp_
     spec, bundle = built
     copy = open_bundle(shutil.copytree(bundle.path, tmp_path / "copy"))
     swapped = swap_gates(copy, gates_file(spec, tmp_path / "other.safetensors", 4))
-    names = ("lm", *(each.graph for each in swapped.manifest.verification["lm"]))
-    graphs = [stored_graph(swapped, swapped.manifest.graphs[name].file) for name in names]
-    held = [[(v.name, v.const_value) for v in graph.initializers.values() if is_trained(v.name)] for graph in graphs]
-    trained = [{name: place.offset for name, place in each if place is not None} for each in held]
+    trained = [
+        {each.name: each.const_value.offset for each in constants if each.const_value and is_trained(each.name)}
+        for name in ("lm", *(each.graph for each in swapped.manifest.verification["lm"]))
+        if (constants := stored_graph(swapped, swapped.manifest.graphs[name].file).initializers.values())
+    ]
     assert len(trained) == 3
     assert trained[0] == trained[1] == trained[2] != {}
     decoder = load_decoder(swapped, DecoderOptions(threads=1, budget=0.0))

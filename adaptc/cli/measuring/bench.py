@@ -12,7 +12,8 @@ import click
 from adaptc.cli.measuring.jobs_table import print_jobs
 from adaptc.cli.measuring.load import bench_servers
 from adaptc.cli.measuring.load_options import BenchCommand, load_options
-from adaptc.cli.options import BASE, CACHE, JSON, ROUTES, THREADS, open_cache
+from adaptc.cli.measuring.speculation import SPECULATION_NAMES, bench_drafters, speculation_options
+from adaptc.cli.options import BASE, CACHE, JSON, ROUTES, THREADS, open_cache, refuse_given
 from adaptc.cli.output import print_table
 from adaptc.cli.progress import shown_progress
 
@@ -21,7 +22,7 @@ from adaptc.cli.progress import shown_progress
 @click.argument("bundle", required=False, type=click.Path(path_type=Path))
 @click.option("--against", metavar="NAMES", default="", help="Other engines to measure, separated by commas, or `all`.")
 @click.option("--prompt-tokens", type=click.IntRange(1), default=90, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(2), show_default="64, with --speculate 128")
 @click.option(
     "--long-tokens",
     type=click.IntRange(0),
@@ -33,15 +34,21 @@ from adaptc.cli.progress import shown_progress
 @click.option(
     "--repeats",
     type=click.IntRange(1),
-    show_default="5, of a server 1",
-    help="Number of turns of each engine or server.",
+    show_default="5, of a server 1, with --speculate 3",
+    help="Number of turns of each engine, server or drafter.",
 )
-@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Number of answers in a turn.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    show_default="3, of --prompts all",
+    help="Number of answers in a turn; with --speculate of prompts of a kind.",
+)
+@speculation_options
 @click.option("--jobs", type=click.IntRange(2), help="Replay this many jobs instead, on a bundle with modalities.")
 @click.option(
     "--data", type=click.Path(dir_okay=False, path_type=Path), help="An .npz file of labelled rows, for --jobs."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of jobs and loads.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of jobs, loads and prompts.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -54,35 +61,32 @@ from adaptc.cli.progress import shown_progress
 @load_options
 def command(
     bundle: Path | None,
-    against: str,
-    prompt_tokens: int,
-    new_tokens: int,
-    long_tokens: int,
-    routes: tuple[str, ...],
     repeats: int | None,
-    samples: int,
     jobs: int | None,
     data: Path | None,
     seed: int,
     plot: Path | None,
     threads: int | None,
-    base: Path,
-    cache_dir: Path | None,
     as_json: bool,
-    **load: Any,
+    **other: Any,
 ) -> None:
     """Measure a bundle's speed, and other engines' beside it; or servers under a load.
 
     Each engine runs in a process of its own; they take turns. Figures are medians. Routes of a stitched bundle are
     measured as if they were engines. With --jobs, jobs with floors and deadlines are replayed under four policies,
-    which take turns as well (docs/modalities.md).
+    which take turns as well (docs/modalities.md). With --speculate, prompts of several kinds are answered without
+    speculation and with each drafter (docs/measuring.md).
 
     With --serve, requests are sent to a server of OpenAI's API when they are due, whatever became of those before, and
     the times of its answers are measured (docs/serving.md).
     """
     if bundle is None:
-        bench_servers(load, repeats or 1, seed, plot, as_json)
+        bench_servers(other, repeats or 1, seed, plot, as_json)
         return
+    if other["speculate"] is not None:
+        bench_drafters(click.get_current_context().params)
+        return
+    refuse_given(SPECULATION_NAMES, "is for --speculate")
     if (jobs is None) != (data is None):
         raise click.UsageError("--jobs and --data go together")
     if jobs is not None and data is not None:
@@ -92,6 +96,15 @@ def command(
         else:
             print_jobs(replayed)
         return
+    _bench_engines(click.get_current_context().params)
+
+
+def _bench_engines(options: Mapping[str, Any]) -> None:
+    """Measure a bundle and other engines, print what was found, and exit with 1 if one failed.
+
+    Args:
+        options: Those of `adaptc bench`.
+    """
     from adaptc.bench.comparison import bench, prompts, report_of
     from adaptc.bench.figures import BenchSettings
     from adaptc.bench.runners import runners_of
@@ -99,16 +112,25 @@ def command(
     from adaptc.runtime import open_bundle
     from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 
-    names = _peer_names(against)
-    opened = open_bundle(bundle)
-    chosen = routes_of(opened, routes)
-    settings = BenchSettings(threads or physical_cores(), prompt_tokens, new_tokens, long_tokens, repeats or 5, samples)
+    names = _peer_names(options["against"])
+    opened = open_bundle(options["bundle"])
+    chosen = routes_of(opened, options["routes"])
+    settings = BenchSettings(
+        threads=options["threads"] or physical_cores(),
+        prompt_tokens=options["prompt_tokens"],
+        new_tokens=options["new_tokens"] or 64,
+        long_tokens=options["long_tokens"],
+        rounds=options["repeats"] or 5,
+        samples=options["samples"] or 3,
+    )
     ids = prompts(opened, settings)
     with shown_progress() as progress:
-        runners, missing = runners_of(opened, names, chosen, base, open_cache(cache_dir), progress)
+        runners, missing = runners_of(
+            opened, names, chosen, options["base"], open_cache(options["cache_dir"]), progress
+        )
         results, failed = bench(runners, ids, settings, progress)
     report = report_of(results, settings, missing, failed)
-    if as_json:
+    if options["as_json"]:
         click.echo(json.dumps(report, indent=2))
     else:
         _print_bench(report)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from adaptc.cli.options import refuse_given
 from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -93,24 +92,17 @@ def _schedule(options: dict[str, Any], seed: int) -> Schedule:
     rate, seconds, requests = _rate(options["rate"]), options["duration"], options["requests"]
     replay = None
     if options["replay"] is not None:
-        _refuse(("rate", "arrivals", "dataset", "requests"), "a replay has its own; leave it out")
+        refuse_given(("rate", "arrivals", "dataset", "requests"), "a replay has its own; leave it out")
         replay = read_replay(options["replay"], options["speed"])
     else:
-        _refuse(("speed",), "is for --replay")
+        refuse_given(("speed",), "is for --replay")
         if math.isinf(rate):
-            _refuse(("arrivals",), "with --rate inf one comes when another has ended; --rate is needed")
+            refuse_given(("arrivals",), "with --rate inf one comes when another has ended; --rate is needed")
         if seconds is None and requests is None:
             seconds = _SECONDS
     return Schedule(
         parse_dataset(options["dataset"]), parse_arrivals(options["arrivals"]), rate, seconds, requests, seed, replay
     )
-
-
-def _refuse(names: Iterable[str], why: str) -> None:
-    """Refuse options that were given and would do nothing."""
-    for name in names:
-        if click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name}: {why}")
 
 
 def _rate(text: str) -> float:
