@@ -31,8 +31,8 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(each) for each in arguments])
 
 
-def copy(name: str, into: Path) -> Path:
-    return Path(shutil.copytree(STORED / name, into / name))
+def copy(name: str, into: Path, schema: str = STORED.name) -> Path:
+    return Path(shutil.copytree(STORED.with_name(schema) / name, into / name))
 
 
 @pytest.mark.parametrize("name", ["gated", "stitched"])
@@ -130,6 +130,25 @@ def test_layers_of_a_bundle_are_drawn(name: str, tmp_path: Path) -> None:
     assert len(root.all("svg")) == 1 + len(open_bundle(STORED / name).manifest.graphs)
     refused = run("show", STORED / name, "--diff")
     assert refused.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["gated", "stitched"])
+def test_what_verifies_drafts_is_no_graph_of_its_own(name: str, tmp_path: Path) -> None:
+    """Its text is there, closed; a layer of it is a layer of the graph that it does so for, and so is what it reads."""
+    file, bundle = tmp_path / "page.html", copy(name, tmp_path, "schema5")
+    manifest = open_bundle(bundle).manifest
+    own = manifest.graphs.keys() - manifest.verifying.keys()
+    assert manifest.verifying
+    assert run("show", bundle, "--html", file).exit_code == 0
+    assert len(check_page(file.read_text()).all("svg")) == 1 + len(own)
+    assert all(verifying in file.read_text() for verifying in manifest.verifying)
+    assert run("report", bundle).exit_code == 0
+    root = check_page((bundle / "report.html").read_text())
+    tiles = {tile.all("span")[0].text: tile.all("b")[0].text for tile in root.all("li") if tile.all("b")}
+    assert tiles["graphs"] == str(len(own))
+    assert not [verifying for verifying in manifest.verifying if verifying in root.text]
+    record = record_of(open_bundle(bundle))
+    assert record.parts.keys() == manifest.graphs.keys() - manifest.forms
 
 
 @pytest.mark.parametrize("name", ["gated", "stitched"])
