@@ -131,7 +131,7 @@ def _session(bundle: Bundle, settings: SpeculationSettings, speculate: str) -> S
         budget=settings.budget,
         speculate=speculate,
     )
-    if session._speculation is not None:
+    if session.speculation is not None:
         return session
     session.close()
     return _session(bundle, settings, LOOKUP)  # what is named is refused with the reason
@@ -146,7 +146,7 @@ def _opened(session: Session, settings: SpeculationSettings) -> Opened:
 
         return write
 
-    speculation = session._speculation
+    speculation = session.speculation
     assert speculation is not None
     ways = {name: way(name) for name in (OFF, *speculation.drafters, AUTO)}
     costs = {tokens: speculation.costs.reading(tokens) for tokens in range(1, MOST + 1)}
