@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from adaptc.bench.speculation.texts import functions, passages
 from adaptc.runtime import Result, Session, load
-from adaptc.runtime.generation.request import GenerateOptions
 from adaptc.runtime.speculation.step_costs import StepCosts
 
 SIZES = (120, 300, 700)
@@ -55,7 +55,7 @@ def compared(
     """The answers to each prompt without and with drafts."""
     for start in range(0, len(given), batch):
         some = list(given[start : start + batch])
-        options = GenerateOptions(max_new_tokens=tokens, temperature=temperature, seed=start)
+        options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": temperature, "seed": start}
         plain = session.generate(some, **options, speculate="off")
         found = session.generate(some, **options, speculate=how)
         yield from zip(plain, found, strict=True)
