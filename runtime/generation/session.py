@@ -50,6 +50,7 @@ class Session:
         tokenizer: Reads and spells text; None if the bundle has none.
         images: Inserts images into prompts; None for a bundle that reads text only.
         verified: Whether the bundle's files were compared with their hashes.
+        speculation: What drafts tokens for requests; None if nothing does.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Session:
         self._decoder = decoder
         self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
         self._label = label
-        self._speculation = speculation
+        self.speculation = speculation
         control = None if load_targets is None else LoadController(load_targets)
         self._scheduler = Scheduler(decoder, limits, StepWatch(control), speculation)
         self._turns = Turns(self._scheduler, self._free, clock)
@@ -331,8 +332,8 @@ class Session:
 
     def _free(self) -> None:
         self._decoder.close()
-        if self._speculation is not None:
-            self._speculation.close()
+        if self.speculation is not None:
+            self.speculation.close()
         if self.images is not None:
             self.images.close()
 

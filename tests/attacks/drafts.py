@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from adaptc.bench.speculation.texts import functions, passages
 from adaptc.runtime import Result, Session, load
@@ -54,9 +55,9 @@ def compared(
     """The answers to each prompt without and with drafts."""
     for start in range(0, len(given), batch):
         some = list(given[start : start + batch])
-        options = {"max_new_tokens": tokens, "temperature": temperature, "seed": start}
-        plain = session.generate(some, speculate="off", **options)  # type: ignore[arg-type]
-        found = session.generate(some, speculate=how, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": temperature, "seed": start}
+        plain = session.generate(some, **options, speculate="off")
+        found = session.generate(some, **options, speculate=how)
         yield from zip(plain, found, strict=True)
 
 
@@ -72,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     failed = False
     with load(arguments.bundle, speculate="auto", batch=arguments.batch) as session:
-        speculation = session._speculation
+        speculation = session.speculation
         if speculation is None:
             sys.exit(f"{arguments.bundle}: nothing is drafted here")
         if arguments.eager:

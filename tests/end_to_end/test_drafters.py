@@ -39,8 +39,8 @@ class Flat(StepCosts):
 
 def speculating(bundle: Bundle, how: str) -> Session:
     session = runtime.load(bundle.path, speculate=how, batch=3)
-    assert session._speculation is not None
-    session._speculation.costs = Flat({1: 1.0})
+    assert session.speculation is not None
+    session.speculation.costs = Flat({1: 1.0})
     return session
 
 
@@ -95,8 +95,8 @@ def test_a_smaller_model_is_right_or_wrong_and_changes_nothing(tmp_path: Path) -
     bundle = pair(tmp_path, num_hidden_layers=1)
     assert {name: graph.data for name, graph in bundle.manifest.graphs.items()}["small"][-1] == "graphs/small.data"
     with speculating(bundle, "auto") as session:
-        assert session._speculation is not None
-        assert session._speculation.drafters == ("lookup", "model")
+        assert session.speculation is not None
+        assert session.speculation.drafters == ("lookup", "model")
         assert same(session, "model")[0]
 
 

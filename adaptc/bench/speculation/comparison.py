@@ -15,18 +15,18 @@ from adaptc.bench.speculation.turns import TimedAnswer, Write, WrittenTokens, an
 from adaptc.errors import RequestError
 from adaptc.evaluation.answers import has_chat
 from adaptc.machine.description import Machine
-from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.loading import BACKENDS, load_decoder, tokenizer_of
-from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.model.verifier import Verifier
+from adaptc.runtime.loading import load, tokenizer_of
 from adaptc.runtime.progress import SILENT, Progress
-from adaptc.runtime.speculation.speculation import AUTO, OFF, Speculation
-from adaptc.runtime.speculation.starting import LOOKUP, speculation_of
+from adaptc.runtime.speculation.speculation import AUTO, OFF
+from adaptc.runtime.speculation.starting import LOOKUP
 
 NEW_TOKENS, PROMPTS, TURNS = 128, 3, 3
 """Tokens of an answer, prompts of each kind and turns, if nobody says how many."""
+
+MOST = 8
+"""Tokens of a run whose costs are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +117,27 @@ def opened(bundle: Bundle, settings: SpeculationSettings) -> Iterator[Opened]:
         RequestError: it cannot draft: it has no graphs for it, or answers would change on this machine; or an option
             has no meaning for it.
     """
-    held = () if settings.route is None else (settings.route,)
-    decoder = load_decoder(bundle, DecoderOptions(1, threads=settings.threads, budget=settings.budget, routes=held))
-    backend, few = BACKENDS[bundle.manifest.target.backend], DecoderOptions(1, threads=settings.threads)
-    try:
-        speculation = speculation_of(decoder, AUTO, lambda: backend.draft_decoder(bundle, few))
-        if speculation is None:
-            speculation = speculation_of(decoder, LOOKUP)  # a refusal of what is named says why
-        assert speculation is not None
-        assert isinstance(decoder, Verifier)
-        most = decoder.verifiable(RequestOptions(budget=1.0))
-        session = Session(decoder, tokenizer_of(bundle), speculation=speculation, speculate=OFF)
-    except BaseException:
-        decoder.close()
-        raise
-    with session:
-        yield _opened(session, speculation, most, settings)
+    with _session(bundle, settings, AUTO) as session:
+        yield _opened(session, settings)
 
 
-def _opened(session: Session, speculation: Speculation, most: int, settings: SpeculationSettings) -> Opened:
+def _session(bundle: Bundle, settings: SpeculationSettings, speculate: str) -> Session:
+    session = load(
+        bundle.path,
+        threads=settings.threads,
+        batch=1,
+        prefix_bytes=0,
+        verify=False,
+        budget=settings.budget,
+        speculate=speculate,
+    )
+    if session.speculation is not None:
+        return session
+    session.close()
+    return _session(bundle, settings, LOOKUP)  # what is named is refused with the reason
+
+
+def _opened(session: Session, settings: SpeculationSettings) -> Opened:
     def way(name: str) -> Write:
         def write(prompt: Sequence[int], new_tokens: int) -> WrittenTokens:
             result = session.generate(prompt, max_new_tokens=new_tokens, speculate=name, **settings.request)
@@ -144,8 +146,10 @@ def _opened(session: Session, speculation: Speculation, most: int, settings: Spe
 
         return write
 
+    speculation = session.speculation
+    assert speculation is not None
     ways = {name: way(name) for name in (OFF, *speculation.drafters, AUTO)}
-    costs = {tokens: speculation.costs.reading(tokens) for tokens in range(1, most + 1)}
+    costs = {tokens: speculation.costs.reading(tokens) for tokens in range(1, MOST + 1)}
     return Opened(ways, costs, speculation.close_logits)
 
 

@@ -91,8 +91,9 @@ def bench_drafters(options: Mapping[str, Any]) -> None:
 def print_speculation(report: Mapping[str, Any]) -> None:
     """The figures as tables."""
     settings, machine = report["settings"], report["machine"]
-    turns = f"{settings['turns']} turns" if settings["turns"] > 1 else "1 turn"
-    where = f"{machine['cpu']}, {settings['threads']} threads; {len(report['prompts'])} prompts, {turns}"
+    counts = {"prompt": len(report["prompts"]), "turn": settings["turns"]}
+    counted = ", ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items())
+    where = f"{machine['cpu']}, {settings['threads']} threads; {counted}"
     print_kinds(report["kinds"], ("drafter", "× off"), where)
     _print_costs(report["costs"])
 
