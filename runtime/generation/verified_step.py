@@ -49,6 +49,8 @@ class VerifiedSteps:
             sequence.slot = slot
             sequence.follow_route(self._decoder, slot)
             sequence.limit_budget(self._decoder, ceiling, slot)
+        if not all(self._verifier.apart(each.options, len(active)) for each in active):
+            return None  # their gates decide together, and each by itself would write something else
         found = self._speculation.proposals(active)
         return found if found is None or sum(1 + len(each.tokens) for each in found) <= room else None
 

@@ -60,6 +60,9 @@ class Verifier(Protocol):
     def verifiable(self, options: RequestOptions) -> int:
         """The largest number of tokens that `verify` takes of a sequence with these options; 0 if it takes none."""
 
+    def apart(self, options: RequestOptions, sequences: int) -> bool:
+        """Whether a step of so many sequences gives one with these options what a step of it alone does."""
+
     def verify(self, slot: int, tokens: Sequence[int]) -> Verified:
         """Add tokens to the sequence in a slot; see `rewind` for those that turn out to be wrong.
 

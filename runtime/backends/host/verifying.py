@@ -13,7 +13,7 @@ from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.backends.host.verification import HostVerification
 from adaptc.runtime.bundle.manifest import DecoderSpec, VerificationGraph
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.model.budget import DENSE
+from adaptc.runtime.model.budget import DENSE, batched_dense
 from adaptc.runtime.model.decoder import Ids, Logits, States
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.verifier import Verified
@@ -70,6 +70,13 @@ class VerifyingDecoder(HostDecoder):
         skips = self.gates is not None and not self.dense(options)
         apart = self.gates is not None and self.gates.batch == "rows" and "gated" in self._verification.graphs
         return 0 if skips and not apart else self._verification.most
+
+    def apart(self, options: RequestOptions, sequences: int) -> bool:
+        """See `Verifier.apart`; gates may decide for all rows together, and run every block of many."""
+        gates = self.gates
+        if gates is None or sequences == 1 or self.dense(options):
+            return True
+        return gates.batch == "rows" and not batched_dense(gates, sequences)
 
     def verify(self, slot: int, tokens: Sequence[int]) -> Verified:
         """See `Verifier.verify`."""

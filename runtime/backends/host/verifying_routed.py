@@ -23,8 +23,16 @@ class VerifyingRoutedDecoder(HostRoutedDecoder[VerifyingDecoder]):
 
     def verifiable(self, options: RequestOptions) -> int:
         """See `Verifier.verifiable`."""
+        return min(each.verifiable(options) for each in self._run_by(options))
+
+    def _run_by(self, options: RequestOptions) -> tuple[VerifyingDecoder, ...]:
+        """What a sequence with these options may run."""
         tails = [self._tails[options.route]] if options.route is not None else list(self._tails.values())
-        return min(each.verifiable(options) for each in (self._trunk, *tails))
+        return self._trunk, *tails
+
+    def apart(self, options: RequestOptions, sequences: int) -> bool:
+        """See `Verifier.apart`."""
+        return all(each.apart(options, sequences) for each in self._run_by(options))
 
     def verify(self, slot: int, tokens: Sequence[int]) -> Verified:
         """See `Verifier.verify`."""

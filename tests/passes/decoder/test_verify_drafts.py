@@ -53,7 +53,7 @@ def emitted(family: str, weights: str) -> Program:
 def gated(batch: str, weights: str = "int4", warmup: int = 0) -> Program:
     """Gates of a batch policy, and the dense twin."""
     thresholds = ((0.0, -math.inf), (0.1, -0.4), (0.5, 0.6))
-    gates = SkipGates("learned", skipping.GATED, 3, warmup, batch, thresholds)
+    gates = SkipGates("learned", skipping.GATED, 3, warmup, batch, thresholds, rows=4)
     program = replace(skipping.lowered("llama", low_rank=True), gates={"lm": gates})
     rounding = Quantize(block_size=16) if weights == "int4" else FloatWeights()
     return Pipeline((rounding, Branch(), VerifyDrafts())).run(program)
@@ -193,6 +193,7 @@ def test_each_token_decides_for_itself(budget: float, weights: str, warmup: int,
             assert rounds_otherwise()
             return
         assert decoder.verifiable(options) == 8
+        assert [decoder.apart(options, count) for count in (1, 4, 5)] == [True, True, budget == 1], "as many as 4 skip"
         runs = compared(decoder, IDS[:13], options)
         assert all(run.same_cache and run.same_ran for run in runs)
         assert max(run.widest for run in runs) <= CLOSE
@@ -209,6 +210,9 @@ def test_gates_that_decide_together_are_verified_whole_only(batch: str, tmp_path
     with verifying(gated(batch, "fp32"), tmp_path) as decoder:
         assert decoder.verifiable(RequestOptions(budget=0.5)) == 0
         assert decoder.verifiable(RequestOptions(budget=1.0)) == 8
+        assert decoder.apart(RequestOptions(budget=0.5), 1)
+        assert not decoder.apart(RequestOptions(budget=0.5), 2)
+        assert decoder.apart(RequestOptions(budget=1.0), 2)
         assert self_check(decoder, decoder).exact
         runs = compared(decoder, IDS[:13], RequestOptions(budget=1.0))
         assert all(run.same_cache and run.same_ran and run.widest <= CLOSE for run in runs)
