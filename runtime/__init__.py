@@ -85,7 +85,7 @@ _HOMES = {
     "OrtEngine": "backends.onnxruntime_cpu.engine",
     "Result": "generation.result",
     "Sampling": "text.sampling",
-    "Scores": "generation.scoring",
+    "Scores": "model.scoring",
     "Session": "generation.session",
     "SkipGates": "bundle.skip_gates",
     "Skips": "model.budget",
