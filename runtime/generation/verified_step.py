@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import takewhile
 
 from adaptc.runtime.errors import AdaptcError
 from adaptc.runtime.generation.sequence import TokenSequence
@@ -52,7 +54,15 @@ class VerifiedSteps:
         if not all(self._verifier.apart(each.options, len(active)) for each in active):
             return None  # their gates decide together, and each by itself would write something else
         found = self._speculation.proposals(active)
-        return found if found is None or sum(1 + len(each.tokens) for each in found) <= room else None
+        if found is None:
+            return None
+        found = [self._known(each) for each in found]
+        return found if sum(1 + len(each.tokens) for each in found) <= room else None
+
+    def _known(self, proposal: Proposal) -> Proposal:
+        """What the model can read of a proposal: heads of one vocabulary may have rows for tokens that do not exist."""
+        end = self._decoder.spec.vocab_size
+        return replace(proposal, tokens=tuple(takewhile(lambda token: token < end, proposal.tokens)))
 
     def run(self, active: Sequence[TokenSequence], proposals: Sequence[Proposal]) -> int:
         """Verify; the number of tokens that were written.

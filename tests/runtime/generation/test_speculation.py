@@ -18,9 +18,11 @@ from adaptc.runtime import DecoderSpec, EngineError, RequestError, Session
 from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.generation.scheduler import Limits, Scheduler
 from adaptc.runtime.model.verifier import Verified
+from adaptc.runtime.speculation.drafter import Draft
+from adaptc.runtime.speculation.speculation import Speculation
 from adaptc.runtime.text.tokenizer import Tokenizer
 from tests.models.history_lm import decoder_spec, greedy
-from tests.models.verifying_lm import VerifyingLm, speculation
+from tests.models.verifying_lm import FreeDrafts, VerifyingLm, speculation
 from tests.runtime.generation.test_scheduler import ENDING, EVENTS, Event, replay_events, run, sequence
 from tests.runtime.generation.text_lm import PROMPT, SPEC
 
@@ -302,6 +304,27 @@ def test_a_step_writes_more_than_a_token_and_its_time_counts_for_all() -> None:
     assert running.status.written_tokens == 80
     ahead = both[1].decode_seconds - both[0].decode_seconds
     assert ahead > 0, "the one that writes token by token is in more steps"
+
+
+def test_tokens_that_the_model_does_not_know_are_not_verified() -> None:
+    """A smaller model's head may have more rows."""
+
+    class Wide:
+        def draft(self, ids: Any, most: int, worth: Any = None) -> Draft:
+            tokens = (*greedy(list(ids), 1, decoder_spec()), 50, 3)[:most]
+            return Draft(tokens, (1.0,) * len(tokens))
+
+        def close(self) -> None:
+            pass
+
+    lm = VerifyingLm(decoder_spec(max_tokens=60))
+    decoder = lm.decoder()
+    drafts = Speculation(decoder, FreeDrafts(), {"wide": lambda _: Wide()})
+    with Session(decoder, speculation=drafts, speculate="auto") as running:
+        result = running.generate([1, 2, 3], max_new_tokens=20)
+    assert list(result.ids) == greedy([1, 2, 3], 20, decoder_spec())
+    assert {*lm.verified} == {2}
+    assert result.trace.accepted == result.trace.drafted == len(lm.verified)
 
 
 def shifted(session: Session, by: float) -> Callable[[], int]:
