@@ -31,6 +31,9 @@ Logits: TypeAlias = npt.NDArray[np.float32]
 States: TypeAlias = npt.NDArray[np.float32]
 """Hidden states between a trunk and its tails, float32 [..., width]."""
 
+TILE = 128
+"""Rows that a kernel of ONNX Runtime multiplies in one piece: of 129, the last one is multiplied alone."""
+
 
 class Prefill(Protocol):
     """A prompt that is being read into a slot."""
@@ -224,16 +227,16 @@ def piece_size(left: int, most: int) -> int:
     """How many tokens of a prompt are read next, so that none is read alone unless `most` is 1.
 
     A single token runs other kernels than several, which round otherwise. So a prompt that is read in any pieces gives
-    the same numbers, bit by bit on a CPU.
+    the same numbers, bit by bit on a CPU. Kernels take tokens in tiles, and one behind the last whole tile is alone too.
 
     Args:
         left: Tokens that are left.
         most: The largest number; one more is read where two are left of three.
     """
     size = min(left, most)
-    if size == 1 or left - size != 1:
-        return size
-    return size - 1 if size > 2 else size + 1
+    if size > 1 and left - size == 1:
+        size = size - 1 if size > 2 else size + 1
+    return size - 2 if size % TILE == 1 and size > 1 else size  # two less leave two more, or more, for the next piece
 
 
 def read_whole(prefill: Prefill, most: int) -> Logits:
