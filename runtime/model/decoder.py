@@ -227,7 +227,7 @@ def piece_size(left: int, most: int) -> int:
     """How many tokens of a prompt are read next, so that none is read alone unless `most` is 1.
 
     A single token runs other kernels than several, which round otherwise. So a prompt that is read in any pieces gives
-    the same numbers, bit by bit on a CPU. Kernels take tiles of tokens, and one behind the last whole tile is alone too.
+    the same numbers, bit by bit on a CPU. Kernels take tiles of tokens; one behind the last whole tile is alone too.
 
     Args:
         left: Tokens that are left.

@@ -14,8 +14,9 @@ from time import perf_counter
 
 from adaptc.runtime.model.budget import CHEAPEST
 from adaptc.runtime.model.verifier import Verifier
-from adaptc.runtime.speculation.drafter import NOTHING, Acceptance, Draft, Worth
-from adaptc.runtime.speculation.guesses import Guesses, likely
+from adaptc.runtime.speculation.drafter import NOTHING, Draft
+from adaptc.runtime.speculation.guesses import Experience, Guesses, likely
+from adaptc.runtime.speculation.outlook import Outlook
 from adaptc.runtime.speculation.speculation import Drafted
 
 
@@ -26,7 +27,7 @@ class BudgetDrafter:
         self,
         verifier: Verifier,
         sequence: Drafted,
-        acceptance: Acceptance | None = None,
+        experience: Experience | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """Begin with nothing drafted.
@@ -34,22 +35,22 @@ class BudgetDrafter:
         Args:
             verifier: Has the sequence.
             sequence: The sequence; it runs every block itself.
-            acceptance: What is known of such guesses, shared with other sequences; None begins anew.
+            experience: What is known of such guesses, shared with other sequences; None begins anew.
             clock: Seconds.
         """
         self._verifier, self._sequence = verifier, sequence
-        self._guesses = Guesses(acceptance, clock)
+        self._guesses = Guesses(experience, clock)
 
-    def draft(self, ids: Sequence[int], most: int, worth: Worth) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, outlook: Outlook) -> Draft:
         """See `Drafter.draft`."""
-        if not self._guesses.begin(ids, worth):
+        if not self._guesses.begin(ids, outlook):
             return NOTHING
         verifier, slot = self._verifier, self._sequence.slot
         start = verifier.length(slot)
         options = replace(self._sequence.options, budget=CHEAPEST, ceiling=1.0)
         try:
             return self._guesses.draft(
-                ids[-1], most, worth, lambda token: likely(verifier.read_token(slot, token, options)), len(ids)
+                ids, most, outlook, lambda token: likely(verifier.read_token(slot, token, options))
             )
         finally:
             verifier.rewind(slot, start)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from adaptc.runtime.speculation.outlook import Outlook
+
 _KEPT = 0.98
 """Of what was counted, when another guess is: some fifty guesses are remembered."""
 
@@ -28,21 +30,17 @@ class Draft:
 
 NOTHING = Draft()
 
-Worth = Callable[[int, float, float], bool]
-"""Whether it is worth to draft one more token: the how-manieth it is, the probability that it and all before it are
-right, and the seconds that it takes."""
-
 
 class Drafter(Protocol):
     """Guesses the next tokens of one sequence."""
 
-    def draft(self, ids: Sequence[int], most: int, worth: Worth) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, outlook: Outlook) -> Draft:
         """Guess what follows.
 
         Args:
             ids: The prompt's tokens and all that was written; those of the call before are the first of them.
             most: The largest number of tokens, from 1.
-            worth: Asked before each token, by drafters whose tokens cost time.
+            outlook: What guesses would save; asked by drafters whose tokens cost time.
 
         Raises:
             EngineError: its engine failed.

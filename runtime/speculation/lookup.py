@@ -12,7 +12,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Hashable, Sequence
 
-from adaptc.runtime.speculation.drafter import NOTHING, Acceptance, Draft, Worth
+from adaptc.runtime.speculation.drafter import NOTHING, Acceptance, Draft
+from adaptc.runtime.speculation.outlook import Outlook
 
 _LONGEST = 6
 _SHORTEST = 2
@@ -42,7 +43,7 @@ class Lookup:
         self._size = 0  # of the n-gram that was found there
         self._run = 0  # tokens that were repeated since
 
-    def draft(self, ids: Sequence[int], most: int, worth: Worth | None = None) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, outlook: Outlook | None = None) -> Draft:
         """See `Drafter.draft`."""
         for place in range(self._known, len(ids)):
             self._follow(ids, place, learns=self._known > 0)

@@ -15,8 +15,9 @@ from typing import Protocol
 import numpy as np
 
 from adaptc.runtime.model.decoder import Ids, Logits
-from adaptc.runtime.speculation.drafter import NOTHING, Acceptance, Draft, Worth
-from adaptc.runtime.speculation.guesses import Guesses, likely
+from adaptc.runtime.speculation.drafter import NOTHING, Draft
+from adaptc.runtime.speculation.guesses import Experience, Guesses, likely
+from adaptc.runtime.speculation.outlook import Outlook
 
 
 class DraftSlots:
@@ -66,7 +67,7 @@ class ModelDrafter:
         self,
         model: Reader,
         slots: DraftSlots,
-        acceptance: Acceptance | None = None,
+        experience: Experience | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """Begin without a text.
@@ -74,26 +75,27 @@ class ModelDrafter:
         Args:
             model: The smaller model.
             slots: Its slots.
-            acceptance: What is known of such guesses, shared with other sequences; None begins anew.
+            experience: What is known of such guesses, shared with other sequences; None begins anew.
             clock: Seconds.
         """
         self._model, self._slots = model, slots
-        self._guesses = Guesses(acceptance, clock)
+        self._guesses = Guesses(experience, clock)
         self._read: list[int] = []  # tokens that the slot holds
 
-    def draft(self, ids: Sequence[int], most: int, worth: Worth) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, outlook: Outlook) -> Draft:
         """See `Drafter.draft`."""
-        if not self._guesses.begin(ids, worth):
+        if not self._guesses.begin(ids, outlook, len(ids) - min(len(self._read), len(ids) - 1)):
             return NOTHING
         slot = self._slots.slot(self)
         self._forget_wrong(slot, ids)
+        unread = len(ids) - len(self._read)
 
         def read(token: int) -> tuple[int, int]:
             new = [*ids[len(self._read) : -1], token] if len(self._read) < len(ids) else [token]
             self._read += new
             return likely(self._model.extend(slot, np.array(new, np.int64)))
 
-        return self._guesses.draft(ids[-1], most, worth, read, len(ids))
+        return self._guesses.draft(ids, most, outlook, read, unread)
 
     def close(self) -> None:
         """See `Drafter.close`."""

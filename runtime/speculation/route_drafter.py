@@ -11,8 +11,10 @@ from time import perf_counter
 from typing import Protocol, runtime_checkable
 
 from adaptc.runtime.model.decoder import Ids, Logits
-from adaptc.runtime.speculation.drafter import NOTHING, Acceptance, Draft, Worth
+from adaptc.runtime.speculation.drafter import NOTHING, Draft
+from adaptc.runtime.speculation.guesses import Experience
 from adaptc.runtime.speculation.model_drafter import DraftSlots, ModelDrafter
+from adaptc.runtime.speculation.outlook import Outlook
 from adaptc.runtime.speculation.speculation import Drafted
 
 
@@ -55,7 +57,7 @@ class RouteDrafter:
         sequence: Drafted,
         route: str,
         slots: DraftSlots,
-        acceptance: Acceptance | None = None,
+        experience: Experience | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         """Begin with nothing drafted.
@@ -65,20 +67,20 @@ class RouteDrafter:
             sequence: The sequence.
             route: What drafts; nothing is drafted for a sequence that is on it.
             slots: Spare slots of that route's tail.
-            acceptance: What is known of such guesses, shared with other sequences; None begins anew.
+            experience: What is known of such guesses, shared with other sequences; None begins anew.
             clock: Seconds.
         """
         self._routed, self._sequence, self._route = routed, sequence, route
-        self._drafter = ModelDrafter(_Tail(routed, sequence, route), slots, acceptance, clock)
+        self._drafter = ModelDrafter(_Tail(routed, sequence, route), slots, experience, clock)
 
-    def draft(self, ids: Sequence[int], most: int, worth: Worth) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, outlook: Outlook) -> Draft:
         """See `Drafter.draft`."""
         slot = self._sequence.slot
         if self._routed.route(slot) == self._route:
             return NOTHING
         start = self._routed.length(slot)
         try:
-            return self._drafter.draft(ids, most, worth)
+            return self._drafter.draft(ids, most, outlook)
         finally:
             self._routed.rewind(slot, start)
 

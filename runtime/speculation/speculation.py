@@ -10,6 +10,7 @@ from adaptc.runtime.errors import AdaptcError
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.verifier import DraftDecoder, Verifier
 from adaptc.runtime.speculation.drafter import Draft, Drafter
+from adaptc.runtime.speculation.outlook import Outlook
 from adaptc.runtime.speculation.step_costs import StepCosts
 
 OFF, AUTO = "off", "auto"
@@ -140,13 +141,14 @@ class Speculation:
         most = min(room - 1, space, self._room(slot) - 1)
         if most < 1:
             return _PLAIN, 1.0, self.costs.reading(1)
+        outlook = Outlook(self.costs, sequence.left, most)
         names = self.drafters if sequence.speculate == AUTO else (sequence.speculate,)
         for name in names:
             drafter = self._open.setdefault(sequence, {}).get(name)
             if drafter is None:
                 drafter = self._open[sequence][name] = self._makers[name](sequence)
             try:
-                draft = drafter.draft(sequence.all_ids(), most, self._worth)
+                draft = drafter.draft(sequence.all_ids(), most, outlook)
             except AdaptcError:  # what drafts has failed, not what answers
                 sequence.speculate = OFF
                 self.end(sequence)
@@ -159,11 +161,6 @@ class Speculation:
     def _room(self, slot: int) -> int:
         """Tokens that still fit in a slot."""
         return self._verifier.capacity - self._verifier.length(slot)
-
-    def _worth(self, count: int, right: float, seconds: float) -> bool:
-        """See `Worth`: a token that is right saves a step, whether it is or not it has to be drafted and verified."""
-        costs = self.costs
-        return right * costs.reading(1) > seconds + costs.reading(count + 1) - costs.reading(count)
 
     def _length(self, draft: Draft) -> tuple[int, float, float]:
         """The best number of a draft's tokens to verify, what that brings on average, and what it takes."""

@@ -9,7 +9,7 @@ from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.verifier import DraftDecoder, Verifier
 from adaptc.runtime.speculation.budget_drafter import BudgetDrafter
-from adaptc.runtime.speculation.guesses import model_acceptance
+from adaptc.runtime.speculation.guesses import Experience
 from adaptc.runtime.speculation.lookup import Lookup, lookup_acceptance
 from adaptc.runtime.speculation.model_drafter import DraftSlots, ModelDrafter
 from adaptc.runtime.speculation.route_drafter import RouteDrafter, RouteGuesser
@@ -66,7 +66,7 @@ def _drafters(
     decoder: BatchDecoder, verifier: Verifier, model: DraftDecoder | None, cheapest: str | None
 ) -> dict[str, MakeDrafter]:
     """What there is, the cheapest first."""
-    repeated, guessed, routed, skipped = lookup_acceptance(), *(model_acceptance() for _ in range(3))
+    repeated, guessed, routed, skipped = lookup_acceptance(), *(Experience() for _ in range(3))
     drafters: dict[str, MakeDrafter] = {LOOKUP: lambda sequence: Lookup(repeated)}
     if model is not None:
         slots = DraftSlots(range(model.batch))

@@ -16,7 +16,8 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.verifier import Verifier
-from adaptc.runtime.speculation.drafter import Draft, Worth
+from adaptc.runtime.speculation.drafter import Draft
+from adaptc.runtime.speculation.outlook import Outlook
 from adaptc.runtime.speculation.self_check import self_check
 from adaptc.runtime.speculation.speculation import Speculation
 from adaptc.spec.reading import read_spec
@@ -36,7 +37,7 @@ class Told:
         self._sequence, self._answers = sequence, answers
         self._random = np.random.default_rng(len(sequence.all_ids()))
 
-    def draft(self, ids: Sequence[int], most: int, worth: Worth | None = None) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, outlook: Outlook | None = None) -> Draft:
         """See `Drafter.draft`."""
         written = [*self._sequence.ids]
         goes_on = [answer for answer in self._answers if [*answer[: len(written)]] == written]

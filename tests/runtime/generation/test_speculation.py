@@ -194,7 +194,7 @@ def test_tokens_that_the_model_does_not_know_are_not_verified() -> None:
     """A smaller model's head may have more rows."""
 
     class Wide:
-        def draft(self, ids: Any, most: int, worth: Any = None) -> Draft:
+        def draft(self, ids: Any, most: int, outlook: Any = None) -> Draft:
             tokens = (*greedy(list(ids), 1, decoder_spec()), 50, 3)[:most]
             return Draft(tokens, (1.0,) * len(tokens))
 

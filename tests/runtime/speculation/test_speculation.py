@@ -10,7 +10,8 @@ import pytest
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.model.verifier import Verified
-from adaptc.runtime.speculation.drafter import NOTHING, Draft, Drafter, Worth
+from adaptc.runtime.speculation.drafter import NOTHING, Draft, Drafter
+from adaptc.runtime.speculation.outlook import Outlook
 from adaptc.runtime.speculation.speculation import Drafted, Proposal, Speculation
 from adaptc.runtime.speculation.step_costs import StepCosts
 
@@ -68,7 +69,7 @@ class Fixed:
     closed: int = 0
     fails: bool = False
 
-    def draft(self, ids: Sequence[int], most: int, worth: Worth | None = None) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, outlook: Outlook | None = None) -> Draft:
         if self.fails:
             raise EngineError("the drafter's engine failed")
         self.asked.append(most)
