@@ -15,7 +15,8 @@ from adaptc.runtime.backends.fake import FakeEngine
 from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.backends.host.verifying import VerifyingDecoder
 from adaptc.runtime.bundle.manifest import TensorSpec, VerificationGraph
-from adaptc.runtime.speculation.drafter import Draft, Drafter, Worth
+from adaptc.runtime.speculation.drafter import Draft, Drafter
+from adaptc.runtime.speculation.outlook import Outlook
 from adaptc.runtime.speculation.speculation import Drafted, Speculation
 from adaptc.runtime.speculation.step_costs import StepCosts
 from tests.models.history_lm import HistoryLm, logits_after
@@ -98,7 +99,7 @@ class Oracle:
         self._random = np.random.default_rng(seed)
         self.closed = 0
 
-    def draft(self, ids: Sequence[int], most: int, worth: Worth | None = None) -> Draft:
+    def draft(self, ids: Sequence[int], most: int, outlook: Outlook | None = None) -> Draft:
         """See `Drafter.draft`."""
         assert most >= 1
         history = [*ids]
