@@ -18,11 +18,13 @@ class Outlook:
         costs: What steps cost.
         left: The largest number of tokens that the sequence may yet write.
         most: The largest number of tokens of a draft.
+        token_seconds: Seconds of a token without this drafter, by plain steps or by drafts that cost less.
     """
 
     costs: StepCosts
     left: int
     most: int
+    token_seconds: float
 
     def worth(self, count: int, right: float, seconds: float) -> bool:
         """Whether one more token is worth its draft: if it is right it saves a step, and it costs time in any case.
@@ -33,7 +35,7 @@ class Outlook:
             seconds: That it takes to draft.
         """
         costs = self.costs
-        return right * costs.reading(1) > seconds + costs.reading(count + 1) - costs.reading(count)
+        return right * self.token_seconds > seconds + costs.reading(count + 1) - costs.reading(count)
 
     def worth_reading(self, seconds: float, sure: float, each: float) -> bool:
         """Whether it is worth to read the text before anything can be drafted.
@@ -43,10 +45,9 @@ class Outlook:
             sure: The probability that a guess is right, 0 to 1.
             each: Seconds that a guess takes.
         """
-        step, tokens, right = self.costs.reading(1), 1.0, 1.0
-        best = step
+        tokens, right, best = 1.0, 1.0, self.token_seconds
         for count in range(1, self.most + 1):
             right *= sure
             tokens += right
             best = min(best, (self.costs.reading(count + 1) + count * each) / tokens)
-        return (step - best) * self.left * _LIKELY > seconds
+        return (self.token_seconds - best) * self.left * _LIKELY > seconds

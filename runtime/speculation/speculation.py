@@ -57,6 +57,9 @@ class Proposal:
     tokens: tuple[int, ...] = ()
 
 
+_KEPT = 0.7
+"""Of the mean time of a sequence's tokens, when another step is added."""
+
 _PLAIN = Proposal()
 
 
@@ -86,6 +89,7 @@ class Speculation:
         self._model = model
         self._makers = dict(drafters)
         self._open: dict[Drafted, dict[str, Drafter]] = {}
+        self._token_seconds: dict[Drafted, float] = {}  # of plain steps and of the first drafter, lately
 
     @property
     def drafters(self) -> tuple[str, ...]:
@@ -120,6 +124,7 @@ class Speculation:
 
     def end(self, sequence: Drafted) -> None:
         """Forget a sequence."""
+        self._token_seconds.pop(sequence, None)
         for drafter in self._open.pop(sequence, {}).values():
             drafter.close()
 
@@ -136,27 +141,42 @@ class Speculation:
 
     def _proposal(self, slot: int, sequence: Drafted) -> tuple[Proposal, float, float]:
         """What is verified of a sequence, how many tokens that is expected to bring, and its seconds."""
+        plain = _PLAIN, 1.0, self.costs.reading(1)
         room = self._verifier.verifiable(sequence.options)
         space = sequence.left - 1  # the last token needs no draft
         most = min(room - 1, space, self._room(slot) - 1)
         if most < 1:
-            return _PLAIN, 1.0, self.costs.reading(1)
-        outlook = Outlook(self.costs, sequence.left, most)
+            return plain
         names = self.drafters if sequence.speculate == AUTO else (sequence.speculate,)
         for name in names:
-            drafter = self._open.setdefault(sequence, {}).get(name)
-            if drafter is None:
-                drafter = self._open[sequence][name] = self._makers[name](sequence)
+            # Where text repeats itself again and again, a model's drafts are held against the next repetition.
+            cheaper = self._token_seconds.get(sequence, plain[2]) if name != names[0] else plain[2]
             try:
-                draft = drafter.draft(sequence.all_ids(), most, outlook)
+                draft = self._drafter(name, sequence).draft(
+                    sequence.all_ids(), most, Outlook(self.costs, sequence.left, most, cheaper)
+                )
             except AdaptcError:  # what drafts has failed, not what answers
                 sequence.speculate = OFF
                 self.end(sequence)
-                break
+                return plain
             count, tokens, seconds = self._length(draft)
             if count:
+                if name == names[0]:
+                    self._note(sequence, seconds / tokens)
                 return Proposal(name, draft.tokens[:count]), tokens, seconds
-        return _PLAIN, 1.0, self.costs.reading(1)
+        self._note(sequence, plain[2])
+        return plain
+
+    def _drafter(self, name: str, sequence: Drafted) -> Drafter:
+        opened = self._open.setdefault(sequence, {})
+        if name not in opened:
+            opened[name] = self._makers[name](sequence)
+        return opened[name]
+
+    def _note(self, sequence: Drafted, token_seconds: float) -> None:
+        """Take note of what tokens cost a sequence by plain steps and by its first drafter."""
+        before = self._token_seconds.get(sequence, self.costs.reading(1))
+        self._token_seconds[sequence] = _KEPT * before + (1 - _KEPT) * token_seconds
 
     def _room(self, slot: int) -> int:
         """Tokens that still fit in a slot."""
