@@ -77,8 +77,9 @@ class Request:
             is lowered.
         route: The route of a stitched bundle; None lets its router pick.
         speculate: How next tokens are guessed, so that one step verifies several: "lookup" repeats the text itself,
-            "auto" takes what there is, "off" guesses nothing. What is written is the same in any case, and the model
-            decides how many guesses are worth their time. None takes the session's, see `load`.
+            "model" asks a smaller model of the bundle, "route" its cheapest route, "budget" the model with blocks
+            skipped; "auto" takes what there is, "off" guesses nothing. What is written is the same in any case, and
+            what steps take decides how many guesses are verified. None takes the session's, see `load`.
         images: The images of the prompt, see `Images.insert`.
         modalities: The only modalities to use: without images a prompt is read as the text it is. None uses all that
             the request has.

@@ -32,7 +32,7 @@ from adaptc.cli.options import THREADS, load_targets
 @click.option(
     "--speculate",
     metavar="HOW",
-    help="Guess next tokens for requests that do not say, with the same answers: auto, lookup, model or budget.",
+    help="Guess next tokens for requests that do not say, with the same answers: auto, lookup, model, route or budget.",
 )
 @click.option("--api-key-file", type=click.Path(path_type=Path), help="File with the API keys, one on each line.")
 @click.option("--allow-anonymous", is_flag=True, help="Let other machines ask without a key.")
