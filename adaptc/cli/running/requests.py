@@ -63,7 +63,7 @@ _OPTIONS = (
     click.option(
         "--speculate",
         metavar="HOW",
-        help="Guess next tokens and verify several in a step, with the same answer: auto, lookup, model, route or budget.",
+        help="Guess tokens and verify several in a step, with the same answer: auto, lookup, model, route or budget.",
     ),
     click.option("--route", help="Route of a stitched bundle; by default its router picks one."),
     click.option("--threads", type=int, help="By default one for each physical core."),
