@@ -41,7 +41,7 @@ def words(count: int, start: str = "a") -> str:
 def test_generate_prints_the_answer_alone(session: dict[str, Any]) -> None:
     done = run("generate", "bundle", "-p", "a", "-n", "5", "--threads", "3", "--no-verify")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert session == {"path": Path("bundle"), "threads": 3, "verify": False, "budget": None}
+    assert session == {"path": Path("bundle"), "threads": 3, "verify": False, "budget": None, "speculate": None}
     assert done.stdout == words(5) + "\n"
     assert run("generate", "bundle", "-p", "a", "-n", "5", "--no-stream").stdout == done.stdout
     run("generate", "bundle", "-p", "a", "-n", "5", "--budget", "0.5")
