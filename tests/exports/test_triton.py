@@ -160,11 +160,14 @@ def test_what_a_decoder_cannot_do_is_an_error_of_one_response(
 
 
 def test_a_client_that_goes_away_ends_its_request(writer: Repository) -> None:
-    sender = writer.begin("m", asked("the cat", True, max_tokens=80))
-    sender.responses.get(timeout=20)
-    sender.cancelled = True
-    *_, last = sent(sender)
-    assert json.loads(last.output_tensors[1].as_numpy()[0])["finish_reason"] == "cancelled"
+    reasons = []
+    while "cancelled" not in reasons and len(reasons) < 20:  # a tiny model may have written all before it is seen
+        sender = writer.begin("m", asked("the cat", True, max_tokens=80))
+        sender.responses.get(timeout=20)
+        sender.cancelled = True
+        *_, last = sent(sender)
+        reasons.append(json.loads(last.output_tensors[1].as_numpy()[0])["finish_reason"])
+    assert reasons[-1] == "cancelled"
 
 
 def test_more_requests_than_may_wait_are_refused(text_bundle: Path, tmp_path: Path) -> None:
