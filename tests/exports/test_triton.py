@@ -160,7 +160,7 @@ def test_what_a_decoder_cannot_do_is_an_error_of_one_response(
 
 
 def test_a_client_that_goes_away_ends_its_request(writer: Repository) -> None:
-    reasons = []
+    reasons: list[str] = []
     while "cancelled" not in reasons and len(reasons) < 20:  # a tiny model may have written all before it is seen
         sender = writer.begin("m", asked("the cat", True, max_tokens=80))
         sender.responses.get(timeout=20)
