@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adaptc.errors import PassError
+from adaptc.runtime.bundle.manifest import forms, verifying
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,12 +116,12 @@ class Program:
     @property
     def verifying(self) -> Mapping[str, str]:
         """By the name of a graph that verifies drafted tokens, the graph that it does so for."""
-        return {each.graph: name for name, graphs in self.verification.items() for each in graphs}
+        return verifying(self.verification)
 
     @property
     def forms(self) -> frozenset[str]:
         """Names of the graphs that are other forms of a decoder, over its weights and its cache."""
-        return frozenset({gates.dense for gates in self.gates.values() if gates.dense} | self.verifying.keys())
+        return forms(self.gates, self.verification)
 
     @property
     def encoders(self) -> frozenset[str]:

@@ -91,11 +91,9 @@ def unrolled(graph: OnnxGraph, size: int) -> OnnxGraph:
     seqlens = next(value for value in main.inputs if value.name == SEQLENS_K)
     seqlens.shape = ir.Shape([size])
     new = Emitter(main, attentions[0])
-    lengths = new.calls("Split", [seqlens], size, None, axis=0, num_outputs=size)
+    lengths = _rows_of(new, seqlens, size)
     first = main.inputs[0]
     count = new.call("Shape", first, dtype=ir.DataType.INT64, shape=[1], start=0, end=1)
-    for value in [*lengths]:
-        value.shape = ir.Shape([1])
     for node in attentions:
         _unroll(main, node, rows, lengths, count)
     for value in (*main.inputs, *main.outputs):
@@ -149,9 +147,12 @@ def _unroll(main: ir.Graph, node: ir.Node, rows: ir.Value, lengths: Sequence[ir.
 
 def _split(new: Emitter, value: ir.Value, rows: ir.Value, size: int) -> Sequence[ir.Value]:
     """What each call reads of a value: [1, 1, width]."""
-    inner = sizes(value)[1:]
-    picked = new.call("Gather", value, rows, shape=[size, *inner], axis=0)
-    parts = new.calls("Split", [picked], size, None, axis=0, num_outputs=size)
+    return _rows_of(new, new.call("Gather", value, rows, shape=[size, *sizes(value)[1:]], axis=0), size)
+
+
+def _rows_of(new: Emitter, value: ir.Value, size: int) -> Sequence[ir.Value]:
+    """A value cut along its first axis, which has that size."""
+    parts = new.calls("Split", [value], size, None, axis=0, num_outputs=size)
     for part in parts:
-        part.shape = ir.Shape([1, *inner])
+        part.shape = ir.Shape([1, *sizes(value)[1:]])
     return parts

@@ -243,12 +243,12 @@ class Manifest:
     @property
     def verifying(self) -> Mapping[str, str]:
         """By the name of a graph that verifies drafted tokens, the graph that it does so for."""
-        return {each.graph: name for name, graphs in self.verification.items() for each in graphs}
+        return verifying(self.verification)
 
     @property
     def forms(self) -> frozenset[str]:
         """Names of the graphs that are other forms of a decoder, over its weights and its cache."""
-        return frozenset({gates.dense for gates in self.gates.values() if gates.dense} | self.verifying.keys())
+        return forms(self.gates, self.verification)
 
     @property
     def switch(self) -> Switch | None:
@@ -288,6 +288,16 @@ class Manifest:
         if seal != _seal(content):
             raise BundleError("changed since it was written; compile again")
         return manifest
+
+
+def verifying(verification: Mapping[str, tuple[VerificationGraph, ...]]) -> Mapping[str, str]:
+    """See `Manifest.verifying`; of a program too."""
+    return {each.graph: name for name, graphs in verification.items() for each in graphs}
+
+
+def forms(gates: Mapping[str, SkipGates], verification: Mapping[str, tuple[VerificationGraph, ...]]) -> frozenset[str]:
+    """See `Manifest.forms`; of a program too."""
+    return frozenset({each.dense for each in gates.values() if each.dense} | verifying(verification).keys())
 
 
 def _seal(content: JsonObject) -> str:

@@ -17,6 +17,7 @@ from adaptc.runtime.generation.work import Work
 from adaptc.runtime.model.budget import Skips
 from adaptc.runtime.model.decoder import BatchDecoder, Ids, Logits
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
+from adaptc.runtime.speculation.speculation import OFF
 from adaptc.runtime.text.detokenize import Text
 from adaptc.runtime.text.sampling import Sampler
 from adaptc.runtime.text.tokenizer import Tokenizer
@@ -65,7 +66,7 @@ class TokenSequence(Work):
         least: int = 0,
         priority: int = 0,
         floor: float = 1.0,
-        speculate: str = "off",
+        speculate: str = OFF,
     ) -> None:
         """Begin with nothing written.
 
@@ -266,7 +267,7 @@ def sequence_of(
     options: RequestOptions = NO_OPTIONS,
     index: int = 0,
     floor: float = 1.0,
-    speculate: str = "off",
+    speculate: str = OFF,
 ) -> TokenSequence:
     """The sequence of a request, ready to be decoded.
 

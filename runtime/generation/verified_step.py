@@ -11,7 +11,7 @@ from adaptc.runtime.errors import AdaptcError
 from adaptc.runtime.generation.sequence import TokenSequence
 from adaptc.runtime.model.decoder import BatchDecoder, Logits
 from adaptc.runtime.model.verifier import Verified, Verifier
-from adaptc.runtime.speculation.speculation import Proposal, Speculation
+from adaptc.runtime.speculation.speculation import OFF, Proposal, Speculation
 
 
 class VerifiedSteps:
@@ -45,7 +45,7 @@ class VerifiedSteps:
             ceiling: The most that any budget counts for.
             room: Tokens that the cache may still take, of all sequences together.
         """
-        if all(each.speculate == "off" for each in active):
+        if all(each.speculate == OFF for each in active):
             return None
         for slot, sequence in enumerate(active):
             sequence.slot = slot

@@ -39,12 +39,16 @@ class Experience:
 
     def note_guess(self, seconds: float) -> None:
         """Take note of what a guess took."""
-        self.seconds = _KEPT * self.seconds + (1 - _KEPT) * seconds if self.seconds else seconds
+        self.seconds = _mean(self.seconds, seconds)
 
     def note_reading(self, tokens: int, seconds: float) -> None:
         """Take note of what reading some tokens took."""
-        each = seconds / tokens
-        self.reading = _KEPT * self.reading + (1 - _KEPT) * each if self.reading else each
+        self.reading = _mean(self.reading, seconds / tokens)
+
+
+def _mean(before: float, seconds: float) -> float:
+    """A mean, 0 if there was none, with one more time."""
+    return _KEPT * before + (1 - _KEPT) * seconds if before else seconds
 
 
 def _believed(kind: Hashable) -> float:

@@ -112,10 +112,8 @@ class Speculation:
             return None
         gained = spent = 0.0
         proposals = []
-        for slot, (sequence, wants) in enumerate(zip(active, wanted, strict=True)):
-            proposal, tokens, seconds = (
-                self._proposal(slot, sequence) if wants else (_PLAIN, 1.0, self.costs.reading(1))
-            )
+        for sequence, wants in zip(active, wanted, strict=True):
+            proposal, tokens, seconds = self._proposal(sequence) if wants else (_PLAIN, 1.0, self.costs.reading(1))
             proposals.append(proposal)
             gained, spent = gained + tokens, spent + seconds
         if not any(each.tokens for each in proposals) or gained * plain < _WORTH * spent * len(active):
@@ -139,12 +137,11 @@ class Speculation:
         if self._model is not None:
             self._model.close()
 
-    def _proposal(self, slot: int, sequence: Drafted) -> tuple[Proposal, float, float]:
+    def _proposal(self, sequence: Drafted) -> tuple[Proposal, float, float]:
         """What is verified of a sequence, how many tokens that is expected to bring, and its seconds."""
         plain = _PLAIN, 1.0, self.costs.reading(1)
-        room = self._verifier.verifiable(sequence.options)
-        space = sequence.left - 1  # the last token needs no draft
-        most = min(room - 1, space, self._room(slot) - 1)
+        free = self._verifier.capacity - self._verifier.length(sequence.slot)
+        most = min(self._verifier.verifiable(sequence.options), free, sequence.left) - 1  # the last needs no draft
         if most < 1:
             return plain
         names = self.drafters if sequence.speculate == AUTO else (sequence.speculate,)
@@ -177,10 +174,6 @@ class Speculation:
         """Take note of what tokens cost a sequence by plain steps and by its first drafter."""
         before = self._token_seconds.get(sequence, self.costs.reading(1))
         self._token_seconds[sequence] = _KEPT * before + (1 - _KEPT) * token_seconds
-
-    def _room(self, slot: int) -> int:
-        """Tokens that still fit in a slot."""
-        return self._verifier.capacity - self._verifier.length(slot)
 
     def _length(self, draft: Draft) -> tuple[int, float, float]:
         """The best number of a draft's tokens to verify, what that brings on average, and what it takes."""

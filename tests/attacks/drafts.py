@@ -15,21 +15,9 @@ from typing import Any
 
 from adaptc.bench.speculation.texts import functions, passages
 from adaptc.runtime import Result, Session, load
-from adaptc.runtime.speculation.step_costs import StepCosts
+from tests.models.verifying_lm import FreeDrafts
 
 SIZES = (120, 300, 700)
-
-
-class Eager(StepCosts):
-    """Costs by which more guesses are always worth verifying, whatever they take here."""
-
-    def reading(self, tokens: int) -> float:
-        """See `StepCosts`."""
-        return 1.0 + tokens * 1e-3
-
-    def plain(self, sequences: int) -> float:
-        """See `StepCosts`."""
-        return float(sequences)
 
 
 def prompts(session: Session, count: int, chance: Random) -> list[list[int]]:
@@ -77,7 +65,7 @@ def main() -> None:
         if speculation is None:
             sys.exit(f"{arguments.bundle}: nothing is drafted here")
         if arguments.eager:
-            speculation.costs = Eager({1: 1.0})
+            speculation.costs = FreeDrafts()
         for how in arguments.drafters or [*speculation.drafters, "auto"]:
             given = prompts(session, arguments.count, Random(how))
             counts: Counter[str] = Counter()

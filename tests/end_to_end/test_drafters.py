@@ -18,29 +18,19 @@ from adaptc.errors import AdaptcError
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.speculation.step_costs import StepCosts
 from adaptc.spec.reading import read_spec
 from tests.end_to_end.test_gates import Gating
 from tests.models import folder, stitched
 from tests.models.tiny_tokenizer import byte_level
+from tests.models.verifying_lm import FreeDrafts
 
 PROMPTS = [np.random.default_rng(n).integers(2, 250, n).tolist() for n in (5, 3, 9)]
-
-
-class Flat(StepCosts):
-    """Steps that cost the same whatever they read, so that every guess is worth its time."""
-
-    def reading(self, tokens: int) -> float:
-        return 1.0 + tokens * 1e-6
-
-    def plain(self, sequences: int) -> float:
-        return float(sequences)
 
 
 def speculating(bundle: Bundle, how: str) -> Session:
     session = runtime.load(bundle.path, speculate=how, batch=3)
     assert session.speculation is not None
-    session.speculation.costs = Flat({1: 1.0})
+    session.speculation.costs = FreeDrafts()
     return session
 
 

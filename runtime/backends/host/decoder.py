@@ -259,12 +259,11 @@ class HostDecoder(SingleRoute):
         Returns:
             float32 [vocab]: logits of the token that follows; the caller's to keep and to change.
         """
-        level = float(self._levels[slot]) if options is None else self.threshold(options)
-        start, logits = self.length(slot), None
+        level, logits = DENSE, None
+        if len(tokens) == 1 and self.length(slot) >= self._warmup:
+            level = float(self._levels[slot]) if options is None else self.threshold(options)
         for first in range(0, len(tokens), self._chunk):
-            piece = tokens[first : first + self._chunk]
-            gated = len(tokens) == 1 and start >= self._warmup
-            logits = self._read(slot, start + first, piece, kept=1, level=level if gated else DENSE)
+            logits = self._read(slot, self.length(slot), tokens[first : first + self._chunk], kept=1, level=level)
         assert logits is not None, "at least one token"
         row: Logits = logits[0]
         return row

@@ -31,12 +31,28 @@ from adaptc.runtime.model.decoder import Ids, States
 Arrays = dict[str, npt.NDArray[Any]]
 
 
+class _Graph:
+    """A loaded graph: its engine, and what it reads and gives."""
+
+    def __init__(self, engine: Engine) -> None:
+        shapes = {tensor.name: tensor.shape for tensor in engine.outputs}
+        self.engine = engine
+        self.inputs = frozenset(tensor.name for tensor in engine.inputs)
+        self.source = engine.inputs[0].name
+        self.result = LOGITS if LOGITS in shapes else HIDDEN
+        self._ran = shapes.get(RAN)
+
+    def ran(self, tokens: int) -> npt.NDArray[np.bool_] | None:
+        """An array for which blocks ran, of all tokens together if they decide so; None if the graph has no gates."""
+        shape = self._ran
+        return None if shape is None else np.ones((*(tokens for _ in shape[1:]), int(shape[-1])), np.bool_)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _SlotRun:
     """A graph that is bound to a slot, and the arrays whose contents say what it reads."""
 
     call: BoundRun
-    size: int
     rows: Ids
     lengths: npt.NDArray[np.int32]
     total: npt.NDArray[np.int32]
@@ -68,7 +84,7 @@ class HostVerification:
         self.most = min(max(sizes) for sizes in self.graphs.values())
         self._load = load
         self._kv, self._extra = kv, extra
-        self._engines: dict[str, Engine] = {}
+        self._loaded: dict[str, _Graph] = {}
         self._runs: dict[tuple[str, int], _SlotRun] = {}
 
     def read(
@@ -92,56 +108,40 @@ class HostVerification:
             EngineError: the engine failed.
         """
         count = len(tokens)
-        name = next(name for size, name in sorted(self.graphs[form].items()) if size >= count)
-        engine = self._engine(name)
-        result = np.empty((count, 1, width), np.float32)
-        feeds: Arrays = {engine.inputs[0].name: tokens[:, None]}
-        outputs: Arrays = {LOGITS if _gives_logits(engine) else HIDDEN: result}
-        ran = _ran(engine, count)
+        size, name = next(each for each in sorted(self.graphs[form].items()) if each[0] >= count)
+        if name not in self._loaded:
+            self._loaded[name] = _Graph(self._load(name))
+        graph = self._loaded[name]
+        result, ran = np.empty((count, 1, width), np.float32), graph.ran(count)
+        feeds: Arrays = {graph.source: tokens[:, None]}
+        outputs: Arrays = {graph.result: result}
         if ran is not None:
             feeds[THRESHOLD], outputs[RAN] = levels[:, None], ran
-        run = self._runs.get((name, slot)) or self._bound(name, slot, feeds, outputs)
-        run.rows[:] = np.minimum(np.arange(run.size), count - 1)  # the last one is read again where there are fewer
+        run = self._runs.get((name, slot))
+        if run is None:
+            run = self._runs[name, slot] = self._bound(graph, size, slot, feeds, outputs)
+        else:
+            run.call.rebind(feeds, outputs)
+        run.rows[:] = np.minimum(np.arange(size), count - 1)  # the last one is read again where there are fewer
         run.lengths[:] = start + run.rows
         run.total[...] = start + count
-        run.call.rebind(feeds, outputs)
         run.call()
         return result[:, 0], None if ran is None else np.broadcast_to(ran, (count, ran.shape[-1]))
 
     def close(self) -> None:
         """Free the engines."""
         self._runs.clear()
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
+        for graph in self._loaded.values():
+            graph.engine.close()
+        self._loaded.clear()
 
-    def _engine(self, name: str) -> Engine:
-        if name not in self._engines:
-            self._engines[name] = self._load(name)
-        return self._engines[name]
-
-    def _bound(self, name: str, slot: int, feeds: Arrays, outputs: Arrays) -> _SlotRun:
-        engine = self._engine(name)
-        size = next(int(tensor.shape[0]) for tensor in engine.inputs if tensor.name == ROWS)
+    def _bound(self, graph: _Graph, size: int, slot: int, feeds: Arrays, outputs: Arrays) -> _SlotRun:
         rows, lengths = np.zeros(size, np.int64), np.zeros(size, np.int32)
         total = np.zeros((), np.int32)
         own: Arrays = {ROWS: rows, SEQLENS_K: lengths, TOTAL_SEQUENCE_LENGTH: total, LOGITS_FROM: np.zeros(1, np.int64)}
+        own = {name: array for name, array in own.items() if name in graph.inputs}
         cache = {where: whole[slot : slot + 1] for where, whole in self._kv.arrays.items()}
         kept = {present(*where): part for where, part in cache.items()}
         kept |= {present_after(*where, row): part for where, part in cache.items() for row in range(size - 1)}
-        known = {tensor.name for tensor in engine.inputs}
-        own = {key: array for key, array in own.items() if key in known}
         feeds = {**own, **self._extra, **feeds, **{past(*where): part for where, part in cache.items()}}
-        call = engine.bind(feeds, {**outputs, **kept})
-        run = self._runs[name, slot] = _SlotRun(call, size, rows, lengths, total)
-        return run
-
-
-def _gives_logits(engine: Engine) -> bool:
-    return any(tensor.name == LOGITS for tensor in engine.outputs)
-
-
-def _ran(engine: Engine, count: int) -> npt.NDArray[np.bool_] | None:
-    """An array for which blocks ran, of all tokens together if they decide so; None if the graph has no gates."""
-    shape = next((tensor.shape for tensor in engine.outputs if tensor.name == RAN), None)
-    return None if shape is None else np.ones((*(count for _ in shape[1:]), int(shape[-1])), np.bool_)
+        return _SlotRun(graph.engine.bind(feeds, {**outputs, **kept}), rows, lengths, total)
