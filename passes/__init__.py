@@ -12,6 +12,7 @@ from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
+from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.drop_modality.drop_modality import DropModality
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
@@ -40,6 +41,7 @@ PASSES: dict[str, type[Pass]] = {
         FuseProjections,
         FloatWeights,
         Quantize,
+        DeviceSteps,
         Branch,
         VerifyDrafts,
         Legalize,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +16,8 @@ from adaptc.runtime.model.budget import check_budget
 from adaptc.runtime.model.plan import check_budget_fits, is_modal
 from adaptc.runtime.validation import check_count, check_elements, shown
 
-_DEVICES = ("auto", "cpu", "gpu")
+_DEVICES = ("auto", "cpu", "cuda", "gpu")
+_CUDA = re.compile(r"cuda:(\d{1,3})")
 _MOST_ROWS = 1 << 16  # sequences, or tokens of a prompt at once
 _RANGES = {
     "threads": (1, 1024),  # more is a slip of the keyboard, and starting them would exhaust the machine
@@ -48,8 +50,8 @@ class LoadOptions:
     speculate: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.device, str) or self.device not in _DEVICES:
-            raise RequestError(f"device: {shown(self.device)}; there are: {', '.join(_DEVICES)}")
+        if not isinstance(self.device, str) or (self.device not in _DEVICES and not _CUDA.fullmatch(self.device)):
+            raise RequestError(f"device: {shown(self.device)}; there are: {', '.join(_DEVICES)}, cuda:1 and so on")
         if not isinstance(self.verify, bool):
             raise RequestError(f"verify: {shown(self.verify)}; True or False is needed")
         for name, (least, most) in _RANGES.items():
@@ -78,7 +80,7 @@ class LoadOptions:
             RequestError: naming the option, and what the bundle is.
         """
         manifest = bundle.manifest
-        if self.device not in ("auto", device):
+        if self.device != "auto" and device_kind(self.device) != device:
             name = manifest.target.backend
             raise RequestError(
                 f"device: {self.device!r}; {bundle.path} was compiled for {name}: its device is {device!r}"
@@ -107,6 +109,23 @@ class LoadOptions:
                 raise RequestError(f"routes: {shown(name)}; {there}")
         check_budget_fits(bundle, self.budget, routes=self.routes)
         check_budget_fits(bundle, self.load_targets, "load_targets", self.routes)
+
+
+def for_cpu_only(options: LoadOptions) -> bool:
+    """Whether an option is given that has a meaning on a CPU only."""
+    given = (options.threads, options.prefix_bytes, options.routes, options.speculate)
+    return any(each is not None for each in given)
+
+
+def device_kind(device: str) -> Device:
+    """The kind of a device that a caller named."""
+    return "cpu" if device == "cpu" else "gpu"
+
+
+def device_index(device: str) -> int:
+    """Which GPU: 0 if a caller names none."""
+    found = _CUDA.fullmatch(device)
+    return int(found[1]) if found is not None else 0
 
 
 def folder_of(path: object) -> Path:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
 
 from adaptc.runtime.backends.backend import Backend, DecoderOptions
+from adaptc.runtime.backends.cuda.bundle_partitions import has_steps
+from adaptc.runtime.backends.cuda.driver.cuda import gpu_at_hand
 from adaptc.runtime.backends.onnxruntime_cpu.backend import OnnxRuntimeCpu
+from adaptc.runtime.backends.onnxruntime_cuda.backend import OnnxRuntimeCuda
 from adaptc.runtime.backends.tensorrt.backend import TensorRt
 from adaptc.runtime.bundle.folder import Bundle, open_bundle, opening
 from adaptc.runtime.bundle.manifest import ModalSpec
@@ -19,7 +23,7 @@ from adaptc.runtime.errors import BundleError, ReplacedError
 from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.generation.scheduler import Limits
 from adaptc.runtime.generation.session import Session
-from adaptc.runtime.load_options import LoadOptions, folder_of
+from adaptc.runtime.load_options import LoadOptions, device_index, device_kind, folder_of, for_cpu_only
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.plan import decoder_graph, is_modal
 from adaptc.runtime.multimodal.grid_images import GridImages
@@ -32,12 +36,20 @@ from adaptc.runtime.speculation.starting import speculation_of
 from adaptc.runtime.text.tokenizer import Tokenizer
 
 BACKENDS: Mapping[str, Backend] = MappingProxyType(
-    {"onnxruntime": OnnxRuntimeCpu(), "tensorrt": TensorRt(), "tensorrt-rtx": TensorRt()}
+    {
+        "onnxruntime": OnnxRuntimeCpu(),
+        "onnxruntime-cuda": OnnxRuntimeCuda(),
+        "tensorrt": TensorRt(),
+        "tensorrt-rtx": TensorRt(),
+    }
 )
-"""What runs bundles, by the name that their manifest has in `target.backend`."""
+"""What runs bundles, by the name that their manifest has in `target.backend`; "-cuda" for its bundles on a GPU."""
 
 PREFIX_BYTES = 256 << 20
 """Kept for prompts that begin alike, if nobody says how much."""
+
+DEFAULTS = LoadOptions(device="cpu")
+"""Of a decoder by itself, which nobody named a device for."""
 
 _SERVED = 8  # sequences that a CPU decodes together for clients: memory for the KV cache of each is taken at once
 _CHUNK = 512
@@ -66,7 +78,8 @@ def load(
 
     Args:
         path: The bundle's folder.
-        device: "cpu", "gpu", or "auto" for the one that the bundle was compiled for.
+        device: "cpu", "cuda" for the first GPU ("gpu" is the same), "cuda:1" and so on for others; or "auto": a GPU, if
+            there is one that runs the bundle and no option is given that a CPU alone has.
         threads: Threads that work on one step, from 1, on a CPU; None for the physical cores.
         batch: The largest number of sequences decoded at the same time, from 1; None for what the bundle was compiled
             for.
@@ -210,7 +223,7 @@ def _loaded(path: Path, options: LoadOptions, backends: Mapping[str, Backend], m
 def _loaded_once(path: Path, options: LoadOptions, backends: Mapping[str, Backend], make: Make) -> AnySession:
     with contextlib.ExitStack() as failed:
         with opening(path, options.verify) as bundle:
-            backend = _backend(bundle, backends)
+            backend = _backend(bundle, backends, options)
             options.check(bundle, backend.device)
             session = make(bundle, backend, options)
             failed.callback(session.close)
@@ -299,11 +312,23 @@ def _modal_graphs(bundle: Bundle, modal: ModalSpec, backend: Backend, options: L
     return ModalGraphs(modal, lambda graph: backend.engine(bundle, graph, options.threads), kept)
 
 
-def _backend(bundle: Bundle, backends: Mapping[str, Backend]) -> Backend:
+def _backend(bundle: Bundle, backends: Mapping[str, Backend], options: LoadOptions = DEFAULTS) -> Backend:
     name = bundle.manifest.target.backend
     if name not in backends:
         raise BundleError(f"{bundle.path}: compiled for {name!r}; there are backends for: {', '.join(backends)}")
-    return backends[name]
+    on_gpu = backends.get(f"{name}-cuda")
+    if on_gpu is None or not _to_gpu(bundle, options):
+        return backends[name]
+    index = device_index(options.device)
+    return replace(on_gpu, index=index) if isinstance(on_gpu, OnnxRuntimeCuda) else on_gpu
+
+
+def _to_gpu(bundle: Bundle, options: LoadOptions) -> bool:
+    """Whether a bundle that runs on both devices goes to a GPU."""
+    if options.device != "auto":
+        return device_kind(options.device) == "gpu"
+    whole = has_steps(bundle) and not bundle.manifest.modal and not for_cpu_only(options)
+    return whole and gpu_at_hand()
 
 
 def _label(bundle: Bundle) -> str:

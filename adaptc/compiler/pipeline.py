@@ -19,6 +19,7 @@ from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
+from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.gptq import Gptq
@@ -86,7 +87,7 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
     target = spec.target
     own = tuple(pass_.at(base) for pass_ in build_passes(spec))
     rounding = (Gptq(block_size=target.block_size),) if target.weights == "int4" else ()
-    on_cpu = target.backend == "onnxruntime"
+    on_cpu = target.backend == "onnxruntime"  # a bundle for a GPU runs on a CPU too
     if not on_cpu and any(isinstance(pass_, SkipFfn) and pass_.batch == "rows" for pass_ in own):
         raise SpecError(
             f"passes.skip_ffn.batch: rows; {target.backend} runs a block for all rows of a step; auto is right"
@@ -95,9 +96,14 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
         models=tuple(spec.models),
         to_onnx=(*own, *rounding, Lower()),
         to_target=_onnxruntime(target) if on_cpu else _tensorrt(target),
-        tunes=on_cpu,
-        to_emit=(Branch(), VerifyDrafts()) if on_cpu else (),  # last: what they make is no longer rewritten
+        tunes=target.device == "cpu",
+        to_emit=_forms(target) if on_cpu else (),  # last: what they make is no longer rewritten
     )
+
+
+def _forms(target: TargetSpec) -> tuple[Pass, ...]:
+    """What writes a decoder for ONNX Runtime on a CPU, and for kernels of ours on a GPU."""
+    return DeviceSteps(required=target.device == "cuda"), Branch(), VerifyDrafts()
 
 
 def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:

@@ -11,7 +11,14 @@ import onnx_ir as ir
 
 from adaptc import __version__
 from adaptc.compiler.publish_partitions import partition_files
-from adaptc.compiler.weights_file import data_files, read_bytes_per_token, skippable_bytes, write_graphs
+from adaptc.compiler.weights_file import (
+    data_files,
+    data_files_of,
+    placed_step,
+    read_bytes_per_token,
+    skippable_bytes,
+    write_graph,
+)
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
@@ -29,8 +36,9 @@ from adaptc.runtime.bundle.manifest import (
     TargetRecord,
     TensorSpec,
 )
-from adaptc.runtime.bundle.names import IMAGES, SPEC, TOKENIZER, data_file, gates_file, graph_file
+from adaptc.runtime.bundle.names import IMAGES, SPEC, TOKENIZER, data_file, gates_file, graph_file, step_file
 from adaptc.runtime.bundle.plan import Switch
+from adaptc.runtime.bundle.strict_json import dumps
 from adaptc.sources.base import Source
 from adaptc.sources.images import image_spec
 from adaptc.spec.reading import effective
@@ -132,8 +140,11 @@ class BundleParts:
     def _graph_files(self, scratch: Path) -> dict[str, Path | bytes]:
         """Graphs, their partitions and weights; weights are written to `scratch`."""
         graphs = self._graphs
-        written = write_graphs(graphs, scratch, self._data_name, self._backbones, swappable=self._swappable)
+        with data_files_of(graphs, scratch, self._data_name, self._backbones, swappable=self._swappable) as data_of:
+            written = {name: write_graph(graph, data_of) for name, graph in graphs.items()}
+            steps = {name: placed_step(step, data_of) for name, step in self.program.steps.items()}
         files: dict[str, Path | bytes] = {graph_file(name): content for name, content in written.items()}
+        files |= {step_file(name): dumps(step).encode() for name, step in steps.items()}
         for name, split in self.program.partitions.items():
             data = scratch / self._data_name
             files |= partition_files(name, split, written[name], data, data_file(self._data_name))

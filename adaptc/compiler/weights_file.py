@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 import onnx_ir as ir
 
+from adaptc.ir.device_lowering import DeviceLowering
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import define
 from adaptc.ir.weight_names import GATES, is_trained, owner_of
 from adaptc.passes.skip_ffn.sides import sides
 from adaptc.report.parts import weights_read
+from adaptc.runtime.bundle.device_step import DeviceStep, StepWeight
+from adaptc.runtime.bundle.names import data_file
 
 INLINE_BYTES = 1024
 """Smaller tensors stay in the graph: a page for each would waste more than it shares."""
@@ -123,6 +126,20 @@ def write_graphs(
         backbones: Weights whose names begin with one of these have a file of their own, `BACKBONE.data`.
         swappable: Whether what was trained for gates has a file of its own too, so that it can be replaced.
     """
+    with data_files_of(graphs, folder, data_name, backbones, swappable=swappable) as files:
+        return {name: write_graph(graph, files) for name, graph in graphs.items()}
+
+
+@contextmanager
+def data_files_of(
+    graphs: Mapping[str, OnnxGraph],
+    folder: Path,
+    data_name: str,
+    backbones: Collection[str] = (),
+    *,
+    swappable: bool = True,
+) -> Iterator[dict[str, DataFile]]:
+    """The data files of these graphs, open for writing; arguments as for `write_graphs`."""
     with ExitStack() as stack:
         files = {
             backbone: DataFile(name, stack.enter_context((folder / name).open("wb")))
@@ -131,7 +148,19 @@ def write_graphs(
         weights = [value for graph in graphs.values() for value in graph.model.graph.initializers.values()]
         if swappable and any(is_trained(value.name or "") for value in weights):
             files[GATES] = DataFile(GATES, stack.enter_context((folder / GATES).open("wb")))
-        return {name: write_graph(graph, files) for name, graph in graphs.items()}
+        yield files
+
+
+def placed_step(lowering: DeviceLowering, files: Mapping[str, DataFile]) -> DeviceStep:
+    """A step that says where its weights lie: in the places that a graph written before has for them."""
+    weights = {}
+    for name, tensor in lowering.tensors.items():
+        own = GATES in files and is_trained(name)
+        data = files[GATES if own else owner_of(name, files)]
+        offset, length = data.add(tensor.tobytes(), name if own else "")
+        shape = tuple(int(str(size)) for size in tensor.shape)
+        weights[name] = StepWeight(data_file(data.name), str(tensor.dtype.numpy()), shape, offset, length)
+    return replace(lowering.step, weights=weights)
 
 
 def data_files(

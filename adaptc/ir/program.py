@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from adaptc.ir.blocks import Blocks
+    from adaptc.ir.device_lowering import DeviceLowering
     from adaptc.ir.graph import Graph
     from adaptc.ir.partitions import Split
     from adaptc.runtime.bundle.manifest import ModalSpec, VerificationGraph
@@ -68,6 +69,7 @@ class Program:
         gates: By graph name, where blocks may be skipped.
         modal: By model name, which of the plan's graphs run for which of its modalities.
         partitions: By graph name, the pieces that become engines.
+        steps: By graph name, its step as GPU kernels.
         router_weights: Content of each router's file, by the file's name in the bundle (`RouterRecord.file`).
         verification: By the name of a decoder's graph, the graphs that verify drafted tokens for it.
         draft: Name of the graph that drafts tokens for the plan's decoder; "" if none does.
@@ -81,6 +83,7 @@ class Program:
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
     gates: Mapping[str, SkipGates] = field(default_factory=lambda: EMPTY)
     partitions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
+    steps: Mapping[str, DeviceLowering] = field(default_factory=lambda: EMPTY)
     router_weights: Mapping[str, bytes] = field(default_factory=lambda: EMPTY)
     model_of: Mapping[str, str] = field(default_factory=lambda: EMPTY)
     joined: frozenset[str] = frozenset()
@@ -157,7 +160,8 @@ class Program:
             for name, each in sorted(self.blocks.items())
         )
         partitions = "".join(f"\n# partitions of {name}\n{split.text()}" for name, split in self.partitions.items())
-        return f"{plan_text(self.plan)}{codes}{graphs}{partitions}"
+        steps = "".join(f"\n# step of {name} on a GPU\n{each.text()}" for name, each in self.steps.items())
+        return f"{plan_text(self.plan)}{codes}{graphs}{partitions}{steps}"
 
 
 def plan_text(plan: Iterable[Run | Switch]) -> str:

@@ -57,6 +57,12 @@ class TargetSpec(_Section):
         description="The engine that runs the bundle: ONNX Runtime on a CPU, or TensorRT on an NVIDIA GPU "
         "(`adaptc build` then builds engines where it runs).",
     )
+    device: Literal["cpu", "cuda"] = Field(
+        default_factory=lambda given: "cpu" if given.get("backend", "onnxruntime") == "onnxruntime" else "cuda",
+        description="Where it shall run. A bundle for onnxruntime runs on both, over the same weights; with `cpu`, gates "
+        "that do not pay on this machine's CPU are taken out, with `cuda` they stay, and a model that no GPU kernels "
+        "compute is refused.",
+    )
     weights: Literal["fp32", "fp16", "bf16", "int8", "int4"] = Field(
         default_factory=lambda given: "int4" if given.get("backend", "onnxruntime") == "onnxruntime" else "fp16",
         description="How weights are stored: as floats, or as integers with one scale a block. By default int4 for "
@@ -74,6 +80,14 @@ class TargetSpec(_Section):
         description="Prompt and answer together, at most; sets the size of the KV cache.",
     )
     batch: int = Field(default=1, ge=1, le=1024, description="How many texts are generated at once, at most.")
+
+    @field_validator("device")
+    @classmethod
+    def _device_of_backend(cls, device: str, info: ValidationInfo) -> str:
+        backend = info.data.get("backend", "onnxruntime")
+        if device == "cpu" and backend != "onnxruntime":
+            raise ValueError(f"{backend} does not run on a CPU; cuda is right")
+        return device
 
     @field_validator("weights")
     @classmethod

@@ -125,6 +125,11 @@ def graph_file(name: str) -> str:
     return f"graphs/{name}.onnx"
 
 
+def step_file(name: str) -> str:
+    """The file of a graph's step as GPU kernels."""
+    return f"steps/{name}.json"
+
+
 def verification_graph(name: str, tokens: int) -> str:
     """The graph that reads up to so many tokens of a sequence as a graph's steps would."""
     return f"{name}.verify{tokens}"

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from functools import cache
 from itertools import accumulate
 from types import NoneType, UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from adaptc.runtime.errors import BundleError
 
@@ -132,10 +132,16 @@ def _write(kind: Any, value: Any, where: str) -> Any:
         return {_key(key, where): _write(arguments[1], item, _join(where, key)) for key, item in value.items()}
     if kind in (str, bool, int) and type(value) is kind:
         return value
+    if origin is Literal and _is_one_of(value, arguments):
+        return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind in (float, ExtendedFloat) and number and math.isfinite(value):
         return value if isinstance(value, int) else float(value)
     raise BundleError(f"{where}: {_short(value)}; {_spell(kind)} is needed")
+
+
+def _is_one_of(value: object, known: tuple[object, ...]) -> bool:
+    return any(type(value) is type(each) and value == each for each in known)
 
 
 def _write_object(kind: Any, value: Any, where: str) -> dict[str, Any]:
@@ -175,6 +181,8 @@ def _read(kind: Any, value: Any, where: str, defaults: bool) -> Any:
     if origin in (dict, Mapping) and isinstance(value, dict):
         return {key: _read(arguments[1], item, _join(where, key), defaults) for key, item in value.items()}
     if type(value) is kind or (kind is float and type(value) is int):
+        return value
+    if origin is Literal and _is_one_of(value, arguments):
         return value
     raise BundleError(f"{where}: {_short(value)}; {_spell(kind)} is needed")
 
@@ -231,6 +239,8 @@ def _cut(text: str) -> str:
 def _spell(kind: Any) -> str:
     if kind == ExtendedFloat:
         return _PLAIN[float]
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
     if get_origin(kind) is tuple:
         lengths = get_args(kind)
         return "a list" if lengths[-1] is Ellipsis else f"a list of {len(lengths)}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from adaptc.runtime.bundle.device_step import DeviceStep
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.names import step_file
 from adaptc.runtime.bundle.partitions import PartitionGraph, Partitions
 from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.errors import BundleError
@@ -33,6 +35,35 @@ def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
         BundleError: the plan is not one decoder, with or without routes.
     """
     return next(iter(decoder_graphs(bundle).items()))
+
+
+def has_steps(bundle: Bundle) -> bool:
+    """Whether a bundle's decoder has its step as GPU kernels too."""
+    try:
+        return all(bundle.has(step_file(name)) for name in decoder_graphs(bundle))
+    except BundleError:  # its plan is no decoder
+        return False
+
+
+def read_steps(bundle: Bundle) -> dict[str, DeviceStep]:
+    """The step of a bundle's decoder as GPU kernels, or of each part of a stitched one.
+
+    Raises:
+        BundleError: it has none, or a file is damaged.
+    """
+    found = {}
+    for name in decoder_graphs(bundle):
+        file = step_file(name)
+        if not bundle.has(file):
+            raise BundleError(f"{bundle.path}: its model runs on a CPU only, or an older adaptc compiled it; compile again")
+        try:
+            found[name] = DeviceStep.from_json(bundle.read(file))
+        except BundleError as error:
+            raise BundleError(f"{bundle.path / file}: {error}") from error
+        for weight in found[name].weights.values():
+            if not bundle.has(weight.file):
+                raise BundleError(f"{bundle.path / file}: {weight.file!r} is not among the bundle's files")
+    return found
 
 
 def read_partitions(bundle: Bundle, name: str) -> Partitions:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
-from adaptc.runtime.backends.cuda.kv_cache import GpuKvCache
-from adaptc.runtime.backends.cuda.step import Stepper, StepPlacement
+from adaptc.runtime.backends.cuda.machinery import AnyCache, AnyStepper
+from adaptc.runtime.backends.cuda.step import StepPlacement
 from adaptc.runtime.backends.cuda.step_control import StepControl
 
 
@@ -33,7 +33,7 @@ class CapturedSteps:
     """The graphs of one session."""
 
     def __init__(
-        self, cuda: Cuda, stepper: Stepper, control: StepControl, cache: GpuKvCache, vocab: int, gates: int, stream: Any
+        self, cuda: Cuda, stepper: AnyStepper, control: StepControl, cache: AnyCache, vocab: int, gates: int, stream: Any
     ) -> None:
         """Capture nothing yet.
 
@@ -120,7 +120,8 @@ class CapturedSteps:
             itself = stepper.on_device_only(place)
             stepper.walk(place, stepper.on_device if itself else stepper.by_host, self._stream)
         else:
-            mask, at["ran"] = self._mask(mode)
+            mask, told = self._mask(mode)
+            at["ran"] = stepper.ran if stepper.apart else told
             stepper.walk(place, stepper.masked(mask), self._stream)
         stepper.head(place, self._stream)
         self.finish(place, at)
@@ -137,7 +138,7 @@ class CapturedSteps:
     def place(self, batch: int, bucket: int) -> StepPlacement:
         """Where a step works."""
         given = self._control.given() | self._cache.row(0)
-        return StepPlacement(batch, 1, bucket, given, self._control.thresholds)
+        return StepPlacement(batch, 1, bucket, given, self._control.thresholds, self._control.state)
 
     def forget(self, mode: ExecutionMode) -> None:
         """Drop the captured steps of one mode, so that they are captured anew when they are next needed."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from adaptc.runtime.backends.cuda.graph import GpuGraph, GpuResources
 from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
 from adaptc.runtime.backends.cuda.prefill import GpuPrefill
+from adaptc.runtime.backends.cuda.machinery import GraphForm
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
 from adaptc.runtime.model.decoder import Ids, Logits, read_whole
@@ -32,13 +32,13 @@ class GpuDecoder(SingleRoute):
     """
 
     def __init__(
-        self, gpu: GpuResources, partitions: Partitions, spec: DecoderSpec, batch: int, gates: SkipGates | None = None
+        self, gpu: GpuResources, form: GraphForm, spec: DecoderSpec, batch: int, gates: SkipGates | None = None
     ) -> None:
         """Take the GPU's memory.
 
         Args:
             gpu: The GPU and what runs on it; closed with this.
-            partitions: The decoder.
+            form: The decoder.
             spec: What the graph expects.
             batch: Rows of the cache.
             gates: What decides which blocks run, if there are gates.
@@ -47,7 +47,7 @@ class GpuDecoder(SingleRoute):
             EngineError: the GPU has too little memory, or engines are missing.
         """
         self.spec, self.batch, self.gates, self._gpu = spec, batch, gates, gpu
-        self.graph = GpuGraph(gpu, partitions, spec, batch, gates)
+        self.graph = GpuGraph(gpu, form, spec, batch, gates)
         self.conditional = self.graph.conditional
         self.in_flight = InFlightSteps(gpu.cuda, gpu.stream, self)
         self._rows = 0  # of the newest step

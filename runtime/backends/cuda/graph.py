@@ -8,27 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from adaptc.runtime.backends.cuda.captured_steps import CapturedSteps, ExecutionMode, Key, OneStepLate
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.kernels.step_kernels import RING
-from adaptc.runtime.backends.cuda.kv_cache import GpuKvCache
-from adaptc.runtime.backends.cuda.memory import HEAD_ROWS, DeviceWeights, GraphMemory, SharedValues
-from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
-from adaptc.runtime.backends.cuda.step import StateLink, Stepper, StepPlacement
+from adaptc.runtime.backends.cuda.machinery import GraphForm
+from adaptc.runtime.backends.cuda.memory import HEAD_ROWS
+from adaptc.runtime.backends.cuda.step import StateLink, StepPlacement
 from adaptc.runtime.backends.cuda.step_control import Prompt, StepControl
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import HIDDEN, LOGITS
-from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
 from adaptc.runtime.model.decoder import Logits, piece_size
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.text.sampling import Sampler
+
+
+class StepRunner(Protocol):
+    """What runs the graphs of a bundle: engines, or kernels of ours."""
+
+    def rows(self) -> tuple[int, ...]:
+        """Rows that a step may have."""
+
+    def tokens(self) -> int:
+        """Most tokens of a prompt at once."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class TakenMemory(Protocol):
+    """Memory that graphs share."""
+
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +55,8 @@ class GpuResources:
     Attributes:
         cuda: The GPU.
         stream: In whose order all of them run.
-        runner: What runs their partitions.
-        weights: All weights, each once.
-        values: Memory for the values between partitions.
+        runner: What runs them; closed with the session.
+        values: Memory for the values between their parts.
         sizes: Numbers of rows that there are engines for, up to the session's.
         chunk: Most tokens of a prompt at once.
         mode: "on_device" or "one_step_late"; see docs/tensorrt.md.
@@ -48,15 +64,14 @@ class GpuResources:
 
     cuda: Cuda
     stream: Any
-    runner: PartitionRunner
-    weights: DeviceWeights
-    values: SharedValues
+    runner: StepRunner
+    values: TakenMemory
     sizes: tuple[int, ...]
     chunk: int
     mode: str = "on_device"
 
 
-def row_sizes(runner: PartitionRunner, batch: int) -> tuple[int, ...]:
+def row_sizes(runner: StepRunner, batch: int) -> tuple[int, ...]:
     """Numbers of rows that there are engines for, the last at least `batch`.
 
     Raises:
@@ -87,7 +102,7 @@ class GpuGraph:
     def __init__(
         self,
         gpu: GpuResources,
-        partitions: Partitions,
+        form: GraphForm,
         spec: DecoderSpec,
         batch: int,
         gates: SkipGates | None,
@@ -97,7 +112,7 @@ class GpuGraph:
 
         Args:
             gpu: What it shares with the bundle's other graphs.
-            partitions: The graph.
+            form: The graph.
             spec: What it expects.
             batch: Rows of the cache.
             gates: What decides which blocks run, if there are gates.
@@ -107,13 +122,13 @@ class GpuGraph:
             EngineError: the GPU has too little memory, or engines are missing.
         """
         self.spec, self.batch, self.gates, self.mode = spec, batch, gates, gpu.mode
-        self.partitions, self.link = partitions, link
-        self._gpu, cuda, most = gpu, gpu.cuda, gpu.sizes[-1]
-        self.memory = GraphMemory(cuda, partitions, spec, most, gpu.weights, gpu.values)
-        self.stepper = Stepper(cuda, gpu.runner, partitions, self.memory)
-        self.cache = GpuKvCache(cuda, self.memory, spec, most, gpu.runner.kv_buckets() or (spec.max_tokens,))
-        count = len(partitions.gates)
-        self.control = StepControl(cuda, spec, most, gpu.chunk, count, self.cache.positions, link)
+        self._gpu, cuda, most, self.link = gpu, gpu.cuda, gpu.sizes[-1], link
+        machinery = form.put(spec, most)
+        self.partitions, self.memory = machinery.form, machinery.memory
+        self.stepper, self.cache = machinery.stepper, machinery.cache
+        count = len(self.partitions.gates)
+        apart = max(1, self.stepper.apart)
+        self.control = StepControl(cuda, spec, most, gpu.chunk, count * apart, self.cache.positions, link)
         self.captured = CapturedSteps(cuda, self.stepper, self.control, self.cache, spec.vocab_size, count, gpu.stream)
         self.conditional = self.stepper.on_device_only(self.captured.place(most, self.cache.bucket))
         self.length = np.zeros(batch, np.int64)
@@ -123,9 +138,10 @@ class GpuGraph:
         self._settled: tuple[Key, Any] | None = None  # the graph that goes on as long as nothing changes
         self._room = 0  # steps until the KV bucket is full
         self._warmup = 0 if gates is None else gates.warmup
-        self._ran = np.ones(count, np.bool_)
+        self._ran = np.ones((apart, count), np.bool_)
         self._next = (True,) * count  # what the gates said in the newest step, for the one after
-        self._constants = self._static_logits()
+        static = gates is not None and gates.policy == "static"
+        self._constants = form.constants(machinery) if static else None
 
     def threshold(self, options: RequestOptions) -> float:
         """What the gates are compared with as a request wants it."""
@@ -206,8 +222,8 @@ class GpuGraph:
     def take(self, ring_index: int, rows: int, mode: ExecutionMode) -> list[int]:
         """Take note of a step that is done; the tokens it chose."""
         self.length[:rows] += 1
-        self._ran[:] = self.control.ran[ring_index]
-        self._next = tuple(self._ran.tolist())
+        self._ran[:] = self.control.ran[ring_index].reshape(self._ran.shape)
+        self._next = tuple(self._ran[0].tolist())
         if isinstance(mode, OneStepLate):
             self._ran[:] = mode.mask
         chosen: list[int] = self.control.told[ring_index, :rows].tolist()
@@ -229,7 +245,8 @@ class GpuGraph:
         """Which gated blocks the newest step ran: a byte for each; None while the row warms up."""
         if self.gates is None or self.length[row] - 1 < self._warmup:
             return None
-        return self._ran.tobytes()
+        ran: bytes = self._ran[row if self.stepper.apart else 0].tobytes()
+        return ran
 
     def move(self, row: int, to: int) -> None:
         """Put the sequence of one row in the place of another."""
@@ -277,7 +294,7 @@ class GpuGraph:
         """Run part of a prompt through every partition but the head, and put it into the cache."""
         cuda, stream, link = self._gpu.cuda, self._gpu.stream, self.link
         given = self.control.prompt(prompt, part) | self.cache.row(row)
-        place = StepPlacement(1, len(part), self.cache.bucket, given, self.control.whole)
+        place = StepPlacement(1, len(part), self.cache.bucket, given, self.control.whole, self.control.one)
         self.stepper.load(place)
         self.stepper.walk(place, self.stepper.all_run, stream)
         table = self.control.table(self.cache.layers(row), stream)
@@ -287,14 +304,3 @@ class GpuGraph:
             cuda.copy_rows((link.at(row, part.start), size), (self.memory.values[HIDDEN], size), size, 1, stream)
         cuda.sync(stream)
         return place
-
-    def _static_logits(self) -> list[float] | None:
-        """The gates' logits if they are the same for every token; then a mask follows from the thresholds."""
-        if self.gates is None or self.gates.policy != "static":
-            return None
-        found = []
-        for gate in self.partitions.gates:
-            value = np.zeros(1, np.float32)
-            self._gpu.cuda.get(self.memory.weights[gate.logit], value)
-            found.append(float(value[0]))
-        return found

@@ -9,6 +9,7 @@ from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graphs
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.graph import GpuResources, row_sizes
+from adaptc.runtime.backends.cuda.machinery import GraphForm, PartitionForm
 from adaptc.runtime.backends.cuda.memory import DeviceWeights, SharedValues
 from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
@@ -45,16 +46,32 @@ def cuda_decoder(
     [data] = {partitions.data for partitions in parts.values()}
     weights = DeviceWeights(cuda, bundle.file(data))
     values = SharedValues(cuda, parts.values(), max(sizes[-1], chunk))
-    gpu = GpuResources(cuda, cuda.stream(), runner, weights, values, sizes, chunk, mode)
+    gpu = GpuResources(cuda, cuda.stream(), runner, values, sizes, chunk, mode)
+    forms = {name: PartitionForm(cuda, partitions, runner, weights, values) for name, partitions in parts.items()}
+    return decoder_of(gpu, bundle, forms, batch, dense=dense)
+
+
+def decoder_of(
+    gpu: GpuResources, bundle: Bundle, forms: Mapping[str, GraphForm], batch: int, *, dense: bool = False
+) -> GpuDecoder | GpuRoutes:
+    """A decoder from its graph, or from its trunk and tails.
+
+    Args:
+        gpu: The GPU and what runs on it.
+        bundle: Has gates and the router.
+        forms: Graphs by name, the trunk first.
+        batch: Most sequences written at the same time.
+        dense: Whether requests that name no budget run every block, whatever the bundle's gates say.
+    """
     specs, gates = decoder_graphs(bundle), bundle.manifest.gates
     if dense:
         gates = {name: replace(each, budget=1.0) for name, each in gates.items()}
-    given = {name: (partitions, specs[name], gates.get(name)) for name, partitions in parts.items()}
+    given = {name: (form, specs[name], gates.get(name)) for name, form in forms.items()}
     first, *_ = given
     switch = bundle.manifest.switch
     if switch is None:
-        partitions, spec, gate = given[first]
-        return GpuDecoder(gpu, partitions, spec, batch, gate)
+        form, spec, gate = given[first]
+        return GpuDecoder(gpu, form, spec, batch, gate)
     width = state_width(bundle.manifest.graphs[first].outputs)
     assert width is not None
     tails = {route: given[name] for route, name in switch.routes.items()}

@@ -13,11 +13,11 @@ import numpy as np
 
 from adaptc.runtime.backends.cuda.graph import GpuGraph, GpuResources
 from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
+from adaptc.runtime.backends.cuda.machinery import GraphForm
 from adaptc.runtime.backends.cuda.prefill import GpuPrefill
 from adaptc.runtime.backends.cuda.step import StateLink
 from adaptc.runtime.backends.cuda.step_control import KeptStates
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.partitions import Partitions
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.decoder import Ids, Logits, Prefill, States
 from adaptc.runtime.model.options import RequestOptions
@@ -25,7 +25,7 @@ from adaptc.runtime.model.router import Choice, RouterNet
 from adaptc.runtime.model.routes import RoutedDecoder
 from adaptc.runtime.text.sampling import Sampler
 
-Given = tuple[Partitions, DecoderSpec, SkipGates | None]
+Given = tuple[GraphForm, DecoderSpec, SkipGates | None]
 """A part: its graph, what that expects, and its gates."""
 
 
@@ -61,12 +61,12 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
         self._gpu, tokens = gpu, trunk[1].max_tokens
         states = gpu.cuda.alloc(4 * gpu.sizes[-1] * tokens * width)
         self._link = StateLink(states, width, tokens)
-        partitions, spec, gates = trunk
-        first = GpuGraph(gpu, partitions, spec, batch, gates, self._link)
+        form, spec, gates = trunk
+        first = GpuGraph(gpu, form, spec, batch, gates, self._link)
         link = StateLink(states, width, tokens, first.control.ids)
         parts = {
-            route: GpuGraph(gpu, partitions, spec, batch, gates, link)
-            for route, (partitions, spec, gates) in tails.items()
+            route: GpuGraph(gpu, form, spec, batch, gates, link)
+            for route, (form, spec, gates) in tails.items()
         }
         super().__init__(first, parts, router)
         self.conditional = all(part.conditional for part in self.parts)

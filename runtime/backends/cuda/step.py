@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class StepPlacement:
         bucket: Positions of the cache that are read.
         given: Addresses of the step's inputs and of the cache's rows.
         thresholds: Address of what gates are compared with, float32[batch · tokens].
+        state: Address of the step's state, which says how many rows are written.
     """
 
     batch: int
@@ -46,6 +47,7 @@ class StepPlacement:
     bucket: int
     given: Mapping[str, int]
     thresholds: int
+    state: int
 
     @property
     def rows(self) -> int:
@@ -94,21 +96,91 @@ def decides_itself(partitions: Partitions, rows: int, device: Device) -> bool:
     return has_nodes(partitions, device.driver) or all(by_gemms)
 
 
-class Stepper:
-    """Runs partitions and our own kernels between them.
+class StepEnds:
+    """What begins and ends a step, whatever computes its logits: positions, thresholds, tokens, the cache.
 
     Attributes:
         ran: Address of a byte for each gate: whether its block ran in the newest step.
+        apart: Rows for which `ran` tells that, one after another; 0 if all rows of a step are told as one.
+    """
+
+    apart = 0
+
+    def __init__(self, cuda: Cuda, gates: int, values: Mapping[str, int]) -> None:
+        """Compile the kernels.
+
+        Args:
+            cuda: The GPU.
+            gates: How many there are.
+            values: Addresses of logits and hidden states, by name.
+        """
+        self._cuda, self._count, self._ends = cuda, gates, values
+        self._kernels = cuda.kernels(step_source(), NAMES)
+        self.ran = cuda.alloc(gates)
+
+    def begin(self, state: int, place: StepPlacement, levels: int, stream: Any) -> None:
+        """Each row goes on by one position."""
+        args = [(state, POINTER), (place.given[POSITIONS], POINTER), (levels, POINTER), (place.thresholds, POINTER)]
+        self._start("begin_step", (1, 1), max(32, place.batch), [*args, (place.batch, INT), (RING, INT)], stream)
+
+    def choose(self, state: int, place: StepPlacement, at: Mapping[str, int], vocab: int, stream: Any) -> None:
+        """Each row's next token from its logits.
+
+        Args:
+            state: Address of the step's state.
+            place: Where the step works.
+            at: Addresses of `values`, `places` (scratch), `choices`, `points`, `ids`, `told`, `ran`, `ran_told` and
+                `rows`; and `stride`, rows of the ring.
+            vocab: Width of the logits.
+            stream: In whose order.
+        """
+        logits = self._ends[LOGITS]
+        found = [(at["values"], POINTER), (at["places"], POINTER)]
+        self._start("highest", (PARTS, place.batch), 256, [(logits, POINTER), (vocab, INT), *found], stream)
+        names = ("ids", "told", "ran", "ran_told", "rows")
+        pointers = (at["choices"], at["points"], state, *(at[name] for name in names))
+        args = [(logits, POINTER), (vocab, INT), *found, (PARTS, INT), *((each, POINTER) for each in pointers)]
+        ends = [(self._count, INT), (at["stride"], INT)]
+        self._start("choose", (place.batch, 1), THREADS, [*args, *ends], stream)
+
+    def keep(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
+        """In the trunk of a stitched model: keep a step's states, and tell which blocks ran; `at` as in `choose`."""
+        pointers = (link.states, self._ends[HIDDEN], place.given[POSITIONS], state)
+        ends = [(at["ran"], POINTER), (at["ran_told"], POINTER), (self._count, INT)]
+        args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT), *ends]
+        self._start("keep_states", (place.batch, 1), 256, args, stream)
+
+    def take(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
+        """In a tail: read what the trunk kept for each row's position; `at` as in `choose`."""
+        pointers = (place.given[HIDDEN], link.states, at["rows"], place.given[POSITIONS], state)
+        args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT)]
+        self._start("take_states", (place.batch, 1), 256, args, stream)
+
+    def write_kv(self, state: int, place: StepPlacement, layers: tuple[int, int], valid: int, stream: Any) -> None:
+        """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""
+        args = [(layers[0], POINTER), (place.given[POSITIONS], POINTER), (state, POINTER)]
+        sizes = [(place.tokens, INT), (valid, INT), (place.bucket, INT)]
+        self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
+
+    def _start(
+        self, name: str, grid: tuple[int, int], threads: int, args: Sequence[tuple[Any, Any]], stream: Any
+    ) -> None:
+        self._cuda.launch(self._kernels[name], grid, threads, args, stream)
+
+
+class Stepper(StepEnds):
+    """Runs partitions and our own kernels between them.
+
+    Attributes:
         nodes: Whether every gated block is under a conditional node, for measurements.
     """
 
     def __init__(self, cuda: Cuda, runner: PartitionRunner, partitions: Partitions, memory: GraphMemory) -> None:
-        self._cuda, self._runner, self._partitions, self._memory = cuda, runner, partitions, memory
-        self._kernels = cuda.kernels(step_source(), NAMES)
+        super().__init__(cuda, len(partitions.gates), memory.values)
+        self._runner, self._partitions, self._memory = runner, partitions, memory
         self._skinny_gemm = SkinnyGemm(cuda, partitions.half)
         self._gates = partitions.gates
         self._body = cuda.stream()
-        self.ran = cuda.alloc(len(self._gates))
         self.nodes = False
         self._answer = np.zeros(1, np.uint8)
         self.conditional = has_nodes(partitions, cuda.device.driver)
@@ -138,7 +210,7 @@ class Stepper:
         for name in {name for call in calls for name in call.reads} - made:
             if name in self._memory.values:
                 given[name] = self._memory.values[name] + tokens.start * self._memory.row[name]
-        one = StepPlacement(1, len(tokens), place.bucket, given, place.thresholds)
+        one = replace(place, batch=1, tokens=len(tokens), given=given)
         for call in calls:
             self._load(call, one)
         self._calls(calls, one, stream)
@@ -192,50 +264,6 @@ class Stepper:
         if self._answer[0] or when.otherwise:
             self._side(when, bool(self._answer[0]), place, stream)
 
-    def begin(self, state: int, place: StepPlacement, levels: int, stream: Any) -> None:
-        """Each row goes on by one position."""
-        args = [(state, POINTER), (place.given[POSITIONS], POINTER), (levels, POINTER), (place.thresholds, POINTER)]
-        self._start("begin_step", (1, 1), max(32, place.batch), [*args, (place.batch, INT), (RING, INT)], stream)
-
-    def choose(self, state: int, place: StepPlacement, at: Mapping[str, int], vocab: int, stream: Any) -> None:
-        """Each row's next token from its logits.
-
-        Args:
-            state: Address of the step's state.
-            place: Where the step works.
-            at: Addresses of `values`, `places` (scratch), `choices`, `points`, `ids`, `told`, `ran`, `ran_told` and
-                `rows`; and `stride`, rows of the ring.
-            vocab: Width of the logits.
-            stream: In whose order.
-        """
-        logits = self._memory.values[LOGITS]
-        found = [(at["values"], POINTER), (at["places"], POINTER)]
-        self._start("highest", (PARTS, place.batch), 256, [(logits, POINTER), (vocab, INT), *found], stream)
-        names = ("ids", "told", "ran", "ran_told", "rows")
-        pointers = (at["choices"], at["points"], state, *(at[name] for name in names))
-        args = [(logits, POINTER), (vocab, INT), *found, (PARTS, INT), *((each, POINTER) for each in pointers)]
-        ends = [(len(self._gates), INT), (at["stride"], INT)]
-        self._start("choose", (place.batch, 1), THREADS, [*args, *ends], stream)
-
-    def keep(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
-        """In the trunk of a stitched model: keep a step's states, and tell which blocks ran; `at` as in `choose`."""
-        pointers = (link.states, self._memory.values[HIDDEN], place.given[POSITIONS], state)
-        ends = [(at["ran"], POINTER), (at["ran_told"], POINTER), (len(self._gates), INT)]
-        args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT), *ends]
-        self._start("keep_states", (place.batch, 1), 256, args, stream)
-
-    def take(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
-        """In a tail: read what the trunk kept for each row's position; `at` as in `choose`."""
-        pointers = (place.given[HIDDEN], link.states, at["rows"], place.given[POSITIONS], state)
-        args = [*((each, POINTER) for each in pointers), (link.width, INT), (link.tokens, INT)]
-        self._start("take_states", (place.batch, 1), 256, args, stream)
-
-    def write_kv(self, state: int, place: StepPlacement, layers: tuple[int, int], valid: int, stream: Any) -> None:
-        """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""
-        args = [(layers[0], POINTER), (place.given[POSITIONS], POINTER), (state, POINTER)]
-        sizes = [(place.tokens, INT), (valid, INT), (place.bucket, INT)]
-        self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)
-
     def _by_gemms(self, when: When, place: StepPlacement) -> bool:
         """Whether a block's GEMMs read their gate themselves, so that it needs no conditional node."""
         return not self.nodes and gemms_read_gate(self._partitions, when, place.rows, self._cuda.device.sm)
@@ -275,8 +303,3 @@ class Stepper:
                 self._skinny_gemm.enqueue(graph, place.rows, reads, writes, stream, flag)
             else:
                 self._runner.enqueue(call.graph, place.sizes, reads, writes, stream)
-
-    def _start(
-        self, name: str, grid: tuple[int, int], threads: int, args: Sequence[tuple[Any, Any]], stream: Any
-    ) -> None:
-        self._cuda.launch(self._kernels[name], grid, threads, args, stream)

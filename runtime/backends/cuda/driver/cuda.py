@@ -29,6 +29,21 @@ _MENDS = {
 }
 """What to do about an error, by CUDA's number."""
 
+_EARLY_SM = 90
+"""Compute capability from which a kernel may begin before the one before it has ended."""
+
+
+def gpu_at_hand() -> bool:
+    """Whether a session may take a GPU here: there are `cuda-bindings`, NVRTC, a driver and a GPU."""
+    try:
+        from cuda.bindings import nvrtc, runtime
+
+        versions = int(nvrtc.nvrtcVersion()[0]) == 0  # a library that lacks is an error when it is first called
+        failed, count = runtime.cudaGetDeviceCount()
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return versions and int(failed) == 0 and int(count) > 0
+
 
 class Cuda:
     """One GPU, as one session uses it.
@@ -59,7 +74,9 @@ class Cuda:
         self._check(runtime.cudaFree(0), "start the GPU")
         about = self._check(runtime.cudaGetDeviceProperties(index), "ask about the GPU")
         name = about.name.decode() if isinstance(about.name, bytes) else str(about.name)
-        self.device = Device(name, about.major * 10 + about.minor, version, about.totalGlobalMem)
+        self.device = Device(
+            name, about.major * 10 + about.minor, version, about.totalGlobalMem, about.multiProcessorCount
+        )
         self._cubins = cubins
         self._memory: set[int] = set()
         self._pinned: dict[int, int] = {}
@@ -170,21 +187,38 @@ class Cuda:
         }
 
     def launch(
-        self, kernel: Any, grid: tuple[int, int], threads: int, args: Sequence[tuple[Any, Any]], stream: Any
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        threads: int,
+        args: Sequence[tuple[Any, Any]],
+        stream: Any,
+        *,
+        early: bool = False,
     ) -> None:
         """Start a kernel.
 
         Args:
             kernel: From `kernels`.
-            grid: Blocks.
+            grid: Blocks, up to three numbers.
             threads: Threads of each block.
             args: (value, ctypes type) for each parameter.
             stream: In whose order it runs.
+            early: Whether it may begin before the kernel launched before it has ended; only for kernels that wait
+                themselves, by `after_previous` in `kernels/common.cu`.
         """
+        driver = self._driver
         values, kinds = tuple(value for value, _ in args), tuple(kind for _, kind in args)
-        handle = self._driver.CUstream(int(stream))
-        started = self._driver.cuLaunchKernel(kernel, *grid, 1, threads, 1, 1, 0, handle, (values, kinds), 0)
-        self._check(started, "start a kernel")
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        config.hStream = driver.CUstream(int(stream))
+        if early and self.device.sm >= _EARLY_SM:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            config.attrs, config.numAttrs = [attribute], 1
+        self._check(driver.cuLaunchKernelEx(config, kernel, (values, kinds), 0), "start a kernel")
 
     # Graphs
 

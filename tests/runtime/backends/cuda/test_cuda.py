@@ -61,7 +61,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
     """Put a CUDA there that answers so."""
 
     def put(**answers: Any) -> Library:
-        about = SimpleNamespace(name=b"Stand-in", major=9, minor=0, totalGlobalMem=1 << 30)
+        about = SimpleNamespace(name=b"Stand-in", major=9, minor=0, totalGlobalMem=1 << 30, multiProcessorCount=132)
         known = {"cudaDriverGetVersion": (0, 13000), "cudaGetDeviceProperties": (0, about)}
         runtime = Library("cuda.bindings.runtime", known | answers)
         bindings = ModuleType("cuda.bindings")

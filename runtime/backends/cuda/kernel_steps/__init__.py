@@ -1,0 +1,1 @@
+"""Steps that are kernels of ours alone: weights packed for them, values, launches."""

@@ -1,0 +1,169 @@
+"""A bundle's weights on a GPU, in the layout that `packed_gemm.cu` reads; each once, however many graphs read it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import Layout, gemm_kernels
+from adaptc.runtime.bundle.device_step import DeviceStep, GemmWeight, StepWeight
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.errors import BundleError, EngineError
+
+_POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+_BLOCKS, _THREADS = 2048, 256
+_PACKED_SCALE = 6  # scales are packed as multiples of a power of two, the largest between 2^6 and 2^7
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight:
+    """Where a weight lies.
+
+    Attributes:
+        codes: Address of its codes or halves.
+        scales: Of its scales; 0 for halves.
+        zeros: Of its zero points; 0 for halves.
+        factor: What its results are multiplied by.
+    """
+
+    codes: int
+    scales: int
+    zeros: int
+    factor: float
+
+
+class PackedWeights:
+    """The weights of one bundle.
+
+    Attributes:
+        bytes: All that was taken.
+    """
+
+    def __init__(self, cuda: Cuda, bundle: Bundle) -> None:
+        self.bytes = 0
+        self._cuda, self._bundle = cuda, bundle
+        self._files: dict[str, npt.NDArray[np.uint8]] = {}
+        self._plain: dict[tuple[str, int, str], int] = {}
+        self._packed: dict[tuple[str, int, int], PackedWeight] = {}
+        self._staging, self._size = 0, 0
+        self._stream = cuda.stream()
+
+    def plain(self, step: DeviceStep, name: str, dtype: str | None = None) -> int:
+        """The address of a weight as it is stored; 0 for "".
+
+        Args:
+            step: Says where it lies.
+            name: Its name.
+            dtype: The type that is wanted; None for its own.
+
+        Raises:
+            BundleError: its file is too short.
+            EngineError: the GPU has too little memory.
+        """
+        if not name:
+            return 0
+        record = _record(step, name)
+        wanted = dtype or record.dtype
+        key = record.file, record.offset, wanted
+        if key not in self._plain:
+            content = self._array(record)
+            self._plain[key] = self._put(content.astype(wanted) if wanted != record.dtype else content)
+        return self._plain[key]
+
+    def packed(self, step: DeviceStep, weight: GemmWeight) -> PackedWeight:
+        """A weight in the layout of `packed_gemm.cu`.
+
+        Raises:
+            BundleError: its file is too short.
+            EngineError: the GPU has too little memory, or half precision cannot hold it.
+        """
+        record = _record(step, weight.codes)
+        key = record.file, record.offset, weight.block
+        if key not in self._packed:
+            layout = Layout.of(weight)
+            codes = self._pack_codes(step, weight, layout)
+            scales, zeros, factor = self._pack_scales(step, weight, layout) if layout.bits < 16 else (0, 0, 1.0)
+            self._packed[key] = PackedWeight(codes, scales, zeros, factor)
+        return self._packed[key]
+
+    def done(self) -> None:
+        """Give back the memory that packing needed."""
+        if self._staging:
+            self._cuda.free(self._staging)
+        self._staging, self._size = 0, 0
+        self._files.clear()
+
+    def _pack_codes(self, step: DeviceStep, weight: GemmWeight, layout: Layout) -> int:
+        content = self._array(_record(step, weight.codes))
+        if weight.bits == 32:
+            with np.errstate(over="ignore"):
+                halves = content.astype(np.float16)
+            if not np.isfinite(halves).all():
+                raise EngineError(f"{weight.codes}: half precision cannot hold it; weights: int8 or int4 is right")
+            content = halves
+        content = content.reshape(weight.results, -1)
+        into = self._take(layout.code_bytes)
+        args = [(self._stage(content), _POINTER), (into, _POINTER)]
+        sizes = [(size, _INT) for size in (weight.results, weight.columns, content.nbytes // weight.results)]
+        self._run("pack_codes", layout, [*args, *sizes])
+        return into
+
+    def _pack_scales(self, step: DeviceStep, weight: GemmWeight, layout: Layout) -> tuple[int, int, float]:
+        scales = self._array(_record(step, weight.scales)).astype(np.float32, copy=False)
+        most = float(np.abs(scales).max(initial=0.0))
+        factor = 2.0 ** (math.floor(math.log2(most)) - _PACKED_SCALE) if most > 0 else 1.0
+        points = self._array(_record(step, weight.zeros)).reshape(weight.results, -1) if weight.zeros else None
+        given = self._cuda.alloc(scales.nbytes)
+        self._cuda.put(given, scales)
+        scales_at, zeros_at = self._take(layout.scale_bytes), self._take(layout.zero_bytes)
+        pointers = (given, 0 if points is None else self._stage(points), scales_at, zeros_at)
+        sizes = [(size, _INT) for size in (weight.results, weight.columns, weight.block)]
+        ends = [(factor, _FLOAT), (0 if points is None else points.shape[1], _INT)]
+        self._run("pack_scales", layout, [*((each, _POINTER) for each in pointers), *sizes, *ends])
+        self._cuda.free(given)
+        return scales_at, zeros_at, factor
+
+    def _run(self, name: str, layout: Layout, args: list[tuple[Any, Any]]) -> None:
+        kernel = gemm_kernels(self._cuda, layout)[name]
+        self._cuda.launch(kernel, (_BLOCKS,), _THREADS, args, self._stream)
+        self._cuda.sync(self._stream)
+
+    def _stage(self, content: npt.NDArray[Any]) -> int:
+        """Put an array where the next one will lie too."""
+        if content.nbytes > self._size:
+            if self._staging:
+                self._cuda.free(self._staging)
+            self._staging, self._size = self._cuda.alloc(content.nbytes), content.nbytes
+        self._cuda.put(self._staging, content)
+        return self._staging
+
+    def _put(self, content: npt.NDArray[Any]) -> int:
+        address = self._take(content.nbytes)
+        self._cuda.put(address, content)
+        return address
+
+    def _take(self, size: int) -> int:
+        self.bytes += size
+        return self._cuda.alloc(size)
+
+    def _array(self, record: StepWeight) -> npt.NDArray[Any]:
+        if record.file not in self._files:
+            self._files[record.file] = np.memmap(self._bundle.file(record.file), np.uint8, "r")
+        content = self._files[record.file]
+        if record.offset < 0 or record.offset + record.bytes > len(content):
+            raise BundleError(f"{self._bundle.path / record.file}: too short; compile again")
+        found = content[record.offset : record.offset + record.bytes].view(np.dtype(record.dtype))
+        return found.reshape(record.shape)
+
+
+def _record(step: DeviceStep, name: str) -> StepWeight:
+    record = step.weights.get(name)
+    if record is None:
+        raise BundleError(f"steps: nothing says where {name!r} lies; compile again")
+    return record

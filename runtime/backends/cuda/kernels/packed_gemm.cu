@@ -1,0 +1,449 @@
+// y = x·Wᵀ for few rows, over weights of 4, 8 or 16 bits that lie packed as the lanes of a warp read them.
+// Defined from outside: BITS; PARTS, scales of a lane's columns in a chunk; WARPS, which share a tile's columns;
+// BFLOAT for weights and rows in bfloat16 (BITS 16).
+//
+// A tile is 16 results; a chunk of it, the columns of one pass of a warp, 1 KB of codes: lane (group, place) has its
+// columns of results `group` and `group + 8`, 16 bytes each. Scales are two halves a lane (of these two results),
+// zero points two of BITS bits. The order of columns inside an mma does not matter as long as both factors have the
+// same, so a lane's columns are neighbours, and 4-bit codes are ordered so that masks give halves of neighbours.
+#define MINE (128 / BITS)
+#define CHUNK (4 * MINE)
+#define STAGES 4
+#if BITS == 4
+typedef u8 Zeros;
+#else
+typedef u16 Zeros;
+#endif
+
+// One weight.
+struct Packed {
+    const uint4* codes;
+    const u32* scales;
+    const Zeros* zeros;
+    const float* bias;  // or null
+    int results, columns;
+    float factor;  // scales are as many times too small
+};
+
+// Where results go, and for which rows.
+struct Result {
+    float* to;
+    int stride;
+    const u8* wants;
+    int skip;
+    bool runs;  // for one of the rows
+};
+
+static __device__ __forceinline__ void put(const Result& y, const Packed& w, int row, int result, float sum) {
+    float* to = y.to + (long long)row * y.stride + result;
+    if (y.runs && runs_for(y.wants, row, y.skip)) *to = sum * w.factor + (w.bias ? w.bias[result] : 0);
+    else if (y.skip & ZEROS) *to = 0;
+}
+
+#if defined(ON_CPU) && !defined(ON_WARPS)
+static int code_of(const Packed& w, int result, int column) {
+    int chunks = (w.columns + CHUNK - 1) / CHUNK, chunk = column / CHUNK, lane = result % 8 * 4 + column % CHUNK / MINE;
+    const u32* mine = (const u32*)&w.codes[((result / 16 * chunks + chunk) * 2 + result % 16 / 8) * 32 + lane];
+    int i = column % MINE;
+#if BITS == 4
+    static const int order[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+    return mine[i / 8] >> 4 * order[i % 8] & 15;
+#elif BITS == 8
+    return mine[i / 4] >> 8 * (i % 4) & 255;
+#else
+    return mine[i / 2] >> 16 * (i % 2) & 65535;
+#endif
+}
+static float value_of(const Packed& w, int result, int column) {
+    int code = code_of(w, result, column);
+#if BITS == 16
+    return from_half(code);
+#else
+    int chunks = (w.columns + CHUNK - 1) / CHUNK, chunk = column / CHUNK, lane = result % 8 * 4 + column % CHUNK / MINE;
+    int part = column % MINE * PARTS / MINE, high = result % 16 / 8;
+    long long at = ((result / 16 * (long long)chunks + chunk) * PARTS + part) * 32 + lane;
+    int zero = w.zeros[at] >> BITS * high & ((1 << BITS) - 1);
+    return from_half(to_half((code - zero) * from_half(w.scales[at] >> 16 * high & 65535)));
+#endif
+}
+template <int TILES>
+static void multiply(const Packed& w, const u16* x, const Result& y, int rows, float*, int*, int) {
+    int tiles = (w.results + 15) / 16;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
+        for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x) {
+            int result = tile * 16 + i % 16, row = i / 16;
+            if (result >= w.results) continue;
+            float sum = 0;
+            for (int k = 0; k < w.columns; ++k)
+                sum += value_of(w, result, k) * from_half(x[(long long)row * w.columns + k]);
+            put(y, w, row, result, sum);
+        }
+}
+#else
+#ifndef ON_CPU
+static __device__ __forceinline__ uint4 stream16(const uint4* from) {
+    uint4 x;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(from));
+    return x;
+}
+// 16 bytes into shared memory, or as many zeros.
+static __device__ __forceinline__ void fetch(u16* to, const u16* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(there ? 16 : 0));
+}
+static __device__ __forceinline__ void fetched() { asm volatile("cp.async.commit_group;"); }
+static __device__ __forceinline__ void wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+static __device__ __forceinline__ u32 stream4(const u32* from) {
+    u32 x;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(x) : "l"(from));
+    return x;
+}
+static __device__ __forceinline__ Zeros stream_zeros(const Zeros* from) {
+    u16 x;
+#if BITS == 4
+    asm volatile("ld.global.nc.L1::no_allocate.u8 %0, [%1];" : "=h"(x) : "l"(from));
+#else
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(x) : "l"(from));
+#endif
+    return (Zeros)x;
+}
+static __device__ __forceinline__ u32 sub2(u32 a, u32 b) {
+    u32 y;
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+static __device__ __forceinline__ u32 mul2(u32 a, u32 b) {
+    u32 y;
+    asm("mul.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+static __device__ __forceinline__ u32 fma2(u32 a, u32 b, u32 c) {
+    u32 y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+#ifdef BFLOAT
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"
+#else
+#define MMA "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
+#endif
+// c += a · b of 16 x 16 and 16 x 8, spread over the lanes of a warp.
+static __device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile(MMA " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#endif
+
+// What a lane has of a chunk.
+struct Piece {
+    uint4 low, high;
+    u32 scales[PARTS];
+    Zeros zeros[PARTS];
+};
+
+static __device__ __forceinline__ void load(Piece& piece, const Packed& w, long long at, int lane) {
+    piece.low = stream16(w.codes + at * 64 + lane);
+    piece.high = stream16(w.codes + at * 64 + 32 + lane);
+#if BITS < 16
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) {
+        piece.scales[part] = stream4(w.scales + (at * PARTS + part) * 32 + lane);
+        piece.zeros[part] = stream_zeros(w.zeros + (at * PARTS + part) * 32 + lane);
+    }
+#endif
+}
+
+// Eight neighbouring columns of one result as four pairs of halves.
+static __device__ __forceinline__ void widen(u32* pairs, const u32* codes, u32 scale, u32 zero) {
+#if BITS == 4
+    // 1024 + code, and 1024 + 16 · code, are halves whose last bits are the code; both differences are exact.
+    u32 q = codes[0], near = 0x64006400u + zero, far = 0xd400d400u + (zero << 4), sixteenth = 0x2c002c00u;
+    pairs[0] = mul2(sub2(q & 0x000f000fu | 0x64006400u, near), scale);
+    pairs[1] = mul2(fma2(q & 0x00f000f0u | 0x64006400u, sixteenth, far), scale);
+    q >>= 8;
+    pairs[2] = mul2(sub2(q & 0x000f000fu | 0x64006400u, near), scale);
+    pairs[3] = mul2(fma2(q & 0x00f000f0u | 0x64006400u, sixteenth, far), scale);
+#elif BITS == 8
+    u32 near = 0x64006400u + zero;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        pairs[2 * i] = mul2(sub2(__byte_perm(codes[i], 0x64646464u, 0x4140), near), scale);
+        pairs[2 * i + 1] = mul2(sub2(__byte_perm(codes[i], 0x64646464u, 0x4342), near), scale);
+    }
+#else
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = codes[i];
+#endif
+}
+
+// Eight rows' columns of a chunk, as a lane multiplies them.
+static __device__ __forceinline__ void load_rows(uint4* to, const Packed& w, const u16* x, int row, int rows, int chunk,
+                                                 int place) {
+    int column = chunk * CHUNK + place * MINE;
+    const uint4* from = (const uint4*)(x + (long long)row * w.columns + column);
+#pragma unroll
+    for (int j = 0; j < MINE / 8; ++j) {
+        to[j] = uint4{0, 0, 0, 0};
+        if (row < rows && column + j * 8 < w.columns) to[j] = from[j];
+    }
+}
+
+// Scales and zero points of a lane's columns from the j-th eight on, each twice in a word.
+static __device__ __forceinline__ void scales_of(u32* scale, u32* zero, const Piece& piece, int j) {
+#if BITS < 16
+    const int part = j * PARTS * 8 / MINE;
+    scale[0] = __byte_perm(piece.scales[part], 0, 0x1010);
+    scale[1] = __byte_perm(piece.scales[part], 0, 0x3232);
+    zero[0] = (piece.zeros[part] & ((1 << BITS) - 1)) * 0x00010001u;
+    zero[1] = (piece.zeros[part] >> BITS) * 0x00010001u;
+#endif
+}
+
+// Up to eight rows. A block gives 16 results after another, as many blocks as run at once sharing all; each of its warps sums
+// a share of the chunks. What a warp reads is fetched some chunks ahead, past the end of a tile too, and the first of it
+// while the kernel before still runs.
+static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* x, const Result& y, int rows) {
+    __shared__ float sums[2][WARPS][16][9];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
+    int tiles = (w.results + 15) / 16, chunks = (w.columns + CHUNK - 1) / CHUNK, share = (chunks + WARPS - 1) / WARPS;
+    int from = warp * share, to = from + share < chunks ? from + share : chunks, count = to > from ? to - from : 0;
+    if (!y.runs) {
+        after_previous();
+        for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
+            for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x)
+                if (tile * 16 + i % 16 < w.results) put(y, w, i / 16, tile * 16 + i % 16, 0);
+        return;
+    }
+    // The chunk that is fetched next.
+    int next_tile = blockIdx.x, next = 0;
+    Piece ring[STAGES];
+#pragma unroll
+    for (int i = 0; i < STAGES; ++i) {
+        if (next_tile < tiles && count) load(ring[i], w, (long long)next_tile * chunks + from + next, lane);
+        if (++next >= count) { next = 0; next_tile += gridDim.x; }
+    }
+    after_previous();
+    uint4 ahead[MINE / 8];
+    load_rows(ahead, w, x, group, rows, from, place);
+    float c[4] = {0, 0, 0, 0};
+    int tile = blockIdx.x, done = 0, turn = 0;
+    while (tile < tiles) {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; ++stage) {
+            if (tile >= tiles) break;
+            if (count) {
+                int at = from + done;
+                Piece now = ring[stage];
+                if (next_tile < tiles) load(ring[stage], w, (long long)next_tile * chunks + from + next, lane);
+                if (++next >= count) { next = 0; next_tile += gridDim.x; }
+                uint4 given[MINE / 8];
+#pragma unroll
+                for (int j = 0; j < MINE / 8; ++j) given[j] = ahead[j];
+                load_rows(ahead, w, x, group, rows, done + 1 < count ? at + 1 : from, place);
+                const u32* low = (const u32*)&now.low;
+                const u32* high = (const u32*)&now.high;
+#pragma unroll
+                for (int j = 0; j < MINE / 8; ++j) {
+                    u32 p[4], q[4], scale[2] = {0, 0}, zero[2] = {0, 0};
+                    scales_of(scale, zero, now, j);
+                    widen(p, low + j * BITS / 4, scale[0], zero[0]);
+                    widen(q, high + j * BITS / 4, scale[1], zero[1]);
+                    mma(c, p[0], q[0], p[1], q[1], given[j].x, given[j].y);
+                    mma(c, p[2], q[2], p[3], q[3], given[j].z, given[j].w);
+                }
+            }
+            if (++done < count) continue;
+            float(*mine)[9] = sums[turn][warp];
+            mine[group][2 * place] = c[0];
+            mine[group][2 * place + 1] = c[1];
+            mine[group + 8][2 * place] = c[2];
+            mine[group + 8][2 * place + 1] = c[3];
+            c[0] = c[1] = c[2] = c[3] = 0;
+            __syncthreads();  // one for a tile: the next one's sums lie in the other half
+            for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x) {
+                int result = tile * 16 + i % 16, row = i / 16;
+                if (result >= w.results) continue;
+                float sum = 0;
+#pragma unroll
+                for (int each = 0; each < WARPS; ++each) sum += sums[turn][each][i % 16][row];
+                put(y, w, row, result, sum);
+            }
+            turn ^= 1;
+            done = 0;
+            tile += gridDim.x;
+        }
+    }
+}
+
+// Columns of a chunk in shared memory: each place's apart, so that a quarter of a warp reads all banks once.
+#define PLACE (MINE + (BITS == 16 ? 0 : 8))
+
+static __device__ __forceinline__ void fetch_rows(u16* to, const Packed& w, const u16* x, int rows, int all, int chunk) {
+    for (int i = threadIdx.x; i < all * (CHUNK / 8); i += blockDim.x) {
+        int row = i / (CHUNK / 8), eight = i % (CHUNK / 8), column = chunk * CHUNK + eight * 8;
+        bool there = row < rows && column < w.columns;
+        u16* into = to + row * 4 * PLACE + eight * 8 / MINE * PLACE + eight * 8 % MINE;
+        fetch(into, there ? x + (long long)row * w.columns + column : x, there);
+    }
+}
+
+// Up to 8 · TILES rows. A block gives a tile for each of its warps, over one of `splits` shares of the chunks; rows come
+// through shared memory. Of the blocks with a share of the same results the last to end sums all, in their order.
+template <int TILES>
+static __device__ __forceinline__ void multiply_more(const Packed& w, const u16* x, const Result& y, int rows,
+                                                     float* parts, int* arrived, int splits) {
+    __shared__ __align__(16) u16 given[2][8 * TILES * 4 * PLACE];
+    __shared__ int is_last;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
+    int split = blockIdx.x % splits, part = blockIdx.x / splits, tile = part * WARPS + warp;
+    int chunks = (w.columns + CHUNK - 1) / CHUNK, share = (chunks + splits - 1) / splits;
+    int from = split * share, to = from + share < chunks ? from + share : chunks;
+    bool mine = y.runs && tile * 16 < w.results;
+    Piece ring[STAGES];
+#pragma unroll
+    for (int i = 0; i < STAGES; ++i)
+        if (mine && from + i < to) load(ring[i], w, (long long)tile * chunks + from + i, lane);
+    after_previous();
+    if (y.runs && from < to) fetch_rows(given[0], w, x, rows, 8 * TILES, from);
+    fetched();
+    float c[TILES][4];
+#pragma unroll
+    for (int t = 0; t < TILES; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) c[t][i] = 0;
+    for (int base = from; y.runs && base < to; base += STAGES) {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; ++stage) {
+            int at = base + stage;
+            if (at >= to) break;
+            wait_all();
+            __syncthreads();
+            if (at + 1 < to) fetch_rows(given[(at + 1 - from) % 2], w, x, rows, 8 * TILES, at + 1);
+            fetched();
+            if (!mine) continue;
+            Piece now = ring[stage];
+            if (at + STAGES < to) load(ring[stage], w, (long long)tile * chunks + at + STAGES, lane);
+            const u32* low = (const u32*)&now.low;
+            const u32* high = (const u32*)&now.high;
+            const u16* here = given[(at - from) % 2] + group * 4 * PLACE + place * PLACE;
+#pragma unroll
+            for (int j = 0; j < MINE / 8; ++j) {
+                u32 p[4], q[4], scale[2] = {0, 0}, zero[2] = {0, 0};
+                scales_of(scale, zero, now, j);
+                widen(p, low + j * BITS / 4, scale[0], zero[0]);
+                widen(q, high + j * BITS / 4, scale[1], zero[1]);
+#pragma unroll
+                for (int t = 0; t < TILES; ++t) {
+                    uint4 b = *(const uint4*)(here + t * 8 * 4 * PLACE + j * 8);
+                    mma(c[t], p[0], q[0], p[1], q[1], b.x, b.y);
+                    mma(c[t], p[2], q[2], p[3], q[3], b.z, b.w);
+                }
+            }
+        }
+    }
+    long long size = (long long)rows * w.results;
+#pragma unroll
+    for (int t = 0; t < TILES; ++t)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            int result = tile * 16 + group + i / 2 * 8, row = t * 8 + 2 * place + i % 2;
+            if (result >= w.results || row >= rows) continue;
+            if (splits > 1) parts[split * size + (long long)row * w.results + result] = c[t][i];
+            else put(y, w, row, result, c[t][i]);
+        }
+    if (splits == 1) return;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) is_last = atomicAdd(arrived + part, 1) == splits - 1;
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    for (int i = threadIdx.x; i < rows * 16 * WARPS; i += blockDim.x) {
+        int result = part * WARPS * 16 + i % (16 * WARPS), row = i / (16 * WARPS);
+        if (result >= w.results) continue;
+        float sum = 0;
+        for (int each = 0; each < splits; ++each) sum += parts[each * size + (long long)row * w.results + result];
+        put(y, w, row, result, sum);
+    }
+    if (threadIdx.x == 0) arrived[part] = 0;
+}
+template <int TILES>
+static __device__ __forceinline__ void multiply(const Packed& w, const u16* x, const Result& y, int rows,
+                                                float* parts, int* arrived, int splits) {
+    if (TILES == 1) multiply_few(w, x, y, rows);
+    else multiply_more<TILES>(w, x, y, rows, parts, arrived, splits);
+}
+#endif
+
+// Grid: as many blocks as run at once for up to 8 rows; else one for each WARPS tiles and split. `wants` and `skip` are as
+// in common.cu. `parts` is float [splits][rows][results], `arrived` int [tiles / WARPS], zeros before and after.
+#define PACKED_GEMM(NAME, TILES)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                           \
+        NAME(const uint4* codes, const u32* scales, const Zeros* zeros, const float* bias, float factor, const u16* x, \
+             float* y, int results, int columns, int stride, int rows, const u8* wants, int skip, float* parts,        \
+             int* arrived, int splits) {                                                                               \
+        Packed w = {codes, scales, zeros, bias, results, columns, factor};                                             \
+        if (wants && (skip & JUST_DECIDED)) after_previous();                                                          \
+        Result to = {y, stride, wants, skip, runs_for_any(wants, rows, skip)};                                         \
+        if (!to.runs && !(skip & ZEROS)) {                                                                             \
+            after_previous();                                                                                          \
+            return;                                                                                                    \
+        }                                                                                                              \
+        multiply<TILES>(w, x, to, rows, parts, arrived, splits);                                                       \
+    }
+PACKED_GEMM(packed_gemm_8, 1)
+PACKED_GEMM(packed_gemm_16, 2)
+PACKED_GEMM(packed_gemm_32, 4)
+PACKED_GEMM(packed_gemm_64, 8)
+
+// Codes of ONNX Runtime's MatMulNBits, [results][columns] in rows of `row_bytes` bytes, or halves, become packed ones.
+extern "C" __global__ void pack_codes(const u8* from, u32* to, int results, int columns, int row_bytes) {
+    long long chunks = (columns + CHUNK - 1) / CHUNK, words = (results + 15) / 16 * chunks * 256;
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < words; i += (long long)gridDim.x * blockDim.x) {
+        int word = i % 4, lane = i / 4 % 32, high = i / 128 % 2;
+        long long chunk = i / 256 % chunks, tile = i / 256 / chunks;
+        int result = tile * 16 + high * 8 + lane / 4, column = chunk * CHUNK + lane % 4 * MINE + word * (32 / BITS);
+        u32 value = 0;
+        for (int k = 0; k < 32 / BITS; ++k) {
+            if (result >= results || column + k >= columns) continue;
+            const u8* row = from + (long long)result * row_bytes;
+#if BITS == 4
+            u32 code = row[(column + k) / 2] >> 4 * ((column + k) % 2) & 15;
+            value |= code << 4 * (k / 2 + k % 2 * 4);
+#elif BITS == 8
+            value |= (u32)row[column + k] << 8 * k;
+#else
+            value |= (u32)((const u16*)row)[column + k] << 16 * k;
+#endif
+        }
+        to[i] = value;
+    }
+}
+
+#if BITS < 16
+// Scales, float [results][blocks], and zero points, [results][row_zeros] bytes of codes; null for the middle of a code.
+extern "C" __global__ void pack_scales(const float* scales, const u8* points, u32* to, Zeros* zeros, int results,
+                                       int columns, int block, float factor, int row_zeros) {
+    long long chunks = (columns + CHUNK - 1) / CHUNK, all = (results + 15) / 16 * chunks * PARTS * 32;
+    int blocks = (columns + block - 1) / block;
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < all; i += (long long)gridDim.x * blockDim.x) {
+        int lane = i % 32, part = i / 32 % PARTS;
+        long long chunk = i / 32 / PARTS % chunks, tile = i / 32 / PARTS / chunks;
+        int column = chunk * CHUNK + lane % 4 * MINE + part * (MINE / PARTS), at = column / block;
+        u32 both = 0, zero = 0;
+        for (int high = 0; high < 2; ++high) {
+            int result = tile * 16 + high * 8 + lane / 4;
+            if (result >= results || column >= columns) continue;
+            both |= (u32)to_half(scales[(long long)result * blocks + at] / factor) << 16 * high;
+            u32 point = 1 << (BITS - 1);
+            if (points)
+                point = points[(long long)result * row_zeros + at * BITS / 8] >> BITS * (at % (8 / BITS)) & ((1 << BITS) - 1);
+            zero |= point << BITS * high;
+        }
+        to[i] = both;
+        zeros[i] = (Zeros)zero;
+    }
+}
+#endif

@@ -1,0 +1,128 @@
+"""What a graph on a GPU is made of, whatever computes it: engines that run partitions, or kernels of ours alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.kernel_steps.kv_rows import KvRows
+from adaptc.runtime.backends.cuda.kernel_steps.memory import KernelMemory, SharedMemory
+from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeights
+from adaptc.runtime.backends.cuda.kernel_steps.stepper import KernelStepper
+from adaptc.runtime.backends.cuda.kv_cache import GpuKvCache
+from adaptc.runtime.backends.cuda.memory import DeviceWeights, GraphMemory, SharedValues
+from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
+from adaptc.runtime.backends.cuda.step import Stepper
+from adaptc.runtime.bundle.device_step import DeviceStep
+from adaptc.runtime.bundle.manifest import DecoderSpec
+from adaptc.runtime.bundle.partitions import Partitions
+
+AnyStepper: TypeAlias = Stepper | KernelStepper
+AnyCache: TypeAlias = GpuKvCache | KvRows
+AnyMemory: TypeAlias = GraphMemory | KernelMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Machinery:
+    """A graph on a GPU.
+
+    Attributes:
+        form: What it was made from.
+        memory: Where its weights and values lie.
+        stepper: Runs its parts.
+        cache: Its KV cache.
+    """
+
+    form: Partitions | DeviceStep
+    memory: AnyMemory
+    stepper: AnyStepper
+    cache: AnyCache
+
+
+class GraphForm(Protocol):
+    """A graph that can be put onto a GPU."""
+
+    def put(self, spec: DecoderSpec, rows: int) -> Machinery:
+        """Take memory and fill in the weights.
+
+        Args:
+            spec: What the graph expects.
+            rows: Slots of the cache.
+
+        Raises:
+            EngineError: the GPU has too little memory, or engines are missing.
+            BundleError: a file of weights is too short.
+        """
+
+    def constants(self, machinery: Machinery) -> list[float] | None:
+        """The gates' logits if they are the same for every token; None if they are not, or if kernels ask them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionForm:
+    """A graph cut into partitions, which an engine runs.
+
+    Attributes:
+        cuda: The GPU.
+        partitions: The graph.
+        runner: What runs them.
+        weights: All weights of the bundle.
+        values: Memory for values between partitions.
+    """
+
+    cuda: Cuda
+    partitions: Partitions
+    runner: PartitionRunner
+    weights: DeviceWeights
+    values: SharedValues
+
+    def put(self, spec: DecoderSpec, rows: int) -> Machinery:
+        """See `GraphForm.put`."""
+        cuda, partitions = self.cuda, self.partitions
+        memory = GraphMemory(cuda, partitions, spec, rows, self.weights, self.values)
+        stepper = Stepper(cuda, self.runner, partitions, memory)
+        cache = GpuKvCache(cuda, memory, spec, rows, self.runner.kv_buckets() or (spec.max_tokens,))
+        return Machinery(partitions, memory, stepper, cache)
+
+    def constants(self, machinery: Machinery) -> list[float] | None:
+        """See `GraphForm.constants`."""
+        found = []
+        for gate in self.partitions.gates:
+            value = np.zeros(1, np.float32)
+            self.cuda.get(machinery.memory.weights[gate.logit], value)
+            found.append(float(value[0]))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class KernelForm:
+    """A graph whose steps are kernels of ours.
+
+    Attributes:
+        cuda: The GPU.
+        step: The graph.
+        weights: All weights of the bundle.
+        shared: Memory that its graphs share.
+        together: As `KernelStepper` has it.
+    """
+
+    cuda: Cuda
+    step: DeviceStep
+    weights: PackedWeights
+    shared: SharedMemory
+    together: str = ""
+
+    def put(self, spec: DecoderSpec, rows: int) -> Machinery:
+        """See `GraphForm.put`."""
+        memory = KernelMemory(self.cuda, self.step, self.weights, self.shared, rows)
+        cache = KvRows(self.cuda, spec, rows)
+        memory.bytes["cache"] = cache.bytes
+        stepper = KernelStepper(self.cuda, self.step, memory, self.shared.rows, spec.max_tokens, self.together)
+        return Machinery(self.step, memory, stepper, cache)
+
+    def constants(self, machinery: Machinery) -> list[float] | None:
+        """See `GraphForm.constants`."""
+        return None

@@ -1,0 +1,1 @@
+"""Bundles for ONNX Runtime on an NVIDIA GPU."""

@@ -1,0 +1,76 @@
+"""From a bundle with steps of GPU kernels to a decoder on this machine's GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adaptc.runtime.backends.cuda.bundle_partitions import read_steps
+from adaptc.runtime.backends.cuda.decoder import GpuDecoder
+from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.graph import GpuResources, row_sizes
+from adaptc.runtime.backends.cuda.kernel_steps.memory import SharedMemory
+from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeights
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS
+from adaptc.runtime.backends.cuda.loading import decoder_of
+from adaptc.runtime.backends.cuda.machinery import GraphForm, KernelForm
+from adaptc.runtime.backends.cuda.routes import GpuRoutes
+from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.errors import EngineError
+
+LEAST_SM = 80
+"""Compute capability from which there are the kernels' instructions."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRunner:
+    """What kernels of ours serve; see `StepRunner`."""
+
+    def rows(self) -> tuple[int, ...]:
+        """Rows that a step may have: steps are captured for these."""
+        return (1, 2, 4, 8, 16, 32, ROWS)
+
+    def tokens(self) -> int:
+        """Most tokens of a prompt at once."""
+        return ROWS
+
+    def close(self) -> None:
+        """Nothing is left to free."""
+
+
+def kernel_decoder(cuda: Cuda, bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoutes:
+    """Put a bundle's decoder, or its trunk and tails, onto a GPU; on an error nothing stays there.
+
+    Args:
+        cuda: The GPU; closed with the decoder.
+        bundle: For ONNX Runtime.
+        batch: Most sequences written at the same time.
+        chunk: Most tokens of a prompt read at once.
+
+    Raises:
+        BundleError: the bundle runs on a CPU only, or is damaged.
+        EngineError: NVRTC is not installed, or the GPU is too old or has too little memory.
+        RequestError: more sequences than kernels serve.
+    """
+    try:
+        if cuda.device.sm < LEAST_SM:
+            raise EngineError(
+                f"cuda: {cuda.device.name} has compute capability {cuda.device.sm / 10}; 8.0 or newer is right, or "
+                "device='cpu'"
+            )
+        steps, runner = read_steps(bundle), KernelRunner()
+        sizes, chunk = row_sizes(runner, batch), min(chunk, runner.tokens())
+        weights = PackedWeights(cuda, bundle)
+        shared = SharedMemory.of(cuda, steps.values(), max(sizes[-1], chunk))
+        gpu = GpuResources(cuda, cuda.stream(), runner, shared, sizes, chunk)
+        policies = {name: gates.batch for name, gates in bundle.manifest.gates.items()}
+        forms: dict[str, GraphForm] = {}
+        for name, step in steps.items():
+            policy = policies.get(name, "rows")
+            together = policy if policy in ("any", "group") else ""
+            forms[name] = KernelForm(cuda, step, weights, shared, together)
+        decoder = decoder_of(gpu, bundle, forms, batch)
+        weights.done()
+    except BaseException:
+        cuda.close()
+        raise
+    return decoder
