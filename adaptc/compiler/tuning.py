@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -21,7 +22,7 @@ from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import EMPTY, Program
-from adaptc.machine.turns import in_turns
+from adaptc.machine.turns import agree, in_turns, in_turns_until, paired
 from adaptc.passes.skip_ffn.branch import emitted
 from adaptc.passes.skip_ffn.skips import grouped, run_always, skips
 from adaptc.runtime.backends.host.decoder import HostDecoder
@@ -32,14 +33,18 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
 from adaptc.runtime.progress import SILENT, Progress, counted
 
-STEPS = 32
-"""Decode steps that are timed of each kind, four in a turn, because a busy machine is busy for a while."""
+STEPS = 4
+"""Decode steps that are timed of each kind in a turn, after one that is not: it finds another graph's weights in the
+processor's cache."""
 
-TURNS = 8
-"""Turns in which each kind is timed once; one more before them warms up."""
+TURNS = 16
+"""Turns of a round in which each kind is timed once; one more before them warms up."""
 
-TURNS_BY_ROWS = 3
-"""The same for each number of rows that a step may have."""
+MOST_TURNS = 96
+"""A verdict that is still not clear after so many turns is close: then gates that pay gain as little as others lose."""
+
+TURNS_BY_ROWS = 8
+"""Turns for each number of rows that a step may have."""
 
 TOKENS = 224
 """Tokens of the calibration text on which gates are judged one by one."""
@@ -82,7 +87,7 @@ def paying(
         decoder = decoder_spec(graph, program.backbone(name))
         if decoder is None or not skips(graph.model.graph):
             continue
-        times = payoff(graph, decoder, gates.batch, None, progress)
+        times = payoff(graph, decoder, gates, None, progress)
         verdict = GateVerdict(times, *times.verdict(gates))
         if verdict.pays and len(text := ids.get(name, NO_IDS)[: min(TOKENS, decoder.max_tokens)]) > gates.warmup + 1:
             graph, gates, verdict = _one_by_one(graph, decoder, gates, verdict, text, progress)
@@ -185,27 +190,27 @@ def _seconds_by_rows(
         forms["dense"] = decoder_of(dense, "off"), DENSE
         for rows in counted(sizes, progress):
             kinds = {name: _timed(opened, value, rows) for name, (opened, value) in forms.items()}
-            yield rows, {name: low_of(turns) for name, turns in in_turns(kinds, TURNS_BY_ROWS).items()}
+            yield rows, paired(in_turns(kinds, TURNS_BY_ROWS), "dense")
 
 
 def payoff(
     graph: OnnxGraph,
     decoder: DecoderSpec,
-    batch: str = "rows",
+    gates: SkipGates,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Payoff:
-    """Time a gated graph and its dense twin; some seconds.
+    """Time a gated graph and its dense twin; some seconds, and several times as many if the verdict is close.
 
     Args:
         graph: Before `branch`, with at least one gate.
         decoder: What the graph expects.
-        batch: How the rows of a step decide together: see `SkipGates`.
+        gates: The graph's.
         threads: Threads of the engine; None takes the physical cores, as when it runs.
         progress: Told of each turn.
     """
     count = len(skips(graph.model.graph))
-    spec = SkipGates("", tuple(range(count)), count, 0, batch, ())
+    spec = SkipGates("", tuple(range(count)), count, 0, gates.batch, ())
     graphs = {"gated": graph, "shared": grouped(graph, [0] * count), "dense": run_always(graph, range(count))}
     with running(graphs, decoder, spec, threads=threads) as [gated, shared, dense]:
         kinds = {
@@ -214,7 +219,8 @@ def payoff(
             "shared": _timed(shared, DENSE),
             "skipped": _timed(gated, np.inf),
         }
-        seconds = {name: low_of(turns) for name, turns in in_turns(kinds, TURNS, progress).items()}
+        turns = in_turns_until(partial(_clear, gates.most), kinds, TURNS, MOST_TURNS, progress)
+    seconds = paired(turns, "dense")
     return Payoff(seconds["dense"], seconds["run"], seconds["skipped"], count, seconds["shared"])
 
 
@@ -239,23 +245,30 @@ def running(
                 running_decoder.close()
 
 
-def low_of(turns: Sequence[Sequence[float]]) -> float:
-    """The lower fifth of the steps of all turns, in seconds: other work makes steps longer, never shorter."""
-    return float(np.quantile(np.concatenate([np.array(steps) for steps in turns]), 0.2))
+def _clear(most: float, turns: Mapping[str, Sequence[Sequence[float]]]) -> bool:
+    """Whether turns agree on gates that skip their blocks for a share `most` of tokens: they pay, or they do not."""
+    dense, run, skipped = (np.array([min(steps) for steps in turns[kind]]) for kind in ("dense", "run", "skipped"))
+    return agree((most * (run - skipped) > run - dense).tolist())
 
 
 def _timed(decoder: HostDecoder, threshold: float, rows: int = 1) -> Callable[[], list[float]]:
-    """A function that times a turn's steps, after one that is not counted."""
-    steps = 1 + STEPS // TURNS
-    context = decoder.blank(max(1, min(CONTEXT, decoder.spec.max_tokens - steps - 1)))
+    """A function that times a turn's steps, after one that is not counted.
+
+    Every turn begins after the same context. It is read once: reading takes longer than a turn's steps, and would put
+    what is compared so much further apart.
+    """
+    steps = 1 + STEPS
+    context = decoder.blank(max(1, min(CONTEXT, decoder.spec.max_tokens - steps)))
     states = decoder.blank(rows * steps)
     # Rows of different tokens, so that they want different blocks; the upper part of a model reads states instead.
     tokens = (
         [int(place * 97 % decoder.spec.vocab_size) for place in range(rows * steps)] if states.ndim == 1 else states
     )
+    decoder.prefill(0, context, threshold)
 
     def run() -> list[float]:
-        decoder.prefill(0, context, threshold)
+        decoder.prefill(0, context[:1], threshold)  # as it was; several functions may share a decoder
+        decoder.set_length(0, len(context))
         for row in range(1, rows):
             decoder.move(0, row)
         marks = []

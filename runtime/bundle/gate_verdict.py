@@ -9,7 +9,7 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 
 @dataclass(frozen=True, slots=True)
 class Payoff:
-    """Times of a decode step, in seconds, batch 1: the 20th percentile, as other programs only ever slow a step.
+    """Times of a decode step, in seconds, batch 1: differences are medians of what was timed right after each other.
 
     Attributes:
         dense: Without gates, every block runs.
@@ -49,7 +49,7 @@ class Payoff:
 
     def verdict(self, gates: SkipGates) -> tuple[bool, str]:
         """Whether these gates pay at their smallest budget, and a sentence that says why."""
-        most = gates.thresholds[-1][0] * gates.blocks / len(gates.layers) if gates.thresholds else 0.0
+        most = gates.most
         micro = f"a gate costs {self.cost * 1e6:.1f} µs a token, a skipped block saves {self.gain * 1e6:.1f} µs"
         if most > self.break_even:
             return True, f"{micro}: it pays above {self.break_even:.0%} skipped, and up to {most:.0%} are"

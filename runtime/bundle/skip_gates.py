@@ -34,3 +34,8 @@ class SkipGates:
     rows: int = 1024
     budget: float = 1.0
     dense: str = ""
+
+    @property
+    def most(self) -> float:
+        """Share of tokens for which a gate skips its block at the smallest budget, a mean over the gates."""
+        return self.thresholds[-1][0] * self.blocks / len(self.layers) if self.thresholds else 0.0

@@ -29,8 +29,63 @@ def test_each_form_of_a_graph_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda: [(blocks + (ran is not None)) * 1e-3]
 
     monkeypatch.setattr(tuning, "_timed", timed)
-    times = payoff(skipping.onnx(gated_bundle.program(gated=True, emitted=False)), gated_bundle.DECODER, threads=1)
+    graph = skipping.onnx(gated_bundle.program(gated=True, emitted=False))
+    times = payoff(graph, gated_bundle.DECODER, GATES, threads=1)
     assert times == Payoff(dense=3e-3, run=4e-3, skipped=2e-3, gates=2, shared=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("skipped", "noise", "turns"),
+    [(1e-3, 0.5e-3, tuning.TURNS), (2.8e-3, 3e-3, tuning.MOST_TURNS), (3.9e-3, 0.1e-3, tuning.TURNS)],
+    ids=["gates pay", "close", "gates do not"],
+)
+def test_a_close_verdict_is_measured_longer(
+    skipped: float, noise: float, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is fixed: a machine gets slower from turn to turn, and disturbs every other turn of one graph."""
+    seconds = iter([3e-3, 4e-3, 4e-3, skipped])
+    took: list[int] = []
+
+    def timed(decoder: HostDecoder, threshold: float) -> Callable[[], list[float]]:
+        base, disturbed, place = next(seconds), noise * (decoder.gates is None), len(took)
+        took.append(0)
+
+        def run() -> list[float]:
+            took[place] += 1
+            late = disturbed if took[place] % 2 else 0.0
+            return [base + took[place] * 1e-3 + late, base + took[place] * 1e-3 + late]
+
+        return run
+
+    monkeypatch.setattr(tuning, "_timed", timed)
+    graph = skipping.onnx(gated_bundle.program(gated=True, emitted=False))
+    payoff(graph, gated_bundle.DECODER, GATES, threads=1)
+    rounds = turns // tuning.TURNS
+    assert took == [turns + rounds] * 4
+
+
+def test_a_turn_begins_after_the_same_context_which_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = skipping.onnx(gated_bundle.program(gated=True, emitted=False))
+    clock = iter(np.arange(0.0, 100.0, 0.5).tolist())
+    monkeypatch.setattr(tuning, "perf_counter", lambda: next(clock))
+    read: list[int] = []
+    real = HostDecoder.prefill
+
+    def prefill(self: HostDecoder, slot: int, ids: np.ndarray, threshold: float) -> np.ndarray:
+        read.append(len(ids))
+        return real(self, slot, ids, threshold)
+
+    monkeypatch.setattr(HostDecoder, "prefill", prefill)
+    with tuning.running({"gated": graph}, gated_bundle.DECODER, GATES, rows=2, threads=1) as [gated]:
+        kinds = tuning._timed(gated, -np.inf, rows=2), tuning._timed(gated, np.inf, rows=2)
+        context = gated_bundle.DECODER.max_tokens - tuning.STEPS - 1
+        assert read == [context, context]
+        for _ in range(2):
+            for kind, runs in zip(kinds, (True, False), strict=True):
+                assert kind() == [0.5] * tuning.STEPS
+                assert [gated.length(row) for row in (0, 1)] == [context + 1 + tuning.STEPS] * 2
+                assert all(set(gated.ran(row) or b"?") == {runs} for row in (0, 1))
+        assert read == [context, context, 1, 1, 1, 1]
 
 
 def test_gates_pay_when_they_skip_more_than_they_cost() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from adaptc import runtime
+from adaptc.cli import main
 from adaptc.compiler import pipeline
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.cache import Cache
@@ -23,6 +26,7 @@ from adaptc.runtime.model.options import RequestOptions
 from adaptc.spec.reading import read_spec
 from adaptc.verification.bundle_model import BundleModel
 from tests.models import folder, skipping
+from tests.repo import ROOT
 
 GATES = SkipGates("learned", skipping.GATED, 3, 4, "rows", ((0.0, -math.inf), (0.1, -0.5), (0.5, 0.5)))
 IDS = [5, 9, 40, 7, 101, 33, 8, 21]
@@ -164,3 +168,19 @@ def test_gates_that_do_not_pay_are_removed_and_the_report_says_so(
         runtime.load(made.bundle.path, budget=0)
     with runtime.load(made.bundle.path) as whole:
         assert np.isfinite(whole.score(IDS, step=True).values).all()
+
+
+def test_the_demo_writes_whether_gates_pay_or_not(
+    tiny: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Makefile's own command on a bundle that kept its gates, and on one whose gates were removed."""
+    [line] = [line for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines() if "--trace" in line]
+    words = shlex.split(line.replace("$(PROMPT)", "a lighthouse"))
+    assert words[:3] == ["$(BIN)/adaptc", "generate", "$(BUNDLE)-skip"]
+    for name, skipped in (("kept", 0.8e-3), ("removed", 1.2e-3)):
+        made = build(
+            tiny[0], tmp_path / name, tmp_path / f"cache-{name}", monkeypatch, Payoff(1e-3, 1.01e-3, skipped, 2)
+        )
+        assert bool(made.bundle.manifest.gates) is (name == "kept")
+        done = CliRunner().invoke(main, ["generate", str(made.bundle.path), *words[3:]])
+        assert done.exit_code == 0, done.output
