@@ -251,7 +251,9 @@ class _Reader:
             weights += [replace(weight, offset=weight.offset + start, stride=width) for weight in part.weights]
             start += part.width
             self.order.remove(part)
-        self.known[node.outputs[0]] = self.add(Gemm(width, gemms[0].args, weights=tuple(weights)), node)
+        joined = self.add(Gemm(width, gemms[0].args, weights=tuple(weights)), node)
+        joined.head = any(part.head for part in parts if isinstance(part, Atom))
+        self.known[node.outputs[0]] = joined
 
     def codes(self, node: ir.Node) -> None:
         inputs = [*node.inputs, *[None] * (6 - len(node.inputs))]

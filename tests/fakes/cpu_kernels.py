@@ -10,8 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from adaptc.runtime.backends.cuda.kernels.skinny_gemm import source_of
-from adaptc.runtime.backends.cuda.kernels.step_kernels import step_source
+from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
 
 PRELUDE = """
 #define ON_CPU
@@ -29,29 +28,39 @@ static std::unique_ptr<std::barrier<>> barrier, warps[32];
 #define __global__
 #define __device__
 #define __forceinline__ inline
+#define __launch_bounds__(x)
+#define __align__(x) alignas(x)
+struct uint4 { unsigned int x, y, z, w; };
 #define __shared__ static
 static void __syncthreads() { barrier->arrive_and_wait(); }
 static float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; }
 static unsigned int __float_as_uint(float x) { unsigned int y; std::memcpy(&y, &x, 4); return y; }
 static float from_half(unsigned short x) { _Float16 y; std::memcpy(&y, &x, 2); return (float)y; }
+static unsigned short to_half(float x) { _Float16 y = (_Float16)x; unsigned short z; std::memcpy(&z, &y, 2); return z; }
 static void atomicAdd(float* to, float x) { std::atomic_ref<float>(*to).fetch_add(x); }
-template <class F> static void on_grid(int gx, int gy, int n, F body) {
-    gridDim = {gx, gy, 1};
+template <class F> static void on_grid(int gx, int gy, int gz, int n, F body) {
+    gridDim = {gx, gy, gz};
     blockDim = {n, 1, 1};
+    for (int z = 0; z < gz; ++z)
     for (int y = 0; y < gy; ++y)
         for (int x = 0; x < gx; ++x) {
             barrier = std::make_unique<std::barrier<>>(n);
             for (int i = 0; i < n; i += 32) warps[i / 32] = std::make_unique<std::barrier<>>(n - i < 32 ? n - i : 32);
+            if (n == 1) {
+                threadIdx = {0, 0, 0};
+                blockIdx = {x, y, z};
+                body();
+                continue;
+            }
             std::vector<std::thread> threads;
             for (int i = 0; i < n; ++i)
-                threads.emplace_back([=] { threadIdx = {i, 0, 0}; blockIdx = {x, y, 0}; body(); });
+                threads.emplace_back([=] { threadIdx = {i, 0, 0}; blockIdx = {x, y, z}; body(); });
             for (auto& thread : threads) thread.join();
         }
 }
 """
 WARPS = """
 #define ON_WARPS
-struct uint4 { unsigned int x, y, z, w; };
 static void fetch(uint4* to, const uint4* from, bool there) { *to = there ? *from : uint4{0, 0, 0, 0}; }
 static void fetched() {}
 static void wait() {}
@@ -75,31 +84,35 @@ static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
 """
 """A warp's instructions for `skinny_gemm`; its lanes wait for each other."""
 
-KERNEL = re.compile(r'extern "C" __global__ void (\w+)\(([^)]*)\)')
+KERNEL = re.compile(r'extern "C" __global__ void +(\w+) *\(([^)]*)\)')
+COMPILER = ("g++", "-std=c++20", "-w")
 
 
 @cache
-def library(more: str = "") -> ctypes.CDLL:
-    """The kernels, each as `run_NAME(grid x, grid y, threads, …)`; `more` comes before them."""
+def library(source: KernelSource, more: str = "") -> ctypes.CDLL:
+    """The kernels of a source, each as `run_NAME(grid x, grid y, grid z, threads, …)`; `more` comes before them."""
+    folder = Path(tempfile.mkdtemp(prefix="adaptc-kernels-"))
+    defines = ["-DON_CPU", *(f"-D{define}" for define in source.defines)]
+    (folder / "plain.cpp").write_text(source.text)
+    plain = [*COMPILER, "-E", "-P", "-D__launch_bounds__(x)=", *defines, str(folder / "plain.cpp")]
+    text = subprocess.run(plain, check=True, capture_output=True, text=True).stdout
     wrappers = []
-    sources = step_source(), source_of("float16")
-    text = "".join(source.text for source in sources)
     for name, parameters in dict(KERNEL.findall(text)).items():
         names = ", ".join(re.split(r"[\s*]+", each.strip())[-1] for each in parameters.split(","))
         wrappers.append(
-            f'extern "C" void run_{name}(int gx, int gy, int n, {parameters}) '
-            f"{{ on_grid(gx, gy, n, [=] {{ {name}({names}); }}); }}"
+            f'extern "C" void run_{name}(int gx, int gy, int gz, int n, {parameters}) '
+            f"{{ on_grid(gx, gy, gz, n, [=] {{ {name}({names}); }}); }}"
         )
-    folder = Path(tempfile.mkdtemp(prefix="adaptc-kernels-"))
-    (folder / "kernels.cpp").write_text(PRELUDE + more + text + "\n".join(wrappers))
-    command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-w"]
-    command += [f"-D{define}" for source in sources for define in source.defines]
+    (folder / "kernels.cpp").write_text(PRELUDE + more + source.text + "\n".join(wrappers))
+    command = [*COMPILER, "-O1", "-shared", "-fPIC", "-pthread", *defines[1:]]
     subprocess.run([*command, "-o", str(folder / "kernels.so"), str(folder / "kernels.cpp")], check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))
 
 
-def run(name: str, grid: tuple[int, int], threads: int, args: list[tuple[Any, Any]], more: str = "") -> None:
+def run(
+    source: KernelSource, name: str, grid: tuple[int, ...], threads: int, args: list[tuple[Any, Any]], more: str = ""
+) -> None:
     """One launch."""
-    function = getattr(library(more), f"run_{name}")
-    function.argtypes = [ctypes.c_int] * 3 + [kind for _, kind in args]
-    function(*grid, threads, *(value for value, _ in args))
+    function = getattr(library(source, more), f"run_{name}")
+    function.argtypes = [ctypes.c_int] * 4 + [kind for _, kind in args]
+    function(*(*grid, 1, 1)[:3], threads, *(value for value, _ in args))

@@ -30,6 +30,14 @@ class FakeStream:
     capture: list[Operation] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FakeKernel:
+    """A kernel and where it stands."""
+
+    source: KernelSource
+    name: str
+
+
 @dataclass(eq=False)
 class FakeCuda(Cuda):
     """See `Cuda`; the same members.
@@ -109,20 +117,32 @@ class FakeCuda(Cuda):
     def sync(self, stream: FakeStream) -> None:
         assert stream.capture is None, "a stream that captures cannot be waited for"
 
-    def kernels(self, source: KernelSource, names: Sequence[str]) -> dict[str, str]:
-        return {name: name for name in names}
+    def kernels(self, source: KernelSource, names: Sequence[str]) -> dict[str, FakeKernel]:
+        return {name: FakeKernel(source, name) for name in names}
 
-    def launch(self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[Any], stream: FakeStream) -> None:
+    def launch(
+        self,
+        kernel: FakeKernel,
+        grid: tuple[int, ...],
+        threads: int,
+        args: Sequence[Any],
+        stream: FakeStream,
+        *,
+        early: bool = False,
+    ) -> None:
         given = list(args)
+        waits = "static void after_previous()" in kernel.source.text
+        assert waits or not early, "a kernel that does not wait for the one before it may not begin early"
 
         def work() -> None:
             # Threads go through a block in strides, so fewer do the same; rows of `begin_step` need one each.
-            cpu_kernels.run(kernel, grid, threads if kernel == "begin_step" else min(threads, 4), given)
-            if kernel == "decide" and given[0][0]:
+            few = threads if kernel.name == "begin_step" else 1 if waits else min(threads, 4)
+            cpu_kernels.run(kernel.source, kernel.name, grid, few, given)
+            if kernel.name == "decide" and given[0][0]:
                 ran = ctypes.c_uint8.from_address(given[5][0]).value
                 self.conditions[given[0][0] - 1] = bool(ran)
 
-        self.submit(stream, kernel, work)
+        self.submit(stream, kernel.name, work)
 
     def begin_capture(self, stream: FakeStream) -> None:
         assert stream.capture is None

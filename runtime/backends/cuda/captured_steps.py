@@ -80,14 +80,11 @@ class CapturedSteps:
         return graph
 
     def _make_ready(self, place: StepPlacement) -> None:
-        """Load engines, and run each once: they settle their memory then, which cannot be captured."""
+        """Load what a step needs, and run it once where that settles memory, which cannot be captured."""
         if (place.batch, place.bucket) in self._warm:
             return
         self._stepper.load(place)
-        self._stepper.walk(place, self._stepper.all_run, self._stream)
-        self._stepper.walk(place, self._stepper.masked([False] * self._gates), self._stream)
-        self._stepper.head(place, self._stream)
-        self._cuda.sync(self._stream)
+        self._stepper.settle(place, self._stream)
         self._warm.add((place.batch, place.bucket))
 
     def capture(self, key: Key) -> Any:

@@ -190,6 +190,13 @@ class Stepper(StepEnds):
         for call in self._partitions.calls():
             self._load(call, place)
 
+    def settle(self, place: StepPlacement, stream: Any) -> None:
+        """Run each engine once: they take their memory then."""
+        self.walk(place, self.all_run, stream)
+        self.walk(place, self.masked([False] * len(self._gates)), stream)
+        self.head(place, stream)
+        self._cuda.sync(stream)
+
     def walk(self, place: StepPlacement, choose: Chooser, stream: Any) -> None:
         """All steps but the last, the head."""
         gate = 0

@@ -13,7 +13,7 @@ from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
 from adaptc.runtime.backends.cuda.kernel_steps.memory import KernelMemory
 from adaptc.runtime.backends.cuda.kernels import packed_gemm, row_source
-from adaptc.runtime.backends.cuda.kernels.attention import AttentionAddresses, enqueue_attention
+from adaptc.runtime.backends.cuda.kernels.attention import AttentionAddresses, attention_kernels, enqueue_attention
 from adaptc.runtime.backends.cuda.kernels.files import read_kernels
 from adaptc.runtime.backends.cuda.step import StepEnds, StepPlacement
 from adaptc.runtime.bundle.device_step import DeviceStep, StepCall
@@ -80,11 +80,16 @@ class KernelStepper(StepEnds):
         tables = ("lookup_codes", "lookup_halves", "lookup_floats", "join", "collect")
         self._tables = cuda.kernels(read_kernels(("common", "table")), tables)
         self._decisions, self._margins = cuda.alloc(len(step.leaders) * rows), cuda.alloc(4 * rows)
+        for layer in step.attentions:  # nothing is compiled while a step is captured
+            attention_kernels(cuda, layer)
         self._leaders = cuda.alloc(4 * len(step.leaders))
         cuda.put(self._leaders, np.array(step.leaders or (0,), np.int32))
 
     def load(self, place: StepPlacement) -> None:
         """Nothing is loaded later."""
+
+    def settle(self, place: StepPlacement, stream: Any) -> None:
+        """Kernels take no memory; running them would write into the cache."""
 
     def masked(self, mask: Sequence[bool]) -> Following:
         """Blocks run as the mask says."""

@@ -90,6 +90,11 @@ def attention_source(shape: Shape) -> KernelSource:
     return read_kernels(("common", "attention"), *defines)
 
 
+def attention_kernels(cuda: Cuda, layer: AttentionLayer) -> dict[str, Any]:
+    """The kernels for a layer, compiled when they are first asked for."""
+    return cuda.kernels(attention_source(Shape.of(layer)), _NAMES)
+
+
 def splits_of(blocks: int, rows: int, multiprocessors: int) -> int:
     """Blocks that share a row's positions."""
     return max(1, min(MOST_SPLITS, 2 * multiprocessors // (blocks * rows)))
@@ -116,8 +121,7 @@ def enqueue_attention(
         max_tokens: Positions of a slot.
         stream: In whose order; it may be capturing.
     """
-    shape = Shape.of(layer)
-    kernels = cuda.kernels(attention_source(shape), _NAMES)
+    shape, kernels = Shape.of(layer), attention_kernels(cuda, layer)
     fresh = [*_pointers(at.fresh), *_ints(at.rows), *_pointers(at.tables), (layer.pairs, _INT)]
     heads = _ints((layer.heads, layer.kv_heads, max_tokens))
     if tokens > 1:
