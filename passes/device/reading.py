@@ -162,10 +162,10 @@ class _Reader:
             return self.known[value]
         if value.is_graph_input() and value.name == HIDDEN:
             found: Operand = self.add(Source(_width(value), ()))
-        elif value.is_initializer():
-            tensor = value.const_value
+        elif (stored := _stored(value)) is not None:
+            tensor = stored.const_value
             assert tensor is not None
-            found = float(tensor.numpy().reshape(-1)[0]) if tensor.size == 1 else Weight(value.name or "", tensor.size)
+            found = float(tensor.numpy().reshape(-1)[0]) if tensor.size == 1 else Weight(stored.name or "", tensor.size)
         else:
             raise KeyError(value.name)
         self.known[value] = found
@@ -281,9 +281,9 @@ class _Reader:
 
     def matmul(self, node: ir.Node) -> None:
         """A product with one column, such as a gate's."""
-        value = node.inputs[1]
+        value = _stored(node.inputs[1])
         weight = self.of(node, 1)
-        if value is None or not value.is_initializer() or int(sizes(value)[-1]) != 1:
+        if value is None or int(sizes(value)[-1]) != 1:
             raise PassError(f"{label(node)}: MatMul; no kernel of a step computes it")
         self.line(node, "dot", [self.of(node, 0), weight], width=1)
 

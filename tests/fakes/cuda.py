@@ -129,6 +129,7 @@ class FakeCuda(Cuda):
         stream: FakeStream,
         *,
         early: bool = False,
+        shared: int = 0,
     ) -> None:
         given = list(args)
         waits = "static void after_previous()" in kernel.source.text

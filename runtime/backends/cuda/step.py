@@ -158,6 +158,8 @@ class StepEnds:
 
     def write_kv(self, state: int, place: StepPlacement, layers: tuple[int, int], valid: int, stream: Any) -> None:
         """Put the step's keys and values into the cache; `layers` is where the table lies, and how many."""
+        if layers[1] == 0:  # attention has written them
+            return
         args = [(layers[0], POINTER), (place.given[POSITIONS], POINTER), (state, POINTER)]
         sizes = [(place.tokens, INT), (valid, INT), (place.bucket, INT)]
         self._start("write_kv", (layers[1], place.batch), THREADS, [*args, *sizes], stream)

@@ -195,6 +195,7 @@ class Cuda:
         stream: Any,
         *,
         early: bool = False,
+        shared: int = 0,
     ) -> None:
         """Start a kernel.
 
@@ -206,12 +207,17 @@ class Cuda:
             stream: In whose order it runs.
             early: Whether it may begin before the kernel launched before it has ended; only for kernels that wait
                 themselves, by `after_previous` in `kernels/common.cu`.
+            shared: Bytes of shared memory of a block beside what the kernel declares.
         """
         driver = self._driver
         values, kinds = tuple(value for value, _ in args), tuple(kind for _, kind in args)
         config = driver.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = (*grid, 1, 1)[:3]
         config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+        if shared:  # more than 48 KB, with what the kernel declares, must be asked for
+            most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._check(driver.cuFuncSetAttribute(kernel, most, shared), "take shared memory")
+        config.sharedMemBytes = shared
         config.hStream = driver.CUstream(int(stream))
         if early and self.device.sm >= _EARLY_SM:
             attribute = driver.CUlaunchAttribute()

@@ -26,15 +26,11 @@ class PackedWeight:
     """Where a weight lies.
 
     Attributes:
-        codes: Address of its codes or halves.
-        scales: Of its scales; 0 for halves.
-        zeros: Of its zero points; 0 for halves.
+        records: Address of its records.
         factor: What its results are multiplied by.
     """
 
-    codes: int
-    scales: int
-    zeros: int
+    records: int
     factor: float
 
 
@@ -87,9 +83,10 @@ class PackedWeights:
         key = record.file, record.offset, weight.block
         if key not in self._packed:
             layout = Layout.of(weight)
-            codes = self._pack_codes(step, weight, layout)
-            scales, zeros, factor = self._pack_scales(step, weight, layout) if layout.bits < 16 else (0, 0, 1.0)
-            self._packed[key] = PackedWeight(codes, scales, zeros, factor)
+            records = self._take(layout.bytes)
+            self._pack_codes(step, weight, layout, records)
+            factor = self._pack_scales(step, weight, layout, records) if layout.bits < 16 else 1.0
+            self._packed[key] = PackedWeight(records, factor)
         return self._packed[key]
 
     def done(self) -> None:
@@ -99,7 +96,7 @@ class PackedWeights:
         self._staging, self._size = 0, 0
         self._files.clear()
 
-    def _pack_codes(self, step: DeviceStep, weight: GemmWeight, layout: Layout) -> int:
+    def _pack_codes(self, step: DeviceStep, weight: GemmWeight, layout: Layout, records: int) -> None:
         content = self._array(_record(step, weight.codes))
         if weight.bits == 32:
             with np.errstate(over="ignore"):
@@ -108,26 +105,23 @@ class PackedWeights:
                 raise EngineError(f"{weight.codes}: half precision cannot hold it; weights: int8 or int4 is right")
             content = halves
         content = content.reshape(weight.results, -1)
-        into = self._take(layout.code_bytes)
-        args = [(self._stage(content), _POINTER), (into, _POINTER)]
+        args = [(self._stage(content), _POINTER), (records, _POINTER)]
         sizes = [(size, _INT) for size in (weight.results, weight.columns, content.nbytes // weight.results)]
         self._run("pack_codes", layout, [*args, *sizes])
-        return into
 
-    def _pack_scales(self, step: DeviceStep, weight: GemmWeight, layout: Layout) -> tuple[int, int, float]:
+    def _pack_scales(self, step: DeviceStep, weight: GemmWeight, layout: Layout, records: int) -> float:
         scales = self._array(_record(step, weight.scales)).astype(np.float32, copy=False)
         most = float(np.abs(scales).max(initial=0.0))
         factor = 2.0 ** (math.floor(math.log2(most)) - _PACKED_SCALE) if most > 0 else 1.0
         points = self._array(_record(step, weight.zeros)).reshape(weight.results, -1) if weight.zeros else None
         given = self._cuda.alloc(scales.nbytes)
         self._cuda.put(given, scales)
-        scales_at, zeros_at = self._take(layout.scale_bytes), self._take(layout.zero_bytes)
-        pointers = (given, 0 if points is None else self._stage(points), scales_at, zeros_at)
+        pointers = (given, 0 if points is None else self._stage(points), records)
         sizes = [(size, _INT) for size in (weight.results, weight.columns, weight.block)]
         ends = [(factor, _FLOAT), (0 if points is None else points.shape[1], _INT)]
         self._run("pack_scales", layout, [*((each, _POINTER) for each in pointers), *sizes, *ends])
         self._cuda.free(given)
-        return scales_at, zeros_at, factor
+        return factor
 
     def _run(self, name: str, layout: Layout, args: list[tuple[Any, Any]]) -> None:
         kernel = gemm_kernels(self._cuda, layout)[name]

@@ -141,7 +141,7 @@ class KernelStepper(StepEnds):
         [x], [y] = call.reads, call.writes
         bias = self._memory.weights[weight.bias] if weight.bias else 0
         into = self._at(y, place.given) + 4 * weight.offset
-        addresses = packed.codes, packed.scales, packed.zeros, bias, self._at(x, place.given), into
+        addresses = packed.records, bias, self._at(x, place.given), into
         scratch = self._memory.shared.parts, self._memory.shared.arrived
         skip = self._skip(call, following)
         layout = packed_gemm.Layout.of(weight)

@@ -122,6 +122,23 @@ static __device__ __forceinline__ void widen8(float* to, uint4 raw) {
     }
 }
 
+// The keys and values of a tile that a lane reads; zeros past the end, and in the place of the fresh one.
+static __device__ __forceinline__ void fetch_tile(uint4 (*keys)[MINE / 8], uint4 (*values)[MINE / 8], const Work& w,
+                                                  int start, int to, int which, int mine) {
+#pragma unroll
+    for (int pass = 0; pass < PASSES; ++pass)
+#pragma unroll
+        for (int i = 0; i < MINE / 8; ++i) {
+            int at = start + pass * AT_ONCE + which;
+            bool there = at < to && (w.query || at < w.last - 1);
+            long long place = w.base + (long long)at * WIDTH + mine + i * 8;
+            keys[pass][i] = values[pass][i] = uint4{0, 0, 0, 0};
+            if (!there) continue;
+            keys[pass][i] = *(const uint4*)(w.keys + place);
+            values[pass][i] = *(const uint4*)(w.values + place);
+        }
+}
+
 // A block does some positions of one row for the query heads that share a key head. Several lanes share a position; a
 // tile's keys and values are fetched together. The block that ends last joins what all of a row's blocks left in
 // `parts`, in their order.
@@ -135,8 +152,15 @@ static __device__ __forceinline__ void attend_part(const Work& w, float* parts, 
     int length = w.last - w.first, size = (length + splits - 1) / splits;
     size = size < TILE ? TILE : (size + TILE - 1) / TILE * TILE;
     int used = (length + size - 1) / size;
-    if (split >= used) return;
+    if (split >= used) {
+        if (!w.query) after_previous();
+        return;
+    }
     int from = w.first + split * size, to = from + size < w.last ? from + size : w.last;
+    // Without rotated queries all positions but the fresh one are an earlier step's, and were written long ago.
+    uint4 keys[PASSES][MINE / 8], values[PASSES][MINE / 8];
+    if (!w.query) fetch_tile(keys, values, w, from, to, which, mine);
+    if (!w.query) after_previous();
     if (!w.query && to == w.last) read_fresh(w, key, value, w.writes);
     for (int i = threadIdx.x; i < GROUP * WIDTH; i += blockDim.x)
         queries[i / WIDTH][i % WIDTH] = query_of(w, i / WIDTH < w.count ? w.head + i / WIDTH : w.head, i % WIDTH);
@@ -153,19 +177,15 @@ static __device__ __forceinline__ void attend_part(const Work& w, float* parts, 
         }
     for (int start = from; start < to; start += TILE) {
         int here = to - start < TILE ? to - start : TILE;
-        uint4 keys[PASSES][MINE / 8], values[PASSES][MINE / 8];
+        if (w.query || start > from) fetch_tile(keys, values, w, start, to, which, mine);
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass)
 #pragma unroll
-            for (int i = 0; i < MINE / 8; ++i) {
-                int at = pass * AT_ONCE + which;
-                bool fresh = !w.query && start + at == w.last - 1;
-                long long place = w.base + (long long)(start + at) * WIDTH + mine + i * 8;
-                keys[pass][i] = values[pass][i] = uint4{0, 0, 0, 0};
-                if (at >= here) continue;
-                keys[pass][i] = *(const uint4*)(fresh ? key + mine + i * 8 : w.keys + place);
-                values[pass][i] = *(const uint4*)(fresh ? value + mine + i * 8 : w.values + place);
-            }
+            for (int i = 0; i < MINE / 8; ++i)
+                if (!w.query && start + pass * AT_ONCE + which == w.last - 1) {
+                    keys[pass][i] = *(const uint4*)(key + mine + i * 8);
+                    values[pass][i] = *(const uint4*)(value + mine + i * 8);
+                }
         __syncthreads();
 #pragma unroll
         for (int pass = 0; pass < PASSES; ++pass) {
@@ -282,7 +302,7 @@ extern "C" __global__ void attend(const u16* rotated, const float* query, const 
                                   int half, const State* state, u16* keys, u16* values, u16* result, float* parts,
                                   int* arrived, const int* positions, int tokens, int heads, int kv_heads,
                                   int max_tokens, int window, float scale, float softcap) {
-    after_previous();
+    if (rotated) after_previous();  // else what is read first is older than the kernel before: see `attend_part`
     int shared = heads / kv_heads, groups = (shared + GROUP - 1) / GROUP, row = blockIdx.z, slot = row / tokens;
     int kv_head = blockIdx.x / groups, part = blockIdx.x % groups, left = shared - part * GROUP;
     int position = positions[row], last = (position < max_tokens ? position : max_tokens - 1) + 1;

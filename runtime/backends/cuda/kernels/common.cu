@@ -26,6 +26,11 @@ static __device__ __forceinline__ void after_previous() {
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
+// Bring a weight near while the kernel before still runs.
+static __device__ __forceinline__ void prefetch(const float* weight, int count) {
+    for (int i = threadIdx.x * 32; i < count; i += blockDim.x * 32)
+        asm volatile("prefetch.global.L1 [%0];" ::"l"(weight + i));
+}
 static __device__ __forceinline__ float lane_sum(float x) {
 #pragma unroll
     for (int away = 16; away; away /= 2) x += __shfl_xor_sync(0xffffffffu, x, away);
@@ -34,6 +39,7 @@ static __device__ __forceinline__ float lane_sum(float x) {
 #define LANES 32
 #else
 static void after_previous() {}
+static void prefetch(const float*, int) {}
 static float lane_sum(float x) { return x; }
 #define LANES 1
 #endif

@@ -1,6 +1,7 @@
 // y = x·Wᵀ for few rows, over weights of 4, 8 or 16 bits that lie packed as the lanes of a warp read them.
-// Defined from outside: BITS; PARTS, scales of a lane's columns in a chunk; WARPS, which share a tile's columns;
-// BFLOAT for weights and rows in bfloat16 (BITS 16).
+// Defined from outside: BITS; PARTS, scales of a lane's columns in a chunk; RAGGED, whether the last chunk is not whole;
+// WARPS of a block; STAGES and X_STAGES, chunks of weights and of rows on their way; BFLOAT for weights and rows in
+// bfloat16 (BITS 16).
 //
 // A tile is 16 results; a chunk of it, the columns of one pass of a warp, 1 KB of codes: lane (group, place) has its
 // columns of results `group` and `group + 8`, 16 bytes each. Scales are two halves a lane (of these two results),
@@ -8,18 +9,17 @@
 // same, so a lane's columns are neighbours, and 4-bit codes are ordered so that masks give halves of neighbours.
 #define MINE (128 / BITS)
 #define CHUNK (4 * MINE)
-#define STAGES 4
 #if BITS == 4
 typedef u8 Zeros;
 #else
 typedef u16 Zeros;
 #endif
 
+#define RECORD (1024 + (BITS < 16 ? PARTS * (128 + 8 * BITS) : 0))  // bytes of a chunk: codes, scales, zero points
+
 // One weight.
 struct Packed {
-    const uint4* codes;
-    const u32* scales;
-    const Zeros* zeros;
+    const u8* records;
     const float* bias;  // or null
     int results, columns;
     float factor;  // scales are as many times too small
@@ -41,29 +41,20 @@ static __device__ __forceinline__ void put(const Result& y, const Packed& w, int
 }
 
 #if defined(ON_CPU) && !defined(ON_WARPS)
-static int code_of(const Packed& w, int result, int column) {
-    int chunks = (w.columns + CHUNK - 1) / CHUNK, chunk = column / CHUNK, lane = result % 8 * 4 + column % CHUNK / MINE;
-    const u32* mine = (const u32*)&w.codes[((result / 16 * chunks + chunk) * 2 + result % 16 / 8) * 32 + lane];
-    int i = column % MINE;
-#if BITS == 4
-    static const int order[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-    return mine[i / 8] >> 4 * order[i % 8] & 15;
-#elif BITS == 8
-    return mine[i / 4] >> 8 * (i % 4) & 255;
-#else
-    return mine[i / 2] >> 16 * (i % 2) & 65535;
-#endif
-}
 static float value_of(const Packed& w, int result, int column) {
-    int code = code_of(w, result, column);
-#if BITS == 16
-    return from_half(code);
-#else
     int chunks = (w.columns + CHUNK - 1) / CHUNK, chunk = column / CHUNK, lane = result % 8 * 4 + column % CHUNK / MINE;
-    int part = column % MINE * PARTS / MINE, high = result % 16 / 8;
-    long long at = ((result / 16 * (long long)chunks + chunk) * PARTS + part) * 32 + lane;
-    int zero = w.zeros[at] >> BITS * high & ((1 << BITS) - 1);
-    return from_half(to_half((code - zero) * from_half(w.scales[at] >> 16 * high & 65535)));
+    int i = column % MINE, high = result % 16 / 8;
+    const u8* record = w.records + (result / 16 * (long long)chunks + chunk) * RECORD;
+    const u32* mine = (const u32*)(record + (high * 32 + lane) * 16);
+#if BITS == 16
+    return from_half(mine[i / 2] >> 16 * (i % 2) & 65535);
+#else
+    static const int order[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+    int code = BITS == 4 ? mine[i / 8] >> 4 * order[i % 8] & 15 : mine[i / 4] >> 8 * (i % 4) & 255;
+    int at = i * PARTS / MINE * 32 + lane;
+    u32 scales = ((const u32*)(record + 1024))[at];
+    int zero = ((const Zeros*)(record + 1024 + PARTS * 128))[at] >> BITS * high & ((1 << BITS) - 1);
+    return from_half(to_half((code - zero) * from_half(scales >> 16 * high & 65535)));
 #endif
 }
 template <int TILES>
@@ -88,11 +79,18 @@ static __device__ __forceinline__ uint4 stream16(const uint4* from) {
     return x;
 }
 // 16 bytes into shared memory, or as many zeros.
-static __device__ __forceinline__ void fetch(u16* to, const u16* from, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)),
+static __device__ __forceinline__ void fetch(void* to, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"((u32)__cvta_generic_to_shared(to)),
                  "l"(from), "r"(there ? 16 : 0));
 }
+static __device__ __forceinline__ void fetch_if(void* to, const void* from, bool there) {
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p cp.async.cg.shared.global.L2::256B [%0], [%1], 16; }" ::"r"(
+                     (u32)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"((int)there));
+}
 static __device__ __forceinline__ void fetched() { asm volatile("cp.async.commit_group;"); }
+// Wait until all but the newest groups of copies are there.
+#define wait_but(N) asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory")
 static __device__ __forceinline__ void wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 static __device__ __forceinline__ u32 stream4(const u32* from) {
     u32 x;
@@ -140,37 +138,53 @@ static __device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32
 struct Piece {
     uint4 low, high;
     u32 scales[PARTS];
-    Zeros zeros[PARTS];
+    u32 zeros[PARTS];
 };
 
-static __device__ __forceinline__ void load(Piece& piece, const Packed& w, long long at, int lane) {
-    piece.low = stream16(w.codes + at * 64 + lane);
-    piece.high = stream16(w.codes + at * 64 + 32 + lane);
+static __device__ __forceinline__ void load(Piece& piece, const u8* record, int lane) {
+    piece.low = stream16((const uint4*)record + lane);
+    piece.high = stream16((const uint4*)record + 32 + lane);
 #if BITS < 16
 #pragma unroll
     for (int part = 0; part < PARTS; ++part) {
-        piece.scales[part] = stream4(w.scales + (at * PARTS + part) * 32 + lane);
-        piece.zeros[part] = stream_zeros(w.zeros + (at * PARTS + part) * 32 + lane);
+        piece.scales[part] = stream4((const u32*)(record + 1024) + part * 32 + lane);
+        piece.zeros[part] = stream_zeros((const Zeros*)(record + 1024 + PARTS * 128) + part * 32 + lane);
     }
 #endif
 }
 
+// Numbers that stay in registers: the compiler would write each anew at every use, a fifth of the loop.
+struct Masks {
+    u32 near, far, sixteenth, magic;
+};
+static __device__ __forceinline__ u32 opaque(u32 x) { return __shfl_sync(0xffffffffu, threadIdx.x % 32 ? 0u : x, 0); }
+static __device__ __forceinline__ Masks masks() {
+    return Masks{opaque(0x000f000fu), opaque(0x00f000f0u), opaque(0x2c002c00u), opaque(0x64006400u)};
+}
+
+// Scale and zero point of one result's columns, each twice in a word.
+struct Grid {
+    u32 scale, near, far;  // 1024 + zero point, and -(64 + zero point)
+};
+static __device__ __forceinline__ Grid grid_of(u32 scales, u32 zeros, int high) {
+    u32 zero = (high ? zeros >> BITS : zeros & ((1 << BITS) - 1)) * 0x00010001u;
+    return Grid{__byte_perm(scales, 0, high ? 0x3232 : 0x1010), 0x64006400u + zero, 0xd400d400u + (zero << 4)};
+}
+
 // Eight neighbouring columns of one result as four pairs of halves.
-static __device__ __forceinline__ void widen(u32* pairs, const u32* codes, u32 scale, u32 zero) {
+static __device__ __forceinline__ void widen(u32* pairs, const u32* codes, const Grid& g, const Masks& m) {
 #if BITS == 4
     // 1024 + code, and 1024 + 16 · code, are halves whose last bits are the code; both differences are exact.
-    u32 q = codes[0], near = 0x64006400u + zero, far = 0xd400d400u + (zero << 4), sixteenth = 0x2c002c00u;
-    pairs[0] = mul2(sub2(q & 0x000f000fu | 0x64006400u, near), scale);
-    pairs[1] = mul2(fma2(q & 0x00f000f0u | 0x64006400u, sixteenth, far), scale);
-    q >>= 8;
-    pairs[2] = mul2(sub2(q & 0x000f000fu | 0x64006400u, near), scale);
-    pairs[3] = mul2(fma2(q & 0x00f000f0u | 0x64006400u, sixteenth, far), scale);
+    u32 q = codes[0], r = q >> 8;
+    pairs[0] = mul2(sub2(q & m.near | m.magic, g.near), g.scale);
+    pairs[1] = mul2(fma2(q & m.far | m.magic, m.sixteenth, g.far), g.scale);
+    pairs[2] = mul2(sub2(r & m.near | m.magic, g.near), g.scale);
+    pairs[3] = mul2(fma2(r & m.far | m.magic, m.sixteenth, g.far), g.scale);
 #elif BITS == 8
-    u32 near = 0x64006400u + zero;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        pairs[2 * i] = mul2(sub2(__byte_perm(codes[i], 0x64646464u, 0x4140), near), scale);
-        pairs[2 * i + 1] = mul2(sub2(__byte_perm(codes[i], 0x64646464u, 0x4342), near), scale);
+        pairs[2 * i] = mul2(sub2(__byte_perm(codes[i], m.magic, 0x5150), g.near), g.scale);
+        pairs[2 * i + 1] = mul2(sub2(__byte_perm(codes[i], m.magic, 0x5352), g.near), g.scale);
     }
 #else
 #pragma unroll
@@ -178,37 +192,24 @@ static __device__ __forceinline__ void widen(u32* pairs, const u32* codes, u32 s
 #endif
 }
 
-// Eight rows' columns of a chunk, as a lane multiplies them.
-static __device__ __forceinline__ void load_rows(uint4* to, const Packed& w, const u16* x, int row, int rows, int chunk,
-                                                 int place) {
-    int column = chunk * CHUNK + place * MINE;
-    const uint4* from = (const uint4*)(x + (long long)row * w.columns + column);
+// A lane's columns of a chunk of a row, if the row is there; columns past the end are zeros.
+static __device__ __forceinline__ void load_row(uint4* to, const u16* from, int left, bool there) {
 #pragma unroll
     for (int j = 0; j < MINE / 8; ++j) {
-        to[j] = uint4{0, 0, 0, 0};
-        if (row < rows && column + j * 8 < w.columns) to[j] = from[j];
+        if (RAGGED) to[j] = uint4{0, 0, 0, 0};
+        if (there && (!RAGGED || j * 8 < left)) to[j] = ((const uint4*)from)[j];
     }
 }
 
-// Scales and zero points of a lane's columns from the j-th eight on, each twice in a word.
-static __device__ __forceinline__ void scales_of(u32* scale, u32* zero, const Piece& piece, int j) {
-#if BITS < 16
-    const int part = j * PARTS * 8 / MINE;
-    scale[0] = __byte_perm(piece.scales[part], 0, 0x1010);
-    scale[1] = __byte_perm(piece.scales[part], 0, 0x3232);
-    zero[0] = (piece.zeros[part] & ((1 << BITS) - 1)) * 0x00010001u;
-    zero[1] = (piece.zeros[part] >> BITS) * 0x00010001u;
-#endif
-}
-
-// Up to eight rows. A block gives 16 results after another, as many blocks as run at once sharing all; each of its warps sums
-// a share of the chunks. What a warp reads is fetched some chunks ahead, past the end of a tile too, and the first of it
-// while the kernel before still runs.
+// Up to eight rows. A block gives 16 results after another, as many blocks as run at once sharing all; each of its warps
+// sums every WARPS-th chunk, so that a block reads what lies together. Records are copied STAGES ahead, past the end of
+// a tile too, and the first of them while the kernel before still runs.
 static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* x, const Result& y, int rows) {
+    extern __shared__ __align__(16) u8 slots[];
     __shared__ float sums[2][WARPS][16][9];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
-    int tiles = (w.results + 15) / 16, chunks = (w.columns + CHUNK - 1) / CHUNK, share = (chunks + WARPS - 1) / WARPS;
-    int from = warp * share, to = from + share < chunks ? from + share : chunks, count = to > from ? to - from : 0;
+    int tiles = (w.results + 15) / 16, chunks = (w.columns + CHUNK - 1) / CHUNK;
+    int count = chunks > warp ? (chunks - warp + WARPS - 1) / WARPS : 0;
     if (!y.runs) {
         after_previous();
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
@@ -216,68 +217,90 @@ static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* 
                 if (tile * 16 + i % 16 < w.results) put(y, w, i / 16, tile * 16 + i % 16, 0);
         return;
     }
-    // The chunk that is fetched next.
-    int next_tile = blockIdx.x, next = 0;
-    Piece ring[STAGES];
-#pragma unroll
-    for (int i = 0; i < STAGES; ++i) {
-        if (next_tile < tiles && count) load(ring[i], w, (long long)next_tile * chunks + from + next, lane);
-        if (++next >= count) { next = 0; next_tile += gridDim.x; }
+    u8* ring = slots + warp * STAGES * RECORD;
+    const u8* next = w.records + ((long long)blockIdx.x * chunks + warp) * RECORD + lane * 16;  // what is copied next
+    long long to_tile = ((long long)gridDim.x * chunks - count * WARPS) * RECORD;
+    int left = count, owed = count * ((tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x);
+    int into = 0;
+#define FETCH_NEXT()                                                                                                   \
+    {                                                                                                                  \
+        u8* slot = ring + into * RECORD + lane * 16;                                                                   \
+        fetch_if(slot, next, owed > 0);                                                                                \
+        fetch_if(slot + 512, next + 512, owed > 0);                                                                    \
+        if (BITS < 16) fetch_if(slot + 1024, next + 1024, owed > 0 && lane < (RECORD - 1024) / 16);                    \
+        fetched();                                                                                                     \
+        --owed;                                                                                                        \
+        next += WARPS * RECORD;                                                                                        \
+        if (--left == 0) { next += to_tile; left = count; }                                                            \
+        into = into == STAGES - 1 ? 0 : into + 1;                                                                      \
     }
+#pragma unroll
+    for (int i = 0; i < STAGES - 1; ++i) FETCH_NEXT();
     after_previous();
+    const u16* mine = x + (long long)group * w.columns + warp * CHUNK + place * MINE;
+    bool there = group < rows;
     uint4 ahead[MINE / 8];
-    load_rows(ahead, w, x, group, rows, from, place);
-    float c[4] = {0, 0, 0, 0};
-    int tile = blockIdx.x, done = 0, turn = 0;
-    while (tile < tiles) {
 #pragma unroll
-        for (int stage = 0; stage < STAGES; ++stage) {
-            if (tile >= tiles) break;
-            if (count) {
-                int at = from + done;
-                Piece now = ring[stage];
-                if (next_tile < tiles) load(ring[stage], w, (long long)next_tile * chunks + from + next, lane);
-                if (++next >= count) { next = 0; next_tile += gridDim.x; }
-                uint4 given[MINE / 8];
+    for (int j = 0; j < MINE / 8; ++j) ahead[j] = uint4{0, 0, 0, 0};
+    if (count) load_row(ahead, mine, w.columns - warp * CHUNK - place * MINE, there);
+    float c[2][4] = {};
+    Masks m = masks();
+    int turn = 0, stage = 0;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        for (int done = 0; done < count; ++done) {
+            wait_but(STAGES - 2);
+            __syncwarp();
+            const u8* slot = ring + stage * RECORD;
+            stage = stage == STAGES - 1 ? 0 : stage + 1;
+            uint4 low4 = ((const uint4*)slot)[lane], high4 = ((const uint4*)slot)[32 + lane];
+            u32 scales[PARTS] = {}, zeros[PARTS] = {};
+#if BITS < 16
 #pragma unroll
-                for (int j = 0; j < MINE / 8; ++j) given[j] = ahead[j];
-                load_rows(ahead, w, x, group, rows, done + 1 < count ? at + 1 : from, place);
-                const u32* low = (const u32*)&now.low;
-                const u32* high = (const u32*)&now.high;
-#pragma unroll
-                for (int j = 0; j < MINE / 8; ++j) {
-                    u32 p[4], q[4], scale[2] = {0, 0}, zero[2] = {0, 0};
-                    scales_of(scale, zero, now, j);
-                    widen(p, low + j * BITS / 4, scale[0], zero[0]);
-                    widen(q, high + j * BITS / 4, scale[1], zero[1]);
-                    mma(c, p[0], q[0], p[1], q[1], given[j].x, given[j].y);
-                    mma(c, p[2], q[2], p[3], q[3], given[j].z, given[j].w);
-                }
+            for (int part = 0; part < PARTS; ++part) {
+                scales[part] = ((const u32*)(slot + 1024))[part * 32 + lane];
+                zeros[part] = ((const Zeros*)(slot + 1024 + PARTS * 128))[part * 32 + lane];
             }
-            if (++done < count) continue;
-            float(*mine)[9] = sums[turn][warp];
-            mine[group][2 * place] = c[0];
-            mine[group][2 * place + 1] = c[1];
-            mine[group + 8][2 * place] = c[2];
-            mine[group + 8][2 * place + 1] = c[3];
-            c[0] = c[1] = c[2] = c[3] = 0;
-            __syncthreads();  // one for a tile: the next one's sums lie in the other half
-            for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x) {
-                int result = tile * 16 + i % 16, row = i / 16;
-                if (result >= w.results) continue;
-                float sum = 0;
+#endif
+            FETCH_NEXT();
+            uint4 given[MINE / 8];
 #pragma unroll
-                for (int each = 0; each < WARPS; ++each) sum += sums[turn][each][i % 16][row];
-                put(y, w, row, result, sum);
+            for (int j = 0; j < MINE / 8; ++j) given[j] = ahead[j];
+            int later = done + 1 < count ? (done + 1) * WARPS * CHUNK : 0;
+            load_row(ahead, mine + later, w.columns - later - warp * CHUNK - place * MINE, there);
+            const u32* low = (const u32*)&low4;
+            const u32* high = (const u32*)&high4;
+#pragma unroll
+            for (int j = 0; j < MINE / 8; ++j) {
+                u32 p[4], q[4];
+                const int part = j * PARTS * 8 / MINE;
+                widen(p, low + j * BITS / 4, grid_of(scales[part], zeros[part], 0), m);
+                widen(q, high + j * BITS / 4, grid_of(scales[part], zeros[part], 1), m);
+                mma(c[0], p[0], q[0], p[1], q[1], given[j].x, given[j].y);
+                mma(c[1], p[2], q[2], p[3], q[3], given[j].z, given[j].w);
             }
-            turn ^= 1;
-            done = 0;
-            tile += gridDim.x;
         }
+        float(*into_sums)[9] = sums[turn][warp];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            into_sums[group + i / 2 * 8][2 * place + i % 2] = c[0][i] + c[1][i];
+            c[0][i] = c[1][i] = 0;
+        }
+        __syncthreads();  // one for a tile: the next one's sums lie in the other half
+        for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x) {
+            int result = tile * 16 + i % 16, row = i / 16;
+            if (result >= w.results) continue;
+            float sum = 0;
+#pragma unroll
+            for (int each = 0; each < WARPS; ++each) sum += sums[turn][each][i % 16][row];
+            put(y, w, row, result, sum);
+        }
+        turn ^= 1;
     }
+    wait_all();
 }
 
 // Columns of a chunk in shared memory: each place's apart, so that a quarter of a warp reads all banks once.
+#define AHEAD 4  // chunks of weights on their way to a warp
 #define PLACE (MINE + (BITS == 16 ? 0 : 8))
 
 static __device__ __forceinline__ void fetch_rows(u16* to, const Packed& w, const u16* x, int rows, int all, int chunk) {
@@ -294,46 +317,52 @@ static __device__ __forceinline__ void fetch_rows(u16* to, const Packed& w, cons
 template <int TILES>
 static __device__ __forceinline__ void multiply_more(const Packed& w, const u16* x, const Result& y, int rows,
                                                      float* parts, int* arrived, int splits) {
-    __shared__ __align__(16) u16 given[2][8 * TILES * 4 * PLACE];
+    extern __shared__ __align__(16) u8 slots[];
+    u16* given = (u16*)slots;  // X_STAGES chunks of the rows
+    const int each_x = 8 * TILES * 4 * PLACE;
     __shared__ int is_last;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
     int split = blockIdx.x % splits, part = blockIdx.x / splits, tile = part * WARPS + warp;
     int chunks = (w.columns + CHUNK - 1) / CHUNK, share = (chunks + splits - 1) / splits;
     int from = split * share, to = from + share < chunks ? from + share : chunks;
     bool mine = y.runs && tile * 16 < w.results;
-    Piece ring[STAGES];
+    Piece ring[AHEAD];
 #pragma unroll
-    for (int i = 0; i < STAGES; ++i)
-        if (mine && from + i < to) load(ring[i], w, (long long)tile * chunks + from + i, lane);
+    for (int i = 0; i < AHEAD; ++i)
+        if (mine && from + i < to) load(ring[i], w.records + ((long long)tile * chunks + from + i) * RECORD, lane);
     after_previous();
-    if (y.runs && from < to) fetch_rows(given[0], w, x, rows, 8 * TILES, from);
-    fetched();
+    for (int i = 0; i < X_STAGES - 1; ++i) {
+        if (y.runs && from + i < to) fetch_rows(given + i * each_x, w, x, rows, 8 * TILES, from + i);
+        fetched();
+    }
     float c[TILES][4];
+    Masks m = masks();
 #pragma unroll
     for (int t = 0; t < TILES; ++t)
 #pragma unroll
         for (int i = 0; i < 4; ++i) c[t][i] = 0;
-    for (int base = from; y.runs && base < to; base += STAGES) {
+    for (int base = from; y.runs && base < to; base += AHEAD) {
 #pragma unroll
-        for (int stage = 0; stage < STAGES; ++stage) {
+        for (int stage = 0; stage < AHEAD; ++stage) {
             int at = base + stage;
             if (at >= to) break;
-            wait_all();
+            wait_but(X_STAGES - 2);
             __syncthreads();
-            if (at + 1 < to) fetch_rows(given[(at + 1 - from) % 2], w, x, rows, 8 * TILES, at + 1);
+            int next = at + X_STAGES - 1;
+            if (next < to) fetch_rows(given + (next - from) % X_STAGES * each_x, w, x, rows, 8 * TILES, next);
             fetched();
             if (!mine) continue;
             Piece now = ring[stage];
-            if (at + STAGES < to) load(ring[stage], w, (long long)tile * chunks + at + STAGES, lane);
+            if (at + AHEAD < to) load(ring[stage], w.records + ((long long)tile * chunks + at + AHEAD) * RECORD, lane);
             const u32* low = (const u32*)&now.low;
             const u32* high = (const u32*)&now.high;
-            const u16* here = given[(at - from) % 2] + group * 4 * PLACE + place * PLACE;
+            const u16* here = given + (at - from) % X_STAGES * each_x + group * 4 * PLACE + place * PLACE;
 #pragma unroll
             for (int j = 0; j < MINE / 8; ++j) {
-                u32 p[4], q[4], scale[2] = {0, 0}, zero[2] = {0, 0};
-                scales_of(scale, zero, now, j);
-                widen(p, low + j * BITS / 4, scale[0], zero[0]);
-                widen(q, high + j * BITS / 4, scale[1], zero[1]);
+                u32 p[4], q[4];
+                const int part = j * PARTS * 8 / MINE;
+                widen(p, low + j * BITS / 4, grid_of(now.scales[part], now.zeros[part], 0), m);
+                widen(q, high + j * BITS / 4, grid_of(now.scales[part], now.zeros[part], 1), m);
 #pragma unroll
                 for (int t = 0; t < TILES; ++t) {
                     uint4 b = *(const uint4*)(here + t * 8 * 4 * PLACE + j * 8);
@@ -381,10 +410,9 @@ static __device__ __forceinline__ void multiply(const Packed& w, const u16* x, c
 // in common.cu. `parts` is float [splits][rows][results], `arrived` int [tiles / WARPS], zeros before and after.
 #define PACKED_GEMM(NAME, TILES)                                                                                       \
     extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                           \
-        NAME(const uint4* codes, const u32* scales, const Zeros* zeros, const float* bias, float factor, const u16* x, \
-             float* y, int results, int columns, int stride, int rows, const u8* wants, int skip, float* parts,        \
-             int* arrived, int splits) {                                                                               \
-        Packed w = {codes, scales, zeros, bias, results, columns, factor};                                             \
+        NAME(const u8* records, const float* bias, float factor, const u16* x, float* y, int results, int columns,     \
+             int stride, int rows, const u8* wants, int skip, float* parts, int* arrived, int splits) {                \
+        Packed w = {records, bias, results, columns, factor};                                                          \
         if (wants && (skip & JUST_DECIDED)) after_previous();                                                          \
         Result to = {y, stride, wants, skip, runs_for_any(wants, rows, skip)};                                         \
         if (!to.runs && !(skip & ZEROS)) {                                                                             \
@@ -398,8 +426,8 @@ PACKED_GEMM(packed_gemm_16, 2)
 PACKED_GEMM(packed_gemm_32, 4)
 PACKED_GEMM(packed_gemm_64, 8)
 
-// Codes of ONNX Runtime's MatMulNBits, [results][columns] in rows of `row_bytes` bytes, or halves, become packed ones.
-extern "C" __global__ void pack_codes(const u8* from, u32* to, int results, int columns, int row_bytes) {
+// Codes of ONNX Runtime's MatMulNBits, [results][columns] in rows of `row_bytes` bytes, or halves, go into records.
+extern "C" __global__ void pack_codes(const u8* from, u8* to, int results, int columns, int row_bytes) {
     long long chunks = (columns + CHUNK - 1) / CHUNK, words = (results + 15) / 16 * chunks * 256;
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < words; i += (long long)gridDim.x * blockDim.x) {
         int word = i % 4, lane = i / 4 % 32, high = i / 128 % 2;
@@ -418,14 +446,14 @@ extern "C" __global__ void pack_codes(const u8* from, u32* to, int results, int 
             value |= (u32)((const u16*)row)[column + k] << 16 * k;
 #endif
         }
-        to[i] = value;
+        ((u32*)(to + i / 256 * RECORD))[i % 256] = value;
     }
 }
 
 #if BITS < 16
 // Scales, float [results][blocks], and zero points, [results][row_zeros] bytes of codes; null for the middle of a code.
-extern "C" __global__ void pack_scales(const float* scales, const u8* points, u32* to, Zeros* zeros, int results,
-                                       int columns, int block, float factor, int row_zeros) {
+extern "C" __global__ void pack_scales(const float* scales, const u8* points, u8* to, int results, int columns, int block,
+                                       float factor, int row_zeros) {
     long long chunks = (columns + CHUNK - 1) / CHUNK, all = (results + 15) / 16 * chunks * PARTS * 32;
     int blocks = (columns + block - 1) / block;
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < all; i += (long long)gridDim.x * blockDim.x) {
@@ -442,8 +470,9 @@ extern "C" __global__ void pack_scales(const float* scales, const u8* points, u3
                 point = points[(long long)result * row_zeros + at * BITS / 8] >> BITS * (at % (8 / BITS)) & ((1 << BITS) - 1);
             zero |= point << BITS * high;
         }
-        to[i] = both;
-        zeros[i] = (Zeros)zero;
+        u8* record = to + (i / 32 / PARTS) * RECORD + 1024;
+        ((u32*)record)[i % (32 * PARTS)] = both;
+        ((Zeros*)(record + PARTS * 128))[i % (32 * PARTS)] = (Zeros)zero;
     }
 }
 #endif

@@ -21,6 +21,15 @@ WARPS = 8
 FEW = 8
 """Most rows for which the warps of a block share a tile's columns."""
 
+STAGES = 4
+"""Chunks that a warp has on their way."""
+
+X_STAGES = 4
+"""Chunks of more than a few rows that a block has on their way."""
+
+TOGETHER = 3
+"""Blocks of few rows that a multiprocessor runs at once."""
+
 MOST_SPLITS = 16
 """Most blocks that share a tile's columns."""
 
@@ -63,30 +72,38 @@ class Layout:
         return -(-self.columns // (512 // self.bits))
 
     @property
-    def code_bytes(self) -> int:
-        """Bytes of the codes."""
-        return self.tiles * self.chunks * 1024
+    def record_bytes(self) -> int:
+        """Bytes of a chunk: codes, scales and zero points."""
+        return 1024 + (self.parts * (128 + 8 * self.bits) if self.bits < 16 else 0)
 
     @property
-    def scale_bytes(self) -> int:
-        """Bytes of the scales."""
-        return self.tiles * self.chunks * self.parts * 128
+    def row_bytes(self) -> int:
+        """Bytes of a chunk of one row in shared memory."""
+        return 8 * (128 // self.bits + (0 if self.bits == 16 else 8))
 
     @property
-    def zero_bytes(self) -> int:
-        """Bytes of the zero points."""
-        return self.tiles * self.chunks * self.parts * 32 * (self.bits // 4)
+    def bytes(self) -> int:
+        """Bytes of the packed weight."""
+        return self.tiles * self.chunks * self.record_bytes
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last chunk is not whole."""
+        return self.columns % (512 // self.bits) != 0
 
 
-def gemm_source(bits: int, parts: int) -> KernelSource:
-    """The source for weights of some bits."""
-    return read_kernels(("common", "packed_gemm"), f"BITS={bits}", f"PARTS={parts}", f"WARPS={WARPS}")
+def gemm_source(layout: Layout) -> KernelSource:
+    """The source for weights of a layout."""
+    own = f"BITS={layout.bits}", f"PARTS={layout.parts}", f"RAGGED={int(layout.ragged)}"
+    return read_kernels(
+        ("common", "packed_gemm"), *own, f"WARPS={WARPS}", f"STAGES={STAGES}", f"X_STAGES={X_STAGES}"
+    )
 
 
 def gemm_kernels(cuda: Cuda, layout: Layout) -> dict[str, Any]:
     """The kernels for a layout, compiled when they are first asked for."""
     names = (*_NAMES, "pack_codes", *(["pack_scales"] if layout.bits < 16 else []))
-    return cuda.kernels(gemm_source(layout.bits, layout.parts), names)
+    return cuda.kernels(gemm_source(layout), names)
 
 
 def splits_of(layout: Layout, rows: int, multiprocessors: int) -> int:
@@ -95,6 +112,11 @@ def splits_of(layout: Layout, rows: int, multiprocessors: int) -> int:
         return 1
     blocks = -(-layout.tiles // WARPS)
     return max(1, min(MOST_SPLITS, layout.chunks, round(2 * multiprocessors / blocks)))
+
+
+def _most_rows(rows: int) -> int:
+    """Rows of the kernel that serves so many."""
+    return next(most for most in (8, 16, 32, 64) if rows <= most)
 
 
 def enqueue_gemm(
@@ -114,22 +136,22 @@ def enqueue_gemm(
         cuda: The GPU.
         layout: Of the weight.
         rows: At most `ROWS`.
-        addresses: Of codes, scales, zero points, bias, rows and result; 0 for what there is not.
+        addresses: Of the packed weight, bias, rows and result; 0 for no bias.
         factor: What the sums are multiplied by.
         stride: Numbers of a row of the result.
         skip: Address of what rows want, a byte each, or 0; and `inverse` of the kernel.
         scratch: Addresses of `parts` and `arrived` of the kernel.
         stream: In whose order; it may be capturing.
     """
-    kernel = gemm_kernels(cuda, layout)[_NAMES[sum(rows > most for most in (8, 16, 32))]]
-    codes, scales, zeros, bias, x, y = addresses
+    kernel = gemm_kernels(cuda, layout)[f"packed_gemm_{_most_rows(rows)}"]
+    records, bias, x, y = addresses
     splits = splits_of(layout, rows, cuda.device.multiprocessors)
     if rows <= FEW:
-        grid = min(layout.tiles, 2 * cuda.device.multiprocessors)
+        grid = min(layout.tiles, TOGETHER * cuda.device.multiprocessors)
     else:
         grid = -(-layout.tiles // WARPS) * splits
     args = [
-        *((address, _POINTER) for address in (codes, scales, zeros, bias)),
+        *((address, _POINTER) for address in (records, bias)),
         (factor, _FLOAT),
         (x, _POINTER),
         (y, _POINTER),
@@ -140,4 +162,5 @@ def enqueue_gemm(
         (scratch[1], _POINTER),
         (splits, _INT),
     ]
-    cuda.launch(kernel, (grid,), 32 * WARPS, args, stream, early=True)
+    shared = WARPS * STAGES * layout.record_bytes if rows <= FEW else X_STAGES * layout.row_bytes * _most_rows(rows)
+    cuda.launch(kernel, (grid,), 32 * WARPS, args, stream, early=True, shared=shared)

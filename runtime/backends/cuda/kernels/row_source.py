@@ -104,6 +104,7 @@ class _Printer:
         threads_ = threads(kernel)
         lines = [
             f'extern "C" __global__ void __launch_bounds__({threads_}) {self.name}({", ".join([*pointers, ends])}) {{',
+            *(f"    prefetch(weight{n}, {width});" for n, width in enumerate(kernel.weights)),
             "    after_previous();",
             "    long long row = blockIdx.x;",
             "    bool runs = runs_for(wants, blockIdx.x, skip);",
