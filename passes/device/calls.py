@@ -19,6 +19,7 @@ from adaptc.passes.device.atoms import (
     Source,
     Weight,
 )
+from adaptc.passes.device.pairs import paired
 from adaptc.passes.device.reading import Atoms
 from adaptc.runtime.bundle.device_step import (
     VERSION,
@@ -79,7 +80,7 @@ class _Writer:
     lookups: list[LookupTable] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.order = list(self.atoms.order)
+        self.order = paired(self.atoms.order)
         self.result: Atom = self.atoms.result
         self._insert_copies()
         self.gates: dict[Atom, int] = {}
@@ -105,7 +106,7 @@ class _Writer:
             good = (Line, Attention) if isinstance(atom, Gemm) else (Line, Gemm, Choice)
             args: list[Operand] = []
             for arg in atom.args:
-                if isinstance(arg, Atom) and not isinstance(arg, good):
+                if isinstance(arg, Atom) and not isinstance(arg, good) and not _is_paired(arg):
                     line = Line(arg.width, (arg,), atom.region, atom.head, op="slice", numbers=(0.0,))
                     self.order.insert(self.order.index(atom), line)
                     arg = line
@@ -156,7 +157,7 @@ class _Writer:
         if atom in self.choice:
             return  # it is written under the choice's name
         readers = self.readers.get(atom, [])
-        if isinstance(atom, Attention):
+        if isinstance(atom, Attention) or _is_paired(atom):
             yield "float16"
         elif not isinstance(atom, Line):
             yield "float32"
@@ -206,7 +207,8 @@ class _Writer:
             assert isinstance(given, Atom)
             for weight in atom.weights:
                 which = self._entry(self.gemms, weight)
-                yield self._call("gemm", atom, which, (self._name(given, "float16"),), (self._name(atom),))
+                dtype: Half = "float16" if weight.pair else "float32"
+                yield self._call("gemm", atom, which, (self._name(given, "float16"),), (self._name(atom, dtype),))
 
     def _call(
         self, kind: str, atom: Atom, which: int, reads: tuple[str, ...], writes: tuple[str, ...]
@@ -256,6 +258,11 @@ class _Writer:
         return call if gate is None else _deciding(call, self.gates[gate])
 
 
+def _is_paired(atom: Atom) -> bool:
+    """Whether an atom is a product whose halves are joined, in half precision."""
+    return isinstance(atom, Gemm) and bool(atom.weights[0].pair)
+
+
 def _deciding(call: StepCall, gate: int) -> StepCall:
     return replace(call, decides=gate)
 
@@ -289,7 +296,7 @@ class _RowProgram:
             args = tuple(self.line(arg) for arg in atom.args)
             return self._add(RowLine(atom.op, args, atom.numbers, atom.width))
         written = self.writer._written(atom)
-        dtype: Half = "float16" if isinstance(atom, Attention) else "float32"
+        dtype: Half = "float16" if isinstance(atom, Attention) or _is_paired(atom) else "float32"
         if (written, dtype) not in self.writer.names:
             raise PassError(f"a line reads a value of {type(atom).__name__.lower()} that no kernel writes")
         self.reads.append(self.writer.names[written, dtype])

@@ -35,6 +35,9 @@ RowOp = Literal[
 ]
 """What a line computes; `RowLine` says from what."""
 
+Pair = Literal["", "silu", "gelu", "gelu_tanh"]
+"""A function of a feed-forward block."""
+
 Half = Literal["float32", "float16"]
 """Type of a value between kernels: float16 for what only products read."""
 
@@ -106,6 +109,7 @@ class GemmWeight:
         bias: Name of the bias, float32; "" for none.
         offset: Where in a row of y its results begin.
         stride: Numbers of a row of y.
+        pair: What joins the two halves of its results, f(first) · second; "" if nothing does.
     """
 
     results: int
@@ -118,6 +122,7 @@ class GemmWeight:
     bias: str
     offset: int
     stride: int
+    pair: Pair = ""
 
 
 @dataclass(frozen=True, slots=True)

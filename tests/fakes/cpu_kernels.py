@@ -28,7 +28,7 @@ static std::unique_ptr<std::barrier<>> barrier, warps[32];
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(x)
+#define __launch_bounds__(...)
 #define __align__(x) alignas(x)
 struct uint4 { unsigned int x, y, z, w; };
 #define __shared__ static
@@ -94,7 +94,7 @@ def library(source: KernelSource, more: str = "") -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="adaptc-kernels-"))
     defines = ["-DON_CPU", *(f"-D{define}" for define in source.defines)]
     (folder / "plain.cpp").write_text(source.text)
-    plain = [*COMPILER, "-E", "-P", "-D__launch_bounds__(x)=", *defines, str(folder / "plain.cpp")]
+    plain = [*COMPILER, "-E", "-P", "-D__launch_bounds__(...)=", *defines, str(folder / "plain.cpp")]
     text = subprocess.run(plain, check=True, capture_output=True, text=True).stdout
     wrappers = []
     for name, parameters in dict(KERNEL.findall(text)).items():

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
-from adaptc.runtime.backends.cuda.kernels.packed_gemm import Layout, gemm_kernels
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import PAIRS, Layout, gemm_kernels
 from adaptc.runtime.bundle.device_step import DeviceStep, GemmWeight, StepWeight
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
@@ -46,7 +46,7 @@ class PackedWeights:
         self._cuda, self._bundle = cuda, bundle
         self._files: dict[str, npt.NDArray[np.uint8]] = {}
         self._plain: dict[tuple[str, int, str], int] = {}
-        self._packed: dict[tuple[str, int, int], PackedWeight] = {}
+        self._packed: dict[tuple[str, int, int, str], PackedWeight] = {}
         self._staging, self._size = 0, 0
         self._stream = cuda.stream()
 
@@ -80,7 +80,7 @@ class PackedWeights:
             EngineError: the GPU has too little memory, or half precision cannot hold it.
         """
         record = _record(step, weight.codes)
-        key = record.file, record.offset, weight.block
+        key = record.file, record.offset, weight.block, weight.pair
         if key not in self._packed:
             layout = Layout.of(weight)
             records = self._take(layout.bytes)
@@ -106,7 +106,7 @@ class PackedWeights:
             content = halves
         content = content.reshape(weight.results, -1)
         args = [(self._stage(content), _POINTER), (records, _POINTER)]
-        sizes = [(size, _INT) for size in (weight.results, weight.columns, content.nbytes // weight.results)]
+        sizes = [(size, _INT) for size in (weight.results, weight.columns, content.nbytes // weight.results, PAIRS.index(weight.pair))]
         self._run("pack_codes", layout, [*args, *sizes])
 
     def _pack_scales(self, step: DeviceStep, weight: GemmWeight, layout: Layout, records: int) -> float:
@@ -118,7 +118,7 @@ class PackedWeights:
         self._cuda.put(given, scales)
         pointers = (given, 0 if points is None else self._stage(points), records)
         sizes = [(size, _INT) for size in (weight.results, weight.columns, weight.block)]
-        ends = [(factor, _FLOAT), (0 if points is None else points.shape[1], _INT)]
+        ends = [(factor, _FLOAT), (0 if points is None else points.shape[1], _INT), (PAIRS.index(weight.pair), _INT)]
         self._run("pack_scales", layout, [*((each, _POINTER) for each in pointers), *sizes, *ends])
         self._cuda.free(given)
         return factor

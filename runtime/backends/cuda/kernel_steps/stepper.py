@@ -146,7 +146,7 @@ class KernelStepper(StepEnds):
         skip = self._skip(call, following)
         layout = packed_gemm.Layout.of(weight)
         packed_gemm.enqueue_gemm(
-            self._cuda, layout, place.rows, addresses, packed.factor, weight.stride, skip, scratch, stream
+            self._cuda, layout, place.rows, addresses, packed.factor, weight.stride, weight.pair, skip, scratch, stream
         )
 
     def _attention(self, call: StepCall, place: StepPlacement, following: Following, stream: Any) -> None:

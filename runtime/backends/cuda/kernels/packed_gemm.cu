@@ -25,17 +25,38 @@ struct Packed {
     float factor;  // scales are as many times too small
 };
 
+// What joins the two halves of a product, such as a feed-forward block's gate and up: half results in half precision,
+// f(first) · second. Packed results of a tile are then 8 of the first half and the 8 of the second that they meet.
+#define NOTHING 0
+#define SILU 1
+#define GELU 2
+#define GELU_TANH 3
+
 // Where results go, and for which rows.
 struct Result {
-    float* to;
-    int stride;
+    void* to;  // floats, or halves of joined results
+    int stride, pair;
     const u8* wants;
     int skip;
     bool runs;  // for one of the rows
 };
 
+static __device__ __forceinline__ float activated(float x, int pair) {
+    if (pair == SILU) return x / (1.0f + expf(-x));
+    if (pair == GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+    return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+}
+
+// Two sums of a tile: of packed results `result` and `result + 8`.
+static __device__ __forceinline__ void put_pair(const Result& y, const Packed& w, int row, int result, float first,
+                                                float second) {
+    u16* to = (u16*)y.to + (long long)row * y.stride + result / 16 * 8 + result % 8;
+    if (y.runs && runs_for(y.wants, row, y.skip)) *to = to_half(activated(first * w.factor, y.pair) * second * w.factor);
+    else if (y.skip & ZEROS) *to = 0;
+}
+
 static __device__ __forceinline__ void put(const Result& y, const Packed& w, int row, int result, float sum) {
-    float* to = y.to + (long long)row * y.stride + result;
+    float* to = (float*)y.to + (long long)row * y.stride + result;
     if (y.runs && runs_for(y.wants, row, y.skip)) *to = sum * w.factor + (w.bias ? w.bias[result] : 0);
     else if (y.skip & ZEROS) *to = 0;
 }
@@ -64,10 +85,15 @@ static void multiply(const Packed& w, const u16* x, const Result& y, int rows, f
         for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x) {
             int result = tile * 16 + i % 16, row = i / 16;
             if (result >= w.results) continue;
-            float sum = 0;
-            for (int k = 0; k < w.columns; ++k)
-                sum += value_of(w, result, k) * from_half(x[(long long)row * w.columns + k]);
-            put(y, w, row, result, sum);
+            float sum = 0, second = 0;
+            if (y.pair && i % 16 >= 8) continue;
+            for (int k = 0; k < w.columns; ++k) {
+                float each = from_half(x[(long long)row * w.columns + k]);
+                sum += value_of(w, result, k) * each;
+                if (y.pair) second += value_of(w, result + 8, k) * each;
+            }
+            if (y.pair) put_pair(y, w, row, result, sum, second);
+            else put(y, w, row, result, sum);
         }
 }
 #else
@@ -213,8 +239,11 @@ static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* 
     if (!y.runs) {
         after_previous();
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
-            for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x)
-                if (tile * 16 + i % 16 < w.results) put(y, w, i / 16, tile * 16 + i % 16, 0);
+            for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x) {
+                if (tile * 16 + i % 16 >= w.results) continue;
+                if (!y.pair) put(y, w, i / 16, tile * 16 + i % 16, 0);
+                else if (i % 16 < 8) put_pair(y, w, i / 16, tile * 16 + i % 16, 0, 0);
+            }
         return;
     }
     u8* ring = slots + warp * STAGES * RECORD;
@@ -288,11 +317,15 @@ static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* 
         __syncthreads();  // one for a tile: the next one's sums lie in the other half
         for (int i = threadIdx.x; i < 16 * rows; i += blockDim.x) {
             int result = tile * 16 + i % 16, row = i / 16;
-            if (result >= w.results) continue;
-            float sum = 0;
+            if (result >= w.results || (y.pair && i % 16 >= 8)) continue;
+            float sum = 0, second = 0;
 #pragma unroll
-            for (int each = 0; each < WARPS; ++each) sum += sums[turn][each][i % 16][row];
-            put(y, w, row, result, sum);
+            for (int each = 0; each < WARPS; ++each) {
+                sum += sums[turn][each][i % 16][row];
+                if (y.pair) second += sums[turn][each][i % 16 + 8][row];
+            }
+            if (y.pair) put_pair(y, w, row, result, sum, second);
+            else put(y, w, row, result, sum);
         }
         turn ^= 1;
     }
@@ -380,7 +413,8 @@ static __device__ __forceinline__ void multiply_more(const Packed& w, const u16*
             int result = tile * 16 + group + i / 2 * 8, row = t * 8 + 2 * place + i % 2;
             if (result >= w.results || row >= rows) continue;
             if (splits > 1) parts[split * size + (long long)row * w.results + result] = c[t][i];
-            else put(y, w, row, result, c[t][i]);
+            else if (!y.pair) put(y, w, row, result, c[t][i]);
+            else if (i < 2) put_pair(y, w, row, result, c[t][i], c[t][i + 2]);
         }
     if (splits == 1) return;
     __threadfence();
@@ -392,9 +426,15 @@ static __device__ __forceinline__ void multiply_more(const Packed& w, const u16*
     for (int i = threadIdx.x; i < rows * 16 * WARPS; i += blockDim.x) {
         int result = part * WARPS * 16 + i % (16 * WARPS), row = i / (16 * WARPS);
         if (result >= w.results) continue;
-        float sum = 0;
-        for (int each = 0; each < splits; ++each) sum += parts[each * size + (long long)row * w.results + result];
-        put(y, w, row, result, sum);
+        if (y.pair && i % 16 >= 8) continue;
+        float sum = 0, second = 0;
+        for (int each = 0; each < splits; ++each) {
+            const float* part = parts + each * size + (long long)row * w.results + result;
+            sum += part[0];
+            if (y.pair) second += part[8];
+        }
+        if (y.pair) put_pair(y, w, row, result, sum, second);
+        else put(y, w, row, result, sum);
     }
     if (threadIdx.x == 0) arrived[part] = 0;
 }
@@ -409,12 +449,12 @@ static __device__ __forceinline__ void multiply(const Packed& w, const u16* x, c
 // Grid: as many blocks as run at once for up to 8 rows; else one for each WARPS tiles and split. `wants` and `skip` are as
 // in common.cu. `parts` is float [splits][rows][results], `arrived` int [tiles / WARPS], zeros before and after.
 #define PACKED_GEMM(NAME, TILES)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS)                                                           \
-        NAME(const u8* records, const float* bias, float factor, const u16* x, float* y, int results, int columns,     \
-             int stride, int rows, const u8* wants, int skip, float* parts, int* arrived, int splits) {                \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, TILES < 8 ? 2 : 1)                                       \
+        NAME(const u8* records, const float* bias, float factor, const u16* x, void* y, int results, int columns,      \
+             int stride, int pair, int rows, const u8* wants, int skip, float* parts, int* arrived, int splits) {      \
         Packed w = {records, bias, results, columns, factor};                                                          \
         if (wants && (skip & JUST_DECIDED)) after_previous();                                                          \
-        Result to = {y, stride, wants, skip, runs_for_any(wants, rows, skip)};                                         \
+        Result to = {y, stride, pair, wants, skip, runs_for_any(wants, rows, skip)};                                   \
         if (!to.runs && !(skip & ZEROS)) {                                                                             \
             after_previous();                                                                                          \
             return;                                                                                                    \
@@ -426,8 +466,14 @@ PACKED_GEMM(packed_gemm_16, 2)
 PACKED_GEMM(packed_gemm_32, 4)
 PACKED_GEMM(packed_gemm_64, 8)
 
+// The row of a weight that a packed result is.
+static __device__ __forceinline__ long long source_of(long long result, int results, int pair) {
+    if (!pair) return result;
+    return result / 16 * 8 + result % 8 + (result % 16 < 8 ? 0 : results / 2);
+}
+
 // Codes of ONNX Runtime's MatMulNBits, [results][columns] in rows of `row_bytes` bytes, or halves, go into records.
-extern "C" __global__ void pack_codes(const u8* from, u8* to, int results, int columns, int row_bytes) {
+extern "C" __global__ void pack_codes(const u8* from, u8* to, int results, int columns, int row_bytes, int pair) {
     long long chunks = (columns + CHUNK - 1) / CHUNK, words = (results + 15) / 16 * chunks * 256;
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < words; i += (long long)gridDim.x * blockDim.x) {
         int word = i % 4, lane = i / 4 % 32, high = i / 128 % 2;
@@ -436,7 +482,7 @@ extern "C" __global__ void pack_codes(const u8* from, u8* to, int results, int c
         u32 value = 0;
         for (int k = 0; k < 32 / BITS; ++k) {
             if (result >= results || column + k >= columns) continue;
-            const u8* row = from + (long long)result * row_bytes;
+            const u8* row = from + source_of(result, results, pair) * row_bytes;
 #if BITS == 4
             u32 code = row[(column + k) / 2] >> 4 * ((column + k) % 2) & 15;
             value |= code << 4 * (k / 2 + k % 2 * 4);
@@ -453,7 +499,7 @@ extern "C" __global__ void pack_codes(const u8* from, u8* to, int results, int c
 #if BITS < 16
 // Scales, float [results][blocks], and zero points, [results][row_zeros] bytes of codes; null for the middle of a code.
 extern "C" __global__ void pack_scales(const float* scales, const u8* points, u8* to, int results, int columns, int block,
-                                       float factor, int row_zeros) {
+                                       float factor, int row_zeros, int pair) {
     long long chunks = (columns + CHUNK - 1) / CHUNK, all = (results + 15) / 16 * chunks * PARTS * 32;
     int blocks = (columns + block - 1) / block;
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < all; i += (long long)gridDim.x * blockDim.x) {
@@ -464,10 +510,11 @@ extern "C" __global__ void pack_scales(const float* scales, const u8* points, u8
         for (int high = 0; high < 2; ++high) {
             int result = tile * 16 + high * 8 + lane / 4;
             if (result >= results || column >= columns) continue;
-            both |= (u32)to_half(scales[(long long)result * blocks + at] / factor) << 16 * high;
+            long long source = source_of(result, results, pair);
+            both |= (u32)to_half(scales[source * blocks + at] / factor) << 16 * high;
             u32 point = 1 << (BITS - 1);
             if (points)
-                point = points[(long long)result * row_zeros + at * BITS / 8] >> BITS * (at % (8 / BITS)) & ((1 << BITS) - 1);
+                point = points[source * row_zeros + at * BITS / 8] >> BITS * (at % (8 / BITS)) & ((1 << BITS) - 1);
             zero |= point << BITS * high;
         }
         u8* record = to + (i / 32 / PARTS) * RECORD + 1024;

@@ -33,6 +33,9 @@ TOGETHER = 3
 MOST_SPLITS = 16
 """Most blocks that share a tile's columns."""
 
+PAIRS = ("", "silu", "gelu", "gelu_tanh")
+"""What joins the halves of a product, in the kernel's numbers."""
+
 _TILE = 16  # results
 _NAMES = ("packed_gemm_8", "packed_gemm_16", "packed_gemm_32", "packed_gemm_64")
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
@@ -126,6 +129,7 @@ def enqueue_gemm(
     addresses: Sequence[int],
     factor: float,
     stride: int,
+    pair: str,
     skip: tuple[int, int],
     scratch: tuple[int, int],
     stream: Any,
@@ -139,6 +143,7 @@ def enqueue_gemm(
         addresses: Of the packed weight, bias, rows and result; 0 for no bias.
         factor: What the sums are multiplied by.
         stride: Numbers of a row of the result.
+        pair: See `GemmWeight.pair`.
         skip: Address of what rows want, a byte each, or 0; and `inverse` of the kernel.
         scratch: Addresses of `parts` and `arrived` of the kernel.
         stream: In whose order; it may be capturing.
@@ -155,7 +160,7 @@ def enqueue_gemm(
         (factor, _FLOAT),
         (x, _POINTER),
         (y, _POINTER),
-        *((size, _INT) for size in (layout.results, layout.columns, stride, rows)),
+        *((size, _INT) for size in (layout.results, layout.columns, stride, PAIRS.index(pair), rows)),
         (skip[0], _POINTER),
         (skip[1], _INT),
         (scratch[0], _POINTER),

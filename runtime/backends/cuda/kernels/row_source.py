@@ -1,7 +1,7 @@
 """Row programs (`RowKernel`) as CUDA C: a block computes a row, its threads go over the row's numbers.
 
 A line is printed as an expression of the position, so lines that work number by number cost no loop of their own.
-A sum over a row ends a loop: what it summed is written where others will read it, and the next loop reads it back.
+A sum over a row ends a loop; what it summed stays in registers, where the next loop finds it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,17 @@ from dataclasses import dataclass, field
 from adaptc.runtime.bundle.device_step import RowKernel, RowLine
 from adaptc.runtime.errors import BundleError
 
-THREADS = 512
-"""Threads of a block; fewer for short rows."""
+THREADS = 1024
+"""Most threads of a block."""
+
+_EACH = 4
+"""Numbers of a row that a thread has, if there are threads enough."""
+
+_MOST_KEPT = 16
+"""Numbers that a thread keeps in registers between two loops."""
+
+_SPREAD = 256
+"""Threads of a block of a kernel whose rows several blocks share."""
 
 _FUNCTIONS = {
     "add": "({0} + {1})",
@@ -28,6 +37,15 @@ _FUNCTIONS = {
 """What works number by number."""
 
 _PRELUDE = """
+// A thread's numbers of a row: as many for each, so that the compiler knows how many.
+#ifdef ON_CPU
+#define KEPT(WIDTH) WIDTH
+#define OVER(WIDTH) for (int k = 0, i = threadIdx.x; i < WIDTH; ++k, i += blockDim.x)
+#else
+#define KEPT(WIDTH) ((WIDTH + EACH - 1) / EACH)
+#define OVER(WIDTH) _Pragma("unroll") for (int k = 0; k < KEPT(WIDTH); ++k) \\
+    if (int i = threadIdx.x + k * EACH; i < WIDTH)
+#endif
 static __device__ __forceinline__ float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 static __device__ __forceinline__ float gelu_tanh(float x) {
     return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
@@ -50,13 +68,15 @@ def row_source(kernels: Sequence[RowKernel]) -> str:
 
 def blocks(kernel: RowKernel) -> int:
     """Blocks that share a row: several where no line sums it."""
-    return 1 if _sums(kernel) else -(-max(kernel.lines[output.line].width for output in kernel.outputs) // THREADS)
+    return 1 if _sums(kernel) else -(-max(kernel.lines[output.line].width for output in kernel.outputs) // _SPREAD)
 
 
 def threads(kernel: RowKernel) -> int:
     """Threads of a block for a kernel's rows."""
-    widest = max(line.width for line in kernel.lines)
-    return min(THREADS, max(32, -(-widest // 32) * 32))
+    widest = max((kernel.lines[output.line].width for output in kernel.outputs), default=1)
+    widest = max(widest, *(kernel.lines[line.args[0]].width for line in kernel.lines if line.op in ("rms_norm", "dot")), 1)
+    each = _EACH if _sums(kernel) else 1
+    return min(THREADS if _sums(kernel) else _SPREAD, max(32, -(-widest // (32 * each)) * 32))
 
 
 def _sums(kernel: RowKernel) -> bool:
@@ -71,8 +91,9 @@ class _Printer:
     name: str
     kernel: RowKernel
     lines: list[str] = field(default_factory=list)
-    stored: dict[int, str] = field(default_factory=dict)  # lines that can be read back, by the pointer to this row
+    kept: dict[int, str] = field(default_factory=dict)  # lines in registers, by the array's name
     sums: dict[int, str] = field(default_factory=dict)  # names of reduced lines
+    done: set[int] = field(default_factory=set)  # outputs that were written
 
     def text(self) -> str:
         kernel = self.kernel
@@ -80,7 +101,7 @@ class _Printer:
         for index, line in enumerate(kernel.lines):
             if line.op in ("rms_norm", "dot"):
                 self.reduce(index, line)
-        left = [i for i, output in enumerate(kernel.outputs) if output.line not in self.stored]
+        left = [i for i in range(len(kernel.outputs)) if i not in self.done]
         for width in dict.fromkeys(kernel.lines[kernel.outputs[i].line].width for i in left):
             same = [i for i in left if kernel.lines[kernel.outputs[i].line].width == width]
             self.loop(width, [self.store(i) for i in same])
@@ -92,7 +113,7 @@ class _Printer:
                 "}",
             ]
         body = "\n".join(f"    {line}" for line in self.lines)
-        return f"{self.head()}\n{body}\n}}\n"
+        return f"{self.head()}\n{body}\n}}\n#undef EACH\n"
 
     def head(self) -> str:
         """The signature, and what a row that does not run does."""
@@ -105,6 +126,7 @@ class _Printer:
         lines = [
             f'extern "C" __global__ void __launch_bounds__({threads_}) {self.name}({", ".join([*pointers, ends])}) {{',
             *(f"    prefetch(weight{n}, {width});" for n, width in enumerate(kernel.weights)),
+            f"#define EACH {threads_}",
             "    after_previous();",
             "    long long row = blockIdx.x;",
             "    bool runs = runs_for(wants, blockIdx.x, skip);",
@@ -129,26 +151,22 @@ class _Printer:
         source = line.args[0]
         width = self.width(source)
         name = self.sums[index] = f"sum{index}"
+        if line.op == "rms_norm" and int(line.numbers[1]) < width:
+            self.grouped(name, source, width, line)
+            return
         before = self.keep(source, width)
+        self.lines.append(f"float {name} = 0;")
         if line.op == "dot":
-            self.lines.append(f"float {name} = 0;")
             self.loop(width, [*before, f"{name} += {self.at(source, 'i')} * {self.at(line.args[1], 'i')};"])
             self.lines.append(f"{name} = block_sum({name});")
-        elif int(line.numbers[1]) == width:
-            self.lines.append(f"float {name} = 0;")
-            self.loop(width, [*before, f"{{ float x = {self.at(source, 'i')}; {name} += x * x; }}"])
-            self.lines.append(
-                f"{name} = 1.0f / sqrtf(block_sum({name}) / {width}.0f + {_number(line.numbers[0])});"
-            )
-        else:
-            self.grouped(name, source, width, line, before)
+            return
+        self.loop(width, [*before, f"{{ float x = {self.at(source, 'i')}; {name} += x * x; }}"])
+        self.lines.append(f"{name} = 1.0f / sqrtf(block_sum({name}) / {width}.0f + {_number(line.numbers[0])});")
 
-    def grouped(self, name: str, source: int, width: int, line: RowLine, before: list[str]) -> None:
-        """The sums of groups of a row: a warp has a group."""
+    def grouped(self, name: str, source: int, width: int, line: RowLine) -> None:
+        """The sums of groups of a row: a warp has a group, whose numbers are no thread's own."""
         group = int(line.numbers[1])
-        if before:
-            self.loop(width, before)
-            self.lines.append("__syncthreads();")
+        kept, self.kept = self.kept, {}
         self.lines += [
             f"__shared__ float {name}[{width // group}];",
             f"for (int g = WARP; g < {width // group}; g += WARPS_HERE) {{",
@@ -162,36 +180,39 @@ class _Printer:
             "}",
             "__syncthreads();",
         ]
+        self.kept = kept
 
     def keep(self, line: int, width: int) -> list[str]:
-        """Stores of the outputs that this loop computes anyway, so that later loops read them back."""
-        found = []
+        """Statements that compute a line into registers, and write it where it is an output."""
+        each = -(-width // threads(self.kernel))
+        if line in self.kept or self.kernel.lines[line].op in ("weight", "number") or each > _MOST_KEPT:
+            return []
+        name = f"kept{line}"
+        self.lines.append(f"float {name}[KEPT({width})];")
+        found = [f"{name}[k] = {self.at(line, 'i')};"]
+        self.kept[line] = name
         for i, output in enumerate(self.kernel.outputs):
-            if output.line == line and output.dtype == "float32" and line not in self.stored:
-                if self.kernel.lines[line].op != "input":
-                    found.append(self.store(i))
-                    self.stored[line] = f"out{i}"
+            if output.line == line:
+                found.append(self.store(i))
         return found
 
     def store(self, output: int) -> str:
+        """The statement that writes an output."""
         each = self.kernel.outputs[output]
-        known = self.stored.pop(each.line, None)
+        self.done.add(output)
         value = self.at(each.line, "i")
-        if known is not None:
-            self.stored[each.line] = known
         return f"out{output}[i] = {value if each.dtype == 'float32' else f'to_half({value})'};"
 
     def loop(self, width: int, statements: Sequence[str]) -> None:
         """Every thread's share of a row."""
         self.lines.append(f"{self.over(width)} {{")
-        # What the loop stores is computed anew in it: only later loops read it back.
         self.lines += [f"    {statement}" for statement in statements]
         self.lines.append("}")
 
     def over(self, width: int) -> str:
-        """The head of a loop over a row."""
+        """The head of a loop over a row: `i` is the position, `k` counts a thread's own."""
         if blocks(self.kernel) == 1:
-            return f"for (int i = threadIdx.x; i < {width}; i += blockDim.x)"
+            return f"OVER({width})"
         return f"for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < {width}; i += gridDim.y * blockDim.x)"
 
     def at(self, index: int, i: str) -> str:
@@ -199,8 +220,8 @@ class _Printer:
         line = self.kernel.lines[index]
         if line.width == 1 and line.op not in ("number", "dot"):
             i = "0"
-        if index in self.stored:
-            return f"{self.stored[index]}[{i}]"
+        if index in self.kept and i == "i":
+            return f"{self.kept[index]}[k]"
         match line.op:
             case "input":
                 read = f"in{line.args[0]}[{i}]"
