@@ -163,9 +163,7 @@ class _Reader:
         if value.is_graph_input() and value.name == HIDDEN:
             found: Operand = self.add(Source(_width(value), ()))
         elif (stored := _stored(value)) is not None:
-            tensor = stored.const_value
-            assert tensor is not None
-            found = float(tensor.numpy().reshape(-1)[0]) if tensor.size == 1 else Weight(stored.name or "", tensor.size)
+            found = Weight(stored.name or "", prod(int(size) for size in sizes(stored)))
         else:
             raise KeyError(value.name)
         self.known[value] = found
