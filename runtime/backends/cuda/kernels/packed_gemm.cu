@@ -1,6 +1,6 @@
 // y = x·Wᵀ for few rows, over weights of 4, 8 or 16 bits that lie packed as the lanes of a warp read them.
 // Defined from outside: BITS; PARTS, scales of a lane's columns in a chunk; RAGGED, whether the last chunk is not whole;
-// WARPS of a block; STAGES and X_STAGES, chunks of weights and of rows on their way; BFLOAT for weights and rows in
+// WARPS of a block, FEW_WARPS of one for up to 8 rows; STAGES and X_STAGES, chunks of weights and of rows on their way; BFLOAT for weights and rows in
 // bfloat16 (BITS 16).
 //
 // A tile is 16 results; a chunk of it, the columns of one pass of a warp, 1 KB of codes: lane (group, place) has its
@@ -228,14 +228,14 @@ static __device__ __forceinline__ void load_row(uint4* to, const u16* from, int 
 }
 
 // Up to eight rows. A block gives 16 results after another, as many blocks as run at once sharing all; each of its warps
-// sums every WARPS-th chunk, so that a block reads what lies together. Records are copied STAGES ahead, past the end of
+// sums every FEW_WARPS-th chunk, so that a block reads what lies together. Records are copied STAGES ahead, past the end of
 // a tile too, and the first of them while the kernel before still runs.
 static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* x, const Result& y, int rows) {
     extern __shared__ __align__(16) u8 slots[];
-    __shared__ float sums[2][WARPS][16][9];
+    __shared__ float sums[2][FEW_WARPS][16][9];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
     int tiles = (w.results + 15) / 16, chunks = (w.columns + CHUNK - 1) / CHUNK;
-    int count = chunks > warp ? (chunks - warp + WARPS - 1) / WARPS : 0;
+    int count = chunks > warp ? (chunks - warp + FEW_WARPS - 1) / FEW_WARPS : 0;
     if (!y.runs) {
         after_previous();
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x)
@@ -248,7 +248,7 @@ static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* 
     }
     u8* ring = slots + warp * STAGES * RECORD;
     const u8* next = w.records + ((long long)blockIdx.x * chunks + warp) * RECORD + lane * 16;  // what is copied next
-    long long to_tile = ((long long)gridDim.x * chunks - count * WARPS) * RECORD;
+    long long to_tile = ((long long)gridDim.x * chunks - count * FEW_WARPS) * RECORD;
     int left = count, owed = count * ((tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x);
     int into = 0;
 #define FETCH_NEXT()                                                                                                   \
@@ -259,7 +259,7 @@ static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* 
         if (BITS < 16) fetch_if(slot + 1024, next + 1024, owed > 0 && lane < (RECORD - 1024) / 16);                    \
         fetched();                                                                                                     \
         --owed;                                                                                                        \
-        next += WARPS * RECORD;                                                                                        \
+        next += FEW_WARPS * RECORD;                                                                                        \
         if (--left == 0) { next += to_tile; left = count; }                                                            \
         into = into == STAGES - 1 ? 0 : into + 1;                                                                      \
     }
@@ -294,7 +294,7 @@ static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* 
             uint4 given[MINE / 8];
 #pragma unroll
             for (int j = 0; j < MINE / 8; ++j) given[j] = ahead[j];
-            int later = done + 1 < count ? (done + 1) * WARPS * CHUNK : 0;
+            int later = done + 1 < count ? (done + 1) * FEW_WARPS * CHUNK : 0;
             load_row(ahead, mine + later, w.columns - later - warp * CHUNK - place * MINE, there);
             const u32* low = (const u32*)&low4;
             const u32* high = (const u32*)&high4;
@@ -320,7 +320,7 @@ static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* 
             if (result >= w.results || (y.pair && i % 16 >= 8)) continue;
             float sum = 0, second = 0;
 #pragma unroll
-            for (int each = 0; each < WARPS; ++each) {
+            for (int each = 0; each < FEW_WARPS; ++each) {
                 sum += sums[turn][each][i % 16][row];
                 if (y.pair) second += sums[turn][each][i % 16 + 8][row];
             }
@@ -449,7 +449,7 @@ static __device__ __forceinline__ void multiply(const Packed& w, const u16* x, c
 // Grid: as many blocks as run at once for up to 8 rows; else one for each WARPS tiles and split. `wants` and `skip` are as
 // in common.cu. `parts` is float [splits][rows][results], `arrived` int [tiles / WARPS], zeros before and after.
 #define PACKED_GEMM(NAME, TILES)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * WARPS, TILES < 8 ? 2 : 1)                                       \
+    extern "C" __global__ void __launch_bounds__(32 * (TILES == 1 ? FEW_WARPS : WARPS), TILES < 8 ? 2 : 1)             \
         NAME(const u8* records, const float* bias, float factor, const u16* x, void* y, int results, int columns,      \
              int stride, int pair, int rows, const u8* wants, int skip, float* parts, int* arrived, int splits) {      \
         Packed w = {records, bias, results, columns, factor};                                                          \

@@ -16,19 +16,17 @@ ROWS = 64
 """Most rows of a launch."""
 
 WARPS = 8
-"""Warps of a block."""
+"""Warps of a block of more than a few rows."""
 
 FEW = 8
 """Most rows for which the warps of a block share a tile's columns."""
 
-STAGES = 4
-"""Chunks that a warp has on their way."""
 
 X_STAGES = 4
 """Chunks of more than a few rows that a block has on their way."""
 
-TOGETHER = 3
-"""Blocks of few rows that a multiprocessor runs at once."""
+MANY_TILES = 1024
+"""Tiles from which fewer warps share one: there are enough for all warps, and each tile ends with a barrier."""
 
 MOST_SPLITS = 16
 """Most blocks that share a tile's columns."""
@@ -39,6 +37,21 @@ PAIRS = ("", "silu", "gelu", "gelu_tanh")
 _TILE = 16  # results
 _NAMES = ("packed_gemm_8", "packed_gemm_16", "packed_gemm_32", "packed_gemm_64")
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+
+
+@dataclass(frozen=True, slots=True)
+class Few:
+    """How up to `FEW` rows are multiplied; what was quickest on an H200.
+
+    Attributes:
+        warps: Of a block; they share a tile's columns.
+        stages: Chunks that a warp has on their way.
+        together: Blocks that a multiprocessor runs at once.
+    """
+
+    warps: int
+    stages: int
+    together: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,13 @@ class Layout:
         bits = min(weight.bits, 16)
         parts = max(1, 128 // bits // weight.block) if bits < 16 else 1
         return cls(bits, parts, weight.results, weight.columns)
+
+    @property
+    def few(self) -> Few:
+        """How a few rows are multiplied."""
+        if self.bits == 16:
+            return Few(warps=16, stages=4, together=2)
+        return Few(warps=4, stages=6, together=5) if self.tiles >= MANY_TILES else Few(warps=8, stages=4, together=2)
 
     @property
     def tiles(self) -> int:
@@ -98,8 +118,9 @@ class Layout:
 def gemm_source(layout: Layout) -> KernelSource:
     """The source for weights of a layout."""
     own = f"BITS={layout.bits}", f"PARTS={layout.parts}", f"RAGGED={int(layout.ragged)}"
+    warps = f"WARPS={WARPS}", f"FEW_WARPS={layout.few.warps}"
     return read_kernels(
-        ("common", "packed_gemm"), *own, f"WARPS={WARPS}", f"STAGES={STAGES}", f"X_STAGES={X_STAGES}"
+        ("common", "packed_gemm"), *own, *warps, f"STAGES={layout.few.stages}", f"X_STAGES={X_STAGES}"
     )
 
 
@@ -152,7 +173,7 @@ def enqueue_gemm(
     records, bias, x, y = addresses
     splits = splits_of(layout, rows, cuda.device.multiprocessors)
     if rows <= FEW:
-        grid = min(layout.tiles, TOGETHER * cuda.device.multiprocessors)
+        grid = min(layout.tiles, layout.few.together * cuda.device.multiprocessors)
     else:
         grid = -(-layout.tiles // WARPS) * splits
     args = [
@@ -167,5 +188,8 @@ def enqueue_gemm(
         (scratch[1], _POINTER),
         (splits, _INT),
     ]
-    shared = WARPS * STAGES * layout.record_bytes if rows <= FEW else X_STAGES * layout.row_bytes * _most_rows(rows)
-    cuda.launch(kernel, (grid,), 32 * WARPS, args, stream, early=True, shared=shared)
+    few = layout.few
+    warps = few.warps if rows <= FEW else WARPS
+    ring = few.warps * few.stages * layout.record_bytes
+    shared = ring if rows <= FEW else X_STAGES * layout.row_bytes * _most_rows(rows)
+    cuda.launch(kernel, (grid,), 32 * warps, args, stream, early=True, shared=shared)
