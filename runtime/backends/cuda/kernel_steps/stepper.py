@@ -82,8 +82,9 @@ class KernelStepper(StepEnds):
         self._decisions, self._margins = cuda.alloc(len(step.leaders) * rows), cuda.alloc(4 * rows)
         for layer in step.attentions:  # nothing is compiled while a step is captured
             attention_kernels(cuda, layer)
-        self._leaders = cuda.alloc(4 * len(step.leaders))
-        cuda.put(self._leaders, np.array(step.leaders or (0,), np.int32))
+        leaders = np.array(step.leaders or (0,), np.int32)
+        self._leaders = cuda.alloc(leaders.nbytes)
+        cuda.put(self._leaders, leaders)
 
     def load(self, place: StepPlacement) -> None:
         """Nothing is loaded later."""

@@ -1,6 +1,6 @@
 // y = x·Wᵀ for few rows, over weights of 4, 8 or 16 bits that lie packed as the lanes of a warp read them.
 // Defined from outside: BITS; PARTS, scales of a lane's columns in a chunk; RAGGED, whether the last chunk is not whole;
-// WARPS of a block, FEW_WARPS of one for up to 8 rows; STAGES and X_STAGES, chunks of weights and of rows on their way; BFLOAT for weights and rows in
+// WARPS of a block, FEW_WARPS of one for up to 8 rows, of which FEW_BLOCKS fit a multiprocessor; STAGES and X_STAGES, chunks of weights and of rows on their way; BFLOAT for weights and rows in
 // bfloat16 (BITS 16).
 //
 // A tile is 16 results; a chunk of it, the columns of one pass of a warp, 1 KB of codes: lane (group, place) has its
@@ -333,7 +333,8 @@ static __device__ __forceinline__ void multiply_few(const Packed& w, const u16* 
 }
 
 // Columns of a chunk in shared memory: each place's apart, so that a quarter of a warp reads all banks once.
-#define AHEAD 4  // chunks of weights on their way to a warp
+#define AHEAD 4        // chunks of weights on their way to a warp
+#define SUB (BITS / 4)  // chunks between two barriers: 128 columns
 #define PLACE (MINE + (BITS == 16 ? 0 : 8))
 
 static __device__ __forceinline__ void fetch_rows(u16* to, const Packed& w, const u16* x, int rows, int all, int chunk) {
@@ -351,7 +352,7 @@ template <int TILES>
 static __device__ __forceinline__ void multiply_more(const Packed& w, const u16* x, const Result& y, int rows,
                                                      float* parts, int* arrived, int splits) {
     extern __shared__ __align__(16) u8 slots[];
-    u16* given = (u16*)slots;  // X_STAGES chunks of the rows
+    u16* given = (u16*)slots;  // X_STAGES times SUB chunks of the rows
     const int each_x = 8 * TILES * 4 * PLACE;
     __shared__ int is_last;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
@@ -364,9 +365,9 @@ static __device__ __forceinline__ void multiply_more(const Packed& w, const u16*
     for (int i = 0; i < AHEAD; ++i)
         if (mine && from + i < to) load(ring[i], w.records + ((long long)tile * chunks + from + i) * RECORD, lane);
     after_previous();
-    for (int i = 0; i < X_STAGES - 1; ++i) {
+    for (int i = 0; i < (X_STAGES - 1) * SUB; ++i) {
         if (y.runs && from + i < to) fetch_rows(given + i * each_x, w, x, rows, 8 * TILES, from + i);
-        fetched();
+        if (i % SUB == SUB - 1) fetched();
     }
     float c[TILES][4];
     Masks m = masks();
@@ -379,17 +380,23 @@ static __device__ __forceinline__ void multiply_more(const Packed& w, const u16*
         for (int stage = 0; stage < AHEAD; ++stage) {
             int at = base + stage;
             if (at >= to) break;
-            wait_but(X_STAGES - 2);
-            __syncthreads();
-            int next = at + X_STAGES - 1;
-            if (next < to) fetch_rows(given + (next - from) % X_STAGES * each_x, w, x, rows, 8 * TILES, next);
-            fetched();
+            if (stage % SUB == 0) {
+                wait_but(X_STAGES - 2);
+                __syncthreads();
+#pragma unroll
+                for (int i = 0; i < SUB; ++i) {
+                    int next = at - from + (X_STAGES - 1) * SUB + i;
+                    u16* into = given + next % (X_STAGES * SUB) * each_x;
+                    if (from + next < to) fetch_rows(into, w, x, rows, 8 * TILES, from + next);
+                }
+                fetched();
+            }
             if (!mine) continue;
             Piece now = ring[stage];
             if (at + AHEAD < to) load(ring[stage], w.records + ((long long)tile * chunks + at + AHEAD) * RECORD, lane);
             const u32* low = (const u32*)&now.low;
             const u32* high = (const u32*)&now.high;
-            const u16* here = given + (at - from) % X_STAGES * each_x + group * 4 * PLACE + place * PLACE;
+            const u16* here = given + (at - from) % (X_STAGES * SUB) * each_x + group * 4 * PLACE + place * PLACE;
 #pragma unroll
             for (int j = 0; j < MINE / 8; ++j) {
                 u32 p[4], q[4];
@@ -449,7 +456,7 @@ static __device__ __forceinline__ void multiply(const Packed& w, const u16* x, c
 // Grid: as many blocks as run at once for up to 8 rows; else one for each WARPS tiles and split. `wants` and `skip` are as
 // in common.cu. `parts` is float [splits][rows][results], `arrived` int [tiles / WARPS], zeros before and after.
 #define PACKED_GEMM(NAME, TILES)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * (TILES == 1 ? FEW_WARPS : WARPS), TILES < 8 ? 2 : 1)             \
+    extern "C" __global__ void __launch_bounds__(32 * (TILES == 1 ? FEW_WARPS : WARPS), TILES == 1 ? FEW_BLOCKS : TILES < 8 ? 2 : 1) \
         NAME(const u8* records, const float* bias, float factor, const u16* x, void* y, int results, int columns,      \
              int stride, int pair, int rows, const u8* wants, int skip, float* parts, int* arrived, int splits) {      \
         Packed w = {records, bias, results, columns, factor};                                                          \

@@ -82,7 +82,7 @@ class Layout:
         """How a few rows are multiplied."""
         if self.bits == 16:
             return Few(warps=16, stages=4, together=2)
-        return Few(warps=4, stages=6, together=5) if self.tiles >= MANY_TILES else Few(warps=8, stages=4, together=2)
+        return Few(warps=4, stages=6, together=6) if self.tiles >= MANY_TILES else Few(warps=8, stages=4, together=3)
 
     @property
     def tiles(self) -> int:
@@ -101,8 +101,8 @@ class Layout:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a chunk of one row in shared memory."""
-        return 8 * (128 // self.bits + (0 if self.bits == 16 else 8))
+        """Bytes of one row's columns between two barriers, in shared memory."""
+        return self.bits // 4 * 8 * (128 // self.bits + (0 if self.bits == 16 else 8))
 
     @property
     def bytes(self) -> int:
@@ -118,7 +118,7 @@ class Layout:
 def gemm_source(layout: Layout) -> KernelSource:
     """The source for weights of a layout."""
     own = f"BITS={layout.bits}", f"PARTS={layout.parts}", f"RAGGED={int(layout.ragged)}"
-    warps = f"WARPS={WARPS}", f"FEW_WARPS={layout.few.warps}"
+    warps = f"WARPS={WARPS}", f"FEW_WARPS={layout.few.warps}", f"FEW_BLOCKS={layout.few.together}"
     return read_kernels(
         ("common", "packed_gemm"), *own, *warps, f"STAGES={layout.few.stages}", f"X_STAGES={X_STAGES}"
     )
