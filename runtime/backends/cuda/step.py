@@ -105,6 +105,7 @@ class StepEnds:
     """
 
     apart = 0
+    _early = False  # whether a kernel may begin before the one before it has ended: not behind a conditional node
 
     def __init__(self, cuda: Cuda, gates: int, values: Mapping[str, int]) -> None:
         """Compile the kernels.
@@ -167,7 +168,7 @@ class StepEnds:
     def _start(
         self, name: str, grid: tuple[int, int], threads: int, args: Sequence[tuple[Any, Any]], stream: Any
     ) -> None:
-        self._cuda.launch(self._kernels[name], grid, threads, args, stream)
+        self._cuda.launch(self._kernels[name], grid, threads, args, stream, early=self._early)
 
 
 class Stepper(StepEnds):

@@ -53,6 +53,7 @@ class KernelStepper(StepEnds):
     all_run = Following()
     on_device = Following(on_device=True)
     by_host = on_device
+    _early = True
 
     def __init__(
         self, cuda: Cuda, step: DeviceStep, memory: KernelMemory, rows: int, max_tokens: int, together: str = ""

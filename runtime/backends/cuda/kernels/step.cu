@@ -1,5 +1,4 @@
 // The kernels between a step's partitions: counting positions, deciding gates, choosing tokens, writing the cache.
-typedef unsigned long long u64;
 #ifndef ON_CPU
 extern "C" __device__ void cudaGraphSetConditional(u64 handle, unsigned int value);
 #endif
@@ -22,6 +21,7 @@ struct Layer { u64 new_key, new_value, past_key, past_value; int heads, width; }
 // Each row goes on by a position and gets its threshold; rows that are not written want nothing.
 extern "C" __global__ void begin_step(State* state, int* positions, const float* levels, float* thresholds, int rows,
                                       int ring) {
+    after_previous();
     int row = threadIdx.x;
     if (row < rows) {
         bool written = row < state->count;
@@ -36,6 +36,7 @@ extern "C" __global__ void begin_step(State* state, int* positions, const float*
 // A block runs if its gate's logit reaches the threshold of one row; if not, zeros may stand for its result.
 extern "C" __global__ void decide(u64 handle, const float* logits, int count, const float* thresholds, int rows,
                                   unsigned char* ran, float* zeros, int size) {
+    after_previous();
     __shared__ int wanted;
     if (threadIdx.x == 0) {
         int any = 0;
@@ -53,6 +54,7 @@ extern "C" __global__ void decide(u64 handle, const float* logits, int count, co
 
 // The highest logit of each part of a row and its place, the first of equals; NaN is above all.
 extern "C" __global__ void highest(const float* logits, int vocab, float* values, int* places) {
+    after_previous();
     __shared__ float best[1024];
     __shared__ int at[1024];
     const float* row = logits + (long long)blockIdx.y * vocab;
@@ -132,6 +134,7 @@ extern "C" __global__ void choose(const float* logits, int vocab, const float* v
                                   const Choice* choices, const float* points, State* state, int* ids, int* told,
                                   const unsigned char* ran, unsigned char* ran_told, const int* rows, int gates,
                                   int stride) {
+    after_previous();
     __shared__ float top;
     __shared__ int token;
     __shared__ double sums[1024];
@@ -199,6 +202,7 @@ extern "C" __global__ void choose(const float* logits, int vocab, const float* v
 extern "C" __global__ void keep_states(float* states, const float* hidden, const int* positions, const State* state,
                                        int width, int max_tokens, const unsigned char* ran, unsigned char* ran_told,
                                        int gates) {
+    after_previous();
     int row = blockIdx.x, position = positions[row];
     if (row < state->count && position < max_tokens)
         for (int i = threadIdx.x; i < width; i += blockDim.x)
@@ -210,6 +214,7 @@ extern "C" __global__ void keep_states(float* states, const float* hidden, const
 // What a tail reads in this step: each of its rows is a row of the trunk, at the same position.
 extern "C" __global__ void take_states(float* hidden, const float* states, const int* rows, const int* positions,
                                        const State* state, int width, int max_tokens) {
+    after_previous();
     int row = blockIdx.x;
     if (row >= state->count) return;
     const float* from = states + ((long long)rows[row] * max_tokens + positions[row]) * width;
@@ -219,6 +224,7 @@ extern "C" __global__ void take_states(float* hidden, const float* states, const
 // Put a step's keys and values, half [rows, heads, tokens, width], into the cache; keys lie turned there.
 extern "C" __global__ void write_kv(const Layer* layers, const int* positions, const State* state, int tokens,
                                     int valid, int bucket) {
+    after_previous();
     Layer layer = layers[blockIdx.x];
     int row = blockIdx.y;
     if (row >= state->count) return;

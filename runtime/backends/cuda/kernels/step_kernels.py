@@ -23,4 +23,4 @@ NAMES = ("begin_step", "decide", "highest", "choose", "write_kv", "keep_states",
 
 def step_source() -> KernelSource:
     """The source of these kernels."""
-    return read_kernels("step")
+    return read_kernels(("common", "step"))
