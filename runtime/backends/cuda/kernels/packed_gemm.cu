@@ -346,6 +346,46 @@ static __device__ __forceinline__ void fetch_rows(u16* to, const Packed& w, cons
     }
 }
 
+// The sums of all splits of a block's results: a warp has a row at a time, a lane four results of it. All rows of a split
+// are read at once, and some splits, since nothing but waiting for them takes time here.
+template <int TILES>
+static __device__ __forceinline__ void sum_parts(const Packed& w, const Result& y, int rows, const float* parts,
+                                                 int splits, int part) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, result = part * WARPS * 16 + lane * 4;
+    long long size = (long long)rows * w.results;
+    bool whole = w.results % 4 == 0;
+    for (int half = 0; half < WARPS / 8; ++half, result += 128) {
+        float sums[TILES][4] = {};
+#pragma unroll 4
+        for (int split = 0; split < splits; ++split)
+#pragma unroll
+            for (int t = 0; t < TILES; ++t) {
+                int row = t * 8 + warp % 8;
+                const float* from = parts + split * size + (long long)row * w.results + result;
+                if (row >= rows) continue;
+                if (whole && result < w.results) {
+                    uint4 four = *(const uint4*)from;
+                    sums[t][0] += __uint_as_float(four.x);
+                    sums[t][1] += __uint_as_float(four.y);
+                    sums[t][2] += __uint_as_float(four.z);
+                    sums[t][3] += __uint_as_float(four.w);
+                } else {
+                    for (int i = 0; i < 4 && result + i < w.results; ++i) sums[t][i] += from[i];
+                }
+            }
+#pragma unroll
+        for (int t = 0; t < TILES; ++t)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                int row = t * 8 + warp % 8;
+                float second = y.pair ? __shfl_down_sync(0xffffffffu, sums[t][i], 2) : 0;
+                if (row >= rows || result + i >= w.results) continue;
+                if (!y.pair) put(y, w, row, result + i, sums[t][i]);
+                else if (lane % 4 < 2) put_pair(y, w, row, result + i, sums[t][i], second);
+            }
+    }
+}
+
 // Up to 8 · TILES rows. A block gives a tile for each of its warps, over one of `splits` shares of the chunks; rows come
 // through shared memory. Of the blocks with a share of the same results the last to end sums all, in their order.
 template <int TILES>
@@ -430,19 +470,7 @@ static __device__ __forceinline__ void multiply_more(const Packed& w, const u16*
     __syncthreads();
     if (!is_last) return;
     __threadfence();
-    for (int i = threadIdx.x; i < rows * 16 * WARPS; i += blockDim.x) {
-        int result = part * WARPS * 16 + i % (16 * WARPS), row = i / (16 * WARPS);
-        if (result >= w.results) continue;
-        if (y.pair && i % 16 >= 8) continue;
-        float sum = 0, second = 0;
-        for (int each = 0; each < splits; ++each) {
-            const float* part = parts + each * size + (long long)row * w.results + result;
-            sum += part[0];
-            if (y.pair) second += part[8];
-        }
-        if (y.pair) put_pair(y, w, row, result, sum, second);
-        else put(y, w, row, result, sum);
-    }
+    sum_parts<TILES>(w, y, rows, parts, splits, part);
     if (threadIdx.x == 0) arrived[part] = 0;
 }
 template <int TILES>
