@@ -59,9 +59,9 @@ class TargetSpec(_Section):
     )
     device: Literal["cpu", "cuda"] = Field(
         default_factory=lambda given: "cpu" if given.get("backend", "onnxruntime") == "onnxruntime" else "cuda",
-        description="Where it shall run. A bundle for onnxruntime runs on both, over the same weights; with `cpu`, gates "
-        "that do not pay on this machine's CPU are taken out, with `cuda` they stay, and a model that no GPU kernels "
-        "compute is refused.",
+        description="Where it shall run. A bundle for onnxruntime runs on both, over the same weights; with `cpu`, "
+        "gates that do not pay on this machine's CPU are taken out, with `cuda` they stay, and a model that no GPU "
+        "kernels compute is refused.",
     )
     weights: Literal["fp32", "fp16", "bf16", "int8", "int4"] = Field(
         default_factory=lambda given: "int4" if given.get("backend", "onnxruntime") == "onnxruntime" else "fp16",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from adaptc.errors import PassError
 from adaptc.passes.device.atoms import (
-    ALWAYS,
     Atom,
     Attention,
     Choice,
@@ -210,9 +209,7 @@ class _Writer:
                 dtype: Half = "float16" if weight.pair else "float32"
                 yield self._call("gemm", atom, which, (self._name(given, "float16"),), (self._name(atom, dtype),))
 
-    def _call(
-        self, kind: str, atom: Atom, which: int, reads: tuple[str, ...], writes: tuple[str, ...]
-    ) -> StepCall:
+    def _call(self, kind: str, atom: Atom, which: int, reads: tuple[str, ...], writes: tuple[str, ...]) -> StepCall:
         gate, otherwise = atom.region
         choice = self.choice.get(atom)
         zeros = isinstance(choice, Choice) and len(choice.args) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Literal
 
 import onnx_ir as ir
 
@@ -258,9 +259,10 @@ class _Reader:
         count = {name: node.attributes.get_int(name, 0) for name in ("K", "N", "bits", "block_size")}
         if inputs[4] is not None or count["bits"] not in (4, 8):
             raise PassError(f"{label(node)}: MatMulNBits of {count['bits']} bits in another order; 4 and 8 are right")
-        names = [value.name or "" if value is not None else "" for value in (*inputs[1:4], inputs[5])]
-        bits = 4 if count["bits"] == 4 else 8
-        weight = GemmWeight(count["N"], count["K"], bits, count["block_size"], *names, 0, count["N"])
+        codes, scales, zeros, bias = (_name(value) for value in (*inputs[1:4], inputs[5]))
+        bits: Literal[4, 8] = 4 if count["bits"] == 4 else 8
+        results, columns, block = count["N"], count["K"], count["block_size"]
+        weight = GemmWeight(results, columns, bits, block, codes, scales, zeros, bias, 0, results)
         self.gemm(node, weight)
 
     def floats(self, node: ir.Node) -> None:
@@ -269,7 +271,7 @@ class _Reader:
         if value is None or not node.attributes.get_int("transB", 0) or node.attributes.get_float("alpha", 1.0) != 1:
             raise PassError(f"{label(node)}: FusedMatMul of two values; no kernel of a step computes it")
         rows, columns = (int(size) for size in sizes(value))
-        bits = 16 if value.dtype == ir.DataType.FLOAT16 else 32
+        bits: Literal[16, 32] = 16 if value.dtype == ir.DataType.FLOAT16 else 32
         self.gemm(node, GemmWeight(rows, columns, bits, 0, value.name or "", "", "", "", 0, rows))
 
     def gemm(self, node: ir.Node, weight: GemmWeight) -> None:
@@ -292,7 +294,7 @@ class _Reader:
         assert past is not None
         width = int(sizes(past)[-1])
         tables = [value for value in node.inputs[7:9] if value is not None]
-        if numbers.get("rotary_interleaved") or len(node.inputs) > 9 and any(node.inputs[9:]) or len(parts) == 2:
+        if numbers.get("rotary_interleaved") or (len(node.inputs) > 9 and any(node.inputs[9:])) or len(parts) == 2:
             raise PassError(f"{label(node)}: attention with more inputs than kernels of a step read")
         rotary = bool(numbers.get("do_rotary")) and len(tables) == 2
         heads = int(numbers["num_heads"])
@@ -318,12 +320,12 @@ class _Reader:
         table = _stored(node.inputs[0])
         if ids is None or ids.name != INPUT_IDS or table is None:
             raise PassError(f"{label(node)}: {node.op_type} of other than token ids; no kernel of a step computes it")
-        names = [value.name or "" if value is not None else "" for value in (*node.inputs[2:], None, None)][:2]
-        bits = {ir.DataType.UINT8: 8, ir.DataType.FLOAT16: 16, ir.DataType.FLOAT: 32}[table.dtype or ir.DataType.FLOAT]
-        block = node.attributes.get_int("block_size", 0) if bits == 8 else 0
-        width = int(sizes(table)[-1])
-        names = names if bits == 8 else ["", ""]
-        about = LookupTable(width, bits, block, table.name or "", *names)  # type: ignore[arg-type]
+        scales, zeros = (_name(value) for value in (*node.inputs[2:], None, None)[:2])
+        block, width, name = node.attributes.get_int("block_size", 0), int(sizes(table)[-1]), _name(table)
+        if table.dtype == ir.DataType.UINT8:
+            about = LookupTable(width, 8, block, name, scales, zeros)
+        else:
+            about = LookupTable(width, 16 if table.dtype == ir.DataType.FLOAT16 else 32, 0, name, "", "")
         self.known[node.outputs[0]] = self.add(Lookup(width, (), table=about), node)
 
 
@@ -333,6 +335,11 @@ def _stored(value: ir.Value | None) -> ir.Value | None:
     if producer is not None and producer.op_type == "Cast":
         value = producer.inputs[0]
     return value if value is not None and value.is_initializer() else None
+
+
+def _name(value: ir.Value | None) -> str:
+    """Of an initializer; "" for none."""
+    return value.name or "" if value is not None else ""
 
 
 def _width(value: ir.Value) -> int:

@@ -1,8 +1,8 @@
 """One step of a decoder as a list of GPU kernels: the dataclasses behind `steps/NAME.json` in a bundle.
 
-The compiler writes down what is computed; the runtime has a kernel for each of the four kinds of call. What lies between
-products and attention works on one row at a time, and is written as lines of a small program (`RowKernel`), which the
-runtime prints as CUDA C (runtime/backends/cuda/kernels/row_source.py). A bundle holds no code.
+The compiler writes down what is computed; the runtime has a kernel for each of the four kinds of call. What lies
+between products and attention works on one row at a time, and is written as lines of a small program (`RowKernel`),
+which the runtime prints as CUDA C (runtime/backends/cuda/kernels/row_source.py). A bundle holds no code.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RowLine:
     Attributes:
         op: "input" and "weight" read `RowKernel.inputs` and `.weights` number `args[0]`; "number" is `numbers[0]`;
             "slice" is line `args[0]` from position `numbers[0]` on; "rms_norm" scales line `args[0]`, in groups of
-            `numbers[1]` neighbours with epsilon `numbers[0]`, by line `args[1]`, which has a number for each of a group;
+            `numbers[1]` neighbours with epsilon `numbers[0]`, by line `args[1]`, which has a number for each of them;
             "dot" sums the products of two lines. The others work number by number; a line of one number stands for all.
         args: Earlier lines, or which input or weight.
         numbers: Constants.

@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
 from adaptc.runtime.bundle.folder import Bundle
-from tests.gpu.steps import whole_decoder
+from tests.gpu.steps import trt_graph, trt_runner, whole_decoder
 
 LAUNCHES = 200
 """Launches of a graph that the host's part is the median of."""
@@ -40,19 +40,19 @@ def captured_seconds(decoder: GpuDecoder, work: Callable[[], None], times: int) 
 def reset(decoder: GpuDecoder, rows: int) -> None:
     """Back to position 16: every launch goes on by one, and there are tables for so many."""
     decoder.in_flight.drain()
-    decoder.graph.control.set([1] * rows, np.full(rows, 15), decoder.graph.levels[:rows], (), 0, False, 0)
+    trt_graph(decoder).control.set([1] * rows, np.full(rows, 15), trt_graph(decoder).levels[:rows], (), 0, False, 0)
 
 
 def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
     """Time of each graph, over all layers that call it, so that weights are not in the GPU's cache."""
     place, stepper, stream = (
-        decoder.graph.captured.place(rows, decoder.graph.cache.bucket),
-        decoder.graph.stepper,
+        trt_graph(decoder).captured.place(rows, trt_graph(decoder).cache.bucket),
+        trt_graph(decoder).stepper,
         decoder._gpu.stream,
     )
     stepper.load(place)
     calls: dict[str, list[Any]] = {}
-    for call in decoder.graph.partitions.calls():
+    for call in trt_graph(decoder).partitions.calls():
         calls.setdefault(call.graph, []).append(call)
     found: dict[str, Any] = {}
     for name, each in calls.items():
@@ -63,7 +63,7 @@ def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
                 stepper._calls((call,), place, stream)
 
         seconds = captured_seconds(decoder, work, len(each) * repeat)
-        weights = decoder.graph.partitions.graphs[name].weights
+        weights = trt_graph(decoder).partitions.graphs[name].weights
         found[name] = {
             "ms": seconds * 1e3,
             "calls": len(each),
@@ -76,16 +76,16 @@ def partitions_of(decoder: GpuDecoder, rows: int) -> dict[str, Any]:
 def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     """Milliseconds of our own kernels in a step."""
     place, stepper, control, stream = (
-        decoder.graph.captured.place(rows, decoder.graph.cache.bucket),
-        decoder.graph.stepper,
-        decoder.graph.control,
+        trt_graph(decoder).captured.place(rows, trt_graph(decoder).cache.bucket),
+        trt_graph(decoder).stepper,
+        trt_graph(decoder).control,
         decoder._gpu.stream,
     )
     at = control.addresses(stepper.ran)
     ways: dict[str, Callable[[], None]] = {
         "begin": lambda: stepper.begin(control.state, place, control.levels, stream),
         "choose": lambda: stepper.choose(control.state, place, at, decoder.spec.vocab_size, stream),
-        "write_kv": lambda: stepper.write_kv(control.state, place, decoder.graph.captured._table, 1, stream),
+        "write_kv": lambda: stepper.write_kv(control.state, place, trt_graph(decoder).captured._table, 1, stream),
     }
     found = {}
     for name, way in ways.items():
@@ -101,7 +101,7 @@ def kernels_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
 
 def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
     """Milliseconds of each layer of each loaded engine, by its own profiler; not captured, so with gaps."""
-    trt = decoder._gpu.runner._trt.module  # type: ignore[attr-defined]
+    trt = trt_runner(decoder)._trt.module
 
     class Times(trt.IProfiler):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -113,12 +113,12 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
 
     found = {}
     seen: set[str] = set()
-    place = decoder.graph.captured.place(1, decoder.graph.cache.bucket)
-    for call in decoder.graph.partitions.calls():
+    place = trt_graph(decoder).captured.place(1, trt_graph(decoder).cache.bucket)
+    for call in trt_graph(decoder).partitions.calls():
         if call.graph in seen:
             continue
         seen.add(call.graph)
-        engine = decoder._gpu.runner._found.get((call.graph, tuple(sorted(place.sizes.items()))))  # type: ignore[attr-defined]
+        engine = trt_runner(decoder)._found.get((call.graph, tuple(sorted(place.sizes.items()))))
         if engine is None:  # a skinny GEMM, which our own kernel computes
             continue
         times = Times()
@@ -126,7 +126,7 @@ def layers_of(decoder: GpuDecoder) -> dict[str, list[tuple[str, float]]]:
         engine._context.enqueue_emits_profile = True
         for _ in range(3):
             times.rows = []
-            decoder.graph.stepper._calls((call,), place, decoder._gpu.stream)
+            trt_graph(decoder).stepper._calls((call,), place, decoder._gpu.stream)
             decoder._gpu.cuda.sync(decoder._gpu.stream)
         engine._context.enqueue_emits_profile = False
         found[call.graph] = times.rows
@@ -138,9 +138,9 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     found = {}
     for mode in ("dense", "on_device"):
-        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], decoder.graph.cache.bucket, mode
+        key = decoder._gpu.sizes[0] if rows == 1 else decoder._gpu.sizes[-1], trt_graph(decoder).cache.bucket, mode
         for copies in (1, 2):
-            graphs = [decoder.graph.captured.capture(key) for _ in range(copies)]
+            graphs = [trt_graph(decoder).captured.capture(key) for _ in range(copies)]
             for busy in (False, True):
                 reset(decoder, rows)
                 spent = []
@@ -164,10 +164,10 @@ def host_of(decoder: GpuDecoder, rows: int) -> dict[str, float]:
 def partitions_bundle(bundle: Bundle, batch: int) -> dict[str, Any]:
     """All of it for one number of rows."""
     decoder = whole_decoder(bundle, batch, 1)
-    decoder.graph.length[:batch] = 16
-    decoder.graph.levels[:batch] = 0
+    trt_graph(decoder).length[:batch] = 16
+    trt_graph(decoder).levels[:batch] = 0
     reset(decoder, batch)
-    found: dict[str, Any] = {"kv_bucket": decoder.graph.cache.bucket}
+    found: dict[str, Any] = {"kv_bucket": trt_graph(decoder).cache.bucket}
     parts: tuple[tuple[str, Callable[[], Any]], ...] = (
         ("partitions", lambda: partitions_of(decoder, batch)),
         ("kernels_ms", lambda: kernels_of(decoder, batch)),

@@ -21,6 +21,16 @@ GATED = 0.0
 """A threshold between the gates' logits, which are set to 1 and -1."""
 
 
+def trt_graph(decoder: GpuDecoder) -> Any:
+    """The decoder's graph, whose parts are TensorRT's: what `GpuGraph` promises of any is less."""
+    return decoder.graph
+
+
+def trt_runner(decoder: GpuDecoder) -> Any:
+    """What runs its partitions."""
+    return decoder._gpu.runner
+
+
 def whole_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder:
     """The decoder of a bundle without routes."""
     decoder = tensorrt_decoder(bundle, batch, chunk)
@@ -32,8 +42,10 @@ def whole_decoder(bundle: Bundle, batch: int, chunk: int) -> GpuDecoder:
 
 def set_mask(decoder: GpuDecoder, mask: np.ndarray) -> None:
     """Make the gates want what a mask says: their logits are weights on the device, so nothing is captured anew."""
-    for gate, runs in zip(decoder.graph.partitions.gates, mask, strict=True):
-        decoder._gpu.cuda.put(decoder.graph.memory.weights[gate.logit], np.array([1.0 if runs else -1.0], np.float32))
+    for gate, runs in zip(trt_graph(decoder).partitions.gates, mask, strict=True):
+        decoder._gpu.cuda.put(
+            trt_graph(decoder).memory.weights[gate.logit], np.array([1.0 if runs else -1.0], np.float32)
+        )
 
 
 def kl(expected: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -83,44 +95,44 @@ def check_mask(
     found: dict[str, float] = {"share_run": float(mask.mean())}
     set_mask(decoder, mask)
     for name, force in (("conditional", None), ("forced", tuple(map(bool, mask)))):
-        decoder.graph.force = force
+        trt_graph(decoder).force = force
         decoder.prefill(0, prompt, GATED)
         logits = np.stack([decoder.decode([token])[0].copy() for token in ids[: len(expected)]])
-        right = decoder.graph._ran.tolist() == list(map(bool, mask))
+        right = trt_graph(decoder)._ran[0].tolist() == list(map(bool, mask))
         found[f"{name}_kl"] = float(kl(expected, logits).mean())
         found[f"{name}_same"] = float((logits.argmax(-1) == expected.argmax(-1)).mean())
         found[f"{name}_ran_right"] = float(right)
-    decoder.graph.force = None
+    trt_graph(decoder).force = None
     return found
 
 
 def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, float]:
     """Seconds of a step on the device, and of the host's own work in it."""
-    layers = len(decoder.graph.partitions.gates)
+    layers = len(trt_graph(decoder).partitions.gates)
     skipped = round(share * layers)
     mask = np.ones(layers, np.bool_)
     mask[np.linspace(0, layers - 1, skipped).round().astype(int)] = False
     set_mask(decoder, mask)
-    decoder.graph.force = tuple(map(bool, mask)) if how == "forced" else None
+    trt_graph(decoder).force = tuple(map(bool, mask)) if how == "forced" else None
     # "gated" is what a session does; "nodes" puts every block under a conditional node; "one_step_late" has
     # the host follow.
-    decoder.graph.mode = "one_step_late" if how == "one_step_late" else "on_device"
-    decoder.graph.stepper.nodes = how == "nodes"
+    trt_graph(decoder).mode = "one_step_late" if how == "one_step_late" else "on_device"
+    trt_graph(decoder).stepper.nodes = how == "nodes"
     decoder.in_flight.drain()
-    decoder.graph.captured.forget("on_device")
+    trt_graph(decoder).captured.forget("on_device")
     level = -np.inf if how == "dense" else GATED
     for row in range(rows):
-        decoder.graph.length[row] = 0
-        decoder.graph.levels[row] = level
-    decoder.graph.length[:rows] = 16
-    decoder.graph.levels[:rows] = level
+        trt_graph(decoder).length[row] = 0
+        trt_graph(decoder).levels[row] = level
+    trt_graph(decoder).length[:rows] = 16
+    trt_graph(decoder).levels[:rows] = level
     decoder.in_flight.drain()
     samplers = [Sampler(Sampling(), [], np.random.default_rng(0)) for _ in range(rows)]
     tokens = [1] * rows
     for _ in range(4 if how == "one_step_late" else 1):  # until a mask comes again, and is captured
         tokens = decoder.choose(tokens, samplers)
     found = {"device": device_seconds(decoder, rows), "skipped": float(1 - mask.mean())}
-    decoder.graph.length[:rows] = 16
+    trt_graph(decoder).length[:rows] = 16
     waited: list[float] = []
     wait = decoder._gpu.cuda.wait
 
@@ -138,7 +150,7 @@ def timed(decoder: GpuDecoder, rows: int, share: float, how: str) -> dict[str, f
     decoder._gpu.cuda.wait = wait  # type: ignore[method-assign]
     found["step"] = median(steps)
     found["host"] = median(step - wait_ for step, wait_ in zip(steps, waited, strict=True))
-    decoder.graph.force = None
+    trt_graph(decoder).force = None
     return found
 
 
@@ -148,38 +160,41 @@ def device_seconds(decoder: GpuDecoder, rows: int, graph: Any = None) -> float:
     cuda, stream = decoder._gpu.cuda, decoder._gpu.stream
     batch = next(size for size in decoder._gpu.sizes if size >= rows)
     if graph is None:
-        key = batch, decoder.graph.cache.bucket, decoder.graph.execution_mode(rows, 0)
-        captured = decoder.graph.captured
+        key = batch, trt_graph(decoder).cache.bucket, trt_graph(decoder).execution_mode(rows, 0)
+        captured = trt_graph(decoder).captured
         graph = captured.get(key) or captured.get(key)  # a mask is captured when it comes again
     begin, end = cuda.event(timing=True), cuda.event(timing=True)
     found = []
     for _ in range(6):
-        decoder.graph.length[:rows] = 16
-        off = decoder.graph.levels[:rows]
-        decoder.graph.control.set([1] * rows, decoder.graph.length[:rows] - 1, off, (), 0, False, 0)
-        decoder.graph.ring_index = 0
+        trt_graph(decoder).length[:rows] = 16
+        off = trt_graph(decoder).levels[:rows]
+        trt_graph(decoder).control.set([1] * rows, trt_graph(decoder).length[:rows] - 1, off, (), 0, False, 0)
+        trt_graph(decoder).ring_index = 0
         cuda.record(begin, stream)
         for _ in range(STEPS):
             cuda.run(graph, stream)
         cuda.record(end, stream)
         cuda.wait(end)
         found.append(cuda.seconds(begin, end) / STEPS)
-    decoder.graph.ring_index = STEPS % RING
+    trt_graph(decoder).ring_index = STEPS % RING
     return median(found[1:])
 
 
 def whole_seconds(decoder: GpuDecoder, rows: int) -> float:
     """The dense model in one piece, with the same kernels of ours around it, captured."""
-    cuda, stream, control = decoder._gpu.cuda, decoder._gpu.stream, decoder.graph.control
-    place = decoder.graph.captured.place(rows, decoder.graph.cache.bucket)
-    call = decoder.graph.partitions.whole
-    decoder._gpu.runner.load(call.graph, place.sizes)
-    reads, writes = decoder.graph.memory.reads(call, place.given), decoder.graph.memory.writes(call, place.given)
+    cuda, stream, control = decoder._gpu.cuda, decoder._gpu.stream, trt_graph(decoder).control
+    place = trt_graph(decoder).captured.place(rows, trt_graph(decoder).cache.bucket)
+    call = trt_graph(decoder).partitions.whole
+    trt_runner(decoder).load(call.graph, place.sizes)
+    reads, writes = (
+        trt_graph(decoder).memory.reads(call, place.given),
+        trt_graph(decoder).memory.writes(call, place.given),
+    )
 
     def step() -> None:
-        decoder.graph.stepper.begin(control.state, place, control.levels, stream)
-        decoder._gpu.runner.enqueue(call.graph, place.sizes, reads, writes, stream)
-        decoder.graph.captured.finish(place, control.addresses(decoder.graph.stepper.ran))
+        trt_graph(decoder).stepper.begin(control.state, place, control.levels, stream)
+        trt_runner(decoder).enqueue(call.graph, place.sizes, reads, writes, stream)
+        trt_graph(decoder).captured.finish(place, control.addresses(trt_graph(decoder).stepper.ran))
 
     step()
     cuda.sync(stream)
@@ -194,11 +209,11 @@ def time_bundle(bundle: Bundle, batch: int, whole: bool, mode: str) -> dict[str,
     probe = Cuda()
     before = probe.free_bytes()
     decoder = whole_decoder(bundle, batch, 1)
-    gate = decoder.graph.partitions.gates[0]
-    block = sum(decoder.graph.partitions.graphs[call.graph].weights for call in gate.then)
+    gate = trt_graph(decoder).partitions.gates[0]
+    block = sum(trt_graph(decoder).partitions.graphs[call.graph].weights for call in gate.then)
     found: dict[str, Any] = {
         "weights_read": sum(
-            decoder.graph.partitions.graphs[call.graph].weights for call in decoder.graph.partitions.calls()
+            trt_graph(decoder).partitions.graphs[call.graph].weights for call in trt_graph(decoder).partitions.calls()
         ),
         "block_bytes": block,
         "taken": dict(decoder.taken),

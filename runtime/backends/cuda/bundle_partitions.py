@@ -55,7 +55,9 @@ def read_steps(bundle: Bundle) -> dict[str, DeviceStep]:
     for name in decoder_graphs(bundle):
         file = step_file(name)
         if not bundle.has(file):
-            raise BundleError(f"{bundle.path}: its model runs on a CPU only, or an older adaptc compiled it; compile again")
+            raise BundleError(
+                f"{bundle.path}: its model runs on a CPU only, or an older adaptc compiled it; compile again"
+            )
         try:
             found[name] = DeviceStep.from_json(bundle.read(file))
         except BundleError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
-from adaptc.runtime.backends.cuda.machinery import AnyCache, AnyStepper
+from adaptc.runtime.backends.cuda.machinery import GraphCache, GraphStepper
 from adaptc.runtime.backends.cuda.step import StepPlacement
 from adaptc.runtime.backends.cuda.step_control import StepControl
 
@@ -33,7 +33,14 @@ class CapturedSteps:
     """The graphs of one session."""
 
     def __init__(
-        self, cuda: Cuda, stepper: AnyStepper, control: StepControl, cache: AnyCache, vocab: int, gates: int, stream: Any
+        self,
+        cuda: Cuda,
+        stepper: GraphStepper,
+        control: StepControl,
+        cache: GraphCache,
+        vocab: int,
+        gates: int,
+        stream: Any,
     ) -> None:
         """Capture nothing yet.
 

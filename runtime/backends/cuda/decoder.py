@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from adaptc.runtime.backends.cuda.graph import GpuGraph, GpuResources
 from adaptc.runtime.backends.cuda.in_flight import InFlightSteps, ReadStep
-from adaptc.runtime.backends.cuda.prefill import GpuPrefill
 from adaptc.runtime.backends.cuda.machinery import GraphForm
+from adaptc.runtime.backends.cuda.prefill import GpuPrefill
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE

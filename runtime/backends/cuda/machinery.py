@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.kernel_steps.kv_rows import KvRows
@@ -15,14 +17,93 @@ from adaptc.runtime.backends.cuda.kernel_steps.stepper import KernelStepper
 from adaptc.runtime.backends.cuda.kv_cache import GpuKvCache
 from adaptc.runtime.backends.cuda.memory import DeviceWeights, GraphMemory, SharedValues
 from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
-from adaptc.runtime.backends.cuda.step import Stepper
+from adaptc.runtime.backends.cuda.step import StateLink, Stepper, StepPlacement
 from adaptc.runtime.bundle.device_step import DeviceStep
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Partitions
 
-AnyStepper: TypeAlias = Stepper | KernelStepper
-AnyCache: TypeAlias = GpuKvCache | KvRows
-AnyMemory: TypeAlias = GraphMemory | KernelMemory
+
+class GraphStepper(Protocol):
+    """Runs the parts of one graph; what follows gates, and how, is its own."""
+
+    ran: int
+    apart: int
+
+    @property
+    def all_run(self) -> Any:
+        """Every block runs."""
+
+    @property
+    def on_device(self) -> Any:
+        """The device follows the gates, while a step is captured."""
+
+    @property
+    def by_host(self) -> Any:
+        """The host asks each gate."""
+
+    @property
+    def one_step_late(self) -> Any:
+        """From a mask, what follows that while gates decide for the step after."""
+
+    def load(self, place: StepPlacement) -> None:
+        """Make what a step needs ready."""
+
+    def settle(self, place: StepPlacement, stream: Any) -> None:
+        """Run what takes memory when it first runs."""
+
+    def masked(self, mask: Sequence[bool]) -> Any:
+        """What has blocks run as the mask says."""
+
+    def on_device_only(self, place: StepPlacement) -> bool:
+        """Whether the device reads all gates of a step by itself."""
+
+    def walk(self, place: StepPlacement, following: Any, stream: Any) -> None:
+        """All of a step up to the head."""
+
+    def head(self, place: StepPlacement, stream: Any, tokens: range | None = None) -> None:
+        """Logits of each row, or of some tokens of the first."""
+
+    def begin(self, state: int, place: StepPlacement, levels: int, stream: Any) -> None:
+        """See `StepEnds.begin`."""
+
+    def choose(self, state: int, place: StepPlacement, at: Mapping[str, int], vocab: int, stream: Any) -> None:
+        """See `StepEnds.choose`."""
+
+    def keep(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
+        """See `StepEnds.keep`."""
+
+    def take(self, state: int, place: StepPlacement, at: Mapping[str, int], link: StateLink, stream: Any) -> None:
+        """See `StepEnds.take`."""
+
+    def write_kv(self, state: int, place: StepPlacement, layers: tuple[int, int], valid: int, stream: Any) -> None:
+        """See `StepEnds.write_kv`."""
+
+
+class GraphCache(Protocol):
+    """The KV cache of one graph."""
+
+    bucket: int
+    positions: int
+
+    def fit(self, tokens: int, *, keep: bool, stream: Any) -> None:
+        """Make room for so many tokens in every row."""
+
+    def row(self, row: int) -> dict[str, int]:
+        """Addresses of the cache from this row on, by the names of the graph's inputs."""
+
+    def layers(self, row: int) -> npt.NDArray[Any]:
+        """What `write_kv` needs."""
+
+    def move(self, row: int, to: int, stream: Any) -> None:
+        """Copy one row over another."""
+
+
+class GraphPlaces(Protocol):
+    """Where the values of one graph lie."""
+
+    values: dict[str, int]
+    weights: dict[str, int]
+    bytes: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +118,9 @@ class Machinery:
     """
 
     form: Partitions | DeviceStep
-    memory: AnyMemory
-    stepper: AnyStepper
-    cache: AnyCache
+    memory: GraphPlaces
+    stepper: GraphStepper
+    cache: GraphCache
 
 
 class GraphForm(Protocol):
@@ -90,6 +171,7 @@ class PartitionForm:
     def constants(self, machinery: Machinery) -> list[float] | None:
         """See `GraphForm.constants`."""
         found = []
+        assert isinstance(machinery.memory, GraphMemory)
         for gate in self.partitions.gates:
             value = np.zeros(1, np.float32)
             self.cuda.get(machinery.memory.weights[gate.logit], value)

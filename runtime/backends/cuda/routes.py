@@ -64,10 +64,7 @@ class GpuRoutes(RoutedDecoder[GpuGraph]):
         form, spec, gates = trunk
         first = GpuGraph(gpu, form, spec, batch, gates, self._link)
         link = StateLink(states, width, tokens, first.control.ids)
-        parts = {
-            route: GpuGraph(gpu, form, spec, batch, gates, link)
-            for route, (form, spec, gates) in tails.items()
-        }
+        parts = {route: GpuGraph(gpu, form, spec, batch, gates, link) for route, (form, spec, gates) in tails.items()}
         super().__init__(first, parts, router)
         self.conditional = all(part.conditional for part in self.parts)
         self.in_flight = InFlightSteps(gpu.cuda, gpu.stream, self)

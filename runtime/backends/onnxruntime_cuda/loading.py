@@ -52,11 +52,7 @@ def kernel_decoder(cuda: Cuda, bundle: Bundle, batch: int, chunk: int) -> GpuDec
         RequestError: more sequences than kernels serve.
     """
     try:
-        if cuda.device.sm < LEAST_SM:
-            raise EngineError(
-                f"cuda: {cuda.device.name} has compute capability {cuda.device.sm / 10}; 8.0 or newer is right, or "
-                "device='cpu'"
-            )
+        _check_device(cuda)
         steps, runner = read_steps(bundle), KernelRunner()
         sizes, chunk = row_sizes(runner, batch), min(chunk, runner.tokens())
         weights = PackedWeights(cuda, bundle)
@@ -74,3 +70,12 @@ def kernel_decoder(cuda: Cuda, bundle: Bundle, batch: int, chunk: int) -> GpuDec
         cuda.close()
         raise
     return decoder
+
+
+def _check_device(cuda: Cuda) -> None:
+    """Refuse a GPU that has not the kernels' instructions."""
+    if cuda.device.sm < LEAST_SM:
+        raise EngineError(
+            f"cuda: {cuda.device.name} has compute capability {cuda.device.sm / 10}; 8.0 or newer is right, or "
+            "device='cpu'"
+        )

@@ -1,7 +1,7 @@
 """The KV cache of a decoder whose steps are kernels of ours: all positions of every slot, upright.
 
-Keys and values lie as float16[slots, kv_heads, max_tokens, head_dim], as ONNX Runtime's attention has them. A step reads as
-many positions as its rows have, so there are no KV buckets and nothing moves when a sequence grows.
+Keys and values lie as float16[slots, kv_heads, max_tokens, head_dim], as ONNX Runtime's attention has them. A step
+reads as many positions as its rows have, so there are no KV buckets and nothing moves when a sequence grows.
 """
 
 from __future__ import annotations

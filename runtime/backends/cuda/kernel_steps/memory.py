@@ -72,9 +72,7 @@ class KernelMemory:
         bytes: What was taken for this graph, by what for: "weights", "cache", "values".
     """
 
-    def __init__(
-        self, cuda: Cuda, step: DeviceStep, weights: PackedWeights, shared: SharedMemory, rows: int
-    ) -> None:
+    def __init__(self, cuda: Cuda, step: DeviceStep, weights: PackedWeights, shared: SharedMemory, rows: int) -> None:
         """Take memory and fill in the weights.
 
         Raises:
@@ -115,5 +113,3 @@ def _scratch(cuda: Cuda, step: DeviceStep, rows: int) -> Iterable[tuple[int, int
         layout = packed_gemm.Layout.of(weight)
         splits = packed_gemm.splits_of(layout, rows, units)
         yield 0, 4 * splits * rows * weight.results if splits > 1 else 0, 4 * layout.tiles
-
-

@@ -106,7 +106,10 @@ class PackedWeights:
             content = halves
         content = content.reshape(weight.results, -1)
         args = [(self._stage(content), _POINTER), (records, _POINTER)]
-        sizes = [(size, _INT) for size in (weight.results, weight.columns, content.nbytes // weight.results, PAIRS.index(weight.pair))]
+        sizes = [
+            (size, _INT)
+            for size in (weight.results, weight.columns, content.nbytes // weight.results, PAIRS.index(weight.pair))
+        ]
         self._run("pack_codes", layout, [*args, *sizes])
 
     def _pack_scales(self, step: DeviceStep, weight: GemmWeight, layout: Layout, records: int) -> float:

@@ -52,7 +52,7 @@ class KernelStepper(StepEnds):
 
     all_run = Following()
     on_device = Following(on_device=True)
-    by_host = on_device
+    by_host = one_step_late = on_device  # the device follows gates in any mode
     _early = True
 
     def __init__(

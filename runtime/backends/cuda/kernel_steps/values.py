@@ -43,7 +43,7 @@ def places_of(step: DeviceStep, *, kept: frozenset[str]) -> dict[str, int]:
             rows[place] = max(rows[place], sizes[name])
             home[name] = place
         ended = [name for name in home if last.get(name, -1) <= index and name not in kept]
-        free += [place for place in dict.fromkeys(home[name] for name in ended if last.get(name) == index)]
+        free += dict.fromkeys(home[name] for name in ended if last.get(name) == index)
     return home
 
 

@@ -125,7 +125,13 @@ def enqueue_attention(
     fresh = [*_pointers(at.fresh), *_ints(at.rows), *_pointers(at.tables), (layer.pairs, _INT)]
     heads = _ints((layer.heads, layer.kv_heads, max_tokens))
     if tokens > 1:
-        args = [*fresh, *_pointers((at.positions, at.state)), (tokens, _INT), *_pointers((at.queries, *at.cache)), *heads]
+        args = [
+            *fresh,
+            *_pointers((at.positions, at.state)),
+            (tokens, _INT),
+            *_pointers((at.queries, *at.cache)),
+            *heads,
+        ]
         grid: tuple[int, ...] = layer.heads + 2 * layer.kv_heads, rows
         cuda.launch(kernels["write_rotated"], grid, min(THREADS, -(-layer.width // 32) * 32), args, stream, early=True)
     blocks = shape.blocks(layer)

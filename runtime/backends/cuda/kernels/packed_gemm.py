@@ -119,9 +119,7 @@ def gemm_source(layout: Layout) -> KernelSource:
     """The source for weights of a layout."""
     own = f"BITS={layout.bits}", f"PARTS={layout.parts}", f"RAGGED={int(layout.ragged)}"
     warps = f"WARPS={WARPS}", f"FEW_WARPS={layout.few.warps}", f"FEW_BLOCKS={layout.few.together}"
-    return read_kernels(
-        ("common", "packed_gemm"), *own, *warps, f"STAGES={layout.few.stages}", f"X_STAGES={X_STAGES}"
-    )
+    return read_kernels(("common", "packed_gemm"), *own, *warps, f"STAGES={layout.few.stages}", f"X_STAGES={X_STAGES}")
 
 
 def gemm_kernels(cuda: Cuda, layout: Layout) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A sum over a row ends a loop; what it summed stays in registers, where the next 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adaptc.runtime.bundle.device_step import RowKernel, RowLine
@@ -57,8 +57,8 @@ def row_source(kernels: Sequence[RowKernel]) -> str:
     """CUDA C of these kernels, `rows_0` and so on; `common.cu` comes before it.
 
     Each takes a pointer for each input, weight and output, in this order, and then: float* thresholds, u8* decisions,
-    float* margins, u8* wants, int skip. `decisions` and `margins` get a number a row for a kernel with a gate. The grid is the rows, and
-    `blocks`.
+    float* margins, u8* wants, int skip. `decisions` and `margins` get a number a row for a kernel with a gate. The grid
+    is the rows, and `blocks`.
 
     Raises:
         BundleError: a program is not well formed.
@@ -73,8 +73,8 @@ def blocks(kernel: RowKernel) -> int:
 
 def threads(kernel: RowKernel) -> int:
     """Threads of a block for a kernel's rows."""
-    widest = max((kernel.lines[output.line].width for output in kernel.outputs), default=1)
-    widest = max(widest, *(kernel.lines[line.args[0]].width for line in kernel.lines if line.op in ("rms_norm", "dot")), 1)
+    summed = [kernel.lines[line.args[0]].width for line in kernel.lines if line.op in ("rms_norm", "dot")]
+    widest = max(1, *summed, *(kernel.lines[output.line].width for output in kernel.outputs))
     each = _EACH if _sums(kernel) else 1
     return min(THREADS if _sums(kernel) else _SPREAD, max(32, -(-widest // (32 * each)) * 32))
 
@@ -137,9 +137,7 @@ class _Printer:
         lines += [f"    out{n} += row * {self.width(o.line)};" for n, o in enumerate(kernel.outputs)]
         lines.append("    if (!runs) {")
         for n, output in enumerate(kernel.outputs):
-            lines.append(
-                f"        {self.over(self.width(output.line))} out{n}[i] = 0;"
-            )
+            lines.append(f"        {self.over(self.width(output.line))} out{n}[i] = 0;")
         lines += ["        return;", "    }"]
         return "\n".join(lines)
 
@@ -279,7 +277,7 @@ def _args(line: RowLine) -> int:
 
 def _check_width(name: str, index: int, line: RowLine, width: int) -> None:
     if line.op == "slice":
-        fits = 0 <= line.numbers[0] and line.numbers[0] + line.width <= width
+        fits = line.numbers[0] >= 0 and line.numbers[0] + line.width <= width
     elif line.op == "rms_norm":
         group = int(line.numbers[1])
         fits = group >= 1 and line.width % group == 0 and width in (line.width, group)
