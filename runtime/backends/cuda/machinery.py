@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from adaptc.runtime.backends.cuda.kernel_steps.stepper import KernelStepper
 from adaptc.runtime.backends.cuda.kv_cache import GpuKvCache
 from adaptc.runtime.backends.cuda.memory import DeviceWeights, GraphMemory, SharedValues
 from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
-from adaptc.runtime.backends.cuda.step import Stepper
+from adaptc.runtime.backends.cuda.step import Stepper, StepPlacement
 from adaptc.runtime.bundle.device_step import DeviceStep
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Partitions
@@ -23,6 +23,23 @@ from adaptc.runtime.bundle.partitions import Partitions
 AnyStepper: TypeAlias = Stepper | KernelStepper
 AnyCache: TypeAlias = GpuKvCache | KvRows
 AnyMemory: TypeAlias = GraphMemory | KernelMemory
+
+
+class PromptReading(Protocol):
+    """What reads long pieces of prompts in the stepper's place."""
+
+    def serves(self, tokens: int) -> bool:
+        """Whether it reads pieces of so many tokens."""
+
+    def read(self, place: StepPlacement, part: range, stream: Any) -> StepPlacement:
+        """Read part of a prompt, up to what the head reads; where that is found."""
+
+
+class PromptMaker(Protocol):
+    """Makes what reads a graph's prompts, once the graph lies on the GPU."""
+
+    def __call__(self, memory: KernelMemory, stepper: KernelStepper) -> PromptReading:
+        """Take the memory that prompts need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +51,14 @@ class Machinery:
         memory: Where its weights and values lie.
         stepper: Runs its parts.
         cache: Its KV cache.
+        prompts: Reads long pieces of prompts; None if the stepper reads all.
     """
 
     form: Partitions | DeviceStep
     memory: AnyMemory
     stepper: AnyStepper
     cache: AnyCache
+    prompts: PromptReading | None = None
 
 
 class GraphForm(Protocol):
@@ -107,6 +126,7 @@ class KernelForm:
         weights: All weights of the bundle.
         shared: Memory that its graphs share.
         together: As `KernelStepper` has it.
+        prompts: Makes what reads its long prompts; None for kernels alone.
     """
 
     cuda: Cuda
@@ -114,6 +134,7 @@ class KernelForm:
     weights: PackedWeights
     shared: SharedMemory
     together: str = ""
+    prompts: PromptMaker | None = None
 
     def put(self, spec: DecoderSpec, rows: int) -> Machinery:
         """See `GraphForm.put`."""
@@ -121,7 +142,8 @@ class KernelForm:
         cache = KvRows(self.cuda, spec, rows)
         memory.bytes["cache"] = cache.bytes
         stepper = KernelStepper(self.cuda, self.step, memory, self.shared.rows, spec.max_tokens, self.together)
-        return Machinery(self.step, memory, stepper, cache)
+        prompts = None if self.prompts is None else self.prompts(memory, stepper)
+        return Machinery(self.step, memory, stepper, cache, prompts)
 
     def constants(self, machinery: Machinery) -> list[float] | None:
         """See `GraphForm.constants`."""

@@ -14,6 +14,8 @@ from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS
 from adaptc.runtime.backends.cuda.loading import decoder_of
 from adaptc.runtime.backends.cuda.machinery import GraphForm, KernelForm
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
+from adaptc.runtime.backends.onnxruntime_cuda.load_prompts import MOST_TOKENS, load_prompts, prompt_makers
+from adaptc.runtime.backends.onnxruntime_cuda.sessions import PromptSessions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import EngineError
 
@@ -23,7 +25,13 @@ LEAST_SM = 80
 
 @dataclass(frozen=True, slots=True)
 class KernelRunner:
-    """What kernels of ours serve; see `StepRunner`."""
+    """What kernels of ours serve, and ONNX Runtime for prompts; see `StepRunner`.
+
+    Attributes:
+        most_tokens: Of a prompt at once.
+    """
+
+    most_tokens: int = ROWS
 
     def rows(self) -> tuple[int, ...]:
         """Rows that a step may have: steps are captured for these."""
@@ -31,13 +39,15 @@ class KernelRunner:
 
     def tokens(self) -> int:
         """Most tokens of a prompt at once."""
-        return ROWS
+        return self.most_tokens
 
     def close(self) -> None:
         """Nothing is left to free."""
 
 
-def kernel_decoder(cuda: Cuda, bundle: Bundle, batch: int, chunk: int) -> GpuDecoder | GpuRoutes:
+def kernel_decoder(
+    cuda: Cuda, bundle: Bundle, batch: int, chunk: int, engine: PromptSessions | None = None
+) -> GpuDecoder | GpuRoutes:
     """Put a bundle's decoder, or its trunk and tails, onto a GPU; on an error nothing stays there.
 
     Args:
@@ -45,6 +55,8 @@ def kernel_decoder(cuda: Cuda, bundle: Bundle, batch: int, chunk: int) -> GpuDec
         bundle: For ONNX Runtime.
         batch: Most sequences written at the same time.
         chunk: Most tokens of a prompt read at once.
+        engine: What reads pieces of prompts of more than `ROWS` tokens; None for kernels of ours, which read up to
+            `ROWS` at once. If it cannot load a bundle's graphs, a warning says so, and kernels of ours read prompts.
 
     Raises:
         BundleError: the bundle runs on a CPU only, or is damaged.
@@ -57,17 +69,20 @@ def kernel_decoder(cuda: Cuda, bundle: Bundle, batch: int, chunk: int) -> GpuDec
                 f"cuda: {cuda.device.name} has compute capability {cuda.device.sm / 10}; 8.0 or newer is right, or "
                 "device='cpu'"
             )
-        steps, runner = read_steps(bundle), KernelRunner()
+        steps, stream = read_steps(bundle), cuda.stream()
+        loaded = load_prompts(bundle, steps, engine, stream) if chunk > ROWS else {}
+        runner = KernelRunner(MOST_TOKENS if loaded else ROWS)
         sizes, chunk = row_sizes(runner, batch), min(chunk, runner.tokens())
         weights = PackedWeights(cuda, bundle)
-        shared = SharedMemory.of(cuda, steps.values(), max(sizes[-1], chunk))
-        gpu = GpuResources(cuda, cuda.stream(), runner, shared, sizes, chunk)
+        shared = SharedMemory.of(cuda, steps.values(), max(sizes[-1], min(chunk, ROWS)))
+        makers = prompt_makers(cuda, steps, loaded, weights, chunk, shared)
+        gpu = GpuResources(cuda, stream, runner, shared, sizes, chunk)
         policies = {name: gates.batch for name, gates in bundle.manifest.gates.items()}
         forms: dict[str, GraphForm] = {}
         for name, step in steps.items():
             policy = policies.get(name, "rows")
             together = policy if policy in ("any", "group") else ""
-            forms[name] = KernelForm(cuda, step, weights, shared, together)
+            forms[name] = KernelForm(cuda, step, weights, shared, together, makers.get(name))
         decoder = decoder_of(gpu, bundle, forms, batch)
         weights.done()
     except BaseException:
