@@ -13,6 +13,7 @@ import onnx_ir as ir
 from adaptc.errors import PassError
 from adaptc.ir.marks import label
 from adaptc.ir.onnx_graph import sizes
+from adaptc.ir.onnx_ops import is_skip
 from adaptc.runtime.bundle.names import cache_tensor
 
 OPSET = 20
@@ -21,6 +22,12 @@ OPSET = 20
 _IR_VERSION = 10
 _CONTRIB = "com.microsoft"
 _FLOAT, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_SHRUNK = 1 / 16
+"""What weights are multiplied by whose results join the residual stream: some models have results there that half
+precision could not hold."""
+
+_STREAM = frozenset(("SimplifiedLayerNormalization", "RMSNormalization", "SkipSimplifiedLayerNormalization", "Add"))
+
 _SAME_SHAPE = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Identity"))
 _PLAIN = frozenset(
     {
@@ -40,14 +47,14 @@ class PieceWriter:
         same: Values for which others stand.
         reads: What each input is.
         writes: What each output is.
-        products: Weights of products among the inputs, by name.
+        products: Weights of products among the inputs, by name, and what each is multiplied by.
     """
 
     names: Mapping[ir.Value, str]
     same: Mapping[ir.Value, ir.Value]
     reads: list[str] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)
-    products: set[str] = field(default_factory=set)
+    products: dict[str, float] = field(default_factory=dict)
     _inputs: list[ir.Value] = field(default_factory=list)
     _outputs: list[ir.Value] = field(default_factory=list)
     _nodes: list[ir.Node] = field(default_factory=list)
@@ -176,14 +183,19 @@ class PieceWriter:
         assert source is not None
         assert name is not None
         given = self._input(name, _HALF, ir.Shape(shape))
-        self.products.add(name)
-        x = self.value(source, _HALF)
+        result, x = node.outputs[0], self.value(source, _HALF)
         made = self._node(_CONTRIB, "FusedMatMul", [x, given], _HALF, [ir.AttrInt64("transB", 1)])
-        if bias is None:
-            self._made[node.outputs[0], _HALF] = made
-        else:
-            added = [self._cast(made, _FLOAT), self.value(bias, _FLOAT)]
-            self._made[node.outputs[0], _FLOAT] = self._node("", "Add", added, _FLOAT)
+        self.products[name] = _SHRUNK if _joins_the_stream(result) else 1.0
+        self._made[result, _HALF] = made
+        if self.products[name] != 1:
+            back = self._constant(np.array(1 / _SHRUNK, np.float32))
+            made = self._node("", "Mul", [self._cast(made, _FLOAT), back], _FLOAT)
+            self._made[result, _FLOAT] = made
+            del self._made[result, _HALF]
+        if bias is not None:
+            added = [self.value(result, _FLOAT), self.value(bias, _FLOAT)]
+            self._made[result, _FLOAT] = self._node("", "Add", added, _FLOAT)
+            self._made.pop((result, _HALF), None)
 
     def _attention(self, node: ir.Node) -> None:
         given: list[ir.Value | None] = [None if v is None else self.value(v, _HALF) for v in node.inputs[:3]]
@@ -222,6 +234,13 @@ class PieceWriter:
         for old, new in zip(node.outputs, copy.outputs, strict=True):
             new.type = old.type
             self._made[old, _FLOAT] = new
+
+
+def _joins_the_stream(value: ir.Value) -> bool:
+    """Whether a product's result is for norms and sums alone, as what layers add to the residual stream is."""
+    users = [use.node for use in value.uses()]
+    biased = any(node.op_type == "Add" and any(stored(each) is not None for each in node.inputs) for node in users)
+    return not biased and all(node.op_type in _STREAM or is_skip(node) for node in users)
 
 
 def stored(value: ir.Value | None) -> ir.Value | None:

@@ -14,7 +14,7 @@ from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.onnx_ops import is_skip
 from adaptc.passes.device.prompt_graph import PieceWriter
 from adaptc.passes.skip_ffn.skips import Skip
-from adaptc.runtime.bundle.device_prompt import VERSION, PromptCall, PromptGraph, PromptPieces
+from adaptc.runtime.bundle.device_prompt import VERSION, PromptCall, PromptGraph, PromptPieces, PromptProduct
 from adaptc.runtime.bundle.device_step import DeviceStep, StepValue
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, LOGITS_FROM
@@ -44,7 +44,7 @@ def prompt_layers(graph: ir.Graph, step: DeviceStep) -> PromptLowering:
                 values[source] = source.name or ""
     models: dict[str, ir.Model] = {}
     contents: dict[bytes, str] = {}
-    calls, products = [], set[str]()
+    calls, factors = [], dict[str, float]()
     for place in sorted(set(places.values())):
         nodes = [node for node in needed if places.get(node) == place]
         last = place == max(places.values())
@@ -54,10 +54,10 @@ def prompt_layers(graph: ir.Graph, step: DeviceStep) -> PromptLowering:
         model = writer.model()
         name = contents.setdefault(OnnxGraph(model).bytes(), str(len(contents)))
         models.setdefault(name, model)
-        products |= writer.products
+        factors |= writer.products
         calls.append(PromptCall(name, tuple(writer.reads), tuple(writer.writes)))
     which = {weight.codes: index for index, weight in enumerate(step.gemms)}
-    if missing := products - set(which):
+    if missing := set(factors) - set(which):
         raise PassError(f"{', '.join(sorted(missing))}: no product of the step")
     crossing = {name: StepValue(_width(value), "float32") for value, name in values.items() if name != step.source}
     crossing |= {name: step.values[name] for name in ends}
@@ -67,7 +67,7 @@ def prompt_layers(graph: ir.Graph, step: DeviceStep) -> PromptLowering:
         {name: PromptGraph("", _specs(graph.inputs), _specs(graph.outputs)) for name, graph in graphs.items()},
         tuple(calls),
         crossing,
-        {name: which[name] for name in sorted(products)},
+        {name: PromptProduct(which[name], factors[name]) for name in sorted(factors)},
         tuple(ends),
     )
     return PromptLowering(pieces, models)

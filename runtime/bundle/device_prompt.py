@@ -51,6 +51,19 @@ class PromptCall:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptProduct:
+    """A product's weight, float16[results, columns] as a call reads it.
+
+    Attributes:
+        gemm: The entry of `DeviceStep.gemms`.
+        factor: What it is multiplied by, a power of two; the graph divides what the product gives by it.
+    """
+
+    gemm: int
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class PromptPieces:
     """A decoder from its embedding to what its head reads, every gated block among it.
 
@@ -59,8 +72,7 @@ class PromptPieces:
         graphs: By name.
         calls: In order.
         values: Values that calls give to later ones, to the head, or get from the lookup, by name.
-        products: Weights of products, float16[results, columns] as a call reads them: by name, the entry of
-            `DeviceStep.gemms`.
+        products: Weights of products, by name.
         ends: Names of the values that the step's head, or whoever reads its hidden states, goes on from.
     """
 
@@ -68,7 +80,7 @@ class PromptPieces:
     graphs: dict[str, PromptGraph]
     calls: tuple[PromptCall, ...]
     values: dict[str, StepValue]
-    products: dict[str, int]
+    products: dict[str, PromptProduct]
     ends: tuple[str, ...]
 
     @staticmethod
@@ -85,9 +97,9 @@ class PromptPieces:
         pieces = loads(PromptPieces, text)
         if pieces.version != VERSION:
             raise BundleError(f"version: {pieces.version}, not {VERSION}; compile again")
-        for name, which in pieces.products.items():
-            if not 0 <= which < len(step.gemms):
-                raise BundleError(f"{name}: product {which}; there are {len(step.gemms)}; compile again")
+        for name, product in pieces.products.items():
+            if not 0 <= product.gemm < len(step.gemms):
+                raise BundleError(f"{name}: product {product.gemm}; there are {len(step.gemms)}; compile again")
         given = {step.source, *(name for call in step.body if call.kind == "lookup" for name in call.writes)}
         for call in pieces.calls:
             pieces._check(call, step, given)

@@ -1,7 +1,7 @@
 """onnxruntime-gpu on a machine without a GPU: addresses of a `FakeCuda` are the host's, so the CPU's engine reads them.
 
-The CPU's engine has no product of halves: one is written as floats between casts, which rounds as cuBLAS does, whose sums
-are floats too.
+The CPU's engine has no product of halves: one is written as floats between casts, which rounds as cuBLAS does, whose
+sums are floats too.
 """
 
 from __future__ import annotations

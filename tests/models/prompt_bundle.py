@@ -38,11 +38,8 @@ BACKBONE = Backbone("lm.gguf", "llama", tiny.VOCAB, 0, (), None, 128)
 @cache
 def program(family: str, weights: str, *, gated: bool = False) -> Program:
     """All passes up to `device_steps`: int4, int8, fp16 or fp32 weights."""
-    stored: Pass
-    if weights in ("int4", "int8"):
-        stored = Quantize(weights, block_size=16)  # type: ignore[arg-type]
-    else:
-        stored = FloatWeights(weights)  # type: ignore[arg-type]
+    quantized = weights in ("int4", "int8")
+    stored: Pass = Quantize(weights, block_size=16) if quantized else FloatWeights(weights)  # type: ignore[arg-type]
     whole = tiny.program(family)
     if gated:
         whole = whole.with_graph("lm", skipping.gated(family))

@@ -40,6 +40,11 @@ class LoadedPrompts:
     pieces: PromptPieces
     sessions: Mapping[str, PromptSession]
 
+    def close(self) -> None:
+        """Give back what the engine took."""
+        for session in self.sessions.values():
+            session.close()
+
 
 @dataclass(frozen=True, slots=True)
 class ReaderMaker:

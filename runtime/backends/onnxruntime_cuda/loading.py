@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from adaptc.runtime.backends.cuda.bundle_partitions import read_steps
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
@@ -14,7 +15,12 @@ from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS
 from adaptc.runtime.backends.cuda.loading import decoder_of
 from adaptc.runtime.backends.cuda.machinery import GraphForm, KernelForm
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
-from adaptc.runtime.backends.onnxruntime_cuda.load_prompts import MOST_TOKENS, load_prompts, prompt_makers
+from adaptc.runtime.backends.onnxruntime_cuda.load_prompts import (
+    MOST_TOKENS,
+    LoadedPrompts,
+    load_prompts,
+    prompt_makers,
+)
 from adaptc.runtime.backends.onnxruntime_cuda.sessions import PromptSessions
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import EngineError
@@ -28,10 +34,10 @@ class KernelRunner:
     """What kernels of ours serve, and ONNX Runtime for prompts; see `StepRunner`.
 
     Attributes:
-        most_tokens: Of a prompt at once.
+        prompts: Reads long prompts, by graph; {} where kernels of ours do.
     """
 
-    most_tokens: int = ROWS
+    prompts: Mapping[str, LoadedPrompts] = field(default_factory=dict)
 
     def rows(self) -> tuple[int, ...]:
         """Rows that a step may have: steps are captured for these."""
@@ -39,10 +45,12 @@ class KernelRunner:
 
     def tokens(self) -> int:
         """Most tokens of a prompt at once."""
-        return self.most_tokens
+        return MOST_TOKENS if self.prompts else ROWS
 
     def close(self) -> None:
-        """Nothing is left to free."""
+        """Free what ONNX Runtime took."""
+        for loaded in self.prompts.values():
+            loaded.close()
 
 
 def kernel_decoder(
@@ -63,6 +71,7 @@ def kernel_decoder(
         EngineError: NVRTC is not installed, or the GPU is too old or has too little memory.
         RequestError: more sequences than kernels serve.
     """
+    runner = KernelRunner()
     try:
         if cuda.device.sm < LEAST_SM:
             raise EngineError(
@@ -71,7 +80,7 @@ def kernel_decoder(
             )
         steps, stream = read_steps(bundle), cuda.stream()
         loaded = load_prompts(bundle, steps, engine, stream) if chunk > ROWS else {}
-        runner = KernelRunner(MOST_TOKENS if loaded else ROWS)
+        runner = KernelRunner(loaded)
         sizes, chunk = row_sizes(runner, batch), min(chunk, runner.tokens())
         weights = PackedWeights(cuda, bundle)
         shared = SharedMemory.of(cuda, steps.values(), max(sizes[-1], min(chunk, ROWS)))
@@ -86,6 +95,7 @@ def kernel_decoder(
         decoder = decoder_of(gpu, bundle, forms, batch)
         weights.done()
     except BaseException:
+        runner.close()
         cuda.close()
         raise
     return decoder

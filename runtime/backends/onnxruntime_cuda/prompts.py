@@ -21,7 +21,7 @@ from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS, Layout
 from adaptc.runtime.backends.cuda.kernels.unpack import enqueue_unpack, unpack_kernel
 from adaptc.runtime.backends.cuda.step import StepPlacement
 from adaptc.runtime.backends.onnxruntime_cuda.sessions import Bound, PromptSession
-from adaptc.runtime.bundle.device_prompt import PromptCall, PromptPieces
+from adaptc.runtime.bundle.device_prompt import PromptCall, PromptPieces, PromptProduct
 from adaptc.runtime.bundle.device_step import DeviceStep
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.names import SEQLENS_K, TOTAL_SEQUENCE_LENGTH, cache_tensor, past
@@ -59,7 +59,7 @@ class PromptMemory:
                 values[place] = max(size, values.get(place, 0))
             for call in pieces.calls:
                 for place, name in enumerate(name for name in call.reads if name in pieces.products):
-                    weight = step.gemms[pieces.products[name]]
+                    weight = step.gemms[pieces.products[name].gemm]
                     products[place] = max(2 * weight.results * weight.columns, products.get(place, 0))
         memory.values = [memory._take(cuda, values[place]) for place in sorted(values)]
         memory.products = [memory._take(cuda, products[place]) for place in sorted(products)]
@@ -128,8 +128,8 @@ class PromptReader:
             for name, spec in zip(call.reads, pieces.graphs[call.graph].inputs, strict=True)
             if name in step.weights and name not in pieces.products
         }
-        for which in pieces.products.values():
-            unpack_kernel(cuda, Layout.of(step.gemms[which]))
+        for product in pieces.products.values():
+            unpack_kernel(cuda, Layout.of(step.gemms[product.gemm]))
 
     def serves(self, tokens: int) -> bool:
         """Whether it reads a piece of a prompt of so many tokens; fewer are read sooner by a step's own kernels."""
@@ -152,7 +152,7 @@ class PromptReader:
         here = replace(place, given={**place.given, **self._values})
         self._stepper.look_up(here, stream)
         self._total[...] = part.stop
-        self._cuda.put(self._memory.lengths, np.array([part.stop - 1], np.int32))
+        self._cuda.put_async(self._memory.lengths, np.array([part.stop - 1], np.int32), stream)
         for call in self._pieces.calls:
             self._run(call, here, stream)
         return replace(place, given={**place.given, **{name: self._values[name] for name in self._pieces.ends}})
@@ -173,9 +173,9 @@ class PromptReader:
         outputs = [self._bound(name, spec, self._at(name, place.given), place.tokens) for name, spec in pairs]
         self._sessions[call.graph].run(inputs, outputs)
 
-    def _unpack(self, which: int, to: int, stream: Any) -> None:
-        packed, layout = self._packed[which], Layout.of(self._step.gemms[which])
-        enqueue_unpack(self._cuda, layout, packed.records, to, packed.factor, stream)
+    def _unpack(self, product: PromptProduct, to: int, stream: Any) -> None:
+        packed, layout = self._packed[product.gemm], Layout.of(self._step.gemms[product.gemm])
+        enqueue_unpack(self._cuda, layout, packed.records, to, packed.factor * product.factor, stream)
 
     def _at(self, name: str, given: Mapping[str, int]) -> int:
         if name == SEQLENS_K:

@@ -50,6 +50,9 @@ class PromptSession(Protocol):
             EngineError: the engine failed.
         """
 
+    def close(self) -> None:
+        """Give back what the engine took; before the stream ends."""
+
 
 class PromptSessions(Protocol):
     """What loads graphs."""
@@ -128,8 +131,8 @@ class OrtSession:
 
     def run(self, inputs: Sequence[Bound], outputs: Sequence[Bound]) -> None:
         """See `PromptSession.run`."""
-        binding = self._session.io_binding()
         try:
+            binding = self._session.io_binding()
             for name, bound in zip(self._inputs, inputs, strict=True):
                 binding.bind_input(name, *self._place(bound))
             for name, bound in zip(self._outputs, outputs, strict=True):
@@ -137,6 +140,10 @@ class OrtSession:
             self._session.run_with_iobinding(binding, self._options)
         except Exception as error:
             raise EngineError(f"{self._where}: onnxruntime failed: {_one_line(error)}") from error
+
+    def close(self) -> None:
+        """See `PromptSession.close`."""
+        self._session = None
 
     def _place(self, bound: Bound) -> tuple[Any, ...]:
         device = ("cpu", 0) if bound.on_host else ("cuda", self._index)

@@ -21,7 +21,7 @@ static __device__ __forceinline__ int code_of(const u32* codes, int i) {
 }
 #endif
 
-// `to` is half [results][columns], columns a multiple of 8; scales are `factor` times too small.
+// `to` is half [results][columns], columns a multiple of 8: the weight times `factor`.
 extern "C" __global__ void unpack(const u8* records, u16* to, int results, int columns, float factor) {
     long long chunks = (columns + CHUNK - 1) / CHUNK, all = (results + 15) / 16 * chunks * 64 * EIGHTS;
     long long first = blockIdx.x * (long long)blockDim.x + threadIdx.x, step = (long long)gridDim.x * blockDim.x;
@@ -35,7 +35,10 @@ extern "C" __global__ void unpack(const u8* records, u16* to, int results, int c
         u32 pairs[4];
 #if BITS == 16
 #pragma unroll
-        for (int j = 0; j < 4; ++j) pairs[j] = codes[j];
+        for (int j = 0; j < 4; ++j) {
+            u32 even = to_half(from_half(codes[j] & 65535) * factor);
+            pairs[j] = even | (u32)to_half(from_half(codes[j] >> 16) * factor) << 16;
+        }
 #else
         int at = eight * 8 * PARTS / MINE * 32 + lane;
         float scale = from_half(((const u32*)(record + 1024))[at] >> 16 * high & 65535) * factor;
