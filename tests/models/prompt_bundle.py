@@ -40,11 +40,11 @@ def program(family: str, weights: str, *, gated: bool = False) -> Program:
     """All passes up to `device_steps`: int4, int8, fp16 or fp32 weights."""
     quantized = weights in ("int4", "int8")
     stored: Pass = Quantize(weights, block_size=16) if quantized else FloatWeights(weights)  # type: ignore[arg-type]
-    whole = tiny.program(family)
+    whole = tiny.lowered(family)
     if gated:
-        whole = whole.with_graph("lm", skipping.gated(family))
-    cache_passes = (Lower(), KvCache(max_tokens=TOKENS), LogitsFrom(), FuseNorms(), FuseProjections())
-    return Pipeline((*cache_passes, stored, DeviceSteps(required=True))).run(whole)
+        whole = Pipeline((Lower(),)).run(tiny.program(family).with_graph("lm", skipping.gated(family)))
+    before = (KvCache(max_tokens=TOKENS), LogitsFrom(), FuseNorms(), FuseProjections())
+    return Pipeline((*before, stored, DeviceSteps(required=True))).run(whole)
 
 
 def write(into: Path, made: Program, gates: SkipGates | None = None, *, prompts: bool = True) -> Bundle:
