@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from adaptc import __version__
 from adaptc.compiler.publish_partitions import partition_files
+from adaptc.compiler.publish_prompts import prompt_files
 from adaptc.compiler.weights_file import (
     data_files,
     data_files_of,
@@ -145,6 +146,8 @@ class BundleParts:
             steps = {name: placed_step(step, data_of) for name, step in self.program.steps.items()}
         files: dict[str, Path | bytes] = {graph_file(name): content for name, content in written.items()}
         files |= {step_file(name): dumps(step).encode() for name, step in steps.items()}
+        for name, step in self.program.steps.items():
+            files |= {} if step.prompt is None else prompt_files(name, step.prompt)
         for name, split in self.program.partitions.items():
             data = scratch / self._data_name
             files |= partition_files(name, split, written[name], data, data_file(self._data_name))

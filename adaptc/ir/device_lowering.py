@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from adaptc.runtime.bundle.device_prompt import PromptPieces
     from adaptc.runtime.bundle.device_step import DeviceStep, RowKernel, StepCall
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLowering:
+    """What ONNX Runtime reads prompts with on a GPU.
+
+    Attributes:
+        pieces: The calls; in which files their graphs lie is left open.
+        models: The graphs, by name.
+    """
+
+    pieces: PromptPieces
+    models: Mapping[str, ir.Model]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +33,12 @@ class DeviceLowering:
     Attributes:
         step: The calls; where weights lie is left open.
         tensors: The weights that they read, by name.
+        prompt: What reads long prompts; None where the step's own calls do.
     """
 
     step: DeviceStep
     tensors: Mapping[str, ir.TensorProtocol]
+    prompt: PromptLowering | None = None
 
     def text(self) -> str:
         """The calls, one a line, and then each kernel over rows; the same text for the same step."""

@@ -9,11 +9,12 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from adaptc.errors import PassError
-from adaptc.ir.device_lowering import DeviceLowering
+from adaptc.ir.device_lowering import DeviceLowering, PromptLowering
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.device.calls import device_step
+from adaptc.passes.device.prompt_layers import prompt_layers
 from adaptc.passes.device.reading import read_atoms
 from adaptc.runtime.bundle.device_step import DeviceStep
 from adaptc.runtime.bundle.names import KEY, past
@@ -56,8 +57,16 @@ class DeviceSteps(Pass):
                 if self.required:
                     raise
                 continue
-            found[name] = DeviceLowering(step, _tensors(main, step))
+            found[name] = DeviceLowering(step, _tensors(main, step), _prompt(main, step))
         return replace(program, steps={**program.steps, **found}) if found else program
+
+
+def _prompt(graph: ir.Graph, step: DeviceStep) -> PromptLowering | None:
+    """The layers that ONNX Runtime reads long prompts with, if a decoder can be cut into them."""
+    try:
+        return prompt_layers(graph, step)
+    except PassError:
+        return None
 
 
 def _tensors(graph: ir.Graph, step: DeviceStep) -> Mapping[str, ir.TensorProtocol]:

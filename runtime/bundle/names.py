@@ -130,6 +130,16 @@ def step_file(name: str) -> str:
     return f"steps/{name}.json"
 
 
+def prompt_file(name: str) -> str:
+    """The file that says how a graph reads long prompts on a GPU."""
+    return f"steps/{name}-prompt.json"
+
+
+def prompt_graph_file(name: str, piece: str) -> str:
+    """The file of a graph that several layers of a long prompt share."""
+    return f"steps/{name}-prompt-{piece}.onnx"
+
+
 def verification_graph(name: str, tokens: int) -> str:
     """The graph that reads up to so many tokens of a sequence as a graph's steps would."""
     return f"{name}.verify{tokens}"

@@ -126,6 +126,7 @@ class GpuGraph:
         machinery = form.put(spec, most)
         self.partitions, self.memory = machinery.form, machinery.memory
         self.stepper, self.cache = machinery.stepper, machinery.cache
+        self._prompts = machinery.prompts
         count = len(self.partitions.gates)
         apart = max(1, self.stepper.apart)
         self.control = StepControl(cuda, spec, most, gpu.chunk, count * apart, self.cache.positions, link)
@@ -295,12 +296,16 @@ class GpuGraph:
         cuda, stream, link = self._gpu.cuda, self._gpu.stream, self.link
         given = self.control.prompt(prompt, part) | self.cache.row(row)
         place = StepPlacement(1, len(part), self.cache.bucket, given, self.control.whole, self.control.one)
-        self.stepper.load(place)
-        self.stepper.walk(place, self.stepper.all_run, stream)
+        if self._prompts is not None and self._prompts.serves(len(part)):
+            place = self._prompts.read(place, part, stream)
+        else:
+            self.stepper.load(place)
+            self.stepper.walk(place, self.stepper.all_run, stream)
         table = self.control.table(self.cache.layers(row), stream)
         self.stepper.write_kv(self.control.one, place, table, len(part), stream)
         if link is not None and not link.ids:
             size = 4 * link.width * len(part)
-            cuda.copy_rows((link.at(row, part.start), size), (self.memory.values[HIDDEN], size), size, 1, stream)
+            made = place.given.get(HIDDEN, self.memory.values[HIDDEN])
+            cuda.copy_rows((link.at(row, part.start), size), (made, size), size, 1, stream)
         cuda.sync(stream)
         return place

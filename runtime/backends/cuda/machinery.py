@@ -106,6 +106,23 @@ class GraphPlaces(Protocol):
     bytes: dict[str, int]
 
 
+class PromptReading(Protocol):
+    """What reads long pieces of prompts in the stepper's place."""
+
+    def serves(self, tokens: int) -> bool:
+        """Whether it reads pieces of so many tokens."""
+
+    def read(self, place: StepPlacement, part: range, stream: Any) -> StepPlacement:
+        """Read part of a prompt, up to what the head reads; where that is found."""
+
+
+class PromptMaker(Protocol):
+    """Makes what reads a graph's prompts, once the graph lies on the GPU."""
+
+    def __call__(self, memory: KernelMemory, stepper: KernelStepper) -> PromptReading:
+        """Take the memory that prompts need."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machinery:
     """A graph on a GPU.
@@ -115,12 +132,14 @@ class Machinery:
         memory: Where its weights and values lie.
         stepper: Runs its parts.
         cache: Its KV cache.
+        prompts: Reads long pieces of prompts; None if the stepper reads all.
     """
 
     form: Partitions | DeviceStep
     memory: GraphPlaces
     stepper: GraphStepper
     cache: GraphCache
+    prompts: PromptReading | None = None
 
 
 class GraphForm(Protocol):
@@ -189,6 +208,7 @@ class KernelForm:
         weights: All weights of the bundle.
         shared: Memory that its graphs share.
         together: As `KernelStepper` has it.
+        prompts: Makes what reads its long prompts; None for kernels alone.
     """
 
     cuda: Cuda
@@ -196,6 +216,7 @@ class KernelForm:
     weights: PackedWeights
     shared: SharedMemory
     together: str = ""
+    prompts: PromptMaker | None = None
 
     def put(self, spec: DecoderSpec, rows: int) -> Machinery:
         """See `GraphForm.put`."""
@@ -203,7 +224,8 @@ class KernelForm:
         cache = KvRows(self.cuda, spec, rows)
         memory.bytes["cache"] = cache.bytes
         stepper = KernelStepper(self.cuda, self.step, memory, self.shared.rows, spec.max_tokens, self.together)
-        return Machinery(self.step, memory, stepper, cache)
+        prompts = None if self.prompts is None else self.prompts(memory, stepper)
+        return Machinery(self.step, memory, stepper, cache, prompts)
 
     def constants(self, machinery: Machinery) -> list[float] | None:
         """See `GraphForm.constants`."""

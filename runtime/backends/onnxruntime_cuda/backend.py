@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from adaptc.runtime.backends.backend import DecoderOptions, Device
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS
 from adaptc.runtime.backends.engine import Engine
+from adaptc.runtime.backends.onnxruntime_cuda.load_prompts import prompt_engine
 from adaptc.runtime.backends.onnxruntime_cuda.loading import kernel_decoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import EngineError
@@ -45,7 +47,8 @@ class OnnxRuntimeCuda:
         """See `Backend.decoder`."""
         check_count("batch", options.batch)
         check_count("chunk", options.chunk)
-        return kernel_decoder(Cuda(self.index), bundle, options.batch, options.chunk)
+        engine = prompt_engine(bundle, self.index) if options.chunk > ROWS else None
+        return kernel_decoder(Cuda(self.index), bundle, options.batch, options.chunk, engine)
 
     def draft_decoder(self, bundle: Bundle, options: DecoderOptions) -> None:
         """See `Backend.draft_decoder`; nothing verifies drafts on a GPU yet."""

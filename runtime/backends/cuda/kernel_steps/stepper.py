@@ -109,11 +109,15 @@ class KernelStepper(StepEnds):
             sizes = [(size, _INT) for size in (len(self._step.leaders), self._rows)]
             self._launch(self._tables["collect"], (place.rows,), 32, [*args, *sizes], stream)
 
+    def look_up(self, place: StepPlacement, stream: Any) -> None:
+        """The embedding alone, for whoever runs the calls behind it otherwise; any number of rows."""
+        self._calls([call for call in self._step.body if call.kind == "lookup"], place, self.all_run, stream)
+
     def head(self, place: StepPlacement, stream: Any, tokens: range | None = None) -> None:
         """Logits of each row, or of some tokens of the first."""
         if tokens is not None:
             names = {name for call in self._step.head for name in call.reads} & set(self._memory.values)
-            shifted = {name: self._memory.values[name] + tokens.start * self._memory.row[name] for name in names}
+            shifted = {name: self._at(name, place.given) + tokens.start * self._memory.row[name] for name in names}
             place = replace(place, batch=1, tokens=len(tokens), given={**place.given, **shifted})
         self._calls(self._step.head, place, self.all_run, stream)
 
