@@ -25,9 +25,9 @@ from typing import Any, Literal, TypeVar
 
 from adaptc.errors import AdaptcError
 from adaptc.ir.stored.disk import writing
-from adaptc.runtime.bundle.partials import LOCK, abandoned, partial_folder, remove
+from adaptc.runtime.bundle.files.partials import LOCK, abandoned, partial_folder, remove
+from adaptc.runtime.bundle.files.replace import flush, flush_folders
 from adaptc.runtime.bundle.reading import open_file, read_file, read_through
-from adaptc.runtime.bundle.replace import flush, flush_folders
 
 CONTENT = "content"
 SEAL = "seal.json"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from adaptc import __version__
 from adaptc.exports.options import Exported
+from adaptc.runtime.bundle.files.partials import partial_folder
+from adaptc.runtime.bundle.files.replace import flush, flush_folders, replace_folder
 from adaptc.runtime.bundle.folder import write_bundle
-from adaptc.runtime.bundle.partials import partial_folder
 from adaptc.runtime.bundle.reading import read_file
-from adaptc.runtime.bundle.replace import flush, flush_folders, replace_folder
 from adaptc.runtime.errors import BundleError, RequestError
 
 MARK = "adaptc-export.json"

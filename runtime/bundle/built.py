@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptc.runtime.bundle.files.replace import write_whole
 from adaptc.runtime.bundle.manifest import FileRecord
 from adaptc.runtime.bundle.names import MANIFEST
 from adaptc.runtime.bundle.reading import check_file, open_file, read_checked, read_file, read_through
-from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.errors import BundleError
 

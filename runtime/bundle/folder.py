@@ -16,10 +16,11 @@ from typing import BinaryIO
 
 from adaptc.runtime.bundle.built import carry_built
 from adaptc.runtime.bundle.consistency import check_manifest, check_name
+from adaptc.runtime.bundle.files.partials import partial_folder
+from adaptc.runtime.bundle.files.replace import flush, flush_folders, replace_folder
 from adaptc.runtime.bundle.manifest import FileRecord, Manifest
 from adaptc.runtime.bundle.names import MANIFEST
 from adaptc.runtime.bundle.onnx_file import external_files
-from adaptc.runtime.bundle.partials import partial_folder
 from adaptc.runtime.bundle.reading import (
     Comparison,
     check_file,
@@ -30,7 +31,6 @@ from adaptc.runtime.bundle.reading import (
     read_file,
     read_through,
 )
-from adaptc.runtime.bundle.replace import flush, flush_folders, replace_folder
 from adaptc.runtime.errors import BundleError, EngineError, ReplacedError
 
 _LARGEST_MANIFEST = 1 << 26  # bytes: sixty times what the largest bundle so far has

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from adaptc.compiler.cache import CONTENT, SEAL, Cache, Cleared, key_of
 from adaptc.errors import AdaptcError
 from adaptc.passes.store import Layered, Memory
-from adaptc.runtime.bundle.partials import partial_folder
+from adaptc.runtime.bundle.files.partials import partial_folder
 
 KEY, OTHER = key_of("one"), key_of("other")
 

@@ -29,8 +29,11 @@ static std::unique_ptr<std::barrier<>> barrier, warps[32];
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __align__(x) alignas(x)
+#define __align__(x) __attribute__((aligned(x)))
 struct uint4 { unsigned int x, y, z, w; };
+struct Copy { void* to; const void* from; };
+static const uint4 zeros16 = {0, 0, 0, 0}, *const nothing = &zeros16;
+alignas(16) static unsigned char slots[1 << 18];
 #define __shared__ static
 static void __syncthreads() { barrier->arrive_and_wait(); }
 static float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; }
@@ -45,6 +48,7 @@ template <class F> static void on_grid(int gx, int gy, int gz, int n, F body) {
     for (int y = 0; y < gy; ++y)
         for (int x = 0; x < gx; ++x) {
             barrier = std::make_unique<std::barrier<>>(n);
+            std::memset(slots, 0xff, sizeof slots);  // nobody reads what is not written: halves and floats that are none
             for (int i = 0; i < n; i += 32) warps[i / 32] = std::make_unique<std::barrier<>>(n - i < 32 ? n - i : 32);
             if (n == 1) {
                 threadIdx = {0, 0, 0};
@@ -61,10 +65,62 @@ template <class F> static void on_grid(int gx, int gy, int gz, int n, F body) {
 """
 WARPS = """
 #define ON_WARPS
-static void fetch(uint4* to, const uint4* from, bool there) { *to = there ? *from : uint4{0, 0, 0, 0}; }
-static void fetched() {}
-static void wait() {}
-static void wait_all() {}
+#define wait() wait_but(STAGES - 2)
+static thread_local std::vector<std::vector<Copy>> groups(1);
+static void fetch_if(void* to, const void* from, bool there) { if (there) groups.back().push_back({to, from}); }
+static void fetch(void* to, const void* from, bool there) { groups.back().push_back({to, there ? from : nothing}); }
+static void fetched() { groups.emplace_back(); }
+// What is copied is there once it was waited for, and not before.
+static void wait_but(int newest) {
+    while ((int)groups.size() > newest + 1) {
+        for (auto& copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
+        groups.erase(groups.begin());
+    }
+}
+static void wait_all() { fetched(); wait_but(0); }
+static void __syncwarp() { warps[threadIdx.x / 32]->arrive_and_wait(); }
+static void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+static int atomicAdd(int* to, int x) { return std::atomic_ref<int>(*to).fetch_add(x); }
+template <class T> static T lane_of(T x, int lane) {
+    static T given[8][32];
+    int warp = threadIdx.x / 32;
+    given[warp][threadIdx.x % 32] = x;
+    __syncwarp();
+    x = given[warp][lane];
+    __syncwarp();
+    return x;
+}
+template <class T> static T __shfl_sync(unsigned, T x, int lane) { return lane_of(x, lane); }
+template <class T> static T __shfl_xor_sync(unsigned, T x, int away) { return lane_of(x, threadIdx.x % 32 ^ away); }
+static float lane_sum(float x) {
+    for (int away = 16; away; away /= 2) x += __shfl_xor_sync(0xffffffffu, x, away);
+    return x;
+}
+static unsigned __byte_perm(unsigned x, unsigned y, unsigned which) {
+    unsigned long long both = (unsigned long long)y << 32 | x;
+    unsigned result = 0;
+    for (int i = 0; i < 4; ++i) result |= (unsigned)(both >> 8 * (which >> 4 * i & 7) & 255) << 8 * i;
+    return result;
+}
+// Both halves of a word; every sum and product is rounded once.
+template <class F> static unsigned halves(F of, unsigned a, unsigned b, unsigned c = 0) {
+    unsigned result = 0;
+    for (int at = 0; at < 32; at += 16) {
+        _Float16 y = (_Float16)of((double)from_half(a >> at), (double)from_half(b >> at), (double)from_half(c >> at));
+        unsigned short raw;
+        std::memcpy(&raw, &y, 2);
+        result |= (unsigned)raw << at;
+    }
+    return result;
+}
+static unsigned sub2(unsigned a, unsigned b) { return halves([](double x, double y, double) { return x - y; }, a, b); }
+static unsigned mul2(unsigned a, unsigned b) { return halves([](double x, double y, double) { return x * y; }, a, b); }
+static unsigned fma2(unsigned a, unsigned b, unsigned c) {
+    return halves([](double x, double y, double z) { return x * y + z; }, a, b, c);
+}
+static uint4 stream16(const uint4* from) { return *from; }
+static unsigned stream4(const unsigned* from) { return *from; }
+template <class T> static T stream_zeros(const T* from) { return *from; }
 // The instruction as NVIDIA documents it: which lane holds which elements of a, b and c.
 static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
     static unsigned short a[8][16][16], b[8][16][8];
@@ -82,7 +138,16 @@ static void mma(float* c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
     warps[warp]->arrive_and_wait();
 }
 """
-"""A warp's instructions for `skinny_gemm`; its lanes wait for each other."""
+"""A warp's instructions: its lanes wait for each other."""
+
+OWN_LANES = "static float lane_sum(float x) { return x; }\n"
+"""How common.cu sums where no thread has neighbours; `WARPS` has a sum over them."""
+
+MOST_SHARED = 1 << 18
+"""Bytes of shared memory that a launch may ask for."""
+
+SLOTS = "extern __shared__ __align__(16) u8 slots[];"
+"""Shared memory whose size a launch gives."""
 
 KERNEL = re.compile(r'extern "C" __global__ void +(\w+) *\(([^)]*)\)')
 COMPILER = ("g++", "-std=c++20", "-w")
@@ -103,7 +168,8 @@ def library(source: KernelSource, more: str = "") -> ctypes.CDLL:
             f'extern "C" void run_{name}(int gx, int gy, int gz, int n, {parameters}) '
             f"{{ on_grid(gx, gy, gz, n, [=] {{ {name}({names}); }}); }}"
         )
-    (folder / "kernels.cpp").write_text(PRELUDE + more + source.text + "\n".join(wrappers))
+    own = source.text.replace(SLOTS, "").replace(OWN_LANES, "" if more else OWN_LANES)
+    (folder / "kernels.cpp").write_text(PRELUDE + more + own + "\n".join(wrappers))
     command = [*COMPILER, "-O1", "-shared", "-fPIC", "-pthread", *defines[1:]]
     subprocess.run([*command, "-o", str(folder / "kernels.so"), str(folder / "kernels.cpp")], check=True)
     return ctypes.CDLL(str(folder / "kernels.so"))

@@ -29,18 +29,21 @@ GATED = (1, 2)
 
 RANK = 4
 
+GPU_RANK = 8
+"""Rank of cheap paths that kernels on a GPU multiply by: they read columns by eights."""
+
 
 @cache
-def gated(family: str, *, low_rank: bool = False) -> FxGraph:
+def gated(family: str, *, low_rank: bool = False, rank: int = RANK) -> FxGraph:
     """The family's model with a linear gate before the feed-forward of layers 1 and 2."""
-    return with_gates(tiny.fx(family), low_rank=low_rank)
+    return with_gates(tiny.fx(family), low_rank=low_rank, rank=rank)
 
 
-def with_gates(whole: FxGraph, *, low_rank: bool = False) -> FxGraph:
+def with_gates(whole: FxGraph, *, low_rank: bool = False, rank: int = RANK) -> FxGraph:
     """A fork of a captured graph, with gates."""
     random = torch.Generator().manual_seed(3)
     blocks = gating.ffn_blocks(whole)
-    shapes = [gating.parameters(blocks[layer], RANK if low_rank else 0) for layer in GATED]
+    shapes = [gating.parameters(blocks[layer], rank if low_rank else 0) for layer in GATED]
     weights = {name: torch.randn(shape, generator=random) * 0.3 for part in shapes for name, shape in part.items()}
     return gating.learned(whole, GATED, weights)
 
@@ -58,10 +61,10 @@ class Gating(Pass):
 
 
 @cache
-def lowered(family: str, *, low_rank: bool = False, fused: bool = True) -> Program:
+def lowered(family: str, *, low_rank: bool = False, fused: bool = True, rank: int = RANK) -> Program:
     """A gated program before `branch`: after `lower`, `kv_cache`, `logits_from` and, if `fused`, the fusions."""
     fusions = (FuseNorms(), FuseProjections()) if fused else ()
-    program = tiny.program(family).with_graph("lm", gated(family, low_rank=low_rank))
+    program = tiny.program(family).with_graph("lm", gated(family, low_rank=low_rank, rank=rank))
     return Pipeline((Lower(), KvCache(max_tokens=64), LogitsFrom(), *fusions)).run(program)
 
 

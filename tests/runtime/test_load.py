@@ -43,9 +43,14 @@ def refused(path: Any, kind: type[AdaptcError], message: str, **options: Any) ->
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"device": "tpu"}, r"^device: 'tpu'; there are: auto, cpu, gpu$"),
+    ({"device": "tpu"}, r"^device: 'tpu'; there are: auto, cpu, cuda, gpu, cuda:1 and so on$"),
+    ({"device": "cuda:"}, r"^device: 'cuda:'; there are"),
+    ({"device": "cuda:-1"}, r"^device: 'cuda:-1'; there are"),
+    ({"device": "CUDA"}, r"^device: 'CUDA'; there are"),
     ({"device": None}, r"^device: None; there are"),
-    ({"device": "gpu"}, r"^device: 'gpu'; .*gated was compiled for onnxruntime: its device is 'cpu'$"),
+    ({"device": "cuda", "threads": 2}, r"^threads: has no meaning for .*gated: it runs on a GPU; leave it out$"),
+    ({"device": "cuda:1", "prefix_bytes": 1}, r"^prefix_bytes: has no meaning for .*gated: it runs on a GPU"),
+    ({"device": "gpu", "routes": ["a"]}, r"^routes: has no meaning for .*gated: it runs on a GPU, which loads all"),
     ({"threads": "2"}, r"^threads: '2'; a whole number from 1 to 1024 is needed$"),
     ({"threads": 0}, r"^threads: 0; "),
     ({"threads": True}, r"^threads: True; "),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import BundleError, LoadError
-from adaptc.runtime.bundle.replace import write_whole
+from adaptc.runtime.bundle.files.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.safetensors_file import read_safetensors
 

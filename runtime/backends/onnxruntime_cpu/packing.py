@@ -10,11 +10,11 @@ from typing import IO
 from adaptc.runtime.backends.onnxruntime_cpu.engine import onnxruntime, save_packed
 from adaptc.runtime.backends.onnxruntime_cpu.packed import PACKED, RECORD, PackedRecord
 from adaptc.runtime.bundle.built import add_built
+from adaptc.runtime.bundle.files.partials import partial_folder
+from adaptc.runtime.bundle.files.replace import write_whole
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.onnx_file import fields
-from adaptc.runtime.bundle.partials import partial_folder
 from adaptc.runtime.bundle.reading import read_through
-from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps
 from adaptc.runtime.errors import BundleError, EngineError
 from adaptc.runtime.progress import SILENT, Progress, counted

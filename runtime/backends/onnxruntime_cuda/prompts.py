@@ -174,8 +174,9 @@ class PromptReader:
         self._sessions[call.graph].run(inputs, outputs)
 
     def _unpack(self, product: PromptProduct, to: int, stream: Any) -> None:
-        packed, layout = self._packed[product.gemm], Layout.of(self._step.gemms[product.gemm])
-        enqueue_unpack(self._cuda, layout, packed.records, to, packed.factor * product.factor, stream)
+        packed, weight = self._packed[product.gemm], self._step.gemms[product.gemm]
+        factor = packed.factor * product.factor
+        enqueue_unpack(self._cuda, Layout.of(weight), packed.records, to, factor, weight.pair, stream)
 
     def _at(self, name: str, given: Mapping[str, int]) -> int:
         if name == SEQLENS_K:

@@ -17,11 +17,11 @@ from pathlib import Path
 from adaptc.runtime.backends.tensorrt.build_report import MODES, BuildReport
 from adaptc.runtime.backends.tensorrt.sizes import sizes_of
 from adaptc.runtime.bundle.built import add_built, built_files, read_built
+from adaptc.runtime.bundle.files.replace import write_whole
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import FileRecord
 from adaptc.runtime.bundle.partitions import PartitionGraph
 from adaptc.runtime.bundle.reading import read_checked
-from adaptc.runtime.bundle.replace import write_whole
 from adaptc.runtime.bundle.strict_json import dumps, loads, parse, read_json
 from adaptc.runtime.errors import BundleError, EngineError
 

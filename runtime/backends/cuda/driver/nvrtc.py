@@ -8,7 +8,7 @@ from typing import Any
 
 from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
 from adaptc.runtime.bundle.built import add_built, read_built
-from adaptc.runtime.bundle.replace import write_whole
+from adaptc.runtime.bundle.files.replace import write_whole
 from adaptc.runtime.errors import BundleError, EngineError
 
 

@@ -77,3 +77,10 @@ static __device__ __forceinline__ bool runs_for_any(const u8* wants, int rows, i
         if (runs_for(wants, row, skip)) return true;
     return false;
 }
+
+// The row of a weight that a packed result is: where its halves are joined, 8 results of the first half lie before the 8
+// of the second that they meet.
+static __device__ __forceinline__ long long source_of(long long result, int results, int pair) {
+    if (!pair) return result;
+    return result / 16 * 8 + result % 8 + (result % 16 < 8 ? 0 : results / 2);
+}

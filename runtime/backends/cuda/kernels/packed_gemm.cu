@@ -501,12 +501,6 @@ PACKED_GEMM(packed_gemm_16, 2)
 PACKED_GEMM(packed_gemm_32, 4)
 PACKED_GEMM(packed_gemm_64, 8)
 
-// The row of a weight that a packed result is.
-static __device__ __forceinline__ long long source_of(long long result, int results, int pair) {
-    if (!pair) return result;
-    return result / 16 * 8 + result % 8 + (result % 16 < 8 ? 0 : results / 2);
-}
-
 // Codes of ONNX Runtime's MatMulNBits, [results][columns] in rows of `row_bytes` bytes, or halves, go into records.
 extern "C" __global__ void pack_codes(const u8* from, u8* to, int results, int columns, int row_bytes, int pair) {
     long long chunks = (columns + CHUNK - 1) / CHUNK, words = (results + 15) / 16 * chunks * 256;

@@ -22,7 +22,7 @@ static __device__ __forceinline__ int code_of(const u32* codes, int i) {
 #endif
 
 // `to` is half [results][columns], columns a multiple of 8: the weight times `factor`.
-extern "C" __global__ void unpack(const u8* records, u16* to, int results, int columns, float factor) {
+extern "C" __global__ void unpack(const u8* records, u16* to, int results, int columns, int pair, float factor) {
     long long chunks = (columns + CHUNK - 1) / CHUNK, all = (results + 15) / 16 * chunks * 64 * EIGHTS;
     long long first = blockIdx.x * (long long)blockDim.x + threadIdx.x, step = (long long)gridDim.x * blockDim.x;
     for (long long i = first; i < all; i += step) {
@@ -49,6 +49,6 @@ extern "C" __global__ void unpack(const u8* records, u16* to, int results, int c
             pairs[j] = even | (u32)to_half((code_of(codes, 2 * j + 1) - zero) * scale) << 16;
         }
 #endif
-        *(uint4*)(to + result * columns + column) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
+        *(uint4*)(to + source_of(result, results, pair) * columns + column) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
     }
 }

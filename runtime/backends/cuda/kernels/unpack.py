@@ -8,7 +8,7 @@ from typing import Any
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
 from adaptc.runtime.backends.cuda.kernels.files import read_kernels
-from adaptc.runtime.backends.cuda.kernels.packed_gemm import Layout
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import PAIRS, Layout
 
 _THREADS, _BLOCKS = 256, 8  # of a multiprocessor
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
@@ -24,7 +24,7 @@ def unpack_kernel(cuda: Cuda, layout: Layout) -> Any:
     return cuda.kernels(unpack_source(layout), ["unpack"])["unpack"]
 
 
-def enqueue_unpack(cuda: Cuda, layout: Layout, records: int, to: int, factor: float, stream: Any) -> None:
+def enqueue_unpack(cuda: Cuda, layout: Layout, records: int, to: int, factor: float, pair: str, stream: Any) -> None:
     """Write a weight as halves in the stream's order.
 
     Args:
@@ -33,9 +33,11 @@ def enqueue_unpack(cuda: Cuda, layout: Layout, records: int, to: int, factor: fl
         records: Address of the packed weight.
         to: Address of float16[results, columns].
         factor: What the weight is multiplied by.
+        pair: See `GemmWeight.pair`.
         stream: In whose order.
     """
-    args = [(records, _POINTER), (to, _POINTER), (layout.results, _INT), (layout.columns, _INT), (factor, _FLOAT)]
+    args = [(records, _POINTER), (to, _POINTER), (layout.results, _INT), (layout.columns, _INT)]
+    args += [(PAIRS.index(pair), _INT), (factor, _FLOAT)]
     eights = layout.tiles * layout.chunks * 64 * (16 // layout.bits)
     grid = min(-(-eights // _THREADS), _BLOCKS * cuda.device.multiprocessors)
     cuda.launch(unpack_kernel(cuda, layout), (grid,), _THREADS, args, stream)

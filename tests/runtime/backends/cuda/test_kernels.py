@@ -47,11 +47,11 @@ def choose(logits: npt.NDArray[np.float32], how: Sampling, point: float) -> int:
         return array.ctypes.data, POINTER
 
     scratch = [at(values), at(places)]
-    cpu_kernels.run("highest", (PARTS, 1), 4, [at(logits), (VOCAB, INT), *scratch])
+    cpu_kernels.run(step_source(), "highest", (PARTS, 1), 4, [at(logits), (VOCAB, INT), *scratch])
     rows = np.zeros(1, np.int32)
     given = [at(choices), at(points), at(state), at(ids), at(told), at(ran), at(ran_told), at(rows)]
     args = [at(logits), (VOCAB, INT), *scratch, (PARTS, INT), *given, (0, INT), (1, INT)]
-    cpu_kernels.run("choose", (1, 1), 4, args)
+    cpu_kernels.run(step_source(), "choose", (1, 1), 4, args)
     assert ids[0] == max(told[0], 0)
     return int(told[0])
 
@@ -97,7 +97,7 @@ def test_a_gate_decides_for_all_rows() -> None:
         result = np.ones(6, np.float32)
         args = [(0, ctypes.c_uint64), (logits.ctypes.data, POINTER), (2, INT), (thresholds.ctypes.data, POINTER)]
         args += [(2, INT), (ran.ctypes.data, POINTER), (result.ctypes.data, POINTER), (6, INT)]
-        cpu_kernels.run("decide", (1, 1), 4, args)
+        cpu_kernels.run(step_source(), "decide", (1, 1), 4, args)
         assert ran[0] == expected
         assert result.tolist() == [float(expected)] * 6
 
@@ -114,7 +114,9 @@ def test_states_are_kept_at_their_positions_and_taken_by_the_rows_of_a_tail() ->
 
     sizes = [(width, INT), (max_tokens, INT)]
     ends = [at(ran), at(told), (2, INT)]
-    cpu_kernels.run("keep_states", (3, 1), 4, [at(states), at(hidden), at(positions), at(state), *sizes, *ends])
+    cpu_kernels.run(
+        step_source(), "keep_states", (3, 1), 4, [at(states), at(hidden), at(positions), at(state), *sizes, *ends]
+    )
     expected = np.zeros_like(states)
     expected[0, 2], expected[1, 0] = hidden[0], hidden[1]
     np.testing.assert_array_equal(states, expected)
@@ -124,5 +126,7 @@ def test_states_are_kept_at_their_positions_and_taken_by_the_rows_of_a_tail() ->
         np.array([0, 2, 3], np.int32),
         np.full((3, width), -1, np.float32),
     )
-    cpu_kernels.run("take_states", (3, 1), 4, [at(found), at(states), at(order), at(above), at(state), *sizes])
+    cpu_kernels.run(
+        step_source(), "take_states", (3, 1), 4, [at(found), at(states), at(order), at(above), at(state), *sizes]
+    )
     np.testing.assert_array_equal(found, [hidden[1], hidden[0], np.full(width, -1)])

@@ -51,7 +51,7 @@ def test_warps_give_the_gemm(rows: int, results: int, columns: int) -> None:
     sizes = [(results, INT), (columns, INT), (rows, INT), (0, POINTER), (0, INT)]
     grid = -(-results // 16), -(-rows // 8)
     name = "skinny_gemm_ragged" if columns % WHOLE else "skinny_gemm"
-    cpu_kernels.run(name, grid, 32 * WARPS, [*args, *sizes], cpu_kernels.WARPS)
+    cpu_kernels.run(source_of("float16"), name, grid, 32 * WARPS, [*args, *sizes], cpu_kernels.WARPS)
     np.testing.assert_allclose(y, x.astype(np.float32) @ weight.astype(np.float32).T, rtol=1e-4, atol=1e-4)
 
 
@@ -77,7 +77,7 @@ def test_a_gemm_that_is_left_out_reads_nothing_and_gives_zeros_or_nothing(more: 
     for zeros, expected in ((0, 1), (1, 0)):
         args = [*given, (runs.ctypes.data, POINTER), (zeros, INT)]
         for name in ("skinny_gemm", "skinny_gemm_ragged"):
-            cpu_kernels.run(name, (2, 1), 32, args, more)
+            cpu_kernels.run(source_of("float16"), name, (2, 1), 32, args, more)
             assert (y == expected).all()
 
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from adaptc.runtime.bundle.partials import partial_folder
+from adaptc.runtime.bundle.files.partials import partial_folder
 from adaptc.runtime.errors import EngineError
 
 _AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working folder

@@ -1,0 +1,1 @@
+"""Folders and files that get their place whole: written beside it first, and renamed."""
