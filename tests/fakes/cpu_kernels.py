@@ -92,6 +92,11 @@ template <class T> static T lane_of(T x, int lane) {
 }
 template <class T> static T __shfl_sync(unsigned, T x, int lane) { return lane_of(x, lane); }
 template <class T> static T __shfl_xor_sync(unsigned, T x, int away) { return lane_of(x, threadIdx.x % 32 ^ away); }
+template <class T> static T __shfl_down_sync(unsigned, T x, int away) {
+    int lane = threadIdx.x % 32;
+    return lane_of(x, lane + away < 32 ? lane + away : lane);
+}
+static float __uint_as_float(unsigned x) { float y; std::memcpy(&y, &x, 4); return y; }
 static float lane_sum(float x) {
     for (int away = 16; away; away /= 2) x += __shfl_xor_sync(0xffffffffu, x, away);
     return x;

@@ -36,8 +36,8 @@ def enqueue_unpack(cuda: Cuda, layout: Layout, records: int, to: int, factor: fl
         pair: See `GemmWeight.pair`.
         stream: In whose order.
     """
-    args = [(records, _POINTER), (to, _POINTER), (layout.results, _INT), (layout.columns, _INT)]
-    args += [(PAIRS.index(pair), _INT), (factor, _FLOAT)]
+    pointers = [(records, _POINTER), (to, _POINTER)]
+    sizes = [(size, _INT) for size in (layout.results, layout.columns, PAIRS.index(pair))]
     eights = layout.tiles * layout.chunks * 64 * (16 // layout.bits)
     grid = min(-(-eights // _THREADS), _BLOCKS * cuda.device.multiprocessors)
-    cuda.launch(unpack_kernel(cuda, layout), (grid,), _THREADS, args, stream)
+    cuda.launch(unpack_kernel(cuda, layout), (grid,), _THREADS, [*pointers, *sizes, (factor, _FLOAT)], stream)

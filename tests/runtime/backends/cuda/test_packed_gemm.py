@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from adaptc.runtime.backends.cuda.driver.nvrtc import cubin
 from adaptc.runtime.backends.cuda.kernels.packed_gemm import FEW, ROWS, Layout, enqueue_gemm, gemm_source, splits_of
@@ -23,7 +25,7 @@ def multiply(
     cuda: FakeCuda,
     drawn: Drawn,
     x: npt.NDArray[np.float16],
-    y: npt.NDArray[np.float32],
+    y: npt.NDArray[Any],
     wants: npt.NDArray[np.uint8] | None = None,
     skip: int = 0,
 ) -> None:
@@ -31,12 +33,12 @@ def multiply(
     layout, rows, stream = Layout.of(drawn.weight), len(x), cuda.stream()
     packed = drawn.packed(cuda).packed(drawn.step, drawn.weight)
     splits = splits_of(layout, rows, cuda.device.multiprocessors)
-    parts, arrived = np.full(splits * y.size, np.nan, np.float32), np.zeros(layout.tiles, np.int32)
+    parts, arrived = np.full(splits * rows * layout.results, np.nan, np.float32), np.zeros(layout.tiles, np.int32)
     bias = 0 if drawn.bias is None else drawn.bias.ctypes.data
     addresses = packed.records, bias, x.ctypes.data, y.ctypes.data
     asked = (0 if wants is None else wants.ctypes.data), skip
     scratch = parts.ctypes.data, arrived.ctypes.data
-    enqueue_gemm(cuda, layout, rows, addresses, packed.factor, y.shape[1], asked, scratch, stream)
+    enqueue_gemm(cuda, layout, rows, addresses, packed.factor, y.shape[1], drawn.weight.pair, asked, scratch, stream)
     assert not arrived.any(), "the next product finds zeros"
 
 
@@ -124,9 +126,27 @@ def test_a_product_that_no_row_wants_reads_no_weight(rows: int, skip: int) -> No
     wants, y, arrived = np.zeros(rows, np.uint8), np.full((rows, 24), 7, np.float32), np.zeros(2, np.int32)
     parts = np.zeros(16 * y.size, np.float32)
     scratch = parts.ctypes.data, arrived.ctypes.data
-    enqueue_gemm(cuda, layout, rows, (0, 0, 0, y.ctypes.data), 1.0, 24, (wants.ctypes.data, skip), scratch, cuda.stream())
+    enqueue_gemm(
+        cuda, layout, rows, (0, 0, 0, y.ctypes.data), 1.0, 24, "", (wants.ctypes.data, skip), scratch, cuda.stream()
+    )
     assert (y == (0 if skip else 7)).all()
     assert not arrived.any()
+
+
+@pytest.mark.parametrize("pair", ["silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize(("bits", "rows"), [(4, 1), (4, 10), (8, 3), (16, 40)])
+def test_halves_that_are_joined(tmp_path: Path, bits: int, rows: int, pair: Any) -> None:
+    drawn, x = draw(tmp_path, bits, 48, 256, 32), rows_of(rows, 256)
+    drawn = replace(drawn, weight=replace(drawn.weight, pair=pair))
+    first, second = np.split(expected(drawn, x), 2, axis=1)
+    given = torch.from_numpy(first)
+    kinds = {"gelu": "none", "gelu_tanh": "tanh"}
+    gelu = torch.nn.functional.gelu
+    activated = torch.nn.functional.silu(given) if pair == "silu" else gelu(given, approximate=kinds[pair])
+    for cuda in (WarpCuda(), FakeCuda()):
+        y = np.full((rows, 24), np.nan, np.float16)
+        multiply(cuda, drawn, x, y)
+        np.testing.assert_allclose(y, activated.numpy() * second, rtol=4e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("rows", [2, 10])
