@@ -481,13 +481,21 @@ static __device__ __forceinline__ void multiply(const Packed& w, const u16* x, c
 }
 #endif
 
-// Grid: as many blocks as run at once for up to 8 rows; else one for each WARPS tiles and split. `wants` and `skip` are as
-// in common.cu. `parts` is float [splits][rows][results], `arrived` int [tiles / WARPS], zeros before and after.
-#define PACKED_GEMM(NAME, TILES)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(32 * (TILES == 1 ? FEW_WARPS : WARPS), TILES == 1 ? FEW_BLOCKS : TILES < 8 ? 2 : 1) \
+// Grid: for up to 8 rows as many blocks as run at once, and as many times eight rows; else one for each WARPS tiles and
+// split. `wants` and `skip` are as in common.cu. `parts` is float [splits][rows][results], `arrived` int [tiles / WARPS],
+// zeros before and after.
+#define PACKED_GEMM(NAME, TILES, MOST, BLOCKS)                                                                         \
+    extern "C" __global__ void __launch_bounds__(32 * MOST, BLOCKS)                                                    \
         NAME(const u8* records, const float* bias, float factor, const u16* x, void* y, int results, int columns,      \
              int stride, int pair, int rows, const u8* wants, int skip, float* parts, int* arrived, int splits) {      \
         Packed w = {records, bias, results, columns, factor};                                                          \
+        if (TILES == 1) {                                                                                              \
+            int first = blockIdx.y * 8;                                                                                \
+            x += (long long)first * columns;                                                                           \
+            y = (u8*)y + (long long)first * stride * (pair ? 2 : 4);                                                   \
+            wants = wants ? wants + first : wants;                                                                     \
+            rows = rows - first < 8 ? rows - first : 8;                                                                \
+        }                                                                                                              \
         if (wants && (skip & JUST_DECIDED)) after_previous();                                                          \
         Result to = {y, stride, pair, wants, skip, runs_for_any(wants, rows, skip)};                                   \
         if (!to.runs && !(skip & ZEROS)) {                                                                             \
@@ -496,10 +504,10 @@ static __device__ __forceinline__ void multiply(const Packed& w, const u16* x, c
         }                                                                                                              \
         multiply<TILES>(w, x, to, rows, parts, arrived, splits);                                                       \
     }
-PACKED_GEMM(packed_gemm_8, 1)
-PACKED_GEMM(packed_gemm_16, 2)
-PACKED_GEMM(packed_gemm_32, 4)
-PACKED_GEMM(packed_gemm_64, 8)
+PACKED_GEMM(packed_gemm_8, 1, FEW_WARPS, FEW_BLOCKS)
+PACKED_GEMM(packed_gemm_16, 2, WARPS, 2)
+PACKED_GEMM(packed_gemm_32, 4, WARPS, 2)
+PACKED_GEMM(packed_gemm_64, 8, WARPS, 1)
 
 // Codes of ONNX Runtime's MatMulNBits, [results][columns] in rows of `row_bytes` bytes, or halves, go into records.
 extern "C" __global__ void pack_codes(const u8* from, u8* to, int results, int columns, int row_bytes, int pair) {

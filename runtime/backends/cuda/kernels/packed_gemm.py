@@ -28,6 +28,10 @@ X_STAGES = 4
 MANY_TILES = 1024
 """Tiles from which fewer warps share one: there are enough for all warps, and each tile ends with a barrier."""
 
+SMALL_BYTES = 4 << 20
+"""Size up to which a weight is read again, from the GPU's own cache, for every `FEW` rows: that is quicker than
+sharing its columns among blocks that wait for each other."""
+
 MOST_SPLITS = 16
 """Most blocks that share a tile's columns."""
 
@@ -152,6 +156,7 @@ def enqueue_gemm(
     skip: tuple[int, int],
     scratch: tuple[int, int],
     stream: Any,
+    small: int = SMALL_BYTES,
 ) -> None:
     """Multiply in the stream's order.
 
@@ -166,14 +171,16 @@ def enqueue_gemm(
         skip: Address of what rows want, a byte each, or 0; and `inverse` of the kernel.
         scratch: Addresses of `parts` and `arrived` of the kernel.
         stream: In whose order; it may be capturing.
+        small: Bytes up to which a weight is read again for every `FEW` rows.
     """
-    kernel = gemm_kernels(cuda, layout)[f"packed_gemm_{_most_rows(rows)}"]
+    few, is_few = layout.few, rows <= FEW or layout.bytes <= small
+    most = FEW if is_few else _most_rows(rows)
+    kernel = gemm_kernels(cuda, layout)[f"packed_gemm_{most}"]
     records, bias, x, y = addresses
     splits = splits_of(layout, rows, cuda.device.multiprocessors)
-    if rows <= FEW:
-        grid = min(layout.tiles, layout.few.together * cuda.device.multiprocessors)
-    else:
-        grid = -(-layout.tiles // WARPS) * splits
+    grid: tuple[int, ...] = (-(-layout.tiles // WARPS) * splits,)
+    if is_few:
+        grid = min(layout.tiles, few.together * cuda.device.multiprocessors), -(-rows // FEW)
     args = [
         *((address, _POINTER) for address in (records, bias)),
         (factor, _FLOAT),
@@ -186,8 +193,7 @@ def enqueue_gemm(
         (scratch[1], _POINTER),
         (splits, _INT),
     ]
-    few = layout.few
-    warps = few.warps if rows <= FEW else WARPS
+    warps = few.warps if is_few else WARPS
     ring = few.warps * few.stages * layout.record_bytes
-    shared = ring if rows <= FEW else X_STAGES * layout.row_bytes * _most_rows(rows)
-    cuda.launch(kernel, (grid,), 32 * warps, args, stream, early=True, shared=shared)
+    shared = ring if is_few else X_STAGES * layout.row_bytes * most
+    cuda.launch(kernel, grid, 32 * warps, args, stream, early=True, shared=shared)

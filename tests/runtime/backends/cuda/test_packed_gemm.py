@@ -28,6 +28,7 @@ def multiply(
     y: npt.NDArray[Any],
     wants: npt.NDArray[np.uint8] | None = None,
     skip: int = 0,
+    small: int = 0,
 ) -> None:
     """y = x·Wᵀ + b as a step has it; `y` may have more columns than there are results."""
     layout, rows, stream = Layout.of(drawn.weight), len(x), cuda.stream()
@@ -38,7 +39,9 @@ def multiply(
     addresses = packed.records, bias, x.ctypes.data, y.ctypes.data
     asked = (0 if wants is None else wants.ctypes.data), skip
     scratch = parts.ctypes.data, arrived.ctypes.data
-    enqueue_gemm(cuda, layout, rows, addresses, packed.factor, y.shape[1], drawn.weight.pair, asked, scratch, stream)
+    enqueue_gemm(
+        cuda, layout, rows, addresses, packed.factor, y.shape[1], drawn.weight.pair, asked, scratch, stream, small
+    )
     assert not arrived.any(), "the next product finds zeros"
 
 
@@ -147,6 +150,17 @@ def test_halves_that_are_joined(tmp_path: Path, bits: int, rows: int, pair: Any)
         y = np.full((rows, 24), np.nan, np.float16)
         multiply(cuda, drawn, x, y)
         np.testing.assert_allclose(y, activated.numpy() * second, rtol=4e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("rows", [9, 16, 23])
+def test_small_weights_are_read_for_every_eight_rows(tmp_path: Path, rows: int) -> None:
+    drawn, x = draw(tmp_path, 4, 40, 192, 32), rows_of(rows, 192)
+    wants = (np.arange(rows) % 3 > 0).astype(np.uint8)
+    for cuda in (WarpCuda(), FakeCuda()):
+        y = np.full((rows, 40), 7, np.float32)
+        multiply(cuda, drawn, x, y, wants, ZEROS, small=1 << 20)
+        assert_product(y[wants > 0], drawn, x[wants > 0])
+        assert not y[wants == 0].any()
 
 
 @pytest.mark.parametrize("rows", [2, 10])
