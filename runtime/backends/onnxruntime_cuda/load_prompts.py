@@ -11,7 +11,7 @@ from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.kernel_steps.memory import KernelMemory, SharedMemory
 from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeights
 from adaptc.runtime.backends.cuda.kernel_steps.stepper import KernelStepper
-from adaptc.runtime.backends.onnxruntime_cuda.prompts import PromptMemory, PromptReader
+from adaptc.runtime.backends.onnxruntime_cuda.prompts import PromptLayers, PromptMemory
 from adaptc.runtime.backends.onnxruntime_cuda.sessions import (
     OrtSessions,
     PromptSession,
@@ -64,10 +64,10 @@ class ReaderMaker:
     weights: PackedWeights
     memory: PromptMemory
 
-    def __call__(self, memory: KernelMemory, stepper: KernelStepper) -> PromptReader:
+    def __call__(self, memory: KernelMemory, stepper: KernelStepper) -> PromptLayers:
         """See `PromptMaker`."""
         pieces, sessions = self.loaded.pieces, self.loaded.sessions
-        return PromptReader(self.cuda, self.step, pieces, sessions, self.weights, self.memory, (memory, stepper))
+        return PromptLayers(self.cuda, self.step, pieces, sessions, self.weights, self.memory, (memory, stepper))
 
 
 def prompt_engine(bundle: Bundle, index: int) -> OrtSessions | None:

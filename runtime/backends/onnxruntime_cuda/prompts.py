@@ -91,7 +91,7 @@ def buffers_of(pieces: PromptPieces) -> dict[str, int]:
     return home
 
 
-class PromptReader:
+class PromptLayers:
     """Reads the prompts of one graph."""
 
     def __init__(

@@ -16,6 +16,7 @@ from adaptc.passes import Pipeline
 from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.device.prompt_layers import prompt_layers
 from adaptc.runtime.bundle.device_prompt import PromptPieces
+from adaptc.runtime.bundle.device_step import StepWeight
 from adaptc.runtime.bundle.names import LOGITS_FROM, cache_tensor, past
 from adaptc.runtime.bundle.strict_json import dumps
 from adaptc.runtime.errors import BundleError
@@ -103,14 +104,16 @@ def test_a_file_that_names_what_is_not_there_is_refused() -> None:
     lowering = prompt_bundle.program("llama", "int4").steps["lm"]
     assert lowering.prompt is not None
     text = dumps(lowering.prompt.pieces)
+    step = replace(lowering.step, weights=dict.fromkeys(lowering.tensors, StepWeight("data", "float32", (1,), 0, 4)))
+    assert PromptPieces.from_json(text, step) == lowering.prompt.pieces
     with pytest.raises(BundleError, match="version: 2, not 1; compile again"):
-        PromptPieces.from_json(text.replace('"version": 1', '"version": 2'), lowering.step)
+        PromptPieces.from_json(text.replace('"version": 1', '"version": 2'), step)
     with pytest.raises(BundleError, match="nothing gives 'v7'"):
-        PromptPieces.from_json(text.replace('"v0"', '"v7"', 1), lowering.step)
+        PromptPieces.from_json(text.replace('"v0"', '"v7"', 1), step)
     with pytest.raises(BundleError, match=r"past\.9\.key: there are 3 layers"):
-        PromptPieces.from_json(text.replace("past.2.key", "past.9.key"), lowering.step)
+        PromptPieces.from_json(text.replace("past.2.key", "past.9.key"), step)
     with pytest.raises(BundleError, match="no graph '9'"):
-        PromptPieces.from_json(text.replace('"graph": "2"', '"graph": "9"'), lowering.step)
+        PromptPieces.from_json(text.replace('"graph": "2"', '"graph": "9"'), step)
 
 
 def whole(graph: OnnxGraph, ids: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
