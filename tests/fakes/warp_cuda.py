@@ -30,6 +30,4 @@ class WarpCuda(FakeCuda):
         given = list(args)
         more = "" if kernel.name.startswith("pack_") else cpu_kernels.WARPS
         few = threads if more else 1
-        self.submit(
-            stream, kernel.name, lambda: cpu_kernels.run(kernel.source, kernel.name, grid, few, given, more)
-        )
+        self.submit(stream, kernel.name, lambda: cpu_kernels.run(kernel.source, kernel.name, grid, few, given, more))
