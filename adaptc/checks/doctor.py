@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from adaptc.checks.gpu import describe_gpu
 from adaptc.checks.packages import Package, packages, version
 from adaptc.machine.memory import memory_bytes
 from adaptc.machine.processor import cpu_flags, cpu_name
@@ -25,7 +23,7 @@ def diagnose() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": {"name": cpu_name(), "cores": physical_cores(), "threads": os.cpu_count(), "flags": cpu_flags()},
         "memory": {"bytes": total, "available_bytes": available},
-        "gpu": _gpu(),
+        "gpu": describe_gpu(),
         "engines": _engines(),
         "packages": [_package(package) for package in packages()],
     }
@@ -40,24 +38,6 @@ def _package(package: Package) -> dict[str, Any]:
         "ok": package.ok,
     }
     return values if package.ok else values | {"install": package.install}
-
-
-def _gpu() -> dict[str, Any]:
-    driver = None
-    try:
-        match = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", Path("/proc/driver/nvidia/version").read_text())
-        driver = match[1] if match else None
-    except OSError:
-        pass
-    return {"driver": driver, "libcuda": _loads("libcuda.so.1")}
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 def _engines() -> Mapping[str, Any]:

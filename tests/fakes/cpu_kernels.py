@@ -48,7 +48,7 @@ template <class F> static void on_grid(int gx, int gy, int gz, int n, F body) {
     for (int y = 0; y < gy; ++y)
         for (int x = 0; x < gx; ++x) {
             barrier = std::make_unique<std::barrier<>>(n);
-            std::memset(slots, 0xff, sizeof slots);  // nobody reads what is not written: halves and floats that are none
+            std::memset(slots, 0xff, sizeof slots);  // numbers that are none, for who reads too early
             for (int i = 0; i < n; i += 32) warps[i / 32] = std::make_unique<std::barrier<>>(n - i < 32 ? n - i : 32);
             if (n == 1) {
                 threadIdx = {0, 0, 0};

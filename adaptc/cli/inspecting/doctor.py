@@ -45,6 +45,10 @@ def _machine(diagnosis: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "memory", f"{memory['bytes'] / 1e9:.1f} GB, {memory['available_bytes'] / 1e9:.1f} free"
     driver = f"NVIDIA driver {gpu['driver']}" if gpu["driver"] else "no NVIDIA driver"
     yield "gpu", f"{driver}, libcuda {'loads' if gpu['libcuda'] else 'does not load'}"
+    for index, each in enumerate(gpu["gpus"]):
+        yield f"cuda:{index}", f"{each['name']}, compute capability {each['compute_capability']}"
+    for lack in gpu["lacks"] or ("all is there that bundles need",):
+        yield "cuda", lack
     for name, engine in engines.items():
         text = engine["version"] or "not installed"
         more = ", ".join(engine.get("providers", ())) or engine.get("trouble", "")

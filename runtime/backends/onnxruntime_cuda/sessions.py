@@ -16,6 +16,7 @@ from adaptc.runtime.errors import EngineError
 PROVIDER = "CUDAExecutionProvider"
 
 _QUIET = 4  # fatal messages only: errors are raised
+_ERRORS = 3
 _MEND = "pip install 'adaptc[gpu]'"
 
 
@@ -110,6 +111,7 @@ class OrtSessions:
             "has_user_compute_stream": "1",
             "arena_extend_strategy": "kSameAsRequested",  # powers of two would take up to twice as much
         }
+        self.ort.set_default_logger_severity(_ERRORS)  # it warns of a plugin that is not there, and needs none
         try:
             session = self.ort.InferenceSession(graph, options, providers=[(PROVIDER, of_provider)])
             providers = session.get_providers()

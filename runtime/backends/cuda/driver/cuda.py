@@ -65,7 +65,7 @@ class Cuda:
         try:
             from cuda.bindings import driver, runtime
         except ImportError as error:
-            raise EngineError(f"cuda-bindings: not installed ({error}); pip install 'adaptc[tensorrt]'") from error
+            raise EngineError(f"cuda-bindings: not installed ({error}); pip install 'adaptc[gpu]'") from error
         self._rt, self._driver = runtime, driver
         version = self._check(runtime.cudaDriverGetVersion(), "look for a driver")
         if version == 0:

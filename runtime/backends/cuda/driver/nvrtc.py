@@ -40,11 +40,11 @@ def cubin(source: KernelSource, sm: int, folder: Path | None = None) -> bytes:
     try:
         from cuda.bindings import nvrtc
     except ImportError as error:
-        raise EngineError(f"cuda-bindings: not installed ({error}); pip install 'adaptc[tensorrt]'") from error
+        raise EngineError(f"cuda-bindings: not installed ({error}); pip install 'adaptc[gpu]'") from error
     try:
         program = _check(nvrtc.nvrtcCreateProgram(source.text.encode(), b"adaptc.cu", 0, [], []))
     except RuntimeError as error:  # the library is looked for when it is first called
-        raise EngineError(f"nvrtc: not loadable ({error}); pip install nvidia-cuda-nvrtc") from error
+        raise EngineError(f"nvrtc: not loadable ({error}); pip install 'adaptc[gpu]'") from error
     given = options(source, sm)
     if int(nvrtc.nvrtcCompileProgram(program, len(given), given)[0]) != 0:
         log = b" " * _check(nvrtc.nvrtcGetProgramLogSize(program))

@@ -129,9 +129,8 @@ def test_a_product_that_no_row_wants_reads_no_weight(rows: int, skip: int) -> No
     wants, y, arrived = np.zeros(rows, np.uint8), np.full((rows, 24), 7, np.float32), np.zeros(2, np.int32)
     parts = np.zeros(16 * y.size, np.float32)
     scratch = parts.ctypes.data, arrived.ctypes.data
-    enqueue_gemm(
-        cuda, layout, rows, (0, 0, 0, y.ctypes.data), 1.0, 24, "", (wants.ctypes.data, skip), scratch, cuda.stream()
-    )
+    addresses, asked = (0, 0, 0, y.ctypes.data), (wants.ctypes.data, skip)
+    enqueue_gemm(cuda, layout, rows, addresses, 1.0, 24, "", asked, scratch, cuda.stream(), small=0)
     assert (y == (0 if skip else 7)).all()
     assert not arrived.any()
 
