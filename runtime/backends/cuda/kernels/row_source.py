@@ -74,7 +74,7 @@ def blocks(kernel: RowKernel) -> int:
 def threads(kernel: RowKernel) -> int:
     """Threads of a block for a kernel's rows."""
     summed = [kernel.lines[line.args[0]].width for line in kernel.lines if line.op in ("rms_norm", "dot")]
-    widest = max(1, *summed, *(kernel.lines[output.line].width for output in kernel.outputs))
+    widest = max([1, *summed, *(kernel.lines[output.line].width for output in kernel.outputs)])
     each = _EACH if _sums(kernel) else 1
     return min(THREADS if _sums(kernel) else _SPREAD, max(32, -(-widest // (32 * each)) * 32))
 
