@@ -36,7 +36,7 @@ def enqueue_unpack(cuda: Cuda, layout: Layout, records: int, to: int, factor: fl
         pair: See `GemmWeight.pair`.
         stream: In whose order.
     """
-    args = [(records, _POINTER), (to, _POINTER), (layout.results, _INT), (layout.columns, _INT)]
+    args: list[tuple[Any, Any]] = [(records, _POINTER), (to, _POINTER), (layout.results, _INT), (layout.columns, _INT)]
     args += [(PAIRS.index(pair), _INT), (factor, _FLOAT)]
     eights = layout.tiles * layout.chunks * 64 * (16 // layout.bits)
     grid = min(-(-eights // _THREADS), _BLOCKS * cuda.device.multiprocessors)
