@@ -16,7 +16,6 @@ from tests.models import tiny_tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec
 from tests.models.sessions import session_of
 
-
 NEITHER = {"budget": None, "speculate": None}
 """Options of `load` that no request needs."""
 

@@ -69,8 +69,8 @@ def draw(
         weights[name] = StepWeight("data", str(array.dtype), array.shape, len(content), array.nbytes)
         content += array.tobytes()
     (folder / "data").write_bytes(content)
-    names = [name if name in arrays else "" for name in ("scales", "zeros", "bias")]
-    weight = GemmWeight(results, columns, bits, block if bits < 16 else 0, "codes", *names, 0, results)
+    scales, points, added = (name if name in arrays else "" for name in ("scales", "zeros", "bias"))
+    weight = GemmWeight(results, columns, bits, block if bits < 16 else 0, "codes", scales, points, added, 0, results)
     step = DeviceStep(VERSION, "hidden", "logits", (), (weight,), (), (), (), (), {}, weights, ())
     return Drawn(weight, step, values, arrays.get("bias"), Files(folder))
 
@@ -94,7 +94,7 @@ def _grid(
     if zeros:
         arrays["zeros"] = _joined(points, bits).reshape(-1)
     point = points.astype(np.float64) if zeros else np.full(points.shape, float(1 << (bits - 1)))
-    grid = (codes.reshape(results, blocks, block) - point[..., None]) * scales[..., None]
+    grid: npt.NDArray[np.float64] = (codes.reshape(results, blocks, block) - point[..., None]) * scales[..., None]
     return grid.reshape(results, -1)[:, :columns]
 
 
@@ -104,4 +104,4 @@ def _joined(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
         return codes
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
-    return codes[:, ::2] | codes[:, 1::2] << 4
+    return np.bitwise_or(codes[:, ::2], codes[:, 1::2] * np.uint8(16), dtype=np.uint8)

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 @BUNDLE
 @click.option("--system", metavar="TEXT", help="System message that the conversation starts with.")
 @generation_options
-def command(
-    bundle: Path, system: str | None, device: str, threads: int | None, verify: bool, **options: Any
-) -> None:
+def command(bundle: Path, system: str | None, device: str, threads: int | None, verify: bool, **options: Any) -> None:
     """Talk with a bundle.
 
     A line is a message. /reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer.
