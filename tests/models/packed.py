@@ -104,4 +104,5 @@ def _joined(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
         return codes
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
-    return np.bitwise_or(codes[:, ::2], codes[:, 1::2] * np.uint8(16), dtype=np.uint8)
+    joined: npt.NDArray[np.uint8] = np.bitwise_or(codes[:, ::2], codes[:, 1::2] * np.uint8(16), dtype=np.uint8)
+    return joined
