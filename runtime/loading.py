@@ -15,6 +15,7 @@ from adaptc.runtime.backends.cuda.bundle_partitions import has_steps
 from adaptc.runtime.backends.cuda.driver.cuda import gpu_at_hand
 from adaptc.runtime.backends.onnxruntime_cpu.backend import OnnxRuntimeCpu
 from adaptc.runtime.backends.onnxruntime_cuda.backend import OnnxRuntimeCuda
+from adaptc.runtime.backends.onnxruntime_cuda.loading import LEAST_SM
 from adaptc.runtime.backends.tensorrt.backend import TensorRt
 from adaptc.runtime.bundle.folder import Bundle, open_bundle, opening
 from adaptc.runtime.bundle.manifest import ModalSpec
@@ -328,7 +329,7 @@ def _to_gpu(bundle: Bundle, options: LoadOptions) -> bool:
     if options.device != "auto":
         return device_kind(options.device) == "gpu"
     whole = has_steps(bundle) and not bundle.manifest.modal and not for_cpu_only(options)
-    return whole and gpu_at_hand()
+    return whole and gpu_at_hand(LEAST_SM)
 
 
 def _label(bundle: Bundle) -> str:

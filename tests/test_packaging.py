@@ -177,7 +177,8 @@ def test_what_is_imported_is_required_and_the_reverse(project: dict[str, Any]) -
     part_of_pydantic = {"pydantic-core"}
     # `adaptc bench` runs peers where they are installed, and `adaptc verify` asks llama.cpp.
     peers = {"onnxruntime-genai", "llama-cpp", "llama-cpp-python", "xllamacpp"}  # the second is what the third imports
-    gpu = required(project, "tensorrt", "rtx") | {"cuda-pathfinder"}  # it comes with cuda-bindings, in one namespace
+    # cuda-pathfinder comes with cuda-bindings, in one namespace.
+    gpu = required(project, "gpu", "tensorrt", "rtx") | {"cuda-pathfinder"}
     optional = {"opentelemetry", "opentelemetry-api"}  # spans go where whoever starts the server has configured
     optional |= required(project, "ray")  # replicas, for whoever scales out with it
     known = required(project, "bench", "compile", "cpu", "serve") | part_of_pydantic | peers | gpu | optional

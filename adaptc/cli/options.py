@@ -33,6 +33,13 @@ ROUTES = click.option(
     "--route", "routes", multiple=True, help="Route of a stitched bundle to measure; by default all. May be repeated."
 )
 THREADS = click.option("--threads", type=click.IntRange(1), help="By default one for each physical core.")
+RUNS_ON = click.option(
+    "--device",
+    metavar="auto|cpu|cuda[:N]",
+    default="auto",
+    show_default=True,
+    help="Where the bundle runs; auto is a GPU if there is one that runs it.",
+)
 DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _SECONDS = click.FloatRange(0, min_open=True)

@@ -16,6 +16,9 @@ from tests.models import tiny_tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec
 from tests.models.sessions import session_of
 
+NEITHER = {"budget": None, "speculate": None}
+"""Options of `load` that no request needs."""
+
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -41,11 +44,18 @@ def words(count: int, start: str = "a") -> str:
 def test_generate_prints_the_answer_alone(session: dict[str, Any]) -> None:
     done = run("generate", "bundle", "-p", "a", "-n", "5", "--threads", "3", "--no-verify")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert session == {"path": Path("bundle"), "threads": 3, "verify": False, "budget": None, "speculate": None}
+    assert session == {"path": Path("bundle"), **NEITHER, "device": "auto", "threads": 3, "verify": False}
     assert done.stdout == words(5) + "\n"
     assert run("generate", "bundle", "-p", "a", "-n", "5", "--no-stream").stdout == done.stdout
     run("generate", "bundle", "-p", "a", "-n", "5", "--budget", "0.5")
     assert session["budget"] == 0.5, "so that the graph is loaded that will run"
+
+
+def test_a_device_is_named(session: dict[str, Any]) -> None:
+    assert run("generate", "bundle", "-p", "a", "--device", "cuda:1").exit_code == 0
+    assert session["device"] == "cuda:1"
+    assert run("chat", "bundle", "--device", "cpu", text="/quit\n").exit_code == 0
+    assert session["device"] == "cpu"
 
 
 @pytest.mark.usefixtures("session")

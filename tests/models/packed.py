@@ -94,7 +94,7 @@ def _grid(
     if zeros:
         arrays["zeros"] = _joined(points, bits).reshape(-1)
     point = points.astype(np.float64) if zeros else np.full(points.shape, float(1 << (bits - 1)))
-    grid = (codes.reshape(results, blocks, block) - point[..., None]) * scales[..., None].astype(np.float64)
+    grid: npt.NDArray[np.float64] = (codes.reshape(results, blocks, block) - point[..., None]) * scales[..., None]
     return grid.reshape(results, -1)[:, :columns]
 
 
@@ -104,5 +104,5 @@ def _joined(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
         return codes
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
-    joined: npt.NDArray[np.uint8] = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
+    joined: npt.NDArray[np.uint8] = np.bitwise_or(codes[:, ::2], codes[:, 1::2] * np.uint8(16), dtype=np.uint8)
     return joined

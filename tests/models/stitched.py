@@ -56,6 +56,12 @@ passes:
 target: {weights: fp32, max_tokens: 64, batch: 8}
 """
 
+GPU_ROUTES = ROUTES | {"small": Route(ROUTES["small"].slices, JoinOptions(kind="residual", rank=8))}
+"""The same as kernels on a GPU compute it: ranks that are multiples of 8, and no adapters."""
+
+GPU_SPEC = SPEC.replace("rank: 6, adapters: 4", "rank: 8").replace("batch: 8", "batch: 4, device: cuda")
+"""The spec for them."""
+
 
 def stitch(**options: Any) -> Stitch:
     """The pass with the routes above."""
@@ -153,14 +159,14 @@ def run_layer(owner: Any, index: int, state: torch.Tensor, extra: Mapping[str, t
     return state + fed  # type: ignore[no-any-return]
 
 
-def write(folder: Path, spec: str = SPEC) -> Path:
+def write(folder: Path, spec: str = SPEC, routes: Mapping[str, Route] = ROUTES) -> Path:
     """Write both models, their stitches and a spec; returns the spec's path."""
     from adaptc.ir.stored.stitch_file import StitchMetadata, save_stitches
 
     for name in SHAPES:
         model(name).save_pretrained(folder / name)
         save(byte_level(), folder / name)
-    plan = stitch().plan(program())
+    plan = stitch(routes=routes).plan(program())
     save_stitches(StitchMetadata({}, {}), halved(weights(plan)), folder / "stitch.safetensors")
     routed(folder / "router.safetensors")
     path = folder / "model.yaml"

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 @BUNDLE
 @click.option("--system", metavar="TEXT", help="System message that the conversation starts with.")
 @generation_options
-def command(bundle: Path, system: str | None, threads: int | None, verify: bool, **options: Any) -> None:
+def command(bundle: Path, system: str | None, device: str, threads: int | None, verify: bool, **options: Any) -> None:
     """Talk with a bundle.
 
     A line is a message. /reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer.
     """
     beginning = [{"role": "system", "content": system}] if system else []
     defaults = {"budget": options["budget"], "speculate": options["speculate"]}
-    with load_session(bundle, threads=threads, verify=verify, **defaults) as session:
+    with load_session(bundle, device=device, threads=threads, verify=verify, **defaults) as session:
         messages = list(beginning)
         _hint("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer.")
         while (line := _ask()) is not None and line != "/quit":

@@ -32,6 +32,7 @@ def command(
     stream: bool,
     trace: bool,
     as_json: bool,
+    device: str,
     threads: int | None,
     verify: bool,
     **options: Any,
@@ -44,7 +45,7 @@ def command(
     if not texts:
         raise click.UsageError("give a --prompt or a --prompt-file")
     defaults = {"budget": options["budget"], "speculate": options["speculate"]}
-    with load_session(bundle, threads=threads, verify=verify, **defaults) as session:
+    with load_session(bundle, device=device, threads=threads, verify=verify, **defaults) as session:
         if stream and not as_json and len(texts) == 1:
             pieces = session.generate(texts[0], stream=True, **options)
             print_pieces(pieces)

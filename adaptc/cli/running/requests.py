@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from adaptc.cli.options import RUNS_ON
+
 if TYPE_CHECKING:
     from adaptc.runtime import Session
 
@@ -66,6 +68,7 @@ _OPTIONS = (
         help="Guess tokens and verify several in a step, with the same answer: auto, lookup, model, route or budget.",
     ),
     click.option("--route", help="Route of a stitched bundle; by default its router picks one."),
+    RUNS_ON,
     click.option("--threads", type=int, help="By default one for each physical core."),
     click.option(
         "--verify/--no-verify",

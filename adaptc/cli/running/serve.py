@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from adaptc.cli.options import THREADS, load_targets
+from adaptc.cli.options import RUNS_ON, THREADS, load_targets
 
 
 @click.command("serve")
 @click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any free port.")
-@click.option("--device", metavar="auto|cpu|cuda[:N]", default="auto", show_default=True)
+@RUNS_ON
 @click.option(
     "--max-batch",
     type=click.IntRange(1),

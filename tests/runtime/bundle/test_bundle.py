@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adaptc.runtime import BundleError
-from adaptc.runtime.bundle import replace as replace_module
+from adaptc.runtime.bundle.files import replace as replace_module
 from adaptc.runtime.bundle.folder import check_destination, open_bundle, write_bundle
 from adaptc.runtime.bundle.manifest import (
     DecoderSpec,

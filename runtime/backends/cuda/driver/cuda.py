@@ -33,16 +33,23 @@ _EARLY_SM = 90
 """Compute capability from which a kernel may begin before the one before it has ended."""
 
 
-def gpu_at_hand() -> bool:
-    """Whether a session may take a GPU here: there are `cuda-bindings`, NVRTC, a driver and a GPU."""
+def gpu_at_hand(least_sm: int = 0) -> bool:
+    """Whether a session may take the first GPU: there are `cuda-bindings`, NVRTC, a driver and a new GPU.
+
+    Args:
+        least_sm: The lowest compute capability that counts as new, 80 for 8.0.
+    """
     try:
         from cuda.bindings import nvrtc, runtime
 
         versions = int(nvrtc.nvrtcVersion()[0]) == 0  # a library that lacks is an error when it is first called
         failed, count = runtime.cudaGetDeviceCount()
+        if not versions or int(failed) or int(count) == 0:
+            return False
+        failed, about = runtime.cudaGetDeviceProperties(0)
     except (ImportError, OSError, RuntimeError):
         return False
-    return versions and int(failed) == 0 and int(count) > 0
+    return int(failed) == 0 and about.major * 10 + about.minor >= least_sm
 
 
 class Cuda:
