@@ -218,9 +218,9 @@ class _Reader:
         self.line(node, "rms_norm", [x, weight], (epsilon, float(group)), width)
 
     def skip_norm(self, node: ir.Node) -> None:
-        if len(node.inputs) > 3 and node.inputs[3] is not None:
-            raise PassError(f"{label(node)}: a norm with a bias; no kernel of a step computes it")
         total = self.line(node, "add", [self.of(node, 0), self.of(node, 1)])
+        if len(node.inputs) > 3 and node.inputs[3] is not None:  # the bias of the product before
+            total = self.line(node, "add", [total, self.of(node, 3)])
         if len(node.outputs) > 3:
             self.known[node.outputs[3]] = total
         self.rms(node, total, self.of(node, 2))

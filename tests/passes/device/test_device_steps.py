@@ -157,12 +157,6 @@ def unknown(graph: ir.Graph) -> None:
     first(graph, "Sigmoid").op_type = "Softplus"
 
 
-def biased_norm(graph: ir.Graph) -> None:
-    node = first(graph, "SkipSimplifiedLayerNormalization")
-    node.resize_inputs(4)
-    node.replace_input_with(3, node.inputs[2])
-
-
 def left_out(graph: ir.Graph) -> None:
     first(graph, "Sigmoid").replace_input_with(0, None)
 
@@ -214,11 +208,6 @@ def nothing(graph: ir.Graph) -> None:
 REFUSED: list[tuple[Callable[[ir.Graph], None], str, str]] = [
     (unknown, "int4", "model.layers.0.mlp.act_fn: Softplus; no kernel of a step computes it"),
     (left_out, "int4", "model.layers.0.mlp.act_fn: input 0 of Sigmoid is left out; no kernel computes it"),
-    (
-        biased_norm,
-        "int4",
-        "model.layers.0.post_attention_layernorm: a norm with a bias; no kernel of a step computes it",
-    ),
     (sliced, "int4", "lm_head: Slice; no kernel of a step computes it"),
     (permuted, "int4", "model.layers.0.self_attn.qkv_proj: MatMulNBits of 4 bits in another order; 4 and 8 are right"),
     (two_bits, "int4", "model.layers.0.self_attn.qkv_proj: MatMulNBits of 2 bits in another order; 4 and 8 are right"),
