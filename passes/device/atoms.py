@@ -43,7 +43,7 @@ class Atom:
 
 
 @dataclass(eq=False, slots=True)
-class Source(Atom):
+class StateInput(Atom):
     """The hidden states that a tail reads."""
 
 
@@ -70,14 +70,14 @@ class Attention(Atom):
 
 
 @dataclass(eq=False, slots=True)
-class Lookup(Atom):
+class TableLookup(Atom):
     """Rows of an embedding."""
 
     table: LookupTable | None = None
 
 
 @dataclass(eq=False, slots=True)
-class Choice(Atom):
+class Alternative(Atom):
     """A block's result, `args[0]`, or what stands in for it, `args[1]`; without a second one zeros do.
 
     Attributes:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 
 from adaptc.errors import PassError
 from adaptc.passes.device.atoms import (
+    Alternative,
     Atom,
     Attention,
-    Choice,
     Gemm,
     Line,
-    Lookup,
     Operand,
     Region,
-    Source,
+    StateInput,
+    TableLookup,
     Weight,
 )
 from adaptc.passes.device.pairs import paired
@@ -53,7 +53,7 @@ def device_step(atoms: Atoms) -> DeviceStep:
     is_trunk = not isinstance(writer.result, Gemm) and not head
     return DeviceStep(
         version=VERSION,
-        source=HIDDEN if any(isinstance(atom, Source) for atom in atoms.order) else INPUT_IDS,
+        source=HIDDEN if any(isinstance(atom, StateInput) for atom in atoms.order) else INPUT_IDS,
         result=HIDDEN if is_trunk else LOGITS,
         row_kernels=tuple(writer.row_kernels),
         gemms=tuple(writer.gemms),
@@ -90,7 +90,7 @@ class _Writer:
                 logit = Line(1, (logit,), op="slice", numbers=(0.0,))
                 self.order.insert(0, logit)
             self.gates[logit] = index
-        self.choice = {arg: atom for atom in self.order if isinstance(atom, Choice) for arg in atom.args}
+        self.choice = {arg: atom for atom in self.order if isinstance(atom, Alternative) for arg in atom.args}
         self.readers: dict[Atom, list[Atom]] = {}
         for atom in self.order:
             for arg in atom.args:
@@ -102,7 +102,7 @@ class _Writer:
         for atom in list(self.order):
             if not isinstance(atom, (Gemm, Attention)):
                 continue
-            good = (Line, Attention) if isinstance(atom, Gemm) else (Line, Gemm, Choice)
+            good = (Line, Attention) if isinstance(atom, Gemm) else (Line, Gemm, Alternative)
             args: list[Operand] = []
             for arg in atom.args:
                 if isinstance(arg, Atom) and not isinstance(arg, good) and not _is_paired(arg):
@@ -112,7 +112,7 @@ class _Writer:
                 args.append(arg)
             atom.args = tuple(args)
         # A value that the host or another graph reads is written under its own name.
-        if isinstance(self.result, (Choice, Source, Lookup)):
+        if isinstance(self.result, (Alternative, StateInput, TableLookup)):
             line = Line(self.result.width, (self.result,), head=self.result.head, op="slice", numbers=(0.0,))
             self.order.append(line)
             self.result = line
@@ -131,7 +131,7 @@ class _Writer:
     @staticmethod
     def _cuts(before: Atom, after: Atom) -> int:
         """Kernels from an atom to one that reads it: none between lines that run at the same place."""
-        if isinstance(after, Choice) or isinstance(before, Source):
+        if isinstance(after, Alternative) or isinstance(before, StateInput):
             return 0
         together = isinstance(before, Line) and isinstance(after, Line)
         return 0 if together and before.region == after.region and before.head == after.head else 1
@@ -141,7 +141,7 @@ class _Writer:
     def name_values(self) -> None:
         """A name and a type for each value that one kernel writes and another reads."""
         for index, atom in enumerate(self.order):
-            if isinstance(atom, Source):
+            if isinstance(atom, StateInput):
                 self.names[atom, "float32"] = HIDDEN
                 continue
             for dtype in self._types(atom):
@@ -178,7 +178,7 @@ class _Writer:
 
     def calls(self, *, head: bool) -> Iterator[StepCall]:
         """The calls of the body or of the head, in order."""
-        here = [atom for atom in self.order if atom.head is head and not isinstance(atom, (Choice, Source))]
+        here = [atom for atom in self.order if atom.head is head and not isinstance(atom, (Alternative, StateInput))]
         for stage in sorted({self.stages[atom][1] for atom in here}):
             at = [atom for atom in here if self.stages[atom][1] == stage]
             lines: dict[Region, list[Line]] = {}
@@ -192,7 +192,7 @@ class _Writer:
                     yield from self._other(atom)
 
     def _other(self, atom: Atom) -> Iterator[StepCall]:
-        if isinstance(atom, Lookup):
+        if isinstance(atom, TableLookup):
             assert atom.table is not None
             yield self._call("lookup", atom, self._entry(self.lookups, atom.table), (INPUT_IDS,), (self._name(atom),))
         elif isinstance(atom, Attention):
@@ -212,7 +212,7 @@ class _Writer:
     def _call(self, kind: str, atom: Atom, which: int, reads: tuple[str, ...], writes: tuple[str, ...]) -> StepCall:
         gate, otherwise = atom.region
         choice = self.choice.get(atom)
-        zeros = isinstance(choice, Choice) and len(choice.args) == 1
+        zeros = isinstance(choice, Alternative) and len(choice.args) == 1
         leader = self.atoms.leaders[gate] if gate >= 0 else None
         return StepCall(kind, which, reads, writes, None, leader, otherwise, zeros)  # type: ignore[arg-type]
 

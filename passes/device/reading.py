@@ -15,15 +15,15 @@ from adaptc.ir.onnx_graph import sizes
 from adaptc.ir.onnx_ops import is_skip
 from adaptc.passes.device.atoms import (
     ALWAYS,
+    Alternative,
     Atom,
     Attention,
-    Choice,
     Gemm,
     Line,
-    Lookup,
     Operand,
     Region,
-    Source,
+    StateInput,
+    TableLookup,
     Weight,
 )
 from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, gives_zero, serving_only, skips
@@ -162,7 +162,7 @@ class _Reader:
         if value in self.known:
             return self.known[value]
         if value.is_graph_input() and value.name == HIDDEN:
-            found: Operand = self.add(Source(_width(value), ()))
+            found: Operand = self.add(StateInput(_width(value), ()))
         elif (stored := _stored(value)) is not None:
             found = Weight(stored.name or "", prod(int(size) for size in sizes(stored)))
         else:
@@ -198,7 +198,7 @@ class _Reader:
             if not isinstance(arg, Atom) or arg.region != (gate, otherwise):
                 raise PassError(f"{label(skip.node)}: others read what it gives; a block of its own is right")
         assert isinstance(full, Atom)
-        self.known[skip.result] = self.add(Choice(full.width, tuple(args), gate=gate))
+        self.known[skip.result] = self.add(Alternative(full.width, tuple(args), gate=gate))
 
     # Operators with a meaning of their own
 
@@ -326,7 +326,7 @@ class _Reader:
             about = LookupTable(width, 8, block, name, scales, zeros)
         else:
             about = LookupTable(width, 16 if table.dtype == ir.DataType.FLOAT16 else 32, 0, name, "", "")
-        self.known[node.outputs[0]] = self.add(Lookup(width, (), table=about), node)
+        self.known[node.outputs[0]] = self.add(TableLookup(width, (), table=about), node)
 
 
 def _stored(value: ir.Value | None) -> ir.Value | None:

@@ -64,7 +64,7 @@ def test_every_position_is_scored_as_the_whole_graph_scores_it(bundle: Bundle) -
     ids = IDS[: CHUNK + 70]
     got = np.concatenate(list(decoder.score(ids, CHUNK)))
     graph = made.graph("lm", OnnxGraph)
-    feeds = {
+    feeds: dict[str, Any] = {
         "input_ids": ids[None],
         "seqlens_k": np.array([len(ids) - 1], np.int32),
         "total_sequence_length": np.array(len(ids), np.int32),

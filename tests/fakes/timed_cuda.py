@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.fakes.cuda import FakeCuda, FakeStream
+from tests.fakes.cuda import FakeCuda, FakeKernel, FakeStream
 
 
 @dataclass(eq=False)
@@ -40,9 +40,19 @@ class TimedCuda(FakeCuda):
             self.now += self.send
         super().submit(stream, name, timed)
 
-    def launch(self, kernel: str, grid: tuple[int, int], threads: int, args: Sequence[Any], stream: FakeStream) -> None:
-        self._gate = args[-2][0] if kernel.startswith("skinny_gemm") else 0  # reads no weight if its gate says so
-        super().launch(kernel, grid, threads, args, stream)
+    def launch(
+        self,
+        kernel: FakeKernel,
+        grid: tuple[int, ...],
+        threads: int,
+        args: Sequence[Any],
+        stream: FakeStream,
+        *,
+        early: bool = False,
+        shared: int = 0,
+    ) -> None:
+        self._gate = args[-2][0] if kernel.name.startswith("skinny_gemm") else 0  # reads no weight if its gate says so
+        super().launch(kernel, grid, threads, args, stream, early=early, shared=shared)
         self._gate = 0
 
     def branch(self, stream: FakeStream, handle: int, bodies: int) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adaptc.runtime.backends.backend import DecoderOptions, Device
+from adaptc.runtime.backends.cuda.bundle_partitions import has_steps, read_steps
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS
 from adaptc.runtime.backends.engine import Engine
 from adaptc.runtime.backends.onnxruntime_cuda.load_prompts import prompt_engine
 from adaptc.runtime.backends.onnxruntime_cuda.loading import kernel_decoder
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.errors import EngineError
+from adaptc.runtime.errors import EngineError, RequestError
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.validation import check_count
 
@@ -45,7 +46,10 @@ class OnnxRuntimeCuda:
 
     def decoder(self, bundle: Bundle, options: DecoderOptions) -> BatchDecoder:
         """See `Backend.decoder`."""
-        check_count("batch", options.batch)
+        if check_count("batch", options.batch) > ROWS:
+            raise RequestError(f"batch: {options.batch}; a GPU's kernels serve up to {ROWS} sequences at a time")
+        if not has_steps(bundle):
+            read_steps(bundle)  # says what the bundle lacks, GPU or not
         check_count("chunk", options.chunk)
         engine = prompt_engine(bundle, self.index) if options.chunk > ROWS else None
         return kernel_decoder(Cuda(self.index), bundle, options.batch, options.chunk, engine)

@@ -17,7 +17,7 @@ from adaptc.runtime.backends.cuda.kernel_steps.memory import KernelMemory
 from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeights
 from adaptc.runtime.backends.cuda.kernel_steps.stepper import KernelStepper
 from adaptc.runtime.backends.cuda.kernel_steps.values import ITEM
-from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS, Layout
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS, PackedLayout
 from adaptc.runtime.backends.cuda.kernels.unpack import enqueue_unpack, unpack_kernel
 from adaptc.runtime.backends.cuda.step import StepPlacement
 from adaptc.runtime.backends.onnxruntime_cuda.sessions import Bound, PromptSession
@@ -129,7 +129,7 @@ class PromptLayers:
             if name in step.weights and name not in pieces.products
         }
         for product in pieces.products.values():
-            unpack_kernel(cuda, Layout.of(step.gemms[product.gemm]))
+            unpack_kernel(cuda, PackedLayout.of(step.gemms[product.gemm]))
 
     def serves(self, tokens: int) -> bool:
         """Whether it reads a piece of a prompt of so many tokens; fewer are read sooner by a step's own kernels."""
@@ -176,7 +176,7 @@ class PromptLayers:
     def _unpack(self, product: PromptProduct, to: int, stream: Any) -> None:
         packed, weight = self._packed[product.gemm], self._step.gemms[product.gemm]
         factor = packed.factor * product.factor
-        enqueue_unpack(self._cuda, Layout.of(weight), packed.records, to, factor, weight.pair, stream)
+        enqueue_unpack(self._cuda, PackedLayout.of(weight), packed.records, to, factor, weight.pair, stream)
 
     def _at(self, name: str, given: Mapping[str, int]) -> int:
         if name == SEQLENS_K:

@@ -110,6 +110,6 @@ def _scratch(cuda: Cuda, step: DeviceStep, rows: int) -> Iterable[tuple[int, int
     for layer in step.attentions:
         yield attention.scratch_sizes(layer, rows, units)
     for weight in step.gemms:
-        layout = packed_gemm.Layout.of(weight)
+        layout = packed_gemm.PackedLayout.of(weight)
         splits = packed_gemm.splits_of(layout, rows, units)
         yield 0, 4 * splits * rows * weight.results if splits > 1 else 0, 4 * layout.tiles

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
-from adaptc.runtime.backends.cuda.kernels.packed_gemm import PAIRS, Layout, gemm_kernels
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import PAIRS, PackedLayout, gemm_kernels
 from adaptc.runtime.bundle.device_step import DeviceStep, GemmWeight, StepWeight
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import BundleError, EngineError
@@ -82,7 +82,7 @@ class PackedWeights:
         record = _record(step, weight.codes)
         key = record.file, record.offset, weight.block, weight.pair
         if key not in self._packed:
-            layout = Layout.of(weight)
+            layout = PackedLayout.of(weight)
             records = self._take(layout.bytes)
             self._pack_codes(step, weight, layout, records)
             factor = self._pack_scales(step, weight, layout, records) if layout.bits < 16 else 1.0
@@ -96,7 +96,7 @@ class PackedWeights:
         self._staging, self._size = 0, 0
         self._files.clear()
 
-    def _pack_codes(self, step: DeviceStep, weight: GemmWeight, layout: Layout, records: int) -> None:
+    def _pack_codes(self, step: DeviceStep, weight: GemmWeight, layout: PackedLayout, records: int) -> None:
         content = self._array(_record(step, weight.codes))
         if weight.bits == 32:
             with np.errstate(over="ignore"):
@@ -112,7 +112,7 @@ class PackedWeights:
         ]
         self._run("pack_codes", layout, [*args, *sizes])
 
-    def _pack_scales(self, step: DeviceStep, weight: GemmWeight, layout: Layout, records: int) -> float:
+    def _pack_scales(self, step: DeviceStep, weight: GemmWeight, layout: PackedLayout, records: int) -> float:
         scales = self._array(_record(step, weight.scales)).astype(np.float32, copy=False)
         most = float(np.abs(scales).max(initial=0.0))
         factor = 2.0 ** (math.floor(math.log2(most)) - _PACKED_SCALE) if most > 0 else 1.0
@@ -126,7 +126,7 @@ class PackedWeights:
         self._cuda.free(given)
         return factor
 
-    def _run(self, name: str, layout: Layout, args: list[tuple[Any, Any]]) -> None:
+    def _run(self, name: str, layout: PackedLayout, args: list[tuple[Any, Any]]) -> None:
         kernel = gemm_kernels(self._cuda, layout)[name]
         self._cuda.launch(kernel, (_BLOCKS,), _THREADS, args, self._stream)
         self._cuda.sync(self._stream)

@@ -150,7 +150,7 @@ class KernelStepper(StepEnds):
         addresses = packed.records, bias, self._at(x, place.given), into
         scratch = self._memory.shared.parts, self._memory.shared.arrived
         skip = self._skip(call, following)
-        layout = packed_gemm.Layout.of(weight)
+        layout = packed_gemm.PackedLayout.of(weight)
         packed_gemm.enqueue_gemm(
             self._cuda, layout, place.rows, addresses, packed.factor, weight.stride, weight.pair, skip, scratch, stream
         )

@@ -59,7 +59,7 @@ class Few:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PackedLayout:
     """How a weight is packed.
 
     Attributes:
@@ -75,7 +75,7 @@ class Layout:
     columns: int
 
     @classmethod
-    def of(cls, weight: GemmWeight) -> Layout:
+    def of(cls, weight: GemmWeight) -> PackedLayout:
         """The layout of a weight; floats are packed in half precision."""
         bits = min(weight.bits, 16)
         parts = max(1, 128 // bits // weight.block) if bits < 16 else 1
@@ -119,20 +119,20 @@ class Layout:
         return self.columns % (512 // self.bits) != 0
 
 
-def gemm_source(layout: Layout) -> KernelSource:
+def gemm_source(layout: PackedLayout) -> KernelSource:
     """The source for weights of a layout."""
     own = f"BITS={layout.bits}", f"PARTS={layout.parts}", f"RAGGED={int(layout.ragged)}"
     warps = f"WARPS={WARPS}", f"FEW_WARPS={layout.few.warps}", f"FEW_BLOCKS={layout.few.together}"
     return read_kernels(("common", "packed_gemm"), *own, *warps, f"STAGES={layout.few.stages}", f"X_STAGES={X_STAGES}")
 
 
-def gemm_kernels(cuda: Cuda, layout: Layout) -> dict[str, Any]:
+def gemm_kernels(cuda: Cuda, layout: PackedLayout) -> dict[str, Any]:
     """The kernels for a layout, compiled when they are first asked for."""
     names = (*_NAMES, "pack_codes", *(["pack_scales"] if layout.bits < 16 else []))
     return cuda.kernels(gemm_source(layout), names)
 
 
-def splits_of(layout: Layout, rows: int, multiprocessors: int) -> int:
+def splits_of(layout: PackedLayout, rows: int, multiprocessors: int) -> int:
     """Blocks that share the columns of a tile, for more than a few rows."""
     if rows <= FEW:
         return 1
@@ -147,7 +147,7 @@ def _most_rows(rows: int) -> int:
 
 def enqueue_gemm(
     cuda: Cuda,
-    layout: Layout,
+    layout: PackedLayout,
     rows: int,
     addresses: Sequence[int],
     factor: float,

@@ -8,23 +8,25 @@ from typing import Any
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
 from adaptc.runtime.backends.cuda.kernels.files import read_kernels
-from adaptc.runtime.backends.cuda.kernels.packed_gemm import PAIRS, Layout
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import PAIRS, PackedLayout
 
 _THREADS, _BLOCKS = 256, 8  # of a multiprocessor
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 
 
-def unpack_source(layout: Layout) -> KernelSource:
+def unpack_source(layout: PackedLayout) -> KernelSource:
     """The source for weights of a layout."""
     return read_kernels(("common", "unpack"), f"BITS={layout.bits}", f"PARTS={layout.parts}")
 
 
-def unpack_kernel(cuda: Cuda, layout: Layout) -> Any:
+def unpack_kernel(cuda: Cuda, layout: PackedLayout) -> Any:
     """The kernel for a layout, compiled when it is first asked for."""
     return cuda.kernels(unpack_source(layout), ["unpack"])["unpack"]
 
 
-def enqueue_unpack(cuda: Cuda, layout: Layout, records: int, to: int, factor: float, pair: str, stream: Any) -> None:
+def enqueue_unpack(
+    cuda: Cuda, layout: PackedLayout, records: int, to: int, factor: float, pair: str, stream: Any
+) -> None:
     """Write a weight as halves in the stream's order.
 
     Args:

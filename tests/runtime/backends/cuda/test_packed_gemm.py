@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from adaptc.runtime.backends.cuda.driver.nvrtc import cubin
-from adaptc.runtime.backends.cuda.kernels.packed_gemm import FEW, ROWS, Layout, enqueue_gemm, gemm_source, splits_of
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import (
+    FEW,
+    ROWS,
+    PackedLayout,
+    enqueue_gemm,
+    gemm_source,
+    splits_of,
+)
 from adaptc.runtime.errors import BundleError, EngineError
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.warp_cuda import WarpCuda
@@ -31,7 +38,7 @@ def multiply(
     small: int = 0,
 ) -> None:
     """y = x·Wᵀ + b as a step has it; `y` may have more columns than there are results."""
-    layout, rows, stream = Layout.of(drawn.weight), len(x), cuda.stream()
+    layout, rows, stream = PackedLayout.of(drawn.weight), len(x), cuda.stream()
     packed = drawn.packed(cuda).packed(drawn.step, drawn.weight)
     splits = splits_of(layout, rows, cuda.device.multiprocessors)
     parts, arrived = np.full(splits * rows * layout.results, np.nan, np.float32), np.zeros(layout.tiles, np.int32)
@@ -65,7 +72,7 @@ def assert_product(y: npt.NDArray[np.float32], drawn: Drawn, x: npt.NDArray[np.f
 @pytest.mark.parametrize(("sm", "bits", "columns"), [(80, 4, 72), (90, 8, 512), (120, 16, 72)])
 def test_nvrtc_compiles_them(sm: int, bits: int, columns: int) -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
-    assert cubin(gemm_source(Layout(bits, 1, 64, columns)), sm).startswith(b"\x7fELF")
+    assert cubin(gemm_source(PackedLayout(bits, 1, 64, columns)), sm).startswith(b"\x7fELF")
 
 
 WARPS: list[tuple[Bits, int, int, int, int, bool]] = [
@@ -102,7 +109,7 @@ def test_blocks_that_share_tiles_and_columns_give_the_product(tmp_path: Path, ro
     drawn, x = draw(tmp_path, 4, 150, 1040, 32, zeros=True), rows_of(rows, 1040)
     for units in (1, 12):
         cuda = WarpCuda(replace(FakeCuda().device, multiprocessors=units))
-        assert splits_of(Layout.of(drawn.weight), rows, units) == (9 if rows > FEW and units > 1 else 1)
+        assert splits_of(PackedLayout.of(drawn.weight), rows, units) == (9 if rows > FEW and units > 1 else 1)
         y = np.full((rows, 150), np.nan, np.float32)
         multiply(cuda, drawn, x, y)
         assert_product(y, drawn, x)
@@ -125,7 +132,7 @@ def test_rows_that_do_not_want_it_are_left_alone_or_get_zeros(tmp_path: Path, ki
 @pytest.mark.parametrize("skip", [0, ZEROS])
 @pytest.mark.parametrize("rows", [3, 10])
 def test_a_product_that_no_row_wants_reads_no_weight(rows: int, skip: int) -> None:
-    cuda, layout = WarpCuda(), Layout(4, 1, 24, 128)
+    cuda, layout = WarpCuda(), PackedLayout(4, 1, 24, 128)
     wants, y, arrived = np.zeros(rows, np.uint8), np.full((rows, 24), 7, np.float32), np.zeros(2, np.int32)
     parts = np.zeros(16 * y.size, np.float32)
     scratch = parts.ctypes.data, arrived.ctypes.data
@@ -137,7 +144,7 @@ def test_a_product_that_no_row_wants_reads_no_weight(rows: int, skip: int) -> No
 
 @pytest.mark.parametrize("pair", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize(("bits", "rows"), [(4, 1), (4, 10), (8, 3), (16, 40)])
-def test_halves_that_are_joined(tmp_path: Path, bits: int, rows: int, pair: Any) -> None:
+def test_halves_that_are_joined(tmp_path: Path, bits: Any, rows: int, pair: Any) -> None:
     drawn, x = draw(tmp_path, bits, 48, 256, 32), rows_of(rows, 256)
     drawn = replace(drawn, weight=replace(drawn.weight, pair=pair))
     first, second = np.split(expected(drawn, x), 2, axis=1)
@@ -215,6 +222,6 @@ def test_a_weight_is_packed_once_and_what_packing_took_is_given_back(tmp_path: P
     weights = drawn.packed(cuda)
     first = weights.packed(drawn.step, drawn.weight)
     assert weights.packed(drawn.step, drawn.weight) is first
-    assert weights.bytes == Layout.of(drawn.weight).bytes
+    assert weights.bytes == PackedLayout.of(drawn.weight).bytes
     weights.done()
     assert {len(memory) for memory in cuda.live.values()} == {weights.bytes}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeights
-from adaptc.runtime.backends.cuda.kernels.packed_gemm import Layout
+from adaptc.runtime.backends.cuda.kernels.packed_gemm import PackedLayout
 from adaptc.runtime.backends.cuda.kernels.unpack import enqueue_unpack
 from adaptc.runtime.bundle.device_step import GemmWeight, StepWeight
 from tests.fakes.cuda import FakeCuda
@@ -63,7 +63,7 @@ def test_unpacked_is_the_weight(
     cuda = FakeCuda()
     packed = _weights(cuda, tmp_path, contents).packed(_step(tmp_path, contents), weight)
     to = cuda.alloc(2 * results * columns)
-    enqueue_unpack(cuda, Layout.of(weight), packed.records, to, packed.factor * factor, pair, cuda.stream())
+    enqueue_unpack(cuda, PackedLayout.of(weight), packed.records, to, packed.factor * factor, pair, cuda.stream())
     got = np.zeros((results, columns), np.float16)
     cuda.get(to, got)
     # A scale is rounded to half precision, and then the weight is.
@@ -76,7 +76,8 @@ def _nibbles(codes: np.ndarray) -> np.ndarray:
     """Two a byte, the first in its lower half."""
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
-    return codes[:, ::2] | codes[:, 1::2] << 4
+    joined: np.ndarray = codes[:, ::2] | codes[:, 1::2] << 4
+    return joined
 
 
 def _step(folder: Path, contents: dict[str, np.ndarray]) -> Any:
