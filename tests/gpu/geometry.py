@@ -43,6 +43,18 @@ LLAMA = {
 }
 """Llama-3-8B's config, but for the number of its layers."""
 
+QWEN = {
+    "vocab_size": 151936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+}
+"""Qwen2.5-Coder-1.5B's config."""
+
 MAX_TOKENS = 2048
 
 
@@ -62,8 +74,8 @@ def blank_blocks(weight: Any, bits: Bits, block_size: int, rows: int | None = No
 def write(
     into: Path, name: str, config: dict[str, Any], weights: str, gates: Sequence[int] = (), rank: int = 0
 ) -> None:
-    """Write the step of a llama of this config, with gates before some blocks; `rank` is that of their cheap paths."""
-    made = transformers.CONFIG_MAPPING["llama"](**config)
+    """Write the step of a model of this config, with gates before some blocks; `rank` is that of their cheap paths."""
+    made = transformers.CONFIG_MAPPING["qwen2" if name.startswith("qwen") else "llama"](**config)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(made)
     named = model.named_parameters(remove_duplicate=False)
@@ -96,6 +108,8 @@ def main(into: Path) -> None:
         gates = tuple(range(layers)) if gated else ()
         write(into, f"llama-{layers}-{weights}", {**LLAMA, "num_hidden_layers": layers}, weights, gates)
         print(f"llama-{layers}-{weights} written", flush=True)
+    write(into, "qwen-28-int4", QWEN, "int4", range(28))
+    print("qwen-28-int4 written", flush=True)
 
 
 if __name__ == "__main__":

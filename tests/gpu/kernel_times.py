@@ -71,7 +71,7 @@ def load(folder: Path, name: str, batch: int) -> GpuDecoder:
     gpu = GpuResources(cuda, cuda.stream(), runner, shared, sizes, sizes[-1])
     spec = DecoderSpec(about["vocab_size"], about["max_tokens"], tuple(map(tuple, about["kv"])), 0, (), None)
     count = about["gates"]
-    gates = SkipGates("learned", tuple(range(count)), count, 0, "rows", ((0.0, -1.0), (1.0, 0.5))) if count else None
+    gates = SkipGates("learned", tuple(range(count)), count, 0, "rows", ((0.0, -1.0), (1.0, 0.26))) if count else None
     decoder = GpuDecoder(gpu, KernelForm(cuda, step, weights, shared), spec, batch, gates)
     weights.done()
     return decoder
