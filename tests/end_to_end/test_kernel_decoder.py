@@ -216,11 +216,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return compile_spec(spec, folder, folder / "bundle", Cache(folder / "cache")).bundle
 
 
+def step_files(bundle: Bundle) -> set[str]:
+    return {name for name in bundle.manifest.files if name.startswith("steps/") and "-prompt" not in name}
+
+
 def test_routes_write_what_they_write_on_the_cpu(pair: Bundle) -> None:
-    assert {name for name in pair.manifest.files if name.startswith("steps/")} == {
-        "steps/trunk.json",
-        *(f"steps/tail.{route}.json" for route in stitched.ROUTES),
-    }
+    assert step_files(pair) == {"steps/trunk.json", *(f"steps/tail.{route}.json" for route in stitched.ROUTES)}
     gpu, routes = Gpu(pair, batch=4), list(stitched.ROUTES)
     assert isinstance(gpu.decoder, GpuRoutes)
     requests = [(prompt(tokens), routes[index % 4]) for index, tokens in enumerate((5, 3, 9, 1, 7, 12))]
@@ -236,7 +237,7 @@ def test_routes_write_what_they_write_on_the_cpu(pair: Bundle) -> None:
 def test_weights_that_routes_share_are_there_once(pair: Bundle) -> None:
     gpu = Gpu(pair, batch=4)
     assert isinstance(gpu.decoder, GpuRoutes)
-    steps = [DeviceStep.from_json(pair.read(name)) for name in pair.manifest.files if name.startswith("steps/")]
+    steps = [DeviceStep.from_json(pair.read(name)) for name in step_files(pair)]
     distinct = {(w.file, w.offset, w.bytes) for step in steps for w in step.weights.values()}
     read = sum(w.bytes for step in steps for w in step.weights.values())
     assert sum(size for *_, size in distinct) < 0.8 * read
@@ -315,13 +316,14 @@ PROGRAMS: dict[str, tuple[Callable[[Any], object], str]] = {
     ),
     "other widths": (lambda s: put(line(s, "add"), "width", 33), r"line \d+ \(add\): widths 33 and 32"),
     "past the end": (lambda s: put(line(s, "slice"), "numbers", [4096.0]), r"line \d+ \(slice\): widths 64 and 128"),
+    "half a place": (lambda s: put(line(s, "slice"), "numbers", [0.5]), r"line \d+ \(slice\): widths 64 and 128"),
     "groups that do not fit": (
         lambda s: put(line(s, "rms_norm"), "numbers", [1e-5, 7.0]),
         r"line \d+ \(rms_norm\): widths 32 and 32",
     ),
     "a weight of another width": (
         lambda s: put(line(s, "weight"), "width", 64),
-        r"line \d+ reads 64 of a weight of another width",
+        r"line \d+ \(weight\): widths 64 and 32",
     ),
     "a result that is not there": (
         lambda s: put(s["row_kernels"][0]["outputs"][0], "line", 99),
@@ -334,12 +336,14 @@ PROGRAMS: dict[str, tuple[Callable[[Any], object], str]] = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_that_is_not_well_formed_is_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
     change, message = PROGRAMS[name]
-    refused(changed(bundle, tmp_path / "b", change), BundleError, rf"^rows_\d+: {message}; compile again$")
+    refused(
+        changed(bundle, tmp_path / "b", change), BundleError, rf"b/steps/lm\.json: rows_\d+: {message}; compile again$"
+    )
 
 
 def test_a_weight_that_nobody_placed_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     made = changed(bundle, tmp_path / "b", lambda s: s["weights"].pop(s["gemms"][0]["codes"]))
-    refused(made, BundleError, r"^steps: nothing says where '.*' lies; compile again$")
+    refused(made, BundleError, r"b/steps/lm\.json: gemm 0: nothing says where '.*' lies; compile again$")
 
 
 def test_a_weight_past_its_file_is_refused(bundle: Bundle, tmp_path: Path) -> None:

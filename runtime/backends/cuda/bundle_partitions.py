@@ -10,7 +10,9 @@ from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import step_file
 from adaptc.runtime.bundle.partitions import PartitionGraph, Partitions
 from adaptc.runtime.bundle.plan import Run, Switch
+from adaptc.runtime.bundle.step_checks import check_step
 from adaptc.runtime.errors import BundleError
+from adaptc.runtime.model.decoder import state_width
 
 
 def decoder_graphs(bundle: Bundle) -> dict[str, DecoderSpec]:
@@ -49,10 +51,12 @@ def read_steps(bundle: Bundle) -> dict[str, DeviceStep]:
     """The step of a bundle's decoder as GPU kernels, or of each part of a stitched one.
 
     Raises:
-        BundleError: it has none, or a file is damaged.
+        BundleError: it has none, or a file is damaged or has sizes that do not go with each other.
     """
     found = {}
-    for name in decoder_graphs(bundle):
+    specs = decoder_graphs(bundle)
+    width = state_width(bundle.manifest.graphs[next(iter(specs))].outputs) or 0
+    for name, spec in specs.items():
         file = step_file(name)
         if not bundle.has(file):
             raise BundleError(
@@ -60,6 +64,7 @@ def read_steps(bundle: Bundle) -> dict[str, DeviceStep]:
             )
         try:
             found[name] = DeviceStep.from_json(bundle.read(file))
+            check_step(found[name], spec, width)
         except BundleError as error:
             raise BundleError(f"{bundle.path / file}: {error}") from error
         for weight in found[name].weights.values():

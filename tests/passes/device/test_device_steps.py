@@ -115,7 +115,8 @@ def test_a_gate_that_says_the_same_for_every_token_is_decided_at_the_beginning()
     graph = gating.static(tiny.fx("llama"), {1: 1.0, 2: 2.0}, {})
     step = lowering(stored(Pipeline(CACHE).run(tiny.program("llama").with_graph("lm", graph)))).step
     assert [call.decides for call in step.body[:3]] == [0, 1, None]
-    assert [call.reads for call in step.body[:2]] == [(), ()]
+    biases = [(f"model.layers.{layer}.skip.gate.bias",) for layer in (1, 2)]
+    assert [call.reads for call in step.body[:2]] == biases  # and no value of a token
 
 
 def test_a_graph_that_is_no_decoder_has_no_step() -> None:

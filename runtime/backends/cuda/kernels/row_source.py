@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from adaptc.runtime.bundle.device_step import RowKernel, RowLine
-from adaptc.runtime.errors import BundleError
+from adaptc.runtime.bundle.row_program import check_row_kernel
 
 THREADS = 1024
 """Most threads of a block."""
@@ -97,7 +97,7 @@ class _Printer:
 
     def text(self) -> str:
         kernel = self.kernel
-        _check(self.name, kernel)
+        check_row_kernel(self.name, kernel)
         for index, line in enumerate(kernel.lines):
             if line.op in ("rms_norm", "dot"):
                 self.reduce(index, line)
@@ -247,43 +247,3 @@ _C = {"float32": "float", "float16": "u16"}
 
 def _number(value: float) -> str:
     return f"{value!r}f" if "." in repr(value) or "e" in repr(value) else f"{value!r}.0f"
-
-
-def _check(name: str, kernel: RowKernel) -> None:
-    """Refuse a program that would read what is not there: a bundle's text decides nothing else.
-
-    Raises:
-        BundleError: it is not well formed.
-    """
-    count = len(kernel.lines)
-    for index, line in enumerate(kernel.lines):
-        tables = {"input": len(kernel.inputs), "weight": len(kernel.weights)}
-        most = tables.get(line.op, index)
-        if any(not 0 <= arg < most for arg in line.args) or line.width < 1 or len(line.args) != _args(line):
-            raise BundleError(f"{name}: line {index} ({line.op}) is not well formed; compile again")
-        for arg in line.args if line.op not in tables else ():
-            _check_width(name, index, line, kernel.lines[arg].width)
-        if line.op == "weight" and kernel.weights[line.args[0]] != line.width:
-            raise BundleError(f"{name}: line {index} reads {line.width} of a weight of another width; compile again")
-    ends = [output.line for output in (*kernel.outputs, *kernel.inputs)]
-    if any(not 0 <= line < count for line in ends) or (kernel.gate is not None and not 0 <= kernel.gate < count):
-        raise BundleError(f"{name}: a line that is not there is read; compile again")
-
-
-def _args(line: RowLine) -> int:
-    two = ("add", "sub", "mul", "div", "rms_norm", "dot")
-    return 0 if line.op == "number" else 2 if line.op in two else 1
-
-
-def _check_width(name: str, index: int, line: RowLine, width: int) -> None:
-    if line.op == "slice":
-        fits = line.numbers[0] >= 0 and line.numbers[0] + line.width <= width
-    elif line.op == "rms_norm":
-        group = int(line.numbers[1])
-        fits = group >= 1 and line.width % group == 0 and width in (line.width, group)
-    elif line.op == "dot":
-        fits = line.width == 1
-    else:
-        fits = width in (1, line.width)
-    if not fits:
-        raise BundleError(f"{name}: line {index} ({line.op}): widths {line.width} and {width}; compile again")
