@@ -17,7 +17,7 @@ from adaptc.ir.onnx_ops import define
 from adaptc.ir.weight_names import GATES, is_trained, owner_of
 from adaptc.passes.skip_ffn.sides import sides
 from adaptc.report.parts import weights_read
-from adaptc.runtime.bundle.device_step import DeviceStep, StepWeight
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, StepWeight
 from adaptc.runtime.bundle.names import data_file
 
 INLINE_BYTES = 1024

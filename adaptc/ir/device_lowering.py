@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from adaptc.runtime.bundle.device_prompt import PromptPieces
-    from adaptc.runtime.bundle.device_step import DeviceStep, RowKernel, StepCall
+    from adaptc.runtime.bundle.gpu_steps.device_prompt import PromptPieces
+    from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, RowKernel, StepCall
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptc.runtime.bundle.device_step import AttentionLayer, GemmWeight, LookupTable, RowOp
+from adaptc.runtime.bundle.gpu_steps.device_step import AttentionLayer, GemmWeight, LookupTable, RowOp
 
 Region = tuple[int, bool]
 """Where an atom runs: (-1, False) always; (gate, False) in the gate's block; (gate, True) in what stands in for it."""

@@ -20,7 +20,7 @@ from adaptc.passes.device.atoms import (
 )
 from adaptc.passes.device.pairs import paired
 from adaptc.passes.device.reading import Atoms
-from adaptc.runtime.bundle.device_step import (
+from adaptc.runtime.bundle.gpu_steps.device_step import (
     VERSION,
     AttentionLayer,
     DeviceStep,

@@ -16,7 +16,7 @@ from adaptc.passes.base import Pass
 from adaptc.passes.device.calls import device_step
 from adaptc.passes.device.prompt_layers import prompt_layers
 from adaptc.passes.device.reading import read_atoms
-from adaptc.runtime.bundle.device_step import DeviceStep
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep
 from adaptc.runtime.bundle.names import KEY, past
 
 

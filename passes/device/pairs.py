@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from adaptc.passes.device.atoms import Atom, Gemm, Line, Operand
-from adaptc.runtime.bundle.device_step import Pair
+from adaptc.runtime.bundle.gpu_steps.device_step import Pair
 
 _TILE = 8  # results of each half that lie together
 

@@ -14,8 +14,8 @@ from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.onnx_ops import is_skip
 from adaptc.passes.device.prompt_graph import PieceWriter
 from adaptc.passes.skip_ffn.skips import Skip
-from adaptc.runtime.bundle.device_prompt import VERSION, PromptCall, PromptGraph, PromptPieces, PromptProduct
-from adaptc.runtime.bundle.device_step import DeviceStep, StepValue
+from adaptc.runtime.bundle.gpu_steps.device_prompt import VERSION, PromptCall, PromptGraph, PromptPieces, PromptProduct
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, StepValue
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, LOGITS_FROM
 

@@ -27,7 +27,7 @@ from adaptc.passes.device.atoms import (
     Weight,
 )
 from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, gives_zero, serving_only, skips
-from adaptc.runtime.bundle.device_step import AttentionLayer, GemmWeight, LookupTable, RowOp
+from adaptc.runtime.bundle.gpu_steps.device_step import AttentionLayer, GemmWeight, LookupTable, RowOp
 from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, LOGITS, LOGITS_FROM
 
 _ELEMENTWISE: Mapping[str, RowOp] = {

@@ -17,8 +17,8 @@ from adaptc.runtime.backends.onnxruntime_cuda.load_prompts import prompt_engine
 from adaptc.runtime.backends.onnxruntime_cuda.loading import kernel_decoder
 from adaptc.runtime.backends.onnxruntime_cuda.prompts import buffers_of
 from adaptc.runtime.backends.onnxruntime_cuda.sessions import OrtSessions, onnxruntime_gpu
-from adaptc.runtime.bundle.device_step import StepValue
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.gpu_steps.device_step import StepValue
 from adaptc.runtime.bundle.names import prompt_graph_file
 from adaptc.runtime.errors import EngineError
 from adaptc.runtime.model.options import NO_OPTIONS

@@ -19,8 +19,8 @@ from adaptc.runtime import BundleError, EngineError, RequestError, Sampling, Ses
 from adaptc.runtime.backends.cuda.decoder import GpuDecoder
 from adaptc.runtime.backends.cuda.routes import GpuRoutes
 from adaptc.runtime.backends.onnxruntime_cuda.loading import kernel_decoder
-from adaptc.runtime.bundle.device_step import DeviceStep
 from adaptc.runtime.bundle.folder import Bundle, open_bundle, write_bundle
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.options import RequestOptions
 from adaptc.spec.reading import read_spec
@@ -270,7 +270,7 @@ def refused(bundle: Bundle, kind: type[Exception], message: str, cuda: FakeCuda 
 
 
 def test_a_bundle_without_steps_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    message = r"b: its model runs on a CPU only, or an older adaptc compiled it; compile again$"
+    message = r"b: its model runs on a CPU only, or an older adaptc compiled it; compile again, with --set target\."
     refused(changed(bundle, tmp_path / "b", None), BundleError, message)
     refused(open_bundle(ROOT / "tests" / "stored" / "schema3" / "gated"), BundleError, "its model runs on a CPU only")
 

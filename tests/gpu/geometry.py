@@ -27,7 +27,7 @@ from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize import quantize
 from adaptc.passes.skip_ffn import gating
-from adaptc.runtime.bundle.device_step import StepWeight
+from adaptc.runtime.bundle.gpu_steps.device_step import StepWeight
 from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.strict_json import dumps
 from adaptc.spec.reading import parse_spec

@@ -26,8 +26,8 @@ from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeigh
 from adaptc.runtime.backends.cuda.kernel_steps.stepper import KernelStepper
 from adaptc.runtime.backends.cuda.machinery import KernelForm
 from adaptc.runtime.backends.onnxruntime_cuda.loading import KernelRunner
-from adaptc.runtime.bundle.device_step import DeviceStep, StepWeight
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, StepWeight
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.skip_gates import SkipGates
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeights
-from adaptc.runtime.bundle.device_step import VERSION, DeviceStep, GemmWeight, StepWeight
+from adaptc.runtime.bundle.gpu_steps.device_step import VERSION, DeviceStep, GemmWeight, StepWeight
 
 Bits = Literal[4, 8, 16, 32]
 

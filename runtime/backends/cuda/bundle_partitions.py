@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adaptc.runtime.bundle.device_step import DeviceStep
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep
+from adaptc.runtime.bundle.gpu_steps.step_checks import check_step
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import step_file
 from adaptc.runtime.bundle.partitions import PartitionGraph, Partitions
 from adaptc.runtime.bundle.plan import Run, Switch
-from adaptc.runtime.bundle.step_checks import check_step
 from adaptc.runtime.errors import BundleError
 from adaptc.runtime.model.decoder import state_width
 
@@ -60,7 +60,8 @@ def read_steps(bundle: Bundle) -> dict[str, DeviceStep]:
         file = step_file(name)
         if not bundle.has(file):
             raise BundleError(
-                f"{bundle.path}: its model runs on a CPU only, or an older adaptc compiled it; compile again"
+                f"{bundle.path}: its model runs on a CPU only, or an older adaptc compiled it; compile again, with "
+                "--set target.device=cuda to be told what no GPU kernel computes"
             )
         try:
             found[name] = DeviceStep.from_json(bundle.read(file))

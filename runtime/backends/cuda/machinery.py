@@ -18,7 +18,7 @@ from adaptc.runtime.backends.cuda.kv_cache import GpuKvCache
 from adaptc.runtime.backends.cuda.memory import DeviceWeights, GraphMemory, SharedValues
 from adaptc.runtime.backends.cuda.partition_runner import PartitionRunner
 from adaptc.runtime.backends.cuda.step import StateLink, Stepper, StepPlacement
-from adaptc.runtime.bundle.device_step import DeviceStep
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.partitions import Partitions
 

@@ -18,9 +18,9 @@ from adaptc.runtime.backends.onnxruntime_cuda.sessions import (
     PromptSessions,
     onnxruntime_gpu,
 )
-from adaptc.runtime.bundle.device_prompt import PromptPieces
-from adaptc.runtime.bundle.device_step import DeviceStep
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.gpu_steps.device_prompt import PromptPieces
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep
 from adaptc.runtime.bundle.names import prompt_file
 from adaptc.runtime.errors import BundleError, EngineError
 

@@ -21,8 +21,8 @@ from adaptc.runtime.backends.cuda.kernels.packed_gemm import ROWS, PackedLayout
 from adaptc.runtime.backends.cuda.kernels.unpack import enqueue_unpack, unpack_kernel
 from adaptc.runtime.backends.cuda.step import StepPlacement
 from adaptc.runtime.backends.onnxruntime_cuda.sessions import Bound, PromptSession
-from adaptc.runtime.bundle.device_prompt import PromptCall, PromptPieces, PromptProduct
-from adaptc.runtime.bundle.device_step import DeviceStep
+from adaptc.runtime.bundle.gpu_steps.device_prompt import PromptCall, PromptPieces, PromptProduct
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.names import SEQLENS_K, TOTAL_SEQUENCE_LENGTH, cache_tensor, past
 

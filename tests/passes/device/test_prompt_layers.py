@@ -15,8 +15,8 @@ from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.passes import Pipeline
 from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.device.prompt_layers import prompt_layers
-from adaptc.runtime.bundle.device_prompt import PromptPieces
-from adaptc.runtime.bundle.device_step import StepWeight
+from adaptc.runtime.bundle.gpu_steps.device_prompt import PromptPieces
+from adaptc.runtime.bundle.gpu_steps.device_step import StepWeight
 from adaptc.runtime.bundle.names import LOGITS_FROM, cache_tensor, past
 from adaptc.runtime.bundle.strict_json import dumps
 from adaptc.runtime.errors import BundleError

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from adaptc.runtime.backends.cuda.bundle_partitions import decoder_graphs
-from adaptc.runtime.bundle.device_step import DeviceStep, RowKernel, RowLine, RowOutput
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.bundle.row_program import check_row_kernel
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, RowKernel, RowLine, RowOutput
+from adaptc.runtime.bundle.gpu_steps.row_program import check_row_kernel
+from adaptc.runtime.bundle.gpu_steps.step_checks import check_step
 from adaptc.runtime.bundle.skip_gates import SkipGates
-from adaptc.runtime.bundle.step_checks import check_step
 from adaptc.runtime.errors import BundleError
 from tests.models import skipping, steps_bundle
 

@@ -10,7 +10,7 @@ from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeigh
 from adaptc.runtime.backends.cuda.kernel_steps.values import buffer_bytes, places_of, row_bytes
 from adaptc.runtime.backends.cuda.kernels import attention, packed_gemm
 from adaptc.runtime.backends.cuda.memory import HEAD_ROWS
-from adaptc.runtime.bundle.device_step import DeviceStep
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep
 from adaptc.runtime.bundle.names import LOGITS
 
 KEPT = frozenset((LOGITS,))

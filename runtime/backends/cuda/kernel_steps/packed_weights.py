@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.kernels.packed_gemm import PAIRS, PackedLayout, gemm_kernels
-from adaptc.runtime.bundle.device_step import DeviceStep, GemmWeight, StepWeight
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, GemmWeight, StepWeight
 from adaptc.runtime.errors import BundleError, EngineError
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_float

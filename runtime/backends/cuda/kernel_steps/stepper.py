@@ -16,7 +16,7 @@ from adaptc.runtime.backends.cuda.kernels import packed_gemm, row_source
 from adaptc.runtime.backends.cuda.kernels.attention import AttentionAddresses, attention_kernels, enqueue_attention
 from adaptc.runtime.backends.cuda.kernels.files import read_kernels
 from adaptc.runtime.backends.cuda.step import StepEnds, StepPlacement
-from adaptc.runtime.bundle.device_step import DeviceStep, StepCall
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, StepCall
 from adaptc.runtime.bundle.names import KEY, POSITIONS, VALUE, past
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int

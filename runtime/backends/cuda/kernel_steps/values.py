@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adaptc.runtime.bundle.device_step import DeviceStep, StepCall
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, StepCall
 
 ITEM = {"float32": 4, "float16": 2}
 """Bytes of a number."""

@@ -10,7 +10,7 @@ from typing import Any
 from adaptc.runtime.backends.cuda.driver.cuda import Cuda
 from adaptc.runtime.backends.cuda.driver.kernel_source import KernelSource
 from adaptc.runtime.backends.cuda.kernels.files import read_kernels
-from adaptc.runtime.bundle.device_step import GemmWeight
+from adaptc.runtime.bundle.gpu_steps.device_step import GemmWeight
 
 ROWS = 64
 """Most rows of a launch."""

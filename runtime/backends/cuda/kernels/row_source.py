@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from adaptc.runtime.bundle.device_step import RowKernel, RowLine
-from adaptc.runtime.bundle.row_program import check_row_kernel
+from adaptc.runtime.bundle.gpu_steps.device_step import RowKernel, RowLine
+from adaptc.runtime.bundle.gpu_steps.row_program import check_row_kernel
 
 THREADS = 1024
 """Most threads of a block."""

@@ -18,7 +18,7 @@ from adaptc.runtime.backends.cuda.kernels.attention import (
     scratch_sizes,
     splits_of,
 )
-from adaptc.runtime.bundle.device_step import AttentionLayer
+from adaptc.runtime.bundle.gpu_steps.device_step import AttentionLayer
 from tests.fakes.cuda import FakeCuda
 from tests.fakes.warp_cuda import WarpCuda
 

@@ -12,7 +12,7 @@ import pytest
 from adaptc.runtime.backends.cuda.kernel_steps.packed_weights import PackedWeights
 from adaptc.runtime.backends.cuda.kernels.packed_gemm import PackedLayout
 from adaptc.runtime.backends.cuda.kernels.unpack import enqueue_unpack
-from adaptc.runtime.bundle.device_step import GemmWeight, StepWeight
+from adaptc.runtime.bundle.gpu_steps.device_step import GemmWeight, StepWeight
 from tests.fakes.cuda import FakeCuda
 
 CASES = [

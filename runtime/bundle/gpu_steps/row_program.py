@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from adaptc.runtime.bundle.device_step import RowKernel, RowLine
+from adaptc.runtime.bundle.gpu_steps.device_step import RowKernel, RowLine
 from adaptc.runtime.errors import BundleError
 
 MOST_TERMS = 4096

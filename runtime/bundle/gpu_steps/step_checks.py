@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adaptc.runtime.bundle.device_step import (
+from adaptc.runtime.bundle.gpu_steps.device_step import (
     AttentionLayer,
     DeviceStep,
     GemmWeight,
@@ -22,9 +22,9 @@ from adaptc.runtime.bundle.device_step import (
     StepCall,
     StepValue,
 )
+from adaptc.runtime.bundle.gpu_steps.row_program import check_row_kernel
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, LOGITS
-from adaptc.runtime.bundle.row_program import check_row_kernel
 from adaptc.runtime.errors import BundleError
 
 FLOATS = ("float32", "float16")

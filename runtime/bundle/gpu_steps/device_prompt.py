@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptc.runtime.bundle.device_step import DeviceStep, StepValue
+from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, StepValue
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.bundle.names import SEQLENS_K, TOTAL_SEQUENCE_LENGTH, cache_tensor
 from adaptc.runtime.bundle.strict_json import loads
