@@ -150,6 +150,7 @@ class _Checks:
         rows = math.prod(record.shape) // table.width if record is not None else 0
         self.need(rows >= self.spec.vocab_size, place, f"{rows} rows for {self.spec.vocab_size} tokens")
         if table.bits in (16, 32):
+            self.need(table.block == 0 and not table.scales and not table.zeros, place, "floats with scales")
             self.stored(place, table.codes, rows * table.width, (f"float{table.bits}",))
             return
         self.need(table.block in BLOCKS, place, f"blocks of {table.block}")
