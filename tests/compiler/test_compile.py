@@ -185,6 +185,7 @@ def test_dry_run_writes_nothing(tiny: tuple[Path, Any], tmp_path: Path) -> None:
         "fuse_norms",
         "fuse_projections",
         "float_weights",
+        "device_steps",
         "branch",
         "verify_drafts",
     ]

@@ -27,13 +27,18 @@ class FakeOrt:
         providers: What a session says it runs on.
         runs: Each run's bindings: name, device, type, shape and address, inputs before outputs.
         opened: How many sessions were loaded, and with which options of the provider.
+        severities: Below which severity nothing is said, each time it was set.
     """
 
     cuda: FakeCuda
     providers: Sequence[str] = ("CUDAExecutionProvider", "CPUExecutionProvider")
     runs: list[list[tuple[str, str, Any, tuple[int, ...], int]]] = field(default_factory=list)
     opened: list[dict[str, str]] = field(default_factory=list)
+    severities: list[int] = field(default_factory=list)
     __version__ = "0"
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.severities.append(severity)
 
     def SessionOptions(self) -> Any:  # noqa: N802
         return onnxruntime.SessionOptions()
