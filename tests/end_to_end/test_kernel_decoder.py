@@ -284,6 +284,11 @@ def put(place: Any, key: str, value: Any) -> None:
     place[key] = value
 
 
+def slice_from(start: float) -> dict[str, Any]:
+    """A line that takes numbers of the first one from a place on."""
+    return {"op": "slice", "args": [0], "numbers": [start]}
+
+
 DAMAGED: dict[str, tuple[Callable[[Any], object], str]] = {
     "another version": (lambda s: put(s, "version", 2), "version: 2, not 1; compile again"),
     "a key that lacks": (lambda s: s.pop("body"), ".*body"),
@@ -309,17 +314,17 @@ PROGRAMS: dict[str, tuple[Callable[[Any], object], str]] = {
     "a line that comes later": (lambda s: put(line(s, "add"), "args", [0, 99]), r"line \d+ \(add\) is not well formed"),
     "a line before the first": (lambda s: put(line(s, "add"), "args", [-1, 0]), r"line \d+ \(add\) is not well formed"),
     "too few operands": (lambda s: put(line(s, "add"), "args", [0]), r"line \d+ \(add\) is not well formed"),
-    "no numbers": (lambda s: put(line(s, "mul"), "width", 0), r"line \d+ \(mul\) is not well formed"),
+    "no numbers": (lambda s: put(line(s, "add"), "width", 0), r"line \d+ \(add\) is not well formed"),
     "an input that is not there": (
         lambda s: put(line(s, "input"), "args", [50]),
         r"line \d+ \(input\) is not well formed",
     ),
-    "other widths": (lambda s: put(line(s, "add"), "width", 33), r"line \d+ \(add\): widths 33 and 32"),
-    "past the end": (lambda s: put(line(s, "slice"), "numbers", [4096.0]), r"line \d+ \(slice\): widths 64 and 128"),
-    "half a place": (lambda s: put(line(s, "slice"), "numbers", [0.5]), r"line \d+ \(slice\): widths 64 and 128"),
+    "other widths": (lambda s: put(line(s, "add"), "width", 33), r"line \d+ \(add\): widths 33 and 32 and 32"),
+    "past the end": (lambda s: line(s, "add").update(slice_from(4096.0)), r"line \d+ \(slice\): widths 32 and 32"),
+    "half a place": (lambda s: line(s, "add").update(slice_from(0.5)), r"line \d+ \(slice\): widths 32 and 32"),
     "groups that do not fit": (
         lambda s: put(line(s, "rms_norm"), "numbers", [1e-5, 7.0]),
-        r"line \d+ \(rms_norm\): widths 32 and 32",
+        r"line \d+ \(rms_norm\): widths 32 and 32 and 32",
     ),
     "a weight of another width": (
         lambda s: put(line(s, "weight"), "width", 64),

@@ -92,7 +92,7 @@ class _Checks:
         """Each has as many bytes as its shape needs."""
         for name, record in self.step.weights.items():
             self.need(record.dtype in (*FLOATS, *CODES), name, f"dtype {record.dtype!r}")
-            self.need(all(size > 0 for size in (len(record.shape), *record.shape)), name, f"shape {list(record.shape)}")
+            self.need(all(size > 0 for size in record.shape), name, f"shape {list(record.shape)}")
             needed = math.prod(record.shape) * np.dtype(record.dtype).itemsize
             self.need(record.bytes == needed, name, f"{record.bytes} bytes, not {needed}")
 
