@@ -26,7 +26,7 @@ TOKENS = 4096
 """Tokens of the calibration text that are read."""
 
 WINDOW = 512
-"""Tokens of a sequence. A range is that of all positions, so longer ones than those that are read here are served too."""
+"""Tokens of a sequence. Longer ones than those that are read here are served too: a range is that of all positions."""
 
 NO_GATES = SkipGates("", (), 0, 0, "any", ())
 

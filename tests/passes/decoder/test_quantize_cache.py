@@ -37,7 +37,7 @@ def measured(family: str) -> Program:
     return with_cache_ranges(replace(program, backbones={"lm": backbone}), {"lm": TEXT})
 
 
-class RoundedCache(DynamicCache):
+class RoundedCache(DynamicCache):  # type: ignore[misc]
     """transformers' cache, which rounds what it is given."""
 
     def __init__(self, config: Any, rounded: Callable[[torch.Tensor, int, int], torch.Tensor]) -> None:
