@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+CACHE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Bytes of an entry of the KV cache."""
+
+
 def head_dim_of(config: PretrainedConfig) -> int:
     """Return the width of one attention head."""
     head_dim = getattr(config, "head_dim", None)
@@ -54,7 +58,8 @@ def size_of(config: PretrainedConfig, target: TargetSpec, dtype: str, *, images:
     # A tied head comes once, as the table.
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if name.startswith(stems or "")}
     text = text_of(config)
-    slot = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim_of(text) * target.max_tokens * 4
+    slot = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim_of(text) * target.max_tokens
+    slot *= CACHE_BYTES[target.kv_cache]
     return replace(size_of_shapes(shapes, target, dtype), cache=slot * target.batch)
 
 

@@ -11,6 +11,7 @@ from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.versions import versions
 from adaptc.runtime.bundle.folder import Bundle, check_destination, open_bundle, write_bundle
+from adaptc.runtime.model.decoder import Ids
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
@@ -108,6 +109,7 @@ def _make(
     warn: Callable[[str], None],
 ) -> None:
     progress.stage(stage_names.LOAD)
+    from adaptc.compiler.cache_ranges import with_cache_ranges
     from adaptc.compiler.pipeline import plan_of
     from adaptc.compiler.preflight import refuse_faults
     from adaptc.compiler.publish import BundleParts
@@ -130,13 +132,20 @@ def _make(
     if plan.tunes:
         progress.stage(stage_names.TUNE)
         if program.gates:
-            text = calibration_text(spec.calibration, base)
-            ids = {name: text.ids(sources[name]) for name in sources}
-            program, verdicts = paying(program, ids, spec.target.batch, progress)
+            program, verdicts = paying(program, _ids(spec, base, sources), spec.target.batch, progress)
+    if plan.measures_cache:
+        progress.stage(stage_names.CACHE_RANGES)
+        program = with_cache_ranges(program, _ids(spec, base, sources), progress)
     program = Pipeline(plan.to_emit).run(program, observe, progress=progress)
     progress.stage(stage_names.WEIGHTS)
     trained = trained_gates(spec, base)
     BundleParts(spec, program, records, sources, hashes, versions(), verdicts, trained).write(into)
+
+
+def _ids(spec: Spec, base: Path, sources: Mapping[str, Source]) -> dict[str, Ids]:
+    """The calibration text in each model's token ids, int64 [tokens]."""
+    text = calibration_text(spec.calibration, base)
+    return {name: text.ids(source) for name, source in sources.items()}
 
 
 def trained_gates(spec: Spec, base: Path) -> dict[str, Path]:

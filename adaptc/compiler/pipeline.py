@@ -18,6 +18,7 @@ from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
+from adaptc.passes.decoder.quantize_cache import QuantizeCache
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.lower.lower import Lower
@@ -41,6 +42,7 @@ class CompilePlan:
         to_onnx: Passes from captured graphs to ONNX graphs: the spec's own, `gptq` for int4, `lower`.
         to_target: Passes from ONNX graphs to graphs that the target runs well.
         tunes: Whether gates are timed on this machine then, to keep only those that pay.
+        measures_cache: Whether it is then measured how large keys and values become.
         to_emit: Passes that write what was kept in the target's own form.
     """
 
@@ -48,6 +50,7 @@ class CompilePlan:
     to_onnx: tuple[Pass, ...]
     to_target: tuple[Pass, ...]
     tunes: bool
+    measures_cache: bool
     to_emit: tuple[Pass, ...]
 
     @property
@@ -69,6 +72,8 @@ class CompilePlan:
         yield from (pass_.name for pass_ in self.to_target)
         if self.tunes:
             yield stage_names.TUNE
+        if self.measures_cache:
+            yield stage_names.CACHE_RANGES
         yield from (pass_.name for pass_ in self.to_emit)
         yield from (stage_names.WEIGHTS, stage_names.BUNDLE)
 
@@ -97,13 +102,15 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
         to_onnx=(*own, *rounding, Lower()),
         to_target=_onnxruntime(target) if on_cpu else _tensorrt(target),
         tunes=target.device == "cpu",
+        measures_cache=target.kv_cache == "int8",
         to_emit=_forms(target) if on_cpu else (),  # last: what they make is no longer rewritten
     )
 
 
 def _forms(target: TargetSpec) -> tuple[Pass, ...]:
     """What writes a decoder for ONNX Runtime on a CPU, and for kernels of ours on a GPU."""
-    return DeviceSteps(required=target.device == "cuda"), Branch(), VerifyDrafts()
+    cache = () if target.kv_cache == "fp32" else (QuantizeCache(target.kv_cache),)
+    return DeviceSteps(required=target.device == "cuda"), *cache, Branch(), VerifyDrafts()
 
 
 def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:

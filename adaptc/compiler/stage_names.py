@@ -9,6 +9,7 @@ TUNE = "does it pay?"
 EACH_GATE = "does it pay, gate by gate?"
 THRESHOLDS = "thresholds of the gates that stay"
 ROWS = "rows of a step"
+CACHE_RANGES = "ranges of the KV cache"
 WEIGHTS = "write weights"
 BUNDLE = "write bundle"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from adaptc.errors import PassError
 from adaptc.runtime.bundle.manifest import forms, verifying
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from adaptc.runtime.bundle.skip_gates import SkipGates
 
 G = TypeVar("G", bound="Graph")
+CacheRanges: TypeAlias = "Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]"
+"""By layer, the largest magnitudes of keys and of values in a cache: float32 [kv_heads, head_dim] each."""
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -73,6 +75,7 @@ class Program:
         router_weights: Content of each router's file, by the file's name in the bundle (`RouterRecord.file`).
         verification: By the name of a decoder's graph, the graphs that verify drafted tokens for it.
         draft: Name of the graph that drafts tokens for the plan's decoder; "" if none does.
+        cache_ranges: By graph name, how large the entries of its KV cache become, where it was measured.
         history: Names of the passes that changed it.
     """
 
@@ -91,6 +94,7 @@ class Program:
     modal: Mapping[str, ModalSpec] = field(default_factory=lambda: EMPTY)
     verification: Mapping[str, tuple[VerificationGraph, ...]] = field(default_factory=lambda: EMPTY)
     draft: str = ""
+    cache_ranges: Mapping[str, CacheRanges] = field(default_factory=lambda: EMPTY)
 
     def graph(self, name: str, level: type[G]) -> G:
         """The graph of this name, which must be at this level.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from adaptc.report.drawing.figures import Chart, Table, chart, table
 from adaptc.report.drawing.units import megabytes, percent, seconds, three
 from adaptc.report.gates import gates_views, map_views, quality_views
@@ -15,7 +17,8 @@ from adaptc.report.plan import plan_picture
 from adaptc.report.record import MachineRecord, PartRecord, Record
 from adaptc.report.routes import router_views
 from adaptc.report.template import render
-from adaptc.runtime.bundle.manifest import Manifest
+from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest
+from adaptc.runtime.model.decoder import cache_dtype
 from adaptc.runtime.multimodal.profile import ModalProfile
 
 
@@ -110,8 +113,13 @@ def _tiles(manifest: Manifest) -> Iterator[Tile]:
 def kv_bytes(manifest: Manifest) -> int:
     """Bytes of the KV caches of a sequence, of all graphs that have one of their own."""
     forms = manifest.forms  # they share their graphs' caches
-    decoders = [g.decoder for name, g in manifest.graphs.items() if g.decoder is not None and name not in forms]
-    return sum(sum(2 * heads * width for heads, width in d.kv) * d.max_tokens * 4 for d in decoders)
+    graphs = [graph for name, graph in manifest.graphs.items() if name not in forms]
+    return sum(_cache_bytes(graph.decoder, cache_dtype(graph.inputs)) for graph in graphs if graph.decoder is not None)
+
+
+def _cache_bytes(decoder: DecoderSpec, dtype: str) -> int:
+    entries = sum(2 * heads * width for heads, width in decoder.kv) * decoder.max_tokens
+    return entries * np.dtype(dtype).itemsize
 
 
 def _reads(manifest: Manifest, record: Record, sums: Mapping[str, int]) -> Iterator[Chart]:

@@ -70,6 +70,11 @@ def present_after(layer: int, kind: str, row: int) -> str:
     return f"{present(layer, kind)}.{row}"
 
 
+def cache_scale(layer: int, kind: str) -> str:
+    """Name of the scales of a layer's cache, if it holds codes; `kind` is KEY or VALUE."""
+    return f"cache.{layer}.{kind}.scales"
+
+
 def step_cache(layer: int, kind: str) -> str:
     """Name of what a step of a decoder in partitions adds to a layer's cache; `kind` is KEY or VALUE."""
     return f"new.{layer}.{kind}"

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
-from adaptc.runtime.bundle.names import HIDDEN
+from adaptc.runtime.bundle.names import HIDDEN, cache_tensor
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import Skips
 from adaptc.runtime.model.options import RequestOptions
@@ -262,3 +262,8 @@ def state_width(tensors: Sequence[TensorSpec]) -> int | None:
     """The width of the hidden states among a graph's inputs or outputs; None if there are none."""
     width = next((tensor.shape[-1] for tensor in tensors if tensor.name == HIDDEN), None)
     return width if isinstance(width, int) else None
+
+
+def cache_dtype(tensors: Sequence[TensorSpec]) -> str:
+    """The type of a graph's KV cache, as numpy spells it, from its inputs; "float32" if it has none."""
+    return next((tensor.dtype for tensor in tensors if cache_tensor(tensor.name) is not None), "float32")

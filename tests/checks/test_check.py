@@ -209,6 +209,8 @@ def test_sizes_are_those_of_the_model(tied: bool) -> None:
     assert size.bundle == 4 * size.parameters
     assert size.read == 2 * size.parameters
     assert size.cache == 2 * 2 * 2 * 16 * 10 * 4 * 3
+    codes = size_of(config, TargetSpec(weights="fp32", max_tokens=10, batch=3, kv_cache="int8"), "bfloat16")
+    assert 4 * codes.cache == size.cache
 
 
 def test_quantized_sizes() -> None:

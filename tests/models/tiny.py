@@ -15,6 +15,7 @@ from adaptc.capture.text import capture
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
+from adaptc.passes.emit import FLOAT
 from adaptc.runtime.bundle.plan import Run
 
 VOCAB = 61
@@ -150,7 +151,9 @@ def onnx(program: Program) -> OnnxGraph:
 def empty_cache(graph: OnnxGraph, batch: int) -> dict[str, npt.NDArray[Any]]:
     """Zeros for the cache that a decoder graph reads."""
     return {
-        str(value.name): np.zeros([batch, *(size for size in sizes(value)[1:] if isinstance(size, int))], np.float32)
+        str(value.name): np.zeros(
+            [batch, *(size for size in sizes(value)[1:] if isinstance(size, int))], (value.dtype or FLOAT).numpy()
+        )
         for value in graph.model.graph.inputs
         if str(value.name).startswith("past.")
     }

@@ -32,7 +32,7 @@ from adaptc.runtime.bundle.names import (
 )
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
-from adaptc.runtime.model.decoder import Ids, Logits, States, piece_size, read_whole, state_width
+from adaptc.runtime.model.decoder import Ids, Logits, States, cache_dtype, piece_size, read_whole, state_width
 from adaptc.runtime.model.inserts import ExtraInputs, Feeds, Inserts
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.model.single_route import SingleRoute
@@ -85,7 +85,7 @@ class HostDecoder(SingleRoute):
         self.gates = gates
         self._engine = engine
         self._chunk = chunk
-        self.kv = KvSlots(spec, batch)
+        self.kv = KvSlots(spec, batch, cache_dtype(engine.inputs))
         self._prefixes = PrefixCache(0) if prefixes is None else prefixes
         self.name = name
         self._extra = ExtraInputs(engine.inputs, batch)

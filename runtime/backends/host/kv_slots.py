@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +19,24 @@ class KvSlots:
     """Keys and values of all layers.
 
     Attributes:
-        arrays: float32 [batch, kv_heads, max_tokens, head_dim] by (layer, kind).
+        arrays: [batch, kv_heads, max_tokens, head_dim] by (layer, kind).
     """
 
-    def __init__(self, spec: DecoderSpec, batch: int) -> None:
+    def __init__(self, spec: DecoderSpec, batch: int, dtype: str = "float32") -> None:
         """Reserve the memory; pages are taken when they are first written.
+
+        Args:
+            spec: Gives the sizes.
+            batch: Slots.
+            dtype: Of the entries: "float32", "float16", or "int8" for codes.
 
         Raises:
             RequestError: it does not fit.
         """
-        size = 8 * batch * spec.max_tokens * sum(heads * width for heads, width in spec.kv)
+        size = 2 * np.dtype(dtype).itemsize * batch * spec.max_tokens * sum(heads * width for heads, width in spec.kv)
         try:
-            self.arrays: dict[tuple[int, str], npt.NDArray[np.float32]] = {
-                (layer, kind): lazy_zeros((batch, heads, spec.max_tokens, width))
+            self.arrays: dict[tuple[int, str], npt.NDArray[Any]] = {
+                (layer, kind): lazy_zeros((batch, heads, spec.max_tokens, width), dtype)
                 for layer, (heads, width) in enumerate(spec.kv)
                 for kind in CACHE_KINDS
             }

@@ -6,13 +6,14 @@ import ctypes
 import math
 import mmap
 import sys
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 
-def lazy_zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """An array of zeros, float32, whose pages are mapped when they are first written.
+def lazy_zeros(shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
+    """An array of zeros whose pages are mapped when they are first written.
 
     `np.zeros` does the same only where the C library gets the memory from the system. After large blocks were freed,
     as when a model was loaded, it takes the memory from its heap and writes all of it.
@@ -20,9 +21,9 @@ def lazy_zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     Raises:
         MemoryError: the system does not have so much memory.
     """
-    size = 4 * math.prod(shape)
+    size = np.dtype(dtype).itemsize * math.prod(shape)
     if size == 0:
-        return np.zeros(shape, np.float32)
+        return np.zeros(shape, dtype)
     try:
         if sys.platform == "win32":
             pages = mmap.mmap(-1, size)
@@ -30,7 +31,7 @@ def lazy_zeros(shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
             pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError, ValueError) as error:  # the latter two: more than an address can count
         raise MemoryError(str(error)) from error
-    return np.frombuffer(pages, np.float32).reshape(shape)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def trim() -> None:

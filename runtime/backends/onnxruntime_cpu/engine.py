@@ -12,6 +12,7 @@ from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.runtime.backends.onnxruntime_cpu.packed import OUTPUT, with_packed
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.errors import EngineError
+from adaptc.runtime.model.decoder import cache_dtype
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -23,6 +24,9 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
+CODES_SINCE = (1, 27)
+"""The first onnxruntime whose attention computes with a cache of 8-bit codes on a CPU; 1.25 loads such a graph."""
+
 _QUIET = 4  # fatal messages only: errors are raised, and warnings concern the compiler
 
 
@@ -58,6 +62,8 @@ class OrtEngine:
         if graph is not None:
             trim()
         self.inputs = tuple(_spec(tensor, file) for tensor in self._session.get_inputs())
+        if cache_dtype(self.inputs) == "int8" and _is_older(ort, CODES_SINCE):
+            raise EngineError(_older(ort, file))
         outputs = (tensor for tensor in self._session.get_outputs() if tensor.name != OUTPUT)
         self.outputs = tuple(_spec(tensor, file) for tensor in outputs)
         self._inputs = {spec.name: spec for spec in self.inputs}
@@ -156,7 +162,19 @@ def _session(ort: ModuleType, file: Path, graph: bytes | None, options: Any) -> 
     try:
         return ort.InferenceSession(graph or str(file), options, providers=["CPUExecutionProvider"])
     except _failures(ort) as error:
+        # Scales of a cache of codes are inputs that the kernel did not have then.
+        if "GroupQueryAttention:1) has input size" in str(error) and _is_older(ort, CODES_SINCE):
+            raise EngineError(_older(ort, file)) from error
         raise EngineError(f"{file}: onnxruntime cannot load it: {_one_line(error)}") from error
+
+
+def _is_older(ort: ModuleType, version: tuple[int, int]) -> bool:
+    return tuple(int(part) for part in ort.__version__.split(".")[:2]) < version
+
+
+def _older(ort: ModuleType, file: Path) -> str:
+    right, found = ".".join(map(str, CODES_SINCE)), ort.__version__
+    return f"{file}: its KV cache is int8, which onnxruntime {found} does not compute; {right} or newer is right"
 
 
 def onnxruntime() -> ModuleType:
