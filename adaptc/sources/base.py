@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.hashes import file_digest, hash_of
 from adaptc.sources.package import installed_digest
 
@@ -106,6 +107,17 @@ class Source(ABC):
             LoadError: as in `config`.
         """
         return ()
+
+    def local(self, progress: Progress = SILENT) -> Source:
+        """Return the source as it lies on this machine's disk: itself, but for one that is fetched first.
+
+        Args:
+            progress: Told of what is fetched.
+
+        Raises:
+            LoadError: it cannot be fetched.
+        """
+        return self
 
     def paths(self) -> tuple[Path, ...]:
         """Return the paths of `files()`, sorted."""

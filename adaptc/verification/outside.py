@@ -42,6 +42,7 @@ class Place:
 
 def place_of(source: Source) -> Place | None:
     """Where transformers finds a source; None if it is of a kind that only adaptc has."""
+    source = source.local()
     if isinstance(source, GgufSource):
         return Place(source.path.parent, source.path.name)
     config = source.files().get("config.json")

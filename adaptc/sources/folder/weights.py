@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
+"""What marks the folder of an adapter."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 """Ends of the names of buffers that old files hold and that models compute by themselves now."""
@@ -46,9 +47,9 @@ def weight_files(origin: str, folder: Path) -> dict[str, Path]:
     Raises:
         LoadError: there are none, a shard is missing or elsewhere, or the weights belong to an adapter.
     """
-    if (folder / _ADAPTER).exists():
+    if (folder / ADAPTER).exists():
         raise LoadError(
-            f"{origin}: {_ADAPTER}: an adapter, which changes the weights of its base; merge them (merge_and_unload of "
+            f"{origin}: {ADAPTER}: an adapter, which changes the weights of its base; merge them (merge_and_unload of "
             "peft) and give the folder of the merged model"
         )
     if (folder / FILE).is_file() or not (folder / INDEX).exists():

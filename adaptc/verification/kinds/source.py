@@ -97,7 +97,7 @@ def _gguf_text(
 
 def ends_parts(bundle: Bundle, source: Source, loaded: Loaded) -> list[Part]:
     """Compare the tokens that end an answer; of a GGUF file `text_parts` does."""
-    if isinstance(source, GgufSource):
+    if isinstance(source.local(), GgufSource):
         return []
     if loaded.by == OWN_LOADER:
         return [not_compared(ENDS, "transformers reads no generation config of this source")]
