@@ -10,13 +10,14 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from adaptc.spec.passes import known_passes
-from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
+from adaptc.spec.schema import AdapterSpec, CalibrationSpec, ModelSpec, Spec, TargetSpec
 
 SCHEMA = Path(__file__).with_name("schema.json")
 """The JSON Schema with adaptc's own passes, as `schema_text` makes it."""
 
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "models.NAME": ModelSpec,
+    "adapters": AdapterSpec,
     "target": TargetSpec,
     "calibration": CalibrationSpec,
 }
