@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adaptc.errors import LoadError
+from adaptc.sources.adapters.files import find_adapter
+from adaptc.sources.adapters.source import AdaptedSource
 from adaptc.sources.base import Source
 from adaptc.sources.folder.source import FolderSource
 from adaptc.sources.gguf.source import GgufSource
@@ -38,7 +40,15 @@ def find_source(model: ModelSpec, base: Path) -> Source:
         LoadError: there is no such model; the message says what would help.
     """
     try:
-        return _find(model, base)
+        found = _find(model, base)
+        if not model.adapters:
+            return found
+        if isinstance(found, ModuleSource):
+            raise LoadError(f"{model.source}: adapters are for pretrained models; merge them into weights:")
+        adapters = tuple(find_adapter(each, base) for each in model.adapters)
+        return AdaptedSource(
+            found.path, found.origin, found.kind, found.dtype, found.revision, base=found, adapters=adapters
+        )
     except OSError as error:  # a folder above it that this user may not enter, a name that is too long
         raise LoadError(f"{model.source[:100]}: cannot be read: {error.strerror}") from error
 

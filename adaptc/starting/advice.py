@@ -80,7 +80,9 @@ class Advice:
         """What a person wants to know first, a line each."""
         target = self.spec.target
         pays = "can pay" if self.skipping_can_pay else "is too small to pay"
-        about = f"{self.family}, {self.layers} layers, {millions(self.parameters)} M parameters, stored as {self.stored}"
+        about = (
+            f"{self.family}, {self.layers} layers, {millions(self.parameters)} M parameters, stored as {self.stored}"
+        )
         blocks = (f"a feed-forward block has {millions(self.block)} MB: skip_ffn {pays}",) if self.block else ()
         return about, f"{target.weights} on {target.device}: {millions(self.bundle[target.weights])} MB", *blocks
 

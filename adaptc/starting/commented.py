@@ -101,13 +101,14 @@ def _skipping(advice: Advice, file: str) -> Iterator[str]:
         return
     if advice.goal == "quality":
         yield from _comment(
-            f"A feed-forward block has {megabytes} here, so skipping blocks (skip_ffn) could pay; it costs some quality, "
-            "which is what this file is for."
+            f"A feed-forward block has {megabytes} here, so skipping blocks (skip_ffn) could pay; it costs some "
+            "quality, which is what this file is for."
         )
         return
     yield from _comment(
-        f"A feed-forward block has {megabytes} here, so tokens that skip blocks can save time. Gates are trained first, "
-        "best on a GPU; then compiling measures whether they pay on its machine. Take away the # of these lines, and:"
+        f"A feed-forward block has {megabytes} here, so tokens that skip blocks can save time. Gates are trained "
+        "first, best on a GPU; then compiling measures whether they pay on its machine. Take away the # of these lines, "
+        "and:"
     )
     yield "#"
     yield f"#   adaptc train {file}"

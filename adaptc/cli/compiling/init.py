@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from adaptc.starting.advice import Goal
 
 
 @click.command("init")
@@ -26,11 +30,11 @@ import click
     help="File to write; - prints it.",
 )
 @click.option("--force", is_flag=True, help="Overwrite the file.")
-def command(model: str, goal: str, revision: str | None, output: Path, force: bool) -> None:
+def command(model: str, goal: Goal, revision: str | None, output: Path, force: bool) -> None:
     """Write a commented model.yaml for MODEL.
 
-    MODEL is a hub id, a model's folder or a GGUF file. Its config and its tokenizer are read, and this machine is looked
-    at; no weight is read.
+    MODEL is a hub id, a model's folder or a GGUF file. Its config is read, and this machine is looked at; no weight is
+    read.
     """
     from adaptc.errors import SpecError
     from adaptc.sources.quiet import quiet_transformers

@@ -72,6 +72,16 @@ class Repository:
             self._get(wanted, (), folder.name, progress)
         return folder
 
+    def with_file(self, folder: Path, name: str) -> Path:
+        """Return the folder of a commit with one more file, if the repository has it.
+
+        Raises:
+            LoadError: as in `folder`.
+        """
+        if not (folder / name).is_file() and name in self.files(folder.name):
+            self._get((name,), (), folder.name)
+        return folder
+
     def lacks(self, what: str, files: Sequence[str]) -> LoadError:
         """Return the error that says that a repository of these files has no such one, and what it has instead."""
         return LoadError(f"{self.origin}: the hub's repository has no {what}{_instead(files, self.name)}")
