@@ -41,7 +41,7 @@ class Source(ABC):
 
     Attributes:
         path: The folder or file; of a hub repository its id.
-        origin: Its name in the spec; goes into the manifest.
+        origin: Its name in the spec.
         kind: `folder`, `gguf`, `package`, `hub` or `module`.
         dtype: `float32`, `bfloat16` or `float16`: what weights are read as.
         revision: Branch, tag or commit of a hub repository, or None.
@@ -52,6 +52,11 @@ class Source(ABC):
     kind: str
     dtype: str = "float32"
     revision: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What a report calls the model."""
+        return self.origin
 
     @abstractmethod
     def config(self) -> Any:

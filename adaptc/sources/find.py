@@ -17,7 +17,7 @@ from adaptc.sources.adapters.source import AdaptedSource
 from adaptc.sources.base import Source
 from adaptc.sources.folder.source import FolderSource
 from adaptc.sources.gguf.source import GgufSource
-from adaptc.sources.hub.names import HubName, hub_name
+from adaptc.sources.hub.names import HubName, hub_name, refuse_url
 from adaptc.sources.hub.source import HubSource
 from adaptc.sources.module import ModuleSource
 from adaptc.sources.package import PREFIX, find_file
@@ -63,6 +63,8 @@ def _find(model: ModelSpec, base: Path) -> Source:
     if not path.exists():
         if (hub := hub_name(name)) is not None:
             return _find_on_hub(model, hub)
+        if (why := refuse_url(name)) is not None:
+            raise LoadError(why)
         raise LoadError(f"{name}: no such file or folder: {path}")
     if model.revision is not None:
         raise LoadError(f"{name}: revision is for hub repositories, this is on disk; remove it")

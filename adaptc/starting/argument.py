@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptc.errors import SpecError
-from adaptc.sources.hub.names import hub_name
+from adaptc.sources.hub.names import hub_name, refuse_url
 from adaptc.sources.package import PREFIX
 
 SPEC_FILE = "model.yaml"
@@ -22,6 +22,7 @@ CONFIG = "config.json"
 _ADAPTER = "adapter_config.json"
 _MODULE = "module:"
 _GGUF_MAGIC = b"GGUF"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,11 @@ def read_argument(name: str) -> SpecFile | PlainModel:
     if name.startswith(_MODULE):
         raise SpecError(f"{name}: a function needs weights: beside it, so a {SPEC_FILE} with models: is right")
     if name.startswith(PREFIX):
+        if not all(name.removeprefix(PREFIX).partition("/")):
+            raise SpecError(f"{name}: expected package:NAME/file, with NAME as Python imports it")
         return PlainModel(name)
+    if (why := refuse_url(name)) is not None:
+        raise SpecError(why)
     try:
         path = Path(name).expanduser()
     except RuntimeError as error:
@@ -73,6 +78,8 @@ def read_argument(name: str) -> SpecFile | PlainModel:
         return PlainModel(str(path.parent))
     if path.suffix == ".gguf" or _is_gguf(path):
         return PlainModel(name)
+    if path.suffix in _WEIGHTS:
+        raise SpecError(f"{name}: one file of a model; give the folder that also has its {CONFIG}")
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         if hub_name(name) is None:
             raise SpecError(

@@ -107,8 +107,8 @@ def _skipping(advice: Advice, file: str) -> Iterator[str]:
         return
     yield from _comment(
         f"A feed-forward block has {megabytes} here, so tokens that skip blocks can save time. Gates are trained "
-        "first, best on a GPU; then compiling measures whether they pay on its machine. Take away the # of these lines, "
-        "and:"
+        "first, best on a GPU; then compiling measures whether they pay on its machine. Take away the # of these "
+        "lines, and:"
     )
     yield "#"
     yield f"#   adaptc train {file}"

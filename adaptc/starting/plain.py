@@ -115,4 +115,6 @@ def _base_of(folder: str) -> str:
         raise SpecError(
             f"{folder}: an adapter whose {_ADAPTER} names no base; give the base as MODEL and --adapter {folder}"
         )
+    if hub_name(base) is None and not Path(base).expanduser().exists():
+        raise SpecError(f"{folder}: its base {base[:200]} is not here; give the base as MODEL and --adapter {folder}")
     return base

@@ -51,6 +51,7 @@ def test_a_bundle_writes_what_peft_does_and_verify_says_so(made: Path, tmp_path:
     assert abs(found - scores(plain, IDS)).max() > 1e-3  # another adapter gives other numbers
     done = run("verify", str(tmp_path / "bundle"), "--base", str(made), "--json")
     assert done.exit_code == 0, done.stdout + done.stderr
+    assert compiled.bundle.manifest.models["lm"].source == "base + one"
     assert "peft 0." in json.dumps(json.loads(done.stdout))
     # The same spec with another adapter or weight is another bundle.
     for settings in (["models.lm.adapters=[two]"], ["models.lm.adapters=[{source: one, weight: 0.5}]"]):

@@ -71,6 +71,19 @@ def test_what_is_named(there: tuple[str, ...], name: str, expected: PlainModel |
         ),
         (("m/b.gguf", "m/a.gguf"), "m", "m: several GGUF files: a.gguf, b.gguf; give one, as m/a.gguf"),
         (
+            ("m/x.safetensors",),
+            "m/x.safetensors",
+            "m/x.safetensors: one file of a model; give the folder that also has its config.json",
+        ),
+        ((), "package:p", "package:p: expected package:NAME/file, with NAME as Python imports it"),
+        ((), "https://hub.test/org/name/tree/main", "https://hub.test/org/name/tree/main: a URL; org/name is right"),
+        (
+            (),
+            "https://hub.test/org/name/blob/main/q/m.gguf?download=true",
+            "https://hub.test/org/name/blob/main/q/m.gguf?download=true: a URL; org/name/q/m.gguf is right",
+        ),
+        ((), "https://hub.test/", "https://hub.test/: a URL; a hub id org/name is right"),
+        (
             (),
             "module:m.py:build",
             "module:m.py:build: a function needs weights: beside it, so a model.yaml with models: is right",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,22 @@ def test_options_are_keys_of_the_spec() -> None:
     assert [tuple(each) for each in alone.passes] == [("skip_ffn", {"policy": "static", "budget": 0.5})]
     with pytest.raises(SpecError, match="--adapter one=much: expected FOLDER or FOLDER=WEIGHT"):
         plain_spec(PlainModel("org/name"), PlainOptions(adapters=("one=much",)))
+
+
+def test_an_adapter_alone_names_its_base(here: Path) -> None:
+    (here / "lora").mkdir()
+    config = here / "lora" / "adapter_config.json"
+    for base, expected in (
+        ("/gone/model", "lora: its base /gone/model is not here; give the base as MODEL and --adapter lora"),
+        (None, "lora: an adapter whose adapter_config.json names no base; give the base as MODEL and --adapter lora"),
+    ):
+        config.write_text(json.dumps({"base_model_name_or_path": base}))
+        with pytest.raises(SpecError) as caught:
+            plain_spec(PlainModel("lora", adapter=True), PlainOptions())
+        assert str(caught.value) == expected
+    config.write_text('{"base_model_name_or_path": "org/base"}')
+    [model] = plain_spec(PlainModel("lora", adapter=True), PlainOptions()).models.values()
+    assert (model.source, [each.source for each in model.adapters]) == ("org/base", ["lora"])
 
 
 def test_options_change_a_model_yaml_too_or_are_refused(here: Path) -> None:

@@ -82,7 +82,8 @@ def _print_plan(spec: Spec, base: Path, output: Path) -> None:
     plan = plan_of(spec, base)
     passes = {pass_.name for pass_ in plan.passes}
     for name, model in spec.models.items():
-        click.echo(f"model   {name}: {model.source}")
+        adapters = "".join(f" + {each.source}" for each in model.adapters)
+        click.echo(f"model   {name}: {model.source}{adapters}")
     for stage in plan.stages:
         click.echo(f"{'pass' if stage in passes else 'stage':7} {stage}")
     click.echo(f"target  {spec.target.backend}, {spec.target.weights} weights, {spec.target.max_tokens} tokens")

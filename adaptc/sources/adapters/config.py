@@ -18,7 +18,7 @@ from adaptc.errors import LoadError, one_line
 from adaptc.sources.folder.files import read_object
 from adaptc.sources.folder.weights import ADAPTER
 
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` that leave the base's weights as they are."""
 
 _REFUSED: Mapping[str, str] = MappingProxyType(

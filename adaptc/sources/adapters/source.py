@@ -33,6 +33,12 @@ class AdaptedSource(Source):
     base: Source = field(kw_only=True)
     adapters: tuple[Adapter, ...] = field(kw_only=True)
 
+    @property
+    def title(self) -> str:
+        """See `Source.title`."""
+        added = (each.origin if each.weight == 1.0 else f"{each.weight:g} {each.origin}" for each in self.adapters)
+        return " + ".join((self.base.title, *added))
+
     def config(self) -> Any:
         """See `Source.config`; a head that adapters change otherwise than the embedding is untied."""
         config = self.base.config()

@@ -25,6 +25,18 @@ class HubName:
     file: str = ""
 
 
+def refuse_url(name: str) -> str | None:
+    """Return why a URL names no model, with the hub id that stands in it; None for what is no URL."""
+    scheme, colon, rest = name.partition("://")
+    if not colon or not scheme.isalpha():
+        return None
+    parts = rest.partition("?")[0].rstrip("/").split("/")[1:]
+    file = "/".join(parts[4:]) if parts[2:3] in (["blob"], ["resolve"]) and parts[-1].endswith(".gguf") else ""
+    found = hub_name("/".join([*parts[:2], file] if file else parts[:2]))
+    right = "a hub id org/name" if found is None else "/".join(filter(None, (found.repository, found.file)))
+    return f"{name[:200]}: a URL; {right} is right"
+
+
 def hub_name(name: str) -> HubName | None:
     """Return the parts of `org/name`, `org/name@revision` or `org/name@revision/file.gguf`; None for anything else.
 

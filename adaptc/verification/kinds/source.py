@@ -154,16 +154,17 @@ def load_source(source: Source, prompts: Sequence[Sequence[int]], threads: int |
 def _adapted(source: AdaptedSource) -> Loaded:
     """A model with adapters: transformers reads the base, and PEFT merges the adapters into it."""
     place = place_of(source.base)
-    try:
-        if place is None or place.gguf is not None:
-            raise LoadError("peft merges adapters into what transformers reads from a folder")
-        if source.base.config().tie_word_embeddings != source.config().tie_word_embeddings:
-            raise LoadError("peft merges a tied embedding into the head too, which its adapters leave alone")
-        model, kind = load_model(place)
-        return Loaded(merged(model, source.adapters), f"{kind} of {version()} and {peft_version()}")
-    except LoadError as error:
-        own = not_compared("source model", str(error))
-        return Loaded(load_eager(source, "float32"), OWN_LOADER, (own,))
+    if place is None or place.gguf is not None:
+        why = "peft merges adapters into what transformers reads from a folder"
+    elif source.base.config().tie_word_embeddings != source.config().tie_word_embeddings:
+        why = "peft merges a tied embedding into the head too, which its adapters leave alone"
+    else:
+        try:
+            model, kind = load_model(place)
+            return Loaded(merged(model, source.adapters), f"{kind} of {version()} and {peft_version()}")
+        except LoadError as error:
+            why = str(error)
+    return Loaded(load_eager(source, "float32"), OWN_LOADER, (not_compared("source model", why),))
 
 
 def _confirmed(

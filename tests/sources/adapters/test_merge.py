@@ -6,13 +6,17 @@ in the order of sums: 3e-6 of logits of some 2 was the most that was seen.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from adaptc.spec.schema import AdapterSpec
+from adaptc.sources.find import find_source
+from adaptc.spec.schema import AdapterSpec, ModelSpec
+from tests.models import vlm
 from tests.sources.adapters.made import adapter, base, loaded, logits, ours
 
 peft = pytest.importorskip("peft")
@@ -138,3 +142,24 @@ def test_a_saved_module_counts_by_its_weight(tmp_path: Path) -> None:
     torch.testing.assert_close(
         half.lm_head.weight, (plain.lm_head.weight + whole.lm_head.weight) / 2, rtol=0, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("spelling", ["model.language_model.", "language_model.model."])
+def test_a_model_that_takes_images(spelling: str, tmp_path: Path) -> None:
+    """Vision and text have layers of the same names; older files have the names of their time."""
+    plain = vlm.write(tmp_path, "llava", num_hidden_layers=2)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
+    theirs = peft.get_peft_model(
+        copy.deepcopy(plain), peft.LoraConfig(r=4, target_modules=[*QV, "linear_1"], init_lora_weights=False)
+    )
+    theirs.save_pretrained(str(tmp_path / "lora"))
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    stored = load_file(file)
+    save_file({name.replace("model.language_model.", spelling): value for name, value in stored.items()}, file)
+    merged = theirs.merge_and_unload().state_dict()
+    specs = (AdapterSpec(source=str(tmp_path / "lora")),)
+    found = find_source(ModelSpec(source=str(tmp_path / "model"), adapters=specs), Path.cwd()).tensors()
+    changed = {name for name in found if not torch.equal(found[name], before[name])}
+    assert {name.split(".")[1] for name in changed} == {"language_model", "vision_tower", "multi_modal_projector"}
+    for name in found:
+        torch.testing.assert_close(found[name], merged[name], rtol=0, atol=1e-5)

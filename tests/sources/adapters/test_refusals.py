@@ -94,7 +94,7 @@ def changed(folder: Path, **values: Any) -> Path:
         ({"target_modules": ["none"]}, "it changes nothing: no module of this model is one of its targets"),
         (
             {"target_modules": ["q_proj", "up_proj", "k_proj"]},
-            "by its config it changes model.layers.0.self_attn.k_proj, and its file has nothing for it; it is an adapter",
+            "by its config it changes model.layers.0.self_attn.k_proj, and its file has nothing for it; it is an ",
         ),
     ],
 )
