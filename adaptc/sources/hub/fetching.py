@@ -155,7 +155,9 @@ def _shards(index: Path) -> tuple[str, ...]:
 
 
 def _instead(files: Sequence[str], name: HubName) -> str:
-    """What the repository has in the place of safetensors."""
+    """What the repository has in the place of a model."""
+    if ADAPTER in files:
+        return f", but {ADAPTER}: an adapter; source: its base, and adapters: [{name.repository}], are right"
     if gguf := [each for each in files if each.endswith(".gguf")]:
         return f", but GGUF files: {name.repository}/{gguf[0]} names one"
     pickles = [each for each in files if each.endswith((".bin", ".pt", ".pth"))]

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from adaptc.errors import LoadError
 from adaptc.sources.find import find_source
 from adaptc.sources.gguf.source import GgufSource
 from adaptc.sources.hub.names import HubName, hub_name
 from adaptc.sources.hub.source import HubSource
-from adaptc.spec.schema import ModelSpec
+from adaptc.spec.schema import AdapterSpec, ModelSpec
 from tests.fakes.progress import Told
 from tests.models import folder, gguf_file
 from tests.sources.gguf.vocabularies import byte_level
@@ -97,6 +98,32 @@ def test_only_the_files_that_are_needed_are_fetched(hub: Hub, model: dict[str, b
     assert hub.fetched() == sorted({*model, "README.md"} - {"model.safetensors"})
     assert_weights(found.tensors(), model, tmp_path)
     assert hub.fetched() == sorted({*model, "README.md"})
+
+
+def test_an_adapter_is_fetched_beside_its_base(hub: Hub, model: dict[str, bytes], tmp_path: Path) -> None:
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "layers_to_transform": [0]}
+    stem = "base_model.model.model.layers.0.self_attn.q_proj"
+    rows = {f"{stem}.lora_A.weight": torch.ones(2, 32), f"{stem}.lora_B.weight": torch.ones(32, 2)}
+    hub.add("org/base", model)
+    hub.add(
+        "org/lora",
+        {
+            "adapter_config.json": json.dumps(config).encode(),
+            "adapter_model.safetensors": save(rows),
+            **dict.fromkeys(("optimizer.pt", "checkpoint-1/adapter_model.safetensors"), b"x"),
+        },
+    )
+    found = find_source(ModelSpec(source="org/base", adapters=(AdapterSpec(source="org/lora@main"),)), tmp_path)
+    assert hub.fetched() == []
+    changed, plain = found.tensors(), source("org/base").tensors()
+    for name in plain:
+        delta = (changed[name] - plain[name]).unique()
+        assert torch.allclose(delta, torch.tensor(2.0 if "0.self_attn.q_proj" in name else 0.0)), name
+    assert hub.fetched() == sorted({*model, "adapter_config.json", "adapter_model.safetensors"})
+    assert refusal(source("org/lora").config) == (
+        "org/lora: the hub's repository has no config.json, but adapter_config.json: an adapter; source: its base, and "
+        "adapters: [org/lora], are right"
+    )
 
 
 def test_a_second_use_asks_for_nothing(hub: Hub, model: dict[str, bytes]) -> None:
