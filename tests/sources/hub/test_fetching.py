@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from adaptc.errors import LoadError
 from adaptc.sources.find import find_source
@@ -102,8 +102,10 @@ def test_only_the_files_that_are_needed_are_fetched(hub: Hub, model: dict[str, b
 
 def test_an_adapter_is_fetched_beside_its_base(hub: Hub, model: dict[str, bytes], tmp_path: Path) -> None:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "layers_to_transform": [0]}
-    stem = "base_model.model.model.layers.0.self_attn.q_proj"
-    rows = {f"{stem}.lora_A.weight": torch.ones(2, 32), f"{stem}.lora_B.weight": torch.ones(32, 2)}
+    stem = "model.layers.0.self_attn.q_proj"
+    out, inner = load(model["model.safetensors"])[f"{stem}.weight"].shape
+    pair = {"A": torch.ones(2, inner), "B": torch.ones(out, 2)}
+    rows = {f"base_model.model.{stem}.lora_{side}.weight": tensor for side, tensor in pair.items()}
     hub.add("org/base", model)
     hub.add(
         "org/lora",
