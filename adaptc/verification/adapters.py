@@ -37,7 +37,7 @@ def merged(model: Any, adapters: Iterable[Adapter]) -> Any:
             wrapped = peft.PeftModel.from_pretrained(model, str(adapter.folder()))
             if adapter.weight != 1.0:
                 _scale(wrapped, adapter.weight)
-            model = wrapped.merge_and_unload()  # type: ignore[operator]
+            model = wrapped.merge_and_unload()
     return model.eval()
 
 

@@ -44,7 +44,7 @@ def test_a_bundle_writes_what_peft_does_and_verify_says_so(made: Path, tmp_path:
     with runtime.load(compiled.bundle.path) as session:
         expected = greedy(theirs, IDS, 12)
         stop = expected.index(1) + 1 if 1 in expected else len(expected)
-        assert session.generate(IDS, max_new_tokens=12).ids == expected[:stop]
+        assert [*session.generate(IDS, max_new_tokens=12).ids] == expected[:stop]
         found = session.score(IDS).values
     assert abs(found - scores(theirs, IDS)).max() < 1e-4
     plain = loaded(made / "base", made / "two")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from adaptc.errors import LoadError, one_line
 from adaptc.families.model import model_of, multimodal_of, renamed
 from adaptc.sources.adapters.config import LoraConfig, lora_config
-from adaptc.sources.adapters.files import Adapter, StoredTensor, stored_tensors
+from adaptc.sources.adapters.files import Adapter, AdapterTensor, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ def changes_of(adapters: tuple[Adapter, ...], base: Base, origin: str) -> Change
     return Changes(changed, unties, tuple(remarks))
 
 
-def _of_today(config: Any, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _of_today(config: Any, tensors: Mapping[str, AdapterTensor]) -> dict[str, AdapterTensor]:
     """Tensors of a multimodal model's adapter by today's names of its modules."""
     cut = re.compile(r"\.(lora_\w+(?:\.weight|\.bias)?|base_layer\.\w+|weight|bias)$")
     ends = {name: found.start() for name in tensors if (found := cut.search(name)) is not None}
@@ -140,15 +140,15 @@ class _OneAdapter:
 
     adapter: Adapter
     config: LoraConfig
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, AdapterTensor]
     base: Base
 
     def changes(self) -> Iterator[tuple[str, Change]]:
         """Yield each parameter that is changed, with how."""
         targeted = self._targets()
         targets = {name for name in self.base.kinds if targeted(name)}
-        pairs: dict[str, dict[str, StoredTensor]] = {}
-        replaced: dict[str, StoredTensor] = {}
+        pairs: dict[str, dict[str, AdapterTensor]] = {}
+        replaced: dict[str, AdapterTensor] = {}
         for name, tensor in self.tensors.items():
             if (found := _PAIR.fullmatch(name)) is not None:
                 pairs.setdefault(found[1], {})[found[2] or found[3]] = tensor
@@ -204,7 +204,7 @@ class _OneAdapter:
             return f"the base has {depth} layers; it is an adapter of another base"
         return "it is an adapter of another base, or of a kind that adaptc does not merge"
 
-    def _refuse_gaps(self, targets: set[str], pairs: Mapping[str, Mapping[str, StoredTensor]]) -> None:
+    def _refuse_gaps(self, targets: set[str], pairs: Mapping[str, Mapping[str, AdapterTensor]]) -> None:
         for module in sorted(pairs):
             if module not in self.base.kinds:
                 raise LoadError(
@@ -219,7 +219,7 @@ class _OneAdapter:
                 "adapter of another base, or damaged"
             )
 
-    def _pair(self, module: str, pair: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Change]]:
+    def _pair(self, module: str, pair: Mapping[str, AdapterTensor]) -> Iterator[tuple[str, Change]]:
         """The changes of a module that has A and B."""
         name, kind = f"{module}.weight", self.base.kinds[module]
         a, b, shape = pair["A"], pair["B"], self.base.shapes[name]

@@ -92,7 +92,7 @@ def find_adapter(spec: AdapterSpec, base: Path) -> Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class AdapterTensor:
     """A tensor of an adapter's file.
 
     Attributes:
@@ -104,7 +104,7 @@ class StoredTensor:
     read: Callable[[], torch.Tensor]
 
 
-def stored_tensors(adapter: Adapter) -> Mapping[str, StoredTensor]:
+def stored_tensors(adapter: Adapter) -> Mapping[str, AdapterTensor]:
     """Return the tensors of an adapter's file by their names in the base model.
 
     Raises:
@@ -112,5 +112,5 @@ def stored_tensors(adapter: Adapter) -> Mapping[str, StoredTensor]:
     """
     stored = safetensors_in(adapter.origin, {FILE: adapter.folder() / FILE})
     return {
-        name.removeprefix(_PREFIX): StoredTensor(shape, stored.readers[name]) for name, shape in stored.shapes.items()
+        name.removeprefix(_PREFIX): AdapterTensor(shape, stored.readers[name]) for name, shape in stored.shapes.items()
     }
