@@ -175,8 +175,8 @@ def test_what_is_imported_is_required_and_the_reverse(project: dict[str, Any]) -
             if top not in sys.stdlib_module_names and top != "adaptc" and not found.checked_only:
                 used |= {distribution(home): f"{name} imports {top}" for home in homes.get(top, [top])}
     part_of_pydantic = {"pydantic-core"}
-    # `adaptc bench` runs peers where they are installed, and `adaptc verify` asks llama.cpp.
-    peers = {"onnxruntime-genai", "llama-cpp", "llama-cpp-python", "xllamacpp"}  # the second is what the third imports
+    # `adaptc bench` runs peers where they are installed, and `adaptc verify` asks llama.cpp, and PEFT about adapters.
+    peers = {"onnxruntime-genai", "llama-cpp", "llama-cpp-python", "xllamacpp", "peft"}  # the third imports the second
     # cuda-pathfinder comes with cuda-bindings, in one namespace.
     gpu = required(project, "gpu", "tensorrt", "rtx") | {"cuda-pathfinder"}
     optional = {"opentelemetry", "opentelemetry-api"}  # spans go where whoever starts the server has configured

@@ -14,14 +14,14 @@ from adaptc.machine import memory
 _MB = 1e6
 # Rough: what compiling holds beside weights (torch, transformers, the graph), and running beside weights and cache.
 _COMPILER_BYTES = 1_000_000_000
-_RUNTIME_BYTES = 150_000_000
+RUNTIME_BYTES = 150_000_000
 
 
 def room_findings(sizes: Sequence[Size], base: Path) -> Iterator[Finding]:
     """Yield whether models of these sizes fit into this machine's memory and onto the disk of `base`."""
     weights, cache, read = (sum(getattr(size, what) for size in sizes) for what in ("bundle", "cache", "read"))
     total, available = memory.memory_bytes()
-    running, compiling = weights + cache + _RUNTIME_BYTES, read + weights + _COMPILER_BYTES
+    running, compiling = weights + cache + RUNTIME_BYTES, read + weights + _COMPILER_BYTES
     needs = f"compiling needs about {compiling / _MB:,.0f} MB of memory, running {running / _MB:,.0f}"
     there = f"(weights {weights / _MB:,.0f}, KV cache {cache / _MB:,.0f}); {available / _MB:,.0f} are free"
     if total and running > total:

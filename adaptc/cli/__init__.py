@@ -48,7 +48,8 @@ MEASURING = ("aiohttp", "matplotlib")
 
 # Where each command is, and the first line of its help, so that --help needs no import; a test keeps the two the same.
 COMMANDS = {
-    "compile": ("compiling.compile", "Compile SPEC into a bundle."),
+    "compile": ("compiling.compile", "Compile MODEL into a bundle."),
+    "init": ("compiling.init", "Write a commented model.yaml for MODEL."),
     "train": ("compiling.train", "Train the gates of SPEC's skip_ffn, or its stitches and their router."),
     "stitch-search": ("compiling.stitch_search", "Rank the places where two models can be stitched."),
     "route": ("running.route", "Say which route a stitched bundle takes for prompts."),

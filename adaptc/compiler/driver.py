@@ -58,6 +58,8 @@ def compile_spec(
     check_destination(into)
     progress.stage(stage_names.FIND)
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
+    for source in sources.values():
+        source.local(progress)
     hashes = {name: source.sha256() for name, source in sources.items()}
     text = calibration_text(spec.calibration, base)
     key = key_of(effective(spec), hashes, text.sha256, _pass_files(spec, base), versions())

@@ -183,7 +183,7 @@ class BundleParts:
 
 
 def _model(source: Source, sha256: str) -> ModelRecord:
-    return ModelRecord(source.origin, source.revision, source.licence(), source.config().model_type, sha256)
+    return ModelRecord(source.title, source.revision, source.licence(), source.config().model_type, sha256)
 
 
 def _route_bytes(program: Program) -> dict[str, dict[str, int]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.hashes import file_digest, hash_of
 from adaptc.sources.package import installed_digest
 
@@ -40,7 +41,7 @@ class Source(ABC):
 
     Attributes:
         path: The folder or file; of a hub repository its id.
-        origin: Its name in the spec; goes into the manifest.
+        origin: Its name in the spec.
         kind: `folder`, `gguf`, `package`, `hub` or `module`.
         dtype: `float32`, `bfloat16` or `float16`: what weights are read as.
         revision: Branch, tag or commit of a hub repository, or None.
@@ -51,6 +52,11 @@ class Source(ABC):
     kind: str
     dtype: str = "float32"
     revision: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What a report calls the model."""
+        return self.origin
 
     @abstractmethod
     def config(self) -> Any:
@@ -106,6 +112,17 @@ class Source(ABC):
             LoadError: as in `config`.
         """
         return ()
+
+    def local(self, progress: Progress = SILENT) -> Source:
+        """Return the source as it lies on this machine's disk: itself, but for one that is fetched first.
+
+        Args:
+            progress: Told of what is fetched.
+
+        Raises:
+            LoadError: it cannot be fetched.
+        """
+        return self
 
     def paths(self) -> tuple[Path, ...]:
         """Return the paths of `files()`, sorted."""

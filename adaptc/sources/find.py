@@ -1,6 +1,6 @@
 """Find the pretrained model that a spec names.
 
-A source is a Hugging Face folder, a GGUF file, either of them inside an installed package, a repository of the
+A source is a Hugging Face folder, a GGUF file, either of them inside an installed package or a repository of the
 Hugging Face hub, or a function in a Python file. No package is imported to find a file in it.
 """
 
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import errno
 import os
-import re
+from dataclasses import replace
 from pathlib import Path
 
 from adaptc.errors import LoadError
+from adaptc.sources.adapters.files import find_adapter
+from adaptc.sources.adapters.source import AdaptedSource
 from adaptc.sources.base import Source
 from adaptc.sources.folder.source import FolderSource
 from adaptc.sources.gguf.source import GgufSource
-from adaptc.sources.hub import HubSource
+from adaptc.sources.hub.names import HubName, hub_name, refuse_url
+from adaptc.sources.hub.source import HubSource
 from adaptc.sources.module import ModuleSource
 from adaptc.sources.package import PREFIX, find_file
 from adaptc.spec.schema import ModelSpec
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _MODULE = "module:"
 
 
@@ -38,7 +40,15 @@ def find_source(model: ModelSpec, base: Path) -> Source:
         LoadError: there is no such model; the message says what would help.
     """
     try:
-        return _find(model, base)
+        found = _find(model, base)
+        if not model.adapters:
+            return found
+        if isinstance(found, ModuleSource):
+            raise LoadError(f"{model.source}: adapters are for pretrained models; merge them into weights:")
+        adapters = tuple(find_adapter(each, base) for each in model.adapters)
+        return AdaptedSource(
+            found.path, found.origin, found.kind, found.dtype, found.revision, base=found, adapters=adapters
+        )
     except OSError as error:  # a folder above it that this user may not enter, a name that is too long
         raise LoadError(f"{model.source[:100]}: cannot be read: {error.strerror}") from error
 
@@ -51,8 +61,10 @@ def _find(model: ModelSpec, base: Path) -> Source:
         raise LoadError(f"{name}: weights and tokenizer are for module:FILE.py:FUNCTION; this source has its own")
     in_package, path = name.startswith(PREFIX), find_file(name, base)
     if not path.exists():
-        if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
-            return HubSource(Path(name), name, "hub", model.dtype, model.revision)
+        if (hub := hub_name(name)) is not None:
+            return _find_on_hub(model, hub)
+        if (why := refuse_url(name)) is not None:
+            raise LoadError(why)
         raise LoadError(f"{name}: no such file or folder: {path}")
     if model.revision is not None:
         raise LoadError(f"{name}: revision is for hub repositories, this is on disk; remove it")
@@ -63,6 +75,15 @@ def _find(model: ModelSpec, base: Path) -> Source:
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         raise LoadError(f"{name}: one file of a model; give the folder that also has its config.json")
     return GgufSource(path, name, "package" if in_package else "gguf", model.dtype)
+
+
+def _find_on_hub(model: ModelSpec, hub: HubName) -> HubSource:
+    """Name a repository of the hub; nothing is fetched yet."""
+    name, revision = model.source, model.revision
+    if revision is not None and hub.revision not in (None, revision):
+        raise LoadError(f"{name}: revision: {revision} is another than the one after @; one of the two is right")
+    hub = replace(hub, revision=revision or hub.revision)
+    return HubSource(Path(hub.repository, hub.file), name, "hub", model.dtype, hub.revision, name=hub)
 
 
 def _find_module(model: ModelSpec, base: Path) -> ModuleSource:

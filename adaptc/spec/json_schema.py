@@ -10,13 +10,14 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from adaptc.spec.passes import known_passes
-from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
+from adaptc.spec.schema import AdapterSpec, CalibrationSpec, ModelSpec, Spec, TargetSpec
 
 SCHEMA = Path(__file__).with_name("schema.json")
 """The JSON Schema with adaptc's own passes, as `schema_text` makes it."""
 
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "models.NAME": ModelSpec,
+    "adapters": AdapterSpec,
     "target": TargetSpec,
     "calibration": CalibrationSpec,
 }
@@ -111,4 +112,4 @@ def _kind(name: str, schema: Mapping[str, Any]) -> str:
     if option["type"] == "integer":
         top = f"{option['maximum']:,}" if "maximum" in option else ""
         return f"whole number, {option['minimum']} to {top}" if top else f"whole number from {option['minimum']}"
-    return {"string": "text", "boolean": "`true` or `false`", "array": "list"}[option["type"]]
+    return {"string": "text", "number": "number", "boolean": "`true` or `false`", "array": "list"}[option["type"]]

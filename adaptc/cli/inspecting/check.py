@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import click
 
-from adaptc.cli.options import JSON, SETTINGS, SPEC
+from adaptc.cli.model_argument import MODEL, model_options, read_model
+from adaptc.cli.options import JSON
 from adaptc.cli.output import print_columns
 
 
 @click.command("check")
-@SPEC
-@SETTINGS
+@MODEL
+@model_options
 @JSON
 @click.pass_context
-def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_json: bool) -> None:
+def command(ctx: click.Context, /, model: str, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Check a spec against its models and this machine.
 
-    No weight is read. Exits with 1 if anything stands in the way.
+    MODEL is a model.yaml, or a model alone as `adaptc compile` takes it. No weight is read. Exits with 1 if anything
+    stands in the way.
     """
     from dataclasses import asdict
 
     from adaptc.compiler.preflight import preflight
     from adaptc.sources.quiet import quiet_transformers
-    from adaptc.spec.reading import read_spec
 
-    spec = read_spec(spec_file, settings)
+    given = read_model(model, settings, **options)
     with quiet_transformers():  # the findings speak
-        report = preflight(spec, spec_file.parent)
+        report = preflight(given.spec, given.base)
     if as_json:
         click.echo(
             json.dumps({"ok": report.ok, "findings": [asdict(finding) for finding in report.findings]}, indent=2)

@@ -22,6 +22,7 @@ from adaptc.sources.folder.weights import (
     check_headers,
     file_remarks,
     has_own_head,
+    refuse_adapter,
     stored_weights,
     weight_files,
     with_tied_table,
@@ -149,4 +150,6 @@ class FolderSource(Source):
         return licence[1] if licence else None
 
     def _values(self) -> dict[str, Any]:
+        if not (self.path / "config.json").exists():
+            refuse_adapter(self.origin, self.path)
         return read_object(self.origin, self.path / "config.json", needed=True)

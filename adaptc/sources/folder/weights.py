@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
+"""What marks the folder of an adapter."""
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 """Ends of the names of buffers that old files hold and that models compute by themselves now."""
@@ -46,11 +47,7 @@ def weight_files(origin: str, folder: Path) -> dict[str, Path]:
     Raises:
         LoadError: there are none, a shard is missing or elsewhere, or the weights belong to an adapter.
     """
-    if (folder / _ADAPTER).exists():
-        raise LoadError(
-            f"{origin}: {_ADAPTER}: an adapter, which changes the weights of its base; merge them (merge_and_unload of "
-            "peft) and give the folder of the merged model"
-        )
+    refuse_adapter(origin, folder)
     if (folder / FILE).is_file() or not (folder / INDEX).exists():
         names = [FILE]
     else:
@@ -66,6 +63,19 @@ def weight_files(origin: str, folder: Path) -> dict[str, Path]:
         if len(name) > 255 or not (folder / name).is_file():
             raise LoadError(f"{origin}: {_instead(folder, name)}")
     return {name: folder / name for name in names}
+
+
+def refuse_adapter(origin: str, folder: Path) -> None:
+    """Refuse the folder of an adapter, which is no model.
+
+    Raises:
+        LoadError: it is one.
+    """
+    if (folder / ADAPTER).exists():
+        raise LoadError(
+            f"{origin}: {ADAPTER}: an adapter, which changes the weights of its base; source: the base, and "
+            f"adapters: [{origin}], are right"
+        )
 
 
 def file_remarks(folder: Path) -> list[str]:
@@ -91,7 +101,7 @@ def stored_weights(origin: str, files: Mapping[str, Path], config: Any) -> Store
     Raises:
         LoadError: a file is damaged, or has a tensor of a kind that is not read.
     """
-    stored = _as_spelled(origin, files)
+    stored = safetensors_in(origin, files)
     names = _full_names(config, stored.shapes)
     return StoredWeights(
         {names[name]: shape for name, shape in stored.shapes.items()},
@@ -99,8 +109,12 @@ def stored_weights(origin: str, files: Mapping[str, Path], config: Any) -> Store
     )
 
 
-def _as_spelled(origin: str, files: Mapping[str, Path]) -> StoredWeights:
-    """What the files hold, by the names in them."""
+def safetensors_in(origin: str, files: Mapping[str, Path]) -> StoredWeights:
+    """Return what safetensors files hold, by the names in them.
+
+    Raises:
+        LoadError: a file is damaged, or has a tensor of a kind that is not read.
+    """
     from safetensors import SafetensorError, safe_open
 
     shapes, readers = {}, {}
@@ -161,7 +175,7 @@ def has_own_head(origin: str, files: Mapping[str, Path], config: Any) -> bool:
     Raises:
         LoadError: as in `stored_weights`.
     """
-    stored = _as_spelled(origin, files)
+    stored = safetensors_in(origin, files)
     if not any(name.endswith(HEAD) for name in stored.shapes):
         return False
     spelled = {full: name for name, full in _full_names(config, stored.shapes).items()}
@@ -179,7 +193,7 @@ def _differ(origin: str, stamps: tuple[tuple[Path, int, int], ...], *names: str)
     """Whether two tensors differ; `stamps` are the files with their sizes and times."""
     import torch
 
-    readers = _as_spelled(origin, {path.name: path for path, *_ in stamps}).readers
+    readers = safetensors_in(origin, {path.name: path for path, *_ in stamps}).readers
     first, second = (readers[name]() for name in names)
     return not torch.equal(first, second.to(first.dtype))
 

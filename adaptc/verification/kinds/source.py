@@ -11,8 +11,10 @@ from adaptc.evaluation.reference import load_eager
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import tokenizer_of
 from adaptc.runtime.text.tokenizer import Tokenizer
+from adaptc.sources.adapters.source import AdaptedSource
 from adaptc.sources.base import Source
 from adaptc.sources.gguf.source import GgufSource
+from adaptc.verification.adapters import merged, peft_version
 from adaptc.verification.llama_cpp import ABSENT, LlamaCpp, installed
 from adaptc.verification.outside import Place, auto_tokenizer, load_model, place_of, version
 from adaptc.verification.parity import NEW_TOKENS
@@ -97,7 +99,7 @@ def _gguf_text(
 
 def ends_parts(bundle: Bundle, source: Source, loaded: Loaded) -> list[Part]:
     """Compare the tokens that end an answer; of a GGUF file `text_parts` does."""
-    if isinstance(source, GgufSource):
+    if isinstance(source.local(), GgufSource):
         return []
     if loaded.by == OWN_LOADER:
         return [not_compared(ENDS, "transformers reads no generation config of this source")]
@@ -128,6 +130,9 @@ def load_source(source: Source, prompts: Sequence[Sequence[int]], threads: int |
     Raises:
         LoadError: nobody can read it.
     """
+    local = source.local()
+    if isinstance(local, AdaptedSource):
+        return _adapted(local)
     place = place_of(source)
     loaded, why = None, "transformers reads no source of this kind"
     if place is not None:
@@ -144,6 +149,22 @@ def load_source(source: Source, prompts: Sequence[Sequence[int]], threads: int |
         loaded = loaded or Loaded(load_eager(source, "float32"), OWN_LOADER)
         return replace(loaded, parts=(not_compared("source model", reason),))
     return _confirmed(source, place, loaded, prompts, threads)
+
+
+def _adapted(source: AdaptedSource) -> Loaded:
+    """A model with adapters: transformers reads the base, and PEFT merges the adapters into it."""
+    place = place_of(source.base)
+    if place is None or place.gguf is not None:
+        why = "peft merges adapters into what transformers reads from a folder"
+    elif source.base.config().tie_word_embeddings != source.config().tie_word_embeddings:
+        why = "peft merges a tied embedding into the head too, which its adapters leave alone"
+    else:
+        try:
+            model, kind = load_model(place)
+            return Loaded(merged(model, source.adapters), f"{kind} of {version()} and {peft_version()}")
+        except LoadError as error:
+            why = str(error)
+    return Loaded(load_eager(source, "float32"), OWN_LOADER, (not_compared("source model", why),))
 
 
 def _confirmed(

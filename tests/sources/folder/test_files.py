@@ -11,8 +11,8 @@ import pytest
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from adaptc.families.table import FAMILIES
-from adaptc.sources import hub
 from adaptc.sources.find import find_source
+from adaptc.sources.hub.fetching import BELOW, WITHOUT_WEIGHTS
 from adaptc.spec.schema import ModelSpec
 from tests.models import folder
 
@@ -78,9 +78,12 @@ def test_the_hash_leaves_other_files_out(name: str, model: Path) -> None:
 
 @pytest.mark.parametrize("name", [*DECIDING, "model.safetensors.index.json", "adapter_config.json", "README.md"])
 def test_the_hub_is_asked_for_every_file_that_decides(name: str) -> None:
-    patterns = [*hub._WITHOUT_WEIGHTS, "*.safetensors"]
-    assert any(fnmatch(name, pattern) for pattern in patterns)
-    assert not any(fnmatch("pytorch_model.bin", pattern) for pattern in patterns)
+    def asked_for(file: str) -> bool:
+        return any(fnmatch(file, each) for each in WITHOUT_WEIGHTS) and not any(fnmatch(file, each) for each in BELOW)
+
+    assert asked_for(name) or name.endswith(".safetensors")
+    assert not asked_for("pytorch_model.bin")
+    assert not asked_for(f"original/{name}")
 
 
 def test_files_of_every_family_s_tokenizer_are_known() -> None:
@@ -89,4 +92,4 @@ def test_files_of_every_family_s_tokenizer_are_known() -> None:
         module = importlib.import_module("transformers")
         kind = getattr(module, name if hasattr(module, name) else "PreTrainedTokenizerFast")
         for file in kind.vocab_files_names.values():
-            assert any(fnmatch(file, pattern) for pattern in hub._WITHOUT_WEIGHTS), (family, file)
+            assert any(fnmatch(file, pattern) for pattern in WITHOUT_WEIGHTS), (family, file)

@@ -108,7 +108,11 @@ def test_tensors_without_a_place_are_left_out_with_a_remark(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
-        ("adapter_config.json", b"{}", "adapter_config.json: an adapter, which changes the weights of its base; merge"),
+        (
+            "adapter_config.json",
+            b"{}",
+            "adapter_config.json: an adapter, which changes the weights of its base; so",
+        ),
         ("model.fp16.safetensors", None, "model.safetensors is missing, and model.fp16.safetensors is not read in its"),
         ("consolidated.safetensors", None, "model.safetensors is missing, and consolidated.safetensors is not read in"),
         ("pytorch_model.bin", None, "only pytorch_model.bin, a pickle, which adaptc never opens"),

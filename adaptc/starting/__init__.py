@@ -1,0 +1,1 @@
+"""A model alone, and the model.yaml that it stands for."""
