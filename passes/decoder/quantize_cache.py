@@ -40,8 +40,8 @@ class QuantizeCache(Pass):
 
     Needs: ONNX level, after `kv_cache`, and before passes that repeat a graph; for int8 `Program.cache_ranges`.
     Shapes: past.i.key, past.i.value: float16 or int8 [batch, kv_heads, max_tokens, head_dim].
-    Cost: half or a quarter of the cache's memory. With AVX-512, SmolLM2's steps after 2,048 tokens take 0.80 of the time
-          with int8, 1.34 with fp16; its prompts of as many take 1.80 and 0.95 (docs/results/kv-cache.md).
+    Cost: half or a quarter of the cache's memory. With AVX-512 SmolLM2's steps after 2,048 tokens take 0.80 of the
+          time with int8, 1.34 with fp16; prompts of as many take 1.80 and 0.95 (docs/results/kv-cache.md).
 
     Attributes:
         stored: How entries are kept.
