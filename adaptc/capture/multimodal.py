@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from adaptc.capture.stamp import stamp
-from adaptc.capture.text import layer_kinds, shallow
+from adaptc.capture.kinds import layer_kinds, shallow
 from adaptc.capture.tidy import tidy
 from adaptc.capture.weights import attach, tied
 from adaptc.errors import LoadError
