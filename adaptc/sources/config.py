@@ -88,6 +88,8 @@ def _check_layers(origin: str, text: Any) -> None:
         if kind not in LAYER_TYPES:
             raise LoadError(f"{origin}: layer_types has {kind!r}; adaptc captures {' and '.join(LAYER_TYPES)}")
     window = getattr(text, "sliding_window", None)
+    if window == 0 and kinds and "sliding_attention" not in kinds:
+        return  # Qwen2 with experts says so of no window
     if window is not None and (not isinstance(window, int) or window < 1):
         raise LoadError(
             f"{origin}: sliding_window is {one_line(window)[:40]}; null or a whole number of positions is right"
