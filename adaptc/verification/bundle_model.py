@@ -43,7 +43,7 @@ def exact_graph(file: Path) -> bytes:
 
     model = ir.load(file)
     for node in model.graph.all_nodes():
-        if node.op_type == "MatMulNBits":
+        if node.op_type in ("MatMulNBits", "QMoE"):
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
     content: bytes = ir.to_proto(model).SerializeToString()
     return content

@@ -29,6 +29,7 @@ COMMON: dict[str, Any] = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -67,6 +68,22 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3_text",
         {"tie_word_embeddings": True, "sliding_window": 5, "num_hidden_layers": 7, "query_pre_attn_scalar": 16},
     ),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2-moe": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 48}),
+    "qwen3-moe": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}),
+    "qwen3-moe-some": ("qwen3_moe", {**EXPERTS, "num_experts": 5, "decoder_sparse_step": 2}),
+    "granite-moe": (
+        "granitemoe",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "olmoe": ("olmoe", {**EXPERTS, "head_dim": 8, "eos_token_id": None, "norm_topk_prob": True}),
 }
 """By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
 
