@@ -22,6 +22,10 @@ _SIZES = {
     "num_key_value_heads": _MAX_SIZE,
     "head_dim": _MAX_SIZE,
     "vocab_size": _MAX_SIZE,
+    "num_experts_per_tok": 1 << 16,
+    "moe_intermediate_size": _MAX_SIZE,
+    "shared_expert_intermediate_size": _MAX_SIZE,
+    "decoder_sparse_step": _MAX_SIZE,
     "max_position_embeddings": _MAX_SIZE,
 }
 """Sizes of a language model, each with the largest that is taken."""

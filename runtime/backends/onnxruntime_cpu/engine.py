@@ -23,6 +23,7 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
+_QMOE = "1.31"  # the first that takes a router's decision, and kernels of MatMulNBits for experts
 _QUIET = 4  # fatal messages only: errors are raised, and warnings concern the compiler
 
 
@@ -156,6 +157,10 @@ def _session(ort: ModuleType, file: Path, graph: bytes | None, options: Any) -> 
     try:
         return ort.InferenceSession(graph or str(file), options, providers=["CPUExecutionProvider"])
     except _failures(ort) as error:
+        if "QMoE" in str(error):
+            raise EngineError(
+                f"{file}: experts in 4 or 8 bits need onnxruntime {_QMOE} or newer; this is {ort.__version__}"
+            ) from error
         raise EngineError(f"{file}: onnxruntime cannot load it: {_one_line(error)}") from error
 
 
