@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adaptc.errors import foreign
+from adaptc.errors import LoadError, foreign
 from adaptc.families.base import MultimodalFamily
 from adaptc.families.table import family_of
 

@@ -35,9 +35,7 @@ GROUP = "adaptc.families"
 _DENSE = (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT)
 _WITH_EXPERTS = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GRANITEMOE, OLMOE)
 
-DECODERS: Mapping[str, DecoderFamily] = MappingProxyType(
-    {each.model_type: each for each in (*_DENSE, *_WITH_EXPERTS)}
-)
+DECODERS: Mapping[str, DecoderFamily] = MappingProxyType({each.model_type: each for each in (*_DENSE, *_WITH_EXPERTS)})
 """adaptc's own families of decoders, by transformers' `model_type`."""
 
 MULTIMODAL: Mapping[str, MultimodalFamily] = MappingProxyType(

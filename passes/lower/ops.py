@@ -1,7 +1,7 @@
 """How adaptc's own operators are written at ONNX level, for torch's exporter.
 
-Attention, experts and the skip gate stay what they are (`adaptc.ir.onnx_ops`): later passes rewrite them for a target. The
-placing of an image's features needs no pass of its own, and is written in ONNX's operators.
+Attention, experts and the skip gate stay what they are (`adaptc.ir.onnx_ops`): later passes rewrite them for a target.
+The placing of an image's features needs no pass of its own, and is written in ONNX's operators.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A mixture of experts as one node of ONNX Runtime's, which reads the matrices of the experts that a row chose.
 
 QMoE multiplies by blocks of 4 or 8 bits with MatMulNBits' own kernels, MoE by floats. Both would choose experts
-themselves. They are given a table [rows, experts] of what the router decided instead, zero for all others: its k largest
-numbers are the experts that were chosen, whatever the router did to choose them.
+themselves. They are given a table [rows, experts] of what the router decided instead, zero for all others: its k
+largest numbers are the experts that were chosen, whatever the router did to choose them.
 
 On two cores a step of one row takes what a dense block of the chosen experts' size takes; other forms take more
 (docs/results/experts.md).

@@ -3,8 +3,8 @@
     n = norm(h)                          n = norm(h)
     h = h + mlp(n)             ->        h = h + skip(logit, threshold, mlp(n), cheap(n))
 
-Blocks are found by module path (`….layers.3.mlp`); one of experts is skipped as a whole, its router with it. Norms and residual sums stay where they are, so that whatever fuses
-them in a dense graph fuses them here.
+Blocks are found by module path (`….layers.3.mlp`); one of experts is skipped as a whole, its router with it. Norms and
+residual sums stay where they are, so that whatever fuses them in a dense graph fuses them here.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _block(layer: str, nodes: list[fx.Node]) -> FfnBlock:
     mixtures = [n for n in inside if n.target is torch.ops.adaptc.experts.default]
     if len(ends) != 1 or len(reads) != 1 or (linears != 3 and len(mixtures) != 1):
         raise PassError(
-            f"{layer}: no gated feed-forward block at '{path or f'{layer}.mlp'}' ({linears} linear layers, {len(reads)} inputs, "
-            f"{len(ends)} results); three linear layers with one input and one result are right"
+            f"{layer}: no gated feed-forward block at '{path or f'{layer}.mlp'}' ({linears} linear layers, "
+            f"{len(reads)} inputs, {len(ends)} results); three linear layers with one input and one result are right"
         )
     states = [n for n in nodes if _within(n, f"{layer}.input_layernorm")]
     inner = set(states)

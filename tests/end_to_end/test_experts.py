@@ -1,4 +1,4 @@
-"""Models with experts through the whole line: a folder or a GGUF file, a bundle, and the tokens that transformers gives.
+"""Models with experts through the whole line: a folder or a GGUF file, a bundle, and transformers' tokens.
 
 Rows of a step choose different experts, prompts go through many, and every block may be skipped.
 """

@@ -86,6 +86,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("olmoe", {**EXPERTS, "head_dim": 8, "eos_token_id": None, "norm_topk_prob": True}),
 }
 """By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
+WITH_EXPERTS = tuple(
+    name for name, (_, options) in FAMILIES.items() if {"num_experts", "num_local_experts"} & options.keys()
+)
+"""Those of `FAMILIES` whose feed-forward blocks are mixtures of experts."""
+DENSE = tuple(name for name in FAMILIES if name not in WITH_EXPERTS)
 
 
 def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.3, seed: int = 0) -> Any:

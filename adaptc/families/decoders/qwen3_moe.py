@@ -22,7 +22,5 @@ def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
 
 QWEN3_MOE = DecoderFamily(
     "qwen3_moe",
-    GgufLayout(
-        "qwen3moe", ROUTED, _config, keys=EXPERT_KEYS | {"expert_feed_forward_length"}, experts=expert_names()
-    ),
+    GgufLayout("qwen3moe", ROUTED, _config, keys=EXPERT_KEYS | {"expert_feed_forward_length"}, experts=expert_names()),
 )

@@ -115,7 +115,9 @@ def _stacked(origin: str, stored: StoredWeights, config: Any) -> StoredWeights:
                 raise LoadError(f"{origin}: {full}: its experts' matrices differ in shape; the files are damaged")
         rows = [stored.shapes[names[0]][0] for names in kinds]
         shapes[full] = (len(kinds[0]), sum(rows), stored.shapes[kinds[0][0]][1])
-        readers[full] = partial(_read_stack, shapes[full], [[stored.readers[each] for each in names] for names in kinds])
+        readers[full] = partial(
+            _read_stack, shapes[full], [[stored.readers[each] for each in names] for names in kinds]
+        )
     return StoredWeights(shapes, readers)
 
 
