@@ -27,6 +27,8 @@ def shallow(config: PretrainedConfig, kinds: list[str]) -> PretrainedConfig:
     if getattr(small, "mlp_only_layers", None) is not None:
         small.mlp_only_layers = [layer for layer, kind in enumerate(kinds) if kind.endswith(_DENSE)]
         small.decoder_sparse_step = 1
+    if not hasattr(type(small), "sliding_window"):
+        small.sliding_window = None  # OLMoE's attention is told of a key that its mask does not read
     if getattr(small, "output_router_logits", None):
         small.output_router_logits = False
     return small

@@ -28,8 +28,8 @@ class Gptq(Pass):
     Projections that share their input with no other (attention's output, the second half of a feed-forward block, the
     head) do without zero points: their kernel is quicker, and nothing is lost (docs/quantization.md).
 
-    Experts of a mixture are rounded by `quantize`, each to the nearest code: a text sends few tokens to each of them. The
-    weights that choose experts stay floats.
+    Experts of a mixture are rounded by `quantize`, each weight to the nearest code: a text sends few tokens to each
+    expert. The weights that choose experts stay floats.
 
     Needs: FX level, after every pass that changes weights or adds backbones, before lower; calibration text.
     Shapes: unchanged.

@@ -12,26 +12,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from adaptc import runtime
+from adaptc.cli import main
+from adaptc.compiler import tuning
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError, SpecError
+from adaptc.runtime.backends.cuda.bundle_partitions import has_steps, read_steps
+from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
 from tests.close import ENGINE, assert_close
-from tests.models import folder, tiny
+from tests.models import folder, gguf_file, tiny
+from tests.models.llama_cpp import LlamaCpp, needs_llama_cpp
+from tests.sources.gguf.vocabularies import byte_level
 
 IDS = [5, 9, 40, 7, 101, 33, 12, 60]
 PROMPTS = ([5, 9, 40], [101, 33, 12, 60, 7, 8], [44], [3, 3, 200, 17])
 NAMES = ("mixtral", "qwen2-moe", "qwen3-moe", "qwen3-moe-some", "granite-moe", "olmoe")
 
 
-def write(path: Path, name: str, weights: str = "fp32") -> tuple[Path, Any]:
+def write(path: Path, name: str, weights: str = "fp32", **changed: Any) -> tuple[Path, Any]:
     model_type, options = tiny.FAMILIES[name]
-    return folder.write(path, model_type, weights, **options)
+    return folder.write(path, model_type, weights, **{**options, **changed})
 
 
 def compiled(spec: Path, *overrides: str) -> Any:
@@ -121,3 +128,82 @@ def test_rounded_experts_predict_as_eager_ones_nearly(weights: str, tmp_path: Pa
     wrong = np.abs(scores - folder.scores(model, IDS)).mean()
     assert wrong < {"int8": 0.1, "int4": 0.7}[weights]
     assert wrong > 1e-6, "or nothing was rounded"
+
+
+def test_widths_that_no_block_divides_are_filled_up_or_refused(tmp_path: Path) -> None:
+    """Inner widths of 40 in blocks of 16, and rows that are one block."""
+    spec, model = write(tmp_path, "qwen3-moe", "int8", moe_intermediate_size=40, hidden_size=32)
+    bundle = compiled(spec, "target.block_size=32").bundle
+    with runtime.load(bundle.path) as session:
+        assert np.abs(session.score(IDS).values - folder.scores(model, IDS)).mean() < 0.1
+    odd, _ = write(tmp_path / "odd", "mixtral", "int4", hidden_size=40, num_attention_heads=5, num_key_value_heads=1)
+    with pytest.raises(SpecError, match="experts over 40 columns: a multiple of 16 is right, or weights: fp32"):
+        compiled(odd)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "int8"])
+def test_a_step_reads_the_chosen_experts_alone(weights: str, tmp_path: Path) -> None:
+    """As the manifest and `adaptc report` say it: of 4 experts 2, of all else everything."""
+    spec, model = write(tmp_path, "qwen3-moe", weights)
+    bundle = compiled(spec).bundle
+    graph = bundle.manifest.graphs["lm"]
+    experts = sum(each.numel() for name, each in model.named_parameters() if ".experts." in name)
+    stored = sum((bundle.path / file).stat().st_size for file in graph.data)
+    each = {"fp32": 4, "int8": 1 + 4 / 32}[weights]
+    layers = json.loads((bundle.path / "report.json").read_text())["parts"]["lm"]
+    blocks = sum(part["bytes"]["feed-forward"] for part in layers if "feed-forward" in part["bytes"])
+    routers = sum(each.numel() * 4 for name, each in model.named_parameters() if name.endswith("mlp.gate.weight"))
+    assert blocks - routers == pytest.approx(experts * each / 2, rel=0.02)
+    assert bundle.manifest.bytes_per_token < stored - experts * each / 2 * 0.95
+
+
+def test_an_experts_model_runs_on_a_cpu_whatever_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, _ = write(tmp_path, "olmoe", "int8")
+    bundle = compiled(spec).bundle
+    assert not has_steps(bundle)
+    monkeypatch.setattr("adaptc.runtime.loading.gpu_at_hand", lambda _: True)
+    with runtime.load(bundle.path, device="auto") as session:
+        assert len(session.generate(IDS, max_new_tokens=4).ids) > 0
+    with pytest.raises(runtime.BundleError, match="its model runs on a CPU only"):
+        read_steps(bundle)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(("name", "architecture"), [("qwen2-moe", "qwen2moe"), ("granite-moe", "granitemoe")])
+def test_a_gguf_file_s_model_writes_what_llama_cpp_writes(name: str, architecture: str, tmp_path: Path) -> None:
+    tokens = byte_level("qwen2")
+    model_type, options = tiny.FAMILIES[name]
+    model = gguf_file.tiny_model(model_type, len(tokens.texts), **options)
+    file = gguf_file.write(tmp_path / "m.gguf", model, architecture, tokens)
+    spec = tmp_path / "model.yaml"
+    spec.write_text("version: 1\nmodels:\n  lm: {source: m.gguf}\ntarget: {weights: fp32, max_tokens: 64}\n")
+    asked = {"n_predict": 24, "temperature": 0, "cache_prompt": False}
+    prompts = ["the cat sat on the mat", " a tiger"]
+    llama_cpp = LlamaCpp()
+    wanted = llama_cpp.ask(file, "/completion", [{"prompt": prompt, **asked} for prompt in prompts])
+    llama_cpp.close()
+    with runtime.load(compiled(spec).bundle.path, threads=1) as session:
+        found = [session.generate(prompt, max_new_tokens=24).text for prompt in prompts]
+    assert found == [answer["content"] for answer in wanted]
+
+
+def test_gates_over_blocks_of_experts_are_trained_and_skip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, model = write(tmp_path, "granite-moe")
+    spec.write_text(spec.read_text() + "passes: [skip_ffn: {gates: g.safetensors, cheap: low_rank(4), warmup: 2}]\n")
+    cache = ("--cache-dir", str(tmp_path / "cache"))
+    options = ("--steps", "4", "--rows", "2", "--window", "32", "--sample", "600", *cache)
+    done = CliRunner().invoke(main, ["train", str(spec), *options])
+    assert done.exit_code == 0, done.stderr
+    monkeypatch.setattr(tuning, "payoff", lambda *_: Payoff(1e-3, 1.01e-3, 0.8e-3, 3))
+    bundle = compiled(spec).bundle
+    [per_block] = set(bundle.manifest.graphs["lm"].skippable_bytes)
+    with runtime.load(bundle.path, batch=2) as session:
+        dense = session.generate(IDS, max_new_tokens=12, budget=1)
+        alone = [session.generate(prompt, max_new_tokens=12, budget=0) for prompt in PROMPTS[:2]]
+        beside = session.generate(list(PROMPTS[:2]), max_new_tokens=12, budget=0)
+    assert list(dense.ids) == expected(model, IDS, 12)
+    assert [each.ids for each in beside] == [each.ids for each in alone]
+    assert any(each.trace.ffn_skipped > 0 for each in alone)
+    layer = sum(each.numel() * 4 for name, each in model.named_parameters() if ".layers.0.block_sparse_moe" in name)
+    router = model.model.layers[0].block_sparse_moe.router.layer.weight.numel() * 4
+    assert per_block == (layer - router) // 2 + router
