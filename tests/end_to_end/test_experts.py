@@ -5,6 +5,7 @@ Rows of a step choose different experts, prompts go through many, and every bloc
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
+from adaptc.verification.rounded import put_weights, weight_faults
+from adaptc.verification.stored_weights import stored_weights
 from tests.close import ENGINE, assert_close
 from tests.models import folder, gguf_file, tiny
 from tests.models.llama_cpp import LlamaCpp, needs_llama_cpp
@@ -130,15 +133,26 @@ def test_rounded_experts_predict_as_eager_ones_nearly(weights: str, tmp_path: Pa
     assert wrong > 1e-6, "or nothing was rounded"
 
 
-def test_widths_that_no_block_divides_are_filled_up_or_refused(tmp_path: Path) -> None:
-    """Inner widths of 40 in blocks of 16, and rows that are one block."""
-    spec, model = write(tmp_path, "qwen3-moe", "int8", moe_intermediate_size=40, hidden_size=32)
-    bundle = compiled(spec, "target.block_size=32").bundle
-    with runtime.load(bundle.path) as session:
-        assert np.abs(session.score(IDS).values - folder.scores(model, IDS)).mean() < 0.1
-    odd, _ = write(tmp_path / "odd", "mixtral", "int4", hidden_size=40, num_attention_heads=5, num_key_value_heads=1)
+@pytest.mark.parametrize(
+    ("weights", "inner", "size"),
+    [("fp32", 40, 16), ("fp16", 40, 16), ("int8", 40, 16), ("int4", 40, 16), ("int4", 32, 32)],
+)
+def test_verify_finds_every_expert_of_every_width(weights: str, inner: int, size: int, tmp_path: Path) -> None:
+    """No block of 16 ends where 40 columns do; of 32 columns a block of 32 is all."""
+    spec, model = write(tmp_path, "qwen3-moe", weights, moe_intermediate_size=inner)
+    bundle = compiled(spec, f"target.block_size={size}").bundle
+    errors = put_weights(copy.deepcopy(model), stored_weights(bundle))
+    assert [each.name for each in errors if not each.bits] == []
+    assert weight_faults(errors, "float32") == []
+    if weights in ("fp16", "int8"):
+        done = CliRunner().invoke(main, ["verify", str(bundle.path), "--base", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+
+
+def test_a_width_that_no_block_divides_is_refused(tmp_path: Path) -> None:
+    spec, _ = write(tmp_path, "mixtral", "int4", hidden_size=40, num_attention_heads=5, num_key_value_heads=1)
     with pytest.raises(SpecError, match="experts over 40 columns: a multiple of 16 is right, or weights: fp32"):
-        compiled(odd)
+        compiled(spec)
 
 
 @pytest.mark.parametrize("weights", ["fp32", "int8"])
