@@ -17,9 +17,6 @@ from adaptc.spec.schema import TargetSpec
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-LEAST_BLOCK = 16
-"""Columns of the smallest block of weights that kernels have."""
-
 NO_GPU_FORM = "they have no form for a GPU or TensorRT; backend: onnxruntime with device: cpu is right"
 """Why a target is refused for a model with experts."""
 
@@ -51,6 +48,8 @@ def head_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> It
 
 def expert_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:
     """Yield what there is to say of a model's experts; nothing of a model without."""
+    from adaptc.passes.quantize.experts import LEAST_BLOCK
+
     if not has_experts(config):
         return
     experts = getattr(config, "num_experts", None) or config.num_local_experts
@@ -62,7 +61,7 @@ def expert_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> 
     elif target.weights in ("int4", "int8") and config.hidden_size % LEAST_BLOCK:
         text = f"experts over {config.hidden_size} columns: a multiple of {LEAST_BLOCK} is right, or weights: fp32"
         yield Finding(name, "error", text)
-    elif config.hidden_act != "silu":
+    elif config.hidden_act not in ("silu", "swish"):
         yield Finding(name, "error", f"experts with {config.hidden_act}; hidden_act: silu is supported")
     else:
         yield Finding(name, "ok", f"{experts} experts in a block, {used} of them for a token")
