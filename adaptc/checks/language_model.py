@@ -9,6 +9,7 @@ from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import head_dim_of
 from adaptc.errors import LoadError
 from adaptc.families.model import has_experts
+from adaptc.ir.blocks import LEAST_BLOCK
 from adaptc.sources.base import Source
 from adaptc.sources.chat_templates import template_faults
 from adaptc.sources.vocabulary import tokens_of
@@ -48,8 +49,6 @@ def head_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> It
 
 def expert_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:
     """Yield what there is to say of a model's experts; nothing of a model without."""
-    from adaptc.passes.quantize.experts import LEAST_BLOCK
-
     if not has_experts(config):
         return
     experts = getattr(config, "num_experts", None) or config.num_local_experts

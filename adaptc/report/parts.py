@@ -9,14 +9,12 @@ import onnx_ir as ir
 
 from adaptc.ir.marks import path_of
 from adaptc.ir.onnx_graph import OnnxGraph, fixed
+from adaptc.passes.quantize.experts import MIXTURES
 from adaptc.passes.skip_ffn.sides import sides
 from adaptc.report.places import AFTER, BEFORE, KINDS, place_of
 from adaptc.report.record import PartRecord, Record
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import is_rope_table
-
-MIXTURES = ("QMoE", "MoE")
-"""ONNX Runtime's mixtures of experts, whose constants are [experts, …]."""
 
 _LOOKUPS = ("Gather", "GatherBlockQuantized")
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adaptc.errors import PassError
-from adaptc.ir.blocks import Bits, Blocks
+from adaptc.ir.blocks import LEAST_BLOCK, Bits, Blocks
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import fixed
 from adaptc.ir.onnx_ops import is_experts
@@ -26,8 +26,8 @@ from adaptc.passes.emit import FLOAT, Emitter
 from adaptc.passes.match import array, initializer, projections
 from adaptc.passes.quantize.blockwise import concatenate, quantize_blocks
 
-LEAST_BLOCK = 16
-"""Smallest block that kernels have."""
+MIXTURES = ("QMoE", "MoE")
+"""ONNX Runtime's mixtures of experts, whose constants are [experts, …]."""
 
 
 @dataclass(frozen=True, slots=True)

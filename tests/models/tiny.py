@@ -71,7 +71,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2-moe": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 48}),
     "qwen3-moe": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}),
-    "qwen3-moe-some": ("qwen3_moe", {**EXPERTS, "num_experts": 5, "decoder_sparse_step": 2}),
     "granite-moe": (
         "granitemoe",
         {

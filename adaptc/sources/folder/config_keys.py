@@ -228,7 +228,7 @@ def _unknown(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str
     from transformers import GenerationConfig
 
     known = _WITHOUT_EFFECT | _ACCEPTED.keys() | GenerationConfig().to_dict().keys() | config.attribute_map.keys()
-    known |= {field.name for field in dataclasses.fields(config)}
+    known |= {*config.attribute_map.values(), *(field.name for field in dataclasses.fields(config))}
     for key, value in values.items():
         part = getattr(config, key, None) if key in config.sub_configs else None
         if part is not None and isinstance(value, dict):
