@@ -81,7 +81,7 @@ def _is_flat(node: fx.Node, count: Any) -> bool:
     """Whether a node gives something whose first axis is all tokens."""
     value = node.meta.get("val")
     first = value[0] if isinstance(value, (tuple, list)) and value else value
-    shape = getattr(first, "shape", ())
+    shape: tuple[Any, ...] = tuple(getattr(first, "shape", ()))
     return len(shape) > 0 and str(shape[0]) == str(count)
 
 
@@ -95,7 +95,7 @@ def _divide_apart(node: fx.Node) -> None:
 
 def _check(node: fx.Node) -> None:
     """Refuse an operator that does not treat each token by itself."""
-    place = _ALONG.get(node.target)
+    place = next((place for target, place in _ALONG.items() if target is node.target), None)
     axis = -1 if place is None or len(node.args) <= place else node.args[place]
     if (node.target not in _EACH_TOKEN and place is None) or axis not in (-1, [-1]):
         raise LoadError(f"{path_of(node)}: {node.target} around experts; adaptc follows what treats tokens one by one")

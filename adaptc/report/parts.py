@@ -80,8 +80,8 @@ def weights_read(graph: OnnxGraph) -> Iterator[tuple[str, ir.Node, int]]:
 
 def bytes_read(tensor: ir.TensorProtocol, reader: ir.Node) -> int:
     """Bytes of a constant that a step of one row reads: of a mixture's, the chosen experts' alone."""
-    while reader.op_type == "Cast" and reader.outputs[0].uses():
-        reader = reader.outputs[0].uses()[0].node
+    while reader.op_type == "Cast" and (uses := list(reader.outputs[0].uses())):
+        reader = uses[0].node
     chosen = reader.attributes.get_int("k", 0) if reader.op_type in MIXTURES else 0
     experts = tensor.shape[0]
     return tensor.nbytes * chosen // experts if chosen and isinstance(experts, int) else tensor.nbytes

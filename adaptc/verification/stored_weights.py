@@ -154,7 +154,8 @@ def _plain(tensor: Any, *, turned: bool = False) -> Stored:
 def _halves(rows: Floats) -> Floats:
     """Gate above up of each expert, whose rows lie in turns: [experts, rows, columns]."""
     experts, count, columns = rows.shape
-    return rows.reshape(experts, count // 2, 2, columns).swapaxes(1, 2).reshape(rows.shape)
+    halves: Floats = rows.reshape(experts, count // 2, 2, columns).swapaxes(1, 2).reshape(rows.shape)
+    return halves
 
 
 def _experts(node: Any) -> dict[str, Stored]:

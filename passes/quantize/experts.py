@@ -243,7 +243,7 @@ def _interleaved_rows(value: ir.Value) -> ir.LazyTensor:
 
 def _constants(graph: ir.Graph, name: str, blocks: Blocks, experts: int) -> list[ir.Value | None]:
     """Codes, scales and zero points as initializers, [experts, rows, …]."""
-    given = {"codes": blocks.packed, "scales": blocks.scales, "zeros": blocks.zero_points}
+    given: dict[str, np.ndarray | None] = {"codes": blocks.packed, "scales": blocks.scales, "zeros": blocks.zero_points}
     return [
         None if numbers is None else _constant(graph, f"{name}.{kind}", numbers, experts)
         for kind, numbers in given.items()
