@@ -51,7 +51,7 @@ def _mix(
     x = states.reshape(-1, states.shape[-1])
     ids, shares = chosen.reshape(len(x), -1), weights.reshape(len(x), -1)
     total = torch.zeros_like(x)
-    for expert in torch.unique(ids).tolist():  # type: ignore[no-untyped-call]
+    for expert in torch.unique(ids).tolist():
         tokens, places = torch.where(ids == expert)
         result = F.linear(inner_states(x[tokens], gate_up[expert]), down[expert])
         total = total.index_add(0, tokens, (result * shares[tokens, places, None]).to(total.dtype))
