@@ -43,10 +43,18 @@ def exact_graph(file: Path) -> bytes:
 
     model = ir.load(file)
     for node in model.graph.all_nodes():
-        if node.op_type in ("MatMulNBits", "QMoE"):
+        if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
     content: bytes = ir.to_proto(model).SerializeToString()
     return content
+
+
+def has_coded_experts(bundle: Bundle) -> bool:
+    """Whether a graph has experts whose weights are codes: their kernel rounds activations whatever it is told."""
+    import onnx_ir as ir
+
+    files = {bundle.file(graph.file) for graph in bundle.manifest.graphs.values()}
+    return any(node.op_type == "QMoE" for file in files for node in ir.load(file).graph.all_nodes())
 
 
 class BundleModel:
