@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from adaptc.capture.kinds import layer_kinds, shallow
 from adaptc.capture.stamp import stamp
-from adaptc.capture.text import layer_kinds, shallow
 from adaptc.capture.tidy import tidy
 from adaptc.capture.weights import attach, tied
 from adaptc.errors import LoadError

@@ -6,7 +6,6 @@ Exporting takes about a second a layer, and the layers of a decoder are alike. S
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Mapping
@@ -15,11 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from adaptc.capture.kinds import layer_kinds, shallow
+from adaptc.capture.rows import keep_rows
 from adaptc.capture.stamp import stamp
 from adaptc.capture.tidy import tidy
 from adaptc.capture.weights import attach, tied
 from adaptc.ir import attention
 from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.operators import experts
 from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def capture(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> Fx
     kinds = layer_kinds(config)
     module, ties = _export(config, [kinds[0], *dict.fromkeys(kinds)])
     tidy(module)
+    keep_rows(module)
     stamp(module, kinds)
     attach(module, weights, ties)
     # A fork is a plain module: the exporter's input checks and guards stay behind.
@@ -54,31 +57,20 @@ def _dims(module: fx.GraphModule) -> dict[str, str]:
     return {str(size): name for size, name in zip(ids.meta["val"].shape, ("batch", "tokens"), strict=True)}
 
 
-def layer_kinds(config: PretrainedConfig) -> list[str]:
-    """Return the kind of each decoder layer: layers of one kind differ in nothing but their weights."""
-    types = getattr(config, "layer_types", None)
-    return list(types) if types else ["layer"] * int(config.num_hidden_layers)
-
-
-def shallow(config: PretrainedConfig, kinds: list[str]) -> PretrainedConfig:
-    """Return the config of a model with only these layers."""
-    small = copy.deepcopy(config)
-    small.num_hidden_layers = len(kinds)
-    if getattr(small, "layer_types", None):
-        small.layer_types = list(kinds)
-    return small
-
-
 def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule, dict[str, str]]:
     """Export a model of only these layers; also return which parameters are one, as `tied` does."""
     from transformers import AutoModelForCausalLM, initialization
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     attention.register()
+    experts.register()
     small = shallow(config, kinds)
     # Parameters are allocated but never written, so their pages never exist; computed buffers are real.
     with initialization.no_init_weights():
-        model = AutoModelForCausalLM.from_config(small, attn_implementation=attention.NAME, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(
+            small, attn_implementation=attention.NAME, experts_implementation=experts.NAME, dtype=torch.float32
+        ).eval()
+    experts.refuse_other_experts(model)
     model.tie_weights()  # left out when weights are not initialized
     ties = tied(model)
     ids = torch.zeros(2, 7, dtype=torch.int64)

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptc.checks.finding import Finding
-from adaptc.checks.language_model import architecture, head_findings, rope_findings, vocabulary_findings
+from adaptc.checks.language_model import (
+    architecture,
+    expert_findings,
+    head_findings,
+    rope_findings,
+    vocabulary_findings,
+)
 from adaptc.checks.model_size import Size, size_of, size_of_shapes
 from adaptc.checks.multimodal import image_findings, keeps_images, module_findings
 from adaptc.checks.resources import room_findings, version_findings
@@ -91,6 +97,7 @@ def _model_findings(
     text = text_of(config)
     shape = [architecture(name, text), *image_findings(name, config, spec), *head_findings(name, text, spec.target)]
     yield from shape
+    yield from expert_findings(name, text, spec.target)
     yield from rope_findings(name, text, spec.target)
     yield from vocabulary_findings(name, source, text)
     if all(finding.level != "error" for finding in shape):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import head_dim_of
 from adaptc.errors import LoadError
+from adaptc.families.model import has_experts
+from adaptc.ir.blocks import LEAST_BLOCK
 from adaptc.sources.base import Source
 from adaptc.sources.chat_templates import template_faults
 from adaptc.sources.vocabulary import tokens_of
@@ -15,6 +17,9 @@ from adaptc.spec.schema import TargetSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+NO_GPU_FORM = "they have no form for a GPU or TensorRT; backend: onnxruntime with device: cpu is right"
+"""Why a target is refused for a model with experts."""
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn")
 """Kinds of RoPE whose angles depend on the position alone; others change with the length of the text."""
@@ -40,6 +45,25 @@ def head_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> It
             padded = ", ".join(map(str, uneven))
             text = f"blocks of {target.block_size} do not divide {padded}: rows are padded; smaller blocks waste less"
             yield Finding(name, "warn", text)
+
+
+def expert_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:
+    """Yield what there is to say of a model's experts; nothing of a model without."""
+    if not has_experts(config):
+        return
+    experts = getattr(config, "num_experts", None) or config.num_local_experts
+    used = config.num_experts_per_tok
+    if not 1 <= used <= experts:
+        yield Finding(name, "error", f"{used} of {experts} experts for a token; from 1 to all of them is right")
+    elif target.backend != "onnxruntime" or target.device == "cuda":
+        yield Finding(name, "error", f"{experts} experts in a block: {NO_GPU_FORM}")
+    elif target.weights in ("int4", "int8") and config.hidden_size % LEAST_BLOCK:
+        text = f"experts over {config.hidden_size} columns: a multiple of {LEAST_BLOCK} is right, or weights: fp32"
+        yield Finding(name, "error", text)
+    elif config.hidden_act not in ("silu", "swish"):
+        yield Finding(name, "error", f"experts with {config.hidden_act}; hidden_act: silu is supported")
+    else:
+        yield Finding(name, "ok", f"{experts} experts in a block, {used} of them for a token")
 
 
 def rope_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:

@@ -68,7 +68,7 @@ def size_of_shapes(shapes: Mapping[str, Sequence[int]], target: TargetSpec, dtyp
     matrices = vectors = table = head = 0
     for name, shape in shapes.items():
         count = math.prod(shape)
-        if len(shape) != 2:
+        if len(shape) != 2 and ".experts." not in name:
             vectors += count
         elif "embed_tokens" in name:
             table += count

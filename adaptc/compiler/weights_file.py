@@ -16,7 +16,7 @@ from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import define
 from adaptc.ir.weight_names import GATES, is_trained, owner_of
 from adaptc.passes.skip_ffn.sides import sides
-from adaptc.report.parts import weights_read
+from adaptc.report.parts import bytes_read, weights_read
 from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep, StepWeight
 from adaptc.runtime.bundle.names import data_file
 
@@ -104,9 +104,9 @@ def skippable_bytes(graph: OnnxGraph) -> list[int]:
 
 def _weights(nodes: Iterable[ir.Node], graph: OnnxGraph) -> int:
     """Bytes of the weights that one side of a gate reads."""
-    read = {value for node in nodes for value in node.inputs if value is not None}
-    constants = [v.const_value for v in graph.model.graph.initializers.values() if v in read]
-    return sum(tensor.nbytes for tensor in constants if tensor is not None)
+    readers = {value: node for node in nodes for value in node.inputs if value is not None}
+    constants = [(v.const_value, readers[v]) for v in graph.model.graph.initializers.values() if v in readers]
+    return sum(bytes_read(tensor, reader) for tensor, reader in constants if tensor is not None)
 
 
 def write_graphs(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ class GgufLayout:
             and the number of key and value heads; returns the values as transformers has them.
         keys: Metadata keys, without the architecture's name, that `config` reads.
         rope_factors: Whether a tensor `rope_freqs.weight` states Llama 3's RoPE.
+        experts: Within a layer, names of the tensors [experts, rows, columns] that make up one of transformers'
+            parameters, one below the other, by its path; empty for a family without experts. Files of one architecture
+            may be of two families, one with experts.
     """
 
     architecture: str
@@ -63,6 +67,7 @@ class GgufLayout:
     weight: Callable[[str, Array, int, int], Array] = as_stored
     keys: frozenset[str] = frozenset()
     rope_factors: bool = False
+    experts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)

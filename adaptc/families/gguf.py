@@ -46,6 +46,53 @@ FOUR_NORMS: Mapping[str, str] = MappingProxyType(
 """Names within a layer that has norms on both sides of each block; `ffn_norm` is another one there."""
 
 
+ROUTED: Mapping[str, str] = MappingProxyType(
+    {**{name: path for name, path in TWO_NORMS.items() if not path.startswith("mlp.")}, "ffn_gate_inp": "mlp.gate"}
+)
+"""Names within a layer of two norms whose feed-forward block is a router and experts."""
+
+
+def expert_names(block: str = "mlp") -> Mapping[str, tuple[str, ...]]:
+    """Return the tensors that hold the experts at this path within a layer: see `GgufLayout.experts`."""
+    parts = {"gate_up_proj": ("ffn_gate_exps", "ffn_up_exps"), "down_proj": ("ffn_down_exps",)}
+    return MappingProxyType({f"{block}.experts.{parameter}": names for parameter, names in parts.items()})
+
+
+EXPERT_KEYS = frozenset({"expert_count", "expert_used_count"})
+"""What `routing` reads, and its callers."""
+
+
+def routing(file: GgufHeader, architecture: str) -> tuple[int, int]:
+    """Return how many experts a block has, and to how many of them a token goes.
+
+    llama.cpp takes the largest of a softmax over all experts for every family here; what a file says otherwise is
+    refused.
+
+    Raises:
+        LoadError: a number is missing or out of range, or the file asks for another way to route.
+    """
+    experts, used = (file.need(f"{architecture}.{key}", int) for key in ("expert_count", "expert_used_count"))
+    if not 1 <= used <= experts:
+        raise LoadError(f"{file.path}: {used} of {experts} experts for a token; from 1 to all of them is right")
+    for key, kind, neutral in (
+        ("expert_weights_scale", float, (0.0, 1.0)),
+        ("expert_gating_func", int, (0, 1)),
+        ("leading_dense_block_count", int, (0,)),
+        ("expert_group_used_count", int, (0, 1)),
+    ):
+        value = file.get(f"{architecture}.{key}", kind, neutral[0])
+        if value not in neutral:
+            right = " or ".join(map(str, neutral))
+            raise LoadError(f"{file.path}: {architecture}.{key} is {value}, which is not supported; {right} is")
+    return experts, used
+
+
+def one_expert_width(file: GgufHeader, architecture: str, whole: int, used: int) -> int:
+    """Return the inner neurons of an expert; where the file does not say, those of a block among the chosen ones."""
+    width: int = file.get(f"{architecture}.expert_feed_forward_length", int, 0) or whole // used
+    return width
+
+
 def halves_from_pairs(values: Array, heads: int) -> Array:
     """Undo the interleaving of rotary weights: llama.cpp rotates neighbouring rows, transformers row i and i + half.
 

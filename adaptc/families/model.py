@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adaptc.errors import foreign
+from adaptc.errors import LoadError, foreign
 from adaptc.families.base import MultimodalFamily
 from adaptc.families.table import family_of
 
@@ -42,6 +43,69 @@ def model_of(config: Any, **options: Any) -> Any:
     kind = AutoModelForCausalLM if multimodal_of(config) is None else AutoModelForImageTextToText
     with foreign(f"{config.model_type}: transformers cannot build a model of this config"):
         return kind.from_config(config, **options)
+
+
+def has_experts(config: Any) -> bool:
+    """Return whether a language model has layers with a router and experts."""
+    text = text_of(config)
+    return any(getattr(text, key, None) for key in ("num_experts", "num_local_experts"))
+
+
+Stacks = dict[str, tuple[tuple[str, ...], ...]]
+"""By today's parameter name [experts, rows, columns], the tensors of a file whose rows are its rows, one below the
+other: for each of them the names of all experts' matrices, in order."""
+
+
+def stacked(config: Any, names: Iterable[str]) -> tuple[dict[str, str], Stacks]:
+    """Return today's parameter name for each tensor of a file of a model with experts.
+
+    Files of their time, and those that transformers writes, have a matrix for each expert; its models have one
+    parameter for all.
+
+    Returns:
+        Names of parameters that are stored in one piece, by tensor; and what the others are made of.
+
+    Raises:
+        LoadError: transformers makes a parameter of several tensors in a way that adaptc does not follow, or of some
+            experts a matrix is missing.
+    """
+    import torch
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    with torch.device("meta"):
+        model = model_of(config)
+    state = model.state_dict()
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    whole: dict[str, str] = {}
+    parts: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        full, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if pattern is None:
+            whole[name] = full
+        else:
+            parts.setdefault(full, {}).setdefault(pattern, []).append(name)
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+    return whole, {full: _in_order(full, found, by_pattern) for full, found in parts.items()}
+
+
+def _in_order(full: str, found: Mapping[str, list[str]], rules: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """The tensors that make up one parameter: all experts' matrices of each pattern, by the experts' numbers."""
+    rule = rules[next(iter(found))]
+    steps = [(type(step).__name__, getattr(step, "dim", None)) for step in rule.operations]
+    if steps not in ([("MergeModulelist", 0)], [("MergeModulelist", 0), ("Concatenate", 1)]):
+        raise LoadError(f"{full}: transformers makes it of {len(found)} kinds of tensors by {steps}; adaptc does not")
+    columns = []
+    for pattern in rule.source_patterns:
+        numbered = {int(re.findall(r"\.(\d+)\.", name)[-1]): name for name in found.get(pattern, ())}
+        columns.append(tuple(numbered[number] for number in sorted(numbered)))
+        count = max(map(len, found.values()))
+        if missing := set(range(count)) - set(numbered):
+            kind = pattern.rpartition(".*.")[2]
+            raise LoadError(f"{full}: expert {min(missing)} of {count} has no {kind}; fetch the model again")
+    return tuple(columns)
 
 
 def renamed(config: Any, names: Iterable[str]) -> dict[str, str]:

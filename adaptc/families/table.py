@@ -15,10 +15,15 @@ from adaptc.families.base import DecoderFamily, Family, MultimodalFamily
 from adaptc.families.decoders.gemma import GEMMA
 from adaptc.families.decoders.gemma2 import GEMMA2
 from adaptc.families.decoders.gemma3_text import GEMMA3_TEXT
+from adaptc.families.decoders.granitemoe import GRANITEMOE
 from adaptc.families.decoders.llama import LLAMA
 from adaptc.families.decoders.mistral import MISTRAL
+from adaptc.families.decoders.mixtral import MIXTRAL
+from adaptc.families.decoders.olmoe import OLMOE
 from adaptc.families.decoders.qwen2 import QWEN2
+from adaptc.families.decoders.qwen2_moe import QWEN2_MOE
 from adaptc.families.decoders.qwen3 import QWEN3
+from adaptc.families.decoders.qwen3_moe import QWEN3_MOE
 from adaptc.families.multimodal.idefics3 import IDEFICS3
 from adaptc.families.multimodal.llava import LLAVA
 from adaptc.families.multimodal.qwen2_vl import QWEN2_VL
@@ -27,9 +32,10 @@ from adaptc.families.multimodal.smolvlm import SMOLVLM
 GROUP = "adaptc.families"
 """The entry points by which packages offer families."""
 
-DECODERS: Mapping[str, DecoderFamily] = MappingProxyType(
-    {each.model_type: each for each in (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT)}
-)
+_DENSE = (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT)
+_WITH_EXPERTS = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GRANITEMOE, OLMOE)
+
+DECODERS: Mapping[str, DecoderFamily] = MappingProxyType({each.model_type: each for each in (*_DENSE, *_WITH_EXPERTS)})
 """adaptc's own families of decoders, by transformers' `model_type`."""
 
 MULTIMODAL: Mapping[str, MultimodalFamily] = MappingProxyType(
@@ -52,15 +58,20 @@ def family_of(model_type: object) -> Family | None:
     return FAMILIES.get(model_type) or next(iter(_offered(model_type)), None)
 
 
-def gguf_family(architecture: str) -> DecoderFamily | None:
+def gguf_family(architecture: str, *, experts: bool = False) -> DecoderFamily | None:
     """Return the decoder family whose GGUF files state this `general.architecture`; None if nobody knows it.
+
+    Args:
+        architecture: What the file states.
+        experts: Whether it states a number of experts: Mixtral's files state Llama's architecture.
 
     Raises:
         LoadError: as in `family_of`.
     """
     for family in (*DECODERS.values(), *_offered()):
-        if isinstance(family, DecoderFamily) and family.gguf is not None and family.gguf.architecture == architecture:
-            return family
+        layout = family.gguf if isinstance(family, DecoderFamily) else None
+        if layout is not None and layout.architecture == architecture and bool(layout.experts) == experts:
+            return family  # type: ignore[return-value]
     return None
 
 
@@ -85,7 +96,8 @@ def supported_gguf() -> tuple[str, ...]:
         LoadError: as in `family_of`.
     """
     families = (*DECODERS.values(), *_offered())
-    return tuple(each.gguf.architecture for each in families if isinstance(each, DecoderFamily) and each.gguf)
+    layouts = [each.gguf for each in families if isinstance(each, DecoderFamily) and each.gguf]
+    return tuple(dict.fromkeys(layout.architecture for layout in layouts))
 
 
 def _offered(model_type: str | None = None) -> Iterable[Family]:

@@ -92,6 +92,8 @@ def _attention_function(
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if sliding_window is None:  # Qwen2 with experts leaves it to the mask, which is not built
+        sliding_window = getattr(module, "sliding_window", None)
     return torch.ops.adaptc.causal_attention(query, key, value, scale, sliding_window or 0, softcap or 0.0), None
 
 

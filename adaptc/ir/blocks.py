@@ -20,6 +20,9 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
+LEAST_BLOCK = 16
+"""Weights of the smallest block that kernels have."""
+
 LARGEST = 1e15
 """Squares of larger weights, and their sums over a block, leave float32."""
 

@@ -21,6 +21,9 @@ SKIP = "Skip"
 CAUSAL_ATTENTION = "CausalAttention"
 """Attention from each position to itself and those before it, over all tokens at once: see `adaptc.ir.attention`."""
 
+EXPERTS = "Experts"
+"""What a token's experts make of it, weighted and added up: see `adaptc.ir.operators.experts`."""
+
 _SKIP = """
 <domain: "adaptc", opset_import: ["": 23]>
 Skip (logit, threshold, full, cheap) => (chosen)
@@ -55,10 +58,54 @@ CausalAttention <scale: float = 1.0, window: int = 0, softcap: float = 0.0> (que
 }
 """
 
+_EXPERTS = """
+<domain: "adaptc", opset_import: ["": 23]>
+Experts (states, chosen, weights, gate_up, down) => (result)
+{
+    first = Constant <value_ints = [0]> ()
+    last = Constant <value_ints = [-1]> ()
+    width = Shape <start = 2, end = 3> (gate_up)
+    row = Concat <axis = 0> (last, width)
+    flat = Reshape (states, row)
+    count = Shape <start = 0, end = 1> (flat)
+    k = Shape <start = -1> (chosen)
+    pair = Concat <axis = 0> (last, k)
+    ids = Reshape (chosen, pair)
+    shares = Reshape (weights, pair)
+    experts = Shape <start = 0, end = 1> (gate_up)
+    table = Concat <axis = 0> (count, experts)
+    none = ConstantOfShape (table)
+    empty = CastLike (none, shares)
+    by_expert = ScatterElements <axis = 1> (empty, ids, shares)
+    turned = Transpose <perm = [1, 0]> (by_expert)
+    share = Unsqueeze (turned, last)
+    x = Unsqueeze (flat, first)
+    in_matrix = Transpose <perm = [0, 2, 1]> (gate_up)
+    both = MatMul (x, in_matrix)
+    gate, up = Split <axis = -1, num_outputs = 2> (both)
+    opened = Sigmoid (gate)
+    active = Mul (gate, opened)
+    inner = Mul (active, up)
+    out_matrix = Transpose <perm = [0, 2, 1]> (down)
+    outcome = MatMul (inner, out_matrix)
+    part = Mul (outcome, share)
+    sum = ReduceSum <keepdims = 0> (part, first)
+    like = Shape (states)
+    result = Reshape (sum, like)
+}
+"""
+
 DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
-    {name: onnx.parser.parse_function(text) for name, text in ((SKIP, _SKIP), (CAUSAL_ATTENTION, _CAUSAL_ATTENTION))}
+    {
+        name: onnx.parser.parse_function(text)
+        for name, text in ((SKIP, _SKIP), (CAUSAL_ATTENTION, _CAUSAL_ATTENTION), (EXPERTS, _EXPERTS))
+    }
 )
 """By operator."""
+
+
+_INDICES: Mapping[tuple[str, str], str] = MappingProxyType({(EXPERTS, "chosen"): "tensor(int64)"})
+"""Inputs that are no floats, by operator and name, and their types."""
 
 
 def is_skip(node: ir.Node) -> bool:
@@ -69,6 +116,11 @@ def is_skip(node: ir.Node) -> bool:
 def is_causal_attention(node: ir.Node) -> bool:
     """Whether a node is a decoder's attention over whole sequences."""
     return node.domain == DOMAIN and node.op_type == CAUSAL_ATTENTION
+
+
+def is_experts(node: ir.Node) -> bool:
+    """Whether a node is a mixture of experts, behind its router."""
+    return node.domain == DOMAIN and node.op_type == EXPERTS
 
 
 def define(model: ir.Model) -> None:
@@ -88,7 +140,7 @@ def schema(name: str) -> onnx.defs.OpSchema:
         name,
         DOMAIN,
         VERSION,
-        inputs=[parameter(each, "T") for each in definition.input],
+        inputs=[parameter(each, _INDICES.get((name, each), "T")) for each in definition.input],
         outputs=[parameter(each, "T") for each in definition.output],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "")],
         attributes=[onnx.defs.OpSchema.Attribute(each.name, each) for each in definition.attribute_proto],

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from adaptc.ir.marks import path_of
 from adaptc.ir.onnx_graph import OnnxGraph, fixed
+from adaptc.passes.quantize.experts import MIXTURES
 from adaptc.passes.skip_ffn.sides import sides
 from adaptc.report.places import AFTER, BEFORE, KINDS, place_of
 from adaptc.report.record import PartRecord, Record
@@ -56,7 +57,8 @@ def with_parts(bundle: Bundle, record: Record) -> Record:
 def weights_read(graph: OnnxGraph) -> Iterator[tuple[str, ir.Node, int]]:
     """Every constant that a decode step of one row reads, but one row of a table that is looked up.
 
-    Where a block may be skipped, the step is one that runs it.
+    Of a mixture's matrices it reads those of the experts that a token goes to. Where a block may be skipped, the step
+    is one that runs it.
 
     Yields:
         The constant's name, the first node that reads it, and the bytes; a table that is looked up and read whole, as
@@ -73,7 +75,16 @@ def weights_read(graph: OnnxGraph) -> Iterator[tuple[str, ir.Node, int]]:
         if lookups:
             yield name, lookups[0], tensor.nbytes // (fixed(value) or (1,))[0]
         if whole:
-            yield name, whole[0], tensor.nbytes
+            yield name, whole[0], bytes_read(tensor, whole[0])
+
+
+def bytes_read(tensor: ir.TensorProtocol, reader: ir.Node) -> int:
+    """Bytes of a constant that a step of one row reads: of a mixture's, the chosen experts' alone."""
+    while reader.op_type == "Cast" and (uses := list(reader.outputs[0].uses())):
+        reader = uses[0].node
+    chosen = reader.attributes.get_int("k", 0) if reader.op_type in MIXTURES else 0
+    experts = tensor.shape[0]
+    return tensor.nbytes * chosen // experts if chosen and isinstance(experts, int) else tensor.nbytes
 
 
 def _ordered(sizes: dict[str, int]) -> dict[str, int]:

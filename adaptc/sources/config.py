@@ -22,6 +22,10 @@ _SIZES = {
     "num_key_value_heads": _MAX_SIZE,
     "head_dim": _MAX_SIZE,
     "vocab_size": _MAX_SIZE,
+    "num_experts_per_tok": 1 << 16,
+    "moe_intermediate_size": _MAX_SIZE,
+    "shared_expert_intermediate_size": _MAX_SIZE,
+    "decoder_sparse_step": _MAX_SIZE,
     "max_position_embeddings": _MAX_SIZE,
 }
 """Sizes of a language model, each with the largest that is taken."""
@@ -88,6 +92,8 @@ def _check_layers(origin: str, text: Any) -> None:
         if kind not in LAYER_TYPES:
             raise LoadError(f"{origin}: layer_types has {kind!r}; adaptc captures {' and '.join(LAYER_TYPES)}")
     window = getattr(text, "sliding_window", None)
+    if window == 0 and kinds and "sliding_attention" not in kinds:
+        return  # Qwen2 with experts says so of no window
     if window is not None and (not isinstance(window, int) or window < 1):
         raise LoadError(
             f"{origin}: sliding_window is {one_line(window)[:40]}; null or a whole number of positions is right"

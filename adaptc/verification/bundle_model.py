@@ -49,6 +49,14 @@ def exact_graph(file: Path) -> bytes:
     return content
 
 
+def has_coded_experts(bundle: Bundle) -> bool:
+    """Whether a graph has experts whose weights are codes: their kernel rounds activations whatever it is told."""
+    import onnx_ir as ir
+
+    files = {bundle.file(graph.file) for graph in bundle.manifest.graphs.values()}
+    return any(node.op_type == "QMoE" for file in files for node in ir.load(file).graph.all_nodes())
+
+
 class BundleModel:
     """A bundle, seen as a `Model`: samples go through the prefill path and the decode path."""
 

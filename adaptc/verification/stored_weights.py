@@ -31,6 +31,7 @@ feed-forward block's, and those of the cheap path of a skip gate."""
 
 _KIND = re.compile(r"\.(codes|scales|zeros|fp16)$")
 _ROWS = ".rows"
+_INTERLEAVED = ".interleaved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,14 @@ def _weights(file: Path) -> dict[str, Stored]:
         codes = _initial(node, {"MatMulNBits": 1, "GatherBlockQuantized": 0}.get(node.op_type))
         if codes is not None:
             held[_KIND.sub("", codes.name or "")] = _coded(node)
+        if node.op_type == "QMoE":
+            held |= _experts(node)
     for name, value in graph.initializers.items():
         tensor = value.const_value
         plain = tensor is not None and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
         if plain and not is_rope_table(name) and not name.endswith((".scales", ".zeros")):
-            held[_KIND.sub("", name)] = _plain(tensor)
+            stem = _KIND.sub("", name)
+            held[stem.removesuffix(_INTERLEAVED)] = _plain(tensor, turned=stem.endswith(_INTERLEAVED))
     return held
 
 
@@ -137,9 +141,54 @@ def _initial(node: Any, place: int | None) -> Any:
     return value if value is not None and value.const_value is not None else None
 
 
-def _plain(tensor: Any) -> Stored:
+def _plain(tensor: Any, *, turned: bool = False) -> Stored:
     bits = 8 * int(tensor.dtype.itemsize)
-    return Stored(tuple(tensor.shape.numpy()), bits, lambda: np.asarray(tensor.numpy()).astype(np.float32))
+
+    def read() -> Floats:
+        values = np.asarray(tensor.numpy()).astype(np.float32)
+        return _halves(values) if turned else values
+
+    return Stored(tuple(tensor.shape.numpy()), bits, read)
+
+
+def _halves(rows: Floats) -> Floats:
+    """Gate above up of each expert, whose rows lie in turns: [experts, rows, columns]."""
+    experts, count, columns = rows.shape
+    halves: Floats = rows.reshape(experts, count // 2, 2, columns).swapaxes(1, 2).reshape(rows.shape)
+    return halves
+
+
+def _experts(node: Any) -> dict[str, Stored]:
+    """Gate and up, and down, of all experts in blocks of codes, without the neurons of zeros that fill up blocks."""
+    bits, size = (node.attributes.get_int(name) for name in ("expert_weight_bits", "block_size"))
+    scales = node.inputs[3].const_value.numpy()
+    experts, rows, blocks = scales.shape
+    neurons = rows // 2
+    empty = ~scales.reshape(experts, neurons, -1).any((0, 2))
+    inner = neurons - int(np.argmin(empty[::-1]))
+
+    def read(place: int, zeros: int, columns: int) -> Floats:
+        from adaptc.passes.quantize.blockwise import dequantize
+
+        values = node.inputs[place + 1].const_value.numpy().astype(np.float32)
+        flat = values.reshape(-1, values.shape[-1])
+        packed = node.inputs[place].const_value.numpy().reshape(*flat.shape, -1)
+        given = node.inputs[zeros]
+        offsets = None if given is None else given.const_value.numpy().reshape(len(flat), -1)
+        whole = dequantize(Blocks(packed, flat, offsets, columns, 8 if bits == 8 else 4, size))
+        return whole.reshape(experts, -1, columns)
+
+    def gate_up() -> Floats:
+        halves = _halves(read(2, 11, width)).reshape(experts, 2, neurons, width)
+        return halves[:, :, :inner].reshape(experts, 2 * inner, width)
+
+    def down() -> Floats:
+        return read(5, 12, neurons)[:, :, :inner]
+
+    width = blocks * size
+    names = [_KIND.sub("", node.inputs[place].name or "") for place in (2, 5)]
+    shapes = (experts, 2 * inner, width), (experts, width, inner)
+    return {name: Stored(shape, bits, each) for name, shape, each in zip(names, shapes, (gate_up, down), strict=True)}
 
 
 def _coded(node: Any) -> Stored:

@@ -26,6 +26,7 @@ from adaptc.passes.device.atoms import (
     TableLookup,
     Weight,
 )
+from adaptc.passes.quantize.experts import MIXTURES
 from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, gives_zero, serving_only, skips
 from adaptc.runtime.bundle.gpu_steps.device_step import AttentionLayer, GemmWeight, LookupTable, RowOp
 from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, LOGITS, LOGITS_FROM
@@ -71,6 +72,8 @@ def read_atoms(graph: ir.Graph) -> Atoms:
     Raises:
         PassError: an operator that no kernel computes; naming the node.
     """
+    if mixture := next((node for node in graph if node.op_type in MIXTURES), None):
+        raise PassError(f"{label(mixture)}: experts; no kernel of a step computes them")
     reader = _Reader(graph)
     for node in graph:
         reader.read(node)

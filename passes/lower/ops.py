@@ -1,7 +1,7 @@
 """How adaptc's own operators are written at ONNX level, for torch's exporter.
 
-Attention and the skip gate stay what they are (`adaptc.ir.onnx_ops`): later passes rewrite them for a target. The
-placing of an image's features needs no pass of its own, and is written in ONNX's operators.
+Attention, experts and the skip gate stay what they are (`adaptc.ir.onnx_ops`): later passes rewrite them for a target.
+The placing of an image's features needs no pass of its own, and is written in ONNX's operators.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from adaptc.ir import (
     skip,  # noqa: F401  (declares adaptc::skip)
 )
 from adaptc.ir import place as placing  # noqa: F401  (declares adaptc::place)
-from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, SKIP, VERSION, schema
+from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, EXPERTS, SKIP, VERSION, schema
+from adaptc.ir.operators import experts  # noqa: F401  (declares adaptc::experts)
 
 OPSET = 23
 """First opset with RMSNormalization, RotaryEmbedding and Attention, which later passes and definitions use."""
 
 _OWN = Opset(DOMAIN, VERSION)
-_CAUSAL_ATTENTION, _SKIP = (Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, SKIP))
+_CAUSAL_ATTENTION, _SKIP, _EXPERTS = (Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, SKIP, EXPERTS))
 
 
 def _attention(query: Any, key: Any, value: Any, scale: float, window: int, softcap: float) -> Any:
@@ -33,6 +34,10 @@ def _attention(query: Any, key: Any, value: Any, scale: float, window: int, soft
 
 def _skip(logit: Any, threshold: Any, full: Any, cheap: Any) -> Any:
     return _SKIP(logit, threshold, full, cheap)
+
+
+def _experts(states: Any, chosen: Any, weights: Any, gate_up: Any, down: Any) -> Any:
+    return _EXPERTS(states, chosen, weights, gate_up, down)
 
 
 def _place(states: Any, places: Any, values: Any) -> Any:
@@ -45,6 +50,7 @@ def _place(states: Any, places: Any, values: Any) -> Any:
 
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.adaptc.causal_attention.default: _attention,
+    torch.ops.adaptc.experts.default: _experts,
     torch.ops.adaptc.place.default: _place,
     torch.ops.adaptc.skip.default: _skip,
 }

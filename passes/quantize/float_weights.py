@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,10 +12,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import OnnxGraph
+from adaptc.ir.onnx_ops import is_experts
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.match import Projection, initializer, projections, replace
 from adaptc.passes.narrow import narrowed
+from adaptc.passes.quantize.experts import float_experts, routers
 from adaptc.runtime.bundle.names import is_rope_table
 
 
@@ -24,6 +27,9 @@ class FloatWeights(Pass):
 
     Before:  y = MatMul(x, Transpose(W))
     After:   y = FusedMatMul(x, W, transB=1); with fp16, W is stored as float16 and widened when it is loaded
+    Before:  y = Experts(x, chosen, weights, gate and up, down)
+    After:   y = MoE(x, logarithms of a table of weights, gate and up, down) · sum of weights, which reads the chosen
+             experts' matrices alone; routers stay float32
 
     Needs: ONNX level, last; instead of quantize.
     Shapes: unchanged; computing stays float32.
@@ -45,14 +51,17 @@ class FloatWeights(Pass):
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
-            if any(True for _ in projections(graph.model.graph)):
+            if any(True for _ in projections(graph.model.graph)) or any(map(is_experts, graph.model.graph)):
                 fork = graph.fork()
                 fork.model.opset_imports["com.microsoft"] = 1
+                floats = routers(fork.model.graph)
+                for node in [node for node in fork.model.graph if is_experts(node)]:
+                    float_experts(fork.model.graph, node)
                 for projection in list(projections(fork.model.graph)):
                     _multiply(fork.model.graph, projection)
                 RemoveUnusedNodesPass()(fork.model)
                 if self.weights == "fp16":
-                    _narrow(fork.model.graph)
+                    _narrow(fork.model.graph, floats)
                 program = program.with_graph(name, fork)
         return program
 
@@ -70,12 +79,12 @@ def _multiply(graph: ir.Graph, projection: Projection) -> None:
     replace(graph, old.outputs[0], node)
 
 
-def _narrow(graph: ir.Graph) -> None:
-    """Store every matrix as float16, and widen it (or the rows looked up in it) again."""
+def _narrow(graph: ir.Graph, kept: Collection[ir.Value]) -> None:
+    """Store every matrix but those kept as float16, and widen it (or the rows looked up in it) again."""
     for value in list(graph.initializers.values()):
         if value.dtype != ir.DataType.FLOAT or value.shape is None or len(value.shape) < 2 or not value.uses():
             continue
-        if is_rope_table(value.name):
+        if is_rope_table(value.name) or value in kept:
             continue
         narrow = initializer(graph, _half(value))
         for user, index in [(use.node, use.idx) for use in value.uses()]:
@@ -90,7 +99,9 @@ def _narrow(graph: ir.Graph) -> None:
                 cast.replace_input_with(0, rows)
                 rows.type, cast.outputs[0].name = ir.TensorType(ir.DataType.FLOAT16), cast.name
             else:
-                cast = ir.node("Cast", [narrow], {"to": ir.DataType.FLOAT}, name=f"{user.name}/Cast")
+                widened = any(v is not None and v.name == f"{user.name}/Cast" for v in user.inputs)
+                name = f"{user.name}/Cast_{index}" if widened else f"{user.name}/Cast"
+                cast = ir.node("Cast", [narrow], {"to": ir.DataType.FLOAT}, name=name)
                 cast.metadata_props.update(user.metadata_props)
                 cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
                 cast.outputs[0].name = cast.name

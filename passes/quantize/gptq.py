@@ -28,6 +28,9 @@ class Gptq(Pass):
     Projections that share their input with no other (attention's output, the second half of a feed-forward block, the
     head) do without zero points: their kernel is quicker, and nothing is lost (docs/quantization.md).
 
+    Experts of a mixture are rounded by `quantize`, each weight to the nearest code: a text sends few tokens to each
+    expert. The weights that choose experts stay floats.
+
     Needs: FX level, after every pass that changes weights or adds backbones, before lower; calibration text.
     Shapes: unchanged.
     Cost: one forward pass over the calibration text, and rounding: about a minute for 135 M parameters on two cores.
@@ -51,13 +54,14 @@ class Gptq(Pass):
     def apply_with(self, program: Program, store: Store, progress: Progress = SILENT) -> Program:
         # Imported here: calibration needs this package's blockwise, and may be what is imported first.
         from adaptc.passes.quantize.calibrate import quantize_linears, sample_of
-        from adaptc.passes.quantize.linears import alone, linear_weights
+        from adaptc.passes.quantize.linears import alone, kept_float, linear_weights
         from adaptc.passes.quantize.quantize import head_block
 
         blocks = dict(program.blocks)
         for name, graph in program.at_level(FxGraph).items():
             # Weights that another graph has too were chosen there: they are stored once.
-            weights = [weight for weight in linear_weights(graph) if weight not in blocks]
+            kept = kept_float(graph)
+            weights = [weight for weight in linear_weights(graph) if weight not in blocks and weight not in kept]
             sample = sample_of(program, name) if weights else None
             if sample is None:
                 continue

@@ -9,8 +9,10 @@ import torch
 from torch import fx
 
 from adaptc.ir.fx_graph import FxGraph, attribute
+from adaptc.ir.operators import experts  # noqa: F401  (declares adaptc::experts)
 
 LINEAR = torch.ops.aten.linear.default
+EXPERTS = torch.ops.adaptc.experts.default
 
 
 def linear_weights(graph: FxGraph) -> dict[str, tuple[int, int]]:
@@ -22,6 +24,20 @@ def alone(graph: FxGraph) -> set[str]:
     """Weights that read what no other linear layer reads: attention's output, the block's second half, the head."""
     linears = linears_of(graph)
     return {weight_name(node) for node in linears if len(readers_of_same(node, linears)) == 1}
+
+
+def kept_float(graph: FxGraph) -> set[str]:
+    """Weights that `quantize` leaves as they are: those that choose experts, and vectors."""
+    linears = set(linears_of(graph))
+    found = {weight_name(node) for node in linears if len(tensor_of(graph.module, weight_name(node))) == 1}
+    waiting = [each for node in graph.module.graph.nodes if node.target is EXPERTS for each in node.args[1:3]]
+    while waiting:
+        node = waiting.pop()
+        if node in linears:
+            found.add(weight_name(node))
+        else:
+            waiting += node.all_input_nodes
+    return found
 
 
 def linears_of(graph: FxGraph) -> list[fx.Node]:

@@ -3,8 +3,8 @@
     n = norm(h)                          n = norm(h)
     h = h + mlp(n)             ->        h = h + skip(logit, threshold, mlp(n), cheap(n))
 
-Blocks are found by module path (`….layers.3.mlp`). Norms and residual sums stay where they are, so that whatever fuses
-them in a dense graph fuses them here.
+Blocks are found by module path (`….layers.3.mlp`); one of experts is skipped as a whole, its router with it. Norms and
+residual sums stay where they are, so that whatever fuses them in a dense graph fuses them here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from adaptc.errors import PassError
 from adaptc.ir import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.ir.fx_graph import FxGraph, assign
 from adaptc.ir.marks import LAYER, path_of
+from adaptc.ir.operators import experts  # noqa: F401  (declares adaptc::experts)
 from adaptc.runtime.bundle.names import PIXEL_VALUES, THRESHOLD
 
 aten = torch.ops.aten
+
+BLOCKS = ("mlp", "block_sparse_moe")
+"""What a feed-forward block is called within its layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +39,15 @@ class FfnBlock:
         state: The normed state before the layer's attention, float [batch, tokens, width].
         normed: What the block reads, float [batch, tokens, width].
         result: What it gives, of the same shape.
-        weights: Names of its three matrices: gate and up [inner width, width], down [width, inner width].
+        weights: Names of its three matrices: gate and up [inner width, width], down [width, inner width]. Or of a
+            mixture's two: gate and up [experts, 2 · inner width, width], down [experts, width, inner width].
     """
 
     layer: str
     state: fx.Node
     normed: fx.Node
     result: fx.Node
-    weights: tuple[str, str, str]
+    weights: tuple[str, ...]
 
 
 def ffn_blocks(graph: FxGraph) -> list[FfnBlock]:
@@ -64,7 +69,8 @@ def ffn_blocks(graph: FxGraph) -> list[FfnBlock]:
 
 
 def _block(layer: str, nodes: list[fx.Node]) -> FfnBlock:
-    inside = [n for n in nodes if _within(n, f"{layer}.mlp")]
+    path = next((f"{layer}.{name}" for name in BLOCKS if any(_within(n, f"{layer}.{name}") for n in nodes)), "")
+    inside = [n for n in nodes if path and _within(n, path)]
     ends = [n for n in inside if any(user not in inside for user in n.users)]
     reads = dict.fromkeys(
         source
@@ -73,17 +79,19 @@ def _block(layer: str, nodes: list[fx.Node]) -> FfnBlock:
         if source not in inside and source.op != "get_attr" and hasattr(source.meta.get("val"), "dtype")
     )
     linears = sum(n.target is aten.linear.default for n in inside)
-    if len(ends) != 1 or len(reads) != 1 or linears != 3:
+    mixtures = [n for n in inside if n.target is torch.ops.adaptc.experts.default]
+    if len(ends) != 1 or len(reads) != 1 or (linears != 3 and len(mixtures) != 1):
         raise PassError(
-            f"{layer}: no gated feed-forward block at '{layer}.mlp' ({linears} linear layers, {len(reads)} inputs, "
-            f"{len(ends)} results); three linear layers with one input and one result are right"
+            f"{layer}: no gated feed-forward block at '{path or f'{layer}.mlp'}' ({linears} linear layers, "
+            f"{len(reads)} inputs, {len(ends)} results); three linear layers with one input and one result are right"
         )
     states = [n for n in nodes if _within(n, f"{layer}.input_layernorm")]
     inner = set(states)
     state = [n for n in states if any(user not in inner for user in n.users)]
     if len(state) != 1:
         raise PassError(f"{layer}: no norm at '{layer}.input_layernorm'; gates read its result")
-    return FfnBlock(layer, state[0], next(iter(reads)), ends[0], _matrices(inside))
+    matrices = tuple(str(n.target) for n in mixtures[0].all_input_nodes[-2:]) if mixtures else _matrices(inside)
+    return FfnBlock(layer, state[0], next(iter(reads)), ends[0], matrices)
 
 
 def _matrices(inside: list[fx.Node]) -> tuple[str, str, str]:
@@ -93,6 +101,19 @@ def _matrices(inside: list[fx.Node]) -> tuple[str, str, str]:
         first, second = second, first
     gate, up, out = (str(n.all_input_nodes[1].target) for n in (first, second, down))
     return gate, up, out
+
+
+def neurons(module: fx.GraphModule, block: FfnBlock) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A block's own neurons, of a mixture those of all its experts.
+
+    Returns:
+        Gate and up, float32 [neurons, width]; down, float32 [width, neurons].
+    """
+    matrices = [module.get_parameter(name).detach().float() for name in block.weights]
+    if len(matrices) == 3:
+        return matrices[0], matrices[1], matrices[2]
+    gate, up = (half.flatten(0, 1) for half in matrices[0].chunk(2, 1))
+    return gate, up, matrices[1].transpose(1, 2).flatten(0, 1).T
 
 
 def _within(node: fx.Node, path: str) -> bool:
@@ -205,10 +226,16 @@ def _cosine(new: Builder, path: str, a: fx.Node, b: fx.Node) -> fx.Node:
 def residual(fork: FxGraph, block: FfnBlock) -> tuple[fx.Node, fx.Node]:
     """The sum that ends a layer, and what was in it before the feed-forward block's result was added."""
     sums = [n for n in fork.module.graph.nodes if n.target is aten.add.Tensor and path_of(n) == block.layer]
-    before = [arg for arg in sums[-1].args if isinstance(arg, fx.Node) and path_of(arg) == block.layer] if sums else []
+    parts = [arg for arg in sums[-1].args if isinstance(arg, fx.Node) and path_of(arg) == block.layer] if sums else []
+    before = [arg for arg in parts if not _comes_from(arg, block.result)]  # Granite scales what it adds
     if len(before) != 1:
         raise PassError(f"{block.layer}: the feed-forward block's result goes into no residual sum")
     return sums[-1], before[0]
+
+
+def _comes_from(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node reads another one, itself or through nodes between them."""
+    return node is source or (node > source and any(_comes_from(each, source) for each in node.all_input_nodes))
 
 
 def _open(graph: FxGraph) -> tuple[FxGraph, fx.Node, list[FfnBlock]]:

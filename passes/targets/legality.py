@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from adaptc.errors import PassError
 from adaptc.ir.marks import label
-from adaptc.ir.onnx_ops import is_skip
+from adaptc.ir.onnx_ops import is_experts, is_skip
 
 OPERATORS = frozenset(
     (
@@ -58,6 +58,8 @@ def check(model: ir.Model) -> None:
     opset = model.opset_imports.get("", 0)
     if opset > 17:
         raise PassError(f"opset {opset}; TensorRT 8.6 reads up to 17")
+    if mixture := next(filter(is_experts, model.graph), None):
+        raise PassError(f"{label(mixture)}: TensorRT has no form of experts; backend: onnxruntime has")
     for node in model.graph:
         if not is_skip(node):  # the runtime decides: a partition ends before it
             _check_node(node, inside=None)

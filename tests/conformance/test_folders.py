@@ -79,6 +79,9 @@ REFUSED = {
     *(("qwen", family, named) for family, named in (("llama", False), ("mistral", False), ("mistral", True))),
     *(("wordpiece", family, False) for family in ("llama", "qwen2", "qwen3", "mistral")),
     *(("wordpiece", family, True) for family in ("qwen2", "mistral")),
+    *(("wordpiece", family, False) for family in ("qwen2_moe", "qwen3_moe", "olmoe")),
+    *((kind, "mixtral", named) for kind in ("qwen", "wordpiece") for named in (True, False)),
+    *((kind, "granitemoe", named) for kind in ("qwen", "wordpiece") for named in (True, False)),
 }
 """Kind, family and whether a class is named, where the class does not read the kind's files: these are refused.
 

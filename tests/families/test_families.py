@@ -126,8 +126,17 @@ def assert_names_are_llama_cpp_s(family: DecoderFamily) -> None:
     config = transformers.CONFIG_MAPPING[family.model_type](**tiny.COMMON)
     with torch.device("meta"):
         parameters = transformers.AutoModelForCausalLM.from_config(config).state_dict()
-    paths = {match[1] for name in parameters if (match := re.fullmatch(r"model\.layers\.0\.(.*)\.\w+", name))}
+    within = {match[1] for name in parameters if (match := re.fullmatch(r"model\.layers\.0\.(.*)", name))}
+    paths = {name.rpartition(".")[0] for name in within if ".experts." not in name}
+    assert {name for name in within if ".experts." in name} == family.gguf.experts.keys()
+    for parameter, parts in family.gguf.experts.items():
+        stem, _, leaf = parameter.rpartition(".")
+        leaves = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else (leaf,)
+        theirs = [names.get_name(f"model.layers.0.mlp.{stem.rpartition('.')[2]}.{each}") for each in leaves]
+        assert [f"blk.0.{part}" for part in parts] == theirs
     ours = {path: name for name, path in family.gguf.layer_names.items()}
     assert {path: f"blk.0.{ours[path]}" for path in paths} == {
-        path: names.get_name(f"model.layers.0.{path}") for path in paths
+        # Granite's router was a layer within one when llama.cpp learnt its name.
+        path: names.get_name(f"model.layers.0.{path}") or names.get_name(f"model.layers.0.{path}.layer")
+        for path in paths
     }

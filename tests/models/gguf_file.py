@@ -27,6 +27,12 @@ _TWO_NORMS = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.router": "ffn_gate_inp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
 _FOUR_NORMS = {
     **_TWO_NORMS,
@@ -100,7 +106,7 @@ def write(
             _put(writer, name, value)
     for name, values in tensors(model, architecture).items():
         if name not in without:
-            how = kind if values.ndim == 2 else F32
+            how = kind if values.ndim > 1 and "ffn_gate_inp" not in name else F32
             writer.add_tensor(name, gguf.quantize(np.ascontiguousarray(values), how), raw_dtype=how)
     more(writer)
     writer.write_header_to_file()
@@ -127,6 +133,14 @@ def _described(config: Any, architecture: str) -> dict[str, Any]:
         "rope.freq_base": float((rope.get("full_attention") or rope)["rope_theta"]),
         "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
         "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
+        "expert_count": getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None),
+        "expert_used_count": getattr(config, "num_experts_per_tok", None),
+        "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None),
+        "expert_shared_feed_forward_length": getattr(config, "shared_expert_intermediate_size", None),
+        "embedding_scale": getattr(config, "embedding_multiplier", None),
+        "residual_scale": getattr(config, "residual_multiplier", None),
+        "attention.scale": getattr(config, "attention_multiplier", None),
+        "logit_scale": getattr(config, "logits_scaling", None),
     }
     return {f"{architecture}.{name}": value for name, value in found.items() if value is not None}
 
@@ -142,19 +156,30 @@ def _put(writer: Any, name: str, value: Any) -> None:
 def tensors(model: Any, architecture: str) -> dict[str, Any]:
     """A model's weights as llama.cpp's converter writes them, float32 by their names in the file."""
     config = model.config
-    found = {}
+    found: dict[str, Any] = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.float().numpy()
-        if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+        if architecture in ("llama", "granitemoe") and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
             values = halves.swapaxes(1, 2).reshape(values.shape)
         if architecture.startswith("gemma") and "norm" in name:
             values = values + 1
-        found[_name(name, architecture)] = values
+        if ".experts." in name:
+            found |= _experts(name, values)
+        else:
+            found[_name(name, architecture)] = values[0] if name.endswith("shared_expert_gate.weight") else values
     return found
+
+
+def _experts(name: str, values: Any) -> dict[str, Any]:
+    layer = name.split(".")[2]
+    if name.endswith("down_proj"):
+        return {f"blk.{layer}.ffn_down_exps.weight": values}
+    gate, up = np.split(values, 2, axis=1)
+    return {f"blk.{layer}.ffn_gate_exps.weight": gate, f"blk.{layer}.ffn_up_exps.weight": up}
 
 
 def _name(name: str, architecture: str) -> str:

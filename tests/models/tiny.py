@@ -30,6 +30,7 @@ COMMON: dict[str, Any] = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -68,8 +69,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3_text",
         {"tie_word_embeddings": True, "sliding_window": 5, "num_hidden_layers": 7, "query_pre_attn_scalar": 16},
     ),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2-moe": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 48}),
+    "qwen3-moe": ("qwen3_moe", {**EXPERTS, "norm_topk_prob": True}),
+    "granite-moe": (
+        "granitemoe",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "olmoe": ("olmoe", {**EXPERTS, "head_dim": 8, "eos_token_id": None, "norm_topk_prob": True}),
 }
 """By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
+WITH_EXPERTS = tuple(
+    name for name, (_, options) in FAMILIES.items() if {"num_experts", "num_local_experts"} & options.keys()
+)
+"""Those of `FAMILIES` whose feed-forward blocks are mixtures of experts."""
+DENSE = tuple(name for name in FAMILIES if name not in WITH_EXPERTS)
 
 
 def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.3, seed: int = 0) -> Any:

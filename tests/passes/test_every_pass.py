@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from adaptc.compiler.pipeline import plan_of
+from adaptc.errors import PassError
 from adaptc.ir.program import Backbone, Program
 from adaptc.passes import PASSES, Pass, Pipeline
 from adaptc.spec.reading import parse_spec
@@ -31,6 +32,9 @@ TARGETS = {
     "tensorrt": ("backend: tensorrt", True),
 }
 """By name, a spec's target, and whether blocks of the model have gates: with every block run they are the model."""
+
+EXPERTS = {"mixtral": "int8", "qwen2-moe": "int4", "qwen3-moe": "fp32", "granite-moe": "fp16", "olmoe": "int8"}
+"""Of families with experts, a target each; TensorRT has no form of them."""
 
 NEAR = {"fp16": 1e-5, "int8": 0.006, "int4": 0.3}
 """Largest mean KL, nats a token, that weights in fewer bits may cost; over all families 1.6e-6, 0.0023 and 0.245 were
@@ -85,8 +89,9 @@ def check(
         assert_close(logits, expected, **ENGINE)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "target"), [*((family, target) for family in tiny.DENSE for target in TARGETS), *EXPERTS.items()]
+)
 def test_every_pass_keeps_the_numbers(family: str, target: str) -> None:
     expected = {-np.inf: tiny.eager(family, {"input_ids": IDS})}
     after, changed = program(family), list[str]()
@@ -105,6 +110,12 @@ def test_every_pass_keeps_the_numbers(family: str, target: str) -> None:
     assert len(expected) == 1 + gated
     assert ("branch" in changed or "partition" in changed) >= gated
     assert {"lower", "kv_cache"} <= set(changed)
+
+
+def test_tensorrt_has_no_form_of_experts() -> None:
+    with pytest.raises(PassError, match=r"layers\.0\.mlp\.experts: TensorRT has no form of experts; backend: onnx"):
+        Pipeline(passes("tensorrt")).run(program("qwen3-moe"))
+    assert EXPERTS.keys() == set(tiny.WITH_EXPERTS)
 
 
 def test_every_pass_is_among_those_tested() -> None:

@@ -446,13 +446,18 @@ def test_refuses_tokenizers_it_would_get_wrong(tmp_path: Path) -> None:
 
 
 def test_refuses_other_architectures_and_experts(tmp_path: Path) -> None:
-    supported = "supported: llama, qwen2, qwen3, gemma, gemma2, gemma3"
+    supported = "supported: llama, qwen2, qwen3, gemma, gemma2, gemma3, qwen2moe, qwen3moe, granitemoe, olmoe"
     path = write_gguf(tmp_path / "m.gguf", tiny("llama"), "phi3")
     assert refusal(lambda: source(path).config()) == f"{path}: architecture 'phi3' is not supported; {supported}"
-    path = write_gguf(tmp_path / "e.gguf", tiny("llama"), "llama", extra=lambda w: w.add_expert_count(8))
+    path = write_gguf(tmp_path / "e.gguf", tiny("llama"), "qwen2", extra=lambda w: w.add_expert_count(8))
     assert (
         refusal(lambda: source(path).config())
-        == f"{path}: architecture 'llama' with 8 experts is not supported; {supported}"
+        == f"{path}: architecture 'qwen2' with 8 experts is not supported; {supported}"
+    )
+    path = write_gguf(tmp_path / "d.gguf", tiny("llama"), "olmoe")
+    assert (
+        refusal(lambda: source(path).config())
+        == f"{path}: architecture 'olmoe' without experts is not supported; {supported}"
     )
 
 

@@ -22,7 +22,8 @@ def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
+def rotary_weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
+    """Undo what llama.cpp's converter does to the rotary weights of Llama, and of families made from it."""
     if ".attn_q." in name:
         return halves_from_pairs(values, heads)
     if ".attn_k." in name:
@@ -30,4 +31,4 @@ def _weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
     return values
 
 
-LLAMA = DecoderFamily("llama", GgufLayout("llama", TWO_NORMS, _config, _weight, rope_factors=True))
+LLAMA = DecoderFamily("llama", GgufLayout("llama", TWO_NORMS, _config, rotary_weight, rope_factors=True))

@@ -79,7 +79,10 @@ _WITHOUT_EFFECT = frozenset(
         "is_llama_config",
         "num_labels",
         "output_attentions",
+        "output_router_logits",
         "pretraining_tp",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
         "use_cache",
         # transformers' older releases wrote these for every model; no decoder reads them.
         "add_cross_attention",
@@ -114,10 +117,14 @@ _CAPTURED = frozenset(
         "architectures",
         "attention_bias",
         "attention_dropout",
+        "attention_multiplier",
         "attn_logit_softcapping",
         "bos_token_id",
         "chunk_size_feed_forward",
+        "clip_qkv",
+        "decoder_sparse_step",
         "dtype",
+        "embedding_multiplier",
         "eos_token_id",
         "final_logit_softcapping",
         "head_dim",
@@ -130,19 +137,29 @@ _CAPTURED = frozenset(
         "is_encoder_decoder",
         "label2id",
         "layer_types",
+        "logits_scaling",
         "max_position_embeddings",
         "max_window_layers",
         "mlp_bias",
+        "mlp_only_layers",
+        "moe_intermediate_size",
+        "norm_topk_prob",
         "num_attention_heads",
+        "num_experts",
+        "num_experts_per_tok",
         "num_hidden_layers",
         "num_key_value_heads",
+        "num_local_experts",
         "output_hidden_states",
         "pad_token_id",
         "problem_type",
+        "qkv_bias",
         "query_pre_attn_scalar",
+        "residual_multiplier",
         "return_dict",
         "rms_norm_eps",
         "rope_parameters",
+        "shared_expert_intermediate_size",
         "sliding_window",
         "tie_word_embeddings",
         "use_sliding_window",
@@ -211,7 +228,7 @@ def _unknown(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str
     from transformers import GenerationConfig
 
     known = _WITHOUT_EFFECT | _ACCEPTED.keys() | GenerationConfig().to_dict().keys() | config.attribute_map.keys()
-    known |= {field.name for field in dataclasses.fields(config)}
+    known |= {*config.attribute_map.values(), *(field.name for field in dataclasses.fields(config))}
     for key, value in values.items():
         part = getattr(config, key, None) if key in config.sub_configs else None
         if part is not None and isinstance(value, dict):

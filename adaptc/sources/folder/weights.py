@@ -6,14 +6,14 @@ before a config that says tied, and no tensor without a place. Each such choice 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
-from adaptc.families.model import decoder_path, multimodal_of, renamed
+from adaptc.families.model import decoder_path, has_experts, multimodal_of, renamed, stacked
 from adaptc.sources.folder.files import read_object
 from adaptc.sources.tensors import HEAD
 
@@ -99,14 +99,50 @@ def stored_weights(origin: str, files: Mapping[str, Path], config: Any) -> Store
     """Return what the files hold, from their headers.
 
     Raises:
-        LoadError: a file is damaged, or has a tensor of a kind that is not read.
+        LoadError: a file is damaged, has a tensor of a kind that is not read, or lacks a matrix of an expert.
     """
     stored = safetensors_in(origin, files)
+    if has_experts(config):
+        return _stacked(origin, stored, config)
     names = _full_names(config, stored.shapes)
     return StoredWeights(
         {names[name]: shape for name, shape in stored.shapes.items()},
         {names[name]: reader for name, reader in stored.readers.items()},
     )
+
+
+def _stacked(origin: str, stored: StoredWeights, config: Any) -> StoredWeights:
+    """What the files of a model with experts hold, where transformers has one parameter for all experts of a block."""
+    try:
+        whole, stacks = stacked(config, stored.shapes)
+    except LoadError as error:
+        raise LoadError(f"{origin}: {error}") from error
+    shapes = {full: stored.shapes[name] for name, full in whole.items()}
+    readers = {full: stored.readers[name] for name, full in whole.items()}
+    for full, kinds in stacks.items():
+        for names in kinds:
+            if len({stored.shapes[name] for name in names}) > 1 or len(stored.shapes[names[0]]) != 2:
+                raise LoadError(f"{origin}: {full}: its experts' matrices differ in shape; the files are damaged")
+        rows = [stored.shapes[names[0]][0] for names in kinds]
+        shapes[full] = (len(kinds[0]), sum(rows), stored.shapes[kinds[0][0]][1])
+        readers[full] = partial(
+            _read_stack, shapes[full], [[stored.readers[each] for each in names] for names in kinds]
+        )
+    return StoredWeights(shapes, readers)
+
+
+def _read_stack(shape: tuple[int, ...], kinds: Sequence[Sequence[Callable[[], torch.Tensor]]]) -> torch.Tensor:
+    """Read the matrices of all experts into one tensor; beside it, one matrix is held at a time."""
+    import torch
+
+    whole = torch.empty(shape, dtype=kinds[0][0]().dtype)
+    first = 0
+    for readers in kinds:
+        for expert, reader in enumerate(readers):
+            matrix = reader()
+            whole[expert, first : first + len(matrix)] = matrix
+        first += len(matrix)
+    return whole
 
 
 def safetensors_in(origin: str, files: Mapping[str, Path]) -> StoredWeights:

@@ -20,9 +20,10 @@ def family_and_layout(file: GgufFile) -> tuple[DecoderFamily, GgufLayout]:
     """
     name = file.need("general.architecture", str)
     experts = file.get(f"{name}.expert_count", int, 0)
-    family = gguf_family(name)
-    if family is None or family.gguf is None or experts:
+    family = gguf_family(name, experts=experts > 0)
+    if family is None or family.gguf is None:
         what = f"{name!r} with {experts} experts" if experts else repr(name)
+        what += " without experts" if not experts and gguf_family(name, experts=True) is not None else ""
         known = ", ".join(supported_gguf())
         raise LoadError(f"{file.path}: architecture {what} is not supported; supported: {known}")
     return family, family.gguf

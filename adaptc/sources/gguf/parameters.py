@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptc.errors import LoadError
@@ -20,29 +21,64 @@ if TYPE_CHECKING:
 _OUTSIDE_LAYERS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-def parameter_names(file: GgufFile) -> dict[str, GgufTensor]:
+@dataclass(frozen=True, slots=True)
+class StoredParameter:
+    """A parameter of transformers' model as a file holds it.
+
+    Attributes:
+        tensors: One tensor; or those of shape [experts, rows, columns] whose rows are its rows, one below the other.
+    """
+
+    tensors: tuple[GgufTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, as far as the tensors fit each other; a matrix of one row may be stored as a vector."""
+        first = self.tensors[0].shape
+        if len(self.tensors) == 1:
+            return first
+        return (first[0], sum(tensor.shape[1] for tensor in self.tensors), *first[2:])
+
+
+def parameter_names(file: GgufFile) -> dict[str, StoredParameter]:
     """Return the file's tensors by the parameter names of the transformers model.
 
     Raises:
-        LoadError: a tensor with no place in the model.
+        LoadError: a tensor with no place in the model, or one of several that belong together is missing.
     """
     family, layout = family_and_layout(file)
     tensors = {}
+    of_experts = {name: path for path, names in layout.experts.items() for name in names}
     for name, tensor in file.tensors.items():
         if name == FACTORS and layout.rope_factors:
             continue
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
         outer = re.fullmatch(r"(\w+)\.(weight|bias)", name)
         if layer and layer[2] in layout.layer_names:
-            tensors[f"model.layers.{layer[1]}.{layout.layer_names[layer[2]]}.{layer[3]}"] = tensor
+            tensors[f"model.layers.{layer[1]}.{layout.layer_names[layer[2]]}.{layer[3]}"] = StoredParameter((tensor,))
+        elif layer and layer[2] in of_experts and layer[3] == "weight":
+            path = of_experts[layer[2]]
+            parts = [f"blk.{layer[1]}.{part}.weight" for part in layout.experts[path]]
+            tensors[f"model.layers.{layer[1]}.{path}"] = StoredParameter(_together(file, parts))
         elif outer and outer[1] in _OUTSIDE_LAYERS:
-            tensors[f"{_OUTSIDE_LAYERS[outer[1]]}.{outer[2]}"] = tensor
+            tensors[f"{_OUTSIDE_LAYERS[outer[1]]}.{outer[2]}"] = StoredParameter((tensor,))
         else:
             raise LoadError(f"{file.path}: tensor {name} has no place in a {family.model_type} model")
     return tensors
 
 
-def zero_biases(file: GgufFile, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, GgufTensor]:
+def _together(file: GgufFile, names: Sequence[str]) -> tuple[GgufTensor, ...]:
+    """The tensors that make up the matrices of a block's experts."""
+    for name in names:
+        if name not in file.tensors or len(file.tensors[name].shape) != 3:
+            raise LoadError(f"{file.path}: no tensor {name} of [experts, rows, columns] beside {', '.join(names)}")
+    tensors = tuple(file.tensors[name] for name in names)
+    if len({(tensor.shape[0], tensor.shape[2]) for tensor in tensors}) > 1:
+        raise LoadError(f"{file.path}: {' and '.join(names)} are of experts that do not fit each other")
+    return tensors
+
+
+def zero_biases(file: GgufFile, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, StoredParameter]:
     """Return the biases that a model has and a file leaves out: they are zero, as llama.cpp adds only those it finds.
 
     Args:
@@ -54,26 +90,33 @@ def zero_biases(file: GgufFile, wanted: Mapping[str, tuple[int, ...]]) -> dict[s
     """
     there = parameter_names(file)
     return {
-        name: GgufTensor(name, shape, kind=0, start=0, bytes=0)
+        name: StoredParameter((GgufTensor(name, shape, kind=0, start=0, bytes=0),))
         for name, shape in wanted.items()
         if name.endswith(".bias") and name not in there
     }
 
 
-def read_parameter(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> Array:
-    """Read one tensor in transformers' layout.
+def read_parameter(
+    file: GgufFile, parameter: StoredParameter, shape: tuple[int, ...], heads: int, kv_heads: int
+) -> Array:
+    """Read one parameter in transformers' layout.
 
     Args:
         file: The file that holds it.
-        tensor: One of its tensors.
+        parameter: One of its parameters.
+        shape: The parameter's shape in the model.
         heads: Number of query heads.
         kv_heads: Number of key and value heads.
 
     Returns:
-        float32, of the shape of the transformers parameter.
+        float32 of this shape.
 
     Raises:
         LoadError: the file cannot be read.
     """
+    import numpy as np
+
     _, layout = family_and_layout(file)
-    return layout.weight(tensor.name, file.read(tensor), heads, kv_heads)
+    parts = [layout.weight(tensor.name, file.read(tensor), heads, kv_heads) for tensor in parameter.tensors]
+    whole: Array = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+    return whole.reshape(shape)

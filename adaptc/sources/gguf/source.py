@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.gguf.config import config_values, family_and_layout
-from adaptc.sources.gguf.file import GgufFile, GgufTensor, read_gguf
+from adaptc.sources.gguf.file import GgufFile, read_gguf
 from adaptc.sources.gguf.keys import remarks_on_keys
-from adaptc.sources.gguf.parameters import parameter_names, read_parameter, zero_biases
+from adaptc.sources.gguf.parameters import StoredParameter, parameter_names, read_parameter, zero_biases
 from adaptc.sources.gguf.tokenizer import rebuilt_tokenizer
 from adaptc.sources.gguf.vocabulary import read_vocabulary
 from adaptc.sources.tensors import Tensors, check_shapes, parameter_shapes
@@ -47,10 +47,17 @@ class GgufSource(Source):
         """See `Source.tensors`; peak memory beyond what the caller keeps is the largest tensor, twice."""
         file = read_gguf(self.path)
         config = self._config(file)
-        tensors = parameter_names(file) | zero_biases(file, parameter_shapes(config))
-        names = check_shapes(self.origin, config, {name: tensor.shape for name, tensor in tensors.items()})
+        wanted = parameter_shapes(config)
+        stored = parameter_names(file) | zero_biases(file, wanted)
+        # A matrix of one row is a vector in a file.
+        shapes = {
+            name: wanted[name] if wanted.get(name) == (1, *each.shape) else each.shape for name, each in stored.items()
+        }
+        names = check_shapes(self.origin, config, shapes)
         heads = config.num_attention_heads, config.num_key_value_heads
-        readers = {name: partial(_read, file, tensor, *heads) for name, tensor in tensors.items() if name in names}
+        readers = {
+            name: partial(_read, file, each, shapes[name], *heads) for name, each in stored.items() if name in names
+        }
         return Tensors(self.origin, self.dtype, readers)
 
     def files(self) -> dict[str, Path]:
@@ -69,9 +76,12 @@ class GgufSource(Source):
         return name
 
 
-def _read(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> torch.Tensor:
+def _read(
+    file: GgufFile, parameter: StoredParameter, shape: tuple[int, ...], heads: int, kv_heads: int
+) -> torch.Tensor:
     import numpy as np
     import torch
 
+    values = read_parameter(file, parameter, shape, heads, kv_heads)
     # Tensors stored as float32 come as read-only views of the file, which torch will not share.
-    return torch.from_numpy(np.require(read_parameter(file, tensor, heads, kv_heads), requirements=["C", "W"]))
+    return torch.from_numpy(np.require(values, requirements=["C", "W"]))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from adaptc.ir.fx_graph import FxGraph
-from adaptc.passes.skip_ffn.gating import FfnBlock, ffn_blocks, parameters
+from adaptc.passes.skip_ffn.gating import FfnBlock, ffn_blocks, neurons, parameters
 from adaptc.passes.skip_ffn.importance import ROWS, sensitivities
 from adaptc.runtime.progress import Progress, counted
 from adaptc.training.gates import cheap_paths
@@ -103,7 +103,7 @@ def started(
     paths: CheapPaths | None = None
     if rank:
         progress.stage("fit cheap paths")
-        own = [[graph.module.get_parameter(name).detach().float() for name in block.weights] for block in blocks]
+        own = [neurons(graph.module, block) for block in blocks]
         costs = cheap_paths.metric(dense.slopes)
         paths = cheap_paths.begun(dense.inputs, dense.results, costs, own, rank)
         paths = cheap_paths.fitted(paths, dense.inputs, dense.results, costs, random, progress=progress)

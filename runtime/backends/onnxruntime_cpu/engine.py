@@ -27,6 +27,7 @@ _DTYPES = {
 CODES_SINCE = (1, 27)
 """The first onnxruntime whose attention computes with a cache of 8-bit codes on a CPU; 1.25 loads such a graph."""
 
+_QMOE = "1.31"  # the first that takes a router's decision, and kernels of MatMulNBits for experts
 _QUIET = 4  # fatal messages only: errors are raised, and warnings concern the compiler
 
 
@@ -165,6 +166,10 @@ def _session(ort: ModuleType, file: Path, graph: bytes | None, options: Any) -> 
         # Scales of a cache of codes are inputs that the kernel did not have then.
         if "GroupQueryAttention:1) has input size" in str(error) and _is_older(ort, CODES_SINCE):
             raise EngineError(_older(ort, file)) from error
+        if "QMoE" in str(error):
+            raise EngineError(
+                f"{file}: experts in 4 or 8 bits need onnxruntime {_QMOE} or newer; this is {ort.__version__}"
+            ) from error
         raise EngineError(f"{file}: onnxruntime cannot load it: {_one_line(error)}") from error
 
 

@@ -86,8 +86,8 @@ class Hooked:
             layer.input_layernorm.register_forward_hook(lambda _m, _i, out, seen=seen: seen.update(state=out))
             before = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
             before.register_forward_pre_hook(lambda _m, given, seen=seen: seen.update(before=given[0]))
-            block = layer.mlp.forward
-            layer.mlp.forward = lambda x, i=index, s=seen, f=block: choose(i, s["state"], s["before"], x, f(x))
+            block = getattr(layer, "mlp", None) or layer.block_sparse_moe
+            block.forward = lambda x, i=index, s=seen, f=block.forward: choose(i, s["state"], s["before"], x, f(x))
 
     def __call__(self, ids: Ids) -> Floats:
         with torch.no_grad():

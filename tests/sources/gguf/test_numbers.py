@@ -51,6 +51,13 @@ def largest_difference(path: Path, reference: LlamaCpp | list[dict[int, float]])
 
 
 WINDOW = {"sliding_window": 7}
+FOUR_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+SCALES = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 2.0,
+}
 FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("llama", "llama", {}, {}),
     "llama tied": ("llama", "llama", {"tie_word_embeddings": True}, {}),
@@ -128,6 +135,32 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {**WINDOW, "query_pre_attn_scalar": 16, "num_hidden_layers": 7},
         {"gemma3.attention.sliding_window": None},
     ),
+    "mixtral as llama": ("mixtral", "llama", {"num_local_experts": 5, "num_experts_per_tok": 2}, {}),
+    "qwen2 with experts": (
+        "qwen2_moe",
+        "qwen2moe",
+        {**FOUR_EXPERTS, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80},
+        {},
+    ),
+    "qwen2 with experts of unstated widths": (
+        "qwen2_moe",
+        "qwen2moe",
+        {**FOUR_EXPERTS, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 96},
+        {"qwen2moe.expert_feed_forward_length": None, "qwen2moe.expert_shared_feed_forward_length": None},
+    ),
+    "qwen3 with experts": (
+        "qwen3_moe",
+        "qwen3moe",
+        {**FOUR_EXPERTS, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "norm_topk_prob": True},
+        {},
+    ),
+    "granite with experts": (
+        "granitemoe",
+        "granitemoe",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, **SCALES},
+        {},
+    ),
+    "olmoe": ("olmoe", "olmoe", {**FOUR_EXPERTS, "num_key_value_heads": 4, "eos_token_id": None}, {}),
 }
 
 

@@ -1,0 +1,1 @@
+"""Operators of adaptc's own for whole modules: each is one fact, which passes carry until a target writes it."""
