@@ -14,6 +14,7 @@ from adaptc.runtime.bundle.folder import Bundle, check_destination, open_bundle,
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.default_weights import with_default_weights
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import effective
 from adaptc.spec.schema import Spec
@@ -56,6 +57,7 @@ def compile_spec(
     """
     check_destination(into)
     progress.stage(stage_names.FIND)
+    spec = with_default_weights(spec, base)
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     hashes = {name: source.sha256() for name, source in sources.items()}
     text = calibration_text(spec.calibration, base)
@@ -111,7 +113,7 @@ def _make(
     from adaptc.compiler.pipeline import plan_of
     from adaptc.compiler.preflight import refuse_faults
     from adaptc.compiler.publish import BundleParts
-    from adaptc.compiler.stages import lowered, record
+    from adaptc.compiler.stages import lowered, record, with_checkpoint
     from adaptc.compiler.tuning import paying
     from adaptc.passes.base import Pipeline, Step
     from adaptc.runtime.bundle.gate_verdict import GateVerdict
@@ -121,6 +123,8 @@ def _make(
     plan = plan_of(spec, base)
     progress.expect(len(plan.stages))
     program, records = lowered(spec, base, plan, sources, versions(), cache, progress)
+    if spec.target.weights == "source":
+        program = with_checkpoint(program, sources)
 
     def observe(step: Step) -> None:
         records.append(record(step))
