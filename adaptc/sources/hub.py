@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
+from adaptc.ir.grid import SourceMatrix
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.folder.files import CONFIGS, TOKENIZER
 from adaptc.sources.folder.source import FolderSource
@@ -38,6 +39,14 @@ class HubSource(Source):
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """See `Source.tensors`."""
         return self._fetch(weights=True).tensors()
+
+    def quantization(self) -> str | None:
+        """See `Source.quantization`."""
+        return self._fetch(weights=False).quantization()
+
+    def matrices(self) -> Mapping[str, SourceMatrix]:
+        """See `Source.matrices`; fetches the weights."""
+        return self._fetch(weights=True).matrices()
 
     def image_processor(self) -> dict[str, Any]:
         """See `Source.image_processor`."""

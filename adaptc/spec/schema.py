@@ -72,7 +72,8 @@ class TargetSpec(_Section):
     block_size: Literal[16, 32, 64, 128, 256] = Field(
         default_factory=lambda given: 16 if given.get("weights") in ("int8", "source") else 32,
         description="How many weights share a scale, for int8 and int4, and for what a source has not in codes: "
-        "smaller is closer to fp32. By default 16 for int8 and source, where 32 loses half a percent of SmolLM2's perplexity and is a tenth faster, else 32.",
+        "smaller is closer to fp32. By default 16 for int8 and source, where 32 loses half a percent of SmolLM2's "
+        "perplexity and is a tenth faster, else 32.",
     )
     max_tokens: int = Field(
         default=2048,

@@ -148,9 +148,7 @@ def _plain(grid: SourceGrid, size: int, scales: Floats, zeros: npt.NDArray[np.in
     return None
 
 
-def _pack(
-    grid: SourceGrid, size: int, scales: Floats, zeros: Floats | None, bits: Bits, shift: int
-) -> Blocks:
+def _pack(grid: SourceGrid, size: int, scales: Floats, zeros: Floats | None, bits: Bits, shift: int) -> Blocks:
     """Blocks of codes that are moved up by `shift`; without zero points where `zeros` is None."""
     columns = grid.codes.shape[1]
     # What fills a last block meets no input; a code of zero keeps it a weight of 0 even so.

@@ -48,7 +48,7 @@ class SourceCodes(Pass):
         two small nodes for each input of projections.
 
     Attributes:
-        offset_columns: Whether offsets of blocks become columns; without, such matrices get the nearest codes of 8 bits.
+        offset_columns: Whether offsets of blocks become columns; else such matrices get the nearest codes of 8 bits.
         block_size: Of matrices in the nearest codes.
 
     Raises:

@@ -166,8 +166,11 @@ def read_grid(file: GgufFile, tensor: GgufTensor) -> SourceGrid | None:
     np.clip(codes, 0, kind.levels - 1, out=codes)
     zeros = np.full((1, 1), kind.zero, np.int16)
     grid = SourceGrid(
-        codes.astype(np.uint8).reshape(tensor.shape), kind.levels, kind.group, np.ascontiguousarray(scales), zeros,
+        codes.astype(np.uint8).reshape(tensor.shape),
+        kind.levels,
+        kind.group,
+        np.ascontiguousarray(scales),
+        zeros,
         None if offsets is None else np.ascontiguousarray(offsets),
     )
     return grid if np.array_equal(grid.dense(), values) else None
-

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptc.ir.grid import SourceMatrix
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.gguf.config import config_values, family_and_layout
-from adaptc.ir.grid import SourceMatrix
 from adaptc.sources.gguf.file import GgufFile, GgufTensor, read_gguf
 from adaptc.sources.gguf.grids import FLOATS, type_name
 from adaptc.sources.gguf.keys import remarks_on_keys
