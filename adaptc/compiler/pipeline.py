@@ -112,8 +112,8 @@ def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
     weights: tuple[Pass, ...]
     match target.weights:
         case "source":
-            # Offset columns are for the CPU's kernels; a GPU's read codes alone.
-            own = SourceCodes(offset_columns=target.device == "cpu", block_size=target.block_size)
+            # A GPU's kernels read activations as they are.
+            own = SourceCodes(prepared_inputs=target.device == "cpu", block_size=target.block_size)
             weights = (own, Quantize("int8", target.block_size))
         case "int8" | "int4" as stored:
             weights = (Quantize(stored, target.block_size),)

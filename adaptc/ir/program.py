@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from adaptc.ir.blocks import Blocks
     from adaptc.ir.device_lowering import DeviceLowering
     from adaptc.ir.graph import Graph
-    from adaptc.ir.grid import SourceMatrix
     from adaptc.ir.partitions import Split
+    from adaptc.ir.source_grid import SourceMatrix
     from adaptc.runtime.bundle.manifest import ModalSpec, VerificationGraph
     from adaptc.runtime.bundle.plan import Run, Switch
     from adaptc.runtime.bundle.skip_gates import SkipGates

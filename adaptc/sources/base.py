@@ -18,7 +18,7 @@ from adaptc.sources.package import installed_digest
 if TYPE_CHECKING:
     import torch
 
-    from adaptc.ir.grid import SourceMatrix
+    from adaptc.ir.source_grid import SourceMatrix
 
 
 @dataclass(frozen=True, slots=True)

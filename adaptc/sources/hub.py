@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
-from adaptc.ir.grid import SourceMatrix
+from adaptc.ir.source_grid import SourceMatrix
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.folder.files import CONFIGS, TOKENIZER
 from adaptc.sources.folder.source import FolderSource

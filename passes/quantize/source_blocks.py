@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks, nearest_blocks, packed_blocks, padded
-from adaptc.ir.grid import Grid, SourceGrid, search_grid
+from adaptc.ir.grid import Grid, search_grid
+from adaptc.ir.source_grid import SourceGrid
 from adaptc.passes.quantize.blockwise import concatenate, dequantize
 
 Floats = npt.NDArray[np.float32]
@@ -77,7 +79,12 @@ def source_blocks(grid: SourceGrid, *, offset_columns: bool = True) -> SourceBlo
 
     Returns:
         The blocks, exact but for offsets; None where neither kernels nor offset columns have this grid.
+
+    Raises:
+        PassError: a scale is not finite.
     """
+    if not np.isfinite(grid.scales).all():
+        raise PassError("scales are not finite; the file is damaged")
     size = block_size_of(grid)
     if size is None:
         return None

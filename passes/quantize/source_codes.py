@@ -14,10 +14,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.errors import PassError
-from adaptc.ir.grid import SourceMatrix
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program, SourceWeights
+from adaptc.ir.source_grid import SourceMatrix
 from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, array, initializer, projections, replace
 from adaptc.passes.quantize.quantize import is_table, look_up_blocks, multiply_by_blocks
@@ -48,7 +48,8 @@ class SourceCodes(Pass):
         two small nodes for each input of projections.
 
     Attributes:
-        offset_columns: Whether offsets of blocks become columns; else such matrices get the nearest codes of 8 bits.
+        prepared_inputs: Whether a product may read its input with the means of blocks, or in another order; else
+            matrices that need it get the nearest codes of 8 bits.
         block_size: Of matrices in the nearest codes.
 
     Raises:
@@ -58,7 +59,7 @@ class SourceCodes(Pass):
     """
 
     name: ClassVar[str] = "source_codes"
-    offset_columns: bool = True
+    prepared_inputs: bool = True
     block_size: Literal[16, 32, 64, 128, 256] = 16
 
     def apply(self, program: Program) -> Program:
@@ -72,7 +73,7 @@ class SourceCodes(Pass):
                 continue
             fork = graph.fork()
             fork.model.opset_imports["com.microsoft"] = 1
-            _Writer(fork.model.graph, held, self.offset_columns, self.block_size, tally).write(progress)
+            _Writer(fork.model.graph, held, self.prepared_inputs, self.block_size, tally).write(progress)
             RemoveUnusedNodesPass()(fork.model)
             program = program.with_graph(name, fork)
         return with_fields(program, source_weights=tally.kinds()) if tally.found else program
@@ -113,7 +114,7 @@ def _summed(found: Sequence[SourceBlocks]) -> SourceWeights:
 class _Writer:
     graph: ir.Graph
     held: Mapping[str, SourceMatrix]
-    offset_columns: bool
+    prepared_inputs: bool
     block_size: int
     tally: _Tally
     inputs: dict[tuple[ir.Value, object], ir.Value] = field(default_factory=dict)
@@ -131,7 +132,7 @@ class _Writer:
 
     def multiply(self, projection: Projection) -> None:
         """Multiply by the source's codes; by matrices of several forms one after another."""
-        means = self.offset_columns and len(sizes(projection.x)) == 3
+        means = self.prepared_inputs and len(sizes(projection.x)) == 3
         names, whole = _parts(projection.weight), None
         groups: list[list[SourceBlocks]] = []
         for name in names:
@@ -149,7 +150,12 @@ class _Writer:
 
     def blocks(self, name: str, means: bool) -> SourceBlocks | None:
         grid = self.held[name].read()
-        return None if grid is None else source_blocks(grid, offset_columns=means)
+        if grid is None or (grid.order is not None and not self.prepared_inputs):
+            return None
+        try:
+            return source_blocks(grid, offset_columns=means)
+        except PassError as error:
+            raise PassError(f"{name}: {error}") from error
 
     def nearest(self, matrix: npt.NDArray[np.float32], name: str) -> SourceBlocks:
         try:
@@ -165,7 +171,7 @@ class _Writer:
             if bias is not None and suffix:
                 numbers = array(bias)[first : first + part.blocks.rows]
                 bias = initializer(self.graph, ir.tensor(numbers, name=f"{bias.name}{suffix}"))
-            given = with_fields(projection, x=self.input(projection, part), bias=bias)
+            given = with_fields(projection, x=self.input(projection, part, suffix), bias=bias)
             nodes.append(multiply_by_blocks(self.graph, given, part.blocks, suffix))
             first += part.blocks.rows
         if len(nodes) == 1:
@@ -179,34 +185,40 @@ class _Writer:
         self.graph.insert_before(projection.matmul, nodes)
         replace(self.graph, projection.result, joined)
 
-    def input(self, projection: Projection, part: SourceBlocks) -> ir.Value:
+    def input(self, projection: Projection, part: SourceBlocks, suffix: str) -> ir.Value:
         """What a matrix multiplies: its input, in the matrix's order, with the means of its blocks."""
         x = projection.x
         if part.order is not None:
             key = x, part.order.tobytes()
             if key not in self.inputs:
-                name = f"{projection.weight.name}.order"
+                name = f"{projection.weight.name}{suffix}.order"
                 order = initializer(self.graph, ir.tensor(part.order, name=name))
-                self.inputs[key] = self.before(projection, "Gather", [x, order], {"axis": -1}, len(part.order))
+                self.inputs[key] = self.before(projection, "Gather", [x, order], {"axis": -1}, f"Gather{suffix}")
             x = self.inputs[key]
         if part.means:
             size = part.blocks.block_size
             if (x, size) not in self.inputs:
                 pooling = {"kernel_shape": [size], "strides": [size]}
-                width = int(sizes(x)[-1])
-                means = self.before(projection, "AveragePool", [x], pooling, width // size)
-                self.inputs[x, size] = self.before(
-                    projection, "Concat", [x, means], {"axis": -1}, width + width // size, "with_means"
-                )
+                means = self.before(projection, "AveragePool", [x], pooling, f"AveragePool{suffix}", 1, size)
+                name = f"with_means{suffix}"
+                self.inputs[x, size] = self.before(projection, "Concat", [x, means], {"axis": -1}, name, size + 1, size)
             x = self.inputs[x, size]
         return x
 
     def before(
-        self, at: Projection, op: str, inputs: list[ir.Value], attributes: dict[str, object], width: int, name: str = ""
+        self,
+        at: Projection,
+        op: str,
+        inputs: list[ir.Value],
+        attributes: dict[str, object],
+        name: str,
+        times: int = 1,
+        parts: int = 1,
     ) -> ir.Value:
+        """A node before a product; its result is `times / parts` of the first input's width."""
         owner = label(at.matmul)
-        node = ir.node(op, inputs, attributes, name=f"{owner}/{name or op}", metadata_props={PATH: owner})  # type: ignore[arg-type]
-        _describe(node, at.x, width)
+        node = ir.node(op, inputs, attributes, name=f"{owner}/{name}", metadata_props={PATH: owner})  # type: ignore[arg-type]
+        _describe(node, inputs[0], int(sizes(inputs[0])[-1]) * times // parts)
         self.graph.insert_before(at.matmul, node)
         return node.outputs[0]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
 from adaptc.families.table import family_of, supported
-from adaptc.ir.grid import SourceMatrix
+from adaptc.ir.source_grid import SourceMatrix
 from adaptc.runtime.bundle.reading import read_file
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
@@ -89,6 +89,12 @@ class FolderSource(Source):
             found.append(
                 "config.json says that the head is the embedding, and the weights hold another; both are kept, as "
                 "transformers does (tie_word_embeddings: false would say so)"
+            )
+        if stored.unread:
+            names = ", ".join(stored.unread[:2]) + (", …" if len(stored.unread) > 2 else "")
+            found.append(
+                f"{len(stored.unread)} scales of activations or of a KV cache are not read, as these are floats here: "
+                f"{names}"
             )
         extra = without_place(config, stored.shapes)
         if extra:

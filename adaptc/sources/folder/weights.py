@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
 from adaptc.families.model import decoder_path, multimodal_of, renamed
-from adaptc.ir.grid import SourceGrid, SourceMatrix
+from adaptc.ir.source_grid import SourceGrid, SourceMatrix
 from adaptc.sources.folder.files import read_object
-from adaptc.sources.quantized.methods import put_together
+from adaptc.sources.quantized.methods import PutTogether, put_together
 from adaptc.sources.quantized.packed import FLOATS, Method, PackedMatrix, Piece
 from adaptc.sources.tensors import HEAD
 
@@ -37,11 +37,13 @@ class StoredWeights:
         shapes: Their shapes.
         readers: For each a function that reads it; as floats, if it is quantized.
         grids: For those of quantized weights that lie on a grid, a function that reads their codes.
+        unread: Names of scales of activations and of KV caches, which are floats here.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     readers: Mapping[str, Callable[[], torch.Tensor]]
     grids: Mapping[str, Callable[[], SourceGrid | None]]
+    unread: tuple[str, ...] = ()
 
     def named(self, names: Mapping[str, str]) -> StoredWeights:
         """The same by other names; those that have no other keep theirs."""
@@ -49,6 +51,7 @@ class StoredWeights:
             {names.get(name, name): shape for name, shape in self.shapes.items()},
             {names.get(name, name): reader for name, reader in self.readers.items()},
             {names.get(name, name): reader for name, reader in self.grids.items()},
+            self.unread,
         )
 
     def matrices(self, names: Collection[str]) -> dict[str, SourceMatrix]:
@@ -128,17 +131,17 @@ def stored_weights(origin: str, files: Mapping[str, Path], config: Any, method: 
 def _as_spelled(origin: str, files: Mapping[str, Path], method: Method | None) -> StoredWeights:
     """What the files hold, by the names in them."""
     pieces = _pieces(origin, files)
-    matrices: Mapping[str, PackedMatrix] = {}
-    if method is not None:
-        matrices, pieces = put_together(method, pieces)
-    for name, piece in pieces.items():
+    held = PutTogether({}, pieces) if method is None else put_together(method, pieces)
+    matrices, rest = held.matrices, held.rest
+    for name, piece in rest.items():
         if piece.dtype not in FLOATS:
             raise LoadError(f"{origin}: {name} is {piece.dtype}; adaptc reads {', '.join(FLOATS)}")
     return StoredWeights(
-        {name: piece.shape for name, piece in pieces.items()} | {name: each.shape for name, each in matrices.items()},
-        {name: piece.read for name, piece in pieces.items()}
+        {name: piece.shape for name, piece in rest.items()} | {name: each.shape for name, each in matrices.items()},
+        {name: piece.read for name, piece in rest.items()}
         | {name: partial(_tensor, each) for name, each in matrices.items()},
         {name: each.grid for name, each in matrices.items() if each.grid is not None},
+        held.unread,
     )
 
 

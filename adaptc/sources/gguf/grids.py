@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import LoadError
-from adaptc.ir.grid import SourceGrid
+from adaptc.ir.source_grid import SourceGrid
 from adaptc.sources.gguf.file import GgufFile, GgufTensor
 
 Bytes = npt.NDArray[np.uint8]
@@ -121,7 +121,8 @@ def type_name(tensor: GgufTensor) -> str:
     """The name of a tensor's ggml type."""
     import gguf
 
-    return gguf.GGMLQuantizationType(tensor.kind).name
+    name: str = gguf.GGMLQuantizationType(tensor.kind).name
+    return name
 
 
 def has_grid(tensor: GgufTensor) -> bool:

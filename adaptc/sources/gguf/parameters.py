@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from adaptc.ir.grid import SourceGrid
+    from adaptc.ir.source_grid import SourceGrid
 
     Array = npt.NDArray[np.float32]
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptc.ir.grid import SourceMatrix
+from adaptc.ir.source_grid import SourceMatrix
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.gguf.config import config_values, family_and_layout

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import LoadError, one_line
-from adaptc.ir.grid import SourceGrid
-from adaptc.sources.quantized.packed import FLOATS, Method, PackedMatrix, Piece, groups_of, unpacked, whole
+from adaptc.ir.source_grid import SourceGrid
+from adaptc.sources.quantized.packed import FLOATS, Method, PackedMatrix, Piece, group_size, groups_of, unpacked, whole
 
 _ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 """Which of a word's eight codes, from its lowest bits on, each output has."""
@@ -38,9 +38,8 @@ class Awq(Method):
         version = str(values.get("version", values.get("format", "gemm"))).lower()
         if bits != 4 or version != "gemm":
             raise LoadError(f"{origin}: AWQ in {bits} bits, version {one_line(version)[:40]}; 4 bits, gemm, are read")
-        return cls(
-            origin, "awq", whole(origin, values, "group_size" if "group_size" in values else "q_group_size", 128)
-        )
+        key = "group_size" if "group_size" in values else "q_group_size"
+        return cls(origin, "awq", group_size(origin, values, key))
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -55,7 +54,7 @@ class Awq(Method):
         if len(weight.shape) != 2:
             raise self.fault(module, f"qweight is {list(weight.shape)}; two dimensions are right")
         columns, rows = weight.shape[0], weight.shape[1] * 8
-        groups, size = groups_of(self.origin, columns, self.group_size)
+        groups, size = groups_of(columns, self.group_size)
         self.check(module, "qweight", weight, ("I32",), weight.shape)
         self.check(module, "qzeros", zeros, ("I32",), (groups, rows // 8))
         self.check(module, "scales", scales, FLOATS, (groups, rows))

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from adaptc.errors import LoadError, one_line
-from adaptc.ir.grid import SourceGrid
+from adaptc.ir.source_grid import SourceGrid
 from adaptc.sources.quantized.packed import Floats, Method, PackedMatrix, Piece
 
 _STATE = "weight.quant_state.bitsandbytes__"
 _KINDS = ("nf4", "fp4")
+_STORAGE = {"U8": 1, "I8": 1, "F16": 2, "BF16": 2, "F32": 4}
+"""Types that packed bytes are stored as (`bnb_4bit_quant_storage`), by bytes."""
 
 REMARK = (
     "its weights are bitsandbytes' 4 bits, numbers of a table that no kernel multiplies by: they are read as floats, "
@@ -61,18 +63,23 @@ class Bitsandbytes(Method):
 
     def matrix(self, module: str, pieces: Mapping[str, Piece]) -> PackedMatrix | None:
         """See `Method.matrix`."""
+        state = next((kind for kind in _KINDS if _STATE + kind in pieces), None)
+        if state is not None:
+            return self._table(module, pieces, pieces[_STATE + state])
         weight = pieces.get("weight")
         if weight is not None and weight.dtype == "I8":
             return self._rows(module, weight, pieces)
-        state = next((kind for kind in _KINDS if _STATE + kind in pieces), None)
-        if state is None:
-            return None
-        return self._table(module, pieces, pieces[_STATE + state])
+        return None
 
     def _rows(self, module: str, weight: Piece, pieces: Mapping[str, Piece]) -> PackedMatrix:
         [scale] = self.need(module, pieces, "SCB")
+        if len(weight.shape) != 2:
+            raise self.fault(module, f"weight is {list(weight.shape)}; two dimensions are right")
         rows, columns = weight.shape
         self.check(module, "SCB", scale, ("F32",), (rows,))
+        order = pieces.get("weight_format")
+        if order is not None and order.integers().any():
+            raise self.fault(module, "weight_format is that of a GPU's tiles; rows (0) are right: save it again")
 
         def grid() -> SourceGrid:
             codes = (weight.integers().astype(np.int16) + 128).astype(np.uint8)
@@ -92,14 +99,14 @@ class Bitsandbytes(Method):
             raise self.fault(module, f"its state says shape {list(shape)} in blocks of {size}; the file is damaged")
         count = prod(shape)
         blocks = -(-count // size)
-        if weight.dtype != "U8" or prod(weight.shape) != -(-count // 2):
+        if weight.dtype not in _STORAGE or prod(weight.shape) * _STORAGE[weight.dtype] != -(-count // 2):
             raise self.fault(module, f"weight is {weight.dtype} {list(weight.shape)}; {-(-count // 2)} bytes are right")
         self.check(module, "weight.quant_map", table, ("F32",), (16,))
         self.check(module, "weight.absmax", scales, ("F32", "U8"), (blocks,))
         largest = self._scales(module, pieces, scales, state)
 
         def dense() -> Floats:
-            packed = weight.integers().reshape(-1)
+            packed = weight.bytes()
             codes = np.stack([packed >> 4, packed & 15], -1).reshape(-1)[:count]
             values = np.pad(table.floats()[codes], (0, -count % size)).reshape(blocks, size) * largest()[:, None]
             return np.ascontiguousarray(values.reshape(-1)[:count].reshape(shape))

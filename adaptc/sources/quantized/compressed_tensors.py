@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import LoadError, one_line
-from adaptc.ir.grid import SourceGrid
+from adaptc.ir.source_grid import SourceGrid
 from adaptc.sources.quantized.fp8 import FLOAT8, REMARK, float8_matrix
 from adaptc.sources.quantized.packed import FLOATS, Floats, Method, PackedMatrix, Piece, groups_of, unpacked
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 _STRATEGIES = ("tensor", "channel", "group", "block")
+
+ACTIVATIONS = "it was made to be run with quantized activations (input_activations); here they are floats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,14 @@ class Scheme:
     """How the weights of some modules are quantized.
 
     Attributes:
-        targets: Names of modules, their class (`Linear`), or `re:` and a pattern.
+        targets: Names of modules, their class (`Linear`, `Embedding`), or `re:` and a pattern.
         bits: Of a number.
         is_float: Whether numbers are float8.
         strategy: What shares a scale: `tensor`, `channel`, `group` or `block`.
         group_size: Inputs of a group.
         block: Rows and columns of a block.
+        symmetric: Whether there are no zero points.
+        activations: Whether activations were meant to be quantized too.
     """
 
     targets: tuple[str, ...]
@@ -38,6 +43,8 @@ class Scheme:
     strategy: str
     group_size: int
     block: tuple[int, int] | None
+    symmetric: bool
+    activations: bool
 
     def rank(self, module: str) -> int:
         """How closely the targets name a module: 3 by its name, 2 by a pattern, 1 by its class, 0 not at all."""
@@ -46,7 +53,8 @@ class Scheme:
             if target.startswith("re:"):
                 ranks.append(2 * (re.match(target[3:], module) is not None))
             else:
-                ranks.append(3 if module == target or module.endswith(f".{target}") else target == "Linear")
+                kind = "Embedding" if module.endswith("embed_tokens") else "Linear"
+                ranks.append(3 if module == target or module.endswith(f".{target}") else target == kind)
         return max(ranks)
 
 
@@ -68,7 +76,7 @@ class CompressedTensors(Method):
             LoadError: it is of a kind that is not read.
         """
         form = values.get("format")
-        if form not in _FORMATS:
+        if not isinstance(form, str) or form not in _FORMATS:
             read = ", ".join(_FORMATS[:3])
             raise LoadError(f"{origin}: compressed-tensors in the format {one_line(form)[:40]}; {read} are read")
         sparsity = values.get("sparsity_config") or {}
@@ -91,7 +99,8 @@ class CompressedTensors(Method):
     @property
     def remarks(self) -> tuple[str, ...]:
         """See `Method.remarks`."""
-        return (REMARK,) if any(scheme.is_float for scheme in self.schemes) else ()
+        floats = (REMARK,) if any(scheme.is_float for scheme in self.schemes) else ()
+        return (*floats, ACTIVATIONS) if any(scheme.activations for scheme in self.schemes) else floats
 
     def matrix(self, module: str, pieces: Mapping[str, Piece]) -> PackedMatrix | None:
         """See `Method.matrix`."""
@@ -115,11 +124,12 @@ class CompressedTensors(Method):
         def codes() -> npt.NDArray[np.uint8]:
             return (weight.integers().astype(np.int16) + 128).astype(np.uint8)
 
-        def zeros(groups: int) -> npt.NDArray[np.int16]:
-            zero = pieces.get("weight_zero_point")
-            return _spread(zero, (rows, groups)) + np.int16(128)
-
         rows, columns = weight.shape
+        zero = self._zero(module, scheme, pieces)
+
+        def zeros(groups: int) -> npt.NDArray[np.int16]:
+            return self._spread(module, zero, (rows, groups)) + np.int16(128)
+
         return self._matrix(module, scheme, pieces, (rows, columns), 256, codes, zeros)
 
     def _packed(self, module: str, scheme: Scheme, pieces: Mapping[str, Piece], scale: Piece) -> PackedMatrix:
@@ -134,15 +144,32 @@ class CompressedTensors(Method):
         def codes() -> npt.NDArray[np.uint8]:
             return np.ascontiguousarray(unpacked(words.integers(), scheme.bits)[:, :columns])
 
+        zero = self._zero(module, scheme, pieces)
+
         def zeros(groups: int) -> npt.NDArray[np.int16]:
-            zero = pieces.get("weight_zero_point")
             if zero is None or zero.dtype != "I32" or scheme.strategy not in ("group", "channel"):
-                return _spread(zero, (rows, groups)) + np.int16(half)
+                return self._spread(module, zero, (rows, groups)) + np.int16(half)
             self.check(module, "weight_zero_point", zero, ("I32",), (-(-rows // each), groups))
             points = unpacked(zero.integers().T, scheme.bits)[:, :rows].T  # packed along the rows
             return np.ascontiguousarray(points).astype(np.int16)
 
         return self._matrix(module, scheme, pieces, (rows, columns), 2**scheme.bits, codes, zeros)
+
+    def _zero(self, module: str, scheme: Scheme, pieces: Mapping[str, Piece]) -> Piece | None:
+        """The zero points, which must be there where the scheme has some."""
+        if not scheme.symmetric:
+            self.need(module, pieces, "weight_zero_point")
+        return pieces.get("weight_zero_point")
+
+    def _spread(self, module: str, zero: Piece | None, shape: tuple[int, int]) -> npt.NDArray[np.int16]:
+        """Zero points as they are, int16 [rows, groups] or [1, 1]; 0 where there are none."""
+        if zero is None:
+            return np.zeros((1, 1), np.int16)
+        if zero.dtype not in ("I8", "U8", "I16", "I32", "I64") or prod(zero.shape) not in (1, prod(shape)):
+            said = f"weight_zero_point is {zero.dtype} {list(zero.shape)}"
+            raise self.fault(module, f"{said}; whole numbers {list(shape)} are right")
+        values = zero.integers().astype(np.int16)
+        return np.ascontiguousarray(values.reshape(1, 1) if values.size == 1 else values.reshape(shape))
 
     def _matrix(
         self,
@@ -160,13 +187,13 @@ class CompressedTensors(Method):
         if scheme.strategy == "block":
             raise self.fault(module, "whole numbers with a scale for each square; groups, channel or tensor are read")
         size = scheme.group_size if scheme.strategy == "group" else -1
-        groups, size = groups_of(self.origin, columns, size)
+        groups, size = groups_of(columns, size)
         single = scale.shape in ((), (1,), (1, 1)) and scheme.strategy == "tensor"
         self.check(module, "weight_scale", scale, FLOATS, scale.shape if single else (rows, groups))
         if places is not None:
             self.check(module, "weight_g_idx", places, ("I32", "I64"), (columns,))
 
-        def read(order: bool = True) -> SourceGrid | None:
+        def read() -> SourceGrid | None:
             factors = np.ascontiguousarray(np.broadcast_to(scale.floats().reshape(-1, groups), (rows, groups)))
             found = None if places is None else places.integers().astype(np.int64)
             if found is None or np.array_equal(found, np.arange(columns) // size) or (found == -1).all():
@@ -206,19 +233,20 @@ def _scheme(origin: str, group: Any) -> Scheme:
     if kind == "float" and bits != 8:
         raise LoadError(f"{origin}: compressed-tensors floats of {bits} bits; 8 are read")
     block = weights.get("block_structure")
+    if isinstance(block, str) and re.fullmatch(r"\d{1,6}x\d{1,6}", block):  # as old files have it
+        block = [int(each) for each in block.split("x")]
     if strategy == "block" and not (
-        isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) for n in block)
+        isinstance(block, list) and len(block) == 2 and all(isinstance(n, int) and n > 0 for n in block)
     ):
         raise LoadError(f"{origin}: block_structure is {one_line(block)[:40]}; two numbers are right")
     if strategy == "group" and (not isinstance(size, int) or size < 1):
         raise LoadError(f"{origin}: group_size is {one_line(size)[:40]}; a positive number is right")
     pair = (block[0], block[1]) if strategy == "block" else None
-    return Scheme(tuple(map(str, targets)), bits, kind == "float", strategy, size or -1, pair)
-
-
-def _spread(zero: Piece | None, shape: tuple[int, int]) -> npt.NDArray[np.int16]:
-    """Zero points of a matrix; 0 where there are none."""
-    values = np.zeros((1, 1), np.int16) if zero is None else zero.integers().astype(np.int16)
-    if values.size == 1:
-        return values.reshape(1, 1)
-    return np.ascontiguousarray(np.broadcast_to(values.reshape(shape[0], -1), shape))
+    symmetric, activations = weights.get("symmetric", True) is not False, group.get("input_activations") is not None
+    names = tuple(map(str, targets))
+    for name in (name for name in names if name.startswith("re:")):
+        try:
+            re.compile(name[3:])
+        except re.error as error:
+            raise LoadError(f"{origin}: target {one_line(name)[:40]} is no pattern: {error}") from error
+    return Scheme(names, bits, kind == "float", strategy, size or -1, pair, symmetric, activations)

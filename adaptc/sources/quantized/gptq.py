@@ -13,8 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import LoadError, one_line
-from adaptc.ir.grid import SourceGrid
-from adaptc.sources.quantized.packed import FLOATS, Floats, Method, PackedMatrix, Piece, groups_of, unpacked, whole
+from adaptc.ir.source_grid import SourceGrid
+from adaptc.sources.quantized.packed import (
+    FLOATS,
+    Floats,
+    Method,
+    PackedMatrix,
+    Piece,
+    group_size,
+    groups_of,
+    unpacked,
+    whole,
+)
 
 _FORMATS = {"gptq": 1, "gptq_v2": 0}
 """By `checkpoint_format`, what was taken from a zero point before it was packed."""
@@ -48,14 +58,14 @@ class Gptq(Method):
         bits, form = whole(origin, values, "bits"), values.get("checkpoint_format", values.get("format", "gptq"))
         if bits not in _BITS:
             raise LoadError(f"{origin}: GPTQ in {bits} bits; {', '.join(map(str, _BITS))} are read")
-        if form not in _FORMATS or values.get("is_marlin_format"):
+        if not isinstance(form, str) or form not in _FORMATS or values.get("is_marlin_format"):
             raise LoadError(
                 f"{origin}: GPTQ in the format {one_line(form)[:40]!r}; {' and '.join(_FORMATS)} are read: save it so"
             )
         rules = values.get("dynamic") or {}
         if not isinstance(rules, Mapping) or any(not str(rule).startswith("-:") for rule in rules):
             raise LoadError(f"{origin}: GPTQ with rules for some modules (dynamic); one form for all is right")
-        group = whole(origin, values, "group_size", 128)
+        group = group_size(origin, values, "group_size")
         return cls(origin, "gptq", bits, group, _FORMATS[form], bool(values.get("desc_act", False)))
 
     @property
@@ -72,7 +82,7 @@ class Gptq(Method):
             raise self.fault(module, f"qweight is {list(weight.shape)}; two dimensions are right")
         each = 32 // self.bits
         columns, rows = weight.shape[0] * each, weight.shape[1]
-        groups, size = groups_of(self.origin, columns, self.group_size)
+        groups, size = groups_of(columns, self.group_size)
         self.check(module, "qweight", weight, ("I32",), weight.shape)
         self.check(module, "scales", scales, FLOATS, (groups, rows))
         self.check(module, "qzeros", zeros, ("I32",), (groups, -(-rows // each)))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.errors import LoadError, one_line
-from adaptc.ir.grid import SourceGrid
+from adaptc.ir.source_grid import SourceGrid
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,13 @@ class Piece:
     def integers(self) -> npt.NDArray[Any]:
         """Its whole numbers."""
         values: npt.NDArray[Any] = self.read().numpy()
+        return values
+
+    def bytes(self) -> Codes:
+        """Its bytes, in one row."""
+        import torch
+
+        values: Codes = self.read().contiguous().reshape(-1).view(torch.uint8).numpy()
         return values
 
 
@@ -137,10 +144,20 @@ def whole(origin: str, values: Mapping[str, Any], key: str, default: int | None 
     return value
 
 
-def groups_of(origin: str, columns: int, size: int) -> tuple[int, int]:
-    """Return how many groups a row of columns has, and their size; -1 is a row."""
+def group_size(origin: str, values: Mapping[str, Any], key: str) -> int:
+    """Return how many inputs share a scale, by a quantization config; -1 for all.
+
+    Raises:
+        LoadError: it is neither -1 nor a positive number.
+    """
+    size = whole(origin, values, key, 128)
     if size != -1 and size < 1:
-        raise LoadError(f"{origin}: quantization_config: group_size is {size}; -1 or a positive number is right")
+        raise LoadError(f"{origin}: quantization_config: {key} is {size}; -1 or a positive number is right")
+    return size
+
+
+def groups_of(columns: int, size: int) -> tuple[int, int]:
+    """Return how many groups a row of columns has, and their size; -1 is a row."""
     size = columns if size == -1 else size
     return -(-columns // size), size
 
