@@ -137,20 +137,20 @@ class Record:
         machine: Where the bundle was compiled, and gates were timed; None in bundles of earlier versions.
         parts: By graph that writes tokens, what a step reads.
         trained: By graph with learned gates, (share of blocks skipped, perplexity / dense) when they were trained.
-        source_weights: Of weights that are stored as their source has them, what became of each kind of tensor.
         layer_times: By graph, seconds of a step by layer, as `adaptc report --measure` found them.
         skip_maps: By graph with gates, what they skip, from the same command.
         added: By what it is ("sweep", "bench", "quality", "eval"), the JSON of another command.
+        source_weights: Of weights that are stored as their source has them, what became of each kind of tensor.
     """
 
     title: str = ""
     machine: MachineRecord | None = None
     parts: dict[str, tuple[PartRecord, ...]] = field(default_factory=dict)
     trained: dict[str, Points] = field(default_factory=dict)
-    source_weights: dict[str, SourceWeights] = field(default_factory=dict)
     layer_times: dict[str, LayerTimes] = field(default_factory=dict)
     skip_maps: dict[str, SkipMap] = field(default_factory=dict)
     added: dict[str, Any] = field(default_factory=dict)
+    source_weights: dict[str, SourceWeights] = field(default_factory=dict)
 
 
 def report_json(manifest: Manifest, record: Record) -> str:

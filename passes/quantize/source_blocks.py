@@ -122,7 +122,7 @@ def dense(held: SourceBlocks) -> Floats:
     if held.means:
         size = held.blocks.block_size
         columns = held.blocks.columns * size // (size + 1)
-        offsets = np.repeat(values[:, columns:] / size, size, 1)
+        offsets = np.repeat(values[:, columns:] / np.float32(size), size, 1)
         values = values[:, :columns] + offsets
     if held.order is not None:
         stored, values = values, np.empty_like(values)
@@ -161,8 +161,8 @@ def _pack(grid: SourceGrid, size: int, scales: Floats, zeros: Floats | None, bit
     # What fills a last block meets no input; a code of zero keeps it a weight of 0 even so.
     fill = 2 ** (bits - 1) if zeros is None else 0
     codes = np.pad(grid.codes + np.uint8(shift), ((0, 0), (0, -columns % size)), constant_values=fill)
-    whole = Grid(np.ascontiguousarray(scales), np.float32(0) if zeros is None else zeros, bits, size)  # type: ignore[arg-type]
-    return packed_blocks(codes, whole, columns, symmetric=zeros is None)  # type: ignore[arg-type]
+    whole = Grid(np.ascontiguousarray(scales), np.float32(0) if zeros is None else zeros, bits, size)
+    return packed_blocks(codes, whole, columns, symmetric=zeros is None)
 
 
 def _with_means(
@@ -180,7 +180,7 @@ def _with_means(
         np.concatenate([scales, means.scales], 1), np.concatenate([points, means.zeros], 1), bits, size
     )  # fmt: skip
     width = grid.codes.shape[1] + rest.shape[1]
-    blocks = packed_blocks(codes, joined, width, symmetric=False)  # type: ignore[arg-type]
+    blocks = packed_blocks(codes, joined, width, symmetric=False)
     return _measured(SourceBlocks(blocks, means=True, order=grid.order, exact=not rest.any()), grid.dense())
 
 

@@ -198,7 +198,7 @@ class _Writer:
         if part.means:
             size = part.blocks.block_size
             if (x, size) not in self.inputs:
-                pooling = {"kernel_shape": [size], "strides": [size]}
+                pooling: dict[str, object] = {"kernel_shape": [size], "strides": [size]}
                 means = self.before(projection, "AveragePool", [x], pooling, f"AveragePool{suffix}", 1, size)
                 name = f"with_means{suffix}"
                 self.inputs[x, size] = self.before(projection, "Concat", [x, means], {"axis": -1}, name, size + 1, size)

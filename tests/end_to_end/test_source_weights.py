@@ -51,6 +51,7 @@ def test_a_folder_answers_as_transformers_with_its_weights(name: str, tmp_path: 
     assert np.abs(exact.logits(IDS) - expected).max() < 0.02 * np.abs(expected).max()
     with runtime.load(bundle, threads=1) as session:
         asked = BundleModel(opened, threads=1)
+        assert session.tokenizer is not None
         answer = session.generate("the cat", max_new_tokens=8)
         assert list(answer.ids) == asked.greedy(session.tokenizer.encode("the cat"), 8)[: len(answer.ids)]
     result = CliRunner().invoke(main, ["verify", str(bundle)], prog_name="adaptc")

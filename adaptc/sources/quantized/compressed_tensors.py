@@ -128,7 +128,7 @@ class CompressedTensors(Method):
         zero = self._zero(module, scheme, pieces)
 
         def zeros(groups: int) -> npt.NDArray[np.int16]:
-            return self._spread(module, zero, (rows, groups)) + np.int16(128)
+            return self._spread(module, zero, (rows, groups), 128)
 
         return self._matrix(module, scheme, pieces, (rows, columns), 256, codes, zeros)
 
@@ -148,7 +148,7 @@ class CompressedTensors(Method):
 
         def zeros(groups: int) -> npt.NDArray[np.int16]:
             if zero is None or zero.dtype != "I32" or scheme.strategy not in ("group", "channel"):
-                return self._spread(module, zero, (rows, groups)) + np.int16(half)
+                return self._spread(module, zero, (rows, groups), half)
             self.check(module, "weight_zero_point", zero, ("I32",), (-(-rows // each), groups))
             points = unpacked(zero.integers().T, scheme.bits)[:, :rows].T  # packed along the rows
             return np.ascontiguousarray(points).astype(np.int16)
@@ -161,14 +161,14 @@ class CompressedTensors(Method):
             self.need(module, pieces, "weight_zero_point")
         return pieces.get("weight_zero_point")
 
-    def _spread(self, module: str, zero: Piece | None, shape: tuple[int, int]) -> npt.NDArray[np.int16]:
-        """Zero points as they are, int16 [rows, groups] or [1, 1]; 0 where there are none."""
+    def _spread(self, module: str, zero: Piece | None, shape: tuple[int, int], up: int) -> npt.NDArray[np.int16]:
+        """Zero points moved up as codes are, int16 [rows, groups] or [1, 1]; 0 where there are none."""
         if zero is None:
-            return np.zeros((1, 1), np.int16)
+            return np.full((1, 1), up, np.int16)
         if zero.dtype not in ("I8", "U8", "I16", "I32", "I64") or prod(zero.shape) not in (1, prod(shape)):
             said = f"weight_zero_point is {zero.dtype} {list(zero.shape)}"
             raise self.fault(module, f"{said}; whole numbers {list(shape)} are right")
-        values = zero.integers().astype(np.int16)
+        values = zero.integers().astype(np.int16) + np.int16(up)
         return np.ascontiguousarray(values.reshape(1, 1) if values.size == 1 else values.reshape(shape))
 
     def _matrix(
@@ -241,7 +241,7 @@ def _scheme(origin: str, group: Any) -> Scheme:
         raise LoadError(f"{origin}: block_structure is {one_line(block)[:40]}; two numbers are right")
     if strategy == "group" and (not isinstance(size, int) or size < 1):
         raise LoadError(f"{origin}: group_size is {one_line(size)[:40]}; a positive number is right")
-    pair = (block[0], block[1]) if strategy == "block" else None
+    pair = (block[0], block[1]) if strategy == "block" and block is not None else None
     symmetric, activations = weights.get("symmetric", True) is not False, group.get("input_activations") is not None
     names = tuple(map(str, targets))
     for name in (name for name in names if name.startswith("re:")):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from adaptc.errors import PassError
+from adaptc.ir.onnx_graph import fixed
 from adaptc.ir.program import Program
 from adaptc.ir.source_grid import SourceGrid, SourceMatrix
 from adaptc.passes import Pipeline
@@ -145,7 +146,7 @@ def program(family: str = "llama-tied") -> Program:
         kind = name.removesuffix(".weight").rpartition(".")[2]
         if value.shape is None or len(value.shape) != 2 or kind not in FORMS:
             continue
-        rows, columns = (int(size) for size in value.shape)
+        rows, columns = fixed(value)
         stored = None if ".layers.1." in name else grid(rows, columns, **{"seed": index, **FORMS[kind]})
         held[name] = SourceMatrix(rows, lambda stored=stored: stored)  # type: ignore[misc]
         if stored is not None:
