@@ -19,6 +19,7 @@ from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.gptq import Gptq
 from adaptc.passes.quantize.quantize import Quantize
+from adaptc.passes.quantize.source_codes import SourceCodes
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.passes.stitch.stitch import Stitch
@@ -41,6 +42,7 @@ PASSES: dict[str, type[Pass]] = {
         FuseNorms,
         FuseProjections,
         FloatWeights,
+        SourceCodes,
         Quantize,
         DeviceSteps,
         QuantizeCache,

@@ -73,6 +73,9 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
             yield from _model_findings(spec, name, *known[name], sizes)
         except LoadError as error:
             yield Finding(name, "error", str(error))
+    if spec.target.weights == "source" and known and not any(s.quantization() for s, _ in known.values()):
+        text = f"weights: source keeps codes, and {', '.join(known)} has none; int4, int8, fp16 or fp32 is right"
+        yield Finding("target", "error", text)
     if spec.passes and len(known) == len(spec.models):
         for fault in spec_faults(spec, known):
             yield Finding("stitch", "error", fault)
@@ -109,7 +112,8 @@ def _model_findings(
 
 
 def _size(name: str, size: Size, target: TargetSpec) -> Finding:
-    text = f"{size.parameters / _MB:,.1f} M parameters, {size.bundle / _MB:,.0f} MB as {target.weights}"
+    most = "at most " if target.weights == "source" else ""  # what kinds of codes it has is not read here
+    text = f"{size.parameters / _MB:,.1f} M parameters, {most}{size.bundle / _MB:,.0f} MB as {target.weights}"
     return Finding(name, "ok", text)
 
 

@@ -94,4 +94,4 @@ def size_of_shapes(shapes: Mapping[str, Sequence[int]], target: TargetSpec, dtyp
 
 def _weight_bytes(weights: str, block: int) -> float:
     # Codes, one float32 scale a block, and for int4 a zero point of 4 bits (passes/quantize/quantize.py).
-    return {"fp32": 4, "fp16": 2, "int8": 1 + 4 / block, "int4": 0.5 + 4.5 / block}[weights]
+    return {"fp32": 4, "fp16": 2, "int8": 1 + 4 / block, "source": 1 + 4 / block, "int4": 0.5 + 4.5 / block}[weights]

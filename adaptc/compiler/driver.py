@@ -15,6 +15,7 @@ from adaptc.runtime.model.decoder import Ids
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.default_weights import with_default_weights
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import effective
 from adaptc.spec.schema import Spec
@@ -57,6 +58,7 @@ def compile_spec(
     """
     check_destination(into)
     progress.stage(stage_names.FIND)
+    spec = with_default_weights(spec, base)
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     for source in sources.values():
         source.local(progress)
@@ -115,7 +117,7 @@ def _make(
     from adaptc.compiler.pipeline import plan_of
     from adaptc.compiler.preflight import refuse_faults
     from adaptc.compiler.publish import BundleParts
-    from adaptc.compiler.stages import lowered, record
+    from adaptc.compiler.stages import lowered, record, with_checkpoint
     from adaptc.compiler.tuning import paying
     from adaptc.passes.base import Pipeline, Step
     from adaptc.runtime.bundle.gate_verdict import GateVerdict
@@ -125,6 +127,8 @@ def _make(
     plan = plan_of(spec, base)
     progress.expect(len(plan.stages))
     program, records = lowered(spec, base, plan, sources, versions(), cache, progress)
+    if spec.target.weights == "source":
+        program = with_checkpoint(program, sources)
 
     def observe(step: Step) -> None:
         records.append(record(step))

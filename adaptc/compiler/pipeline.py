@@ -25,6 +25,7 @@ from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.gptq import Gptq
 from adaptc.passes.quantize.quantize import Quantize
+from adaptc.passes.quantize.source_codes import SourceCodes
 from adaptc.passes.skip_ffn.branch import Branch
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.passes.targets.legalize import Legalize
@@ -115,13 +116,17 @@ def _forms(target: TargetSpec) -> tuple[Pass, ...]:
 
 def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
     """What ONNX Runtime's graphs go through."""
-    weights: Pass
+    weights: tuple[Pass, ...]
     match target.weights:
+        case "source":
+            # A GPU's kernels read activations as they are.
+            own = SourceCodes(prepared_inputs=target.device == "cpu", block_size=target.block_size)
+            weights = (own, Quantize("int8", target.block_size))
         case "int8" | "int4" as stored:
-            weights = Quantize(stored, target.block_size)
+            weights = (Quantize(stored, target.block_size),)
         case stored:
-            weights = FloatWeights("fp16" if stored == "fp16" else "fp32")
-    return KvCache(max_tokens=target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), weights
+            weights = (FloatWeights("fp16" if stored == "fp16" else "fp32"),)
+    return KvCache(max_tokens=target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), *weights
 
 
 def _tensorrt(target: TargetSpec) -> tuple[Pass, ...]:

@@ -8,6 +8,7 @@ from adaptc.checks.check import CheckReport, check
 from adaptc.checks.finding import Finding
 from adaptc.compiler.pipeline import plan_of
 from adaptc.errors import SpecError
+from adaptc.sources.default_weights import with_default_weights
 from adaptc.spec.schema import Spec
 
 
@@ -22,6 +23,7 @@ def preflight(spec: Spec, base: Path) -> CheckReport:
         The findings of `check`, and one that names the passes in order. A spec that cannot work raises nothing: it has
         findings of level `error`.
     """
+    spec = with_default_weights(spec, base)
     return CheckReport((*check(spec, base).findings, _passes(spec, base)))
 
 

@@ -114,6 +114,7 @@ class BundleParts:
             title=self.spec.name or "-".join(self.spec.models),
             machine=MachineRecord.here(),
             parts={name: parts_of(graph) for name, graph in self._graphs.items() if name not in forms},
+            source_weights=dict(self.program.source_weights),
             trained={name: points for name, points in trained.items() if name in self.program.gates and points},
         )
 

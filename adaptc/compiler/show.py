@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptc.compiler.pipeline import plan_of
-from adaptc.compiler.stages import program_from_sources
+from adaptc.compiler.stages import program_from_sources, with_checkpoint
 from adaptc.errors import RequestError
 from adaptc.passes.base import Pipeline, Step
 from adaptc.passes.store import PROCESS, Store
@@ -18,6 +18,7 @@ from adaptc.report.graphs import section
 from adaptc.report.template import render
 from adaptc.runtime.progress import Progress
 from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.default_weights import with_default_weights
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
 
@@ -60,7 +61,9 @@ def snapshots(spec: Spec, base: Path, until: str | None, progress: Progress, sto
         RequestError: no such pass in this spec's pipeline.
         AdaptcError: a model or a pass fails.
     """
-    passes = plan_of(spec, base).passes
+    spec = with_default_weights(spec, base)
+    plan = plan_of(spec, base)
+    passes = plan.passes
     names = ["capture", *(pass_.name for pass_ in passes)]
     if until is not None and until not in names:
         raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
@@ -68,11 +71,15 @@ def snapshots(spec: Spec, base: Path, until: str | None, progress: Progress, sto
     program = program_from_sources(sources, calibration_text(spec.calibration, base), progress)
     taken = [Snapshot("capture", str(program), True, 0.0, block_pictures(program.graphs))]
     last = len(passes) if until is None else names.index(until)
-    Pipeline(passes[:last], store).run(
-        program,
-        lambda step: taken.append(_snapshot(step)),
-        progress=progress,
-    )
+
+    def observe(step: Step) -> None:
+        taken.append(_snapshot(step))
+
+    lowered = min(last, len(plan.to_onnx))
+    program = Pipeline(passes[:lowered], store).run(program, observe, progress=progress)
+    if spec.target.weights == "source":
+        program = with_checkpoint(program, sources)
+    Pipeline(passes[lowered:last], store).run(program, observe, progress=progress)
     return taken
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,18 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, p
         graphs[name] = (capture if multimodal_of(config) is None else capture_multimodal)(config, weights)
         samples[name] = text.ids(source)
     return Program(graphs, tuple(Run(name) for name in graphs), backbones, samples)
+
+
+def with_checkpoint(program: Program, sources: Mapping[str, Source]) -> Program:
+    """A program that knows the matrices of its graphs as their sources hold them; none is read yet."""
+    matrices = {name: source.matrices() for name, source in sources.items()}
+    joined = {named_after(name, weight): each for name, held in matrices.items() for weight, each in held.items()}
+    return replace(
+        program,
+        checkpoint={
+            name: joined if name in program.joined else matrices[program.model(name)] for name in program.graphs
+        },
+    )
 
 
 def backbone(source: Source, *, shared: bool = False) -> Backbone:

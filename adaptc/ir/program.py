@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adaptc.ir.device_lowering import DeviceLowering
     from adaptc.ir.graph import Graph
     from adaptc.ir.partitions import Split
+    from adaptc.ir.source_grid import SourceMatrix
     from adaptc.runtime.bundle.manifest import ModalSpec, VerificationGraph
     from adaptc.runtime.bundle.plan import Run, Switch
     from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -56,6 +57,23 @@ class Backbone:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceWeights:
+    """What became of a quantized source's tensors of one kind, such as `mlp.down_proj`.
+
+    Attributes:
+        tensors: How many there are.
+        exact: How many are the source's, number by number.
+        form: How they are stored, in words.
+        error: ‖stored - source‖ / ‖source‖ over those that are not exact.
+    """
+
+    tensors: int
+    exact: int
+    form: str
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """Named graphs, how they are run, and how they came to be.
 
@@ -68,6 +86,9 @@ class Program:
             are called.
         samples: Calibration text of each graph that takes token ids, int64[tokens].
         blocks: Weights whose codes were chosen with calibration data, by name; `quantize` stores them.
+        checkpoint: By graph name, the matrices that its source holds, by their names in the graph; `source_codes`
+            stores them. Empty unless the target is for weights as their source has them.
+        source_weights: By kind of tensor, what `source_codes` stored.
         gates: By graph name, where blocks may be skipped.
         modal: By model name, which of the plan's graphs run for which of its modalities.
         partitions: By graph name, the pieces that become engines.
@@ -84,6 +105,8 @@ class Program:
     backbones: Mapping[str, Backbone] = field(default_factory=lambda: EMPTY)
     samples: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=lambda: EMPTY)
     blocks: Mapping[str, Blocks] = field(default_factory=lambda: EMPTY)
+    checkpoint: Mapping[str, Mapping[str, SourceMatrix]] = field(default_factory=lambda: EMPTY)
+    source_weights: Mapping[str, SourceWeights] = field(default_factory=lambda: EMPTY)
     gates: Mapping[str, SkipGates] = field(default_factory=lambda: EMPTY)
     partitions: Mapping[str, Split] = field(default_factory=lambda: EMPTY)
     steps: Mapping[str, DeviceLowering] = field(default_factory=lambda: EMPTY)

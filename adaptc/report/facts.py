@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from adaptc.report.drawing.units import megabytes, percent
 from adaptc.report.gates import outcomes
 from adaptc.report.page import kv_bytes
+from adaptc.report.record import Record
 from adaptc.runtime.bundle.manifest import Manifest
 
 
@@ -49,6 +50,26 @@ def facts(manifest: Manifest, *, details: bool = False) -> Iterator[tuple[str, s
     size = sum(record.bytes for record in manifest.files.values())
     if size:
         yield "bundle", f"{megabytes(size)} in {len(manifest.files)} files; graphs: {len(manifest.graphs)}"
+
+
+def source_facts(record: Record, *, details: bool = False) -> Iterator[tuple[str, str]]:
+    """What became of the weights of quantized sources, in a line; nothing where they were rounded anew.
+
+    Args:
+        record: What a bundle's report says beyond the manifest.
+        details: Whether each kind of tensor has a line too.
+    """
+    kinds = record.source_weights
+    if not kinds:
+        return
+    tensors, exact = (sum(counts) for counts in zip(*((k.tensors, k.exact) for k in kinds.values()), strict=True))
+    near = {name: kind.error for name, kind in kinds.items() if kind.exact < kind.tensors}
+    worst = max(near, key=lambda name: near[name], default="")
+    rest = f", the others within {near[worst]:.2%} of their size ({worst})" if near else ""
+    yield "source's weights", f"{exact} of {tensors} tensors as they are{rest}"
+    for name, kind in kinds.items() if details else ():
+        off = f", off by {kind.error:.2%}" if kind.exact < kind.tensors else ", exact"
+        yield f"weights {name}", f"{kind.tensors} tensors: {kind.form}{off}"
 
 
 def _read(manifest: Manifest) -> str:

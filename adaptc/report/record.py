@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import Any
 
+from adaptc.ir.program import SourceWeights
 from adaptc.machine.description import Machine
 from adaptc.machine.memory import memory_bytes
 from adaptc.machine.processor import cpu_flags
@@ -139,6 +140,7 @@ class Record:
         layer_times: By graph, seconds of a step by layer, as `adaptc report --measure` found them.
         skip_maps: By graph with gates, what they skip, from the same command.
         added: By what it is ("sweep", "bench", "quality", "eval"), the JSON of another command.
+        source_weights: Of weights that are stored as their source has them, what became of each kind of tensor.
     """
 
     title: str = ""
@@ -148,6 +150,7 @@ class Record:
     layer_times: dict[str, LayerTimes] = field(default_factory=dict)
     skip_maps: dict[str, SkipMap] = field(default_factory=dict)
     added: dict[str, Any] = field(default_factory=dict)
+    source_weights: dict[str, SourceWeights] = field(default_factory=dict)
 
 
 def report_json(manifest: Manifest, record: Record) -> str:

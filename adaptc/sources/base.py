@@ -19,6 +19,8 @@ from adaptc.sources.package import installed_digest
 if TYPE_CHECKING:
     import torch
 
+    from adaptc.ir.source_grid import SourceMatrix
+
 
 @dataclass(frozen=True, slots=True)
 class TokenIds:
@@ -103,6 +105,22 @@ class Source(ABC):
 
     def image_processor(self) -> dict[str, Any]:
         """Return the settings of the model's image processor; empty where it has none."""
+        return {}
+
+    def quantization(self) -> str | None:
+        """Return what the weights are quantized as, e.g. `Q4_1` or `gptq`; None where they are floats.
+
+        Raises:
+            LoadError: as in `config`.
+        """
+        return None
+
+    def matrices(self) -> Mapping[str, SourceMatrix]:
+        """Return the weights that are matrices, by transformers parameter name, with the codes that the source has.
+
+        Raises:
+            LoadError: as in `tensors`.
+        """
         return {}
 
     def remarks(self) -> tuple[str, ...]:

@@ -93,15 +93,17 @@ class TargetSpec(_Section):
         "gates that do not pay on this machine's CPU are taken out, with `cuda` they stay, and a model that no GPU "
         "kernels compute is refused.",
     )
-    weights: Literal["fp32", "fp16", "bf16", "int8", "int4"] = Field(
+    weights: Literal["fp32", "fp16", "bf16", "int8", "int4", "source"] = Field(
         default_factory=lambda given: "int4" if given.get("backend", "onnxruntime") == "onnxruntime" else "fp16",
-        description="How weights are stored: as floats, or as integers with one scale a block. By default int4 for "
-        "onnxruntime and fp16 for TensorRT, which takes fp16 and bf16 (bf16 from TensorRT 10 on).",
+        description="How weights are stored: as floats, as integers with one scale a block, or with the codes that a "
+        "quantized source has. By default int4 for onnxruntime, or source where all models are quantized folders, and fp16 for "
+        "TensorRT, which takes fp16 and bf16 (bf16 from TensorRT 10 on).",
     )
     block_size: Literal[16, 32, 64, 128, 256] = Field(
-        default_factory=lambda given: 16 if given.get("weights") == "int8" else 32,
-        description="How many weights share a scale, for int8 and int4: smaller is closer to fp32. By default 16 for "
-        "int8, where 32 loses half a percent of SmolLM2's perplexity and is a tenth faster, else 32.",
+        default_factory=lambda given: 16 if given.get("weights") in ("int8", "source") else 32,
+        description="How many weights share a scale, for int8 and int4, and for what a source has not in codes: "
+        "smaller is closer to fp32. By default 16 for int8 and source, where 32 loses half a percent of SmolLM2's "
+        "perplexity and is a tenth faster, else 32.",
     )
     kv_cache: Literal["fp32", "fp16", "int8"] = Field(
         default="fp32",
@@ -137,7 +139,7 @@ class TargetSpec(_Section):
     @classmethod
     def _of_backend(cls, weights: str, info: ValidationInfo) -> str:
         backend = info.data.get("backend", "onnxruntime")
-        known = ("fp32", "fp16", "int8", "int4") if backend == "onnxruntime" else ("fp16", "bf16")
+        known = ("fp32", "fp16", "int8", "int4", "source") if backend == "onnxruntime" else ("fp16", "bf16")
         if weights not in known:
             raise ValueError(f"{backend} does not run {weights}; there are: {', '.join(known)}")
         return weights

@@ -101,6 +101,7 @@ LOWERING = ParityLimits(1e-3, 1e-6)
 ARITHMETIC = {
     "int8": ParityLimits(None, 0.02),
     "int4": ParityLimits(None, 0.02),
+    "source": ParityLimits(None, 0.02),
 }
 """Of graphs whose kernels round activations to int8, from the same graphs in float32 arithmetic, by their weights."""
 
@@ -110,6 +111,7 @@ LOSS = {
     "bf16": ParityLimits(None, 0.02),
     "int8": ParityLimits(None, 0.02),
     "int4": ParityLimits(None, 1.0),
+    "source": ParityLimits(None, 0.02),
 }
 """Of the bundle as it runs from the source model as it is, by the bundle's weights: all that rounding costs.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ class BundleWeights:
         return self.held.get(name) or self._joined(name) or self._cut(name, rows)
 
     def _joined(self, name: str) -> Stored | None:
-        """A matrix that is stored in two pieces, one above the other."""
-        pieces = [self.held[part] for part in (f"{name}.0", f"{name}.1") if part in self.held]
-        if len(pieces) != 2:
+        """A matrix that is stored in pieces, one above the other."""
+        names = takewhile(self.held.__contains__, (f"{name}.{piece}" for piece in count()))
+        pieces = [self.held[part] for part in names]
+        if len(pieces) < 2:
             return None
         shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
         return Stored(
@@ -93,7 +95,8 @@ class BundleWeights:
         # A parameter is called after its module, as `q_proj.weight`, or by itself, as the cheap path's `gate`.
         for place, part, end in ((owner, own, f".{leaf}"), (module, leaf, "")):
             for joined, parts in FUSED:
-                whole = self.held.get(f"{place}.{joined}{end or '.weight'}")
+                matrix = f"{place}.{joined}{end or '.weight'}"
+                whole = self.held.get(matrix) or self._joined(matrix)
                 if whole is None or part not in parts:
                     continue
                 sizes = [rows.get(f"{place}.{each}{end}", 0) for each in parts]
@@ -198,15 +201,46 @@ def _coded(node: Any) -> Stored:
     inputs = list(node.inputs) + [None] * 4
     codes, scales, zeros = inputs[1:4] if first else (inputs[0], inputs[2], inputs[3])
     shape = scales.const_value.shape.numpy()
-    rows, count = (shape[0], shape[1]) if len(shape) == 2 else (node.attributes.get_int("N"), -1)
+    rows, blocks = (shape[0], shape[1]) if len(shape) == 2 else (node.attributes.get_int("N"), -1)
     columns = node.attributes.get_int("K", 0) or codes.const_value.shape.numpy()[1] * 8 // bits
 
     def read() -> Floats:
         from adaptc.passes.quantize.blockwise import dequantize
 
-        values = scales.const_value.numpy().astype(np.float32).reshape(rows, count)
+        values = scales.const_value.numpy().astype(np.float32).reshape(rows, blocks)
         packed = codes.const_value.numpy().reshape(rows, values.shape[1], -1)
         offsets = None if zeros is None else zeros.const_value.numpy().reshape(rows, -1)
-        return dequantize(Blocks(packed, values, offsets, columns, 8 if bits == 8 else 4, size))
+        return undone(dequantize(Blocks(packed, values, offsets, columns, 8 if bits == 8 else 4, size)))
 
-    return Stored((rows, columns), bits, read)
+    width, undone = _of_inputs(node, columns)
+    return Stored((rows, width), bits, read)
+
+
+def _of_inputs(node: Any, columns: int) -> tuple[int, Callable[[Floats], Floats]]:
+    """How many inputs a product has beside means of them and in whatever order, and its matrix over these inputs."""
+    size, order = _prepared(node.inputs[0]) if node.op_type == "MatMulNBits" else (0, None)
+    width = columns * size // (size + 1) if size else columns
+
+    def undone(values: Floats) -> Floats:
+        if size:
+            values = values[:, :width] + np.repeat(values[:, width:] / size, size, 1)
+        if order is not None:
+            placed = np.empty_like(values)
+            placed[:, order] = values
+            values = placed
+        return values
+
+    return width, undone
+
+
+def _prepared(value: Any) -> tuple[int, Any]:
+    """Of how many inputs each a product reads the means behind them, or 0; and in which order, or None."""
+    size, node = 0, value.producer()
+    if node is not None and node.op_type == "Concat" and len(node.inputs) == 2:
+        pool = node.inputs[1].producer()
+        if pool is not None and pool.op_type == "AveragePool" and pool.inputs[0] is node.inputs[0]:
+            size, node = pool.attributes["kernel_shape"].as_ints()[0], node.inputs[0].producer()
+    if node is not None and node.op_type == "Gather" and node.inputs[1].const_value is not None:
+        order = node.inputs[1].const_value.numpy()
+        return size, order if order.ndim == 1 else None
+    return size, None

@@ -100,7 +100,7 @@ class Quantize(Pass):
                 _multiply(graph, projection, (wide, rows_from(blocks, frequent)))
             else:
                 _multiply(graph, projection, (blocks,))
-        for node in [n for n in graph if n.op_type == "Gather" and _is_table(n.inputs[0], self.block_size)]:
+        for node in [n for n in graph if n.op_type == "Gather" and is_table(n.inputs[0], self.block_size)]:
             _look_up(graph, node, self.block_size)
         RemoveUnusedNodesPass()(model)
 
@@ -114,7 +114,7 @@ def _quantized(weight: ir.Value, bits: Bits, block_size: int, rows: int | None =
         raise PassError(f"{name}: {error}") from error
 
 
-def _is_table(value: ir.Value | None, block_size: int) -> bool:
+def is_table(value: ir.Value | None, block_size: int) -> bool:
     """An embedding: a constant float matrix, and not one of RoPE's; of whole blocks, as rows are read with padding."""
     return (
         value is not None
@@ -137,10 +137,10 @@ def _known(weight: ir.Value, known: Mapping[str, Blocks], bits: Bits) -> Blocks 
 def _multiply(graph: ir.Graph, projection: Projection, parts: Sequence[Blocks]) -> None:
     """Multiply by blocks; by several, of which each gives some of the results, one after another."""
     if len(parts) == 1:
-        replace(graph, projection.result, _nbits(graph, projection, parts[0], ""))
+        replace(graph, projection.result, multiply_by_blocks(graph, projection, parts[0], ""))
         return
     assert projection.bias is None
-    nodes = [_nbits(graph, projection, part, f".{index}") for index, part in enumerate(parts)]
+    nodes = [multiply_by_blocks(graph, projection, part, f".{index}") for index, part in enumerate(parts)]
     owner = label(projection.matmul)
     joined = ir.node("Concat", [n.outputs[0] for n in nodes], {"axis": -1}, name=f"{owner}/Concat")
     joined.metadata_props[PATH] = owner
@@ -152,7 +152,8 @@ def _multiply(graph: ir.Graph, projection: Projection, parts: Sequence[Blocks]) 
     replace(graph, projection.result, joined)
 
 
-def _nbits(graph: ir.Graph, projection: Projection, blocks: Blocks, suffix: str) -> ir.Node:
+def multiply_by_blocks(graph: ir.Graph, projection: Projection, blocks: Blocks, suffix: str) -> ir.Node:
+    """The node of a product with blocks, not yet in the graph; `suffix` ends the names of its constants."""
     owner = label(projection.matmul)
     inputs = [projection.x, *_constants(graph, f"{projection.weight.name}{suffix}", blocks), None, projection.bias]
     while inputs[-1] is None:
@@ -190,7 +191,13 @@ def _look_up(graph: ir.Graph, node: ir.Node, block_size: BlockSize) -> None:
     """Read an embedding's rows from 8-bit codes: a row is read whole, so bits cost file size and no time."""
     table = node.inputs[0]
     assert table is not None
-    blocks = _quantized(table, 8, block_size)
+    look_up_blocks(graph, node, _quantized(table, 8, block_size))
+
+
+def look_up_blocks(graph: ir.Graph, node: ir.Node, blocks: Blocks) -> None:
+    """Read the rows that a Gather looks up from blocks; the last block of a row is full."""
+    table = node.inputs[0]
+    assert table is not None
     codes, scales, zeros = _constants(graph, f"{table.name}.rows", blocks)
     assert codes is not None
     # The kernel wants rows, not blocks.

@@ -179,8 +179,8 @@ def test_refuses_what_is_not_there(tmp_path: Path) -> None:
             "architecture 'odd' is Python code in the model's folder, which adaptc does not run; supported: …",
         ),
         (
-            {"quantization_config": {"quant_method": "gptq"}},
-            "its weights are quantized by gptq; give the model as it was before",
+            {"quantization_config": {"quant_method": "aqlm"}},
+            "its weights are quantized by aqlm; gptq, awq, compressed-tensors, …",
         ),
         (
             {"hidden_size": "x"},

@@ -78,7 +78,9 @@ def command(
 
 def _print_plan(spec: Spec, base: Path, output: Path) -> None:
     from adaptc.compiler.pipeline import plan_of
+    from adaptc.sources.default_weights import with_default_weights
 
+    spec = with_default_weights(spec, base)
     plan = plan_of(spec, base)
     passes = {pass_.name for pass_ in plan.passes}
     for name, model in spec.models.items():
@@ -92,11 +94,12 @@ def _print_plan(spec: Spec, base: Path, output: Path) -> None:
 
 def _print_report(compiled: Compiled) -> None:
     from adaptc.cli.output import print_facts, print_gates
-    from adaptc.report.facts import facts
+    from adaptc.report.facts import facts, source_facts
+    from adaptc.report.files import record_of
 
     path, manifest = compiled.bundle.path, compiled.bundle.manifest
     verbose = click.get_current_context().find_root().params.get("verbose", 0) > 0
-    print_facts(facts(manifest, details=verbose))
+    print_facts([*facts(manifest, details=verbose), *source_facts(record_of(compiled.bundle), details=verbose)])
     for name, verdict in manifest.gate_verdicts.items() if verbose else ():
         print_gates(name, verdict)
     click.echo(f"{'copied from the cache to' if compiled.cached else 'wrote'} {path}; {path / 'report.html'} has more")

@@ -107,6 +107,7 @@ _WITHOUT_EFFECT = frozenset(
         "_pad_token_id",
         "image_token_id",
         "quantization_config",
+        "compression_config",
         "model_type",
     )
 )
@@ -179,11 +180,6 @@ def refuse_keys(origin: str, values: Mapping[str, Any]) -> None:
     Raises:
         LoadError: there is one; the message names it.
     """
-    quantization = values.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        name = one_line(method or "an unnamed method")
-        raise LoadError(f"{origin}: its weights are quantized by {name}; give the model as it was before")
     for place, part in _parts(values):
         rope = part.get("rope_parameters")
         for key, value in {**part, **(rope if isinstance(rope, dict) else {})}.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
 from adaptc.families.table import family_of, supported
+from adaptc.ir.source_grid import SourceMatrix
 from adaptc.runtime.bundle.reading import read_file
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
@@ -27,6 +28,8 @@ from adaptc.sources.folder.weights import (
     weight_files,
     with_tied_table,
 )
+from adaptc.sources.quantized.methods import method_of
+from adaptc.sources.quantized.packed import Method
 from adaptc.sources.tensors import Tensors, needed, without_place
 
 if TYPE_CHECKING:
@@ -51,13 +54,19 @@ class FolderSource(Source):
         values = self._values()
         model_type = values.get("model_type")
         refuse_keys(self.origin, values)
+        self._method()
         if "auto_map" in values and family_of(model_type) is None:
             raise LoadError(
                 f"{self.origin}: architecture {model_type!r} is Python code in the model's folder, which adaptc "
                 f"does not run; supported: {', '.join(supported())}"
             )
-        own = ("model_type", *IMPLEMENTATION)
+        # transformers would look for the method's own library.
+        own = ("model_type", "quantization_config", "compression_config", *IMPLEMENTATION)
         return build_config(self.origin, model_type, {key: each for key, each in values.items() if key not in own})
+
+    def _method(self) -> Method | None:
+        """How the weights are quantized; None if they are floats."""
+        return method_of(self.origin, self._values())
 
     def _tied_in_name_only(self, config: Any) -> bool:
         if not config.tie_word_embeddings:
@@ -66,12 +75,13 @@ class FolderSource(Source):
             files = weight_files(self.origin, self.path)
         except LoadError:
             return False  # not fetched yet, or to be refused when the weights are asked for
-        return has_own_head(self.origin, files, config)
+        return has_own_head(self.origin, files, config, self._method())
 
     def remarks(self) -> tuple[str, ...]:
         """See `Source.remarks`."""
         config = self._stated()
-        found = [*unknown_keys(config, self._values()), *file_remarks(self.path)]
+        method = self._method()
+        found = [*unknown_keys(config, self._values()), *file_remarks(self.path), *(method.remarks if method else ())]
         try:
             stored = self._stored(config)
         except LoadError:
@@ -80,6 +90,12 @@ class FolderSource(Source):
             found.append(
                 "config.json says that the head is the embedding, and the weights hold another; both are kept, as "
                 "transformers does (tie_word_embeddings: false would say so)"
+            )
+        if stored.unread:
+            names = ", ".join(stored.unread[:2]) + (", …" if len(stored.unread) > 2 else "")
+            found.append(
+                f"{len(stored.unread)} scales of activations or of a KV cache are not read, as these are floats here: "
+                f"{names}"
             )
         extra = without_place(config, stored.shapes)
         if extra:
@@ -126,8 +142,19 @@ class FolderSource(Source):
         readers = {name: reader for name, reader in stored.readers.items() if name in names}
         return Tensors(self.origin, self.dtype, readers)
 
+    def quantization(self) -> str | None:
+        """See `Source.quantization`; the method that its config names."""
+        method = self._method()
+        return None if method is None else method.name
+
+    def matrices(self) -> Mapping[str, SourceMatrix]:
+        """See `Source.matrices`."""
+        config = self.config()
+        stored = self._stored(config)
+        return stored.matrices(needed(self.origin, config, stored.shapes))
+
     def _stored(self, config: Any) -> StoredWeights:
-        stored = stored_weights(self.origin, weight_files(self.origin, self.path), config)
+        stored = stored_weights(self.origin, weight_files(self.origin, self.path), config, self._method())
         return with_tied_table(config, stored)
 
     def files(self) -> dict[str, Path]:

@@ -6,7 +6,7 @@ before a config that says tied, and no tensor without a place. Each such choice 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
 from adaptc.families.model import decoder_path, has_experts, multimodal_of, renamed, stacked
+from adaptc.ir.source_grid import SourceGrid, SourceMatrix
 from adaptc.sources.folder.files import read_object
+from adaptc.sources.quantized.methods import PutTogether, put_together
+from adaptc.sources.quantized.packed import FLOATS, Method, PackedMatrix, Piece
 from adaptc.sources.tensors import HEAD
 
 if TYPE_CHECKING:
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 """What marks the folder of an adapter."""
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 """Ends of the names of buffers that old files hold and that models compute by themselves now."""
 
@@ -34,11 +36,36 @@ class StoredWeights:
 
     Attributes:
         shapes: Their shapes.
-        readers: For each a function that reads it.
+        readers: For each a function that reads it; as floats, if it is quantized.
+        grids: For those of quantized weights that lie on a grid, a function that reads their codes.
+        unread: Names of scales of activations and of KV caches, which are floats here.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     readers: Mapping[str, Callable[[], torch.Tensor]]
+    grids: Mapping[str, Callable[[], SourceGrid | None]]
+    unread: tuple[str, ...] = ()
+
+    def named(self, names: Mapping[str, str]) -> StoredWeights:
+        """The same by other names; those that have no other keep theirs."""
+        return StoredWeights(
+            {names.get(name, name): shape for name, shape in self.shapes.items()},
+            {names.get(name, name): reader for name, reader in self.readers.items()},
+            {names.get(name, name): reader for name, reader in self.grids.items()},
+            self.unread,
+        )
+
+    def matrices(self, names: Collection[str]) -> dict[str, SourceMatrix]:
+        """Those of these names that are matrices, with the codes that the files have."""
+        return {
+            name: SourceMatrix(shape[0], self.grids.get(name, _as_floats))
+            for name, shape in self.shapes.items()
+            if name in names and len(shape) == 2
+        }
+
+
+def _as_floats() -> None:
+    """What a matrix that is stored as floats has of codes."""
 
 
 def weight_files(origin: str, folder: Path) -> dict[str, Path]:
@@ -95,19 +122,47 @@ def _instead(folder: Path, name: str) -> str:
     return f"{name[:100]} is missing; fetch the model again"
 
 
-def stored_weights(origin: str, files: Mapping[str, Path], config: Any) -> StoredWeights:
+def stored_weights(origin: str, files: Mapping[str, Path], config: Any, method: Method | None = None) -> StoredWeights:
     """Return what the files hold, from their headers.
+
+    Args:
+        origin: The model's name in the spec, for errors.
+        files: By name.
+        config: The model's config.
+        method: How the weights are quantized; None if they are floats.
 
     Raises:
         LoadError: a file is damaged, has a tensor of a kind that is not read, or lacks a matrix of an expert.
     """
-    stored = safetensors_in(origin, files)
+    stored = safetensors_in(origin, files, method)
     if has_experts(config):
         return _stacked(origin, stored, config)
-    names = _full_names(config, stored.shapes)
+    return stored.named(_full_names(config, stored.shapes))
+
+
+def safetensors_in(origin: str, files: Mapping[str, Path], method: Method | None = None) -> StoredWeights:
+    """Return what safetensors files hold, by the names in them.
+
+    Args:
+        origin: The model's name in the spec, for errors.
+        files: By name.
+        method: How the weights are quantized; None if they are floats.
+
+    Raises:
+        LoadError: a file is damaged, or has a tensor of a kind that is not read.
+    """
+    pieces = _pieces(origin, files)
+    held = PutTogether({}, pieces) if method is None else put_together(method, pieces)
+    matrices, rest = held.matrices, held.rest
+    for name, piece in rest.items():
+        if piece.dtype not in FLOATS:
+            raise LoadError(f"{origin}: {name} is {piece.dtype}; adaptc reads {', '.join(FLOATS)}")
     return StoredWeights(
-        {names[name]: shape for name, shape in stored.shapes.items()},
-        {names[name]: reader for name, reader in stored.readers.items()},
+        {name: piece.shape for name, piece in rest.items()} | {name: each.shape for name, each in matrices.items()},
+        {name: piece.read for name, piece in rest.items()}
+        | {name: partial(_tensor, each) for name, each in matrices.items()},
+        {name: each.grid for name, each in matrices.items() if each.grid is not None},
+        held.unread,
     )
 
 
@@ -128,7 +183,7 @@ def _stacked(origin: str, stored: StoredWeights, config: Any) -> StoredWeights:
         readers[full] = partial(
             _read_stack, shapes[full], [[stored.readers[each] for each in names] for names in kinds]
         )
-    return StoredWeights(shapes, readers)
+    return StoredWeights(shapes, readers, {}, stored.unread)
 
 
 def _read_stack(shape: tuple[int, ...], kinds: Sequence[Sequence[Callable[[], torch.Tensor]]]) -> torch.Tensor:
@@ -145,15 +200,17 @@ def _read_stack(shape: tuple[int, ...], kinds: Sequence[Sequence[Callable[[], to
     return whole
 
 
-def safetensors_in(origin: str, files: Mapping[str, Path]) -> StoredWeights:
-    """Return what safetensors files hold, by the names in them.
+def _tensor(matrix: PackedMatrix) -> torch.Tensor:
+    import torch
 
-    Raises:
-        LoadError: a file is damaged, or has a tensor of a kind that is not read.
-    """
+    return torch.from_numpy(matrix.dense())
+
+
+def _pieces(origin: str, files: Mapping[str, Path]) -> dict[str, Piece]:
+    """The tensors of the files, by the names in them."""
     from safetensors import SafetensorError, safe_open
 
-    shapes, readers = {}, {}
+    pieces = {}
     for path in files.values():
         try:
             path.open("rb").close()  # safetensors says of one that may not be read that it is not there
@@ -165,12 +222,10 @@ def safetensors_in(origin: str, files: Mapping[str, Path]) -> StoredWeights:
                 if name.endswith(_BUFFERS):
                     continue
                 part = file.get_slice(name)
-                if part.get_dtype() not in _FLOATS:
-                    raise LoadError(f"{origin}: {name} is {part.get_dtype()}; adaptc reads {', '.join(_FLOATS)}")
-                shapes[name], readers[name] = tuple(part.get_shape()), partial(file.get_tensor, name)
+                pieces[name] = Piece(part.get_dtype(), tuple(part.get_shape()), partial(file.get_tensor, name))
         except (SafetensorError, OSError) as error:
             raise LoadError(f"{origin}: {path.name} is damaged or cut short: {one_line(error)}") from error
-    return StoredWeights(shapes, readers)
+    return pieces
 
 
 def check_headers(origin: str, files: Mapping[str, Path]) -> None:
@@ -196,22 +251,18 @@ def with_tied_table(config: Any, stored: StoredWeights) -> StoredWeights:
     table = _table(config)
     if not config.tie_word_embeddings or table in stored.shapes or HEAD not in stored.shapes:
         return stored
-    moved = {HEAD: table}
-    return StoredWeights(
-        {moved.get(name, name): shape for name, shape in stored.shapes.items()},
-        {moved.get(name, name): reader for name, reader in stored.readers.items()},
-    )
+    return stored.named({HEAD: table})
 
 
-def has_own_head(origin: str, files: Mapping[str, Path], config: Any) -> bool:
+def has_own_head(origin: str, files: Mapping[str, Path], config: Any, method: Method | None = None) -> bool:
     """Return whether the files hold a head that is not the table: then transformers ties nothing, whatever it is told.
 
-    Only where both are stored are they read.
+    Only where both are stored are they read. The arguments are those of `stored_weights`.
 
     Raises:
         LoadError: as in `stored_weights`.
     """
-    stored = safetensors_in(origin, files)
+    stored = safetensors_in(origin, files, method)
     if not any(name.endswith(HEAD) for name in stored.shapes):
         return False
     spelled = {full: name for name, full in _full_names(config, stored.shapes).items()}
@@ -221,15 +272,15 @@ def has_own_head(origin: str, files: Mapping[str, Path], config: Any) -> bool:
     if stored.shapes[head] != stored.shapes[table]:
         return True
     stamps = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files.values())
-    return _differ(origin, stamps, head, table)
+    return _differ(origin, stamps, method, head, table)
 
 
 @lru_cache(maxsize=8)  # a table is hundreds of megabytes, and a compile asks for the config several times
-def _differ(origin: str, stamps: tuple[tuple[Path, int, int], ...], *names: str) -> bool:
+def _differ(origin: str, stamps: tuple[tuple[Path, int, int], ...], method: Method | None, *names: str) -> bool:
     """Whether two tensors differ; `stamps` are the files with their sizes and times."""
     import torch
 
-    readers = safetensors_in(origin, {path.name: path for path, *_ in stamps}).readers
+    readers = safetensors_in(origin, {path.name: path for path, *_ in stamps}, method).readers
     first, second = (readers[name]() for name in names)
     return not torch.equal(first, second.to(first.dtype))
 

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 from adaptc.errors import LoadError
 from adaptc.sources.gguf.config import family_and_layout
 from adaptc.sources.gguf.file import GgufFile, GgufTensor
+from adaptc.sources.gguf.grids import has_grid, read_grid
 from adaptc.sources.gguf.rope import FACTORS
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from adaptc.ir.source_grid import SourceGrid
 
     Array = npt.NDArray[np.float32]
 
@@ -120,3 +123,34 @@ def read_parameter(
     parts = [layout.weight(tensor.name, file.read(tensor), heads, kv_heads) for tensor in parameter.tensors]
     whole: Array = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
     return whole.reshape(shape)
+
+
+def read_matrix(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> SourceGrid | None:
+    """Read one matrix's codes in transformers' layout.
+
+    Args:
+        file: The file that holds it.
+        tensor: One of its tensors.
+        heads: Number of query heads.
+        kv_heads: Number of key and value heads.
+
+    Returns:
+        The codes; None where the tensor's type has no grid, or the family does more to it than to order its rows.
+
+    Raises:
+        LoadError: the file cannot be read.
+    """
+    import numpy as np
+
+    if not has_grid(tensor):
+        return None
+    _, layout = family_and_layout(file)
+    rows = tensor.shape[0]
+    numbered = np.arange(rows, dtype=np.float32)[:, None].repeat(2, 1)
+    placed = layout.weight(tensor.name, numbered, heads, kv_heads)
+    order = placed[:, 0].astype(np.int64)
+    whole = placed.shape == numbered.shape and (placed[:, 0] == placed[:, 1]).all() and (order == placed[:, 0]).all()
+    if rows >= 1 << 24 or not whole or not np.array_equal(np.sort(order), np.arange(rows)):
+        return None
+    grid = read_grid(file, tensor)
+    return grid if grid is None or np.array_equal(order, np.arange(rows)) else grid.rows(order)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptc.ir.source_grid import SourceMatrix
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.gguf.config import config_values, family_and_layout
 from adaptc.sources.gguf.file import GgufFile, read_gguf
+from adaptc.sources.gguf.grids import FLOATS, type_name
 from adaptc.sources.gguf.keys import remarks_on_keys
-from adaptc.sources.gguf.parameters import StoredParameter, parameter_names, read_parameter, zero_biases
+from adaptc.sources.gguf.parameters import StoredParameter, parameter_names, read_matrix, read_parameter, zero_biases
 from adaptc.sources.gguf.tokenizer import rebuilt_tokenizer
 from adaptc.sources.gguf.vocabulary import read_vocabulary
 from adaptc.sources.tensors import Tensors, check_shapes, parameter_shapes
@@ -59,6 +62,23 @@ class GgufSource(Source):
             name: partial(_read, file, each, shapes[name], *heads) for name, each in stored.items() if name in names
         }
         return Tensors(self.origin, self.dtype, readers)
+
+    def quantization(self) -> str | None:
+        """See `Source.quantization`; the ggml type of most matrices."""
+        kinds = Counter(type_name(tensor) for tensor in read_gguf(self.path).tensors.values() if len(tensor.shape) > 1)
+        quantized = [name for name, _ in kinds.most_common() if name not in FLOATS]
+        return quantized[0] if quantized else None
+
+    def matrices(self) -> Mapping[str, SourceMatrix]:
+        """See `Source.matrices`."""
+        file = read_gguf(self.path)
+        config = self._config(file)
+        heads = config.num_attention_heads, config.num_key_value_heads
+        return {
+            name: SourceMatrix(each.shape[0], partial(read_matrix, file, each.tensors[0], *heads))
+            for name, each in parameter_names(file).items()
+            if len(each.shape) == 2 and len(each.tensors) == 1
+        }
 
     def files(self) -> dict[str, Path]:
         """See `Source.files`."""

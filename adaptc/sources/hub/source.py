@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptc.ir.source_grid import SourceMatrix
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.folder.files import CONFIGS
@@ -44,6 +45,14 @@ class HubSource(Source):
     def tensors(self) -> Mapping[str, torch.Tensor]:
         """See `Source.tensors`."""
         return self.local().tensors()
+
+    def quantization(self) -> str | None:
+        """See `Source.quantization`; fetches no weights of a folder."""
+        return self._without_weights().quantization()
+
+    def matrices(self) -> Mapping[str, SourceMatrix]:
+        """See `Source.matrices`; fetches the weights."""
+        return self.local().matrices()
 
     def image_processor(self) -> dict[str, Any]:
         """See `Source.image_processor`."""

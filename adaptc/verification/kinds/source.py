@@ -135,7 +135,10 @@ def load_source(source: Source, prompts: Sequence[Sequence[int]], threads: int |
         return _adapted(local)
     place = place_of(source)
     loaded, why = None, "transformers reads no source of this kind"
-    if place is not None:
+    method = None if isinstance(source, GgufSource) else source.quantization()
+    if method is not None:
+        why = f"its weights are quantized by {method}, which transformers runs with packages of others"
+    elif place is not None:
         try:
             model, kind = load_model(place)
             loaded = Loaded(model, f"{kind} of {version()}")

@@ -1,0 +1,1 @@
+"""Folders whose weights others have quantized."""
