@@ -116,7 +116,7 @@ def _make(
     from adaptc.compiler.cache_ranges import with_cache_ranges
     from adaptc.compiler.pipeline import plan_of
     from adaptc.compiler.preflight import refuse_faults
-    from adaptc.compiler.publish import BundleParts
+    from adaptc.compiler.publish.bundle_parts import BundleParts
     from adaptc.compiler.stages import lowered, record, with_checkpoint
     from adaptc.compiler.tuning import paying
     from adaptc.passes.base import Pipeline, Step

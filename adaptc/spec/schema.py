@@ -96,8 +96,8 @@ class TargetSpec(_Section):
     weights: Literal["fp32", "fp16", "bf16", "int8", "int4", "source"] = Field(
         default_factory=lambda given: "int4" if given.get("backend", "onnxruntime") == "onnxruntime" else "fp16",
         description="How weights are stored: as floats, as integers with one scale a block, or with the codes that a "
-        "quantized source has. By default int4 for onnxruntime, or source where all models are quantized folders, and fp16 for "
-        "TensorRT, which takes fp16 and bf16 (bf16 from TensorRT 10 on).",
+        "quantized source has. By default int4 for onnxruntime, or source where all models are quantized folders, and "
+        "fp16 for TensorRT, which takes fp16 and bf16 (bf16 from TensorRT 10 on).",
     )
     block_size: Literal[16, 32, 64, 128, 256] = Field(
         default_factory=lambda given: 16 if given.get("weights") in ("int8", "source") else 32,

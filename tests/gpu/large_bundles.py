@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from adaptc.capture.text import capture
-from adaptc.compiler.publish_partitions import partition_files
+from adaptc.compiler.publish.partitions import partition_files
 from adaptc.compiler.stages import backbone
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
@@ -178,7 +178,7 @@ def write_llama(out: Path) -> None:
 
 def partition_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
     """As `partition_files`; each weight has a place in a file that is not there."""
-    from adaptc.compiler import publish_partitions
+    from adaptc.compiler.publish import partitions
     from adaptc.runtime.bundle.partitions import WeightRecord
 
     places: dict[str, WeightRecord] = {}
@@ -187,7 +187,7 @@ def partition_files_without_weights(split: Any, fake: Path) -> dict[str, Any]:
         shape = tuple(int(str(size)) for size in weight.shape)
         places[name] = WeightRecord(str(weight.dtype.numpy()), shape, offset, weight.nbytes)
         offset += weight.nbytes + -weight.nbytes % 4096
-    with patch.object(publish_partitions, "_weights", lambda *_: places):
-        files = publish_partitions.partition_files("lm", split, b"", fake, "graphs/lm.data")
+    with patch.object(partitions, "_weights", lambda *_: places):
+        files = partitions.partition_files("lm", split, b"", fake, "graphs/lm.data")
     small = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": b""}
     return {**files, **small}

@@ -6,7 +6,7 @@ import math
 from functools import cache
 from pathlib import Path
 
-from adaptc.compiler.publish_prompts import prompt_files
+from adaptc.compiler.publish.prompts import prompt_files
 from adaptc.compiler.weights_file import data_files_of, placed_step, write_graph
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph

@@ -6,7 +6,7 @@ import math
 from functools import cache
 from pathlib import Path
 
-from adaptc.compiler.publish_partitions import partition_files
+from adaptc.compiler.publish.partitions import partition_files
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.fx_graph import FxGraph

@@ -65,7 +65,7 @@ def test_print_spec_prints_that_alone(here: Path) -> None:
     assert done.stdout == (
         "version: 1\nname: model\nmodels:\n  lm:\n    source: model\n"
         "target:\n  backend: onnxruntime\n  device: cpu\n  weights: int4\n  block_size: 32\n"
-        "  max_tokens: 2048\n  batch: 1\n"
+        "  kv_cache: fp32\n  max_tokens: 2048\n  batch: 1\n"
     )
     assert done.stderr == ""
     assert not Path("bundle").exists()
@@ -79,7 +79,7 @@ def test_options_are_keys_of_the_spec() -> None:
         "    adapters:\n    - source: one\n    - source: two\n      weight: 0.5\n"
         "passes:\n- skip_ffn:\n    gates: gates.safetensors\n    budget: 0.75\n"
         "target:\n  backend: onnxruntime\n  device: cpu\n  weights: fp16\n  block_size: 32\n"
-        "  max_tokens: 2048\n  batch: 1\n"
+        "  kv_cache: fp32\n  max_tokens: 2048\n  batch: 1\n"
     )
     assert parse_spec(plain_yaml(spec)) == spec
     alone = plain_spec(PlainModel("org/name"), PlainOptions(budget=0.5))

@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from adaptc import __version__
-from adaptc.compiler.publish_partitions import partition_files
-from adaptc.compiler.publish_prompts import prompt_files
+from adaptc.compiler.publish.partitions import partition_files
+from adaptc.compiler.publish.prompts import prompt_files
 from adaptc.compiler.weights_file import (
     data_files,
     data_files_of,
