@@ -7,9 +7,10 @@ before a config that says tied, and no tensor without a place. Each such choice 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
@@ -43,7 +44,7 @@ class StoredWeights:
 
     shapes: Mapping[str, tuple[int, ...]]
     readers: Mapping[str, Callable[[], torch.Tensor]]
-    grids: Mapping[str, Callable[[], SourceGrid | None]]
+    grids: Mapping[str, Callable[[], SourceGrid | None]] = field(default_factory=lambda: MappingProxyType({}))
     unread: tuple[str, ...] = ()
 
     def named(self, names: Mapping[str, str]) -> StoredWeights:
@@ -183,7 +184,8 @@ def _stacked(origin: str, stored: StoredWeights, config: Any) -> StoredWeights:
         readers[full] = partial(
             _read_stack, shapes[full], [[stored.readers[each] for each in names] for names in kinds]
         )
-    return StoredWeights(shapes, readers, {}, stored.unread)
+    grids = {full: stored.grids[name] for name, full in whole.items() if name in stored.grids}
+    return StoredWeights(shapes, readers, grids, stored.unread)
 
 
 def _read_stack(shape: tuple[int, ...], kinds: Sequence[Sequence[Callable[[], torch.Tensor]]]) -> torch.Tensor:
