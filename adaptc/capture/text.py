@@ -9,21 +9,31 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
+from adaptc.capture.plain import plain
 from adaptc.capture.stamp import stamp
 from adaptc.capture.tidy import tidy
+from adaptc.capture.unfuse import unfuse
 from adaptc.capture.weights import attach, tied
+from adaptc.families.base import DecoderFamily
+from adaptc.families.model import names_of
+from adaptc.families.table import family_of
 from adaptc.ir import attention
-from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.fx_graph import VIEWS, FxGraph
+from adaptc.ir.weight_view import WeightView
 from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+BY_LAYER = ("layer_types", "no_rope_layers")
+"""Fields of config classes that hold a value for each layer, by which layers are of different kinds."""
 
 
 def capture(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> FxGraph:
@@ -40,10 +50,15 @@ def capture(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> Fx
         LoadError: a layer cannot be stamped, or a weight is missing or of another shape.
     """
     kinds = layer_kinds(config)
-    module, ties = _export(config, [kinds[0], *dict.fromkeys(kinds)])
+    names = names_of(config)
+    module, ties, turned = _export(config, kinds)
     tidy(module)
-    stamp(module, kinds)
-    attach(module, weights, ties)
+    views = {name: WeightView(name, turned=True) for name in turned} | unfuse(module)
+    views = {name: replace(view, turned=view.source in turned) for name, view in views.items()}
+    stamp(module, kinds, f"{names.decoder}.{names.layers}")
+    views = attach(module, weights, ties, views)
+    if views:
+        module.meta[VIEWS] = views
     # A fork is a plain module: the exporter's input checks and guards stay behind.
     return FxGraph(module, _dims(module)).fork()
 
@@ -56,31 +71,48 @@ def _dims(module: fx.GraphModule) -> dict[str, str]:
 
 def layer_kinds(config: PretrainedConfig) -> list[str]:
     """Return the kind of each decoder layer: layers of one kind differ in nothing but their weights."""
-    types = getattr(config, "layer_types", None)
-    return list(types) if types else ["layer"] * int(config.num_hidden_layers)
+    depth = int(config.num_hidden_layers)
+    stated = [values for field in BY_LAYER if (values := getattr(config, field, None))]
+    return [" ".join(str(values[layer]) for values in stated) or "layer" for layer in range(depth)]
 
 
-def shallow(config: PretrainedConfig, kinds: list[str]) -> PretrainedConfig:
+def examples(kinds: Sequence[str]) -> list[int]:
+    """Return the layers of a model that is exported: the first, and one of each kind, which is stamped."""
+    return [0, *(kinds.index(kind) for kind in dict.fromkeys(kinds))]
+
+
+def shallow(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """Return the config of a model with only these layers."""
     small = copy.deepcopy(config)
-    small.num_hidden_layers = len(kinds)
-    if getattr(small, "layer_types", None):
-        small.layer_types = list(kinds)
+    small.num_hidden_layers = len(layers)
+    for field in BY_LAYER:
+        if values := getattr(config, field, None):
+            setattr(small, field, [values[layer] for layer in layers])
     return small
 
 
-def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule, dict[str, str]]:
-    """Export a model of only these layers; also return which parameters are one, as `tied` does."""
+def _export(config: PretrainedConfig, kinds: Sequence[str]) -> tuple[fx.GraphModule, dict[str, str], set[str]]:
+    """Export a model of one layer of each kind, after the first layer.
+
+    Returns:
+        The graph, which parameters are one, as `tied` does, and which it has turned, as `plain` does.
+    """
     from transformers import AutoModelForCausalLM, initialization
     from transformers.exporters import DynamoConfig, DynamoExporter
 
     attention.register()
-    small = shallow(config, kinds)
+    small = shallow(config, examples(kinds))
+    family = family_of(config.model_type)
+    assert isinstance(family, DecoderFamily), "what is captured here is a decoder"
+    function = "eager" if family.own_attention else attention.NAME
     # Parameters are allocated but never written, so their pages never exist; computed buffers are real.
     with initialization.no_init_weights():
-        model = AutoModelForCausalLM.from_config(small, attn_implementation=attention.NAME, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(small, attn_implementation=function, dtype=torch.float32).eval()
     model.tie_weights()  # left out when weights are not initialized
     ties = tied(model)
+    turned = plain(model)
+    if family.prepare is not None:
+        family.prepare(model)
     ids = torch.zeros(2, 7, dtype=torch.int64)
     # 2 and 7: sizes of 0 and 1 would be taken for constants.
     free = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("tokens", min=1, max=1 << 20)}
@@ -96,4 +128,4 @@ def _export(config: PretrainedConfig, kinds: list[str]) -> tuple[fx.GraphModule,
     # The exporter packs inputs and outputs as keyword trees; a graph takes tensors in order and returns a tuple.
     module.graph.set_codegen(fx.graph.CodeGen())
     module.meta["outputs"] = (LOGITS,)
-    return module, ties
+    return module, ties, turned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -66,16 +66,47 @@ class GgufLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleNames:
+    """What transformers' model of a family calls its parts.
+
+    Attributes:
+        decoder: Module path of the decoder, which holds all parts but the head.
+        layers: Its list of layers, `layers` or `h`: `ir/marks.py` finds layers by these.
+        table: Its embedding of tokens.
+        norm: Its last norm.
+        head: Module path of the head.
+        positions: Its embedding of positions, in a family that learns one.
+    """
+
+    decoder: str = "model"
+    layers: str = "layers"
+    table: str = "embed_tokens"
+    norm: str = "norm"
+    head: str = "lm_head"
+    positions: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderFamily:
     """A family of decoders that adaptc captures.
 
     Attributes:
         model_type: Its name in transformers.
         gguf: How GGUF files hold it; None where adaptc reads it from Hugging Face folders only.
+        names: What transformers' model calls its parts.
+        keys: Fields of its config class that other families do not have, and that its capture follows.
+        accepted: Its config's keys that make another model unless they have this value.
+        prepare: Makes transformers' model ready for export, in place; None where it is as it comes.
+        own_attention: Whether its attention is code of its own, that takes no other function; `prepare` replaces it.
     """
 
     model_type: str
     gguf: GgufLayout | None = None
+    names: ModuleNames = ModuleNames()
+    keys: frozenset[str] = frozenset()
+    accepted: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Any], None] | None = None
+    own_attention: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,23 @@ from types import MappingProxyType
 
 from adaptc.errors import LoadError
 from adaptc.families.base import DecoderFamily, Family, MultimodalFamily
+from adaptc.families.decoders.cohere import COHERE
+from adaptc.families.decoders.cohere2 import COHERE2
+from adaptc.families.decoders.falcon import FALCON
 from adaptc.families.decoders.gemma import GEMMA
 from adaptc.families.decoders.gemma2 import GEMMA2
 from adaptc.families.decoders.gemma3_text import GEMMA3_TEXT
+from adaptc.families.decoders.gpt2 import GPT2
+from adaptc.families.decoders.gpt_neox import GPT_NEOX
+from adaptc.families.decoders.granite import GRANITE
 from adaptc.families.decoders.llama import LLAMA
 from adaptc.families.decoders.mistral import MISTRAL
+from adaptc.families.decoders.olmo2 import OLMO2
+from adaptc.families.decoders.phi3 import PHI3
 from adaptc.families.decoders.qwen2 import QWEN2
 from adaptc.families.decoders.qwen3 import QWEN3
+from adaptc.families.decoders.smollm3 import SMOLLM3
+from adaptc.families.decoders.stablelm import STABLELM
 from adaptc.families.multimodal.idefics3 import IDEFICS3
 from adaptc.families.multimodal.llava import LLAVA
 from adaptc.families.multimodal.qwen2_vl import QWEN2_VL
@@ -28,7 +38,13 @@ GROUP = "adaptc.families"
 """The entry points by which packages offer families."""
 
 DECODERS: Mapping[str, DecoderFamily] = MappingProxyType(
-    {each.model_type: each for each in (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT)}
+    {
+        each.model_type: each
+        for each in (
+            *(LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT),
+            *(PHI3, OLMO2, GRANITE, SMOLLM3, STABLELM, COHERE, COHERE2, GPT2, GPT_NEOX, FALCON),
+        )
+    }
 )
 """adaptc's own families of decoders, by transformers' `model_type`."""
 

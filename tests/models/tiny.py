@@ -29,6 +29,23 @@ COMMON: dict[str, Any] = {
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
 }
+LONG: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.4, 2.0],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+    "original_max_position_embeddings": 32,
+}
+"""LongRoPE for heads of 8."""
+
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 2.5,
+}
+STABLELM: dict[str, Any] = {"hidden_size": 64, "use_qkv_bias": True, "qk_layernorm": True}
+FALCON: dict[str, Any] = {"head_dim": None, "ffn_hidden_size": 64}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -67,6 +84,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma3_text",
         {"tie_word_embeddings": True, "sliding_window": 5, "num_hidden_layers": 7, "query_pre_attn_scalar": 16},
     ),
+    "phi3": ("phi3", {"pad_token_id": 0}),
+    "phi3-partial": ("phi3", {"pad_token_id": 0, "head_dim": 8, "partial_rotary_factor": 0.5, "sliding_window": 5}),
+    "phi3-long": ("phi3", {"pad_token_id": 0, "head_dim": 8, "original_max_position_embeddings": 32, "rope_parameters": LONG}),
+    "olmo2": ("olmo2", {"pad_token_id": None}),
+    "granite": ("granite", GRANITE),
+    "smollm3": ("smollm3", {"pad_token_id": None, "no_rope_layer_interval": 2}),
+    "stablelm": ("stablelm", {"hidden_size": 64, "partial_rotary_factor": 0.25}),
+    "stablelm-parallel": ("stablelm", STABLELM | {"use_parallel_residual": True}),
+    "cohere": ("cohere", {"head_dim": 8, "logit_scale": 0.25, "tie_word_embeddings": True}),
+    "cohere-norms": ("cohere", {"head_dim": 8, "use_qk_norm": True, "attention_bias": True}),
+    "cohere2": ("cohere2", {"sliding_window": 5, "num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "gpt2": ("gpt2", {"tie_word_embeddings": True, "intermediate_size": None}),
+    "gpt_neox": ("gpt_neox", {"hidden_act": "gelu", "hidden_size": 64}),
+    "gpt_neox-serial": ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5}),
+    "falcon": ("falcon", FALCON | {"tie_word_embeddings": True, "multi_query": True, "parallel_attn": True}),
+    "falcon-new": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-serial": ("falcon", FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
 }
 """By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
 
@@ -94,7 +128,7 @@ def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.
 def model(family: str) -> Any:
     """The family's model with random weights, as transformers runs it."""
     model_type, options = FAMILIES[family]
-    return random_model(model_type, {**COMMON, **options})
+    return random_model(model_type, {key: value for key, value in {**COMMON, **options}.items() if value is not None or key != "head_dim"})
 
 
 @cache

@@ -1,0 +1,32 @@
+"""GPT-2: positions that are learned, layer norms, joined and turned projections."""
+
+from __future__ import annotations
+
+from adaptc.families.base import DecoderFamily, ModuleNames
+
+GPT2 = DecoderFamily(
+    "gpt2",
+    names=ModuleNames("transformer", "h", "wte", "ln_f", positions="wpe"),
+    keys=frozenset(
+        {
+            "activation_function",
+            "attn_pdrop",
+            "embd_pdrop",
+            "layer_norm_epsilon",
+            "n_ctx",
+            "n_embd",
+            "n_head",
+            "n_inner",
+            "n_layer",
+            "n_positions",
+            "reorder_and_upcast_attn",  # the order of a scale and a product, in half precision
+            "resid_pdrop",
+            "summary_activation",
+            "summary_first_dropout",
+            "summary_proj_to_labels",
+            "summary_type",
+            "summary_use_proj",
+        }
+    ),
+    accepted={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+)
