@@ -1,6 +1,7 @@
 """Heads of a width that the attention kernel lacks: zeros fill them up, and their results are cut again.
 
-RoPE turns number i of a head with number i + width / 2, so each half of a head is filled up by itself. Zeros add
+RoPE turns number i of a head with number i + width / 2, so each half of a head is filled up by itself; where it
+turns neighbours, or a part of a head, or nothing, a head is filled up at its end. Zeros add
 nothing to the products of queries and keys, and what they give of the values is cut away: the numbers are the same.
 """
 
@@ -18,8 +19,10 @@ def padded_width(width: int, multiple: int) -> int:
     return -(-width // multiple) * multiple
 
 
-def padded(main: ir.Graph, before: ir.Node, value: ir.Value, heads: int, width: int, to: int) -> ir.Value:
-    """Fill up each half of each head: [batch, tokens, heads · width] becomes [batch, tokens, heads · to].
+def padded(
+    main: ir.Graph, before: ir.Node, value: ir.Value, heads: int, width: int, to: int, pieces: int = 2
+) -> ir.Value:
+    """Fill up each piece of each head: [batch, tokens, heads · width] becomes [batch, tokens, heads · to].
 
     Args:
         main: The graph.
@@ -28,26 +31,29 @@ def padded(main: ir.Graph, before: ir.Node, value: ir.Value, heads: int, width: 
         heads: How many heads it has.
         width: How wide they are.
         to: How wide they become; even, as `width` is.
+        pieces: 2 if RoPE turns the first half of a head with the second, else 1.
     """
     if width == to:
         return value
-    halves = _reshaped(main, before, value, f"{value.name}/halves", [0, 0, 2 * heads, width // 2])
-    pads = _constant(main, before, f"{value.name}/pads", [0, (to - width) // 2])
+    halves = _reshaped(main, before, value, f"{value.name}/halves", [0, 0, pieces * heads, width // pieces])
+    pads = _constant(main, before, f"{value.name}/pads", [0, (to - width) // pieces])
     axes = _constant(main, before, f"{value.name}/axes", [-1])
     filled = _node(main, before, "Pad", [halves, pads, None, axes], f"{value.name}/padded", value.type)
-    filled.shape = ir.Shape(["batch", "tokens", 2 * heads, to // 2])
+    filled.shape = ir.Shape(["batch", "tokens", pieces * heads, to // pieces])
     return _reshaped(main, before, filled, f"{value.name}/wide", [0, 0, heads * to])
 
 
-def cut(main: ir.Graph, before: ir.Node, value: ir.Value, heads: int, width: int, to: int) -> ir.Value:
+def cut(
+    main: ir.Graph, before: ir.Node, value: ir.Value, heads: int, width: int, to: int, pieces: int = 2
+) -> ir.Value:
     """Undo `padded` on the attention's result: [batch, tokens, heads · width] becomes [batch, tokens, heads · to]."""
     if width == to:
         return value
-    halves = _reshaped(main, before, value, f"{value.name}/halves", [0, 0, 2 * heads, width // 2])
-    bounds = [_constant(main, before, f"{value.name}/{name}", [at]) for name, at in (("from", 0), ("to", to // 2))]
+    halves = _reshaped(main, before, value, f"{value.name}/halves", [0, 0, pieces * heads, width // pieces])
+    bounds = [_constant(main, before, f"{value.name}/{name}", [at]) for name, at in (("from", 0), ("to", to // pieces))]
     axes = _constant(main, before, f"{value.name}/axes", [-1])
     kept = _node(main, before, "Slice", [halves, *bounds, axes], f"{value.name}/cut", value.type)
-    kept.shape = ir.Shape(["batch", "tokens", 2 * heads, to // 2])
+    kept.shape = ir.Shape(["batch", "tokens", pieces * heads, to // pieces])
     return _reshaped(main, before, kept, f"{value.name}/narrow", [0, 0, heads * to])
 
 

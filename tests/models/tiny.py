@@ -97,7 +97,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("cohere2", {"sliding_window": 5, "num_hidden_layers": 5, "tie_word_embeddings": True}),
     "gpt2": ("gpt2", {"tie_word_embeddings": True, "intermediate_size": None}),
     "gpt_neox": ("gpt_neox", {"hidden_act": "gelu", "hidden_size": 64}),
-    "gpt_neox-serial": ("gpt_neox", {"use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5}),
+    "gpt_neox-serial": ("gpt_neox", {"head_dim": 8, "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5}),
     "falcon": ("falcon", FALCON | {"tie_word_embeddings": True, "multi_query": True, "parallel_attn": True}),
     "falcon-new": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-serial": ("falcon", FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
