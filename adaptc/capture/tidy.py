@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import fx
 
+from adaptc.ir.fx_graph import attribute
 from adaptc.ir.marks import path_of
 
 
@@ -30,9 +31,19 @@ def tidy(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[1])
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
+    _own_constants(module)
     _share_sizes(module.graph)
     for node in module.graph.nodes:
         node.meta = {"val": node.meta.get("val"), "path": path_of(node)}
+
+
+def _own_constants(module: fx.GraphModule) -> None:
+    """Make buffers of tensors that the exporter lifted out of the code: a graph's forks share buffers and parameters."""
+    for node in module.graph.nodes:
+        value = attribute(module, str(node.target)) if node.op == "get_attr" else None
+        if isinstance(value, torch.Tensor) and "." not in node.target and node.target in vars(module):
+            delattr(module, node.target)
+            module.register_buffer(node.target, value)
 
 
 def _follows(first: fx.Node, node: fx.Node) -> bool:

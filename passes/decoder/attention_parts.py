@@ -24,10 +24,6 @@ class Rope:
     pairs: int
     neighbours: bool
 
-    def halves(self, width: int) -> bool:
-        """Whether it pairs the first half of a head of this width with the second."""
-        return not self.neighbours and 2 * self.pairs == width
-
 
 @dataclass(frozen=True, slots=True)
 class Part:

@@ -16,7 +16,7 @@ from adaptc.ir.onnx_ops import is_causal_attention
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.decoder.attention_parts import Part, flat, unrotated
-from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width
+from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width, pieces_of
 from adaptc.passes.decoder.positions import count_positions
 from adaptc.passes.match import initializer
 from adaptc.runtime.bundle.names import CACHE_KINDS, POSITION_IDS, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, rope_table
@@ -84,19 +84,19 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
         rope = query.rope
         if rope != key.rope or value.rope is not None:
             raise PassError(f"{label(node)}: query and key must share one rotary embedding, and value have none")
-        pieces = 2 if rope is not None and rope.halves(key.width) else 1
+        pieces = pieces_of(key.width, rope, head_multiple)
         if rope is not None and rope.tables not in tables and not spatial:
-            width = padded_width(key.width, head_multiple) if pieces == 2 else 2 * rope.pairs
+            width = padded_width(2 * rope.pairs, head_multiple)
             tables[rope.tables] = _tables(graph, rope.tables, max_tokens, len(tables), width)
         turns = () if spatial or rope is None else tables[rope.tables]
         kv_heads, head_dim = key.heads, key.width
-        width = padded_width(head_dim, head_multiple)
+        width = sum(filled for _, filled in pieces)
         past = [_cache_value(past_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         present = [_cache_value(present_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
         given = [*turned, *(flat(main, node, part) for part in (query, key, value)[len(turned) :])]
         heads = (query.heads, kv_heads, kv_heads)
-        wide = [padded(main, node, *each, head_dim, width, pieces) for each in zip(given, heads, strict=True)]
+        wide = [padded(main, node, *each, pieces) for each in zip(given, heads, strict=True)]
         shape = ir.Shape(["batch", "tokens", query.heads * width])
         out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=shape)
         fused = ir.node(
@@ -117,7 +117,7 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
             metadata_props=dict(node.metadata_props),
         )
         main.insert_before(node, fused)
-        _after(node).replace_all_uses_with(cut(main, node, out, query.heads, width, head_dim, pieces))
+        _after(node).replace_all_uses_with(cut(main, node, out, query.heads, pieces))
         main.inputs.extend(past)
         main.outputs.extend(present)
     if not spatial:
