@@ -50,8 +50,10 @@ def capture(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> Fx
         LoadError: a layer cannot be stamped, or a weight is missing or of another shape.
     """
     kinds = layer_kinds(config)
+    family = family_of(config.model_type)
+    assert isinstance(family, DecoderFamily), "what is captured here is a decoder"
     names = names_of(config)
-    module, ties, turned = _export(config, kinds)
+    module, ties, turned = _export(config, kinds, family)
     tidy(module)
     views = {name: WeightView(name, turned=True) for name in turned} | unfuse(module)
     views = {name: replace(view, turned=view.source in turned) for name, view in views.items()}
@@ -61,6 +63,21 @@ def capture(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> Fx
         module.meta[VIEWS] = views
     # A fork is a plain module: the exporter's input checks and guards stay behind.
     return FxGraph(module, _dims(module)).fork()
+
+
+def exported(config: PretrainedConfig, family: DecoderFamily) -> fx.GraphModule:
+    """Export one layer of each kind, without weights: whether a family that is in no table can be captured.
+
+    Args:
+        config: The model's transformers config.
+        family: What its file would state.
+
+    Raises:
+        LoadError: torch.export does not follow the model's code.
+    """
+    module, _, _ = _export(config, layer_kinds(config), family)
+    tidy(module)
+    return module
 
 
 def _dims(module: fx.GraphModule) -> dict[str, str]:
@@ -91,7 +108,9 @@ def shallow(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig
     return small
 
 
-def _export(config: PretrainedConfig, kinds: Sequence[str]) -> tuple[fx.GraphModule, dict[str, str], set[str]]:
+def _export(
+    config: PretrainedConfig, kinds: Sequence[str], family: DecoderFamily
+) -> tuple[fx.GraphModule, dict[str, str], set[str]]:
     """Export a model of one layer of each kind, after the first layer.
 
     Returns:
@@ -102,8 +121,6 @@ def _export(config: PretrainedConfig, kinds: Sequence[str]) -> tuple[fx.GraphMod
 
     attention.register()
     small = shallow(config, examples(kinds))
-    family = family_of(config.model_type)
-    assert isinstance(family, DecoderFamily), "what is captured here is a decoder"
     function = "eager" if family.own_attention else attention.NAME
     # Parameters are allocated but never written, so their pages never exist; computed buffers are real.
     with initialization.no_init_weights():

@@ -49,12 +49,19 @@ class GgufLayout:
 
     Attributes:
         architecture: The file's `general.architecture`.
-        layer_names: Within a layer, transformers' module path by GGUF name: `{"attn_q": "self_attn.q_proj"}`.
+        layer_names: Within a layer, transformers' module path by GGUF name: `{"attn_q": "self_attn.q_proj"}`. A path
+            that ends in `.*` is a list of modules, one for each row of the tensor.
         config: Takes the header and the config values that every family has, and returns those to add or replace.
         weight: Takes a tensor's GGUF name, its values (float32, of the parameter's shape), the number of query heads
             and the number of key and value heads; returns the values as transformers has them.
         keys: Metadata keys, without the architecture's name, that `config` reads.
         rope_factors: Whether a tensor `rope_freqs.weight` states Llama 3's RoPE.
+        long_rope: Whether tensors `rope_factors_long.weight` and `rope_factors_short.weight` state LongRoPE.
+        partial_rotary: Whether RoPE may turn a part of each head, `rope.dimension_count` numbers of it.
+        epsilon: What the config calls the epsilon of norms; files state that of layer norms by a key of its own.
+        turned: Names within a layer of the matrices that transformers has as [inputs, outputs].
+        renamed: Takes the header and returns names within a layer that depend on the file, in the form of
+            `layer_names`.
     """
 
     architecture: str
@@ -63,6 +70,11 @@ class GgufLayout:
     weight: Callable[[str, Array, int, int], Array] = as_stored
     keys: frozenset[str] = frozenset()
     rope_factors: bool = False
+    long_rope: bool = False
+    partial_rotary: bool = False
+    epsilon: str = "rms_norm_eps"
+    turned: frozenset[str] = frozenset()
+    renamed: Callable[[GgufHeader], Mapping[str, str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,8 @@ class DecoderFamily:
         accepted: Its config's keys that make another model unless they have this value.
         prepare: Makes transformers' model ready for export, in place; None where it is as it comes.
         own_attention: Whether its attention is code of its own, that takes no other function; `prepare` replaces it.
+        kv_heads: How many heads of keys and values a config asks for; None where `num_key_value_heads` says it, or
+            there are as many as heads of queries.
     """
 
     model_type: str
@@ -107,6 +121,7 @@ class DecoderFamily:
     accepted: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Any], None] | None = None
     own_attention: bool = False
+    kv_heads: Callable[[Any], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,19 @@ def head_name(config: Any) -> str:
     return f"{names_of(config).head}.weight"
 
 
+def kv_heads_of(config: Any) -> int:
+    """Return how many heads of keys and values a decoder's layers have."""
+    family = family_of(config.model_type)
+    own = family.kv_heads(config) if isinstance(family, DecoderFamily) and family.kv_heads is not None else None
+    return int(own or getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def inner_width_of(config: Any) -> int:
+    """Return how many neurons a decoder's feed-forward blocks have; four times its width where no key says it."""
+    stated = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_hidden_size"))
+    return int(next(filter(None, stated), 4 * config.hidden_size))
+
+
 def model_of(config: Any, **options: Any) -> Any:
     """Build the model of a config; `options` are those of transformers' `from_config`.
 

@@ -31,6 +31,12 @@ class WeightView:
     turned: bool = False
     rows: Runs = ()
 
+    def height(self, shape: tuple[int, ...]) -> int:
+        """How many rows the part has of a pretrained weight of this shape."""
+        if self.rows:
+            return sum(end - first for first, end in self.rows)
+        return shape[-1] if self.turned else shape[0]
+
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """The part of the pretrained weight; it shares memory where it is one run of whole rows."""
         import torch

@@ -110,12 +110,13 @@ def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.
 
     Args:
         model_type: transformers' name.
-        options: All of its config.
+        options: All of its config; a `head_dim` of None is left out, as some classes work it out by themselves.
         spread: Standard deviation of the weights; larger than the usual start, so that differences show, and norms'
             weights are not all one.
         seed: Of the weights.
     """
-    config = transformers.CONFIG_MAPPING[model_type](**options)
+    given = {key: value for key, value in options.items() if (key, value) != ("head_dim", None)}
+    config = transformers.CONFIG_MAPPING[model_type](**given)
     torch.manual_seed(seed)
     built = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -128,7 +129,7 @@ def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.
 def model(family: str) -> Any:
     """The family's model with random weights, as transformers runs it."""
     model_type, options = FAMILIES[family]
-    return random_model(model_type, {key: value for key, value in {**COMMON, **options}.items() if value is not None or key != "head_dim"})
+    return random_model(model_type, {**COMMON, **options})
 
 
 @cache

@@ -14,9 +14,12 @@ from adaptc.cli.output import print_columns
 @click.command("check")
 @SPEC
 @SETTINGS
+@click.option(
+    "--explain", is_flag=True, help="Of a model of an unknown family: which parts are foreign, which file to write."
+)
 @JSON
 @click.pass_context
-def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_json: bool) -> None:
+def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], explain: bool, as_json: bool) -> None:
     """Check a spec against its models and this machine.
 
     No weight is read. Exits with 1 if anything stands in the way.
@@ -29,7 +32,7 @@ def command(ctx: click.Context, spec_file: Path, settings: tuple[str, ...], as_j
 
     spec = read_spec(spec_file, settings)
     with quiet_transformers():  # the findings speak
-        report = preflight(spec, spec_file.parent)
+        report = preflight(spec, spec_file.parent, explained=explain)
     if as_json:
         click.echo(
             json.dumps({"ok": report.ok, "findings": [asdict(finding) for finding in report.findings]}, indent=2)

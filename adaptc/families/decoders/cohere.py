@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
-from adaptc.families.base import DecoderFamily
+from collections.abc import Mapping
+from typing import Any
 
-COHERE = DecoderFamily("cohere", keys=frozenset({"layer_norm_eps", "logit_scale", "use_qk_norm"}))
+from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, attention_bias
+from adaptc.families.gguf import PARALLEL
+
+
+def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        **attention_bias(file, values),
+        "logit_scale": file.get("command-r.logit_scale", float, 0.0) or 1.0,
+        "use_qk_norm": "blk.0.attn_q_norm.weight" in file.tensors,
+    }
+
+
+COHERE = DecoderFamily(
+    "cohere",
+    GgufLayout("command-r", PARALLEL, _config, keys=frozenset({"logit_scale"}), epsilon="layer_norm_eps"),
+    keys=frozenset({"layer_norm_eps", "logit_scale", "use_qk_norm"}),
+)

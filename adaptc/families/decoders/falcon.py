@@ -2,12 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptc.families.base import DecoderFamily, ModuleNames
+from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, ModuleNames
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
+
+    Array = npt.NDArray[np.float32]
+
+_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "self_attention.query_key_value",
+    "attn_output": "self_attention.dense",
+    "ffn_up": "mlp.dense_h_to_4h",
+    "ffn_down": "mlp.dense_4h_to_h",
+}
+
+
+def _two_norms(file: GgufHeader) -> bool:
+    return "blk.0.attn_norm_2.weight" in file.tensors
+
+
+def _renamed(file: GgufHeader) -> dict[str, str]:
+    return {"attn_norm": "ln_mlp", "attn_norm_2": "ln_attn"} if _two_norms(file) else {}
+
+
+def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
+    kv_heads = values["num_key_value_heads"]
+    return {
+        "num_kv_heads": kv_heads,
+        "multi_query": kv_heads == 1,
+        "new_decoder_architecture": kv_heads > 1 or _two_norms(file),
+        "num_ln_in_parallel_attn": 2 if _two_norms(file) else 1,
+        "parallel_attn": True,
+        "bias": any(name.endswith(".bias") and "norm" not in name for name in file.tensors),
+        "ffn_hidden_size": values["intermediate_size"],
+        # The models were trained with GELU itself; llama.cpp computes it by tanh.
+        "activation": "gelu_pytorch_tanh",
+    }
+
+
+def _weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
+    """Put each group's queries, its key and its value together, which files have apart."""
+    import numpy as np
+
+    if ".attn_qkv." not in name:
+        return values
+    width = values.shape[0] // (heads + 2 * kv_heads)
+    ends = heads * width, (heads + kv_heads) * width
+    parts = [part.reshape(kv_heads, -1, *values.shape[1:]) for part in np.split(values, ends)]
+    joined: Array = np.concatenate(parts, 1).reshape(values.shape)
+    return joined
 
 
 def _prepare(model: Any) -> None:
@@ -38,8 +87,15 @@ def _prepare(model: Any) -> None:
         layer.self_attention = Attention(layer.self_attention)
 
 
+def _kv_heads(config: Any) -> int:
+    if config.new_decoder_architecture:
+        return int(config.num_kv_heads)
+    return 1 if config.multi_query else int(config.num_attention_heads)
+
+
 FALCON = DecoderFamily(
     "falcon",
+    GgufLayout("falcon", _NAMES, _config, _weight, epsilon="layer_norm_epsilon", renamed=_renamed),
     names=ModuleNames("transformer", "h", "word_embeddings", "ln_f"),
     keys=frozenset(
         {
@@ -61,4 +117,5 @@ FALCON = DecoderFamily(
     accepted={"alibi": False},
     prepare=_prepare,
     own_attention=True,
+    kv_heads=_kv_heads,
 )

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from adaptc.families.base import DecoderFamily, ModuleNames
+from collections.abc import Mapping
+from typing import Any
+
+from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, ModuleNames
+
+_MATRICES = {
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+
+
+def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {"n_inner": values["intermediate_size"], "activation_function": "gelu_pytorch_tanh"}
+
 
 GPT2 = DecoderFamily(
     "gpt2",
+    GgufLayout(
+        "gpt2",
+        {**_MATRICES, "attn_norm": "ln_1", "ffn_norm": "ln_2"},
+        _config,
+        epsilon="layer_norm_epsilon",
+        turned=frozenset(_MATRICES),
+    ),
     names=ModuleNames("transformer", "h", "wte", "ln_f", positions="wpe"),
     keys=frozenset(
         {

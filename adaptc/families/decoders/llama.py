@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, attention_bias
-from adaptc.families.gguf import TWO_NORMS, halves_from_pairs
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float32]
+from adaptc.families.gguf import TWO_NORMS, rotary_weight
 
 
 def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,12 +16,4 @@ def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
-    if ".attn_q." in name:
-        return halves_from_pairs(values, heads)
-    if ".attn_k." in name:
-        return halves_from_pairs(values, kv_heads)
-    return values
-
-
-LLAMA = DecoderFamily("llama", GgufLayout("llama", TWO_NORMS, _config, _weight, rope_factors=True))
+LLAMA = DecoderFamily("llama", GgufLayout("llama", TWO_NORMS, _config, rotary_weight, rope_factors=True))

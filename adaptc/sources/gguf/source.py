@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptc.families.model import kv_heads_of
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.gguf.config import config_values, family_and_layout
-from adaptc.sources.gguf.file import GgufFile, GgufTensor, read_gguf
+from adaptc.sources.gguf.file import GgufFile, read_gguf
 from adaptc.sources.gguf.keys import remarks_on_keys
-from adaptc.sources.gguf.parameters import parameter_names, read_parameter, zero_biases
+from adaptc.sources.gguf.parameters import StoredParameter, parameter_names, read_parameter, zero_biases
 from adaptc.sources.gguf.tokenizer import rebuilt_tokenizer
 from adaptc.sources.gguf.vocabulary import read_vocabulary
 from adaptc.sources.tensors import Tensors, check_shapes, parameter_shapes
@@ -49,7 +50,7 @@ class GgufSource(Source):
         config = self._config(file)
         tensors = parameter_names(file) | zero_biases(file, parameter_shapes(config))
         names = check_shapes(self.origin, config, {name: tensor.shape for name, tensor in tensors.items()})
-        heads = config.num_attention_heads, config.num_key_value_heads
+        heads = config.num_attention_heads, kv_heads_of(config)
         readers = {name: partial(_read, file, tensor, *heads) for name, tensor in tensors.items() if name in names}
         return Tensors(self.origin, self.dtype, readers)
 
@@ -69,9 +70,9 @@ class GgufSource(Source):
         return name
 
 
-def _read(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> torch.Tensor:
+def _read(file: GgufFile, parameter: StoredParameter, heads: int, kv_heads: int) -> torch.Tensor:
     import numpy as np
     import torch
 
     # Tensors stored as float32 come as read-only views of the file, which torch will not share.
-    return torch.from_numpy(np.require(read_parameter(file, tensor, heads, kv_heads), requirements=["C", "W"]))
+    return torch.from_numpy(np.require(read_parameter(file, parameter, heads, kv_heads), requirements=["C", "W"]))
