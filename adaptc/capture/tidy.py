@@ -17,7 +17,13 @@ def tidy(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.target in ("_guards_fn", aten._assert_tensor_metadata.default):
             module.graph.erase_node(node)
-        elif node.target in (aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.alias.default, aten.detach_.default):
+        elif node.target in (
+            aten.to.dtype,
+            aten.to.dtype_layout,
+            aten.to.device,
+            aten.alias.default,
+            aten.detach_.default,
+        ):
             source = node.args[0]
             if source.meta["val"].dtype == node.meta["val"].dtype:
                 node.replace_all_uses_with(source)
@@ -26,7 +32,7 @@ def tidy(module: fx.GraphModule) -> None:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
         elif node.target is aten.copy_.default and node.args[0].op == "get_attr":
-            # A buffer that is written before it is read, as LongRoPE's frequencies: what is written is what is read.
+            # A buffer that is written before it is read, as LongRoPE's frequencies: what is written is read.
             node.args[0].replace_all_uses_with(node.args[1], delete_user_cb=partial(_follows, node))
             node.replace_all_uses_with(node.args[1])
             module.graph.erase_node(node)
@@ -38,7 +44,7 @@ def tidy(module: fx.GraphModule) -> None:
 
 
 def _own_constants(module: fx.GraphModule) -> None:
-    """Make buffers of tensors that the exporter lifted out of the code: a graph's forks share buffers and parameters."""
+    """Make buffers of tensors that the exporter lifted out of the code: a graph's forks share buffers."""
     for node in module.graph.nodes:
         value = attribute(module, str(node.target)) if node.op == "get_attr" else None
         if isinstance(value, torch.Tensor) and "." not in node.target and node.target in vars(module):

@@ -95,7 +95,7 @@ def _attention_parts(linear: fx.Node, moved: dict[fx.Node, None]) -> dict[str, f
 
 
 def _last_whole(linear: fx.Node, moved: dict[fx.Node, None], end: fx.Node) -> fx.Node | None:
-    """The last moved node through which all that `end` has of the product goes: RoPE cuts a head, and joins it again."""
+    """The last moved node through which all goes that `end` has of the product: RoPE cuts a head, and joins it."""
     above: set[fx.Node] = set()
     open_ = [end]
     while open_:

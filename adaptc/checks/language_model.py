@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
-"""Kinds of RoPE whose angles depend on the position alone, or on `max_tokens`; others change with each text's length."""
+"""Kinds of RoPE whose angles depend on positions alone, or on `max_tokens`; others change with each text's length."""
 
 
 def architecture(name: str, config: PretrainedConfig) -> Finding:
@@ -73,7 +73,9 @@ def rope_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> It
 
 def _learned_positions(name: str, trained: int, target: TargetSpec) -> Finding:
     if target.max_tokens > trained:
-        text = f"max_tokens {target.max_tokens} is beyond the {trained} positions that the model has; at most so many are"
+        text = (
+            f"max_tokens {target.max_tokens} is beyond the {trained} positions that the model has; at most so many are"
+        )
         return Finding(name, "error", f"{text} right")
     return Finding(name, "ok", f"positions are learned; max_tokens {target.max_tokens} of {trained}")
 

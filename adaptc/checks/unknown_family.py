@@ -1,4 +1,4 @@
-"""What `adaptc check --explain` says of a model of a family that adaptc does not have: which of its parts are foreign."""
+"""What `adaptc check --explain` says of a model of an unknown family: which parts are foreign, which file to write."""
 
 from __future__ import annotations
 
@@ -63,9 +63,12 @@ def _parts(model_type: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, st
     yield from (("error", text) for text in missing)
     takes = bool(getattr(model, "_supports_attention_backend", False))
     if not takes:
-        yield "error", (
-            "attention: its code takes no function of others: own_attention and a `prepare` that puts adaptc's "
-            "operator in are right, as in adaptc/families/decoders/falcon.py"
+        yield (
+            "error",
+            (
+                "attention: its code takes no function of others: own_attention and a `prepare` that puts adaptc's "
+                "operator in are right, as in adaptc/families/decoders/falcon.py"
+            ),
         )
     yield from (("error", text) for text in _foreign(model, config))
     if fields := new_fields(config, values):
@@ -141,7 +144,11 @@ def _tried(config: Any, family: DecoderFamily) -> tuple[Any, str]:
 
 def _advice(model_type: str, names: ModuleNames) -> str:
     usual = ModuleNames()
-    own = [f"{field}={value!r}" for field in ModuleNames.__slots__ if (value := getattr(names, field)) != getattr(usual, field)]
+    own = [
+        f"{field}={value!r}"
+        for field in ModuleNames.__slots__
+        if (value := getattr(names, field)) != getattr(usual, field)
+    ]
     named = f", names=ModuleNames({', '.join(own)})" if own else ""
     return (
         f"the file to write is adaptc/families/decoders/{model_type}.py: {model_type.upper()} = "

@@ -46,9 +46,7 @@ FOUR_NORMS: Mapping[str, str] = MappingProxyType(
 """Names within a layer that has norms on both sides of each block; `ffn_norm` is another one there."""
 
 
-PARALLEL: Mapping[str, str] = MappingProxyType(
-    {name: path for name, path in TWO_NORMS.items() if name != "ffn_norm"}
-)
+PARALLEL: Mapping[str, str] = MappingProxyType({name: path for name, path in TWO_NORMS.items() if name != "ffn_norm"})
 """Names within a layer whose two blocks read one norm."""
 
 

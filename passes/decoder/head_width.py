@@ -1,8 +1,8 @@
 """Heads of a width that the attention kernel lacks: zeros fill them up, and their results are cut again.
 
-RoPE turns number i of a head with number i + width / 2, so each half of a head is filled up by itself; where it
-turns neighbours or nothing, a head is filled up at its end; where it turns a part, the halves of that and the rest are. Zeros add
-nothing to the products of queries and keys, and what they give of the values is cut away: the numbers are the same.
+RoPE turns number i of a head with number i + width / 2, so each half of a head is filled up by itself; where it turns
+neighbours or nothing, a head is filled up at its end; where it turns a part, the halves of that and the rest are. Zeros
+add nothing to the products of queries and keys, and what they give of the values is cut away: the numbers are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from adaptc.passes.decoder.attention_parts import Rope
-
 
 Pieces = tuple[tuple[int, int], ...]
 """How a head is cut, in order: the width of each piece, and what it is filled up to."""

@@ -33,11 +33,11 @@ class KvCache(Pass):
 
     The runtime binds one buffer as `past.i.key` and `present.i.key`, so a step writes its tokens' keys and values and
     copies nothing. RoPE tables are computed once, by running the model's own subgraph over every position, so each
-    static kind of RoPE (default, linear, Llama 3, YaRN, LongRoPE for so many tokens) is served by the same code. Where a token has three positions,
-    as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
+    static kind of RoPE (default, linear, Llama 3, YaRN, LongRoPE for so many tokens) is served by the same code. Where
+    a token has three positions, as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
 
-    RoPE may turn a part of each head, neighbours instead of halves, or nothing in some layers. What else reads positions,
-    as an embedding of them, gets them counted from seqlens_k.
+    RoPE may turn a part of each head, neighbours instead of halves, or nothing in some layers. What else reads
+    positions, as an embedding of them, gets them counted from seqlens_k.
 
     The kernel takes heads of whole multiples of 16; others are filled up with zeros and cut again (`head_width.py`).
 
@@ -179,4 +179,3 @@ def _tables(
 def _cache_value(name: str, heads: int, positions: int, width: int) -> ir.Value:
     shape = ir.Shape(["batch", heads, positions, width])
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
-

@@ -91,7 +91,9 @@ class RopeOfPart(pattern.RewriteRuleClassBase):  # type: ignore[misc]  # onnxscr
             and tail[1] >= width
         )
 
-    def rewrite(self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, first: ir.Value, turned: Any, **_: Any) -> Any:
+    def rewrite(
+        self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, first: ir.Value, turned: Any, **_: Any
+    ) -> Any:
         side_by_side = turned.producer().attributes.get_int("interleaved", 0)
         return op.RotaryEmbedding(
             x, cos, sin, interleaved=side_by_side, rotary_embedding_dim=_bounds(first)[1], num_heads=x.shape[1]

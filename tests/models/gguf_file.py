@@ -149,17 +149,13 @@ def _described(config: Any, architecture: str) -> dict[str, Any]:
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
-        "feed_forward_length": next(
-            value for name in _INNER if (value := getattr(config, name, None)) is not None
-        ),
+        "feed_forward_length": next(value for name in _INNER if (value := getattr(config, name, None)) is not None),
         "attention.head_count": heads,
         "attention.head_count_kv": _kv_heads(config),
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
-        "attention.layer_norm_epsilon": getattr(
-            config, "layer_norm_eps", getattr(config, "layer_norm_epsilon", None)
-        ),
+        "attention.layer_norm_epsilon": getattr(config, "layer_norm_eps", getattr(config, "layer_norm_epsilon", None)),
         "attention.sliding_window": getattr(config, "sliding_window", None),
         "rope.dimension_count": int(turned.get("partial_rotary_factor", 1.0) * head_dim) if rope else None,
         "rope.freq_base": float(turned["rope_theta"]) if rope else None,
@@ -184,14 +180,13 @@ def _long(rope: Mapping[str, Any], name: str) -> Any:
 
 
 def _kv_heads(config: Any) -> int:
-    if config.model_type == "falcon" and not config.new_decoder_architecture:
-        return 1 if config.multi_query else int(config.num_attention_heads)
-    usual = getattr(config, "num_kv_heads", config.num_attention_heads)
-    return int(getattr(config, "num_key_value_heads", usual) if config.model_type in _GROUPED else usual)
-
-
-_GROUPED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "granite", "smollm3")
-_GROUPED += ("stablelm", "cohere", "cohere2")
+    if config.model_type in ("gpt2", "gpt_neox"):
+        return int(config.num_attention_heads)
+    if config.model_type != "falcon":
+        return int(config.num_key_value_heads)
+    if config.new_decoder_architecture:
+        return int(config.num_kv_heads)
+    return 1 if config.multi_query else int(config.num_attention_heads)
 
 
 def _put(writer: Any, name: str, value: Any) -> None:

@@ -34,9 +34,12 @@ LONG: dict[str, Any] = {
     "rope_theta": 10000.0,
     "short_factor": [1.0, 1.1, 1.4, 2.0],
     "long_factor": [1.0, 2.0, 4.0, 8.0],
-    "original_max_position_embeddings": 32,
+    "original_max_position_embeddings": 64,
 }
-"""LongRoPE for heads of 8."""
+"""LongRoPE for heads of 8; its short factors, as tests have caches of 64 tokens."""
+PHI3: dict[str, Any] = {"pad_token_id": 0, "head_dim": 8}
+NEOX: dict[str, Any] = {"head_dim": 8, "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5}
+
 
 GRANITE: dict[str, Any] = {
     "embedding_multiplier": 3.0,
@@ -85,8 +88,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"tie_word_embeddings": True, "sliding_window": 5, "num_hidden_layers": 7, "query_pre_attn_scalar": 16},
     ),
     "phi3": ("phi3", {"pad_token_id": 0}),
-    "phi3-partial": ("phi3", {"pad_token_id": 0, "head_dim": 8, "partial_rotary_factor": 0.5, "sliding_window": 5}),
-    "phi3-long": ("phi3", {"pad_token_id": 0, "head_dim": 8, "original_max_position_embeddings": 32, "rope_parameters": LONG}),
+    "phi3-partial": ("phi3", PHI3 | {"partial_rotary_factor": 0.5, "sliding_window": 5}),
+    "phi3-long": (
+        "phi3",
+        {"pad_token_id": 0, "head_dim": 8, "original_max_position_embeddings": 32, "rope_parameters": LONG},
+    ),
     "olmo2": ("olmo2", {"pad_token_id": None}),
     "granite": ("granite", GRANITE),
     "smollm3": ("smollm3", {"pad_token_id": None, "no_rope_layer_interval": 2}),
@@ -97,7 +103,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere2": ("cohere2", {"sliding_window": 5, "num_hidden_layers": 5, "tie_word_embeddings": True}),
     "gpt2": ("gpt2", {"tie_word_embeddings": True, "intermediate_size": None}),
     "gpt_neox": ("gpt_neox", {"hidden_act": "gelu", "hidden_size": 64}),
-    "gpt_neox-serial": ("gpt_neox", {"head_dim": 8, "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5}),
+    "gpt_neox-serial": (
+        "gpt_neox",
+        {"head_dim": 8, "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5},
+    ),
     "falcon": ("falcon", FALCON | {"tie_word_embeddings": True, "multi_query": True, "parallel_attn": True}),
     "falcon-new": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-serial": ("falcon", FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),

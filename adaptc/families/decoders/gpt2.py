@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, ModuleNames
@@ -51,4 +52,5 @@ GPT2 = DecoderFamily(
         }
     ),
     accepted={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    kv_heads=attrgetter("num_attention_heads"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, ModuleNames
@@ -62,4 +63,5 @@ GPT_NEOX = DecoderFamily(
             "use_parallel_residual",
         }
     ),
+    kv_heads=attrgetter("num_attention_heads"),
 )

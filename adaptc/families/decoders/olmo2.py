@@ -19,6 +19,4 @@ def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
     return attention_bias(file, values)
 
 
-OLMO2 = DecoderFamily(
-    "olmo2", GgufLayout("olmo2", FOUR_NORMS, _config, keys=frozenset({"attention.sliding_window"}))
-)
+OLMO2 = DecoderFamily("olmo2", GgufLayout("olmo2", FOUR_NORMS, _config, keys=frozenset({"attention.sliding_window"})))

@@ -253,7 +253,9 @@ def _new(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str]:
 def new_fields(config: Any, values: Mapping[str, Any]) -> list[str]:
     """Return the fields of a config class that no family of adaptc's follows, where a file sets one."""
     every = _CAPTURED | _WITHOUT_EFFECT | _ACCEPTED.keys()
-    return sorted(field.name for field in dataclasses.fields(config) if field.name in values and field.name not in every)
+    return sorted(
+        field.name for field in dataclasses.fields(config) if field.name in values and field.name not in every
+    )
 
 
 def _own_keys(model_type: str) -> frozenset[str]:

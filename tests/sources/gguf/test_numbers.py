@@ -1,8 +1,8 @@
 """What a compiled GGUF file computes is what llama.cpp computes from it: families, keys, biases, ggml types.
 
 llama.cpp keeps float32 throughout, so only the order of sums differs: log probabilities were measured to differ by less
-than 1e-4. For Gemma, GPT-2, GPT-NeoX and Falcon it looks GELU up in a table of float16, which was measured to cost up to 2.1e-3. A wrong window,
-scale, cap or bias costs 0.02 and more, as the test of a wrong window shows.
+than 1e-4. For Gemma, GPT-2, GPT-NeoX and Falcon it looks GELU up in a table of float16, which was measured to cost up
+to 2.1e-3. A wrong window, scale, cap or bias costs 0.02 and more, as the test of a wrong window shows.
 """
 
 from __future__ import annotations
