@@ -110,6 +110,7 @@ class DecoderFamily:
         accepted: Its config's keys that make another model unless they have this value.
         prepare: Makes transformers' model ready for export, in place; None where it is as it comes.
         own_attention: Whether its attention is code of its own, that takes no other function; `prepare` replaces it.
+        alone: Whether adaptc takes it by itself only, and not as the language model of a multimodal one.
         kv_heads: How many heads of keys and values a config asks for; None where `num_key_value_heads` says it, or
             there are as many as heads of queries.
     """
@@ -121,6 +122,7 @@ class DecoderFamily:
     accepted: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Any], None] | None = None
     own_attention: bool = False
+    alone: bool = False
     kv_heads: Callable[[Any], int] | None = None
 
 

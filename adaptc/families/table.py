@@ -85,13 +85,14 @@ def supported() -> tuple[str, ...]:
     return (*FAMILIES, *sorted(importlib.metadata.entry_points(group=GROUP).names - FAMILIES.keys()))
 
 
-def supported_decoders() -> tuple[str, ...]:
-    """Return the `model_type` of every family of decoders, adaptc's own first.
+def decoders_within() -> tuple[str, ...]:
+    """Return the `model_type` of every family of decoders that a multimodal model may have, adaptc's own first.
 
     Raises:
         LoadError: as in `family_of`.
     """
-    return (*DECODERS, *(each.model_type for each in _offered() if isinstance(each, DecoderFamily)))
+    families = (*DECODERS.values(), *_offered())
+    return tuple(each.model_type for each in families if isinstance(each, DecoderFamily) and not each.alone)
 
 
 def supported_gguf() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptc.errors import LoadError, foreign, one_line
 from adaptc.families.model import multimodal_of, text_of
-from adaptc.families.table import family_of, supported, supported_decoders
+from adaptc.families.table import decoders_within, family_of, supported
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Kinds of layers that capture knows."""
@@ -119,7 +119,7 @@ def _check_parts(origin: str, config: Any) -> None:
     if family is None:
         return
     parts = (
-        ("a language model", config.text_config, family.decoders or supported_decoders()),
+        ("a language model", config.text_config, family.decoders or decoders_within()),
         ("an image encoder", config.vision_config, family.encoders),
     )
     for what, part, known in parts:

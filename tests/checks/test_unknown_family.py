@@ -37,7 +37,7 @@ def test_of_a_family_that_needs_a_file_alone(tmp_path: Path) -> None:
     ]
     assert found["ok"][0].startswith("a layer of each kind is captured as it is, in ")
     assert found["ok"][1].startswith(
-        "the file to write is adaptc/families/decoders/seed_oss.py: SEED_OSS = DecoderFamily('seed_oss'); CONTRIBUTING.md"
+        "the file to write is adaptc/families/decoders/seed_oss.py: SEED_OSS = DecoderFamily('seed_oss'); CONTRIB"
     )
 
 

@@ -113,6 +113,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
 
+_UNGATED = ("gpt2", "gpt_neox", "gpt_neox-serial", "falcon", "falcon-new", "falcon-serial")
+WITH_GATES = tuple(family for family in FAMILIES if family not in (*_UNGATED, "olmo2"))
+"""Families whose blocks `skip_ffn` takes."""
+
+_LAYER_NORMS = ("stablelm", "stablelm-parallel", "cohere", "cohere-norms", "cohere2")
+ON_CPU_ONLY = (*_UNGATED, *_LAYER_NORMS, "phi3-partial")
+"""Families that kernels of a GPU's step do not compute: layer norms, and heads filled up in pieces."""
+
 
 def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.3, seed: int = 0) -> Any:
     """A language model with random weights, as transformers runs it.

@@ -117,5 +117,6 @@ FALCON = DecoderFamily(
     accepted={"alibi": False},
     prepare=_prepare,
     own_attention=True,
+    alone=True,
     kv_heads=_kv_heads,
 )

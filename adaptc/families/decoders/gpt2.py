@@ -52,5 +52,6 @@ GPT2 = DecoderFamily(
         }
     ),
     accepted={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+    alone=True,
     kv_heads=attrgetter("num_attention_heads"),
 )

@@ -63,5 +63,6 @@ GPT_NEOX = DecoderFamily(
             "use_parallel_residual",
         }
     ),
+    alone=True,
     kv_heads=attrgetter("num_attention_heads"),
 )

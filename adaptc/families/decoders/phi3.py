@@ -30,4 +30,5 @@ PHI3 = DecoderFamily(
     "phi3",
     GgufLayout("phi3", _NAMES, _config, long_rope=True, partial_rotary=True),
     keys=frozenset({"embd_pdrop", "resid_pdrop", "original_max_position_embeddings", "partial_rotary_factor"}),
+    alone=True,
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
-from adaptc.passes.device.device_steps import DeviceSteps
+from adaptc.passes.device.device_steps import DeviceSteps, cpu_only
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.quantize import Quantize
@@ -58,7 +59,7 @@ def test_golden_with_gates(golden: Callable[[str, str], None], name: str, low_ra
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in tiny.ON_CPU_ONLY])
 def test_every_family_is_a_step_in_all_weights(family: str, weights: str) -> None:
     program = stored(tiny.cached(family), weights)
     found = lowering(program)
@@ -81,6 +82,16 @@ def test_every_family_is_a_step_in_all_weights(family: str, weights: str) -> Non
         assert {name for name in call.reads if name in step.values} <= written
         written |= set(call.writes)
     assert row_source(step.row_kernels).count("__global__") == len(step.row_kernels)
+
+
+@pytest.mark.parametrize("family", tiny.ON_CPU_ONLY)
+def test_other_families_stay_on_a_cpu_with_a_reason(family: str) -> None:
+    program = stored(tiny.cached(family), "fp32")
+    assert DeviceSteps().apply(program) is program
+    [(name, reason)] = cpu_only(program).items()
+    assert name == "lm"
+    with pytest.raises(PassError, match=f"^{re.escape(reason)}$"):
+        REQUIRED.apply(program)
 
 
 def test_windows_and_caps_are_the_models() -> None:
