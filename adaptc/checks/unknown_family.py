@@ -19,10 +19,15 @@ from adaptc.sources.folder.config_keys import new_fields
 from adaptc.sources.folder.files import read_object
 
 _KNOWN = re.compile(
-    r"Linear|Embedding|Conv1D|Dropout|ModuleList|.*Norm(\w*)|.*Rotary\w*|.*Attention|.*MLP|.*Layer|.*Block"
+    r"Linear|Embedding|Conv1D|Dropout|ModuleList|.*Norm(\w*)|.*Rotary\w*|.*Attention|.*MLP|.*Layer|(?!.*(Moe|Sparse|Mamba)).*Block"
     r"|.*(GELU|SiLU|ReLU|Sigmoid|Tanh)\w*"
 )
 """Classes of modules that capture, lowering and the runtime have seen."""
+
+_OWN_ATTENTION = (
+    "attention: its code takes no function of others: own_attention and a `prepare` that puts adaptc's operator in are "
+    "right, as in adaptc/families/decoders/falcon.py"
+)
 
 
 def explain(name: str, source: Source) -> Iterator[Finding]:
@@ -62,14 +67,10 @@ def _parts(model_type: str, values: Mapping[str, Any]) -> Iterator[tuple[Any, st
     names, missing = _names(model, config)
     yield from (("error", text) for text in missing)
     takes = bool(getattr(model, "_supports_attention_backend", False))
-    if not takes:
-        yield (
-            "error",
-            (
-                "attention: its code takes no function of others: own_attention and a `prepare` that puts adaptc's "
-                "operator in are right, as in adaptc/families/decoders/falcon.py"
-            ),
-        )
+    if not any("Attention" in type(module).__name__ for module in model.modules()):
+        yield "error", "attention: its layers have none; a family's layers have one each, with a KV cache"
+    elif not takes:
+        yield "error", _OWN_ATTENTION
     yield from (("error", text) for text in _foreign(model, config))
     if fields := new_fields(config, values):
         yield "warn", f"config.json: {', '.join(fields)}: try each, and state those that capture follows as `keys`"

@@ -52,6 +52,7 @@ def test_of_a_family_with_names_of_its_own(tmp_path: Path) -> None:
 def test_of_a_family_with_foreign_parts(tmp_path: Path) -> None:
     found = explained(tmp_path, "mamba", state_size=4)
     assert any("MambaMixer, which no family of adaptc's has" in text for text in found["error"])
+    assert "attention: its layers have none; a family's layers have one each, with a KV cache" in found["error"]
 
 
 @pytest.mark.parametrize(
