@@ -8,7 +8,7 @@ has.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -187,8 +187,9 @@ def _replace(
             views[f"{path}.{leaf}"] = WeightView(str(old.target), rows=_runs(rows))
             weights.append(_parameter(module, f"{path}.{leaf}", old, len(rows)))
     heads = part.meta["val"]
+    given: Any = (linear.args[0], *weights)
     with module.graph.inserting_before(part):
-        new = module.graph.call_function(aten.linear.default, (linear.args[0], *weights))
+        new = module.graph.call_function(aten.linear.default, given)
         new.meta = {"val": heads.new_empty((batch, tokens, len(rows))), "path": path}
         result = new
         if heads.ndim == 4:
@@ -213,7 +214,8 @@ def _parameter(module: fx.GraphModule, name: str, like: fx.Node, rows: int) -> f
 
 def _size(graph: fx.Graph, axis: int) -> fx.Node:
     """The node that reads the batch or the tokens off the ids."""
-    return next(node for node in graph.nodes if node.target is aten.sym_size.int and node.args[1] == axis)
+    nodes: Iterator[fx.Node] = iter(graph.nodes)
+    return next(node for node in nodes if node.target is aten.sym_size.int and node.args[1] == axis)
 
 
 def _runs(rows: Sequence[int]) -> Runs:

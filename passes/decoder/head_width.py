@@ -76,7 +76,7 @@ def cut(main: ir.Graph, before: ir.Node, value: ir.Value, heads: int, pieces: Pi
     if width == to:
         return value
     if len(set(pieces)) > 1:
-        places, start = [], 0
+        places, start = list[int](), 0
         for old, new in pieces:
             places += range(start, start + old)
             start += new

@@ -12,7 +12,7 @@ from adaptc.families.gguf import PARALLEL
 def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **attention_bias(file, values),
-        "logit_scale": file.get("command-r.logit_scale", float, 0.0) or 1.0,
+        "logit_scale": file.need("command-r.logit_scale", float) or 1.0,
         "use_qk_norm": "blk.0.attn_q_norm.weight" in file.tensors,
     }
 

@@ -16,7 +16,7 @@ def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
     slides = sliding_layers(file, "cohere2", values["num_hidden_layers"], _PERIOD)
     return {
         **attention_bias(file, values),
-        "logit_scale": file.get("cohere2.logit_scale", float, 0.0) or 1.0,
+        "logit_scale": file.need("cohere2.logit_scale", float) or 1.0,
         "sliding_window": file.need("cohere2.attention.sliding_window", int),
         "layer_types": ["sliding_attention" if sliding else "full_attention" for sliding in slides],
     }

@@ -74,7 +74,7 @@ def _prepare(model: Any) -> None:
             # Grouped: each group's queries, its key and its value; otherwise all queries of one key, or of each.
             self.groups = self.kv_heads if old.new_decoder_architecture or not old.multi_query else 1
 
-        def forward(self, hidden_states: torch.Tensor, position_embeddings: Any, **_: object) -> tuple[Any, None]:
+        def forward(self, hidden_states: torch.Tensor, position_embeddings: Any, **others: object) -> tuple[Any, None]:
             batch, tokens, _ = hidden_states.shape
             joined = self.query_key_value(hidden_states).view(batch, tokens, self.groups, -1, self.width)
             parts = joined[:, :, :, :-2], joined[:, :, :, -2:-1], joined[:, :, :, -1:]

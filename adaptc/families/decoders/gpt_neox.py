@@ -38,7 +38,8 @@ def _weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
     if ".attn_qkv." not in name:
         return values
     parts = values.reshape(3, heads, -1, *values.shape[1:])
-    return parts.swapaxes(0, 1).reshape(values.shape)
+    joined: Array = parts.swapaxes(0, 1).reshape(values.shape)
+    return joined
 
 
 GPT_NEOX = DecoderFamily(

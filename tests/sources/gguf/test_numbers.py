@@ -166,7 +166,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "granite",
         "granite",
         {"attention_multiplier": 0.25, "attention_bias": True, "mlp_bias": True},
-        {f"granite.{key}": None for key in ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")},
+        {f"granite.{key}": None for key in ("embedding_scale", "residual_scale", "attention.scale")},
     ),
     "smollm3": ("smollm3", "smollm3", {**NO_PAD, "num_hidden_layers": 5}, {}),
     "stablelm": ("stablelm", "stablelm", {"use_qkv_bias": True}, {}),
