@@ -46,10 +46,14 @@ def tidy(module: fx.GraphModule) -> None:
 def _own_constants(module: fx.GraphModule) -> None:
     """Make buffers of tensors that the exporter lifted out of the code: a graph's forks share buffers."""
     for node in module.graph.nodes:
-        value = attribute(module, str(node.target)) if node.op == "get_attr" else None
-        if isinstance(value, torch.Tensor) and "." not in node.target and node.target in vars(module):
-            delattr(module, node.target)
-            module.register_buffer(node.target, value)
+        if node.op != "get_attr":
+            continue
+        place, _, leaf = str(node.target).rpartition(".")
+        owner = attribute(module, place) if place else module
+        value = vars(owner).get(leaf)
+        if isinstance(value, torch.Tensor):
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, value)
 
 
 def _follows(first: fx.Node, node: fx.Node) -> bool:

@@ -102,9 +102,9 @@ def _whole(
     for name, view in views.items():
         parts.setdefault(view.source, []).append((view, stored.find(name, rows)))
     return {
-        source: Stored(tuple(parameters[source].shape), min(p.bits for p in found), partial(_joined, each))
+        source: Stored(tuple(parameters[source].shape), min(part.bits for _, part in found), partial(_joined, found))
         for source, each in parts.items()
-        if len(found := [part for _, part in each if part is not None]) == len(each)
+        if len(found := [(view, part) for view, part in each if part is not None]) == len(each)
     }
 
 

@@ -121,7 +121,7 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
         main.inputs.extend(past)
         main.outputs.extend(present)
     if not spatial:
-        count_positions(main, seqlens)
+        count_positions(main, seqlens, max_tokens)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
     for unused in [v for v in main.inputs if v.name == POSITION_IDS and not v.uses()]:

@@ -11,12 +11,13 @@ STEP_POSITIONS = "step_positions"
 """The value that counts them: a target that is given positions takes those."""
 
 
-def count_positions(graph: ir.Graph, seqlens: ir.Value) -> None:
+def count_positions(graph: ir.Graph, seqlens: ir.Value, max_tokens: int) -> None:
     """Count positions from how many tokens a row has after the step, where something still reads `position_ids`.
 
     Args:
         graph: A decoder's graph, in place.
         seqlens: int32[batch], valid positions after the step, minus 1; rows that are not used may have any number.
+        max_tokens: Positions of the cache.
     """
     given = {value.name: value for value in graph.inputs}
     positions = given.get(POSITION_IDS)
@@ -29,6 +30,7 @@ def count_positions(graph: ir.Graph, seqlens: ir.Value) -> None:
     last = emit.call("Unsqueeze", emit.call("Cast", seqlens, dtype=INT, shape=["batch"], to=INT), emit.constant([1]))
     first = emit.call("Add", emit.call("Sub", last, tokens), emit.constant([1]), shape=["batch", 1])
     counted = emit.call("Add", first, places, shape=["batch", "tokens"])
-    result = emit.call("Max", counted, emit.constant([0]), dtype=INT, shape=["batch", "tokens"])
+    bounds = emit.constant(0), emit.constant(max_tokens - 1)
+    result = emit.call("Clip", counted, *bounds, dtype=INT, shape=["batch", "tokens"])
     result.name = STEP_POSITIONS
     positions.replace_all_uses_with(result)

@@ -126,7 +126,7 @@ def test_each_trouble_is_one_finding(change: dict[str, Any], level: str, text: s
 
 
 def test_positions_that_are_learned_are_all_there_are(tmp_path: Path) -> None:
-    more = {"model_type": "gpt2", "n_positions": 64, "rope_parameters": None}
+    more: dict[str, Any] = {"model_type": "gpt2", "n_positions": 64, "rope_parameters": None}
     text = "max_tokens 128 is beyond the 64 positions that the model has; at most so many are right"
     assert troubles(tmp_path, **more) == [("lm", "error", text)]
     assert troubles(tmp_path, **more | {"n_positions": 128}) == []
@@ -134,7 +134,12 @@ def test_positions_that_are_learned_are_all_there_are(tmp_path: Path) -> None:
 
 def test_long_factors_are_said_to_be_for_every_text(tmp_path: Path) -> None:
     long = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
-    more = {"model_type": "phi3", "pad_token_id": 0, "rope_parameters": long, "original_max_position_embeddings": 64}
+    more: dict[str, Any] = {
+        "model_type": "phi3",
+        "pad_token_id": 0,
+        "rope_parameters": long,
+        "original_max_position_embeddings": 64,
+    }
     text = (
         "max_tokens 128 is beyond 64: LongRoPE's long factors are used for texts of every length, as llama.cpp does; "
         "with max_tokens up to 64 its short ones are"

@@ -74,13 +74,16 @@ def read(folder: Path) -> tuple[Tokenizer, AutoText]:
     return Tokenizer(found(folder).tokenizer_files()), AutoText(auto_tokenizer(Place(folder)), "")
 
 
-CLASSES = tuple({TOKENIZER_MAPPING_NAMES.get(name): name for name in reversed(DECODERS)}.values())
-"""A family for each class that AutoTokenizer picks by a family's name."""
+_BY_CLASS = {TOKENIZER_MAPPING_NAMES.get(name): name for name in reversed(tuple(DECODERS))}
+CLASSES = tuple(name for name in DECODERS if name in {*_BY_CLASS.values(), "qwen3", "gemma2", "gemma3_text"})
+"""A family for each class that AutoTokenizer picks by a family's name, and all of the first families."""
+
+_GEMMAS = ("gemma", "gemma2", "gemma3_text")
 
 REFUSED = {
-    *((kind, "gemma", False) for kind in ("gpt2", "llama3", "qwen", "wordpiece")),
+    *((kind, family, False) for kind in ("gpt2", "llama3", "qwen", "wordpiece") for family in _GEMMAS),
     *(("qwen", family, named) for family, named in (("llama", False), ("mistral", False), ("mistral", True))),
-    *(("wordpiece", family, False) for family in ("llama", "qwen2", "mistral")),
+    *(("wordpiece", family, False) for family in ("llama", "qwen2", "qwen3", "mistral")),
     *(("wordpiece", family, True) for family in ("qwen2", "mistral")),
 }
 """Kind, family and whether a class is named, where the class does not read the kind's files: these are refused.

@@ -200,7 +200,7 @@ def _put(writer: Any, name: str, value: Any) -> None:
 def tensors(model: Any, architecture: str) -> dict[str, Any]:
     """A model's weights as llama.cpp's converter writes them, float32 by their names in the file."""
     config = model.config
-    found = {}
+    found: dict[str, Any] = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue

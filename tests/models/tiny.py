@@ -113,12 +113,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
 
-_UNGATED = ("gpt2", "gpt_neox", "gpt_neox-serial", "falcon", "falcon-new", "falcon-serial")
-WITH_GATES = tuple(family for family in FAMILIES if family not in (*_UNGATED, "olmo2"))
+FIRST = tuple(family for family in FAMILIES if family.startswith(("llama", "qwen", "mistral", "gemma")))
+"""Families that every target and kind of weights is tried on; others become the same forms before these matter."""
+
+OTHERWISE = ("phi3-partial", "smollm3", "cohere-norms", "gpt2", "gpt_neox", "falcon-new")
+"""Families whose steps do something otherwise than the first ones' do."""
+
+UNGATED = ("gpt2", "gpt_neox", "gpt_neox-serial", "falcon", "falcon-new", "falcon-serial")
+"""Families whose feed-forward blocks are two matrices."""
+
+WITH_GATES = tuple(family for family in FAMILIES if family not in (*UNGATED, "olmo2"))
 """Families whose blocks `skip_ffn` takes."""
 
 _LAYER_NORMS = ("stablelm", "stablelm-parallel", "cohere", "cohere-norms", "cohere2")
-ON_CPU_ONLY = (*_UNGATED, *_LAYER_NORMS, "phi3-partial")
+ON_CPU_ONLY = (*UNGATED, *_LAYER_NORMS, "phi3-partial")
 """Families that kernels of a GPU's step do not compute: layer norms, and heads filled up in pieces."""
 
 

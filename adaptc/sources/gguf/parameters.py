@@ -49,7 +49,7 @@ def parameter_names(file: GgufFile) -> dict[str, StoredParameter]:
         LoadError: a tensor with no place in the model.
     """
     family, layout = family_and_layout(file)
-    tensors = {}
+    tensors = dict[str, StoredParameter]()
     inside = {**layout.layer_names, **(layout.renamed(file) if layout.renamed is not None else {})}
     outside, stem = _outside_layers(family.names), f"{family.names.decoder}.{family.names.layers}"
     for name, tensor in file.tensors.items():
@@ -117,5 +117,6 @@ def read_parameter(file: GgufFile, parameter: StoredParameter, heads: int, kv_he
     tensor = parameter.tensor
     values = layout.weight(tensor.name, file.read(tensor), heads, kv_heads)
     if parameter.row is not None:
-        return values[parameter.row]
+        row: Array = values[parameter.row]
+        return row
     return values.T if parameter.turned else values
