@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_DENSE = " without experts"
+BY_LAYER = ("layer_types", "no_rope_layers")
+"""Fields of config classes that hold a value for each layer, by which layers are of different kinds."""
 
 
 def layer_kinds(config: PretrainedConfig) -> list[str]:
     """Return the kind of each decoder layer: what its attention sees, and whether it has experts where others do."""
-    types = getattr(config, "layer_types", None)
-    kinds = list(types) if types else ["layer"] * int(config.num_hidden_layers)
-    return [kind if sparse else kind + _DENSE for kind, sparse in zip(kinds, _sparse(config), strict=True)]
+    stated = [values for field in BY_LAYER if (values := getattr(config, field, None))]
+    dense = ["" if sparse else "without experts" for sparse in _sparse(config)]
+    parts = [[*(str(values[layer]) for values in stated), each] for layer, each in enumerate(dense)]
+    return [" ".join(part for part in own if part) or "layer" for own in parts]
 
 
-def shallow(config: PretrainedConfig, kinds: list[str]) -> PretrainedConfig:
+def examples(kinds: Sequence[str]) -> list[int]:
+    """Return the layers of a model that is exported: the first, and one of each kind, which is stamped."""
+    return [0, *(kinds.index(kind) for kind in dict.fromkeys(kinds))]
+
+
+def shallow(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """Return the config of a model with only these layers, which gives logits and nothing beside them."""
     small: Any = copy.deepcopy(config)
-    small.num_hidden_layers = len(kinds)
-    if getattr(small, "layer_types", None):
-        small.layer_types = [kind.removesuffix(_DENSE) for kind in kinds]
+    small.num_hidden_layers = len(layers)
+    for field in BY_LAYER:
+        if values := getattr(config, field, None):
+            setattr(small, field, [values[layer] for layer in layers])
     if getattr(small, "mlp_only_layers", None) is not None:
-        small.mlp_only_layers = [layer for layer, kind in enumerate(kinds) if kind.endswith(_DENSE)]
+        sparse = _sparse(config)
+        small.mlp_only_layers = [place for place, layer in enumerate(layers) if not sparse[layer]]
         small.decoder_sparse_step = 1
     if not hasattr(type(small), "sliding_window"):
         small.sliding_window = None  # OLMoE's attention is told of a key that its mask does not read

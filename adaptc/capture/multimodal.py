@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from adaptc.capture.kinds import layer_kinds, shallow
+from adaptc.capture.kinds import examples, layer_kinds, shallow
 from adaptc.capture.stamp import stamp
 from adaptc.capture.tidy import tidy
 from adaptc.capture.weights import attach, tied
@@ -51,10 +51,10 @@ def capture_multimodal(config: PretrainedConfig, weights: Mapping[str, torch.Ten
     kinds = layer_kinds(config.text_config)
     family = multimodal_of(config)
     assert family is not None, "a multimodal model has a family"
-    module, ties = _export(config, family, [kinds[0], *dict.fromkeys(kinds)])
+    module, ties = _export(config, family, kinds)
     sizes = _dims(module)
     tidy(module)
-    stamp(module, kinds, family.decoder)
+    stamp(module, kinds, f"{family.decoder}.layers")
     attach(module, weights, ties)
     return FxGraph(module, sizes).fork()
 
@@ -74,12 +74,12 @@ def _dims(module: fx.GraphModule) -> dict[str, str]:
 def _export(
     config: PretrainedConfig, family: MultimodalFamily, kinds: list[str]
 ) -> tuple[fx.GraphModule, dict[str, str]]:
-    """Export the model with only these decoder layers; also return which parameters are one."""
+    """Export the model with one decoder layer of each kind; also return which parameters are one."""
     from transformers import initialization
 
     attention.register()
     small = copy.deepcopy(config)
-    small.text_config = shallow(config.text_config, kinds)
+    small.text_config = shallow(config.text_config, examples(kinds))
     # No weight is written, so their pages never exist; computed buffers are real.
     with initialization.no_init_weights():
         model = model_of(
@@ -89,11 +89,11 @@ def _export(
     if family.prepare is not None:
         family.prepare(model.model)
     whole = (_AnySize if family.any_size else _Whole)(model, family)
-    examples, free = whole.examples()
+    inputs, free = whole.examples()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            module = torch.export.export(whole, examples, dynamic_shapes=free).module()
+            module = torch.export.export(whole, inputs, dynamic_shapes=free).module()
         except Exception as error:  # torch.export raises whatever the traced code does
             cause = str(error).strip().splitlines()[0][:200]
             raise LoadError(f"capture: {config.model_type}: {type(error).__name__}: {cause}") from error

@@ -13,20 +13,19 @@ from adaptc.ir.fx_graph import assign
 from adaptc.ir.marks import LAYER
 
 
-def stamp(module: fx.GraphModule, kinds: list[str], decoder: str = "model") -> None:
+def stamp(module: fx.GraphModule, kinds: list[str], stem: str = "model.layers") -> None:
     """Grow the exported layers to full depth, in place: each layer after layer 0 is a copy of its kind's example.
 
     Args:
         module: Exported with layer 0 and one layer of each kind after it.
         kinds: The kind of each layer of the full model.
-        decoder: Module path of the decoder, whose layers are at `….layers.N`.
+        stem: Module path of the decoder's list of layers.
 
     Raises:
         LoadError: more or less than one value leaves a layer.
     """
     graph = module.graph
     layers: dict[int, list[fx.Node]] = {}
-    stem = f"{decoder}.layers"
     for node in graph.nodes:
         match = LAYER.match(node.meta["path"]) if node.op != "get_attr" else None
         if match and match["stem"] == stem:

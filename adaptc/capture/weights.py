@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import fx
 
 from adaptc.errors import LoadError
 from adaptc.ir.fx_graph import assign
+from adaptc.ir.marks import LAYER
+from adaptc.ir.weight_view import WeightView
 
 
 def tied(model: torch.nn.Module) -> dict[str, str]:
@@ -18,7 +22,12 @@ def tied(model: torch.nn.Module) -> dict[str, str]:
     return {name: to for name, to in ties.items() if name != to}
 
 
-def attach(module: fx.GraphModule, weights: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> None:
+def attach(
+    module: fx.GraphModule,
+    weights: Mapping[str, torch.Tensor],
+    ties: Mapping[str, str],
+    views: Mapping[str, WeightView] = MappingProxyType({}),
+) -> dict[str, WeightView]:
     """Put the real weights where the exported ones stood; computed buffers (RoPE frequencies) are kept.
 
     A tied weight goes by one name only, so that it is stored and quantized once.
@@ -27,20 +36,42 @@ def attach(module: fx.GraphModule, weights: Mapping[str, torch.Tensor], ties: Ma
         module: The graph's module; its parameters are replaced in place.
         weights: Real weights by parameter name; they are shared where they are float32.
         ties: As `tied` returns them.
+        views: Which of the exported parameters are parts of the real weights, or turned ones.
+
+    Returns:
+        The views of the graph's weights, of all layers.
 
     Raises:
         LoadError: a weight is missing, or of another shape.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
+    by_place = {_place(name): view for name, view in views.items()}
+    found: dict[str, WeightView] = {}
     for node in module.graph.nodes:
         if node.op != "get_attr" or node.target not in parameters:
             continue
         declared, node.target = parameters[node.target], ties.get(node.target, node.target)
-        if node.target not in weights:
-            raise LoadError(f"{node.target}: not among the model's {len(weights)} weights; the file may be incomplete")
-        real = weights[node.target]
+        view = by_place.get(_place(node.target))
+        if view is not None:
+            view = found[node.target] = replace(view, source=_moved(view.source, node.target))
+        source = node.target if view is None else view.source
+        if source not in weights:
+            raise LoadError(f"{source}: not among the model's {len(weights)} weights; the file may be incomplete")
+        real = weights[source] if view is None else view.of(weights[source])
         if real.shape != declared.shape:
             raise LoadError(
                 f"{node.target}: shape {list(real.shape)}; the configuration asks for {list(declared.shape)}"
             )
         assign(module, node.target, torch.nn.Parameter(real.to(declared.dtype), requires_grad=False))
+    return found
+
+
+def _place(name: str) -> str:
+    """A parameter's name without the number of its layer."""
+    return LAYER.sub(r"\g<stem>", name)
+
+
+def _moved(name: str, to: str) -> str:
+    """The name of the parameter at the same place in another one's layer."""
+    layer = LAYER.match(to)
+    return name if layer is None else LAYER.sub(layer.group(), name)

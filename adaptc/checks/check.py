@@ -19,13 +19,14 @@ from adaptc.checks.model_size import Size, size_of, size_of_shapes
 from adaptc.checks.multimodal import image_findings, keeps_images, module_findings
 from adaptc.checks.resources import room_findings, version_findings
 from adaptc.checks.stitch import spec_faults
+from adaptc.checks.unknown_family import explain
 from adaptc.errors import LoadError, SpecError
 from adaptc.families.model import text_of
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.sources.module import ModuleSource
-from adaptc.spec.schema import CalibrationSpec, Spec, TargetSpec
+from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,20 +46,21 @@ class CheckReport:
         return all(finding.level != "error" for finding in self.findings)
 
 
-def check(spec: Spec, base: Path) -> CheckReport:
+def check(spec: Spec, base: Path, *, explained: bool = False) -> CheckReport:
     """Check a spec against its models and this machine.
 
     Args:
         spec: What would be compiled.
         base: Folder that relative paths start from: the spec's.
+        explained: Whether to say which parts of a model of an unknown family are foreign, and which file to write.
 
     Returns:
         The findings. A spec that cannot work raises nothing: it has findings of level `error`.
     """
-    return CheckReport(tuple(_findings(spec, base)))
+    return CheckReport(tuple(_findings(spec, base, explained)))
 
 
-def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
+def _findings(spec: Spec, base: Path, explained: bool) -> Iterator[Finding]:
     sizes: list[Size] = []
     known: dict[str, tuple[Source, PretrainedConfig]] = {}
     for name, model in spec.models.items():
@@ -73,6 +75,8 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
             yield from _model_findings(spec, name, *known[name], sizes)
         except LoadError as error:
             yield Finding(name, "error", str(error))
+            if explained:
+                yield from _explained(name, model, base)
     if spec.target.weights == "source" and known and not any(s.quantization() for s, _ in known.values()):
         text = f"weights: source keeps codes, and {', '.join(known)} has none; int4, int8, fp16 or fp32 is right"
         yield Finding("target", "error", text)
@@ -87,6 +91,13 @@ def _findings(spec: Spec, base: Path) -> Iterator[Finding]:
     yield from version_findings()
     if spec.calibration is not None:
         yield _calibration(spec.calibration, base)
+
+
+def _explained(name: str, model: ModelSpec, base: Path) -> Iterator[Finding]:
+    try:
+        yield from explain(name, find_source(model, base))
+    except LoadError:  # which is said already
+        return
 
 
 def _model_findings(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import head_dim_of
 from adaptc.errors import LoadError
-from adaptc.families.model import has_experts
+from adaptc.families.model import has_experts, inner_width_of, kv_heads_of, names_of
 from adaptc.ir.blocks import LEAST_BLOCK
 from adaptc.sources.base import Source
 from adaptc.sources.chat_templates import template_faults
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NO_GPU_FORM = "they have no form for a GPU or TensorRT; backend: onnxruntime with device: cpu is right"
 """Why a target is refused for a model with experts."""
 
-ROPE_KINDS = ("default", "linear", "llama3", "yarn")
-"""Kinds of RoPE whose angles depend on the position alone; others change with the length of the text."""
+ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
+"""Kinds of RoPE whose angles depend on positions alone, or on `max_tokens`; others change with each text's length."""
 
 
 def architecture(name: str, config: PretrainedConfig) -> Finding:
@@ -32,14 +32,14 @@ def architecture(name: str, config: PretrainedConfig) -> Finding:
 
 def head_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:
     """Yield what there is to say of a model's heads, and of widths that blocks of weights do not divide."""
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    heads, groups = config.num_attention_heads, kv_heads_of(config)
     head_dim = head_dim_of(config)
     if min(heads, groups) < 1 or heads % groups:
         yield Finding(name, "error", f"{heads} attention heads cannot share {groups} key-value heads; a multiple can")
     else:
         yield Finding(name, "ok", f"{heads} heads of {head_dim}, {groups} with keys and values")
     if target.weights in ("int4", "int8"):
-        widths = {config.hidden_size, config.intermediate_size, heads * head_dim}
+        widths = {config.hidden_size, inner_width_of(config), heads * head_dim}
         uneven = sorted(width for width in widths if width % target.block_size)
         if uneven:
             padded = ", ".join(map(str, uneven))
@@ -68,13 +68,23 @@ def expert_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> 
 
 def rope_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> Iterator[Finding]:
     """Yield what there is to say of a model's kind of RoPE and of the positions it was trained on."""
+    trained = config.max_position_embeddings
+    if names_of(config).positions:
+        yield _learned_positions(name, trained, target)
+        return
     parameters = getattr(config, "rope_parameters", None) or {}
     sets = [value for value in parameters.values() if isinstance(value, dict)] or [parameters]
     kinds = sorted({str(each.get("rope_type", "default")) for each in sets})
     for kind in kinds:
         if kind not in ROPE_KINDS:
             yield Finding(name, "error", f"RoPE of kind {kind!r} is not supported; supported: {', '.join(ROPE_KINDS)}")
-    trained = config.max_position_embeddings
+    original = _original(config, parameters)
+    if "longrope" in kinds and target.max_tokens > original:
+        text = (
+            f"max_tokens {target.max_tokens} is beyond {original}: LongRoPE's long factors are used for texts of every "
+            f"length, as llama.cpp does; with max_tokens up to {original} its short ones are"
+        )
+        yield Finding(name, "warn", text)
     if target.max_tokens > trained:
         text = (
             f"max_tokens {target.max_tokens} is beyond the {trained} the model was trained on; expect poor text there"
@@ -82,6 +92,21 @@ def rope_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> It
         yield Finding(name, "warn", text)
     else:
         yield Finding(name, "ok", f"RoPE {', '.join(kinds)}; max_tokens {target.max_tokens} of {trained}")
+
+
+def _learned_positions(name: str, trained: int, target: TargetSpec) -> Finding:
+    if target.max_tokens > trained:
+        text = (
+            f"max_tokens {target.max_tokens} is beyond the {trained} positions that the model has; at most so many are"
+        )
+        return Finding(name, "error", f"{text} right")
+    return Finding(name, "ok", f"positions are learned; max_tokens {target.max_tokens} of {trained}")
+
+
+def _original(config: PretrainedConfig, rope: Mapping[str, Any]) -> int:
+    """Up to how many positions LongRoPE's short factors are for."""
+    usual = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+    return int(rope.get("original_max_position_embeddings") or usual)
 
 
 def vocabulary_findings(name: str, source: Source, config: PretrainedConfig) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from adaptc.families.model import decoder_path, model_of, text_of
+from adaptc.families.model import decoder_path, head_name, kv_heads_of, model_of, table_name, text_of
 from adaptc.spec.schema import TargetSpec
 
 if TYPE_CHECKING:
@@ -54,25 +54,35 @@ def size_of(config: PretrainedConfig, target: TargetSpec, dtype: str, *, images:
 
     with torch.device("meta"):
         model = model_of(config)
-    stems = () if images else (f"{decoder_path(config)}.", "lm_head.")
+    stems = () if images else (f"{decoder_path(config)}.", head_name(config))
     # A tied head comes once, as the table.
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if name.startswith(stems or "")}
     text = text_of(config)
-    slot = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim_of(text) * target.max_tokens
+    slot = 2 * text.num_hidden_layers * kv_heads_of(text) * head_dim_of(text) * target.max_tokens
     slot *= CACHE_BYTES[target.kv_cache]
-    return replace(size_of_shapes(shapes, target, dtype), cache=slot * target.batch)
+    ends = table_name(config), head_name(config)
+    return replace(size_of_shapes(shapes, target, dtype, ends), cache=slot * target.batch)
 
 
-def size_of_shapes(shapes: Mapping[str, Sequence[int]], target: TargetSpec, dtype: str) -> Size:
-    """Work out the size of these weights, stored as passes/quantize/quantize.py does; without any cache."""
+def size_of_shapes(
+    shapes: Mapping[str, Sequence[int]], target: TargetSpec, dtype: str, ends: tuple[str, str] = ("", "")
+) -> Size:
+    """Work out the size of these weights, stored as passes/quantize/quantize.py does; without any cache.
+
+    Args:
+        shapes: By name.
+        target: What the model is compiled for.
+        dtype: What its weights are read as.
+        ends: Names of the table and the head, if it has them.
+    """
     matrices = vectors = table = head = 0
     for name, shape in shapes.items():
         count = math.prod(shape)
         if len(shape) != 2 and ".experts." not in name:
             vectors += count
-        elif "embed_tokens" in name:
+        elif name == ends[0]:
             table += count
-        elif "lm_head" in name:
+        elif name == ends[1]:
             head += count
         else:
             matrices += count

@@ -120,6 +120,7 @@ def _make(
     from adaptc.compiler.stages import lowered, record, with_checkpoint
     from adaptc.compiler.tuning import paying
     from adaptc.passes.base import Pipeline, Step
+    from adaptc.passes.device.device_steps import DeviceSteps, cpu_only
     from adaptc.runtime.bundle.gate_verdict import GateVerdict
 
     for line in refuse_faults(spec, base):
@@ -132,6 +133,9 @@ def _make(
 
     def observe(step: Step) -> None:
         records.append(record(step))
+        if isinstance(step.pass_, DeviceSteps):
+            for name, reason in cpu_only(step.before).items():
+                warn(f"target: {name} will run on a CPU only; {reason}")
 
     program = Pipeline(plan.to_target).run(program, observe, progress=progress)
     verdicts: dict[str, GateVerdict] = {}

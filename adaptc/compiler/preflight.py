@@ -12,19 +12,20 @@ from adaptc.sources.default_weights import with_default_weights
 from adaptc.spec.schema import Spec
 
 
-def preflight(spec: Spec, base: Path) -> CheckReport:
+def preflight(spec: Spec, base: Path, *, explained: bool = False) -> CheckReport:
     """Check a spec against its models, this machine and the list of passes, without reading a weight.
 
     Args:
         spec: What would be compiled.
         base: Folder that relative paths start from: the spec's.
+        explained: As for `check`.
 
     Returns:
         The findings of `check`, and one that names the passes in order. A spec that cannot work raises nothing: it has
         findings of level `error`.
     """
     spec = with_default_weights(spec, base)
-    return CheckReport((*check(spec, base).findings, _passes(spec, base)))
+    return CheckReport((*check(spec, base, explained=explained).findings, _passes(spec, base)))
 
 
 def refuse_faults(spec: Spec, base: Path) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ Capturing and translating take most of a compile and need no weight. So what the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.pipeline import CompilePlan
 from adaptc.families.model import multimodal_of, text_of
+from adaptc.ir.fx_graph import VIEWS, FxGraph
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Backbone, Program
 from adaptc.ir.stored.blocks_file import load_blocks, save_blocks
 from adaptc.ir.weight_names import named_after
+from adaptc.ir.weight_view import ViewedTensors, WeightView
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.store import PROCESS, Layered
 from adaptc.runtime.bundle.manifest import ModalSpec, PassRecord
@@ -38,6 +41,9 @@ from adaptc.sources.calibration_text import CalibrationText, calibration_text
 from adaptc.sources.module import ModuleSource
 from adaptc.sources.vocabulary import vocabulary
 from adaptc.spec.schema import Spec
+
+Weights = Callable[[], Mapping[str, torch.Tensor]]
+"""Gives a model's pretrained weights by name; each is read when it is asked for."""
 
 BLOCKS, PROGRAM = "blocks.safetensors", "program.json"
 
@@ -55,6 +61,7 @@ class StoredProgram:
         history: As in the program.
         gates: As in the program.
         routers: Names of the routers' files in a bundle.
+        views: For each model, of which of its source's weights those of its graphs are parts.
         records: The passes as they ran.
     """
 
@@ -66,6 +73,7 @@ class StoredProgram:
     history: tuple[str, ...]
     gates: Mapping[str, SkipGates]
     routers: tuple[str, ...]
+    views: Mapping[str, Mapping[str, WeightView]]
     records: tuple[PassRecord, ...]
 
 
@@ -146,9 +154,10 @@ def lowered(
     def make(path: Path) -> None:
         records: list[PassRecord] = []
         program = program_from_sources(sources, text, progress)
+        views = {name: graph.module.meta.get(VIEWS, {}) for name, graph in program.at_level(FxGraph).items()}
         pipeline = Pipeline(plan.to_onnx, Layered(cache, PROCESS))
         program = pipeline.run(program, lambda step: records.append(record(step)), progress=progress)
-        _save(program, records, sources, path)
+        _save(program, records, _viewed(sources, views), views, path)
 
     def read(path: Path) -> tuple[Program, list[PassRecord]]:
         progress.stage(stage_names.ATTACH)
@@ -169,7 +178,13 @@ def record(step: Step) -> PassRecord:
     return PassRecord(step.pass_.name, step.pass_.options() | names, step.changed, round(step.seconds, 3))
 
 
-def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Source], path: Path) -> None:
+def _save(
+    program: Program,
+    records: list[PassRecord],
+    sources: Mapping[str, Weights],
+    views: Mapping[str, Mapping[str, WeightView]],
+    path: Path,
+) -> None:
     """Write graphs without the sources' weights: those become inputs, to be attached again."""
     path.mkdir()
     for name, graph in program.at_level(OnnxGraph).items():
@@ -193,6 +208,7 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
         history=program.history,
         gates=program.gates,
         routers=tuple(program.router_weights),
+        views=views,
         records=tuple(records),
     )
     (path / PROGRAM).write_text(dumps(stored))
@@ -200,11 +216,11 @@ def _save(program: Program, records: list[PassRecord], sources: Mapping[str, Sou
 
 def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[PassRecord]]:
     stored = loads(StoredProgram, (path / PROGRAM).read_bytes())
-    graphs = {}
+    graphs, weights = {}, _viewed(sources, stored.views)
     drafts = [stored.draft] if stored.draft else []
     for name in [*(name for step in stored.plan for name in step.graphs), *drafts]:
         model = ir.load(path / f"{name}.onnx")
-        _attach(model, _weights_of(name, stored.model_of.get(name, name), stored.joined, sources))
+        _attach(model, _weights_of(name, stored.model_of.get(name, name), stored.joined, weights))
         graphs[name] = OnnxGraph(model)
     program = Program(
         graphs,
@@ -222,13 +238,22 @@ def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[Pass
     return program, list(stored.records)
 
 
+def _viewed(sources: Mapping[str, Source], views: Mapping[str, Mapping[str, WeightView]]) -> dict[str, Weights]:
+    """For each model, what reads its weights by the names that its graphs have for them."""
+    return {name: partial(_read, source, views.get(name, {})) for name, source in sources.items()}
+
+
+def _read(source: Source, views: Mapping[str, WeightView]) -> Mapping[str, torch.Tensor]:
+    return ViewedTensors(source.tensors(), views) if views else source.tensors()
+
+
 def _weights_of(
-    graph: str, model: str, joined: Collection[str], sources: Mapping[str, Source]
+    graph: str, model: str, joined: Collection[str], sources: Mapping[str, Weights]
 ) -> Mapping[str, torch.Tensor]:
     """The pretrained weights a graph may have, by their names in it; each is read when it is asked for."""
     if graph in joined:
-        return JoinedTensors({name: source.tensors() for name, source in sources.items()})
-    return sources[model].tensors()
+        return JoinedTensors({name: read() for name, read in sources.items()})
+    return sources[model]()
 
 
 class JoinedTensors(Mapping[str, torch.Tensor]):

@@ -50,7 +50,8 @@ class GgufLayout:
 
     Attributes:
         architecture: The file's `general.architecture`.
-        layer_names: Within a layer, transformers' module path by GGUF name: `{"attn_q": "self_attn.q_proj"}`.
+        layer_names: Within a layer, transformers' module path by GGUF name: `{"attn_q": "self_attn.q_proj"}`. A path
+            that ends in `.*` is a list of modules, one for each row of the tensor.
         config: Takes the header and the config values that every family has, and returns those to add or replace.
         weight: Takes a tensor's GGUF name, its values (float32, of the parameter's shape), the number of query heads
             and the number of key and value heads; returns the values as transformers has them.
@@ -59,6 +60,12 @@ class GgufLayout:
         experts: Within a layer, names of the tensors [experts, rows, columns] that make up one of transformers'
             parameters, one below the other, by its path; empty for a family without experts. Files of one architecture
             may be of two families, one with experts.
+        long_rope: Whether tensors `rope_factors_long.weight` and `rope_factors_short.weight` state LongRoPE.
+        partial_rotary: Whether RoPE may turn a part of each head, `rope.dimension_count` numbers of it.
+        epsilon: What the config calls the epsilon of norms; files state that of layer norms by a key of its own.
+        turned: Names within a layer of the matrices that transformers has as [inputs, outputs].
+        renamed: Takes the header and returns names within a layer that depend on the file, in the form of
+            `layer_names`.
     """
 
     architecture: str
@@ -68,6 +75,32 @@ class GgufLayout:
     keys: frozenset[str] = frozenset()
     rope_factors: bool = False
     experts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    long_rope: bool = False
+    partial_rotary: bool = False
+    epsilon: str = "rms_norm_eps"
+    turned: frozenset[str] = frozenset()
+    renamed: Callable[[GgufHeader], Mapping[str, str]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleNames:
+    """What transformers' model of a family calls its parts.
+
+    Attributes:
+        decoder: Module path of the decoder, which holds all parts but the head.
+        layers: Its list of layers, `layers` or `h`: `ir/marks.py` finds layers by these.
+        table: Its embedding of tokens.
+        norm: Its last norm.
+        head: Module path of the head.
+        positions: Its embedding of positions, in a family that learns one.
+    """
+
+    decoder: str = "model"
+    layers: str = "layers"
+    table: str = "embed_tokens"
+    norm: str = "norm"
+    head: str = "lm_head"
+    positions: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +110,25 @@ class DecoderFamily:
     Attributes:
         model_type: Its name in transformers.
         gguf: How GGUF files hold it; None where adaptc reads it from Hugging Face folders only.
+        names: What transformers' model calls its parts.
+        keys: Fields of its config class that other families do not have, and that its capture follows.
+        accepted: Its config's keys that make another model unless they have this value.
+        prepare: Makes transformers' model ready for export, in place; None where it is as it comes.
+        own_attention: Whether its attention is code of its own, that takes no other function; `prepare` replaces it.
+        alone: Whether adaptc takes it by itself only, and not as the language model of a multimodal one.
+        kv_heads: How many heads of keys and values a config asks for; None where `num_key_value_heads` says it, or
+            there are as many as heads of queries.
     """
 
     model_type: str
     gguf: GgufLayout | None = None
+    names: ModuleNames = ModuleNames()
+    keys: frozenset[str] = frozenset()
+    accepted: Mapping[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Any], None] | None = None
+    own_attention: bool = False
+    alone: bool = False
+    kv_heads: Callable[[Any], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,19 @@ def one_expert_width(file: GgufHeader, architecture: str, whole: int, used: int)
     return width
 
 
+PARALLEL: Mapping[str, str] = MappingProxyType({name: path for name, path in TWO_NORMS.items() if name != "ffn_norm"})
+"""Names within a layer whose two blocks read one norm."""
+
+
+def rotary_weight(name: str, values: Array, heads: int, kv_heads: int) -> Array:
+    """Undo what llama.cpp's converter does to the rotary weights of Llama, and of families made from it."""
+    if ".attn_q." in name:
+        return halves_from_pairs(values, heads)
+    if ".attn_k." in name:
+        return halves_from_pairs(values, kv_heads)
+    return values
+
+
 def halves_from_pairs(values: Array, heads: int) -> Array:
     """Undo the interleaving of rotary weights: llama.cpp rotates neighbouring rows, transformers row i and i + half.
 
@@ -135,7 +148,7 @@ def sliding_window(
     largest = values["num_hidden_layers"] == deepest
     scalar = values["hidden_size"] // values["num_attention_heads"] if largest else values["head_dim"]
     window = file.get(f"{architecture}.attention.sliding_window", int, window)
-    slides = _sliding_layers(file, architecture, values["num_hidden_layers"], period) if window else []
+    slides = sliding_layers(file, architecture, values["num_hidden_layers"], period) if window else []
     kinds = ["sliding_attention" if sliding else "full_attention" for sliding in slides]
     return {
         **attention_bias(file, values),
@@ -145,7 +158,7 @@ def sliding_window(
     }
 
 
-def _sliding_layers(file: GgufHeader, architecture: str, layers: int, period: int) -> list[bool]:
+def sliding_layers(file: GgufHeader, architecture: str, layers: int, period: int) -> list[bool]:
     """Which layers slide, by the file's list or its period."""
     key = f"{architecture}.attention.sliding_window_pattern"
     stated = file.get(key, object)

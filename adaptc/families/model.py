@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from adaptc.errors import LoadError, foreign
-from adaptc.families.base import MultimodalFamily
+from adaptc.families.base import DecoderFamily, ModuleNames, MultimodalFamily
 from adaptc.families.table import family_of
 
 
@@ -26,10 +27,41 @@ def text_of(config: Any) -> Any:
     return config if multimodal_of(config) is None else config.text_config
 
 
+def names_of(config: Any) -> ModuleNames:
+    """Return what the model calls its parts: where its decoder is, and what is in it."""
+    family = family_of(config.model_type)
+    if isinstance(family, MultimodalFamily):
+        return replace(names_of(config.text_config), decoder=family.decoder)
+    return family.names if isinstance(family, DecoderFamily) else ModuleNames()
+
+
 def decoder_path(config: Any) -> str:
     """Return the decoder's module path: its layers are at `….layers.N`."""
-    family = multimodal_of(config)
-    return "model" if family is None else family.decoder
+    return names_of(config).decoder
+
+
+def table_name(config: Any) -> str:
+    """Return the name of the embedding's weight."""
+    names = names_of(config)
+    return f"{names.decoder}.{names.table}.weight"
+
+
+def head_name(config: Any) -> str:
+    """Return the name of the head's weight."""
+    return f"{names_of(config).head}.weight"
+
+
+def kv_heads_of(config: Any) -> int:
+    """Return how many heads of keys and values a decoder's layers have."""
+    family = family_of(config.model_type)
+    own = family.kv_heads(config) if isinstance(family, DecoderFamily) and family.kv_heads is not None else None
+    return int(own or getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def inner_width_of(config: Any) -> int:
+    """Return how many neurons a decoder's feed-forward blocks have; four times its width where no key says it."""
+    stated = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_hidden_size"))
+    return int(next(filter(None, stated), 4 * config.hidden_size))
 
 
 def model_of(config: Any, **options: Any) -> Any:

@@ -12,18 +12,28 @@ from types import MappingProxyType
 
 from adaptc.errors import LoadError
 from adaptc.families.base import DecoderFamily, Family, MultimodalFamily
+from adaptc.families.decoders.cohere import COHERE
+from adaptc.families.decoders.cohere2 import COHERE2
+from adaptc.families.decoders.falcon import FALCON
 from adaptc.families.decoders.gemma import GEMMA
 from adaptc.families.decoders.gemma2 import GEMMA2
 from adaptc.families.decoders.gemma3_text import GEMMA3_TEXT
+from adaptc.families.decoders.gpt2 import GPT2
+from adaptc.families.decoders.gpt_neox import GPT_NEOX
+from adaptc.families.decoders.granite import GRANITE
 from adaptc.families.decoders.granitemoe import GRANITEMOE
 from adaptc.families.decoders.llama import LLAMA
 from adaptc.families.decoders.mistral import MISTRAL
 from adaptc.families.decoders.mixtral import MIXTRAL
+from adaptc.families.decoders.olmo2 import OLMO2
 from adaptc.families.decoders.olmoe import OLMOE
+from adaptc.families.decoders.phi3 import PHI3
 from adaptc.families.decoders.qwen2 import QWEN2
 from adaptc.families.decoders.qwen2_moe import QWEN2_MOE
 from adaptc.families.decoders.qwen3 import QWEN3
 from adaptc.families.decoders.qwen3_moe import QWEN3_MOE
+from adaptc.families.decoders.smollm3 import SMOLLM3
+from adaptc.families.decoders.stablelm import STABLELM
 from adaptc.families.multimodal.idefics3 import IDEFICS3
 from adaptc.families.multimodal.llava import LLAVA
 from adaptc.families.multimodal.qwen2_vl import QWEN2_VL
@@ -32,10 +42,13 @@ from adaptc.families.multimodal.smolvlm import SMOLVLM
 GROUP = "adaptc.families"
 """The entry points by which packages offer families."""
 
-_DENSE = (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT)
+_GATED = (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT, PHI3, OLMO2, GRANITE, SMOLLM3, STABLELM)
+_OTHERS = (COHERE, COHERE2, GPT2, GPT_NEOX, FALCON)
 _WITH_EXPERTS = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GRANITEMOE, OLMOE)
 
-DECODERS: Mapping[str, DecoderFamily] = MappingProxyType({each.model_type: each for each in (*_DENSE, *_WITH_EXPERTS)})
+DECODERS: Mapping[str, DecoderFamily] = MappingProxyType(
+    {each.model_type: each for each in (*_GATED, *_OTHERS, *_WITH_EXPERTS)}
+)
 """adaptc's own families of decoders, by transformers' `model_type`."""
 
 MULTIMODAL: Mapping[str, MultimodalFamily] = MappingProxyType(
@@ -80,13 +93,14 @@ def supported() -> tuple[str, ...]:
     return (*FAMILIES, *sorted(importlib.metadata.entry_points(group=GROUP).names - FAMILIES.keys()))
 
 
-def supported_decoders() -> tuple[str, ...]:
-    """Return the `model_type` of every family of decoders, adaptc's own first.
+def decoders_within() -> tuple[str, ...]:
+    """Return the `model_type` of every family of decoders that a multimodal model may have, adaptc's own first.
 
     Raises:
         LoadError: as in `family_of`.
     """
-    return (*DECODERS, *(each.model_type for each in _offered() if isinstance(each, DecoderFamily)))
+    families = (*DECODERS.values(), *_offered())
+    return tuple(each.model_type for each in families if isinstance(each, DecoderFamily) and not each.alone)
 
 
 def supported_gguf() -> tuple[str, ...]:

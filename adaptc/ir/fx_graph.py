@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from adaptc.ir.graph import Array
 
 
+VIEWS = "views"
+"""Key of an FX module's `meta`: of which pretrained weights its own are parts, `WeightView` by name."""
+
 UNUSED = "unused"
 """Key of an FX module's `meta`: parameters by name that the captured model has and no operator reads."""
 

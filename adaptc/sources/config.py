@@ -7,7 +7,7 @@ from typing import Any
 
 from adaptc.errors import LoadError, foreign, one_line
 from adaptc.families.model import multimodal_of, text_of
-from adaptc.families.table import family_of, supported, supported_decoders
+from adaptc.families.table import decoders_within, family_of, supported
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Kinds of layers that capture knows."""
@@ -27,8 +27,17 @@ _SIZES = {
     "shared_expert_intermediate_size": _MAX_SIZE,
     "decoder_sparse_step": _MAX_SIZE,
     "max_position_embeddings": _MAX_SIZE,
+    # GPT-2's and Falcon's own.
+    "n_inner": _MAX_SIZE,
+    "n_head": _MAX_SIZE,
+    "n_layer": 1000,
+    "ffn_hidden_size": _MAX_SIZE,
+    "num_kv_heads": _MAX_SIZE,
+    "original_max_position_embeddings": _MAX_SIZE,
 }
 """Sizes of a language model, each with the largest that is taken."""
+
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
 
 
 def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any:
@@ -54,8 +63,9 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
     text = values.get("text_config") or values
     if not isinstance(text, Mapping):
         raise LoadError(f"{origin}: text_config is {one_line(text)[:40]}; an object is right")
+    aliases = CONFIG_MAPPING[model_type].attribute_map
     for part in (text, *(part for part in values.values() if isinstance(part, Mapping))):
-        _check_sizes(origin, part)
+        _check_sizes(origin, part, aliases)
     _check_labels(origin, values)
     with foreign(f"{origin}: transformers refuses this {model_type} config"):
         config = CONFIG_MAPPING[model_type](**values)
@@ -64,17 +74,19 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
     return config
 
 
-def _check_sizes(origin: str, text: Mapping[str, Any]) -> None:
+def _check_sizes(origin: str, text: Mapping[str, Any], aliases: Mapping[str, str]) -> None:
     """Refuse sizes that no model can have: transformers would divide by them, and build lists that long."""
-    for name, largest in _SIZES.items():
-        value = text.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= largest:
-            raise LoadError(
-                f"{origin}: {name} is {one_line(value)[:40]}; a whole number from 1 to {largest:,} is right"
-            )
-    epsilon = text.get("rms_norm_eps")
-    if isinstance(epsilon, int | float) and not 0 <= epsilon < 1:
-        raise LoadError(f"{origin}: rms_norm_eps is {one_line(epsilon)[:40]}; a number from 0 to 1 is right")
+    for size, largest in _SIZES.items():
+        for name in {size, aliases.get(size, size)}:
+            value = text.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and not 1 <= value <= largest:
+                raise LoadError(
+                    f"{origin}: {name} is {one_line(value)[:40]}; a whole number from 1 to {largest:,} is right"
+                )
+    for name in _EPSILONS:
+        epsilon = text.get(name)
+        if isinstance(epsilon, int | float) and not 0 <= epsilon < 1:
+            raise LoadError(f"{origin}: {name} is {one_line(epsilon)[:40]}; a number from 0 to 1 is right")
 
 
 def _check_labels(origin: str, values: Mapping[str, Any]) -> None:
@@ -86,7 +98,14 @@ def _check_labels(origin: str, values: Mapping[str, Any]) -> None:
 
 
 def _check_layers(origin: str, text: Any) -> None:
-    """Refuse kinds of layers that capture does not know, and windows without a width."""
+    """Refuse kinds of layers that capture does not know, lists of another depth, and windows without a width."""
+    for name in ("layer_types", "no_rope_layers"):
+        values = getattr(text, name, None)
+        if values is not None and (not isinstance(values, list) or len(values) < text.num_hidden_layers):
+            raise LoadError(
+                f"{origin}: {name} is {one_line(values)[:40]}; a list with a value for each of "
+                f"{text.num_hidden_layers} layers is right"
+            )
     kinds = getattr(text, "layer_types", None) or []
     for kind in kinds:
         if kind not in LAYER_TYPES:
@@ -106,7 +125,7 @@ def _check_parts(origin: str, config: Any) -> None:
     if family is None:
         return
     parts = (
-        ("a language model", config.text_config, family.decoders or supported_decoders()),
+        ("a language model", config.text_config, family.decoders or decoders_within()),
         ("an image encoder", config.vision_config, family.encoders),
     )
     for what, part, known in parts:

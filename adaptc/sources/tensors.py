@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
-from adaptc.families.model import decoder_path, model_of, text_of
+from adaptc.families.model import head_name, model_of, names_of, text_of
 
 if TYPE_CHECKING:
     import torch
-
-HEAD = "lm_head.weight"
-"""The name of the head's weight in every family."""
 
 
 class Tensors(Mapping[str, "torch.Tensor"]):
@@ -84,12 +81,13 @@ def needed(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> s
     Raises:
         LoadError: one is missing, or has another shape.
     """
-    stem = re.compile(rf"{re.escape(decoder_path(config))}\.layers\.(\d+)\.")
+    names = names_of(config)
+    stem = re.compile(rf"{re.escape(names.decoder)}\.{names.layers}\.(\d+)\.")
     layers = {match[1] for name in shapes if (match := stem.match(name))}
     if len(layers) < (depth := text_of(config).num_hidden_layers):
         raise LoadError(f"{origin}: weights for {len(layers)} layers; by its config there are {depth}")
     wanted = parameter_shapes(config)
-    tied = {HEAD} if config.tie_word_embeddings else set()
+    tied = {head_name(config)} if config.tie_word_embeddings else set()
     for name in wanted.keys() - tied:
         if name not in shapes:
             raise LoadError(f"{origin}: the weights have no {name}, which a {config.model_type} model needs")

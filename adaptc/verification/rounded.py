@@ -8,12 +8,17 @@ by float32 sums alone, or they are wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptc.verification.stored_weights import BundleWeights, Stored
+from adaptc.families.model import multimodal_of
+from adaptc.ir.marks import LAYER
+from adaptc.ir.weight_view import WeightView
+from adaptc.verification.stored_weights import BundleWeights, Floats, Stored
 
 if TYPE_CHECKING:
     import torch
@@ -41,20 +46,76 @@ class WeightError:
     error: float
 
 
-def put_weights(model: Any, stored: BundleWeights) -> list[WeightError]:
+def views_of(model: Any, stored: BundleWeights) -> dict[str, WeightView]:
+    """Of which of a model's weights those of a bundle are parts, where it joins matrices or has them turned.
+
+    Args:
+        model: A language model of transformers.
+        stored: The bundle's weights.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    from adaptc.capture.text import capture
+    from adaptc.ir.fx_graph import VIEWS
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    rows = {name: value.shape[0] for name, value in parameters.items() if value.ndim}
+    alike = not any(isinstance(module, Conv1D) for module in model.modules())
+    inside = [name for name in model.state_dict() if LAYER.match(name) and name in parameters]
+    if multimodal_of(model.config) is not None or (alike and all(stored.find(name, rows) for name in inside)):
+        return {}
+    shapes = {name: torch.empty(value.shape, device="meta") for name, value in parameters.items()}
+    views: dict[str, WeightView] = capture(model.config, shapes).module.meta.get(VIEWS, {})
+    return views
+
+
+def put_weights(
+    model: Any, stored: BundleWeights, views: Mapping[str, WeightView] = MappingProxyType({})
+) -> list[WeightError]:
     """Replace a model's weights by those of a bundle, in place; a tied head may become one of its own.
 
     Args:
         model: A torch module whose parameters are named as in the source.
         stored: The bundle's weights.
+        views: As `views_of` gives them.
 
     Returns:
         How far each is from the one that was there.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     rows = {name: value.shape[0] for name, value in parameters.items() if value.ndim}
+    rows |= {name: view.height(tuple(parameters[view.source].shape)) for name, view in views.items()}
+    whole = replace(stored, held={**stored.held, **_whole(stored, views, parameters, rows)})
     table = _embedding(model)
-    return [_put(model, name, parameters, stored, rows, table) for name in list(parameters)]
+    return [_put(model, name, parameters, whole, rows, table) for name in list(parameters)]
+
+
+def _whole(
+    stored: BundleWeights,
+    views: Mapping[str, WeightView],
+    parameters: Mapping[str, torch.Tensor],
+    rows: Mapping[str, int],
+) -> dict[str, Stored]:
+    """The pretrained weights that a bundle holds in parts, or turned."""
+    parts: dict[str, list[tuple[WeightView, Stored | None]]] = {}
+    for name, view in views.items():
+        parts.setdefault(view.source, []).append((view, stored.find(name, rows)))
+    return {
+        source: Stored(tuple(parameters[source].shape), min(part.bits for _, part in found), partial(_joined, found))
+        for source, each in parts.items()
+        if len(found := [(view, part) for view, part in each if part is not None]) == len(each)
+    }
+
+
+def _joined(parts: Sequence[tuple[WeightView, Stored]]) -> Floats:
+    """A pretrained weight from its parts."""
+    height = sum(stored.shape[0] for _, stored in parts)
+    whole = np.zeros((height, *parts[0][1].shape[1:]), np.float32)
+    for view, stored in parts:
+        places = np.concatenate([np.arange(*run) for run in view.rows or ((0, height),)])
+        whole[places] = stored.read()
+    return whole.T if parts[0][0].turned and whole.ndim == 2 else whole
 
 
 _NAMED = 3  # tensors that a message names; the others are counted

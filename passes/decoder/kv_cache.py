@@ -15,7 +15,9 @@ from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import is_causal_attention
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width
+from adaptc.passes.decoder.attention_parts import Part, flat, unrotated
+from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width, pieces_of
+from adaptc.passes.decoder.positions import count_positions
 from adaptc.passes.match import initializer
 from adaptc.runtime.bundle.names import CACHE_KINDS, POSITION_IDS, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, rope_table
 from adaptc.runtime.bundle.names import past as past_name
@@ -31,8 +33,11 @@ class KvCache(Pass):
 
     The runtime binds one buffer as `past.i.key` and `present.i.key`, so a step writes its tokens' keys and values and
     copies nothing. RoPE tables are computed once, by running the model's own subgraph over every position, so each
-    static kind of RoPE (default, linear, Llama 3, YaRN) is served by the same code. Where a token has three positions,
-    as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
+    static kind of RoPE (default, linear, Llama 3, YaRN, LongRoPE for so many tokens) is served by the same code. Where
+    a token has three positions, as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
+
+    RoPE may turn a part of each head, neighbours instead of halves, or nothing in some layers. What else reads
+    positions, as an embedding of them, gets them counted from seqlens_k.
 
     The kernel takes heads of whole multiples of 16; others are filled up with zeros and cut again (`head_width.py`).
 
@@ -46,7 +51,7 @@ class KvCache(Pass):
         head_multiple: Of what the width of a head must be a multiple; an even number, or 1 for a target that takes any.
 
     Raises:
-        PassError: an attention whose RoPE is not of the rotate-half form, or that shares no RoPE between q and k.
+        PassError: an attention that shares no RoPE between query and key.
 
     Reference: GroupQueryAttention, onnxruntime contrib operators, com.microsoft version 1.
     """
@@ -75,21 +80,23 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
     spatial = any(value.name == POSITION_IDS and len(value.shape or ()) == 3 for value in main.inputs)
     attentions = [node for node in main if is_causal_attention(node)]
     for layer, node in enumerate(attentions):
-        query, key, value = (_unrotated(v, node) for v in node.inputs[:3])
-        if query.tables != key.tables or query.tables is None or value.tables is not None:
+        query, key, value = (unrotated(main, v, node) for v in node.inputs[:3])
+        rope = query.rope
+        if rope != key.rope or value.rope is not None:
             raise PassError(f"{label(node)}: query and key must share one rotary embedding, and value have none")
-        if query.tables not in tables and not spatial:
-            width = padded_width(key.width, head_multiple)
-            tables[query.tables] = _tables(graph, query.tables, max_tokens, len(tables), width)
-        turns = () if spatial else tables[query.tables]
+        pieces = pieces_of(key.width, rope, head_multiple)
+        if rope is not None and rope.tables not in tables and not spatial:
+            width = padded_width(2 * rope.pairs, head_multiple)
+            tables[rope.tables] = _tables(graph, rope.tables, max_tokens, len(tables), width)
+        turns = () if spatial or rope is None else tables[rope.tables]
         kv_heads, head_dim = key.heads, key.width
-        width = padded_width(head_dim, head_multiple)
+        width = sum(filled for _, filled in pieces)
         past = [_cache_value(past_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         present = [_cache_value(present_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
-        flat = [*turned, *(_flat(main, node, part) for part in (query, key, value)[len(turned) :])]
+        given = [*turned, *(flat(main, node, part) for part in (query, key, value)[len(turned) :])]
         heads = (query.heads, kv_heads, kv_heads)
-        wide = [padded(main, node, *each, head_dim, width) for each in zip(flat, heads, strict=True)]
+        wide = [padded(main, node, *each, pieces) for each in zip(given, heads, strict=True)]
         shape = ir.Shape(["batch", "tokens", query.heads * width])
         out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=shape)
         fused = ir.node(
@@ -101,7 +108,8 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
                 "scale": node.attributes.get_float("scale", head_dim**-0.5),
                 "softcap": node.attributes.get_float("softcap", 0.0),
                 "local_window_size": node.attributes.get_int("window", 0) or -1,
-                "do_rotary": int(not spatial),
+                "do_rotary": int(bool(turns)),
+                "rotary_interleaved": int(bool(turns) and rope is not None and rope.neighbours),
             },
             domain="com.microsoft",
             outputs=[out, *present],
@@ -109,103 +117,18 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
             metadata_props=dict(node.metadata_props),
         )
         main.insert_before(node, fused)
-        _after(node).replace_all_uses_with(cut(main, node, out, query.heads, width, head_dim))
+        _after(node).replace_all_uses_with(cut(main, node, out, query.heads, pieces))
         main.inputs.extend(past)
         main.outputs.extend(present)
+    if not spatial:
+        count_positions(main, seqlens, max_tokens)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
     for unused in [v for v in main.inputs if v.name == POSITION_IDS and not v.uses()]:
         main.inputs.remove(unused)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Query, key or value before its rotary embedding.
-
-    Attributes:
-        source: float[batch, tokens, heads, width], or already flat [batch, tokens, heads · width].
-        heads: Number of heads.
-        width: Size of a head.
-        tables: Names of the cos and sin values it is rotated by, if it is.
-    """
-
-    source: ir.Value
-    heads: int
-    width: int
-    tables: tuple[str, str] | None
-
-    @property
-    def size(self) -> int:
-        """Width of all heads together."""
-        return self.heads * self.width
-
-
-def _unrotated(value: ir.Value | None, attention: ir.Node) -> _Part:
-    """Follow query, key or value back through RotaryEmbedding and the head transpose."""
-    tables = None
-    producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "RotaryEmbedding":
-        value, cos, sin = producer.inputs[:3]
-        tables = (cos.name or "", sin.name or "")  # type: ignore[union-attr]
-        producer = value.producer() if value is not None else None
-    if value is not None and producer is not None and producer.op_type == "RMSNormalization":
-        value = _norm_before_transpose(producer)
-        producer = value.producer()
-    if value is None or producer is None or producer.op_type != "Transpose" or value.shape is None:
-        found = producer.op_type if producer is not None else "an input"
-        raise PassError(
-            f"{label(attention)}: expects its heads transposed from [batch, tokens, heads, width], rotated by halves; "
-            f"found {found}"
-        )
-    source = producer.inputs[0]
-    assert source is not None
-    return _Part(source, _static(value.shape[1], attention), _static(value.shape[3], attention), tables)
-
-
-def _norm_before_transpose(norm: ir.Node) -> ir.Value:
-    """Gemma 3 norms heads after transposing them; over the last axis the order is all the same."""
-    transpose = norm.inputs[0].producer() if norm.inputs[0] is not None else None
-    result = norm.outputs[0]
-    if transpose is None or transpose.op_type != "Transpose" or transpose.inputs[0] is None:
-        return result
-    before = ir.node(
-        "RMSNormalization",
-        [transpose.inputs[0], norm.inputs[1]],
-        dict(norm.attributes),
-        name=f"{norm.name}/swapped",
-        metadata_props=dict(norm.metadata_props),
-    )
-    after = ir.node("Transpose", [before.outputs[0]], dict(transpose.attributes), name=f"{before.name}/Transpose")
-    after.metadata_props.update(norm.metadata_props)
-    before.outputs[0].name, before.outputs[0].type = before.name, result.type
-    before.outputs[0].shape = transpose.inputs[0].shape
-    after.outputs[0].name, after.outputs[0].type, after.outputs[0].shape = after.name, result.type, result.shape
-    assert norm.graph is not None
-    norm.graph.insert_before(norm, [before, after])
-    return after.outputs[0]
-
-
-def _flat(main: ir.Graph, before: ir.Node, part: _Part) -> ir.Value:
-    """The part as [batch, tokens, heads · width]: usually what a projection gave before it was split into heads."""
-    producer = part.source.producer()
-    if producer is not None and producer.op_type == "Reshape":
-        whole = producer.inputs[0]
-        if whole is not None and whole.shape is not None and whole.shape[-1] == part.size and len(whole.shape) == 3:
-            return whole
-    shape = ir.node("Constant", [], {"value_ints": [0, 0, part.size]})
-    reshape = ir.node("Reshape", [part.source, shape.outputs[0]], metadata_props=dict(before.metadata_props))
-    for node in (shape, reshape):
-        node.outputs[0].name = f"{before.name}/{node.op_type}_{part.source.name}"
-        node.name = node.outputs[0].name
-    reshape.outputs[0].type, reshape.outputs[0].shape = (
-        part.source.type,
-        ir.Shape(["batch", "tokens", part.size]),
-    )
-    main.insert_before(before, [shape, reshape])
-    return reshape.outputs[0]
-
-
-def _joined(main: ir.Graph, attention: ir.Node, place: int, part: _Part) -> ir.Value:
+def _joined(main: ir.Graph, attention: ir.Node, place: int, part: Part) -> ir.Value:
     """Query or key after its rotary embedding, as [batch, tokens, heads · width]."""
     back = ir.node("Transpose", [attention.inputs[place]], {"perm": [0, 2, 1, 3]})
     shape = ir.node("Constant", [], {"value_ints": [0, 0, part.size]})
@@ -256,9 +179,3 @@ def _tables(
 def _cache_value(name: str, heads: int, positions: int, width: int) -> ir.Value:
     shape = ir.Shape(["batch", heads, positions, width])
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=shape)
-
-
-def _static(size: object, node: ir.Node) -> int:
-    if not isinstance(size, int):
-        raise PassError(f"{label(node)}: heads and head size must be fixed; found {size}")
-    return size

@@ -13,7 +13,7 @@ from adaptc.ir.marks import label
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.emit import Emitter
+from adaptc.passes.emit import INT, Emitter
 from adaptc.runtime.bundle.manifest import VerificationGraph
 from adaptc.runtime.bundle.names import (
     CACHE_KINDS,
@@ -96,6 +96,14 @@ def unrolled(graph: OnnxGraph, size: int) -> OnnxGraph:
     count = new.call("Shape", first, dtype=ir.DataType.INT64, shape=[1], start=0, end=1)
     for node in attentions:
         _unroll(main, node, rows, lengths, count)
+    others = [use for use in seqlens.uses() if use.node is not lengths[0].producer()]
+    if others:  # positions are counted of as many tokens as there are
+        start = next(iter(main))
+        here = Emitter(main, start)
+        zero = here.constant([0])
+        there = here.call("Slice", seqlens, zero, here.call("Shape", first, dtype=INT, shape=[1], start=0, end=1), zero)
+        for use in others:
+            use.node.replace_input_with(use.idx, there)
     for value in (*main.inputs, *main.outputs):
         if cache_tensor(value.name) is not None:
             value.shape = ir.Shape([1, *sizes(value)[1:]])

@@ -49,7 +49,7 @@ class DeviceSteps(Pass):
         found: dict[str, DeviceLowering] = {}
         for name, graph in program.at_level(OnnxGraph).items():
             main = graph.model.graph
-            if name in program.steps or not any(value.name == past(0, KEY) for value in main.inputs):
+            if name in program.steps or not _is_decoder(main):
                 continue
             try:
                 step = device_step(read_atoms(main))
@@ -59,6 +59,22 @@ class DeviceSteps(Pass):
                 continue
             found[name] = DeviceLowering(step, _tensors(main, step), _prompt(main, step))
         return replace(program, steps={**program.steps, **found}) if found else program
+
+
+def cpu_only(program: Program) -> dict[str, str]:
+    """Return why decoders have no step, by the name of their graph; called for the program that the pass was given."""
+    found = {}
+    for name, graph in program.at_level(OnnxGraph).items():
+        if name not in program.steps and _is_decoder(graph.model.graph):
+            try:
+                device_step(read_atoms(graph.model.graph))
+            except PassError as error:
+                found[name] = str(error)
+    return found
+
+
+def _is_decoder(graph: ir.Graph) -> bool:
+    return any(value.name == past(0, KEY) for value in graph.inputs)
 
 
 def _prompt(graph: ir.Graph, step: DeviceStep) -> PromptLowering | None:

@@ -7,6 +7,8 @@ import onnx_ir as ir
 from adaptc.ir.marks import HEAD
 from adaptc.runtime.bundle.names import LOGITS
 
+NORMS = frozenset({"RMSNormalization", "LayerNormalization"})
+
 AFTER_PROJECTION = frozenset({"Add", "Div", "Mul", "Tanh"})
 """What may stand between the projection and the logits: a bias, and the soft cap of Gemma 2."""
 
@@ -25,7 +27,7 @@ def mark_head(graph: ir.Graph) -> None:
     if node is None or node.op_type != "MatMul":
         return
     norm = _source(node)
-    ends = [norm] if norm is not None and norm.op_type == "RMSNormalization" else []
+    ends = [norm] if norm is not None and norm.op_type in NORMS else []
     for each in (*head, node, *ends):
         each.metadata_props[HEAD] = ""
 

@@ -21,7 +21,7 @@ from adaptc.ir.marks import PATH
 from adaptc.ir.onnx_ops import DOMAIN
 from adaptc.passes.lower.layers import LayerSlice
 from adaptc.passes.lower.ops import OPSET, TRANSLATIONS
-from adaptc.passes.lower.rope import Rope
+from adaptc.passes.lower.rope import LayerNorm, Rope, RopeOfNeighbours, RopeOfPart
 
 
 def translate(layer_slice: LayerSlice, graph: FxGraph, name: str) -> ir.Function:
@@ -39,7 +39,8 @@ def translate(layer_slice: LayerSlice, graph: FxGraph, name: str) -> ir.Function
     model = _export(module, graph.dims, layer_slice.layer)
     optimizer.optimize_ir(model)
     onnx_fusions.fuse(model)
-    pattern.RewriteRuleSet([Rope().rule()]).apply_to_model(model)
+    pattern.RewriteRuleSet([Rope().rule(), RopeOfNeighbours().rule(), LayerNorm().rule()]).apply_to_model(model)
+    pattern.RewriteRuleSet([RopeOfPart().rule()]).apply_to_model(model)
     RemoveUnusedNodesPass()(model)
     _rename_sizes(model.graph, module, graph.dims)
     _read_sizes_off_inputs(model.graph, layer_slice)

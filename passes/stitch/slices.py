@@ -48,9 +48,9 @@ class LayeredDecoder:
 
     @property
     def rms_norm(self) -> bool:
-        """Whether its layers read the state through RMS norms: none of them has a layer norm."""
-        nodes = self.graph.module.graph.nodes
-        return not any(n.target is torch.ops.aten.layer_norm.default for n in nodes if layer_of(n) is not None)
+        """Whether its layers read the state through RMS norms: none of them has a layer norm, or takes a mean away."""
+        nodes = [node for node in self.graph.module.graph.nodes if layer_of(node) is not None]
+        return not any(n.target is torch.ops.aten.layer_norm.default or _centres(n) for n in nodes)
 
     @cached_property
     def states(self) -> tuple[fx.Node, ...]:
@@ -89,6 +89,12 @@ class LayeredDecoder:
                 "(cosine gates of skip_ffn hand on a second)"
             )
         return ends[0]
+
+
+def _centres(node: fx.Node) -> bool:
+    """Whether a node takes a mean away, as Cohere's norms do."""
+    means = [arg for arg in node.args[1:2] if isinstance(arg, fx.Node) and arg.target is torch.ops.aten.mean.dim]
+    return node.target is torch.ops.aten.sub.Tensor and bool(means)
 
 
 def layer_of(node: fx.Node) -> int | None:

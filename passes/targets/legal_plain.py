@@ -26,7 +26,7 @@ def write_out(graph: ir.Graph, half: str) -> None:
         elif node.op_type == "Attention":
             _attention(graph, node, HALVES[half])
         elif node.op_type == "LayerNormalization" and node.attributes.get_int("axis", -1) == -1:
-            _layer_norm(graph, node)
+            layer_norm(graph, node)
 
 
 def _product(graph: ir.Graph, node: ir.Node, half: str) -> None:
@@ -66,7 +66,7 @@ def _attention(graph: ir.Graph, node: ir.Node, half: ir.DataType) -> None:
     emit.replace(emit.cast(emit.call("MatMul", weights, emit.cast(value, half)), FLOAT))
 
 
-def _layer_norm(graph: ir.Graph, node: ir.Node) -> None:
+def layer_norm(graph: ir.Graph, node: ir.Node) -> None:
     """(x - mean) / sqrt(variance + ε) · w + b, in float32."""
     x, weight, bias = [*node.inputs, None][:3]
     assert x is not None

@@ -15,10 +15,11 @@ from adaptc.errors import PassError
 from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
+from adaptc.passes.decoder.positions import STEP_POSITIONS
 from adaptc.passes.emit import FLOAT, GEMM, Emitter
 from adaptc.passes.match import Projection, projections
 from adaptc.passes.targets.legal_attention import Inputs, expand
-from adaptc.passes.targets.legal_plain import write_out
+from adaptc.passes.targets.legal_plain import layer_norm, write_out
 from adaptc.passes.targets.legal_weights import HALVES, halved
 from adaptc.passes.targets.legality import check
 from adaptc.runtime.bundle.names import (
@@ -132,6 +133,9 @@ def _expand_attentions(graph: ir.Graph, half: ir.DataType) -> None:
         for new, kind in zip(expand(graph, node, given), CACHE_KINDS, strict=True):
             new.name = step_cache(layer, kind)
             graph.outputs.append(new)
+    for node in graph:
+        if node.outputs[0].name == STEP_POSITIONS:
+            node.outputs[0].replace_all_uses_with(positions)
     for name in (SEQLENS_K, TOTAL_SEQUENCE_LENGTH):
         for value in [v for v in graph.inputs if v.name == name]:
             graph.inputs.remove(value)
@@ -206,6 +210,12 @@ def _norm(graph: ir.Graph, node: ir.Node) -> None:
     emit.replace(emit.call("Mul", emit.call("Div", x, length), weight))
 
 
+def _layer_norm(graph: ir.Graph, node: ir.Node) -> None:
+    """LayerNormalization over the last axis; other forms are left to the builder."""
+    if node.attributes.get_int("axis", -1) == -1:
+        layer_norm(graph, node)
+
+
 def _gelu(graph: ir.Graph, node: ir.Node) -> None:
     """Gelu, exact or by tanh (opset 20 has it as one operator)."""
     x = node.inputs[0]
@@ -273,6 +283,7 @@ def _constant(graph: ir.Graph, node: ir.Node) -> None:
 
 _REWRITES: dict[str, Callable[[ir.Graph, ir.Node], None]] = {
     "RMSNormalization": _norm,
+    "LayerNormalization": _layer_norm,
     "Gelu": _gelu,
     "Shape": _shape,
     "MatMul": _matrix,

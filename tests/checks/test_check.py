@@ -104,7 +104,7 @@ def test_a_sound_spec_has_no_trouble(tmp_path: Path) -> None:
         (
             {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
             "error",
-            "RoPE of kind 'dynamic' is not supported; supported: default, linear, llama3, yarn",
+            "RoPE of kind 'dynamic' is not supported; supported: default, linear, llama3, yarn, longrope",
         ),
         (
             {"max_position_embeddings": 64},
@@ -125,11 +125,34 @@ def test_each_trouble_is_one_finding(change: dict[str, Any], level: str, text: s
     assert troubles(tmp_path, **change) == [("lm", level, text)]
 
 
+def test_positions_that_are_learned_are_all_there_are(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"model_type": "gpt2", "n_positions": 64, "rope_parameters": None}
+    text = "max_tokens 128 is beyond the 64 positions that the model has; at most so many are right"
+    assert troubles(tmp_path, **more) == [("lm", "error", text)]
+    assert troubles(tmp_path, **more | {"n_positions": 128}) == []
+
+
+def test_long_factors_are_said_to_be_for_every_text(tmp_path: Path) -> None:
+    long = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    more: dict[str, Any] = {
+        "model_type": "phi3",
+        "pad_token_id": 0,
+        "rope_parameters": long,
+        "original_max_position_embeddings": 64,
+    }
+    text = (
+        "max_tokens 128 is beyond 64: LongRoPE's long factors are used for texts of every length, as llama.cpp does; "
+        "with max_tokens up to 64 its short ones are"
+    )
+    assert troubles(tmp_path, **more) == [("lm", "warn", text)]
+    assert troubles(tmp_path, **more | {"original_max_position_embeddings": 128}) == []
+
+
 def test_an_unsupported_architecture_names_those_that_are(tmp_path: Path) -> None:
-    [(name, level, text)] = troubles(tmp_path, model_type="gpt2")
+    [(name, level, text)] = troubles(tmp_path, model_type="opt")
     known = ", ".join((*DECODERS, *MULTIMODAL))
     assert (name, level) == ("lm", "error")
-    assert text.startswith(f"m: architecture 'gpt2' is not supported; supported: {known}. A family is one value in ")
+    assert text.startswith(f"m: architecture 'opt' is not supported; supported: {known}. A family is one value in ")
     assert "adaptc/families/table.py" in text
     assert "adaptc.families" in text
 

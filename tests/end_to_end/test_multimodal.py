@@ -21,7 +21,7 @@ from adaptc.cli import main
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError, RequestError, SpecError
-from adaptc.families.table import DECODERS
+from adaptc.families.table import decoders_within
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
@@ -338,7 +338,7 @@ def test_a_spec_must_say_what_becomes_of_images(made: Callable[[str], Made], tmp
         (
             "text_config",
             {"model_type": "gpt2"},
-            f"llava with a language model of kind 'gpt2' is not supported; supported: {', '.join(DECODERS)}",
+            f"llava with a language model of kind 'gpt2' is not supported; supported: {', '.join(decoders_within())}",
         ),
         (
             "vision_config",

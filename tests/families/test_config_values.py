@@ -14,6 +14,10 @@ from tests.models import tiny
 
 GEMMA = {"tie_word_embeddings": True, "query_pre_attn_scalar": 16}
 UPPER = {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+PHI: dict[str, Any] = {"pad_token_id": None, "head_dim": 8, "original_max_position_embeddings": 64}
+LONG_ROPE = {**tiny.LONG, "attention_factor": 1.3}
+SLIDING = {"use_sliding_window": True, "sliding_window": 3}
+FALCON: dict[str, Any] = {"head_dim": None, "ffn_hidden_size": 48}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
 
 
@@ -27,6 +31,18 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_pos
         ("gemma2", {**GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
         ("gemma3_text", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}),
         ("gemma3_text", {**GEMMA, "num_hidden_layers": 3, "sliding_window_pattern": 2, "sliding_window": 3}),
+        ("phi3", {**PHI, "rope_parameters": LONG_ROPE}),
+        ("phi3", {**PHI, "rope_parameters": LONG_ROPE | {"original_max_position_embeddings": 8}}),
+        ("smollm3", {"pad_token_id": None, "num_hidden_layers": 3, "no_rope_layers": [1, 0, 0], **SLIDING}),
+        ("cohere", {"head_dim": None, "use_qk_norm": True, "attention_bias": True, "logit_scale": 2.0}),
+        ("cohere2", {"num_hidden_layers": 3, "sliding_window_pattern": 2, "sliding_window": 3, "attention_bias": True}),
+        ("stablelm", {"head_dim": None, "qk_layernorm": True, "partial_rotary_factor": 0.5}),
+        ("gpt2", {"head_dim": None, "n_inner": 48, "activation_function": "relu", "reorder_and_upcast_attn": True}),
+        ("gpt_neox", {"head_dim": None, "rotary_pct": 1.0, "hidden_act": "gelu_fast"}),
+        ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
+        ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "parallel_attn": False}),
+        ("falcon", {**FALCON, "multi_query": False, "parallel_attn": True, "bias": True}),
+        ("falcon", {**FALCON, "apply_residual_connection_post_layernorm": True, "parallel_attn": False}),
     ],
 )
 def test_capture_follows_the_value(family: str, options: dict[str, Any]) -> None:

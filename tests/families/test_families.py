@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -28,14 +27,14 @@ from tests.repo import ROOT
 GGUF_FAMILIES = [family for family in DECODERS.values() if family.gguf is not None]
 IDS = [5, 9, 40, 7, 101, 33, 12, 60]
 
-TOY_FILE = '''"""OLMo 2, whose norms stand behind each block, and over all heads of queries and keys."""
+TOY_FILE = '''"""Seed-OSS: Llama with biases of queries, keys and values."""
 
 from adaptc.families.base import DecoderFamily, GgufLayout
-from adaptc.families.gguf import FOUR_NORMS
+from adaptc.families.gguf import TWO_NORMS
 
-OLMO2 = DecoderFamily("olmo2", GgufLayout("olmo2", FOUR_NORMS))
+NAMES = TWO_NORMS | {"post_attention_norm": "post_attention_layernorm"}
+SEED_OSS = DecoderFamily("seed_oss", GgufLayout("seed_oss", NAMES))
 '''
-TOY_CONFIG: dict[str, Any] = {"num_key_value_heads": 4, "pad_token_id": None}
 
 
 @pytest.fixture
@@ -43,21 +42,21 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package with one file of a family, installed as pip would."""
     site = tmp_path / "site"
     site.mkdir()
-    (site / "olmo2_family.py").write_text(TOY_FILE)
-    about = site / "olmo2_family-1.0.dist-info"
+    (site / "seed_oss_family.py").write_text(TOY_FILE)
+    about = site / "seed_oss_family-1.0.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: olmo2-family\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[adaptc.families]\nolmo2 = olmo2_family:OLMO2\n")
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: seed-oss-family\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[adaptc.families]\nseed_oss = seed_oss_family:SEED_OSS\n")
     monkeypatch.syspath_prepend(site)
 
 
 @pytest.mark.usefixtures("toy")
 def test_a_package_adds_a_family_with_one_file(tmp_path: Path) -> None:
-    spec, model = folder.write(tmp_path, "olmo2", **TOY_CONFIG)
+    spec, model = folder.write(tmp_path, "seed_oss")
     findings = check(read_spec(spec), tmp_path).findings
     assert [finding.text for finding in findings if finding.about == "lm" and finding.level == "error"] == []
     compiled = compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache"))
-    assert compiled.bundle.manifest.models["lm"].architecture == "olmo2"
+    assert compiled.bundle.manifest.models["lm"].architecture == "seed_oss"
     with runtime.load(compiled.bundle.path) as session:
         result, scores = session.generate(IDS, max_new_tokens=12), session.score(IDS).values
     with torch.no_grad():
@@ -70,18 +69,18 @@ def test_a_package_adds_a_family_with_one_file(tmp_path: Path) -> None:
 
 
 def test_without_its_package_the_family_is_refused(tmp_path: Path) -> None:
-    spec, _ = folder.write(tmp_path, "olmo2", **TOY_CONFIG)
-    with pytest.raises(SpecError, match="architecture 'olmo2' is not supported"):
+    spec, _ = folder.write(tmp_path, "seed_oss")
+    with pytest.raises(SpecError, match="architecture 'seed_oss' is not supported"):
         compile_spec(read_spec(spec), tmp_path, tmp_path / "bundle", Cache(tmp_path / "cache"))
 
 
 @pytest.mark.usefixtures("toy")
 def test_a_package_s_family_is_known_by_every_name() -> None:
-    family = family_of("olmo2")
-    assert gguf_family("olmo2") == family
+    family = family_of("seed_oss")
+    assert gguf_family("seed_oss") == family
     assert isinstance(family, DecoderFamily)
     assert_names_are_llama_cpp_s(family)
-    assert supported() == (*FAMILIES, "olmo2")
+    assert supported() == (*FAMILIES, "seed_oss")
 
 
 def test_a_family_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +99,13 @@ def test_a_family_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("model_type", DECODERS)
 def test_every_decoder_family_has_a_tiny_model(model_type: str) -> None:
     assert model_type in {model_type for model_type, _ in tiny.FAMILIES.values()}
+
+
+def test_the_page_has_every_family_of_decoders() -> None:
+    rows = re.findall(r"^\| .* \| `(\w+)` \| `([\w-]+)` \|", (ROOT / "docs/families.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(DECODERS)
+    own = {name: family.gguf.architecture for name, family in DECODERS.items() if family.gguf is not None}
+    assert dict(rows) == own | {"mistral": "llama"}
 
 
 @pytest.mark.parametrize("model_type", MULTIMODAL)
@@ -123,20 +129,22 @@ def assert_names_are_llama_cpp_s(family: DecoderFamily) -> None:
     assert family.gguf is not None
     [architecture] = [key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family.gguf.architecture]
     names = gguf.get_tensor_name_map(architecture, 1)
-    config = transformers.CONFIG_MAPPING[family.model_type](**tiny.COMMON)
+    given = {key: value for key, value in tiny.COMMON.items() if key != "head_dim"}
+    config = transformers.CONFIG_MAPPING[family.model_type](**given, pad_token_id=None)
+    stem = f"{family.names.decoder}.{family.names.layers}.0"
     with torch.device("meta"):
         parameters = transformers.AutoModelForCausalLM.from_config(config).state_dict()
-    within = {match[1] for name in parameters if (match := re.fullmatch(r"model\.layers\.0\.(.*)", name))}
+    within = {match[1] for name in parameters if (match := re.fullmatch(rf"{re.escape(stem)}\.(.*)", name))}
     paths = {name.rpartition(".")[0] for name in within if ".experts." not in name}
     assert {name for name in within if ".experts." in name} == family.gguf.experts.keys()
     for parameter, parts in family.gguf.experts.items():
-        stem, _, leaf = parameter.rpartition(".")
+        block, _, leaf = parameter.rpartition(".")
         leaves = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else (leaf,)
-        theirs = [names.get_name(f"model.layers.0.mlp.{stem.rpartition('.')[2]}.{each}") for each in leaves]
+        theirs = [names.get_name(f"{stem}.mlp.{block.rpartition('.')[2]}.{each}") for each in leaves]
         assert [f"blk.0.{part}" for part in parts] == theirs
     ours = {path: name for name, path in family.gguf.layer_names.items()}
     assert {path: f"blk.0.{ours[path]}" for path in paths} == {
         # Granite's router was a layer within one when llama.cpp learnt its name.
-        path: names.get_name(f"model.layers.0.{path}") or names.get_name(f"model.layers.0.{path}.layer")
+        path: names.get_name(f"{stem}.{path}") or names.get_name(f"{stem}.{path}.layer")
         for path in paths
     }

@@ -14,7 +14,14 @@ from tests.models.tiny import random_model
 
 F32 = gguf.GGMLQuantizationType.F32
 
-_OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+_OUTSIDE = {
+    **dict.fromkeys(
+        ("model.embed_tokens", "transformer.wte", "transformer.word_embeddings", "gpt_neox.embed_in"), "token_embd"
+    ),
+    **dict.fromkeys(("model.norm", "transformer.ln_f", "gpt_neox.final_layer_norm"), "output_norm"),
+    "transformer.wpe": "position_embd",
+    "lm_head": "output",
+}
 _TWO_NORMS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -40,6 +47,29 @@ _FOUR_NORMS = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_JOINED = {
+    "self_attn.qkv_proj": "attn_qkv",
+    "mlp.gate_up_proj": "ffn_up",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+    "attention.query_key_value": "attn_qkv",
+    "attention.dense": "attn_output",
+    "self_attention.query_key_value": "attn_qkv",
+    "self_attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+    "ln_mlp": "attn_norm",
+    "ln_attn": "attn_norm_2",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+}
+_FOUR = ("gemma2", "gemma3", "olmo2")
+_TURNED_BY_NEIGHBOURS = ("llama", "granite", "granitemoe", "smollm3")
+"""Architectures of Llama's code, for which the converter moves rows of queries and keys."""
 
 
 @dataclass(frozen=True)
@@ -117,32 +147,56 @@ def write(
 
 
 def _described(config: Any, architecture: str) -> dict[str, Any]:
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", None) or {}
+    turned = rope.get("full_attention") or rope
+    heads, width = config.num_attention_heads, config.hidden_size
+    head_dim = getattr(config, "head_dim", None) or width // heads
     found = {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "feed_forward_length": next(value for name in _INNER if (value := getattr(config, name, None)) is not None),
+        "attention.head_count": heads,
+        "attention.head_count_kv": _kv_heads(config),
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
+        "attention.layer_norm_epsilon": getattr(config, "layer_norm_eps", getattr(config, "layer_norm_epsilon", None)),
         "attention.sliding_window": getattr(config, "sliding_window", None),
-        "rope.dimension_count": config.head_dim,
-        "rope.freq_base": float((rope.get("full_attention") or rope)["rope_theta"]),
+        "rope.dimension_count": int(turned.get("partial_rotary_factor", 1.0) * head_dim) if rope else None,
+        "rope.freq_base": float(turned["rope_theta"]) if rope else None,
+        "rope.scaling.original_context_length": _long(rope, "original_max_position_embeddings"),
+        "rope.scaling.attn_factor": _long(rope, "attention_factor"),
+        "embedding_scale": getattr(config, "embedding_multiplier", None),
+        "residual_scale": getattr(config, "residual_multiplier", None),
+        "attention.scale": getattr(config, "attention_multiplier", None),
+        "logit_scale": getattr(config, "logits_scaling", getattr(config, "logit_scale", None)),
+        "use_parallel_residual": getattr(config, "use_parallel_residual", None),
         "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
         "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
         "expert_count": getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None),
         "expert_used_count": getattr(config, "num_experts_per_tok", None),
         "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None),
         "expert_shared_feed_forward_length": getattr(config, "shared_expert_intermediate_size", None),
-        "embedding_scale": getattr(config, "embedding_multiplier", None),
-        "residual_scale": getattr(config, "residual_multiplier", None),
-        "attention.scale": getattr(config, "attention_multiplier", None),
-        "logit_scale": getattr(config, "logits_scaling", None),
     }
     return {f"{architecture}.{name}": value for name, value in found.items() if value is not None}
+
+
+_INNER = ("n_inner", "ffn_hidden_size", "intermediate_size")
+
+
+def _long(rope: Mapping[str, Any], name: str) -> Any:
+    return rope.get(name) if rope.get("rope_type") == "longrope" else None
+
+
+def _kv_heads(config: Any) -> int:
+    if config.model_type in ("gpt2", "gpt_neox"):
+        return int(config.num_attention_heads)
+    if config.model_type != "falcon":
+        return int(config.num_key_value_heads)
+    if config.new_decoder_architecture:
+        return int(config.num_kv_heads)
+    return 1 if config.multi_query else int(config.num_attention_heads)
 
 
 def _put(writer: Any, name: str, value: Any) -> None:
@@ -161,7 +215,7 @@ def tensors(model: Any, architecture: str) -> dict[str, Any]:
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = tensor.float().numpy()
-        if architecture in ("llama", "granitemoe") and ("q_proj" in name or "k_proj" in name):
+        if architecture in _TURNED_BY_NEIGHBOURS and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
             values = halves.swapaxes(1, 2).reshape(values.shape)
@@ -169,9 +223,31 @@ def tensors(model: Any, architecture: str) -> dict[str, Any]:
             values = values + 1
         if ".experts." in name:
             found |= _experts(name, values)
-        else:
-            found[_name(name, architecture)] = values[0] if name.endswith("shared_expert_gate.weight") else values
-    return found
+            continue
+        if name.endswith("shared_expert_gate.weight"):
+            values = values[0]
+        if architecture == "gpt2" and ".c_" in name and name.endswith(".weight"):
+            values = values.T
+        if ".query_key_value." in name:
+            values = _apart(values, config.num_attention_heads, _kv_heads(config))
+        if ".norms." in name:
+            stem, row, end = name.replace(".norms.", " ").replace(".weight", " weight").split()
+            rows = found.setdefault(_name(f"{stem}.{end}", architecture), [])
+            assert len(rows) == int(row)
+            rows.append(values)
+            continue
+        found[_name(name, architecture)] = values
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        found |= {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("long", "short")}
+    return {name: np.asarray(values, np.float32) for name, values in found.items()}
+
+
+def _apart(values: Any, heads: int, kv_heads: int) -> Any:
+    """Queries, keys and values one after the other, as llama.cpp's converter puts them."""
+    groups = values.reshape(kv_heads, heads // kv_heads + 2, -1, *values.shape[1:])
+    parts = groups[:, :-2], groups[:, -2], groups[:, -1]
+    return np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
 
 
 def _experts(name: str, values: Any) -> dict[str, Any]:
@@ -184,9 +260,9 @@ def _experts(name: str, values: Any) -> dict[str, Any]:
 
 def _name(name: str, architecture: str) -> str:
     stem, _, end = name.rpartition(".")
-    if stem.startswith("model.layers."):
+    if stem.startswith(("model.layers.", "transformer.h.", "gpt_neox.layers.")):
         _, _, layer, inner = stem.split(".", 3)
-        names = _FOUR_NORMS if architecture in ("gemma2", "gemma3") else _TWO_NORMS
+        names = _JOINED | (_FOUR_NORMS if architecture in _FOUR else _TWO_NORMS)
         return f"blk.{layer}.{names[inner]}.{end}"
     return f"{_OUTSIDE[stem]}.{end}"
 

@@ -31,6 +31,26 @@ COMMON: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LONG: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.4, 2.0],
+    "long_factor": [1.0, 2.0, 4.0, 8.0],
+    "original_max_position_embeddings": 64,
+}
+"""LongRoPE for heads of 8; its short factors, as tests have caches of 64 tokens."""
+PHI3: dict[str, Any] = {"pad_token_id": 0, "head_dim": 8}
+NEOX: dict[str, Any] = {"head_dim": 8, "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5}
+
+
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 2.5,
+}
+STABLELM: dict[str, Any] = {"hidden_size": 64, "use_qkv_bias": True, "qk_layernorm": True}
+FALCON: dict[str, Any] = {"head_dim": None, "ffn_hidden_size": 64}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
@@ -84,6 +104,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "olmoe": ("olmoe", {**EXPERTS, "head_dim": 8, "eos_token_id": None, "norm_topk_prob": True}),
+    "phi3": ("phi3", {"pad_token_id": 0}),
+    "phi3-partial": ("phi3", PHI3 | {"partial_rotary_factor": 0.5, "sliding_window": 5}),
+    "phi3-long": (
+        "phi3",
+        {"pad_token_id": 0, "head_dim": 8, "original_max_position_embeddings": 32, "rope_parameters": LONG},
+    ),
+    "olmo2": ("olmo2", {"pad_token_id": None}),
+    "granite": ("granite", GRANITE),
+    "smollm3": ("smollm3", {"pad_token_id": None, "no_rope_layer_interval": 2}),
+    "stablelm": ("stablelm", {"hidden_size": 64, "partial_rotary_factor": 0.25}),
+    "stablelm-parallel": ("stablelm", STABLELM | {"use_parallel_residual": True}),
+    "cohere": ("cohere", {"head_dim": 8, "logit_scale": 0.25, "tie_word_embeddings": True}),
+    "cohere-norms": ("cohere", {"head_dim": 8, "use_qk_norm": True, "attention_bias": True}),
+    "cohere2": ("cohere2", {"sliding_window": 5, "num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "gpt2": ("gpt2", {"tie_word_embeddings": True, "intermediate_size": None}),
+    "gpt_neox": ("gpt_neox", {"hidden_act": "gelu", "hidden_size": 64}),
+    "gpt_neox-serial": (
+        "gpt_neox",
+        {"head_dim": 8, "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 0.5},
+    ),
+    "falcon": ("falcon", FALCON | {"tie_word_embeddings": True, "multi_query": True, "parallel_attn": True}),
+    "falcon-new": ("falcon", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-serial": ("falcon", FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
 }
 """By the names that tests call them: transformers' `model_type`, and what differs from `COMMON`."""
 WITH_EXPERTS = tuple(
@@ -92,18 +135,35 @@ WITH_EXPERTS = tuple(
 """Those of `FAMILIES` whose feed-forward blocks are mixtures of experts."""
 DENSE = tuple(name for name in FAMILIES if name not in WITH_EXPERTS)
 
+FIRST = tuple(family for family in FAMILIES if family.startswith(("llama", "qwen", "mistral", "gemma")))
+"""Families that every target and kind of weights is tried on; others become the same forms before these matter."""
+
+OTHERWISE = ("phi3-partial", "smollm3", "cohere-norms", "gpt2", "gpt_neox", "falcon-new")
+"""Families whose steps do something otherwise than the first ones' do."""
+
+UNGATED = ("gpt2", "gpt_neox", "gpt_neox-serial", "falcon", "falcon-new", "falcon-serial")
+"""Families whose feed-forward blocks are two matrices."""
+
+WITH_GATES = tuple(family for family in FAMILIES if family not in (*UNGATED, "olmo2"))
+"""Families whose blocks `skip_ffn` takes."""
+
+_LAYER_NORMS = ("stablelm", "stablelm-parallel", "cohere", "cohere-norms", "cohere2")
+ON_CPU_ONLY = (*UNGATED, *_LAYER_NORMS, "phi3-partial")
+"""Families that kernels of a GPU's step do not compute: layer norms, and heads filled up in pieces."""
+
 
 def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.3, seed: int = 0) -> Any:
     """A language model with random weights, as transformers runs it.
 
     Args:
         model_type: transformers' name.
-        options: All of its config.
+        options: All of its config; a `head_dim` of None is left out, as some classes work it out by themselves.
         spread: Standard deviation of the weights; larger than the usual start, so that differences show, and norms'
             weights are not all one.
         seed: Of the weights.
     """
-    config = transformers.CONFIG_MAPPING[model_type](**options)
+    given = {key: value for key, value in options.items() if (key, value) != ("head_dim", None)}
+    config = transformers.CONFIG_MAPPING[model_type](**given)
     torch.manual_seed(seed)
     built = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

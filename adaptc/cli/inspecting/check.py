@@ -15,9 +15,14 @@ from adaptc.cli.output import print_columns
 @click.command("check")
 @MODEL
 @model_options
+@click.option(
+    "--explain", is_flag=True, help="Of a model of an unknown family: which parts are foreign, which file to write."
+)
 @JSON
 @click.pass_context
-def command(ctx: click.Context, /, model: str, settings: tuple[str, ...], as_json: bool, **options: Any) -> None:
+def command(
+    ctx: click.Context, /, model: str, settings: tuple[str, ...], explain: bool, as_json: bool, **options: Any
+) -> None:
     """Check a spec against its models and this machine.
 
     MODEL is a model.yaml, or a model alone as `adaptc compile` takes it. No weight is read. Exits with 1 if anything
@@ -30,7 +35,7 @@ def command(ctx: click.Context, /, model: str, settings: tuple[str, ...], as_jso
 
     given = read_model(model, settings, **options)
     with quiet_transformers():  # the findings speak
-        report = preflight(given.spec, given.base)
+        report = preflight(given.spec, given.base, explained=explain)
     if as_json:
         click.echo(
             json.dumps({"ok": report.ok, "findings": [asdict(finding) for finding in report.findings]}, indent=2)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, attention_bias
-from adaptc.families.decoders.llama import rotary_weight
-from adaptc.families.gguf import EXPERT_KEYS, ROUTED, expert_names, routing
+from adaptc.families.gguf import EXPERT_KEYS, ROUTED, expert_names, rotary_weight, routing
 
 _BLOCK = "block_sparse_moe"
 _SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")

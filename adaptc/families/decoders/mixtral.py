@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout
-from adaptc.families.decoders.llama import rotary_weight
-from adaptc.families.gguf import EXPERT_KEYS, ROUTED, expert_names, routing
+from adaptc.families.gguf import EXPERT_KEYS, ROUTED, expert_names, rotary_weight, routing
 
 
 def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:

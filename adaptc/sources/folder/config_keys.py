@@ -7,12 +7,15 @@ knows is a remark: transformers ignores it too, but a release that reads it may 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from adaptc.errors import LoadError, one_line
-from adaptc.families.table import DECODERS
+from adaptc.families.base import DecoderFamily
+from adaptc.families.table import DECODERS, family_of
 
 _ABSENT = "null, or no such key,"
 
@@ -31,6 +34,10 @@ def _is_on(value: Any) -> bool:
 
 def _is_one(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and value == 1)
+
+
+def _is_same(right: Any, value: Any) -> bool:
+    return type(value) is type(right) and bool(value == right)
 
 
 _ACCEPTED: Mapping[str, tuple[Callable[[Any], bool], str]] = MappingProxyType(
@@ -181,14 +188,24 @@ def refuse_keys(origin: str, values: Mapping[str, Any]) -> None:
         LoadError: there is one; the message names it.
     """
     for place, part in _parts(values):
-        rope = part.get("rope_parameters")
-        for key, value in {**part, **(rope if isinstance(rope, dict) else {})}.items():
-            accepts, right = _ACCEPTED.get(key, (None, ""))
+        rules = _rules(part.get("model_type"))
+        ropes = [rope for key in ("rope_parameters", "rope_scaling") if isinstance(rope := part.get(key), dict)]
+        for key, value in [item for each in (part, *ropes) for item in each.items()]:
+            accepts, right = rules.get(key, (None, ""))
             if accepts is not None and not accepts(value):
                 raise LoadError(
                     f"{origin}: config.json: {place}{key} is {one_line(value)[:40]}, which makes another model than "
                     f"adaptc captures; {right} is right"
                 )
+
+
+def _rules(model_type: object) -> Mapping[str, tuple[Callable[[Any], bool], str]]:
+    """The keys that make another model of a family, as in `_ACCEPTED`."""
+    family = family_of(model_type)
+    if not isinstance(family, DecoderFamily):
+        return _ACCEPTED
+    usual = {key: rule for key, rule in _ACCEPTED.items() if key not in family.keys}
+    return usual | {key: (partial(_is_same, right), json.dumps(right)) for key, right in family.accepted.items()}
 
 
 def unknown_keys(config: Any, values: Mapping[str, Any]) -> list[str]:
@@ -225,6 +242,7 @@ def _unknown(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str
 
     known = _WITHOUT_EFFECT | _ACCEPTED.keys() | GenerationConfig().to_dict().keys() | config.attribute_map.keys()
     known |= {*config.attribute_map.values(), *(field.name for field in dataclasses.fields(config))}
+    known |= _own_keys(config.model_type)
     for key, value in values.items():
         part = getattr(config, key, None) if key in config.sub_configs else None
         if part is not None and isinstance(value, dict):
@@ -236,14 +254,28 @@ def _unknown(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str
 def _new(config: Any, values: Mapping[str, Any], place: str) -> Iterator[str]:
     """Fields of a decoder's config class that came after adaptc, where a file sets one to another value than usual."""
     if config.model_type in DECODERS:
+        every = _CAPTURED | _WITHOUT_EFFECT | _ACCEPTED.keys() | _own_keys(config.model_type)
         for field in dataclasses.fields(config):
-            known = field.name in _CAPTURED or field.name in _WITHOUT_EFFECT or field.name in _ACCEPTED
-            if not known and field.name in values and values[field.name] != field.default:
+            if field.name not in every and field.name in values and values[field.name] != field.default:
                 yield f"{place}{field.name}"
     for key in config.sub_configs:
         part = values.get(key)
         if isinstance(part, dict):
             yield from _new(getattr(config, key), part, f"{place}{key}.")
+
+
+def new_fields(config: Any, values: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a config class that no family of adaptc's follows, where a file sets one."""
+    every = _CAPTURED | _WITHOUT_EFFECT | _ACCEPTED.keys()
+    return sorted(
+        field.name for field in dataclasses.fields(config) if field.name in values and field.name not in every
+    )
+
+
+def _own_keys(model_type: str) -> frozenset[str]:
+    """The keys that a family has beside those of all."""
+    family = family_of(model_type)
+    return family.keys | family.accepted.keys() if isinstance(family, DecoderFamily) else frozenset()
 
 
 def _parts(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

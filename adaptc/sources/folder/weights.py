@@ -14,12 +14,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
-from adaptc.families.model import decoder_path, has_experts, multimodal_of, renamed, stacked
+from adaptc.families.model import has_experts, head_name, multimodal_of, names_of, renamed, stacked, table_name
 from adaptc.ir.source_grid import SourceGrid, SourceMatrix
 from adaptc.sources.folder.files import read_object
 from adaptc.sources.quantized.methods import PutTogether, put_together
 from adaptc.sources.quantized.packed import FLOATS, Method, PackedMatrix, Piece
-from adaptc.sources.tensors import HEAD
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +28,11 @@ ADAPTER = "adapter_config.json"
 """What marks the folder of an adapter."""
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 """Ends of the names of buffers that old files hold and that models compute by themselves now."""
+
+_OLD_HEADS = ("embed_out.weight",)
+"""Heads' names of old files, which transformers renames when it reads them."""
+
+_HEADS = ("lm_head.weight", *_OLD_HEADS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +254,10 @@ def check_headers(origin: str, files: Mapping[str, Path]) -> None:
 
 def with_tied_table(config: Any, stored: StoredWeights) -> StoredWeights:
     """Return the weights with the head as the table where only the head is stored, as transformers ties them."""
-    table = _table(config)
-    if not config.tie_word_embeddings or table in stored.shapes or HEAD not in stored.shapes:
+    table, head = table_name(config), head_name(config)
+    if not config.tie_word_embeddings or table in stored.shapes or head not in stored.shapes:
         return stored
-    return stored.named({HEAD: table})
+    return stored.named({head: table})
 
 
 def has_own_head(origin: str, files: Mapping[str, Path], config: Any, method: Method | None = None) -> bool:
@@ -265,10 +269,10 @@ def has_own_head(origin: str, files: Mapping[str, Path], config: Any, method: Me
         LoadError: as in `stored_weights`.
     """
     stored = safetensors_in(origin, files, method)
-    if not any(name.endswith(HEAD) for name in stored.shapes):
+    if not any(name.endswith(_HEADS) for name in stored.shapes):
         return False
     spelled = {full: name for name, full in _full_names(config, stored.shapes).items()}
-    head, table = (spelled.get(name) for name in (HEAD, _table(config)))
+    head, table = (spelled.get(name) for name in (head_name(config), table_name(config)))
     if head is None or table is None:
         return False
     if stored.shapes[head] != stored.shapes[table]:
@@ -287,15 +291,14 @@ def _differ(origin: str, stamps: tuple[tuple[Path, int, int], ...], method: Meth
     return not torch.equal(first, second.to(first.dtype))
 
 
-def _table(config: Any) -> str:
-    """The name of the embedding's weight."""
-    return f"{decoder_path(config)}.embed_tokens.weight"
-
-
 def _full_names(config: Any, names: Mapping[str, object]) -> dict[str, str]:
     """The name that transformers' model gives to each tensor."""
     if multimodal_of(config) is not None:
         return renamed(config, names)
-    if "embed_tokens.weight" in names:  # saved from the model without its head
-        return {name: name if name == HEAD else f"model.{name}" for name in names}
+    called = names_of(config)
+    if f"{called.table}.weight" in names:  # saved from the model without its head
+        head = head_name(config)
+        return {name: name if name == head else f"{called.decoder}.{name}" for name in names}
+    if any(name.endswith(_OLD_HEADS) for name in names):
+        return renamed(config, names)
     return {name: name for name in names}

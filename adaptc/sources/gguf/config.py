@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from adaptc.errors import LoadError
@@ -35,6 +36,7 @@ def config_values(file: GgufFile) -> dict[str, Any]:
     Raises:
         LoadError: a value is missing, of the wrong type, or asks for something not supported.
     """
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     family, layout = family_and_layout(file)
@@ -43,6 +45,8 @@ def config_values(file: GgufFile) -> dict[str, Any]:
     heads = _same_in_all_layers(file, f"{prefix}.attention.head_count")
     width = file.need(f"{prefix}.embedding_length", int)
     kv_key = f"{prefix}.attention.head_count_kv"
+    head_dim = _head_dim(file, prefix, width // heads if heads else 0)
+    plain = layout.epsilon == "rms_norm_eps"
     values: dict[str, Any] = {
         "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]],
         "vocab_size": len(file.need("tokenizer.ggml.tokens", list)),
@@ -51,15 +55,36 @@ def config_values(file: GgufFile) -> dict[str, Any]:
         "num_hidden_layers": file.need(f"{prefix}.block_count", int),
         "num_attention_heads": heads,
         "num_key_value_heads": _same_in_all_layers(file, kv_key) if kv_key in file.metadata else heads,
-        "head_dim": _head_dim(file, prefix, width // heads if heads else 0),
+        "head_dim": head_dim,
         "max_position_embeddings": file.need(f"{prefix}.context_length", int),
-        "rms_norm_eps": file.need(f"{prefix}.attention.layer_norm_rms_epsilon", float),
+        layout.epsilon: file.need(f"{prefix}.attention.layer_norm_{'rms_' if plain else ''}epsilon", float),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "bos_token_id": file.get("tokenizer.ggml.bos_token_id", int),
         "eos_token_id": file.get("tokenizer.ggml.eos_token_id", int),
+        "pad_token_id": None,  # config classes have defaults that the file's vocabulary may lack
     }
-    values["rope_parameters"] = rope_parameters(file, layout, values)
-    return values | layout.config(file, values)
+    part = _rotary_part(file, layout, head_dim)
+    if not family.names.positions:
+        values["rope_parameters"] = rope_parameters(file, layout, values, part)
+    found = values | layout.config(file, values)
+    fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[family.model_type])}
+    if "head_dim" not in fields and head_dim * heads == width:
+        del found["head_dim"]  # which the class may work out, and refuse to be told
+    return found
+
+
+def _rotary_part(file: GgufFile, layout: GgufLayout, width: int) -> int:
+    """How many numbers of a head RoPE turns."""
+    key = f"{layout.architecture}.rope.dimension_count"
+    part: int = file.get(key, int, width)
+    if part != width and not layout.partial_rotary:
+        raise LoadError(
+            f"{file.path}: {key} is {part} and heads are {width} wide; only heads whose keys, values and RoPE are of "
+            "one width are supported"
+        )
+    if not 0 < part <= width or part % 2:
+        raise LoadError(f"{file.path}: {key} is {part}; an even number from 2 to {width} is right")
+    return part
 
 
 def _same_in_all_layers(file: GgufFile, key: str) -> int:
@@ -75,14 +100,13 @@ def _same_in_all_layers(file: GgufFile, key: str) -> int:
 
 
 def _head_dim(file: GgufFile, prefix: str, usual: int) -> int:
-    """The width of a head, which keys, values and RoPE share in all families that adaptc captures."""
-    name = f"{prefix}.attention.key_length"
+    """The width of a head, which keys and values share in all families that adaptc captures."""
+    name, key = (f"{prefix}.attention.{part}_length" for part in ("key", "value"))
     width: int = file.get(name, int, usual)
-    for key, default in (("attention.value_length", usual), ("rope.dimension_count", width)):
-        other = file.get(f"{prefix}.{key}", int, default)
-        if other != width:
-            raise LoadError(
-                f"{file.path}: {prefix}.{key} is {other} and {name} is {width}; only heads whose keys, values and RoPE "
-                "are of one width are supported"
-            )
+    other = file.get(key, int, usual)
+    if other != width:
+        raise LoadError(
+            f"{file.path}: {key} is {other} and {name} is {width}; only heads whose keys, values and RoPE are of one "
+            "width are supported"
+        )
     return width

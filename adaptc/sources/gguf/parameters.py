@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adaptc.errors import LoadError
+from adaptc.families.base import ModuleNames
 from adaptc.sources.gguf.config import family_and_layout
 from adaptc.sources.gguf.file import GgufFile, GgufTensor
 from adaptc.sources.gguf.grids import has_grid, read_grid
-from adaptc.sources.gguf.rope import FACTORS
+from adaptc.sources.gguf.rope import FACTORS, LONG_FACTORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float32]
 
-_OUTSIDE_LAYERS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-
 
 @dataclass(frozen=True, slots=True)
 class StoredParameter:
@@ -30,17 +29,28 @@ class StoredParameter:
 
     Attributes:
         tensors: One tensor; or those of shape [experts, rows, columns] whose rows are its rows, one below the other.
+        row: Which row of the tensor it is; None for the whole.
+        turned: Whether the tensor is [outputs, inputs] and the parameter [inputs, outputs].
     """
 
     tensors: tuple[GgufTensor, ...]
+    row: int | None = None
+    turned: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape, as far as the tensors fit each other; a matrix of one row may be stored as a vector."""
         first = self.tensors[0].shape
-        if len(self.tensors) == 1:
-            return first
-        return (first[0], sum(tensor.shape[1] for tensor in self.tensors), *first[2:])
+        if len(self.tensors) > 1:
+            return (first[0], sum(tensor.shape[1] for tensor in self.tensors), *first[2:])
+        if self.row is not None:
+            return first[1:]
+        return first[::-1] if self.turned else first
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is one tensor as the file has it, but for the order of rows."""
+        return len(self.tensors) == 1 and self.row is None and not self.turned
 
 
 def parameter_names(file: GgufFile) -> dict[str, StoredParameter]:
@@ -50,21 +60,27 @@ def parameter_names(file: GgufFile) -> dict[str, StoredParameter]:
         LoadError: a tensor with no place in the model, or one of several that belong together is missing.
     """
     family, layout = family_and_layout(file)
-    tensors = {}
+    tensors = dict[str, StoredParameter]()
     of_experts = {name: path for path, names in layout.experts.items() for name in names}
+    inside = {**layout.layer_names, **(layout.renamed(file) if layout.renamed is not None else {})}
+    outside, stem = _outside_layers(family.names), f"{family.names.decoder}.{family.names.layers}"
     for name, tensor in file.tensors.items():
-        if name == FACTORS and layout.rope_factors:
+        if (name == FACTORS and layout.rope_factors) or (name in LONG_FACTORS.values() and layout.long_rope):
             continue
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
         outer = re.fullmatch(r"(\w+)\.(weight|bias)", name)
-        if layer and layer[2] in layout.layer_names:
-            tensors[f"model.layers.{layer[1]}.{layout.layer_names[layer[2]]}.{layer[3]}"] = StoredParameter((tensor,))
+        if layer and layer[2] in inside:
+            path = f"{stem}.{layer[1]}.{inside[layer[2]]}.{layer[3]}"
+            whole = StoredParameter((tensor,), turned=layer[2] in layout.turned and layer[3] == "weight")
+            rows = range(tensor.shape[0] if ".*." in path else 0)
+            each = {path.replace(".*.", f".{row}."): StoredParameter((tensor,), row) for row in rows}
+            tensors |= each or {path: whole}
         elif layer and layer[2] in of_experts and layer[3] == "weight":
             path = of_experts[layer[2]]
             parts = [f"blk.{layer[1]}.{part}.weight" for part in layout.experts[path]]
-            tensors[f"model.layers.{layer[1]}.{path}"] = StoredParameter(_together(file, parts))
-        elif outer and outer[1] in _OUTSIDE_LAYERS:
-            tensors[f"{_OUTSIDE_LAYERS[outer[1]]}.{outer[2]}"] = StoredParameter((tensor,))
+            tensors[f"{stem}.{layer[1]}.{path}"] = StoredParameter(_together(file, parts))
+        elif outer and outer[1] in outside:
+            tensors[f"{outside[outer[1]]}.{outer[2]}"] = StoredParameter((tensor,))
         else:
             raise LoadError(f"{file.path}: tensor {name} has no place in a {family.model_type} model")
     return tensors
@@ -79,6 +95,16 @@ def _together(file: GgufFile, names: Sequence[str]) -> tuple[GgufTensor, ...]:
     if len({(tensor.shape[0], tensor.shape[2]) for tensor in tensors}) > 1:
         raise LoadError(f"{file.path}: {' and '.join(names)} are of experts that do not fit each other")
     return tensors
+
+
+def _outside_layers(names: ModuleNames) -> dict[str, str]:
+    """Module paths outside the layers by GGUF name."""
+    found = {
+        "token_embd": f"{names.decoder}.{names.table}",
+        "output_norm": f"{names.decoder}.{names.norm}",
+        "output": names.head,
+    }
+    return found | ({"position_embd": f"{names.decoder}.{names.positions}"} if names.positions else {})
 
 
 def zero_biases(file: GgufFile, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, StoredParameter]:
@@ -122,7 +148,9 @@ def read_parameter(
     _, layout = family_and_layout(file)
     parts = [layout.weight(tensor.name, file.read(tensor), heads, kv_heads) for tensor in parameter.tensors]
     whole: Array = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
-    return whole.reshape(shape)
+    if parameter.row is not None:
+        whole = whole[parameter.row]
+    return (whole.T if parameter.turned else whole).reshape(shape)
 
 
 def read_matrix(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> SourceGrid | None:

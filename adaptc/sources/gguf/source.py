@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptc.families.model import kv_heads_of
 from adaptc.ir.source_grid import SourceMatrix
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
@@ -57,7 +58,7 @@ class GgufSource(Source):
             name: wanted[name] if wanted.get(name) == (1, *each.shape) else each.shape for name, each in stored.items()
         }
         names = check_shapes(self.origin, config, shapes)
-        heads = config.num_attention_heads, config.num_key_value_heads
+        heads = config.num_attention_heads, kv_heads_of(config)
         readers = {
             name: partial(_read, file, each, shapes[name], *heads) for name, each in stored.items() if name in names
         }
@@ -73,11 +74,11 @@ class GgufSource(Source):
         """See `Source.matrices`."""
         file = read_gguf(self.path)
         config = self._config(file)
-        heads = config.num_attention_heads, config.num_key_value_heads
+        heads = config.num_attention_heads, kv_heads_of(config)
         return {
             name: SourceMatrix(each.shape[0], partial(read_matrix, file, each.tensors[0], *heads))
             for name, each in parameter_names(file).items()
-            if len(each.shape) == 2 and len(each.tensors) == 1
+            if len(each.shape) == 2 and each.whole
         }
 
     def files(self) -> dict[str, Path]:

@@ -31,7 +31,7 @@ from adaptc.verification.outside import TorchModel
 from adaptc.verification.parity import LOWERING, compare, samples_of
 from adaptc.verification.part import Part
 from adaptc.verification.rewritten import GraphModel, Rewritten, with_stored
-from adaptc.verification.rounded import put_weights
+from adaptc.verification.rounded import put_weights, views_of
 from adaptc.verification.stored_weights import stored_weights
 
 
@@ -82,7 +82,7 @@ def _verify_model(bundle: Bundle, base: Path, threads: int | None, progress: Pro
     exact = predictions(bundle, samples, threads, exact=True)
     progress.stage("source model with the bundle's weights")
     stored = stored_weights(bundle)
-    errors = put_weights(loaded.model, stored)
+    errors = put_weights(loaded.model, stored, views_of(loaded.model, stored))
     rounded = [reference.predictions(sample) for sample in samples]
     numbers, whole = number_parts(bundle, loaded.by, shipped, exact, expected, rounded)
     parts += [

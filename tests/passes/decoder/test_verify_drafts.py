@@ -142,8 +142,14 @@ def test_refuses_attention_over_no_layers_cache() -> None:
         Pipeline((VerifyDrafts(),)).run(tiny.cached("llama").with_graph("lm", graph))
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("family", [*tiny.DENSE, "qwen2-moe"])
+@pytest.mark.parametrize(
+    ("family", "weights"),
+    [
+        *((family, weights) for family in tiny.FIRST for weights in WEIGHTS),
+        *(("qwen2-moe", weights) for weights in WEIGHTS),
+        *((family, "fp32") for family in ("phi3-partial", "smollm3", "cohere", "gpt2")),
+    ],
+)
 def test_runs_leave_what_steps_leave(family: str, weights: str, tmp_path: Path) -> None:
     """Windows and soft caps are among the families; the text goes on beyond their windows of 5."""
     with verifying(emitted(family, weights), tmp_path) as decoder:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -14,7 +15,7 @@ from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
-from adaptc.passes.device.device_steps import DeviceSteps
+from adaptc.passes.device.device_steps import DeviceSteps, cpu_only
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.quantize import Quantize
@@ -57,9 +58,16 @@ def test_golden_with_gates(golden: Callable[[str, str], None], name: str, low_ra
     golden(f"device_steps/{name}", lowering(program).text())
 
 
-@pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("family", tiny.DENSE)
-def test_every_dense_family_is_a_step_in_all_weights(family: str, weights: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "weights"),
+    [
+        (family, weights)
+        for family in tiny.DENSE
+        for weights in WEIGHTS
+        if family in tiny.FIRST or (family not in tiny.ON_CPU_ONLY and weights == "int4")
+    ],
+)
+def test_every_family_is_a_step_in_all_weights(family: str, weights: str) -> None:
     program = stored(tiny.cached(family), weights)
     found = lowering(program)
     step, graph = found.step, program.graph("lm", OnnxGraph)
@@ -88,6 +96,16 @@ def test_a_model_with_experts_runs_on_a_cpu_only(weights: str) -> None:
     program = stored(tiny.cached("qwen2-moe"), weights)
     assert DeviceSteps().apply(program) is program
     with pytest.raises(PassError, match=r"^model\.layers\.0\.mlp\.experts: experts; no kernel of a step computes"):
+        REQUIRED.apply(program)
+
+
+@pytest.mark.parametrize("family", tiny.ON_CPU_ONLY)
+def test_other_families_stay_on_a_cpu_with_a_reason(family: str) -> None:
+    program = stored(tiny.cached(family), "fp32")
+    assert DeviceSteps().apply(program) is program
+    [(name, reason)] = cpu_only(program).items()
+    assert name == "lm"
+    with pytest.raises(PassError, match=f"^{re.escape(reason)}$"):
         REQUIRED.apply(program)
 
 

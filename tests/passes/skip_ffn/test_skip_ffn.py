@@ -84,7 +84,8 @@ class Hooked:
         for index, layer in enumerate(self.model.model.layers):
             seen: dict[str, Any] = {}
             layer.input_layernorm.register_forward_hook(lambda _m, _i, out, seen=seen: seen.update(state=out))
-            before = getattr(layer, "pre_feedforward_layernorm", layer.post_attention_layernorm)
+            names = ("pre_feedforward_layernorm", "post_attention_layernorm", "input_layernorm")
+            before = next(filter(None, (getattr(layer, name, None) for name in names)))
             before.register_forward_pre_hook(lambda _m, given, seen=seen: seen.update(before=given[0]))
             block = getattr(layer, "mlp", None) or layer.block_sparse_moe
             block.forward = lambda x, i=index, s=seen, f=block.forward: choose(i, s["state"], s["before"], x, f(x))
@@ -102,7 +103,23 @@ def test_golden(golden: Callable[[str, str], None], tmp_path: Path) -> None:
     golden("skip_ffn/cosine", str(SkipFfn("cosine", layers=(0, 1, 2), k=1).apply(program())))
 
 
-@pytest.mark.parametrize(("family", "rank"), [*((family, 4) for family in tiny.FAMILIES), ("llama", 0), ("gemma2", 0)])
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("olmo2", r"model\.layers\.0: no norm at 'model\.layers\.0\.input_layernorm'; gates read its result"),
+        ("gpt2", r"transformer\.h\.0: no gated feed-forward block at 'transformer\.h\.0\.mlp' \(2 linear layers"),
+        ("gpt_neox", r"gpt_neox\.layers\.0: no gated feed-forward block at .* \(2 linear layers"),
+        ("falcon-new", r"transformer\.h\.0: no gated feed-forward block at .* \(2 linear layers"),
+    ],
+)
+def test_refuses_blocks_of_another_form(family: str, expected: str) -> None:
+    with pytest.raises(PassError, match=expected):
+        SkipFfn("static", layers=(1, 2), warmup=0).apply(program(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "rank"), [*((family, 4) for family in tiny.WITH_GATES), ("llama", 0), ("gemma2", 0)]
+)
 def test_learned_equals_eager(family: str, rank: int, tmp_path: Path) -> None:
     path = gates_file(tmp_path, family, rank, blocks=len(gating.ffn_blocks(tiny.fx(family))))
     _, weights = load_gates(path)

@@ -34,8 +34,8 @@ from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.spec.passes import build_passes
 from adaptc.spec.reading import parse_spec
-from tests.close import assert_close
-from tests.models import stitched
+from tests.close import ENGINE, assert_close
+from tests.models import stitched, tiny
 
 Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -75,6 +75,22 @@ def test_equals_eager(family: str, batch: int, tokens: int) -> None:
     ids = ids_of(batch, tokens)
     for route in stitched.ROUTES:
         assert_close(run(graphs, route, ids), stitched.eager(route, ids, given_, family), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["phi3", "phi3-long", "olmo2", "granite", "smollm3"])
+def test_a_route_of_its_own_layers_is_the_model(family: str) -> None:
+    """Multipliers, layers without RoPE, tables: what lies outside of layers goes to the right side of a cut."""
+    own = Stitch(Slice("lm", (0, 1)), {"own": Route((Slice("lm", (1, 3)),))})
+    ids = tiny.feeds(2, 9)["input_ids"]
+    found = run(fx(own.apply(tiny.program(family))), "own", ids)
+    assert_close(found, tiny.eager(family, {"input_ids": ids}), **ENGINE)
+
+
+@pytest.mark.parametrize("family", ["stablelm", "cohere", "gpt2", "gpt_neox", "falcon"])
+def test_families_with_layer_norms_are_refused(family: str) -> None:
+    assert not LayeredDecoder("lm", tiny.fx(family)).rms_norm
+    with pytest.raises(PassError, match="RMS"):
+        Stitch(Slice("lm", (0, 1)), {"own": Route((Slice("lm", (1, 3)),))}).apply(tiny.program(family))
 
 
 def test_a_route_of_the_donors_own_layers_is_the_donor() -> None:

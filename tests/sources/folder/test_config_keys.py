@@ -133,6 +133,19 @@ def test_an_unknown_key_is_a_remark(tmp_path: Path) -> None:
         ("llama", {"num_labels": 10**9}, "num_labels is 1000000000; at most 1,000,000 is right"),
         ("llama", {"num_labels": -1}, "num_labels is -1; at most 1,000,000 is right"),
         ("llama", {"text_config": 5}, "text_config is 5; an object is right"),
+        ("llama", {"rope_scaling": {"partial_rotary_factor": 0.5}}, "config.json: partial_rotary_factor is 0.5, which"),
+        (
+            "falcon",
+            {"alibi": True},
+            "config.json: alibi is True, which makes another model than adaptc captures; false",
+        ),
+        ("gpt2", {"scale_attn_weights": False}, "config.json: scale_attn_weights is False, which makes another model"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "config.json: scale_attn_by_inverse_layer_idx is True, "),
+        ("gpt2", {"add_cross_attention": True}, "config.json: add_cross_attention is True, which makes another model"),
+        ("gpt2", {"n_head": 0}, "n_head is 0; a whole number from 1 to 2,147,483,648 is right"),
+        ("gpt2", {"layer_norm_epsilon": -1.0}, "layer_norm_epsilon is -1.0; a number from 0 to 1 is right"),
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers is [1]; a list with a value for each of 2 layers is ri"),
+        ("granite", {"partial_rotary_factor": 0.5}, "config.json: partial_rotary_factor is 0.5, which makes another"),
     ],
 )
 def test_another_model_is_refused_by_key(family: str, change: dict[str, Any], expected: str, tmp_path: Path) -> None:

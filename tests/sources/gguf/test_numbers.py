@@ -1,8 +1,8 @@
 """What a compiled GGUF file computes is what llama.cpp computes from it: families, keys, biases, ggml types.
 
 llama.cpp keeps float32 throughout, so only the order of sums differs: log probabilities were measured to differ by less
-than 1e-4. For Gemma it looks GELU up in a table of float16, which was measured to cost up to 2.1e-3. A wrong window,
-scale, cap or bias costs 0.02 and more, as the test of a wrong window shows.
+than 1e-4. For Gemma, GPT-2, GPT-NeoX and Falcon it looks GELU up in a table of float16, which was measured to cost up
+to 2.1e-3. A wrong window, scale, cap or bias costs 0.02 and more, as the test of a wrong window shows.
 """
 
 from __future__ import annotations
@@ -58,6 +58,23 @@ SCALES = {
     "attention_multiplier": 0.2,
     "logits_scaling": 2.0,
 }
+NO_PAD: dict[str, Any] = {"pad_token_id": None}
+FALCON = {"head_dim": None, "ffn_hidden_size": 96}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "long_factor": [1.0, 2.0, 4.0, 8.0, 9.0, 10.0, 11.0, 12.0],
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "attention_factor": 1.2,
+    "factor": 4.0,
+}
+
+
+def long_rope(original: int) -> dict[str, Any]:
+    """Short factors for texts of so many tokens. llama.cpp goes by its context of 512, transformers by the text."""
+    return {"rope_parameters": {**LONG, "original_max_position_embeddings": original}}
+
+
 FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("llama", "llama", {}, {}),
     "llama tied": ("llama", "llama", {"tie_word_embeddings": True}, {}),
@@ -161,11 +178,61 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "olmoe": ("olmoe", "olmoe", {**FOUR_EXPERTS, "num_key_value_heads": 4, "eos_token_id": None}, {}),
+    "phi3": ("phi3", "phi3", NO_PAD, {}),
+    "phi3, a part of each head, a window that llama.cpp has not": (
+        "phi3",
+        "phi3",
+        {**NO_PAD, "partial_rotary_factor": 0.5},
+        {"phi3.attention.sliding_window": 5},
+    ),
+    "phi3, long factors": ("phi3", "phi3", {**NO_PAD, **long_rope(1)}, {}),
+    "phi3, short factors": ("phi3", "phi3", {**NO_PAD, **long_rope(512)}, {}),
+    "olmo2": ("olmo2", "olmo2", NO_PAD, {}),
+    "granite": ("granite", "granite", {**SCALES, "tie_word_embeddings": True}, {}),
+    "granite without keys": (
+        "granite",
+        "granite",
+        {"attention_multiplier": 0.25, "attention_bias": True, "mlp_bias": True},
+        {f"granite.{key}": None for key in ("embedding_scale", "residual_scale", "attention.scale")},
+    ),
+    "smollm3": ("smollm3", "smollm3", {**NO_PAD, "num_hidden_layers": 5}, {}),
+    "stablelm": ("stablelm", "stablelm", {"use_qkv_bias": True}, {}),
+    "stablelm, side by side, norms of heads": (
+        "stablelm",
+        "stablelm",
+        {"use_parallel_residual": True, "qk_layernorm": True, "partial_rotary_factor": 0.5},
+        {},
+    ),
+    "cohere": ("cohere", "command-r", {"logit_scale": 0.25, "tie_word_embeddings": True}, {}),
+    "cohere with norms of heads": (  # which llama.cpp expects of so deep a model
+        "cohere",
+        "command-r",
+        {"use_qk_norm": True, "tie_word_embeddings": True, "num_hidden_layers": 64},
+        {},
+    ),
+    "cohere2": ("cohere2", "cohere2", {**WINDOW, "tie_word_embeddings": True, "num_hidden_layers": 5}, {}),
+    "gpt2": ("gpt2", "gpt2", {"n_inner": 96, "tie_word_embeddings": True}, {}),
+    "gpt2, another head": ("gpt2", "gpt2", {"n_inner": 64}, {}),
+    "gpt_neox": ("gpt_neox", "gptneox", {"hidden_act": "gelu"}, {}),
+    "gpt_neox, one block after the other": (
+        "gpt_neox",
+        "gptneox",
+        {"use_parallel_residual": False, "rotary_pct": 0.5},
+        {},
+    ),
+    "falcon": ("falcon", "falcon", {**FALCON, "tie_word_embeddings": True}, {}),
+    "falcon, two norms": ("falcon", "falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, {}),
+    "falcon, one norm": (
+        "falcon",
+        "falcon",
+        {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        {},
+    ),
 }
 
 
 def limit(architecture: str) -> float:
-    return 5e-3 if architecture.startswith("gemma") else 1e-4
+    return 5e-3 if architecture.startswith(("gemma", "gpt", "falcon")) else 1e-4
 
 
 @needs_llama_cpp

@@ -1,0 +1,32 @@
+"""Modules that say the same in a usual form: linear layers as torch has them, activations as one operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def plain(model: Any) -> set[str]:
+    """Put usual modules in the place of transformers' own ones that compute the same, in place.
+
+    Args:
+        model: transformers' model; its weights are empty.
+
+    Returns:
+        Names of the weights that are [outputs, inputs] now and [inputs, outputs] in the model's files.
+    """
+    from transformers.activations import FastGELUActivation, NewGELUActivation
+    from transformers.pytorch_utils import Conv1D
+
+    turned = set()
+    for path, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            inputs, outputs = module.weight.shape
+            with torch.device("meta"):
+                linear = torch.nn.Linear(inputs, outputs)
+            model.set_submodule(path, linear.to_empty(device="cpu"))
+            turned.add(f"{path}.weight")
+        elif isinstance(module, NewGELUActivation | FastGELUActivation):
+            model.set_submodule(path, torch.nn.GELU(approximate="tanh"))
+    return turned
