@@ -194,7 +194,7 @@ def _replace(
         result = new
         if heads.ndim == 4:
             sizes = [_size(linear.graph, axis) for axis in (0, 1)]
-            shape = [*sizes, int(heads.shape[1]), int(heads.shape[3])]
+            shape: list[Any] = [*sizes, int(heads.shape[1]), int(heads.shape[3])]
             view = module.graph.call_function(aten.view.default, (new, shape))
             view.meta = {"val": new.meta["val"].view(batch, tokens, *shape[2:]), "path": owner}
             result = module.graph.call_function(aten.transpose.int, (view, 1, 2))

@@ -94,10 +94,10 @@ class RopeOfPart(pattern.RewriteRuleClassBase):  # type: ignore[misc]  # onnxscr
     def rewrite(
         self, op: Any, x: ir.Value, cos: ir.Value, sin: ir.Value, first: ir.Value, turned: Any, **_: Any
     ) -> Any:
-        heads = (x.shape or ())[1]
+        assert x.shape is not None, "what `check` has seen"
         side_by_side = turned.producer().attributes.get_int("interleaved", 0)
         return op.RotaryEmbedding(
-            x, cos, sin, interleaved=side_by_side, rotary_embedding_dim=_bounds(first)[1], num_heads=heads
+            x, cos, sin, interleaved=side_by_side, rotary_embedding_dim=_bounds(first)[1], num_heads=x.shape[1]
         )
 
 
