@@ -21,9 +21,9 @@ from adaptc.capture.weights import attach, tied
 from adaptc.errors import LoadError
 from adaptc.families.base import MultimodalFamily
 from adaptc.families.model import model_of, multimodal_of
-from adaptc.ir import attention
 from adaptc.ir.fx_graph import FxGraph
-from adaptc.ir.place import PATCHES
+from adaptc.ir.operators import attention
+from adaptc.ir.operators.place import PATCHES
 from adaptc.runtime.bundle.names import IMAGE_PLACES, INPUT_IDS, LOGITS, PIXEL_VALUES
 
 if TYPE_CHECKING:

@@ -25,9 +25,8 @@ from adaptc.capture.weights import attach, tied
 from adaptc.families.base import DecoderFamily
 from adaptc.families.model import names_of
 from adaptc.families.table import family_of
-from adaptc.ir import attention
 from adaptc.ir.fx_graph import VIEWS, FxGraph
-from adaptc.ir.operators import experts
+from adaptc.ir.operators import attention, experts
 from adaptc.ir.weight_view import WeightView
 from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from adaptc.ir import attention  # noqa: F401  (declares adaptc::causal_attention)
 from adaptc.ir.fx_graph import assign
 from adaptc.ir.marks import path_of
+from adaptc.ir.operators import attention  # noqa: F401  (declares adaptc::causal_attention)
 from adaptc.ir.weight_view import Runs, WeightView
 
 aten = torch.ops.aten

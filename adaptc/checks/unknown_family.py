@@ -26,7 +26,7 @@ _KNOWN = re.compile(
 
 _OWN_ATTENTION = (
     "attention: its code takes no function of others: own_attention and a `prepare` that puts adaptc's operator in are "
-    "right, as in adaptc/families/decoders/falcon.py"
+    "right, as in adaptc/families/layer_norms/falcon.py"
 )
 
 

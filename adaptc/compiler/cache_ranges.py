@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
 from adaptc.compiler.tuning import running
 from adaptc.errors import PassError
 from adaptc.ir.decoder_spec import decoder_spec
-from adaptc.ir.onnx_graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.program import CacheRanges, Program
 from adaptc.passes.decoder.quantize_cache import attentions
 from adaptc.passes.skip_ffn.skips import run_always, skips
@@ -27,6 +28,9 @@ TOKENS = 4096
 
 WINDOW = 512
 """Tokens of a sequence. Longer ones than those that are read here are served too: a range is that of all positions."""
+
+_TABLE = 7
+"""The place of the table of cosines, [positions, pairs], among the attention kernel's inputs."""
 
 NO_GATES = SkipGates("", (), 0, 0, "any", ())
 
@@ -105,24 +109,36 @@ def _ranges(graph: OnnxGraph, decoder: HostDecoder, tokens: int) -> CacheRanges:
         for kind in CACHE_KINDS:
             entries = decoder.kv.arrays[layer, kind][0, :, :tokens]
             if kind == KEY:
-                entries = _turned(entries, neighbours=bool(node.attributes.get_int("rotary_interleaved", 0)))
+                neighbours = bool(node.attributes.get_int("rotary_interleaved", 0))
+                entries = _turned(entries, _pairs(node, entries.shape[-1]), neighbours=neighbours)
             of_kind.append(np.abs(entries).max(axis=1))
         found.append((of_kind[0], of_kind[1]))
     return tuple(found)
 
 
-def _turned(keys: npt.NDArray[np.float32], *, neighbours: bool) -> npt.NDArray[np.float32]:
+def _pairs(node: ir.Node, width: int) -> int:
+    """How many pairs of a head's channels are turned; of one that is turned before the kernel, or not at all, all."""
+    table = node.inputs[_TABLE] if len(node.inputs) > _TABLE else None
+    return width // 2 if table is None else fixed(table)[1]
+
+
+def _turned(keys: npt.NDArray[np.float32], pairs: int, *, neighbours: bool) -> npt.NDArray[np.float32]:
     """The length of each pair of channels that a rotary embedding turns, in the place of both.
 
     At another position the pair is turned by another angle, and either channel may be as large as the pair is long.
 
     Args:
         keys: float32 [heads, tokens, width].
-        neighbours: Whether channels 2i and 2i + 1 are a pair; otherwise i and i + width / 2 are.
+        pairs: How many pairs there are; what is left of a head is not turned.
+        neighbours: Whether channels 2i and 2i + 1 are a pair; otherwise i and i + `pairs` are.
     """
-    pairs = (keys[..., ::2], keys[..., 1::2]) if neighbours else np.split(keys, 2, axis=-1)
-    length = np.hypot(*pairs)
-    return np.repeat(length, 2, axis=-1) if neighbours else np.concatenate([length, length], axis=-1)
+    turned, rest = keys[..., : 2 * pairs], keys[..., 2 * pairs :]
+    if neighbours:
+        length = np.repeat(np.hypot(turned[..., ::2], turned[..., 1::2]), 2, axis=-1)
+    else:
+        one = np.hypot(turned[..., :pairs], turned[..., pairs:])
+        length = np.concatenate([one, one], axis=-1)
+    return np.concatenate([length, rest], axis=-1)
 
 
 def _wider(known: CacheRanges | None, seen: CacheRanges) -> CacheRanges:

@@ -16,10 +16,10 @@ DOMAIN = "adaptc"
 VERSION = 1
 
 SKIP = "Skip"
-"""Takes `full` where logit ≥ threshold, elsewhere `cheap`: see `adaptc.ir.skip`."""
+"""Takes `full` where logit ≥ threshold, elsewhere `cheap`: see `adaptc.ir.operators.skip`."""
 
 CAUSAL_ATTENTION = "CausalAttention"
-"""Attention from each position to itself and those before it, over all tokens at once: see `adaptc.ir.attention`."""
+"""Attention from each position to itself and those before it, over all tokens at once: see `operators/attention.py`."""
 
 EXPERTS = "Experts"
 """What a token's experts make of it, weighted and added up: see `adaptc.ir.operators.experts`."""

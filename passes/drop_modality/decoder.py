@@ -14,7 +14,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
-from adaptc.ir.place import PATCHES
+from adaptc.ir.operators.place import PATCHES
 from adaptc.passes.drop_modality import stand_ins
 from adaptc.passes.drop_modality.graph import Cut, cut, extract, head
 from adaptc.runtime.bundle.manifest import ModalitySpec, ModalSpec, SubsetSpec

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 
 from adaptc.errors import PassError
-from adaptc.ir import place as placing  # noqa: F401  (declares adaptc::place)
 from adaptc.ir.fx_graph import UNUSED, FxGraph, assign
+from adaptc.ir.operators import place as placing  # noqa: F401  (declares adaptc::place)
 from adaptc.passes.drop_modality.graph import SIZE, Cut, StandIn, feature_names
 from adaptc.passes.drop_modality.reshape import remeasured
 

@@ -13,13 +13,13 @@ import torch
 from onnxscript import opset23
 from onnxscript.values import Op, Opset
 
-from adaptc.ir import (
+from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, EXPERTS, SKIP, VERSION, schema
+from adaptc.ir.operators import (
     attention,  # noqa: F401  (declares adaptc::causal_attention)
+    experts,  # noqa: F401  (declares adaptc::experts)
     skip,  # noqa: F401  (declares adaptc::skip)
 )
-from adaptc.ir import place as placing  # noqa: F401  (declares adaptc::place)
-from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, EXPERTS, SKIP, VERSION, schema
-from adaptc.ir.operators import experts  # noqa: F401  (declares adaptc::experts)
+from adaptc.ir.operators import place as placing  # noqa: F401  (declares adaptc::place)
 
 OPSET = 23
 """First opset with RMSNormalization, RotaryEmbedding and Attention, which later passes and definitions use."""

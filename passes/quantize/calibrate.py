@@ -21,7 +21,7 @@ from torch import fx
 from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import FxGraph
-from adaptc.ir.place import no_images
+from adaptc.ir.operators.place import no_images
 from adaptc.ir.program import Program
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantize, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes

@@ -22,9 +22,9 @@ import torch
 from torch import fx
 
 from adaptc.ir import graph as graph_module
-from adaptc.ir import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.operators import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.passes.quantize.linears import bias_of, linears_of, tensor_of, weight_name
 from adaptc.passes.store import Store, code_of, piece_key, versions_of
 

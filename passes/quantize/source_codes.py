@@ -73,7 +73,7 @@ class SourceCodes(Pass):
                 continue
             fork = graph.fork()
             fork.model.opset_imports["com.microsoft"] = 1
-            _Writer(fork.model.graph, held, self.prepared_inputs, self.block_size, tally).write(progress)
+            _CodesWriter(fork.model.graph, held, self.prepared_inputs, self.block_size, tally).write(progress)
             RemoveUnusedNodesPass()(fork.model)
             program = program.with_graph(name, fork)
         return with_fields(program, source_weights=tally.kinds()) if tally.found else program
@@ -111,7 +111,7 @@ def _summed(found: Sequence[SourceBlocks]) -> SourceWeights:
 
 
 @dataclass(slots=True)
-class _Writer:
+class _CodesWriter:
     graph: ir.Graph
     held: Mapping[str, SourceMatrix]
     prepared_inputs: bool

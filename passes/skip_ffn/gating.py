@@ -18,10 +18,12 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
 from adaptc.errors import PassError
-from adaptc.ir import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.ir.fx_graph import FxGraph, assign
 from adaptc.ir.marks import LAYER, path_of
-from adaptc.ir.operators import experts  # noqa: F401  (declares adaptc::experts)
+from adaptc.ir.operators import (
+    experts,  # noqa: F401  (declares adaptc::experts)
+    skip,  # noqa: F401  (declares adaptc::skip)
+)
 from adaptc.runtime.bundle.names import PIXEL_VALUES, THRESHOLD
 
 aten = torch.ops.aten

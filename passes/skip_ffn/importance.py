@@ -13,8 +13,8 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
 
 from adaptc.ir.fx_graph import FxGraph
-from adaptc.ir.place import no_images
-from adaptc.ir.skip import RUN
+from adaptc.ir.operators.place import no_images
+from adaptc.ir.operators.skip import RUN
 from adaptc.passes.skip_ffn.gating import ffn_blocks, residual
 from adaptc.runtime.bundle.names import INPUT_IDS, POSITION_IDS, THRESHOLD
 

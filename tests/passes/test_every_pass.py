@@ -47,8 +47,8 @@ NEAR = {"fp16": 1e-5, "int8": 0.006, "int4": 0.3}
 seen."""
 
 OTHERS = {"stitch", "drop_modality", "draft_with", "quantize_cache", "source_codes"}
-"""Passes over several models or modalities, and those that need what a source has or a compile measures; their own tests
-hold them against eager."""
+"""Passes over several models or modalities, or of what a source has or a compile measures; their own tests hold them
+against eager."""
 
 
 def gates(family: str, target: str) -> bool:

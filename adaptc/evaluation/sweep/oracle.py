@@ -19,7 +19,7 @@ from adaptc.errors import PassError
 from adaptc.evaluation.text import Ids, windows
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import path_of
-from adaptc.ir.skip import RUN
+from adaptc.ir.operators.skip import RUN
 from adaptc.passes.skip_ffn import gating
 from adaptc.runtime.bundle.names import INPUT_IDS, POSITION_IDS, THRESHOLD
 

@@ -1,1 +1,1 @@
-"""Operators of adaptc's own for whole modules: each is one fact, which passes carry until a target writes it."""
+"""Operators of adaptc's own: each is one fact that a graph carries until a target writes it out."""

@@ -33,7 +33,7 @@ _BITS = (2, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
-class Gptq(Method):
+class GptqPacking(Method):
     """GPTQ's packing.
 
     Attributes:
@@ -49,7 +49,7 @@ class Gptq(Method):
     reordered: bool
 
     @classmethod
-    def of(cls, origin: str, values: Mapping[str, Any]) -> Gptq:
+    def of(cls, origin: str, values: Mapping[str, Any]) -> GptqPacking:
         """From a quantization config.
 
         Raises:
@@ -99,7 +99,7 @@ class Gptq(Method):
 class _Packing:
     """The pieces of one matrix, whose shapes agree."""
 
-    method: Gptq
+    method: GptqPacking
     module: str
     shape: tuple[int, int]
     group: int

@@ -12,12 +12,12 @@ from adaptc.sources.quantized.awq import Awq
 from adaptc.sources.quantized.bitsandbytes import Bitsandbytes
 from adaptc.sources.quantized.compressed_tensors import CompressedTensors
 from adaptc.sources.quantized.fp8 import Fp8
-from adaptc.sources.quantized.gptq import Gptq
+from adaptc.sources.quantized.gptq import GptqPacking
 from adaptc.sources.quantized.packed import Method, PackedMatrix, Piece
 
 METHODS: Mapping[str, Callable[[str, Mapping[str, Any]], Method]] = MappingProxyType(
     {
-        "gptq": Gptq.of,
+        "gptq": GptqPacking.of,
         "awq": Awq.of,
         "compressed-tensors": CompressedTensors.of,
         "bitsandbytes": Bitsandbytes.of,

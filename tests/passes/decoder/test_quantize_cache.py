@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from adaptc.compiler.cache_ranges import with_cache_ranges
+from adaptc.compiler.cache_ranges import _turned, with_cache_ranges
 from adaptc.errors import PassError
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Backbone, CacheRanges, Program
@@ -26,7 +26,10 @@ from tests.models import drive, tiny
 
 IDS = tiny.feeds(2, drive.PROMPT + 8, seed=5)["input_ids"]
 TEXT = tiny.feeds(1, 200, seed=9)["input_ids"][0]
-FAMILIES = ("llama", "llama-mha", "llama-yarn", "qwen2", "qwen3", "mistral-window", "gemma2", "gemma3")
+FAMILIES = (
+    *("llama", "llama-mha", "llama-yarn", "qwen2", "qwen3", "mistral-window", "gemma2", "gemma3", "qwen2-moe"),
+    *("phi3-partial", "smollm3", "cohere", "gpt2", "gpt_neox", "falcon-new"),
+)
 
 
 @cache
@@ -134,6 +137,19 @@ def test_a_range_holds_at_every_position() -> None:
     half = keys.shape[1] // 2
     assert np.array_equal(keys[:, :half], keys[:, half:])
     assert np.all(others >= keys * (1 - 1e-5))  # the first layer's keys are the same, but for the token in front
+
+
+@pytest.mark.parametrize(
+    ("keys", "pairs", "neighbours", "expected"),
+    [
+        ([3, 5, 6, 4, 12, 8], 3, False, [5, 13, 10, 5, 13, 10]),
+        ([3, 4, 5, 12, 6, 8], 3, True, [5, 5, 13, 13, 10, 10]),
+        ([3, 5, 4, -12, 6, -7], 2, False, [5, 13, 5, 13, 6, -7]),
+    ],
+)
+def test_pairs_that_are_turned(keys: list[float], pairs: int, neighbours: bool, expected: list[float]) -> None:
+    found = _turned(np.array(keys, np.float32)[None, None], pairs, neighbours=neighbours)
+    assert np.allclose(found[0, 0], expected)
 
 
 def test_a_channel_that_is_always_zero() -> None:

@@ -64,7 +64,7 @@ def _prepare(model: Any) -> None:
     import torch
     from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-    class Attention(torch.nn.Module):
+    class GroupedAttention(torch.nn.Module):
         """FalconAttention without ALiBi, over as many key heads as there are."""
 
         def __init__(self, old: Any) -> None:
@@ -84,7 +84,7 @@ def _prepare(model: Any) -> None:
             return self.dense(attended.reshape(batch, tokens, -1)), None
 
     for layer in model.transformer.h:
-        layer.self_attention = Attention(layer.self_attention)
+        layer.self_attention = GroupedAttention(layer.self_attention)
 
 
 def _kv_heads(config: Any) -> int:
