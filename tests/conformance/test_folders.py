@@ -74,7 +74,7 @@ def read(folder: Path) -> tuple[Tokenizer, AutoText]:
 
 
 CLASSES = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text")
-"""Families by whose names AutoTokenizer picks a class, or none; not tried yet are those of Cohere, GPT-2 and GPT-NeoX."""
+"""Families by whose names AutoTokenizer picks a class, or none; those of Cohere, GPT-2 and GPT-NeoX are not tried."""
 
 _GEMMAS = ("gemma", "gemma2", "gemma3_text")
 
