@@ -40,7 +40,6 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_pos
         ("gpt2", {"head_dim": None, "n_inner": 48, "activation_function": "relu", "reorder_and_upcast_attn": True}),
         ("gpt_neox", {"head_dim": None, "rotary_pct": 1.0, "hidden_act": "gelu_fast"}),
         ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
-        ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "parallel_attn": False}),
         ("falcon", {**FALCON, "multi_query": False, "parallel_attn": True, "bias": True}),
         ("falcon", {**FALCON, "apply_residual_connection_post_layernorm": True, "parallel_attn": False}),
     ],
