@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adaptc.capture.text import capture
+from adaptc.errors import LoadError
 from tests.close import ENGINE, assert_close
 from tests.models import tiny
 
@@ -52,3 +53,10 @@ def test_capture_follows_the_value(family: str, options: dict[str, Any]) -> None
     with torch.no_grad():
         expected = model(torch.from_numpy(feeds["input_ids"]), use_cache=False).logits.numpy()
     assert_close(logits, expected, **ENGINE)
+
+
+def test_falcon_in_a_form_that_transformers_does_not_run_is_refused() -> None:
+    model = tiny.random_model("falcon", {**tiny.COMMON, **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2})
+    model.config.parallel_attn = False
+    with pytest.raises(LoadError, match=r"^falcon: new_decoder_architecture with parallel_attn false; "):
+        capture(model.config, dict(model.named_parameters(remove_duplicate=False)))

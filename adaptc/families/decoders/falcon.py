@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from adaptc.errors import LoadError
 from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, ModuleNames
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ def _prepare(model: Any) -> None:
     """Let Falcon's own attention code, which takes no other function, call adaptc's operator."""
     import torch
     from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
+
+    if model.config.new_decoder_architecture and not model.config.parallel_attn:
+        raise LoadError(
+            "falcon: new_decoder_architecture with parallel_attn false; transformers does not run this, parallel_attn true "
+            "is right"
+        )
 
     class Attention(torch.nn.Module):
         """FalconAttention without ALiBi, over as many key heads as there are."""
