@@ -58,5 +58,5 @@ def test_capture_follows_the_value(family: str, options: dict[str, Any]) -> None
 def test_falcon_in_a_form_that_transformers_does_not_run_is_refused() -> None:
     model = tiny.random_model("falcon", {**tiny.COMMON, **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2})
     model.config.parallel_attn = False
-    with pytest.raises(LoadError, match=r"^falcon: new_decoder_architecture with parallel_attn false; "):
+    with pytest.raises(LoadError, match=r"^falcon: new_decoder_architecture with parallel_attn false: "):
         capture(model.config, dict(model.named_parameters(remove_duplicate=False)))

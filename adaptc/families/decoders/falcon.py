@@ -67,8 +67,7 @@ def _prepare(model: Any) -> None:
 
     if model.config.new_decoder_architecture and not model.config.parallel_attn:
         raise LoadError(
-            "falcon: new_decoder_architecture with parallel_attn false; transformers does not run this, and parallel_attn "
-            "true is right"
+            "falcon: new_decoder_architecture with parallel_attn false: transformers does not run this; true is right"
         )
 
     class Attention(torch.nn.Module):
