@@ -11,7 +11,7 @@ from adaptc.ir.marks import label
 
 
 @dataclass(frozen=True, slots=True)
-class Rope:
+class Rotation:
     """A rotary embedding.
 
     Attributes:
@@ -26,7 +26,7 @@ class Rope:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class HeadsPart:
     """Query, key or value before its rotary embedding.
 
     Attributes:
@@ -39,7 +39,7 @@ class Part:
     source: ir.Value
     heads: int
     width: int
-    rope: Rope | None
+    rope: Rotation | None
 
     @property
     def size(self) -> int:
@@ -47,7 +47,7 @@ class Part:
         return self.heads * self.width
 
 
-def unrotated(main: ir.Graph, value: ir.Value | None, attention: ir.Node) -> Part:
+def unrotated(main: ir.Graph, value: ir.Value | None, attention: ir.Node) -> HeadsPart:
     """Follow query, key or value back through RotaryEmbedding and the head transpose; else turn it back."""
     rope = None
     producer = value.producer() if value is not None else None
@@ -60,7 +60,9 @@ def unrotated(main: ir.Graph, value: ir.Value | None, attention: ir.Node) -> Par
         assert cos is not None
         assert sin is not None
         part = producer.attributes.get_int("rotary_embedding_dim", 0) or width
-        rope = Rope((cos.name or "", sin.name or ""), part // 2, bool(producer.attributes.get_int("interleaved", 0)))
+        rope = Rotation(
+            (cos.name or "", sin.name or ""), part // 2, bool(producer.attributes.get_int("interleaved", 0))
+        )
         value, producer = inner, inner.producer()
     if producer is not None and producer.op_type == "RMSNormalization":
         value = _norm_before_transpose(producer)
@@ -68,13 +70,13 @@ def unrotated(main: ir.Graph, value: ir.Value | None, attention: ir.Node) -> Par
     if producer is not None and producer.op_type == "Transpose":
         source = producer.inputs[0]
         assert source is not None
-        return Part(source, heads, width, rope)
+        return HeadsPart(source, heads, width, rope)
     back = ir.node("Transpose", [value], {"perm": [0, 2, 1, 3]}, metadata_props=dict(attention.metadata_props))
     back.name = back.outputs[0].name = f"{attention.name}/Transpose_{value.name}"
     back.outputs[0].type = value.type
     back.outputs[0].shape = ir.Shape(["batch", "tokens", heads, width])
     main.insert_before(attention, back)
-    return Part(back.outputs[0], heads, width, rope)
+    return HeadsPart(back.outputs[0], heads, width, rope)
 
 
 def _norm_before_transpose(norm: ir.Node) -> ir.Value:
@@ -100,7 +102,7 @@ def _norm_before_transpose(norm: ir.Node) -> ir.Value:
     return after.outputs[0]
 
 
-def flat(main: ir.Graph, before: ir.Node, part: Part) -> ir.Value:
+def flat(main: ir.Graph, before: ir.Node, part: HeadsPart) -> ir.Value:
     """The part as [batch, tokens, heads · width]: usually what a projection gave before it was split into heads."""
     producer = part.source.producer()
     if producer is not None and producer.op_type == "Reshape":

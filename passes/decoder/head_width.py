@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from adaptc.passes.decoder.attention_parts import Rope
+from adaptc.passes.decoder.attention_parts import Rotation
 
 Pieces = tuple[tuple[int, int], ...]
 """How a head is cut, in order: the width of each piece, and what it is filled up to."""
@@ -24,7 +24,7 @@ def padded_width(width: int, multiple: int) -> int:
     return -(-width // multiple) * multiple
 
 
-def pieces_of(width: int, rope: Rope | None, multiple: int) -> Pieces:
+def pieces_of(width: int, rope: Rotation | None, multiple: int) -> Pieces:
     """Return how heads are filled up so that they, and what RoPE turns of them, are whole multiples.
 
     Args:

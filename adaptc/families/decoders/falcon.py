@@ -70,7 +70,7 @@ def _prepare(model: Any) -> None:
             "falcon: new_decoder_architecture with parallel_attn false: transformers does not run this; true is right"
         )
 
-    class Attention(torch.nn.Module):
+    class OwnAttention(torch.nn.Module):
         """FalconAttention without ALiBi, over as many key heads as there are."""
 
         def __init__(self, old: Any) -> None:
@@ -90,7 +90,7 @@ def _prepare(model: Any) -> None:
             return self.dense(attended.reshape(batch, tokens, -1)), None
 
     for layer in model.transformer.h:
-        layer.self_attention = Attention(layer.self_attention)
+        layer.self_attention = OwnAttention(layer.self_attention)
 
 
 def _kv_heads(config: Any) -> int:
