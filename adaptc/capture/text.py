@@ -27,7 +27,7 @@ from adaptc.families.model import names_of
 from adaptc.families.table import family_of
 from adaptc.ir.fx_graph import VIEWS, FxGraph
 from adaptc.ir.operators import attention, experts
-from adaptc.ir.weight_view import WeightView
+from adaptc.ir.weight_names import WeightView
 from adaptc.runtime.bundle.names import INPUT_IDS, LOGITS, POSITION_IDS
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch import fx
 from adaptc.ir.fx_graph import assign
 from adaptc.ir.marks import path_of
 from adaptc.ir.operators import attention  # noqa: F401  (declares adaptc::causal_attention)
-from adaptc.ir.weight_view import Runs, WeightView
+from adaptc.ir.weight_names import Runs, WeightView
 
 aten = torch.ops.aten
 

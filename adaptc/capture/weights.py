@@ -12,7 +12,7 @@ from torch import fx
 from adaptc.errors import LoadError
 from adaptc.ir.fx_graph import assign
 from adaptc.ir.marks import LAYER
-from adaptc.ir.weight_view import WeightView
+from adaptc.ir.weight_names import WeightView
 
 
 def tied(model: torch.nn.Module) -> dict[str, str]:

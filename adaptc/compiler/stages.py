@@ -27,8 +27,7 @@ from adaptc.ir.fx_graph import VIEWS, FxGraph
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Backbone, Program
 from adaptc.ir.stored.blocks_file import load_blocks, save_blocks
-from adaptc.ir.weight_names import named_after
-from adaptc.ir.weight_view import ViewedTensors, WeightView
+from adaptc.ir.weight_names import ViewedTensors, WeightView, named_after
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.store import PROCESS, Layered
 from adaptc.runtime.bundle.manifest import ModalSpec, PassRecord

@@ -1,12 +1,21 @@
 """Names of weights, and what they say: whose a weight is, and whether it was trained for gates.
 
 In graphs that join several models each is called after its model, `large.model.norm.weight`.
+
+Checkpoints join matrices in ways of their own (query, key and value; gate and up) and store some turned. A captured
+graph has each matrix by itself, so that every pass sees the same form; a `WeightView` says where in a pretrained
+weight it is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 GATES = "gates.data"
 """File of everything trained for gates, whatever its size, so that it can be replaced: see `adaptc.compiler.swap`."""
@@ -33,3 +42,65 @@ def owner_of(weight: str, models: Iterable[str]) -> str:
         models: Names of models.
     """
     return next((model for model in models if model and weight.startswith(named_after(model, ""))), "")
+
+
+Runs = tuple[tuple[int, int], ...]
+"""Rows as runs, (first, one past the last)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightView:
+    """Where a graph's weight is in the pretrained model.
+
+    Attributes:
+        source: Name of the pretrained weight.
+        turned: Whether that is stored as [inputs, outputs].
+        rows: Which of its outputs, in order; empty for all.
+    """
+
+    source: str
+    turned: bool = False
+    rows: Runs = ()
+
+    def height(self, shape: tuple[int, ...]) -> int:
+        """How many rows the part has of a pretrained weight of this shape."""
+        if self.rows:
+            return sum(end - first for first, end in self.rows)
+        return shape[-1] if self.turned else shape[0]
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The part of the pretrained weight; it shares memory where it is one run of whole rows."""
+        import torch
+
+        if self.turned and weight.ndim == 2:
+            weight = weight.t().contiguous()
+        if not self.rows:
+            return weight
+        parts = [weight[first:end] for first, end in self.rows]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class ViewedTensors(Mapping[str, "torch.Tensor"]):
+    """Pretrained weights by the names that a graph has for them; each is read when it is asked for.
+
+    Attributes:
+        weights: By their own names.
+        views: By a graph's names.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    views: Mapping[str, WeightView] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        view = self.views.get(name)
+        return self.weights[name] if view is None else view.of(self.weights[view.source])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.views or name in self.weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**dict.fromkeys(self.weights), **dict.fromkeys(self.views)})
+
+    def __len__(self) -> int:
+        return len(set(self.weights) | set(self.views))

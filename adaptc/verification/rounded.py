@@ -17,7 +17,7 @@ import numpy as np
 
 from adaptc.families.model import multimodal_of
 from adaptc.ir.marks import LAYER
-from adaptc.ir.weight_view import WeightView
+from adaptc.ir.weight_names import WeightView
 from adaptc.verification.stored_weights import BundleWeights, Floats, Stored
 
 if TYPE_CHECKING:

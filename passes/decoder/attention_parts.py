@@ -26,7 +26,7 @@ class Rotation:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionPart:
+class HeadsPart:
     """Query, key or value before its rotary embedding.
 
     Attributes:
@@ -47,7 +47,7 @@ class AttentionPart:
         return self.heads * self.width
 
 
-def unrotated(main: ir.Graph, value: ir.Value | None, attention: ir.Node) -> AttentionPart:
+def unrotated(main: ir.Graph, value: ir.Value | None, attention: ir.Node) -> HeadsPart:
     """Follow query, key or value back through RotaryEmbedding and the head transpose; else turn it back."""
     rope = None
     producer = value.producer() if value is not None else None
@@ -70,13 +70,13 @@ def unrotated(main: ir.Graph, value: ir.Value | None, attention: ir.Node) -> Att
     if producer is not None and producer.op_type == "Transpose":
         source = producer.inputs[0]
         assert source is not None
-        return AttentionPart(source, heads, width, rope)
+        return HeadsPart(source, heads, width, rope)
     back = ir.node("Transpose", [value], {"perm": [0, 2, 1, 3]}, metadata_props=dict(attention.metadata_props))
     back.name = back.outputs[0].name = f"{attention.name}/Transpose_{value.name}"
     back.outputs[0].type = value.type
     back.outputs[0].shape = ir.Shape(["batch", "tokens", heads, width])
     main.insert_before(attention, back)
-    return AttentionPart(back.outputs[0], heads, width, rope)
+    return HeadsPart(back.outputs[0], heads, width, rope)
 
 
 def _norm_before_transpose(norm: ir.Node) -> ir.Value:
@@ -102,7 +102,7 @@ def _norm_before_transpose(norm: ir.Node) -> ir.Value:
     return after.outputs[0]
 
 
-def flat(main: ir.Graph, before: ir.Node, part: AttentionPart) -> ir.Value:
+def flat(main: ir.Graph, before: ir.Node, part: HeadsPart) -> ir.Value:
     """The part as [batch, tokens, heads · width]: usually what a projection gave before it was split into heads."""
     producer = part.source.producer()
     if producer is not None and producer.op_type == "Reshape":

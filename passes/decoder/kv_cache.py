@@ -15,7 +15,7 @@ from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import is_causal_attention
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.decoder.attention_parts import AttentionPart, flat, unrotated
+from adaptc.passes.decoder.attention_parts import HeadsPart, flat, unrotated
 from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width, pieces_of
 from adaptc.passes.decoder.positions import count_positions
 from adaptc.passes.match import initializer
@@ -128,7 +128,7 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
         main.inputs.remove(unused)
 
 
-def _joined(main: ir.Graph, attention: ir.Node, place: int, part: AttentionPart) -> ir.Value:
+def _joined(main: ir.Graph, attention: ir.Node, place: int, part: HeadsPart) -> ir.Value:
     """Query or key after its rotary embedding, as [batch, tokens, heads · width]."""
     back = ir.node("Transpose", [attention.inputs[place]], {"perm": [0, 2, 1, 3]})
     shape = ir.node("Constant", [], {"value_ints": [0, 0, part.size]})

@@ -81,4 +81,4 @@ def test_max_tokens_chooses_the_factors_of_longrope(tmp_path: Path) -> None:
         assert list(session.generate(prompt, max_new_tokens=NEW).ids) == until_end(folder.greedy(model, prompt, NEW))
         assert_close(session.score(prompt).values, folder.scores(model, prompt), **ENGINE)
         short = session.score(prompt[:8]).values
-    assert abs(short - folder.scores(model, prompt[:8])).max() > 0.01, "whose text is short takes the short factors"
+    assert abs(short - folder.scores(model, prompt[:8])).max() > 0.004, "whose text is short takes the short factors"

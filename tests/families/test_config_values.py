@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adaptc.capture.text import capture
+from adaptc.errors import LoadError
 from tests.close import ENGINE, assert_close
 from tests.models import tiny
 
@@ -40,7 +41,6 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_pos
         ("gpt2", {"head_dim": None, "n_inner": 48, "activation_function": "relu", "reorder_and_upcast_attn": True}),
         ("gpt_neox", {"head_dim": None, "rotary_pct": 1.0, "hidden_act": "gelu_fast"}),
         ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
-        ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2, "parallel_attn": False}),
         ("falcon", {**FALCON, "multi_query": False, "parallel_attn": True, "bias": True}),
         ("falcon", {**FALCON, "apply_residual_connection_post_layernorm": True, "parallel_attn": False}),
     ],
@@ -53,3 +53,10 @@ def test_capture_follows_the_value(family: str, options: dict[str, Any]) -> None
     with torch.no_grad():
         expected = model(torch.from_numpy(feeds["input_ids"]), use_cache=False).logits.numpy()
     assert_close(logits, expected, **ENGINE)
+
+
+def test_falcon_in_a_form_that_transformers_does_not_run_is_refused() -> None:
+    model = tiny.random_model("falcon", {**tiny.COMMON, **FALCON, "new_decoder_architecture": True, "num_kv_heads": 2})
+    model.config.parallel_attn = False
+    with pytest.raises(LoadError, match=r"^falcon: new_decoder_architecture with parallel_attn false: "):
+        capture(model.config, dict(model.named_parameters(remove_duplicate=False)))

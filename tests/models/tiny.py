@@ -148,8 +148,8 @@ WITH_GATES = tuple(family for family in FAMILIES if family not in (*UNGATED, "ol
 """Families whose blocks `skip_ffn` takes."""
 
 _LAYER_NORMS = ("stablelm", "stablelm-parallel", "cohere", "cohere-norms", "cohere2")
-ON_CPU_ONLY = (*UNGATED, *_LAYER_NORMS, "phi3-partial")
-"""Families that kernels of a GPU's step do not compute: layer norms, and heads filled up in pieces."""
+ON_CPU_ONLY = (*UNGATED, *_LAYER_NORMS, "phi3-partial", "phi3-long")
+"""Families that kernels of a GPU's step do not compute: layer norms, and heads that are filled up."""
 
 
 def random_model(model_type: str, options: Mapping[str, Any], spread: float = 0.3, seed: int = 0) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from adaptc.errors import LoadError
 from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, ModuleNames
 
 if TYPE_CHECKING:
@@ -64,7 +65,12 @@ def _prepare(model: Any) -> None:
     import torch
     from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-    class GroupedAttention(torch.nn.Module):
+    if model.config.new_decoder_architecture and not model.config.parallel_attn:
+        raise LoadError(
+            "falcon: new_decoder_architecture with parallel_attn false: transformers does not run this; true is right"
+        )
+
+    class OwnAttention(torch.nn.Module):
         """FalconAttention without ALiBi, over as many key heads as there are."""
 
         def __init__(self, old: Any) -> None:
@@ -84,7 +90,7 @@ def _prepare(model: Any) -> None:
             return self.dense(attended.reshape(batch, tokens, -1)), None
 
     for layer in model.transformer.h:
-        layer.self_attention = GroupedAttention(layer.self_attention)
+        layer.self_attention = OwnAttention(layer.self_attention)
 
 
 def _kv_heads(config: Any) -> int:
