@@ -126,11 +126,11 @@ def test_each_trouble_is_one_finding(change: dict[str, Any], level: str, text: s
 
 
 def test_positions_that_are_learned_are_all_there_are(tmp_path: Path) -> None:
-    more: dict[str, Any] = {"model_type": "gpt2", "n_positions": 64, "rope_parameters": None}
+    more: dict[str, Any] = {"model_type": "gpt2", "max_position_embeddings": 64, "rope_parameters": None}
     text = "max_tokens 128 is beyond the 64 positions that the model has; at most so many are right"
     wrong = [each for each in troubles(tmp_path, **more) if each[1] == "error"]
     assert wrong == [("lm", "error", text)]
-    assert "error" not in {level for _, level, _ in troubles(tmp_path, **more | {"n_positions": 128})}
+    assert "error" not in {level for _, level, _ in troubles(tmp_path, **more | {"max_position_embeddings": 128})}
 
 
 def test_long_factors_are_said_to_be_for_every_text(tmp_path: Path) -> None:
