@@ -196,14 +196,10 @@ def test_files_stay_readable(file: Path) -> None:
     assert lines <= 400, f"{lines} lines: about 300 is the aim; split it by what it does"
 
 
-ROWS = {"adaptc.families.decoders"}
-"""Rooms whose files are rows of a table, alike and apart."""
-
-
 @pytest.mark.parametrize("room", PACKAGES)
 def test_a_room_is_small_and_says_what_it_is(room: str) -> None:
     init = PACKAGES[room] / "__init__.py"
-    assert len(modules(room)) - 1 <= 15 or room in ROWS, "more than 15 files: is it one idea?"
+    assert len(modules(room)) - 1 <= 15, "more than 15 files: is it one idea?"
     said = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8")))
     assert said is not None
     assert said.split("\n")[0].endswith("."), "the first line is a sentence that says the room's idea"

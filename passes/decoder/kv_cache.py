@@ -109,7 +109,7 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
                 "softcap": node.attributes.get_float("softcap", 0.0),
                 "local_window_size": node.attributes.get_int("window", 0) or -1,
                 "do_rotary": int(bool(turns)),
-                "rotary_interleaved": int(bool(turns) and rope is not None and rope.neighbours),
+                **({"rotary_interleaved": 1} if turns and rope is not None and rope.neighbours else {}),
             },
             domain="com.microsoft",
             outputs=[out, *present],
