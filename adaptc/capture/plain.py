@@ -17,6 +17,7 @@ def plain(model: Any) -> set[str]:
         Names of the weights that are [outputs, inputs] now and [inputs, outputs] in the model's files.
     """
     from transformers.activations import FastGELUActivation, NewGELUActivation
+    from transformers.models.falcon.modeling_falcon import FalconLinear
     from transformers.pytorch_utils import Conv1D
 
     turned = set()
@@ -27,6 +28,11 @@ def plain(model: Any) -> set[str]:
                 linear = torch.nn.Linear(inputs, outputs)
             model.set_submodule(path, linear.to_empty(device="cpu"))
             turned.add(f"{path}.weight")
+        elif isinstance(module, FalconLinear):  # it writes its product with the transposed weight out
+            with torch.device("meta"):
+                linear = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            linear.weight, linear.bias = module.weight, module.bias
+            model.set_submodule(path, linear)
         elif isinstance(module, NewGELUActivation | FastGELUActivation):
             model.set_submodule(path, torch.nn.GELU(approximate="tanh"))
     return turned

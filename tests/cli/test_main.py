@@ -70,7 +70,7 @@ def test_version_and_usage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("compil", "did you mean 'compile'?"), ("frobnicate", "there are: compile, train")]
+    ("name", "hint"), [("compil", "did you mean 'compile'?"), ("frobnicate", "there are: compile, init, train")]
 )
 def test_an_unknown_command_gets_the_nearest_name(name: str, hint: str) -> None:
     done = run(name)
