@@ -83,8 +83,8 @@ def bytes_read(tensor: ir.TensorProtocol, reader: ir.Node) -> int:
     while reader.op_type == "Cast" and (uses := list(reader.outputs[0].uses())):
         reader = uses[0].node
     chosen = reader.attributes.get_int("k", 0) if reader.op_type in MIXTURES else 0
-    experts = tensor.shape[0]
-    return tensor.nbytes * chosen // experts if chosen and isinstance(experts, int) else tensor.nbytes
+    experts = tensor.shape[0] if chosen else None
+    return tensor.nbytes * chosen // experts if isinstance(experts, int) else tensor.nbytes
 
 
 def _ordered(sizes: dict[str, int]) -> dict[str, int]:

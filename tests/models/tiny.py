@@ -135,7 +135,7 @@ WITH_EXPERTS = tuple(
 """Those of `FAMILIES` whose feed-forward blocks are mixtures of experts."""
 DENSE = tuple(name for name in FAMILIES if name not in WITH_EXPERTS)
 
-FIRST = tuple(family for family in FAMILIES if family.startswith(("llama", "qwen", "mistral", "gemma")))
+FIRST = tuple(family for family in DENSE if family.startswith(("llama", "qwen", "mistral", "gemma")))
 """Families that every target and kind of weights is tried on; others become the same forms before these matter."""
 
 OTHERWISE = ("phi3-partial", "smollm3", "cohere-norms", "gpt2", "gpt_neox", "falcon-new")

@@ -113,7 +113,7 @@ def test_every_pass_keeps_the_numbers(family: str, target: str) -> None:
         changed.append(pass_.name)
         if pass_.name == "skip_ffn":  # the captured graph says what skipped blocks leave
             expected[np.inf] = drive.logits(after, IDS, np.inf)
-            assert np.abs(expected[np.inf] - expected[-np.inf]).max() > 0.1
+            assert np.abs(expected[np.inf] - expected[-np.inf]).max() > 0.02  # Cohere scales its logits down
         narrow = bool({"float_weights", "quantize"} & set(changed)) and target in NEAR
         for threshold, logits in expected.items():
             check(after, logits, target, threshold, narrow=narrow, half="legalize" in changed)
