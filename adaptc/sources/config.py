@@ -66,6 +66,7 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
     aliases = CONFIG_MAPPING[model_type].attribute_map
     for part in (text, *(part for part in values.values() if isinstance(part, Mapping))):
         _check_sizes(origin, part, aliases)
+        _check_lists(origin, part, part.get("num_hidden_layers"))  # transformers reads them as it makes its config
     _check_labels(origin, values)
     with foreign(f"{origin}: transformers refuses this {model_type} config"):
         config = CONFIG_MAPPING[model_type](**values)
@@ -97,15 +98,21 @@ def _check_labels(origin: str, values: Mapping[str, Any]) -> None:
             raise LoadError(f"{origin}: num_labels is {one_line(labels)[:40]}; at most {_MAX_LABELS:,} is right")
 
 
+def _check_lists(origin: str, text: Mapping[str, Any], depth: Any) -> None:
+    """Refuse lists of another depth than the model's."""
+    for name in ("layer_types", "no_rope_layers"):
+        values = text.get(name)
+        if values is None or not isinstance(depth, int):
+            continue
+        if not isinstance(values, list) or len(values) < depth:
+            raise LoadError(
+                f"{origin}: {name} is {one_line(values)[:40]}; a list with a value for each of {depth} layers is right"
+            )
+
+
 def _check_layers(origin: str, text: Any) -> None:
     """Refuse kinds of layers that capture does not know, lists of another depth, and windows without a width."""
-    for name in ("layer_types", "no_rope_layers"):
-        values = getattr(text, name, None)
-        if values is not None and (not isinstance(values, list) or len(values) < text.num_hidden_layers):
-            raise LoadError(
-                f"{origin}: {name} is {one_line(values)[:40]}; a list with a value for each of "
-                f"{text.num_hidden_layers} layers is right"
-            )
+    _check_lists(origin, vars(text), text.num_hidden_layers)
     kinds = getattr(text, "layer_types", None) or []
     for kind in kinds:
         if kind not in LAYER_TYPES:

@@ -38,7 +38,6 @@ REFUSED = [
     ("llama.residual_scale", 0.22),
     ("llama.embedding_scale", 12.0),
     ("llama.nextn_predict_layers", 1),
-    ("llama.expert_count", 8),
     ("llama.attention.key_length", 8),
     ("llama.attention.value_length", 8),
     ("llama.attention.key_length_swa", 8),
