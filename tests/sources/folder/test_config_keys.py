@@ -113,7 +113,7 @@ def test_an_unknown_key_is_a_remark(tmp_path: Path) -> None:
         ("llama", {"quantization_config": {}}, "its weights are quantized by an unnamed method; gptq, awq, compr"),
         ("llama", {"quantization_config": 5}, "its weights are quantized by an unnamed method; gptq, awq, compr"),
         ("qwen2", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types has 'linear_attention'; ada"),
-        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types is ['full_attention']; a list with a value for each "),
+        ("qwen2", {"layer_types": ["full_attention"]}, "layer_types is ['full_attention']; a list with a val"),
         ("mistral", {"sliding_window": 0}, "sliding_window is 0; null or a whole number of positions is right"),
         ("llama", {"num_attention_heads": 0}, "num_attention_heads is 0; a whole number from 1 to 2,147,483,648 is"),
         ("llama", {"vocab_size": -1}, "vocab_size is -1; a whole number from 1 to 2,147,483,648 is right"),
