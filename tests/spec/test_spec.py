@@ -117,7 +117,7 @@ def test_anchors_and_merges_work() -> None:
         (
             HEAD + "target:\n  weights: int5\n  max_tokens: '22'\n  batch: true\n",
             [
-                ":6: target.weights: expected one of fp32, fp16, bf16, int8, int4, got 'int5'",
+                ":6: target.weights: expected one of fp32, fp16, bf16, int8, int4, source, got 'int5'",
                 ":7: target.max_tokens: expected a whole number, got '22'",
                 ":8: target.batch: expected a whole number, got true",
             ],
