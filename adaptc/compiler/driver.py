@@ -139,13 +139,14 @@ def _make(
 
     program = Pipeline(plan.to_target).run(program, observe, progress=progress)
     verdicts: dict[str, GateVerdict] = {}
+    ids = _ids(spec, base, sources) if plan.measures_cache or (plan.tunes and program.gates) else {}
     if plan.tunes:
         progress.stage(stage_names.TUNE)
         if program.gates:
-            program, verdicts = paying(program, _ids(spec, base, sources), spec.target.batch, progress)
+            program, verdicts = paying(program, ids, spec.target.batch, progress)
     if plan.measures_cache:
         progress.stage(stage_names.CACHE_RANGES)
-        program = with_cache_ranges(program, _ids(spec, base, sources), progress)
+        program = with_cache_ranges(program, ids, progress)
     program = Pipeline(plan.to_emit).run(program, observe, progress=progress)
     progress.stage(stage_names.WEIGHTS)
     trained = trained_gates(spec, base)

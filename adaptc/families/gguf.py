@@ -87,6 +87,21 @@ def routing(file: GgufHeader, architecture: str) -> tuple[int, int]:
     return experts, used
 
 
+GRANITE_SCALES = ("embedding_scale", "residual_scale", "attention.scale")
+"""What `granite_multipliers` reads."""
+
+
+def granite_multipliers(file: GgufHeader, architecture: str, head_dim: int) -> dict[str, float]:
+    """Return what Granite's models multiply embeddings, blocks' results and attention's scores by."""
+    embedding, residual, attention = (file.get(f"{architecture}.{key}", float, 0.0) for key in GRANITE_SCALES)
+    return {
+        # 0 stands for no scaling, and attention for its usual one, as in llama.cpp.
+        "embedding_multiplier": embedding or 1.0,
+        "residual_multiplier": residual or 1.0,
+        "attention_multiplier": attention or head_dim**-0.5,
+    }
+
+
 def one_expert_width(file: GgufHeader, architecture: str, whole: int, used: int) -> int:
     """Return the inner neurons of an expert; where the file does not say, those of a block among the chosen ones."""
     width: int = file.get(f"{architecture}.expert_feed_forward_length", int, 0) or whole // used

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaptc.errors import SpecError
+from adaptc.sources.folder.files import ADAPTER
 from adaptc.sources.hub.names import hub_name, refuse_url
 from adaptc.sources.package import PREFIX
 
@@ -19,7 +20,6 @@ SPEC_FILE = "model.yaml"
 CONFIG = "config.json"
 """What a model's folder has."""
 
-_ADAPTER = "adapter_config.json"
 _MODULE = "module:"
 _GGUF_MAGIC = b"GGUF"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
@@ -97,7 +97,7 @@ def _in_folder(name: str, folder: Path) -> SpecFile | PlainModel:
         return SpecFile(own, note)
     if config.exists():
         return PlainModel(name)
-    if (folder / _ADAPTER).exists():
+    if (folder / ADAPTER).exists():
         return PlainModel(name, adapter=True)
     files = sorted(path.name for path in folder.glob("*.gguf"))
     if len(files) == 1:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptc.errors import SpecError
-from adaptc.sources.folder.files import read_object
+from adaptc.sources.folder.files import ADAPTER, read_object
 from adaptc.sources.hub.names import hub_name
 from adaptc.spec.positions import write_yaml
 from adaptc.spec.reading import parse_spec
@@ -18,8 +18,6 @@ from adaptc.starting.argument import PlainModel
 
 ONLY_MODEL = "lm"
 """What a model is called in a spec of one."""
-
-_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +108,10 @@ def _adapter(text: str) -> Any:
 
 def _base_of(folder: str) -> str:
     """The base that an adapter's own config names."""
-    base = read_object(folder, Path(folder).expanduser() / _ADAPTER).get("base_model_name_or_path")
+    base = read_object(folder, Path(folder).expanduser() / ADAPTER).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise SpecError(
-            f"{folder}: an adapter whose {_ADAPTER} names no base; give the base as MODEL and --adapter {folder}"
+            f"{folder}: an adapter whose {ADAPTER} names no base; give the base as MODEL and --adapter {folder}"
         )
     if hub_name(base) is None and not Path(base).expanduser().exists():
         raise SpecError(f"{folder}: its base {base[:200]} is not here; give the base as MODEL and --adapter {folder}")

@@ -19,9 +19,21 @@ from adaptc.passes.decoder.attention_parts import HeadsPart, flat, unrotated
 from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width, pieces_of
 from adaptc.passes.decoder.positions import count_positions
 from adaptc.passes.match import initializer
-from adaptc.runtime.bundle.names import CACHE_KINDS, POSITION_IDS, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, rope_table
+from adaptc.runtime.bundle.names import (
+    CACHE_KINDS,
+    POSITION_IDS,
+    SEQLENS_K,
+    TOTAL_SEQUENCE_LENGTH,
+    cache_tensor,
+    rope_table,
+)
 from adaptc.runtime.bundle.names import past as past_name
 from adaptc.runtime.bundle.names import present as present_name
+
+ATTENTION = "GroupQueryAttention"
+"""The kernel of attention over a cache; its inputs from `PAST` on are a layer's keys and values."""
+
+PAST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,19 @@ class KvCache(Pass):
         return program
 
 
+def layer_of(node: ir.Node) -> int:
+    """Number of the layer whose cache an attention reads.
+
+    Raises:
+        PassError: it reads the cache of no layer.
+    """
+    past = node.inputs[PAST]
+    tensor = cache_tensor(past.name) if past is not None else None
+    if tensor is None:
+        raise PassError(f"{label(node)}: {ATTENTION} over a layer's cache is needed; its input {PAST} is {past}")
+    return tensor.layer
+
+
 def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
     model = graph.model
     main = model.graph
@@ -100,7 +125,7 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
         shape = ir.Shape(["batch", "tokens", query.heads * width])
         out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=shape)
         fused = ir.node(
-            "GroupQueryAttention",
+            ATTENTION,
             [*wide, *past, seqlens, total, *turns],
             {
                 "num_heads": query.heads,
@@ -113,7 +138,7 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
             },
             domain="com.microsoft",
             outputs=[out, *present],
-            name=f"{label(node)}/GroupQueryAttention",
+            name=f"{label(node)}/{ATTENTION}",
             metadata_props=dict(node.metadata_props),
         )
         main.insert_before(node, fused)

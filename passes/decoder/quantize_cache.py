@@ -11,16 +11,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from adaptc.errors import PassError
-from adaptc.ir.marks import label
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import CacheRanges, Program
 from adaptc.passes.base import Pass
+from adaptc.passes.decoder.kv_cache import ATTENTION, PAST, layer_of
 from adaptc.passes.emit import FLOAT, Emitter
 from adaptc.passes.match import initializer
-from adaptc.runtime.bundle.names import CACHE_KINDS, cache_scale, cache_tensor, is_rope_table
+from adaptc.runtime.bundle.names import CACHE_KINDS, cache_scale, is_rope_table
 
-ATTENTION = "GroupQueryAttention"
-_OWN, _PAST, _TURNS, _SCALES = slice(0, 3), slice(3, 5), slice(7, 9), 12
+_OWN, _PAST, _TURNS, _SCALES = slice(0, PAST), slice(PAST, PAST + len(CACHE_KINDS)), slice(7, 9), 12
 """Inputs of the kernel: query, key and value; the cache; tables of the rotary embedding; from where on scales stand."""
 _CODES = 127
 """Codes go from -127 to 127."""
@@ -79,9 +78,10 @@ def _past(node: ir.Node) -> tuple[ir.Value, ir.Value]:
     Raises:
         PassError: it reads none that is a graph's input.
     """
+    layer_of(node)
     key, value = node.inputs[_PAST]
-    if key is None or value is None or cache_tensor(key.name) is None:
-        raise PassError(f"{label(node)}: {ATTENTION} over a layer's cache is needed; its input 3 is {key}")
+    assert key is not None
+    assert value is not None
     return key, value
 
 
@@ -132,10 +132,9 @@ def _encode(graph: ir.Graph, nodes: Sequence[ir.Node], ranges: CacheRanges) -> N
         raise PassError(f"kv_cache: int8; ranges of {len(nodes)} layers are needed, {len(ranges)} are known")
     for node, layer_ranges in zip(nodes, ranges, strict=True):
         _keep_as(node, ir.DataType.INT8)
-        layer = cache_tensor(_past(node)[0].name)
-        assert layer is not None
+        layer = layer_of(node)
         scales = [
-            initializer(graph, ir.tensor(scales_of(each), name=cache_scale(layer.layer, kind)))
+            initializer(graph, ir.tensor(scales_of(each), name=cache_scale(layer, kind)))
             for kind, each in zip(CACHE_KINDS, layer_ranges, strict=True)
         ]
         node.resize_inputs(_SCALES + len(scales))

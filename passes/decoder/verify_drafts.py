@@ -8,11 +8,10 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from adaptc.errors import PassError
-from adaptc.ir.marks import label
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
+from adaptc.passes.decoder.kv_cache import ATTENTION, PAST, layer_of
 from adaptc.passes.emit import INT, Emitter
 from adaptc.runtime.bundle.manifest import VerificationGraph
 from adaptc.runtime.bundle.names import (
@@ -26,9 +25,8 @@ from adaptc.runtime.bundle.names import (
     verification_graph,
 )
 
-ATTENTION = "GroupQueryAttention"
-_OWN = 3
-"""The first inputs of the kernel are of the tokens; all others are of the sequence."""
+_OWN = PAST
+"""The inputs of the kernel before the cache are of the tokens; all others are of the sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +113,7 @@ def _unroll(main: ir.Graph, node: ir.Node, rows: ir.Value, lengths: Sequence[ir.
     new, size = Emitter(main, node), len(lengths)
     own = [None if value is None else _split(new, value, rows, size) for value in node.inputs[:_OWN]]
     past = [*node.inputs[_OWN : _OWN + len(CACHE_KINDS)]]
-    layer = cache_tensor(past[0].name) if past[0] is not None else None
-    if layer is None:
-        raise PassError(f"{label(node)}: {ATTENTION} over a layer's cache is needed; its input 3 is {past[0]}")
+    layer = layer_of(node)
     rest = [*node.inputs[_OWN + len(CACHE_KINDS) + 1 :]]
     results = []
     for index, length in enumerate(lengths):
@@ -131,9 +127,7 @@ def _unroll(main: ir.Graph, node: ir.Node, rows: ir.Value, lengths: Sequence[ir.
             name=f"{node.name}/{index}",
             metadata_props=dict(node.metadata_props),
         )
-        names = [
-            present(layer.layer, kind) if last else present_after(layer.layer, kind, index) for kind in CACHE_KINDS
-        ]
+        names = [present(layer, kind) if last else present_after(layer, kind, index) for kind in CACHE_KINDS]
         for value, old, name in zip(
             call.outputs, node.outputs, (f"{node.outputs[0].name}/{index}", *names), strict=True
         ):

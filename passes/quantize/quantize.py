@@ -141,15 +141,24 @@ def _multiply(graph: ir.Graph, projection: Projection, parts: Sequence[Blocks]) 
         return
     assert projection.bias is None
     nodes = [multiply_by_blocks(graph, projection, part, f".{index}") for index, part in enumerate(parts)]
+    side_by_side(graph, projection, nodes, [part.rows for part in parts])
+
+
+def side_by_side(graph: ir.Graph, projection: Projection, nodes: Sequence[ir.Node], rows: Sequence[int]) -> None:
+    """Put new products in a projection's place, of which each gives so many of its results, one after another."""
     owner = label(projection.matmul)
     joined = ir.node("Concat", [n.outputs[0] for n in nodes], {"axis": -1}, name=f"{owner}/Concat")
     joined.metadata_props[PATH] = owner
-    for node, part in zip(nodes, parts, strict=True):
-        shape = [*sizes(projection.result)[:-1], part.rows]
-        node.outputs[0].name, node.outputs[0].type = node.name, projection.result.type
-        node.outputs[0].shape = ir.Shape(shape)
+    for node, count in zip(nodes, rows, strict=True):
+        describe(node, projection.result, count)
     graph.insert_before(projection.matmul, nodes)
     replace(graph, projection.result, joined)
+
+
+def describe(node: ir.Node, like: ir.Value, width: int) -> None:
+    """Name a node's result after it, with the type and all but the last size of a value."""
+    value = node.outputs[0]
+    value.name, value.type, value.shape = node.name, like.type, ir.Shape([*sizes(like)[:-1], width])
 
 
 def multiply_by_blocks(graph: ir.Graph, projection: Projection, blocks: Blocks, suffix: str) -> ir.Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as with_fields
@@ -14,18 +13,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.errors import PassError
-from adaptc.ir.marks import PATH, label
+from adaptc.ir.marks import LAYER, PATH, label
 from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
 from adaptc.ir.program import Program, SourceWeights
 from adaptc.ir.source_grid import SourceMatrix
 from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, array, initializer, projections, replace
-from adaptc.passes.quantize.quantize import is_table, look_up_blocks, multiply_by_blocks
+from adaptc.passes.quantize.quantize import describe, is_table, look_up_blocks, multiply_by_blocks, side_by_side
 from adaptc.passes.quantize.source_blocks import SourceBlocks, nearest, source_blocks, stacked
 from adaptc.passes.store import PROCESS, Store
 from adaptc.runtime.progress import SILENT, Progress
-
-_LAYER = re.compile(r".*\.layers\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,7 @@ class _Tally:
         """The same by kind of tensor: what a name says beside the layer."""
         by_kind: dict[str, list[SourceBlocks]] = {}
         for name, blocks in self.found.items():
-            kind = _LAYER.sub("", name).removesuffix(".weight")
+            kind = LAYER.sub("", name).removeprefix(".").removesuffix(".weight")
             by_kind.setdefault(kind.rpartition("model.")[2], []).append(blocks)
         return {kind: _summed(blocks) for kind, blocks in by_kind.items()}
 
@@ -177,13 +174,7 @@ class _CodesWriter:
         if len(nodes) == 1:
             replace(self.graph, projection.result, nodes[0])
             return
-        owner = label(projection.matmul)
-        joined = ir.node("Concat", [n.outputs[0] for n in nodes], {"axis": -1}, name=f"{owner}/Concat")
-        joined.metadata_props[PATH] = owner
-        for node, part in zip(nodes, parts, strict=True):
-            _describe(node, projection.result, part.blocks.rows)
-        self.graph.insert_before(projection.matmul, nodes)
-        replace(self.graph, projection.result, joined)
+        side_by_side(self.graph, projection, nodes, [part.blocks.rows for part in parts])
 
     def input(self, projection: Projection, part: SourceBlocks, suffix: str) -> ir.Value:
         """What a matrix multiplies: its input, in the matrix's order, with the means of its blocks."""
@@ -218,7 +209,7 @@ class _CodesWriter:
         """A node before a product; its result is `times / parts` of the first input's width."""
         owner = label(at.matmul)
         node = ir.node(op, inputs, attributes, name=f"{owner}/{name}", metadata_props={PATH: owner})  # type: ignore[arg-type]
-        _describe(node, inputs[0], int(sizes(inputs[0])[-1]) * times // parts)
+        describe(node, inputs[0], int(sizes(inputs[0])[-1]) * times // parts)
         self.graph.insert_before(at.matmul, node)
         return node.outputs[0]
 
@@ -233,9 +224,3 @@ class _CodesWriter:
             held = nearest(array(table), size)
         self.tally.found.setdefault(table.name or "", held)
         look_up_blocks(self.graph, node, held.blocks)
-
-
-def _describe(node: ir.Node, like: ir.Value, width: int) -> None:
-    """Name a node's result after it, with the type and all but the last size of a value."""
-    value = node.outputs[0]
-    value.name, value.type, value.shape = node.name, like.type, ir.Shape([*sizes(like)[:-1], width])

@@ -6,24 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptc.families.base import DecoderFamily, GgufHeader, GgufLayout, attention_bias
-from adaptc.families.gguf import EXPERT_KEYS, ROUTED, expert_names, rotary_weight, routing
+from adaptc.families.gguf import (
+    EXPERT_KEYS,
+    GRANITE_SCALES,
+    ROUTED,
+    expert_names,
+    granite_multipliers,
+    rotary_weight,
+    routing,
+)
 
 _BLOCK = "block_sparse_moe"
-_SCALES = ("embedding_scale", "residual_scale", "attention.scale", "logit_scale")
 
 
 def _config(file: GgufHeader, values: Mapping[str, Any]) -> dict[str, Any]:
     experts, used = routing(file, "granitemoe")
-    embedding, residual, attention, logits = (file.get(f"granitemoe.{key}", float, 0.0) for key in _SCALES)
     return {
         **attention_bias(file, values),
         "num_local_experts": experts,
         "num_experts_per_tok": used,
-        # 0 stands for no scaling, and attention for its usual one, as in llama.cpp.
-        "embedding_multiplier": embedding or 1.0,
-        "residual_multiplier": residual or 1.0,
-        "attention_multiplier": attention or values["head_dim"] ** -0.5,
-        "logits_scaling": logits or 1.0,
+        **granite_multipliers(file, "granitemoe", values["head_dim"]),
+        "logits_scaling": file.get("granitemoe.logit_scale", float, 0.0) or 1.0,
     }
 
 
@@ -34,7 +37,7 @@ GRANITEMOE = DecoderFamily(
         {**ROUTED, "ffn_gate_inp": f"{_BLOCK}.router"},
         _config,
         rotary_weight,
-        keys=EXPERT_KEYS | {*_SCALES},
+        keys=EXPERT_KEYS | {*GRANITE_SCALES, "logit_scale"},
         experts=expert_names(_BLOCK),
     ),
 )

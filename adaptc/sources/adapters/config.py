@@ -15,8 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptc.errors import LoadError, one_line
-from adaptc.sources.folder.files import read_object
-from adaptc.sources.folder.weights import ADAPTER
+from adaptc.sources.folder.files import ADAPTER, read_object
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Values of `init_lora_weights` that leave the base's weights as they are."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptc.errors import LoadError
-from adaptc.sources.folder.weights import ADAPTER, safetensors_in
+from adaptc.sources.folder.files import ADAPTER
+from adaptc.sources.folder.weights import safetensors_in
 from adaptc.sources.hub.fetching import Repository
 from adaptc.sources.hub.names import hub_name
 from adaptc.sources.package import find_file

@@ -11,6 +11,9 @@ from adaptc.errors import LoadError, one_line
 CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
 """Files that decide the model, where its answers end and how it takes images."""
 
+ADAPTER = "adapter_config.json"
+"""What marks the folder of an adapter."""
+
 TOKENIZER = (
     "tokenizer.json",
     "tokenizer.*.json",  # for some versions of transformers: `fast_tokenizer_files` in tokenizer_config.json

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adaptc.errors import LoadError, one_line
 from adaptc.families.model import has_experts, head_name, multimodal_of, names_of, renamed, stacked, table_name
 from adaptc.ir.source_grid import SourceGrid, SourceMatrix
-from adaptc.sources.folder.files import read_object
+from adaptc.sources.folder.files import ADAPTER, read_object
 from adaptc.sources.quantized.methods import PutTogether, put_together
 from adaptc.sources.quantized.packed import FLOATS, Method, PackedMatrix, Piece
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import torch
 
 FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
-"""What marks the folder of an adapter."""
 _BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 """Ends of the names of buffers that old files hold and that models compute by themselves now."""
 

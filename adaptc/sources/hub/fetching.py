@@ -15,8 +15,8 @@ from typing import Any
 
 from adaptc.errors import LoadError
 from adaptc.runtime.progress import SILENT, Progress
-from adaptc.sources.folder.files import CONFIGS, TOKENIZER
-from adaptc.sources.folder.weights import ADAPTER, FILE, INDEX
+from adaptc.sources.folder.files import ADAPTER, CONFIGS, TOKENIZER
+from adaptc.sources.folder.weights import FILE, INDEX
 from adaptc.sources.hub.names import HubName
 from adaptc.sources.hub.refusals import hub_refusals
 

@@ -14,7 +14,16 @@ import numpy.typing as npt
 from adaptc.errors import LoadError, one_line
 from adaptc.ir.source_grid import SourceGrid
 from adaptc.sources.quantized.fp8 import FLOAT8, REMARK, float8_matrix
-from adaptc.sources.quantized.packed import FLOATS, Floats, Method, PackedMatrix, Piece, groups_of, unpacked
+from adaptc.sources.quantized.packed import (
+    FLOATS,
+    Floats,
+    Method,
+    PackedMatrix,
+    Piece,
+    groups_of,
+    order_by_group,
+    unpacked,
+)
 
 _FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 _STRATEGIES = ("tensor", "channel", "group", "block")
@@ -200,8 +209,8 @@ class CompressedTensors(Method):
                 return SourceGrid(codes(), levels, size, factors, zeros(groups))
             if found.min() < 0 or found.max() >= groups:
                 raise self.fault(module, f"weight_g_idx is beyond its {groups} groups; the file is damaged")
-            placed = np.argsort(found, kind="stable")
-            if not np.array_equal(found[placed], np.arange(columns) // size):
+            placed = order_by_group(found, size)
+            if placed is None:
                 return None
             return SourceGrid(
                 np.ascontiguousarray(codes()[:, placed]), levels, size, factors, zeros(groups), None, placed

@@ -22,6 +22,7 @@ from adaptc.sources.quantized.packed import (
     Piece,
     group_size,
     groups_of,
+    order_by_group,
     unpacked,
     whole,
 )
@@ -135,9 +136,9 @@ class _Packing:
         places, codes = self.group_of(), self.codes()
         order = None
         if places is not None:
-            order = np.argsort(places, kind="stable")
-            if not np.array_equal(places[order], np.arange(len(order)) // self.group):
-                return None  # groups of several sizes
+            order = order_by_group(places, self.group)
+            if order is None:
+                return None
             codes = np.ascontiguousarray(codes[:, order])
         scales = np.ascontiguousarray(self.scales.floats().T)
         return SourceGrid(codes, 2**self.method.bits, self.group, scales, self.points(), order=order)

@@ -162,6 +162,17 @@ def groups_of(columns: int, size: int) -> tuple[int, int]:
     return -(-columns // size), size
 
 
+def order_by_group(group_of: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64] | None:
+    """Return the order of columns in which each group's stand side by side, `size` of them; None where sizes differ.
+
+    Args:
+        group_of: int64 [columns], the group of each.
+        size: Columns of a group; the last may have fewer.
+    """
+    order = np.argsort(group_of, kind="stable")
+    return order if np.array_equal(group_of[order], np.arange(len(order)) // size) else None
+
+
 def unpacked(words: npt.NDArray[np.int32], bits: int) -> Codes:
     """Unpack codes along the last axis: int32 [..., words] -> uint8 [..., words · 32 / bits], lowest bits first."""
     packed = np.ascontiguousarray(words).astype("<i4").view(np.uint8)

@@ -24,10 +24,12 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-CODES_SINCE = (1, 27)
+_CODED_CACHE = "its KV cache is int8", (1, 27)
 """The first onnxruntime whose attention computes with a cache of 8-bit codes on a CPU; 1.25 loads such a graph."""
 
-_QMOE = "1.31"  # the first that takes a router's decision, and kernels of MatMulNBits for experts
+_CODED_EXPERTS = "its experts are in 4 or 8 bits", (1, 31)
+"""The first onnxruntime whose QMoE takes a router's decision, and kernels of MatMulNBits for experts."""
+
 _QUIET = 4  # fatal messages only: errors are raised, and warnings concern the compiler
 
 
@@ -63,8 +65,8 @@ class OrtEngine:
         if graph is not None:
             trim()
         self.inputs = tuple(_spec(tensor, file) for tensor in self._session.get_inputs())
-        if cache_dtype(self.inputs) == "int8" and _is_older(ort, CODES_SINCE):
-            raise EngineError(_older(ort, file))
+        if cache_dtype(self.inputs) == "int8":
+            _refuse_older(ort, file, *_CODED_CACHE)
         outputs = (tensor for tensor in self._session.get_outputs() if tensor.name != OUTPUT)
         self.outputs = tuple(_spec(tensor, file) for tensor in outputs)
         self._inputs = {spec.name: spec for spec in self.inputs}
@@ -163,23 +165,24 @@ def _session(ort: ModuleType, file: Path, graph: bytes | None, options: Any) -> 
     try:
         return ort.InferenceSession(graph or str(file), options, providers=["CPUExecutionProvider"])
     except _failures(ort) as error:
-        # Scales of a cache of codes are inputs that the kernel did not have then.
-        if "GroupQueryAttention:1) has input size" in str(error) and _is_older(ort, CODES_SINCE):
-            raise EngineError(_older(ort, file)) from error
+        if "GroupQueryAttention:1) has input size" in str(error):  # the scales of a cache of codes
+            _refuse_older(ort, file, *_CODED_CACHE)
         if "QMoE" in str(error):
-            raise EngineError(
-                f"{file}: experts in 4 or 8 bits need onnxruntime {_QMOE} or newer; this is {ort.__version__}"
-            ) from error
+            _refuse_older(ort, file, *_CODED_EXPERTS)
         raise EngineError(f"{file}: onnxruntime cannot load it: {_one_line(error)}") from error
 
 
-def _is_older(ort: ModuleType, version: tuple[int, int]) -> bool:
-    return tuple(int(part) for part in ort.__version__.split(".")[:2]) < version
+def _refuse_older(ort: ModuleType, file: Path, what: str, since: tuple[int, int]) -> None:
+    """Refuse a graph that this onnxruntime is too old for.
 
-
-def _older(ort: ModuleType, file: Path) -> str:
-    right, found = ".".join(map(str, CODES_SINCE)), ort.__version__
-    return f"{file}: its KV cache is int8, which onnxruntime {found} does not compute; {right} or newer is right"
+    Raises:
+        EngineError: it is.
+    """
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < since:
+        right = ".".join(map(str, since))
+        raise EngineError(
+            f"{file}: {what}, which onnxruntime {ort.__version__} does not compute; {right} or newer is right"
+        )
 
 
 def onnxruntime() -> ModuleType:

@@ -21,7 +21,8 @@ from adaptc.ir.program import Program
 from adaptc.passes import Pipeline
 from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
-from adaptc.passes.decoder.verify_drafts import ATTENTION, VerifyDrafts
+from adaptc.passes.decoder.kv_cache import ATTENTION
+from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.quantize import Quantize
 from adaptc.passes.skip_ffn.branch import Branch
