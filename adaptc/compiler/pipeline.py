@@ -31,7 +31,7 @@ from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.partition import Partition
 from adaptc.spec.passes import build_passes
-from adaptc.spec.schema import Spec, TargetSpec
+from adaptc.spec.schema import QuantizeSpec, Spec, TargetSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class CompilePlan:
 
     Attributes:
         models: Names of the models that are captured.
-        to_onnx: Passes from captured graphs to ONNX graphs: the spec's own, `gptq` for int4, `lower`.
+        to_onnx: Passes from captured graphs to ONNX graphs: the spec's own, `gptq` for int4 unless codes are chosen by the weights alone, `lower`.
         to_target: Passes from ONNX graphs to graphs that the target runs well.
         tunes: Whether gates are timed on this machine then, to keep only those that pay.
         measures_cache: Whether it is then measured how large keys and values become.
@@ -92,7 +92,9 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
     """
     target = spec.target
     own = tuple(pass_.at(base) for pass_ in build_passes(spec))
-    rounding = (Gptq(block_size=target.block_size),) if target.weights == "int4" else ()
+    quantize = spec.quantize or QuantizeSpec()
+    by_text = target.weights == "int4" and quantize.method == "gptq"
+    rounding = (Gptq(block_size=target.block_size, device=quantize.device),) if by_text else ()
     on_cpu = target.backend == "onnxruntime"  # a bundle for a GPU runs on a CPU too
     if not on_cpu and any(isinstance(pass_, SkipFfn) and pass_.batch == "rows" for pass_ in own):
         raise SpecError(
@@ -101,7 +103,7 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
     return CompilePlan(
         models=tuple(spec.models),
         to_onnx=(*own, *rounding, Lower()),
-        to_target=_onnxruntime(target) if on_cpu else _tensorrt(target),
+        to_target=_onnxruntime(target, quantize) if on_cpu else _tensorrt(target),
         tunes=target.device == "cpu",
         measures_cache=target.kv_cache == "int8",
         to_emit=_forms(target) if on_cpu else (),  # last: what they make is no longer rewritten
@@ -114,7 +116,7 @@ def _forms(target: TargetSpec) -> tuple[Pass, ...]:
     return DeviceSteps(required=target.device == "cuda"), *cache, Branch(), VerifyDrafts()
 
 
-def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
+def _onnxruntime(target: TargetSpec, quantize: QuantizeSpec) -> tuple[Pass, ...]:
     """What ONNX Runtime's graphs go through."""
     weights: tuple[Pass, ...]
     match target.weights:
@@ -123,7 +125,8 @@ def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
             own = SourceCodes(prepared_inputs=target.device == "cpu", block_size=target.block_size)
             weights = (own, Quantize("int8", target.block_size))
         case "int8" | "int4" as stored:
-            weights = (Quantize(stored, target.block_size),)
+            rule: Literal["nearest", "hqq"] = "hqq" if quantize.method == "hqq" else "nearest"
+            weights = (Quantize(stored, target.block_size, rule),)
         case stored:
             weights = (FloatWeights("fp16" if stored == "fp16" else "fp32"),)
     return KvCache(max_tokens=target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), *weights

@@ -20,6 +20,7 @@ from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, array, initializer, projections, replace
 from adaptc.passes.quantize.blockwise import concatenate, quantize_blocks, rows_from
 from adaptc.passes.quantize.experts import quantized_experts, routers
+from adaptc.passes.quantize.hqq import hqq_blocks
 
 BITS: Mapping[str, Bits] = {"int8": 8, "int4": 4}
 BlockSize = Literal[16, 32, 64, 128, 256]
@@ -51,7 +52,7 @@ class Quantize(Pass):
     perplexity, this 1.4 %, and a whole head in 8 bits 8 % of decoding speed.
     Its other rows have blocks of at least 64, as the kernel is a fifth faster on these and the loss is 0.1 %.
     Codes that an earlier pass chose with calibration data are used as they are; others are chosen here, each block
-    for the least squared error.
+    for the least squared error, or by half-quadratic quantization (`adaptc.passes.quantize.hqq`).
 
     Needs: ONNX level, last.
     Shapes: unchanged; activations stay float32.
@@ -60,6 +61,8 @@ class Quantize(Pass):
     Attributes:
         weights: Bits of a code.
         block_size: Neighbouring inputs that share a scale.
+        rule: How codes are chosen that no pass has chosen before. Experts, an embedding's rows and codes of 8 bits are
+            the nearest with each.
 
     Raises:
         PassError: a weight holds NaN or infinity.
@@ -71,6 +74,7 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     weights: Literal["int8", "int4"] = "int4"
     block_size: BlockSize = 32
+    rule: Literal["nearest", "hqq"] = "nearest"
 
     def apply(self, program: Program) -> Program:
         for name, graph in program.at_level(OnnxGraph).items():
@@ -93,7 +97,7 @@ class Quantize(Pass):
             split_head = bits == 4 and in_head(projection.matmul)
             if blocks is None:
                 size = head_block(self.block_size) if split_head else self.block_size
-                blocks = _quantized(projection.weight, bits, size)
+                blocks = _quantized(projection.weight, bits, size, rule=self.rule)
             frequent = fixed(projection.weight)[0] // FREQUENT if split_head else 0
             if frequent:
                 wide = _quantized(projection.weight, 8, self.block_size, frequent)
@@ -105,9 +109,13 @@ class Quantize(Pass):
         RemoveUnusedNodesPass()(model)
 
 
-def _quantized(weight: ir.Value, bits: Bits, block_size: int, rows: int | None = None) -> Blocks:
+def _quantized(
+    weight: ir.Value, bits: Bits, block_size: int, rows: int | None = None, rule: Literal["nearest", "hqq"] = "nearest"
+) -> Blocks:
     """A weight, or its first rows, in blocks; a refusal has the weight's name."""
     try:
+        if rule == "hqq" and bits == 4:
+            return hqq_blocks(array(weight)[:rows], bits, block_size)
         return quantize_blocks(array(weight)[:rows], bits, block_size)
     except PassError as error:
         name = weight.metadata_props.get(PARTS, weight.name or "").replace(",", ", ")

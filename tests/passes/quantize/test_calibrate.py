@@ -93,9 +93,9 @@ def test_threads_change_nothing() -> None:
     finally:
         torch.set_num_threads(before)
     for name, blocks in results[0].items():
-        same = blocks.packed == results[1][name].packed
-        # Products are summed in another order; a code on the edge may fall the other way.
-        assert same.mean() > 0.99, name
+        rows = (blocks.packed == results[1][name].packed).all(axis=(1, 2))
+        # Products are summed in another order; a code on the edge may fall the other way, and the rest of its row too.
+        assert rows.mean() > 0.95, name
 
 
 def test_graph_is_untouched_and_progress_is_told() -> None:
