@@ -18,6 +18,10 @@ EIGHT = (1.0, 128 / 127, *(17 / k for k in range(16, 9, -1)))
 """8-bit scales: of files that hold 127 for the largest weight, and of grids that a 4-bit grid is part of."""
 
 
+AT_ONCE = 1 << 16
+"""Numbers that an operator works on at once while grids are tried."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     """Scales and zero points of a matrix, one of each for a block.
@@ -65,15 +69,17 @@ def search_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool) 
 
 def rounding_losses(block: Tensor, scales: Tensor, zeros: Tensor, bits: int, weight: Tensor | None = None) -> Tensor:
     """Squared error [grids, rows] of rounding blocks [size, rows] plainly on each grid, columns weighted [size, 1]."""
-    losses = torch.empty_like(scales)
-    error = torch.empty_like(block)
-    for scale, low, loss in zip(scales, -zeros, losses, strict=True):
-        torch.clamp(torch.mul(block, 1 / scale, out=error).round_(), low, low + (2**bits - 1), out=error)
+    losses = []
+    # Several grids at once where blocks are few, as many as stay in the cache: an operator costs its call.
+    at_once = max(1, AT_ONCE // block.numel())
+    for scale, low in zip(scales[:, None].split(at_once), (-zeros)[:, None].split(at_once), strict=True):
+        error = (block * (1 / scale)).round_()
+        torch.clamp(error, low, low + (2**bits - 1), out=error)
         error.mul_(scale).sub_(block)
         if weight is not None:
             error.mul_(weight)
-        torch.sum(error.square_(), 0, out=loss)
-    return losses
+        losses.append(error.square_().sum(1))
+    return torch.cat(losses)
 
 
 def candidates(block: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:

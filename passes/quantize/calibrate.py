@@ -124,10 +124,10 @@ def quantize_linears(
     with torch.no_grad():
         for chosen in _walk(graph, feeds, forms, blocks, device):
             blocks |= chosen
-            progress.step(len(blocks), len(bits))
             if store is not None:
                 for name, each in chosen.items():
                     write_codes(store, keys[name], each)
+            progress.step(len(blocks), len(bits))
     return blocks
 
 
@@ -200,7 +200,7 @@ def _same_size(forms: Mapping[str, Form], one: str, other: str) -> bool:
 def _quantize(graph: FxGraph, x: torch.Tensor, group: list[str], forms: Mapping[str, Form]) -> dict[str, Blocks]:
     """Quantize weights that read one input x [..., columns] and have blocks of one size."""
     block_size, symmetric = forms[group[0]].block_size, forms[group[0]].symmetric
-    weights = {name: tensor_of(graph.module, name).detach().float().numpy() for name in group}
+    weights = {name: tensor_of(graph.module, name).detach().float().cpu().numpy() for name in group}
     done = {name: quantize_blocks(w, 8, block_size) for name, w in weights.items() if forms[name].bits == 8}
     four = [name for name in group if forms[name].bits == 4]
     if four:

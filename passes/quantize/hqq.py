@@ -15,8 +15,8 @@ Floats = npt.NDArray[np.float32]
 NORM = 0.7
 """Errors count by this power: below 1, a few large ones are cheaper than many that are middling."""
 
-TURNS = 20
-"""How often codes and grid are made to fit each other, at most."""
+TURNS = 4
+"""How often codes and grid are made to fit each other; a fifth turn changes nothing."""
 
 WEIGHT, GROWTH = 10.0, 1.01
 """What it costs at first that large errors are set aside, and how that grows each turn; as in the paper's code."""

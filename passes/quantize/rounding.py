@@ -7,7 +7,8 @@ aims at w_k + Σ_{l>k} (L_lk / L_kk) (w_l - q_l). That gives GPTQ's codes withou
 columns ask of a panel of columns is one matrix product.
 
 Three choices beyond the papers, each measured (docs/quantization.md): blocks are taken in order of falling importance;
-so are columns within a block; and a block's grid is the one under which GPTQ itself, run over the block, loses least.
+so are columns within a block; and a block's grid is chosen when its turn comes, each column's error counting as it does
+in GPTQ's own loss.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from torch import Tensor
 
 from adaptc.errors import PassError
 from adaptc.ir.grid import candidates, rounding_losses
-
-FINALISTS = 2
-"""Candidate grids of a block that GPTQ itself is run on."""
 
 STRIP = 8
 """Columns rounded one by one before their errors reach the rest of the block by a matrix product."""
@@ -136,45 +134,30 @@ class _Block:
     diagonal: Tensor
 
     def best(self, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Choose the grid, and round.
-
-        The candidates whose plain rounding loses least (each column's error counts as it does in GPTQ's loss) are tried
-        by GPTQ itself.
+        """Choose the grid on which plain rounding loses least, and round.
 
         Returns:
             Scale and zero point, each [rows]; codes and errors, each [size, rows].
         """
         scales, zeros = candidates(self.goals, bits, symmetric=symmetric)
-        losses = rounding_losses(self.goals, scales, zeros, bits, self.diagonal[:, None])
-        few = losses.topk(min(FINALISTS, len(losses)), 0, largest=False, sorted=False).indices
-        scales, zeros = scales.gather(0, few), zeros.gather(0, few)
-        codes, loss = self._rounded(scales, zeros, bits)
-        best = loss.argmin(0)[None]
+        best = rounding_losses(self.goals, scales, zeros, bits, self.diagonal[:, None]).argmin(0)[None]
         scale, zero = scales.gather(0, best)[0], zeros.gather(0, best)[0]
-        chosen = codes.gather(1, best.expand(len(codes), 1, -1))[:, 0]
-        return scale, zero, chosen + zero, torch.addcmul(self.weights, chosen, scale, value=-1)
+        codes, errors = self._rounded(scale, zero, bits)
+        return scale, zero, codes.add_(zero), errors
 
-    def _rounded(self, scales: Tensor, zeros: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """GPTQ on several grids [grids, rows].
-
-        Returns:
-            Codes less their zero points [size, grids, rows], and the loss of each grid [grids, rows].
-        """
-        size = len(self.goals)
-        low, high, inverse = -zeros, 2**bits - 1 - zeros, 1 / scales
-        goals = self.goals[:, None].repeat(1, len(scales), 1)
-        codes, errors = torch.empty_like(goals), torch.empty_like(goals)
-        flat_goals, flat_errors, factors = goals.view(size, -1), errors.view(size, -1), self.lower.T.contiguous()
-        columns = list(zip(self.weights, goals, codes, errors, strict=True))
-        for last in range(size, 0, -STRIP):
+    def _rounded(self, scale: Tensor, zero: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """GPTQ over the block; codes less their zero points, and errors."""
+        low, high, inverse = -zero, 2**bits - 1 - zero, 1 / scale
+        goals, codes, errors = self.goals, torch.empty_like(self.goals), torch.empty_like(self.goals)
+        factors = self.lower.T.contiguous()
+        for last in range(len(goals), 0, -STRIP):
             first = max(0, last - STRIP)
             for k in range(last - 1, first - 1, -1):
-                weight, goal, code, error = columns[k]
                 if k + 1 < last:
-                    flat_goals[k : k + 1].addmm_(factors[k : k + 1, k + 1 : last], flat_errors[k + 1 : last])
-                torch.clamp(torch.mul(goal, inverse, out=code).round_(), low, high, out=code)
-                torch.addcmul(weight, code, scales, value=-1, out=error)
+                    goals[k : k + 1].addmm_(factors[k : k + 1, k + 1 : last], errors[k + 1 : last])
+                code = codes[k]
+                torch.clamp(torch.mul(goals[k], inverse, out=code).round_(), low, high, out=code)
+                torch.addcmul(self.weights[k], code, scale, value=-1, out=errors[k])
             if first:
-                flat_goals[:first].addmm_(factors[:first, first:last], flat_errors[first:last])
-        losses = goals.addcmul_(codes, scales, value=-1).mul_(self.diagonal[:, None, None]).square_()
-        return codes, losses.sum(0)
+                goals[:first].addmm_(factors[:first, first:last], errors[first:last])
+        return codes, errors
