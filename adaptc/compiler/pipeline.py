@@ -19,6 +19,7 @@ from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
 from adaptc.passes.decoder.quantize_cache import QuantizeCache
+from adaptc.passes.decoder.sliding_cache import SlidingCache
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.lower.lower import Lower
@@ -111,7 +112,7 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
 def _forms(target: TargetSpec) -> tuple[Pass, ...]:
     """What writes a decoder for ONNX Runtime on a CPU, and for kernels of ours on a GPU."""
     cache = () if target.kv_cache == "fp32" else (QuantizeCache(target.kv_cache),)
-    return DeviceSteps(required=target.device == "cuda"), *cache, Branch(), VerifyDrafts()
+    return DeviceSteps(required=target.device == "cuda"), *cache, SlidingCache(), Branch(), VerifyDrafts()
 
 
 def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:

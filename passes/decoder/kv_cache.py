@@ -35,6 +35,12 @@ ATTENTION = "GroupQueryAttention"
 
 PAST = 3
 
+LENGTHS, TOTAL = 5, 6
+"""The kernel's inputs `seqlens_k` and `total_sequence_length`."""
+
+TURNED_BY = 9
+"""The kernel's input of positions that RoPE turns by; without it, those that `LENGTHS` implies."""
+
 
 @dataclass(frozen=True, slots=True)
 class KvCache(Pass):

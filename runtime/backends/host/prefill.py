@@ -108,19 +108,25 @@ class HostPrefill:
         last = min(last, (len(self._source) - 1) // BLOCK)
         if self._prompt - last * BLOCK == 1:
             last -= 1  # a piece of one token would run other kernels than the prompt does as a whole
-        for index in range(first, last):
-            entry = self._prefixes.get(self._decoder.name, self._keys[index])
+        entries: list[Entry] = []
+        for key in self._keys[first:last]:
+            entry = self._prefixes.get(self._decoder.name, key)
             assert entry is not None, "it is known"
-            self._write(index * BLOCK, entry)
+            entries.append(entry)
+        last = first + self._decoder.kv.restorable(first, entries)
+        if self._prompt - last * BLOCK == 1 and last > first:  # see above
+            last = first + self._decoder.kv.restorable(first, entries[: last - first - 1])
         if last > first:
+            self._write(first, entries[: last - first])
             self._decoder.set_length(self.slot, last * BLOCK)
             self.cached += min(last * BLOCK, self._prompt) - self.done
             self.done = last * BLOCK
 
-    def _write(self, start: int, entry: Entry) -> None:
-        self._decoder.kv.restore(self.slot, start, entry)
+    def _write(self, first: int, entries: list[Entry]) -> None:
+        self._decoder.kv.restore(self.slot, first, entries)
         if self._into is not None:
-            self._into[self.slot, start : start + BLOCK] = entry[-1]
+            for index, entry in enumerate(entries, first):
+                self._into[self.slot, index * BLOCK : (index + 1) * BLOCK] = entry[-1]
 
     def _keep(self, start: int, stop: int) -> None:
         states = None if self._into is None else self._into[self.slot]
