@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from adaptc.capture.dynamic_rope import follow_positions
 from adaptc.capture.kinds import examples, layer_kinds, shallow
 from adaptc.capture.stamp import stamp
 from adaptc.capture.tidy import tidy
@@ -86,6 +87,7 @@ def _export(
             small, attn_implementation={"text_config": attention.NAME, "vision_config": "sdpa"}, dtype=torch.float32
         ).eval()
     model.tie_weights()
+    follow_positions(model)
     if family.prepare is not None:
         family.prepare(model.model)
     whole = (_AnySize if family.any_size else _Whole)(model, family)

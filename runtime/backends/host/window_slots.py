@@ -126,5 +126,6 @@ class WindowSlots:
         for array in self.arrays:
             for head in array[slot]:
                 # One head at a time: NumPy copies what overlaps, and so needs a window of one head for it.
-                head[: max(0, tokens - base)] = head[base - old : max(base, tokens) - old]
+                kept = head[base - old : max(base, tokens) - old]
+                head[: len(kept)] = kept
         self._base[slot], self._first[slot] = base, max(base, self._first[slot])
