@@ -13,7 +13,7 @@ from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.decoder.kv_cache import ATTENTION, LENGTHS, PAST, TOTAL, TURNED_BY, layer_of
-from adaptc.runtime.bundle.cache_window import ROLLBACK
+from adaptc.runtime.bundle.cache_window import ROLLBACK, SLACK
 from adaptc.runtime.bundle.names import ROWS, TOKEN_POSITIONS, cache_tensor, window_lengths, window_total
 from adaptc.runtime.bundle.plan import Switch
 
@@ -49,7 +49,7 @@ class SlidingCache(Pass):
     """
 
     name: ClassVar[str] = "sliding_cache"
-    slack: int = 1024
+    slack: int = SLACK
 
     def apply(self, program: Program) -> Program:
         if any(isinstance(step, Switch) for step in program.plan):

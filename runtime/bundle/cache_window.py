@@ -10,6 +10,9 @@ ROLLBACK = 64
 LEAST_SLACK = 32
 """Positions that a cache holds at least beyond its window and `ROLLBACK`: half of them are given up at once."""
 
+SLACK = 1024
+"""Positions that a cache usually holds beyond these: a piece of a prompt is half of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheWindow:

@@ -178,15 +178,34 @@ def test_memory_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # 2 layers x 2 (keys, values) x 2 heads x 16 wide x 1,048,576 tokens x 4 bytes = 537 MB a row.
     large = TargetSpec(max_tokens=1 << 20, batch=20)
     [found] = troubles(tmp_path, spec(large), max_position_embeddings=1 << 20)
+    assert found[:2] == ("machine", "warn")
+    assert found[2] == (
+        "compiling needs about 1,000 MB of memory, running 171 (weights 0, KV cache 21 at 2,048 tokens, 10,737 at "
+        "1,048,576); 6,000 are free: texts of more than about 766,581 tokens do not fit; with so small a max_tokens they "
+        "are refused"
+    )
+    [found] = troubles(tmp_path, spec(TargetSpec(max_tokens=1 << 20, batch=8000)), max_position_embeddings=1 << 20)
     assert found[:2] == ("machine", "error")
     assert found[2] == (
-        "compiling needs about 1,000 MB of memory, running 10,887 (weights 0, KV cache 10,737); 6,000 are free: "
-        "a smaller max_tokens, batch or weights would fit"
+        "compiling needs about 1,000 MB of memory, running 8,539 (weights 0, KV cache 8,389 at 2,048 tokens, 4,294,967 "
+        "at 1,048,576); 6,000 are free: a smaller max_tokens, batch or weights would fit"
     )
     monkeypatch.setattr(memory, "memory_bytes", lambda: (8_000_000_000, 500_000_000))
     [found] = troubles(tmp_path)
     assert found[1] == "warn"
     assert found[2].endswith("500 are free: close other programs, or compile on another machine")
+
+
+def test_layers_with_a_window_need_memory_for_that() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    values = CONFIG | {"use_sliding_window": True, "sliding_window": 100, "layer_types": kinds}
+    config = build_config("m", "qwen2", {key: value for key, value in values.items() if key != "model_type"})
+    for target, held in (
+        (TargetSpec(max_tokens=1 << 16), [1188, 1 << 16]),
+        (TargetSpec(max_tokens=512), [512, 512]),
+        (TargetSpec(max_tokens=1 << 16, device="cuda"), [1 << 16, 1 << 16]),
+    ):
+        assert size_of(config, target, "float32").caches == tuple((2 * 2 * 16 * 4, each) for each in held)
 
 
 def test_disk_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
