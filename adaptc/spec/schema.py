@@ -115,8 +115,8 @@ class TargetSpec(_Section):
         default=2048,
         ge=1,
         le=1 << 20,
-        description="Prompt and answer together, at most; sets the size of the KV cache, which takes memory on a CPU only "
-        "as texts fill it. `adaptc check` says how much.",
+        description="Prompt and answer together, at most; sets the size of the KV cache, which takes memory on a CPU "
+        "only as texts fill it. `adaptc check` says how much.",
     )
     batch: int = Field(default=1, ge=1, le=1024, description="How many texts are generated at once, at most.")
 

@@ -29,8 +29,8 @@ class SlidingCache(Pass):
     The cache of such a layer holds the newest positions of a text. The runtime moves them to the beginning of the
     buffer when it is full, which happens every `slack` / 2 tokens, and tells the kernel places in the buffer where it
     was told positions. Keys stay as they were turned, by positions in the text, and a window is the same at any
-    place: so the numbers are those of a cache of all positions. The kernel multiplies with all that is in the buffer and
-    leaves out what is outside the window then, so steps of long texts are quicker as well.
+    place: so the numbers are those of a cache of all positions. The kernel multiplies with all that is in the buffer
+    and leaves out what is outside the window then, so steps of long texts are quicker as well.
 
     Layers stay as they are where the buffer would hold `max_tokens` or more; so do all layers of programs with routes,
     where a tail may be set back by any number of tokens, and of a graph that drafts, for the same reason.
@@ -45,7 +45,8 @@ class SlidingCache(Pass):
         slack: Positions that the buffer has beyond window and rollback, half of them for a piece of a prompt; at
             least 32, and a power of two.
 
-    Reference: Jiang et al. 2023, "Mistral 7B", rolling buffer cache; GroupQueryAttention, onnxruntime contrib operators.
+    Reference: Jiang et al. 2023, "Mistral 7B", rolling buffer cache; GroupQueryAttention, onnxruntime contrib
+    operators.
     """
 
     name: ClassVar[str] = "sliding_cache"

@@ -107,8 +107,10 @@ def test_a_sound_spec_has_no_trouble(tmp_path: Path) -> None:
                 "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0},
             },
             "warn",
-            "max_tokens 128 is beyond 64: dynamic NTK turns texts of every length as one of 128 tokens, as vLLM does; "
-            "with max_tokens up to 64 all are turned as in training",
+            (
+                "max_tokens 128 is beyond 64: dynamic NTK turns texts of every length as one of 128 tokens, as vLLM "
+                "does; with max_tokens up to 64 all are turned as in training"
+            ),
         ),
         (
             {"max_position_embeddings": 64},
@@ -181,8 +183,8 @@ def test_memory_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found[:2] == ("machine", "warn")
     assert found[2] == (
         "compiling needs about 1,000 MB of memory, running 171 (weights 0, KV cache 21 at 2,048 tokens, 10,737 at "
-        "1,048,576); 6,000 are free: texts of more than about 766,581 tokens do not fit; with so small a max_tokens they "
-        "are refused"
+        "1,048,576); 6,000 are free: texts of more than about 766,581 tokens do not fit; with so small a max_tokens "
+        "they are refused"
     )
     [found] = troubles(tmp_path, spec(TargetSpec(max_tokens=1 << 20, batch=8000)), max_position_embeddings=1 << 20)
     assert found[:2] == ("machine", "error")

@@ -111,7 +111,7 @@ def test_max_tokens_chooses_the_frequencies_of_dynamic_ntk(tmp_path: Path) -> No
 
 def test_dynamic_ntk_within_the_trained_length_is_the_model_itself(tmp_path: Path) -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
-    bundle, model = compiled(tmp_path, "llama", **{"max_position_embeddings": 64, "rope_parameters": rope})
+    bundle, model = compiled(tmp_path, "llama", max_position_embeddings=64, rope_parameters=rope)
     prompt = list(range(40, 60))
     with runtime.load(bundle.path) as session:
         assert list(session.generate(prompt, max_new_tokens=NEW).ids) == until_end(folder.greedy(model, prompt, NEW))

@@ -21,8 +21,8 @@ BLOCK = 16
 """Tokens of a block."""
 
 Entry = list[npt.NDArray[Any] | None]
-"""Copies of what a slot holds of a block: keys and values of every layer, and a trunk's states. None stands for those of
-a layer that keeps a window which had left the block behind."""
+"""Copies of what a slot holds of a block: keys and values of every layer, and a trunk's states. None stands for those
+of a layer that keeps a window which had left the block behind."""
 
 
 def block_keys(ids: Ids, prompt: int, salt: bytes = b"") -> list[bytes]:

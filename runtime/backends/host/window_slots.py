@@ -1,4 +1,4 @@
-"""Layers that attend over a window: their part of the KV cache holds a text's newest positions, and is moved when full."""
+"""Layers that attend over a window: their part of the KV cache holds a text's newest positions, moved when full."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ class WindowSlots:
         Raises:
             AssertionError: what they attend to is gone; no drafted text is as long.
         """
-        assert self._first[slot] <= self.window.oldest(tokens), f"{tokens} tokens are left, and the cache begins at {self._first[slot]}"
+        first = self._first[slot]
+        assert first <= self.window.oldest(tokens), f"{tokens} tokens are left, and the cache begins at {first}"
 
     def clear(self, slot: int) -> None:
         """Begin a text in a slot."""
