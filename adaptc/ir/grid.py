@@ -51,7 +51,7 @@ def search_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool) 
     rows, columns = matrix.shape
     count = columns // block_size
     grid = np.empty((2, rows, count), np.float32)
-    step = max(1, (1 << 18) // columns)  # rows at a time: what is worked on stays in the cache
+    step = rows_at_a_time(columns)
     for first in range(0, rows, step):
         blocks = np.ascontiguousarray(matrix[first : first + step].reshape(-1, block_size).T)
         scales, zeros = candidates(blocks, bits, symmetric=symmetric)
@@ -59,6 +59,11 @@ def search_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool) 
         for into, tried in zip(grid, (scales, zeros), strict=True):
             into[first : first + step] = np.take_along_axis(tried, best, 0).reshape(-1, count)
     return Grid(grid[0], grid[1], bits, block_size)
+
+
+def rows_at_a_time(columns: int) -> int:
+    """How many rows of a matrix are worked on together: so many stay in a processor's cache."""
+    return max(1, (1 << 18) // columns)
 
 
 def rounding_losses(block: Floats, scales: Floats, zeros: Floats, bits: int, weight: Floats | float = 1.0) -> Floats:
