@@ -140,11 +140,16 @@ class MultimodalFamily:
         decoder: Module path of the decoder in transformers' model.
         encode: Takes transformers' inner model, pixels (float32) and patch positions (int64, or None), and returns
             features, float32 [images, tokens, width]. Where images are of any size, pixels are [patches, numbers],
-            positions [patches, 2] and features [places, width].
+            positions [patches, 2] and features [places, width]. A windowed one takes windows too, int64 [windows,
+            places of a window], which has -1 where an image's edge cuts a window off.
         encoders: The `model_type`s that its image encoder may have; empty for a family with its own encoder.
         decoders: The `model_type`s that its decoder may have; empty for those that adaptc captures alone.
         around: Tokens that its processor writes before and after an image's, where the tokenizer has them.
+        mark: The token that stands for an image in a text, in a family where that is not the image token.
+        written: What its processor makes of that token, with the image token in it once.
         any_size: Whether it takes one image of any size, cut into patches, instead of square ones of one size.
+        windowed: Whether some of its encoder's layers see an image window by window.
+        whole: Whether an image's places attend to all of that image, and not only to those before them.
         encoder_depth: The field of the image encoder's config that holds its number of layers.
         patch_positions: Returns the positions of a square image's patches, a constant of the graph, given
             transformers' inner model; None where `encode` needs no constant.
@@ -153,11 +158,15 @@ class MultimodalFamily:
 
     model_type: str
     decoder: str
-    encode: Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
+    encode: Callable[..., torch.Tensor]
     encoders: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
     around: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    mark: str = ""
+    written: str = ""
     any_size: bool = False
+    windowed: bool = False
+    whole: bool = False
     encoder_depth: str = "num_hidden_layers"
     patch_positions: Callable[[Any], torch.Tensor] | None = None
     prepare: Callable[[Any], None] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adaptc.families.model import multimodal_of
+from adaptc.families.model import multimodal_of, window_side
 from adaptc.runtime.multimodal.images import GridSpec, ImageSpec
 from adaptc.sources.base import Source
 
@@ -31,13 +31,14 @@ def image_spec(source: Source) -> ImageSpec | None:
         scale=scale,
         mean=mean,
         std=std,
-        grid=_grid(config.vision_config) if family.any_size else None,
+        grid=_grid(config.vision_config, windowed=family.windowed) if family.any_size else None,
     )
 
 
-def _grid(encoder: Any) -> GridSpec:
+def _grid(encoder: Any, *, windowed: bool) -> GridSpec:
     """How images of any size are cut up."""
-    return GridSpec(encoder.patch_size, encoder.temporal_patch_size, encoder.spatial_merge_size)
+    window = window_side(encoder) if windowed else 0
+    return GridSpec(encoder.patch_size, encoder.temporal_patch_size, encoder.spatial_merge_size, window)
 
 
 def _normalization(settings: dict[str, Any]) -> tuple[float, tuple[float, ...], tuple[float, ...]]:

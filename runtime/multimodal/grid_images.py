@@ -57,6 +57,8 @@ class GridImages(Images):
         """float32 [places, width]."""
         names = [tensor.name for tensor in self._encoder.inputs]
         arrays: list[Array] = [picture.pixels, self._corners(picture)]
+        if self.grid.window:
+            arrays.append(windows(picture.rows, picture.places // picture.rows, self.grid.window))
         feeds = dict(zip(names, arrays, strict=True))
         key = key_of(self.modality, [array[None] for array in feeds.values()], 0)
         known = self.graphs.cache.get(key)
@@ -114,6 +116,20 @@ class GridImages(Images):
             Picture(np.ascontiguousarray(part.reshape(-1, merge * merge, size)), len(part) // merge**2, int(h) // merge)
             for part, (_, h, _) in zip(parts, grids, strict=True)
         ]
+
+
+def windows(rows: int, columns: int, side: int) -> Ids:
+    """Which places of an image each window has, as Qwen2.5-VL's encoder sees them: int64 [windows, side · side].
+
+    Args:
+        rows: Of the image's places.
+        columns: Of them.
+        side: Of a window, in places; where the image's edge cuts one off, it has -1.
+    """
+    down, across = -(-rows // side), -(-columns // side)
+    whole = np.full((down * side, across * side), -1, np.int64)
+    whole[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
+    return np.ascontiguousarray(whole.reshape(down, side, across, side).swapaxes(1, 2).reshape(-1, side * side))
 
 
 def positions(ids: Ids, token: int, pictures: Sequence[Picture]) -> Ids:

@@ -30,11 +30,13 @@ class GridSpec:
         patch: Pixels of a patch's side.
         frames: How many frames a patch spans; an image is repeated so often.
         merge: Patches of the side of what takes one place in a prompt.
+        window: Places of the side of the windows in which an encoder sees an image; 0 for one that sees it whole.
     """
 
     patch: int
     frames: int
     merge: int
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def read_image_spec(content: bytes, where: str) -> ImageSpec:
         BundleError: it is damaged.
     """
     try:
-        return loads(ImageSpec, content)
+        return loads(ImageSpec, content, defaults=True)
     except BundleError as error:
         raise BundleError(f"{where}: {error}; compile again") from error
 

@@ -18,6 +18,7 @@ from adaptc.runtime.bundle.plan import Run
 from tests.models.tiny_tokenizer import byte_level, save
 
 SIDE = 8
+ANY_SIZE = ("qwen2_vl", "qwen2_5_vl")
 MARKS = ("<image>", "<fake_token_around_image>", "<global-img>")
 TEXT = {
     "hidden_size": 32,
@@ -39,6 +40,16 @@ VISION = {
     "patch_size": 2,
     "projection_dim": 16,
 }
+WINDOWED = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": 2,
+    "window_size": 8,
+    "fullatt_block_indexes": [1],
+}
+"""An image encoder that sees windows of 2 places in its first and last layer."""
 Pixels = npt.NDArray[np.float32]
 Given = dict[str, npt.NDArray[Any]]
 """What a processor gives beside token ids."""
@@ -56,11 +67,15 @@ def config(family: str, **text: Any) -> Any:
     words = tokenizer()
     inner = {**TEXT, "vocab_size": words.get_vocab_size(), "model_type": "llama", **text}
     image = words.token_to_id("<image>")
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
     if family == "llava":
         vision = {**VISION, "model_type": "clip_vision_model"}
         return transformers.LlavaConfig(text_config=inner, vision_config=vision, image_token_index=image)
+    if family == "qwen2_5_vl":
+        inner = {**inner, "model_type": "qwen2_5_vl_text", "hidden_size": 64, "rope_parameters": rope}
+        vision = {**WINDOWED, "out_hidden_size": 64}
+        return transformers.Qwen2_5_VLConfig(text_config=inner, vision_config=vision, image_token_id=image)
     if family == "qwen2_vl":
-        rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
         inner = {**inner, "model_type": "qwen2_vl_text", "hidden_size": 64, "rope_parameters": rope}
         vision = {"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "patch_size": 2, "mlp_ratio": 2}
         return transformers.Qwen2VLConfig(text_config=inner, vision_config=vision, image_token_id=image)
@@ -111,7 +126,7 @@ def pixels(count: int = 1, seed: int = 0) -> Pixels:
 
 def two_images(family: str, seed: int = 0) -> Given:
     """Two images, by name, as the family's processor gives them."""
-    if family == "qwen2_vl":  # 4 rows of 6 patches and 8 rows of 2, of 3 channels, 2 frames, 2 rows and 2 columns
+    if family in ANY_SIZE:  # 4 rows of 6 patches and 8 rows of 2, of 3 channels, 2 frames, 2 rows and 2 columns
         patches = np.random.default_rng(seed).normal(size=(40, 24)).astype(np.float32)
         return {"pixel_values": patches, "image_grid_thw": np.array([[1, 4, 6], [1, 8, 2]])}
     both = pixels(2, seed)
