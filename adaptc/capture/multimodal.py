@@ -148,7 +148,8 @@ class _Whole(torch.nn.Module):
     ) -> torch.Tensor:
         decoder = self.model.get_submodule(self.family.decoder.removeprefix("model."))
         states = torch.ops.adaptc.place(decoder.embed_tokens(input_ids), places, features)
-        out = decoder(inputs_embeds=states, position_ids=position_ids, use_cache=False)
+        seen = {"image_places": places} if self.family.whole else {}
+        out = decoder(inputs_embeds=states, position_ids=position_ids, use_cache=False, **seen)
         logits: torch.Tensor = self.lm_head(out.last_hidden_state)
         return logits
 

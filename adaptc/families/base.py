@@ -146,7 +146,7 @@ class MultimodalFamily:
         decoders: The `model_type`s that its decoder may have; empty for those that adaptc captures alone.
         around: Tokens that its processor writes before and after an image's, where the tokenizer has them.
         mark: The token that stands for an image in a text, in a family where that is not the image token.
-        written: What its processor makes of that token, with the image token in it once.
+        written: What its processor makes of that token, with {} in the place of image tokens.
         any_size: Whether it takes one image of any size, cut into patches, instead of square ones of one size.
         windowed: Whether some of its encoder's layers see an image window by window.
         whole: Whether an image's places attend to all of that image, and not only to those before them.

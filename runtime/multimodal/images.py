@@ -51,6 +51,9 @@ class ImageSpec:
         mean: Mean of each channel, taken off after scaling; empty if the model does not say how bytes become numbers.
         std: Standard deviation of each channel; what is left is divided by it.
         grid: How images of any size are cut up; None where they are of one size.
+        whole: Whether all places of an image are read in one step, as they attend to each other.
+        mark: What stands for an image in a text, where that is not the token; empty where it is.
+        written: What is read in the place of a mark, with the token in it once.
     """
 
     token: int
@@ -60,6 +63,9 @@ class ImageSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     grid: GridSpec | None
+    whole: bool = False
+    mark: str = ""
+    written: str = ""
 
     def to_json(self) -> bytes:
         """The content of `images.json`."""
@@ -126,6 +132,10 @@ class Images:
         _, *sizes = (int(size) for size in self._encoder.inputs[0].shape[1:])
         return sizes[0], sizes[1]
 
+    def written(self, text: str) -> str:
+        """A text with images, as the model's processor writes it before tokens are read, with one token for each."""
+        return text.replace(self.spec.mark, self.spec.written) if self.spec.mark else text
+
     def insert(self, ids: Ids, images: Any) -> tuple[Ids, Encode | None]:
         """Make room for a prompt's images.
 
@@ -167,7 +177,7 @@ class Images:
         pixels = {name: np.stack([each.pixels for each in pictures])}
         features = self.graphs.features(self.modality, pixels)[IMAGE_FEATURES]
         places = np.flatnonzero(ids == self.spec.token)
-        return Inserts(places, np.ascontiguousarray(features.reshape(len(places), -1)))
+        return Inserts(places, np.ascontiguousarray(features.reshape(len(places), -1)), whole=self.spec.whole)
 
     def read(self, images: Any) -> list[Picture]:
         """Check images and bring them into the encoder's form.

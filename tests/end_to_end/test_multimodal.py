@@ -32,7 +32,7 @@ from tests.close import ENGINE, assert_close
 from tests.models import vlm
 from tests.opened_files import opened_with_planted
 
-FAMILIES = ("llava", "smolvlm", "qwen2_vl", "qwen2_5_vl")
+FAMILIES = ("llava", "smolvlm", "qwen2_vl", "qwen2_5_vl", "gemma3")
 TEXT = "the cat sat on"
 ENCODERS = ("clip_vision_model", "siglip_vision_model")
 

@@ -19,7 +19,7 @@ from tests.models.tiny_tokenizer import byte_level, save
 
 SIDE = 8
 ANY_SIZE = ("qwen2_vl", "qwen2_5_vl")
-MARKS = ("<image>", "<fake_token_around_image>", "<global-img>")
+MARKS = ("<image>", "<fake_token_around_image>", "<global-img>", "<start_of_image>", "<end_of_image>")
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -40,6 +40,7 @@ VISION = {
     "patch_size": 2,
     "projection_dim": 16,
 }
+GEMMA_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 WINDOWED = {
     "depth": 3,
     "hidden_size": 32,
@@ -71,6 +72,18 @@ def config(family: str, **text: Any) -> Any:
     if family == "llava":
         vision = {**VISION, "model_type": "clip_vision_model"}
         return transformers.LlavaConfig(text_config=inner, vision_config=vision, image_token_index=image)
+    if family == "gemma3":
+        made = {name: value for name, value in VISION.items() if name != "projection_dim"}
+        inner |= {"model_type": "gemma3_text", "layer_types": GEMMA_LAYERS[: inner["num_hidden_layers"]]}
+        inner |= {"sliding_window": 6, "query_pre_attn_scalar": 16, "pad_token_id": 0}
+        return transformers.Gemma3Config(
+            text_config=inner,
+            vision_config={**made, "model_type": "siglip_vision_model"},
+            mm_tokens_per_image=4,
+            image_token_id=image,
+            boi_token_id=words.token_to_id("<start_of_image>"),
+            eoi_token_id=words.token_to_id("<end_of_image>"),
+        )
     if family == "qwen2_5_vl":
         inner = {**inner, "model_type": "qwen2_5_vl_text", "hidden_size": 64, "rope_parameters": rope}
         vision = {**WINDOWED, "out_hidden_size": 64}
@@ -130,7 +143,7 @@ def two_images(family: str, seed: int = 0) -> Given:
         patches = np.random.default_rng(seed).normal(size=(40, 24)).astype(np.float32)
         return {"pixel_values": patches, "image_grid_thw": np.array([[1, 4, 6], [1, 8, 2]])}
     both = pixels(2, seed)
-    return {"pixel_values": both if family == "llava" else both[None]}
+    return {"pixel_values": both if family in ("llava", "gemma3") else both[None]}
 
 
 def logits(model: Any, ids: list[int], images: Given | None = None) -> npt.NDArray[np.float32]:
@@ -139,6 +152,8 @@ def logits(model: Any, ids: list[int], images: Given | None = None) -> npt.NDArr
     given: dict[str, Any] = {name: torch.from_numpy(value) for name, value in (images or {}).items()}
     if "image_grid_thw" in given:
         given["mm_token_type_ids"] = (text == model.config.image_token_id).int()
+    if given and model.config.model_type == "gemma3":
+        given["token_type_ids"] = (text == model.config.image_token_id).int()
     with torch.no_grad():
         found = model(text, use_cache=False, **given).logits[0]
     result: npt.NDArray[np.float32] = found.numpy()
