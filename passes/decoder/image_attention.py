@@ -218,6 +218,7 @@ def _mask(new: Emitter, positions: ir.Value, ends: ir.Value, total: ir.Value, wi
 def _valid(new: Emitter, cached: ir.Value, total: ir.Value) -> ir.Value:
     """The keys or values of a cache that are valid: float32 [batch, kv_heads, total, width]."""
     kept = new.call("Slice", cached, new.constant([0]), total, new.constant([2]))
+    kept.type = None  # that of the cache, which `quantize_cache` changes
     return new.call("Cast", kept, dtype=FLOAT, to=int(FLOAT))
 
 
