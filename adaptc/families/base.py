@@ -149,6 +149,7 @@ class MultimodalFamily:
         written: What its processor makes of that token, with {} in the place of image tokens.
         any_size: Whether it takes one image of any size, cut into patches, instead of square ones of one size.
         windowed: Whether some of its encoder's layers see an image window by window.
+        resample: By which of Pillow's filters its processor resizes images, where its settings do not say.
         whole: Whether an image's places attend to all of that image, and not only to those before them.
         encoder_depth: The field of the image encoder's config that holds its number of layers.
         patch_positions: Returns the positions of a square image's patches, a constant of the graph, given
@@ -166,6 +167,7 @@ class MultimodalFamily:
     written: str = ""
     any_size: bool = False
     windowed: bool = False
+    resample: int = 3
     whole: bool = False
     encoder_depth: str = "num_hidden_layers"
     patch_positions: Callable[[Any], torch.Tensor] | None = None

@@ -37,10 +37,11 @@ def image_spec(source: Source) -> ImageSpec | None:
         scale=scale,
         mean=mean,
         std=std,
-        grid=_grid(config.vision_config, windowed=family.windowed) if family.any_size else None,
+        grid=_grid(config.vision_config, settings, windowed=family.windowed) if family.any_size else None,
         whole=family.whole,
         mark=family.mark,
         written=_written(family, tokenizer, config.image_token_id),
+        resample=int(settings.get("resample", family.resample)),
     )
 
 
@@ -59,10 +60,17 @@ def _written(family: MultimodalFamily, tokenizer: Tokenizer, token: int) -> str:
     return family.written.format(name)
 
 
-def _grid(encoder: Any, *, windowed: bool) -> GridSpec:
-    """How images of any size are cut up."""
-    window = window_side(encoder) if windowed else 0
-    return GridSpec(encoder.patch_size, encoder.temporal_patch_size, encoder.spatial_merge_size, window)
+def _grid(encoder: Any, settings: dict[str, Any], *, windowed: bool) -> GridSpec:
+    """How images of any size are cut up; sizes that settings leave out are those of transformers' processor."""
+    size = settings.get("size") or {}
+    return GridSpec(
+        encoder.patch_size,
+        encoder.temporal_patch_size,
+        encoder.spatial_merge_size,
+        window=window_side(encoder) if windowed else 0,
+        least_pixels=settings.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56,
+        most_pixels=settings.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 1280 * 28 * 28,
+    )
 
 
 def _normalization(settings: dict[str, Any]) -> tuple[float, tuple[float, ...], tuple[float, ...]]:

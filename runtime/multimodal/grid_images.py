@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor, sqrt
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from adaptc.runtime.multimodal.images import GridSpec, Ids, Images, Picture, Pix
 from adaptc.runtime.multimodal.subsets import key_of
 
 _MOST_PIXELS = 1280 * 28 * 28
-"""Pixels of an image that was fitted: what Qwen2-VL's own examples take for its largest."""
+"""Pixels of an image that was fitted, if a model takes as many: what Qwen2-VL's own examples take for its largest."""
 
 
 class GridImages(Images):
@@ -32,11 +33,20 @@ class GridImages(Images):
         return self.spec.grid
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
-        """See `Images.fitted`: the nearest multiples of what takes one place, with at most `_MOST_PIXELS`."""
-        side = self.grid.patch * self.grid.merge
-        shrink = min(1.0, (_MOST_PIXELS / (height * width)) ** 0.5)
-        rows, columns = (max(1, round(size * shrink / side)) for size in (height, width))
-        return rows * side, columns * side
+        """See `Images.fitted`: multiples of what takes one place, as Qwen2VLImageProcessor's `smart_resize` finds them.
+
+        An image has at most `_MOST_PIXELS`, where the processor's own limit is larger.
+        """
+        side, pixels = self.grid.patch * self.grid.merge, height * width
+        most = min(self.grid.most_pixels or _MOST_PIXELS, _MOST_PIXELS)
+        rows, columns = (round(size / side) for size in (height, width))
+        if rows * columns * side * side > most:
+            shrink = sqrt(pixels / most)
+            rows, columns = (floor(size / shrink / side) for size in (height, width))
+        elif rows * columns * side * side < self.grid.least_pixels:
+            grow = sqrt(self.grid.least_pixels / pixels)
+            rows, columns = (ceil(size * grow / side) for size in (height, width))
+        return max(1, rows) * side, max(1, columns) * side
 
     def read(self, images: Any) -> list[Picture]:
         """See `Images.read`."""

@@ -31,12 +31,16 @@ class GridSpec:
         frames: How many frames a patch spans; an image is repeated so often.
         merge: Patches of the side of what takes one place in a prompt.
         window: Places of the side of the windows in which an encoder sees an image; 0 for one that sees it whole.
+        least_pixels: What a smaller image is brought to.
+        most_pixels: What a larger one is brought to; 0 if the model does not say.
     """
 
     patch: int
     frames: int
     merge: int
     window: int = 0
+    least_pixels: int = 0
+    most_pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class ImageSpec:
         whole: Whether all places of an image are read in one step, as they attend to each other.
         mark: What stands for an image in a text, where that is not the token; empty where it is.
         written: What is read in the place of a mark, with the token in it once.
+        resample: By which of Pillow's filters an image is brought to another size; 3 is bicubic, 2 bilinear.
     """
 
     token: int
@@ -66,6 +71,7 @@ class ImageSpec:
     whole: bool = False
     mark: str = ""
     written: str = ""
+    resample: int = 3
 
     def to_json(self) -> bytes:
         """The content of `images.json`."""
@@ -227,6 +233,17 @@ class Images:
             else:
                 widened.append(each)
         return np.array(widened, np.int64)
+
+
+def fit(image: Any, images: Images) -> npt.NDArray[np.uint8]:
+    """An image in the size that a model takes: uint8 [height, width, 3].
+
+    Args:
+        image: Of Pillow's.
+        images: The model's.
+    """
+    rows, columns = images.fitted(image.height, image.width)
+    return np.asarray(image.convert("RGB").resize((columns, rows), images.spec.resample), np.uint8)
 
 
 def finite(index: int, image: npt.NDArray[Any]) -> Pixels:

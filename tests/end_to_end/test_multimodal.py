@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -23,6 +24,7 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError, RequestError, SpecError
 from adaptc.families.table import decoders_within
 from adaptc.runtime.backends.host.decoder import HostDecoder
+from adaptc.runtime.multimodal.images import fit
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
@@ -201,6 +203,109 @@ def test_images_of_any_size_are_cut_as_the_processor_does(made: Callable[[str], 
         for found, expected in zip(session.images.read(raw), session.images.read(dict(given)), strict=True):
             assert (found.places, found.rows) == (expected.places, expected.rows)
             assert_close(found.pixels, expected.pixels, **ENGINE)
+
+
+@pytest.mark.parametrize("family", vlm.ANY_SIZE)
+@pytest.mark.parametrize("size", [(4, 4), (4, 28), (20, 12), (32, 24)])
+def test_encoders_of_any_size_equal_eager(family: str, size: tuple[int, int], made: Callable[[str], Made]) -> None:
+    """One place, a row, and images that cut windows off; windows of Qwen2.5-VL's encoder are 2 · 2 places."""
+    model, _, bundle = made(family)
+    rows, columns = (each // 2 for each in size)
+    patches = np.random.default_rng(sum(size)).normal(size=(rows * columns, 24)).astype(np.float32)
+    given = {"pixel_values": patches, "image_grid_thw": np.array([[1, rows, columns]])}
+    with runtime.load(bundle, threads=1) as session, torch.no_grad():
+        assert session.images is not None
+        pictures = session.images.read(given)
+        ids = np.full(pictures[0].places, session.images.spec.token)
+        found = session.images.encode(ids, pictures).values
+        [expected] = model.model.get_image_features(*map(torch.from_numpy, given.values())).pooler_output
+    assert_close(found, expected.numpy(), **ENGINE)
+
+
+def test_windows_count(made: Callable[[str], Made]) -> None:
+    """A negative control: an encoder whose layers all see the whole image says something else."""
+    model = made("qwen2_5_vl").model
+    patches = torch.from_numpy(np.random.default_rng(0).normal(size=(80, 24)).astype(np.float32))
+    with torch.no_grad():
+        [first] = model.model.get_image_features(patches, torch.tensor([[1, 10, 8]])).pooler_output
+        whole, model.model.visual.fullatt_block_indexes = model.model.visual.fullatt_block_indexes, [0, 1, 2]
+        [other] = model.model.get_image_features(patches, torch.tensor([[1, 10, 8]])).pooler_output
+        model.model.visual.fullatt_block_indexes = whole
+    assert (first - other).abs().max() > 0.01
+
+
+def test_an_image_of_gemma3_sees_itself_whole(made: Callable[[str], Made]) -> None:
+    """A negative control: without token_type_ids transformers' mask is causal, and its logits are others."""
+    model, images = made("gemma3").model, vlm.two_images("gemma3")
+    token = model.config.image_token_id
+    ids = [5, 6, *[token] * 4, 7, *[token] * 4, 8]
+    with torch.no_grad():
+        causal = model(torch.tensor([ids]), pixel_values=torch.from_numpy(images["pixel_values"])).logits[0].numpy()
+    assert np.abs(vlm.logits(model, ids, images) - causal).max() > 0.01
+
+
+def gemma3_processor() -> Any:
+    """transformers' own, over the tiny tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+    from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+
+    names = {"image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    words = PreTrainedTokenizerFast(tokenizer_object=vlm.tokenizer(), extra_special_tokens=names)
+    numbers = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    images = Gemma3ImageProcessorPil(size={"height": vlm.SIDE, "width": vlm.SIDE}, **numbers)
+    return Gemma3Processor(images, words, image_seq_length=4)
+
+
+def test_texts_and_images_of_gemma3_are_read_as_its_processor_reads_them(made: Callable[[str], Made]) -> None:
+    """Lines before and after an image join those of the text; files of another size are resized as it resizes."""
+    _, _, bundle = made("gemma3")
+    text = "the\n<start_of_image>cat <start_of_image>\n\n sat"
+    random = np.random.default_rng(3)
+    files = [Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)) for size in ((8, 8), (21, 13))]
+    expected = gemma3_processor()(images=files, text=text, return_tensors="np")
+    with runtime.load(bundle, threads=1) as session:
+        assert session.images is not None
+        raw = [fit(each, session.images) for each in files]
+        for found, pixels in zip(session.images.read(raw), expected["pixel_values"], strict=True):
+            assert_close(found.pixels, pixels, **ENGINE)
+        given = {"pixel_values": expected["pixel_values"]}
+        whole = session.generate(expected["input_ids"][0], images=given, max_new_tokens=8)
+        found = session.generate(text, images=raw, max_new_tokens=8)
+        assert found.prompt_tokens == len(expected["input_ids"][0])
+        assert found.ids == whole.ids
+        chat = [{"role": "user", "content": text}]
+        template = {"chat_template": "{{ messages[0].content }}"}
+        assert session.chat(chat, template=template, images=raw, max_new_tokens=8).ids == whole.ids
+        assert session.generate(text, images=raw, modalities=["text"], max_new_tokens=1).prompt_tokens == len(
+            vlm.tokenizer().encode(text).ids
+        )
+        with pytest.raises(RequestError, match=r"^prompt: 2 image tokens \(id \d+\) and 1 images; one for each image"):
+            session.generate(text, images=raw[:1])
+        with pytest.raises(RequestError, match=r"^prompt: 0 image tokens \(id \d+\) and 2 images; one for each image"):
+            session.generate(vlm.tokenizer().encode(text).ids, images=raw)
+
+
+def test_the_command_takes_image_files(made: Callable[[str], Made], tmp_path: Path) -> None:
+    _, _, bundle = made("gemma3")
+    pixels = np.random.default_rng(4).integers(0, 256, (vlm.SIDE, vlm.SIDE, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    text = "the <start_of_image> cat"
+    with runtime.load(bundle, threads=1) as session:
+        expected = session.generate(text, images=[pixels], max_new_tokens=6)
+    asked = ["generate", str(bundle), "-p", text, "--max-tokens", "6", "--threads", "1", "--image"]
+    done = CliRunner().invoke(main, [*asked, str(tmp_path / "a.png"), "--json"])
+    assert json.loads(done.stdout)["ids"] == list(expected.ids), done.output
+    streamed = CliRunner().invoke(main, [*asked, str(tmp_path / "a.png")])
+    assert streamed.stdout.rstrip("\n") == expected.text.rstrip("\n")
+    for more, message in (
+        ([str(tmp_path / "b.png")], "b.png: no image that Pillow reads, or a damaged one"),
+        ([str(tmp_path / "a.png"), "-p", "more"], "--image: of one prompt; give one"),
+    ):
+        wrong = CliRunner().invoke(main, [*asked, *more])
+        assert wrong.exit_code
+        assert message in " ".join(wrong.output.split())
 
 
 def test_a_dropped_image_touches_nothing_of_the_image_encoder(made: Callable[[str], Made], tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def write(folder: Path, family: str, keep: str = "all", weights: str = "fp32", m
     built.save_pretrained(folder / "model")
     save(tokenizer(), folder / "model")
     (folder / "model/preprocessor_config.json").write_text(
-        '{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "do_normalize": true}'
+        '{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "do_normalize": true, "min_pixels": 16}'
     )
     (folder / "model.yaml").write_text(
         "version: 1\nmodels:\n  lm: {source: model}\npasses:\n  - drop_modality:\n"

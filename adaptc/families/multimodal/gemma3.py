@@ -24,5 +24,6 @@ GEMMA3 = MultimodalFamily(
     decoders=("gemma3_text",),
     mark="<start_of_image>",
     written="\n\n<start_of_image>{}<end_of_image>\n\n",
+    resample=2,
     whole=True,
 )
