@@ -20,7 +20,7 @@ from adaptc.capture.tidy import tidy
 from adaptc.capture.weights import attach, tied
 from adaptc.errors import LoadError
 from adaptc.families.base import MultimodalFamily
-from adaptc.families.model import model_of, multimodal_of, window_side
+from adaptc.families.model import model_of, multimodal_of
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators import attention
 from adaptc.ir.operators.place import PATCHES, WINDOWS
@@ -90,7 +90,7 @@ def _export(
     model.tie_weights()
     if family.prepare is not None:
         family.prepare(model.model)
-    kind = _Windowed if family.windowed else _AnySize if family.any_size else _Whole
+    kind = _Windowed if family.window is not None else _AnySize if family.any_size else _Whole
     whole = kind(model, family)
     inputs, free = whole.examples()
     with warnings.catch_warnings(), torch.no_grad():
@@ -188,7 +188,8 @@ class _Windowed(_AnySize):
 
     def examples(self) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
         inputs, free = super().examples()
-        windows = torch.zeros(2, window_side(self.config.vision_config) ** 2, dtype=torch.int64)
+        assert self.family.window is not None, "a windowed family says how large its windows are"
+        windows = torch.zeros(2, self.family.window(self.config.vision_config) ** 2, dtype=torch.int64)
         return (*inputs[:-1], windows, inputs[-1]), (*free[:-1], {0: dim("windows", max=1 << 20)}, free[-1])
 
     def forward(  # type: ignore[override]

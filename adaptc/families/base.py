@@ -148,13 +148,15 @@ class MultimodalFamily:
         mark: The token that stands for an image in a text, in a family where that is not the image token.
         written: What its processor makes of that token, with {} in the place of image tokens.
         any_size: Whether it takes one image of any size, cut into patches, instead of square ones of one size.
-        windowed: Whether some of its encoder's layers see an image window by window.
+        window: Takes the encoder's config, and returns how many of an image's places are the side of a window that some
+            of its layers see; None where all see it whole.
         resample: By which of Pillow's filters its processor resizes images, where its settings do not say.
         whole: Whether an image's places attend to all of that image, and not only to those before them.
         encoder_depth: The field of the image encoder's config that holds its number of layers.
         patch_positions: Returns the positions of a square image's patches, a constant of the graph, given
             transformers' inner model; None where `encode` needs no constant.
         prepare: Makes transformers' inner model ready for export, in place; None where it is as it comes.
+        fault: Says which value of a config makes no model of the family, and what would be right; empty for none.
     """
 
     model_type: str
@@ -166,12 +168,13 @@ class MultimodalFamily:
     mark: str = ""
     written: str = ""
     any_size: bool = False
-    windowed: bool = False
+    window: Callable[[Any], int] | None = None
     resample: int = 3
     whole: bool = False
     encoder_depth: str = "num_hidden_layers"
     patch_positions: Callable[[Any], torch.Tensor] | None = None
     prepare: Callable[[Any], None] | None = None
+    fault: Callable[[Any], str] | None = None
 
 
 Family = DecoderFamily | MultimodalFamily

@@ -27,15 +27,6 @@ def text_of(config: Any) -> Any:
     return config if multimodal_of(config) is None else config.text_config
 
 
-def window_side(encoder: Any) -> int:
-    """Return how many of an image's places are a side of a window that an encoder's layers see.
-
-    Args:
-        encoder: The config of the encoder of a family with windows.
-    """
-    return int(encoder.window_size // encoder.spatial_merge_size // encoder.patch_size)
-
-
 def names_of(config: Any) -> ModuleNames:
     """Return what the model calls its parts: where its decoder is, and what is in it."""
     family = family_of(config.model_type)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
 from adaptc.families.base import MultimodalFamily
-from adaptc.families.model import multimodal_of, window_side
+from adaptc.families.model import multimodal_of
 from adaptc.runtime.multimodal.images import GridSpec, ImageSpec
 from adaptc.sources.base import Source
 
@@ -37,7 +37,7 @@ def image_spec(source: Source) -> ImageSpec | None:
         scale=scale,
         mean=mean,
         std=std,
-        grid=_grid(config.vision_config, settings, windowed=family.windowed) if family.any_size else None,
+        grid=_grid(config.vision_config, settings, family) if family.any_size else None,
         whole=family.whole,
         mark=family.mark,
         written=_written(family, tokenizer, config.image_token_id),
@@ -60,14 +60,14 @@ def _written(family: MultimodalFamily, tokenizer: Tokenizer, token: int) -> str:
     return family.written.format(name)
 
 
-def _grid(encoder: Any, settings: dict[str, Any], *, windowed: bool) -> GridSpec:
+def _grid(encoder: Any, settings: dict[str, Any], family: MultimodalFamily) -> GridSpec:
     """How images of any size are cut up; sizes that settings leave out are those of transformers' processor."""
     size = settings.get("size") or {}
     return GridSpec(
         encoder.patch_size,
         encoder.temporal_patch_size,
         encoder.spatial_merge_size,
-        window=window_side(encoder) if windowed else 0,
+        window=0 if family.window is None else family.window(encoder),
         least_pixels=settings.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or 56 * 56,
         most_pixels=settings.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or 1280 * 28 * 28,
     )

@@ -123,9 +123,7 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
         present = [_cache_value(present_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
         given = [*turned, *(flat(main, node, part) for part in parts[len(turned) :])]
-        wide = [
-            padded(main, node, value, part.heads, pieces) for value, part in zip(given, parts, strict=True)
-        ]
+        wide = [padded(main, node, value, part.heads, pieces) for value, part in zip(given, parts, strict=True)]
         heads = Heads(
             query=wide[0],
             heads=query.heads,

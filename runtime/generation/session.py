@@ -361,9 +361,7 @@ class Session:
         speculate = self._checks.speculate(request.speculate)
         return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor, speculate)
 
-    def _chat_ids(
-        self, messages: Sequence[Message], template: Mapping[str, Any], options: GenerateOptions
-    ) -> Ids:
+    def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any], options: GenerateOptions) -> Ids:
         tokenizer = self._prompts.need_tokenizer("chat")
         request = Request(images=options.get("images"), modalities=options.get("modalities"))
         text = self._prompts.written(tokenizer.render(messages, template), request)

@@ -57,7 +57,7 @@ def piece_end(inserts: Inserts | None, start: int, stop: int, tokens: int) -> in
     if not 0 < at < len(places) or places[at] != stop or places[at - 1] != stop - 1:
         return stop
     run = places - np.arange(len(places))  # the same for all of a run of places
-    first, last = (int(places[np.searchsorted(run, run[at], side)  - (side == "right")]) for side in ("left", "right"))
+    first, last = (int(places[np.searchsorted(run, run[at], side) - (side == "right")]) for side in ("left", "right"))
     if first > start + 1:
         return first
     return last + 1 if tokens - last > 2 else tokens

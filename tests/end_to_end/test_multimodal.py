@@ -26,6 +26,7 @@ from adaptc.families.table import decoders_within
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.multimodal.images import fit
 from adaptc.sources.find import find_source
+from adaptc.sources.images import image_spec
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
 from adaptc.verification.kinds.verify import verify_bundle
@@ -294,7 +295,7 @@ def test_the_command_takes_image_files(made: Callable[[str], Made], tmp_path: Pa
     text = "the <start_of_image> cat"
     with runtime.load(bundle, threads=1) as session:
         expected = session.generate(text, images=[pixels], max_new_tokens=6)
-    asked = ["generate", str(bundle), "-p", text, "--max-tokens", "6", "--threads", "1", "--image"]
+    asked = ["generate", str(bundle), "-p", text, "-n", "6", "--threads", "1", "--image"]
     done = CliRunner().invoke(main, [*asked, str(tmp_path / "a.png"), "--json"])
     assert json.loads(done.stdout)["ids"] == list(expected.ids), done.output
     streamed = CliRunner().invoke(main, [*asked, str(tmp_path / "a.png")])
@@ -435,6 +436,55 @@ def test_a_spec_must_say_what_becomes_of_images(made: Callable[[str], Made], tmp
     done = CliRunner().invoke(main, ["check", str(tmp_path / "model.yaml")])
     assert done.exit_code == 1
     assert needed in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        (
+            "gemma3",
+            {"mm_tokens_per_image": 5},
+            "mm_tokens_per_image is 5; a square number whose root divides 4, the patches of an image's side, is right",
+        ),
+        ("gemma3", {"image_token_index": 9999}, "the image token's id is 9999; a number below vocab_size"),
+        ("qwen2_5_vl", {"vision_config": {"window_size": 3}}, "window_size is 3; at least 4, the pixels of a place's"),
+        (
+            "gemma3",
+            {"text_config": {"use_bidirectional_attention": True}},
+            "config.json: text_config.use_bidirectional_attention is True, which makes another model than adaptc",
+        ),
+    ],
+)
+def test_configs_of_another_model_are_refused(
+    family: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = vlm.config(family).to_dict()
+    for name, value in change.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError) as caught:
+        find_source(ModelSpec(source="."), tmp_path).config()
+    assert str(caught.value).startswith(f".: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_mark_is_refused(tmp_path: Path) -> None:
+    vlm.write(tmp_path, "gemma3", num_hidden_layers=1)
+    file = tmp_path / "model/tokenizer.json"
+    file.write_text(file.read_text().replace("<start_of_image>", "<another>"))
+    with pytest.raises(LoadError, match=r"^tokenizer.json: no <start_of_image>, which gemma3 needs; fetch the model"):
+        image_spec(find_source(ModelSpec(source="model"), tmp_path))
+
+
+@pytest.mark.parametrize("crops", [True, False, None])
+def test_a_processor_that_cuts_crops_takes_pixels_only(crops: bool | None, tmp_path: Path) -> None:
+    vlm.write(tmp_path, "gemma3", num_hidden_layers=1)
+    file = tmp_path / "model/preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_pan_and_scan": crops}))
+    spec = image_spec(find_source(ModelSpec(source="model"), tmp_path))
+    assert spec is not None
+    assert bool(spec.mean) is not bool(crops)
+    assert (spec.whole, spec.resample) == (True, 2)
 
 
 @pytest.mark.parametrize(

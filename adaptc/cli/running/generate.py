@@ -98,7 +98,9 @@ def _image(path: Path, session: Session) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise RequestError(f"{path}: pillow is not installed here; pip install pillow installs what reads it") from error
+        raise RequestError(
+            f"{path}: pillow is not installed here; pip install pillow installs what reads it"
+        ) from error
     try:
         with Image.open(path) as image:
             return fit(image, session.images)

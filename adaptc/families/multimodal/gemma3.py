@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import TYPE_CHECKING, Any
 
 from adaptc.families.base import MultimodalFamily
@@ -16,6 +17,18 @@ def _encode(model: Any, pixels: torch.Tensor, positions: torch.Tensor | None) ->
     return features
 
 
+def _fault(config: Any) -> str:
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    tokens = config.mm_tokens_per_image
+    root = isqrt(tokens)
+    if root * root == tokens and root and side % root == 0:
+        return ""
+    return (
+        f"mm_tokens_per_image is {tokens}; a square number whose root divides {side}, the patches of an image's side, "
+        "is right"
+    )
+
+
 GEMMA3 = MultimodalFamily(
     "gemma3",
     "model.language_model",
@@ -26,4 +39,5 @@ GEMMA3 = MultimodalFamily(
     written="\n\n<start_of_image>{}<end_of_image>\n\n",
     resample=2,
     whole=True,
+    fault=_fault,
 )

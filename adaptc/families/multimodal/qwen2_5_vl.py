@@ -92,11 +92,24 @@ def _encode(model: Any, pixels: torch.Tensor, positions: torch.Tensor, windows: 
     return features
 
 
+def _window(encoder: Any) -> int:
+    return int(encoder.window_size // encoder.spatial_merge_size // encoder.patch_size)
+
+
+def _fault(config: Any) -> str:
+    encoder = config.vision_config
+    if _window(encoder) > 0:
+        return ""
+    side = encoder.patch_size * encoder.spatial_merge_size
+    return f"window_size is {encoder.window_size}; at least {side}, the pixels of a place's side, is right"
+
+
 QWEN2_5_VL = replace(
     QWEN2_VL,
     model_type="qwen2_5_vl",
     encode=_encode,
     decoders=("qwen2_5_vl_text",),
-    windowed=True,
+    window=_window,
+    fault=_fault,
     prepare=_prepare,
 )

@@ -131,7 +131,9 @@ def test_the_operator_by_its_definition(window: int, softcap: float, rows: int) 
     random = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(rows, heads, 9, 4, generator=random) for heads in (4, 2, 2))
     images = [[(1, 4), (5, 7)], [(0, 2), (6, 9)]][:rows]
-    places = torch.tensor([row * 9 + at for row, its in enumerate(images) for first, end in its for at in range(first, end)])
+    places = torch.tensor(
+        [row * 9 + at for row, its in enumerate(images) for first, end in its for at in range(first, end)]
+    )
     found = torch.ops.adaptc.image_attention(query, key, value, places, 0.5, window, softcap)
     for row in range(rows):
         for token in range(9):
