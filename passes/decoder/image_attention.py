@@ -16,6 +16,9 @@ import onnx_ir as ir
 from adaptc.ir.marks import PATH, label
 from adaptc.passes.emit import FLOAT, INT, Emitter
 
+Described = tuple[ir.DataType, tuple[int | str, ...]]
+"""Type and shape of a value."""
+
 _BOOL = ir.DataType.BOOL
 _HIDDEN = float(np.finfo(np.float32).min)
 """What is added to the score of a position that a token does not see."""
@@ -82,7 +85,8 @@ def step_images(
     there = emit.call("Greater", count, emit.constant(0), dtype=_BOOL, shape=[])
     whole = emit.call("Unsqueeze", emit.call("Cast", total, dtype=INT, shape=[], to=INT), emit.constant([0]), shape=[1])
     table = emit.call("Shape", main.inputs[0], dtype=INT, shape=[2], start=0, end=2)
-    shapes = [(INT, ["batch", "tokens"]), *((FLOAT, ["batch", 1, "tokens", "total"]) for _ in windows)]
+    shapes: list[Described] = [(INT, ("batch", "tokens"))]
+    shapes += [(FLOAT, ("batch", 1, "tokens", "total")) for _ in windows]
 
     def seen(new: Emitter) -> list[ir.Value]:
         first = _first_positions(new, table, seqlens)
@@ -117,8 +121,9 @@ def seeing_images(
         flat = new.call("Reshape", heads.query, new.constant([0, 0, heads.heads, heads.width]))
         query = new.call("Transpose", flat, perm=[0, 2, 1, 3])
         if heads.turns:
-            turned = {"interleaved": int(heads.neighbours), "rotary_embedding_dim": _turned(heads)}
-            query = new.call("RotaryEmbedding", query, *heads.turns, step.positions, **turned)
+            turned, pairs = _turned(heads), int(heads.neighbours)
+            tables = *heads.turns, step.positions
+            query = new.call("RotaryEmbedding", query, *tables, interleaved=pairs, rotary_embedding_dim=turned)
         key, value = (_valid(new, each, step.total) for each in cache)
         scaled = new.call("Mul", query, new.constant(heads.scale, FLOAT))
         grouped = new.call("Reshape", scaled, new.constant([0, heads.kv_heads, -1, heads.width]))
@@ -136,7 +141,7 @@ def seeing_images(
     def as_it_is(new: Emitter) -> list[ir.Value]:
         return [new.call("Identity", result)]
 
-    shape = ["batch", "tokens", heads.heads * heads.width]
+    shape = "batch", "tokens", heads.heads * heads.width
     [chosen] = _chosen(main, before, "images", step.there, attended, as_it_is, [(FLOAT, shape)])
     return chosen
 
@@ -148,7 +153,7 @@ def _chosen(
     condition: ir.Value,
     then: Callable[[Emitter], list[ir.Value]],
     otherwise: Callable[[Emitter], list[ir.Value]],
-    results: Sequence[tuple[ir.DataType, Sequence[int | str]]],
+    results: Sequence[Described],
 ) -> Sequence[ir.Value]:
     """An If before a node; `results` are the types and shapes of what it gives."""
     stem = f"{before.name}/{name}"

@@ -268,8 +268,8 @@ def test_texts_and_images_of_gemma3_are_read_as_its_processor_reads_them(made: C
     with runtime.load(bundle, threads=1) as session:
         assert session.images is not None
         raw = [fit(each, session.images) for each in files]
-        for found, pixels in zip(session.images.read(raw), expected["pixel_values"], strict=True):
-            assert_close(found.pixels, pixels, **ENGINE)
+        for picture, pixels in zip(session.images.read(raw), expected["pixel_values"], strict=True):
+            assert_close(picture.pixels, pixels, **ENGINE)
         given = {"pixel_values": expected["pixel_values"]}
         whole = session.generate(expected["input_ids"][0], images=given, max_new_tokens=8)
         found = session.generate(text, images=raw, max_new_tokens=8)

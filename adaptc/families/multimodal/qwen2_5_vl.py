@@ -27,33 +27,36 @@ class _Windows:
     back: torch.Tensor
 
     @classmethod
-    def of(cls, places: torch.Tensor, count: torch.Tensor, patches: int) -> _Windows:
+    def of(cls, places: torch.Tensor, count: int, patches: int) -> _Windows:
         """Make them from what a graph is given.
 
         Args:
             places: int64 [windows, n], -1 where a window is cut off; every place of an image once.
-            count: Of any type, its first size is the number of an image's places.
+            count: Of an image's places.
             patches: Of a place.
         """
         import torch
 
-        there, nowhere = places >= 0, count.shape[0]
+        there = places >= 0
         order = torch.arange(places.shape[0] * places.shape[1])
-        ends = torch.where(there, places, nowhere).flatten()
-        back = torch.zeros(nowhere + 1, dtype=torch.int64).scatter(0, ends, order)[:nowhere]
+        ends = torch.where(there, places, count).flatten()
+        back = torch.zeros(count + 1, dtype=torch.int64).scatter(0, ends, order)[:count]
         size = places.shape[1] * patches  # onnxruntime's kernel takes no mask of one row for all
         mask = there.repeat_interleave(patches, 1)[:, None, None].expand(-1, 1, size, size)
         return cls(places.clamp(min=0), mask, back)
 
     def cut(self, states: torch.Tensor) -> torch.Tensor:
         """Bring patches into windows: float [patches, ...] to [windows, n · m, ...]."""
-        whole = states.unflatten(0, (self.back.shape[0], -1))
-        return whole[self.places].flatten(1, 2)
+        whole = states.reshape(self.back.shape[0], -1, *states.shape[1:])
+        cut: torch.Tensor = whole[self.places].flatten(1, 2)
+        return cut
 
     def joined(self, states: torch.Tensor) -> torch.Tensor:
         """Undo `cut`, without what was filled up."""
-        whole = states.unflatten(1, (self.places.shape[1], -1)).flatten(0, 1)
-        return whole[self.back].flatten(0, 1)
+        count, size = self.places.shape
+        whole = states.reshape(count * size, -1, *states.shape[2:])
+        joined: torch.Tensor = whole[self.back].flatten(0, 1)
+        return joined
 
 
 def _prepare(model: Any) -> None:
@@ -82,7 +85,7 @@ def _encode(model: Any, pixels: torch.Tensor, positions: torch.Tensor, windows: 
     """As Qwen2_5_VLModel.get_image_features of one image, whose patches stay in order: float32 [places, width]."""
     encoder = model.visual
     patches = encoder.spatial_merge_unit
-    cut = _Windows.of(windows, positions.unflatten(0, (-1, patches)), patches)
+    cut = _Windows.of(windows, positions.shape[0] // patches, patches)
     states = encoder.patch_embed(pixels)
     rotations = encoder.rotary_pos_emb(states, positions)
     for layer, block in enumerate(encoder.blocks):

@@ -129,8 +129,8 @@ def _same_image(places: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    query, key, value, *ctx.options = inputs
-    ctx.places = ctx.options.pop(0) if isinstance(ctx.options[0], torch.Tensor) else None
+    query, key, value, *places, scale, window, softcap = inputs
+    ctx.options = scale, window, softcap, *places
     ctx.save_for_backward(query, key, value)
 
 
@@ -138,9 +138,8 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
     # Gates are trained through frozen attention: recomputing it is cheaper than keeping its scores.
     tensors = [t.detach().requires_grad_() for t in ctx.saved_tensors]
     with torch.enable_grad():
-        out = _attend(*tensors, *ctx.options, ctx.places)
-    none = [None] * (len(ctx.options) + (ctx.places is not None))
-    return (*torch.autograd.grad(out, tensors, gradient), *none)
+        out = _attend(*tensors, *ctx.options)
+    return (*torch.autograd.grad(out, tensors, gradient), *[None] * len(ctx.options))
 
 
 causal_attention.register_autograd(_backward, setup_context=_save)

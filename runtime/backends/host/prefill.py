@@ -15,7 +15,7 @@ class PieceReader(Protocol):
 
     @property
     def chunk(self) -> int:
-        """The largest number of prompt tokens that go through the graph at once, but for an image that is read whole."""
+        """The largest number of prompt tokens that go through the graph at once, but for an image read whole."""
 
     @property
     def name(self) -> str:

@@ -108,10 +108,10 @@ def test_before_a_cache_it_is_one_operator_with_a_definition() -> None:
     ids, places = prompt()
     graph = lowered().graph("lm", OnnxGraph)
     positions = np.arange(len(ids))[None]
-    given = {"input_ids": np.array([ids]), "position_ids": positions}
+    given: dict[str, Any] = {"input_ids": np.array([ids]), "position_ids": positions}
     found = graph.run({**given, "image_features": features(), "image_places": places})["logits"][0]
     assert_close(found, expected(), **ENGINE)
-    none = {"image_features": features()[:0], "image_places": places[:0]}
+    none: dict[str, Any] = {"image_features": features()[:0], "image_places": places[:0]}
     alone = vlm.logits(vlm.model("gemma3", num_hidden_layers=3), ids)
     assert_close(graph.run({**given, **none})["logits"][0], alone, **ENGINE)
 
