@@ -345,6 +345,8 @@ class HostDecoder(SingleRoute):
         self._prompt_from[0] = len(ids) - kept
         logits = np.empty((1, kept, self._width), np.float32) if into is None else into[None]
         reader = self._readers.get(slot)
+        if len(ids) > self._prompt_threshold.shape[1]:  # an image that is read whole
+            self._prompt_threshold = np.full((1, len(ids)), DENSE, np.float32)
         threshold = self._prompt_threshold[:, : len(ids)]
         threshold[...] = level
         extra = {**self._extra.read(slot, start, len(ids), inserts), **self.kv.read(slot, start, len(ids))}

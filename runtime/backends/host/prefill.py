@@ -7,7 +7,7 @@ from typing import Protocol
 from adaptc.runtime.backends.host.kv_slots import KvSlots
 from adaptc.runtime.backends.host.prefix_cache import BLOCK, Entry, PrefixCache
 from adaptc.runtime.model.decoder import Ids, Logits, States, piece_size
-from adaptc.runtime.model.inserts import Inserts
+from adaptc.runtime.model.inserts import Inserts, piece_end
 
 
 class PieceReader(Protocol):
@@ -15,7 +15,7 @@ class PieceReader(Protocol):
 
     @property
     def chunk(self) -> int:
-        """The largest number of prompt tokens that go through the graph at once."""
+        """The largest number of prompt tokens that go through the graph at once, but for an image read whole."""
 
     @property
     def name(self) -> str:
@@ -88,6 +88,7 @@ class HostPrefill:
             return None
         start = self.done
         stop = start + piece_size(self._prompt - start, min(most, self._decoder.chunk))
+        stop = piece_end(self._inserts, start, stop, self._prompt)
         piece = self._source[start:stop]
         into = None if self._into is None else self._into[self.slot, start:stop]
         logits = self._decoder.read_piece(self.slot, start, piece, into, self._inserts)
