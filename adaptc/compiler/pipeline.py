@@ -19,6 +19,7 @@ from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
 from adaptc.passes.decoder.quantize_cache import QuantizeCache
+from adaptc.passes.decoder.sliding_cache import SlidingCache
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.lower.lower import Lower
@@ -40,7 +41,7 @@ class CompilePlan:
 
     Attributes:
         models: Names of the models that are captured.
-        to_onnx: Passes from captured graphs to ONNX graphs: the spec's own, `gptq` for int4 unless codes are chosen by the weights alone, `lower`.
+        to_onnx: Passes from captured graphs to ONNX graphs: the spec's own, `gptq` for int4, `lower`.
         to_target: Passes from ONNX graphs to graphs that the target runs well.
         tunes: Whether gates are timed on this machine then, to keep only those that pay.
         measures_cache: Whether it is then measured how large keys and values become.
@@ -113,7 +114,7 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
 def _forms(target: TargetSpec) -> tuple[Pass, ...]:
     """What writes a decoder for ONNX Runtime on a CPU, and for kernels of ours on a GPU."""
     cache = () if target.kv_cache == "fp32" else (QuantizeCache(target.kv_cache),)
-    return DeviceSteps(required=target.device == "cuda"), *cache, Branch(), VerifyDrafts()
+    return DeviceSteps(required=target.device == "cuda"), *cache, SlidingCache(), Branch(), VerifyDrafts()
 
 
 def _onnxruntime(target: TargetSpec, quantize: QuantizeSpec) -> tuple[Pass, ...]:

@@ -57,7 +57,7 @@ def search_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool) 
     rows, columns = matrix.shape
     count = columns // block_size
     grid = np.empty((2, rows, count), np.float32)
-    step = max(1, (1 << 18) // columns)  # rows at a time: what is worked on stays in the cache
+    step = rows_at_a_time(columns)
     for first in range(0, rows, step):
         blocks = torch.from_numpy(np.ascontiguousarray(matrix[first : first + step].reshape(-1, block_size).T))
         scales, zeros = candidates(blocks, bits, symmetric=symmetric)
@@ -65,6 +65,11 @@ def search_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool) 
         for into, tried in zip(grid, (scales, zeros), strict=True):
             into[first : first + step] = tried.gather(0, best).reshape(-1, count).numpy()
     return Grid(grid[0], grid[1], bits, block_size)
+
+
+def rows_at_a_time(columns: int) -> int:
+    """How many rows of a matrix are worked on together: so many stay in a processor's cache."""
+    return max(1, (1 << 18) // columns)
 
 
 def rounding_losses(block: Tensor, scales: Tensor, zeros: Tensor, bits: int, weight: Tensor | None = None) -> Tensor:

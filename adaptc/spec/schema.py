@@ -115,7 +115,8 @@ class TargetSpec(_Section):
         default=2048,
         ge=1,
         le=1 << 20,
-        description="Prompt and answer together, at most; sets the size of the KV cache.",
+        description="Prompt and answer together, at most; sets the size of the KV cache, which takes memory on a CPU "
+        "only as texts fill it. `adaptc check` says how much.",
     )
     batch: int = Field(default=1, ge=1, le=1024, description="How many texts are generated at once, at most.")
 
@@ -190,5 +191,5 @@ class Spec(_Section):
     def _of_weights(cls, quantize: QuantizeSpec | None, info: ValidationInfo) -> QuantizeSpec | None:
         target = info.data.get("target")  # None where it is wrong itself
         if quantize is not None and target is not None and target.weights != "int4":
-            raise ValueError(f"the target has {target.weights} weights; with weights: int4 it is right, else leave it out")
+            raise ValueError(f"the target has {target.weights} weights; with int4 it is right, else leave it out")
         return quantize

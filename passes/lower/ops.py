@@ -13,7 +13,7 @@ import torch
 from onnxscript import opset23
 from onnxscript.values import Op, Opset
 
-from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, EXPERTS, SKIP, VERSION, schema
+from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, EXPERTS, IMAGE_ATTENTION, SKIP, VERSION, schema
 from adaptc.ir.operators import (
     attention,  # noqa: F401  (declares adaptc::causal_attention)
     experts,  # noqa: F401  (declares adaptc::experts)
@@ -25,11 +25,17 @@ OPSET = 23
 """First opset with RMSNormalization, RotaryEmbedding and Attention, which later passes and definitions use."""
 
 _OWN = Opset(DOMAIN, VERSION)
-_CAUSAL_ATTENTION, _SKIP, _EXPERTS = (Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, SKIP, EXPERTS))
+_CAUSAL_ATTENTION, _IMAGE_ATTENTION, _SKIP, _EXPERTS = (
+    Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, IMAGE_ATTENTION, SKIP, EXPERTS)
+)
 
 
 def _attention(query: Any, key: Any, value: Any, scale: float, window: int, softcap: float) -> Any:
     return _CAUSAL_ATTENTION(query, key, value, scale=scale, window=window, softcap=softcap)
+
+
+def _with_images(query: Any, key: Any, value: Any, places: Any, scale: float, window: int, softcap: float) -> Any:
+    return _IMAGE_ATTENTION(query, key, value, places, scale=scale, window=window, softcap=softcap)
 
 
 def _skip(logit: Any, threshold: Any, full: Any, cheap: Any) -> Any:
@@ -51,6 +57,7 @@ def _place(states: Any, places: Any, values: Any) -> Any:
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.adaptc.causal_attention.default: _attention,
     torch.ops.adaptc.experts.default: _experts,
+    torch.ops.adaptc.image_attention.default: _with_images,
     torch.ops.adaptc.place.default: _place,
     torch.ops.adaptc.skip.default: _skip,
 }

@@ -16,6 +16,7 @@ import torch
 from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks, nearest_blocks, packed_blocks, padded
 from adaptc.ir.grid import Grid
+from adaptc.ir.unread.constants import Rows
 from adaptc.passes.quantize.rounding import Curvature, curvature, round_codes
 
 Bytes = npt.NDArray[np.uint8]
@@ -23,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def quantize_blocks(
-    weight: Floats,
+    weight: Rows,
     bits: Bits,
     block_size: int = 32,
     *,
@@ -49,7 +50,7 @@ def quantize_blocks(
     """
     if hessian is None:
         return nearest_blocks(weight, bits, block_size, symmetric=symmetric)
-    matrix = padded(weight, block_size)
+    matrix = padded(weight[:], block_size)
     curve = hessian if isinstance(hessian, Curvature) else curvature_of(hessian, block_size)
     if len(curve.order) != matrix.shape[1] or curve.block_size != block_size:
         raise PassError(f"a Hessian over {len(curve.order)} columns for a weight of {weight.shape[1]}")

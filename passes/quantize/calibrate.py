@@ -8,8 +8,6 @@ for what earlier ones lost. This is GPTQ's sequential order at the price of a si
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators.place import no_images
 from adaptc.ir.program import Program
+from adaptc.ir.threads import side_by_side
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantized, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
 from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
@@ -209,17 +208,17 @@ def _quantize(graph: FxGraph, x: torch.Tensor, group: list[str], forms: Mapping[
         if x.is_cuda:
             whole = quantize_blocks(rows, 4, block_size, symmetric=symmetric, hessian=curve)
         else:
-            whole = _in_parts(rows, lambda part: quantize_blocks(part, 4, block_size, symmetric=symmetric, hessian=curve))
+            whole = _in_parts(
+                rows, lambda part: quantize_blocks(part, 4, block_size, symmetric=symmetric, hessian=curve)
+            )
         done |= zip(four, split(whole, [len(weights[name]) for name in four]), strict=True)
     return done
 
 
 def _in_parts(rows: Floats, round_part: Callable[[Floats], Blocks]) -> Blocks:
-    """Round a matrix's rows in parts, side by side: thousands of steps too small for torch's own threads."""
-    threads = torch.get_num_threads()
-    parts = np.array_split(rows, max(min(threads, len(rows)), -(-len(rows) // PART)))
-    with _one_thread(), ThreadPoolExecutor(threads) as pool:
-        return concatenate(list(pool.map(round_part, parts)))
+    """Round a matrix's rows in parts, side by side."""
+    parts = max(min(torch.get_num_threads(), len(rows)), -(-len(rows) // PART))
+    return concatenate(side_by_side(round_part, np.array_split(rows, parts)))
 
 
 def _hessian(x: torch.Tensor) -> torch.Tensor:
@@ -250,14 +249,3 @@ def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:
     if missing:
         raise PassError(f"a graph with input {min(missing)}: only decoders of token ids can be calibrated on text")
     return {node: values[str(node.target)] for node in placeholders}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Rounding is thousands of small steps: its rows are shared out, and torch's threads would only wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

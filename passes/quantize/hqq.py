@@ -7,8 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adaptc.ir.blocks import Bits, Blocks, packed_blocks, padded
-from adaptc.ir.grid import Grid, search_grid
+from adaptc.ir.grid import Grid, rows_at_a_time, search_grid
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,36 +21,32 @@ WEIGHT, GROWTH = 10.0, 1.01
 """What it costs at first that large errors are set aside, and how that grows each turn; as in the paper's code."""
 
 
-def hqq_blocks(weight: Floats, bits: Bits, block_size: int = 32) -> Blocks:
-    """Quantize a matrix by half-quadratic quantization (Badri and Shaji 2023, https://mobiusml.github.io/hqq_blog/).
+def hqq_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool = False) -> Grid:
+    """The grid of each block by half-quadratic quantization (Badri and Shaji 2023, https://mobiusml.github.io/hqq_blog/).
 
     In turns, large errors are set aside (a shrinkage of the errors), and scale and zero point are fitted to the rest.
     Two things differ from the paper: the kernels' zero points are whole, so they are rounded in every turn; and the
     scale is fitted too, beginning from the grid of least squared error. A block keeps the best of its turns.
 
     Args:
-        weight: float32 [rows, columns], as in `y = x @ weight.T`.
+        matrix: float32 [rows, columns]; columns is a multiple of block_size.
         bits: 4 or 8.
-        block_size: Neighbouring columns that share a scale: 16, 32, 64, 128 or 256.
-
-    Raises:
-        PassError: a shape does not fit, or a value is not finite.
+        block_size: Columns in a block.
+        symmetric: Keep every zero point at 2^(bits - 1).
     """
-    matrix = padded(weight, block_size)
-    first = search_grid(matrix, bits, block_size, symmetric=False)
+    first = search_grid(matrix, bits, block_size, symmetric=symmetric)
     scales, zeros = first.scales.copy(), first.zeros.copy()
-    step = max(1, (1 << 18) // matrix.shape[1])
+    step = rows_at_a_time(matrix.shape[1])
     for row in range(0, len(matrix), step):
         here = slice(row, row + step)
-        blocks = np.ascontiguousarray(matrix[here].reshape(-1, block_size).T)
+        blocks = torch.from_numpy(np.ascontiguousarray(matrix[here].reshape(-1, block_size).T))
         start = (torch.from_numpy(each[here].reshape(-1)) for each in (scales, zeros))
-        fitted = _fitted(torch.from_numpy(blocks), *start, 2**bits - 1)
+        fitted = _fitted(blocks, *start, 2**bits - 1, symmetric=symmetric)
         scales[here], zeros[here] = (each.numpy().reshape(scales[here].shape) for each in fitted)
-    grid = Grid(scales, zeros, bits, block_size)
-    return packed_blocks(grid.encode(matrix), grid, weight.shape[1], symmetric=False)
+    return Grid(scales, zeros, bits, block_size)
 
 
-def _fitted(blocks: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def _fitted(blocks: Tensor, scale: Tensor, zero: Tensor, top: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     """The best grids found for blocks [size, count]; scale and zero point, each [count]."""
     unit = blocks.abs().amax(0).clamp(min=1e-20)  # the shrinkage is not blind to scale: weights are brought to 1
     blocks, scale = blocks / unit, scale / unit
@@ -66,14 +61,15 @@ def _fitted(blocks: Tensor, scale: Tensor, zero: Tensor, top: int) -> tuple[Tens
         best = torch.where(better, scale, best[0]), torch.where(better, zero, best[1])
         least = torch.where(better, loss, least)
         aside = (size - size.clamp(min=1e-8).pow(NORM - 1) / (WEIGHT * GROWTH**turn)).clamp_(min=0) * error.sign()
-        scale, zero = _refit(blocks - aside, codes, scale, top)
+        goal = blocks - aside
+        if not symmetric:
+            zero = (codes - goal / scale).mean(0).round_().clamp_(0, top)
+        scale = _refit(goal, codes - zero, scale)
     return best[0] * unit, best[1]
 
 
-def _refit(goal: Tensor, codes: Tensor, scale: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The scale and the whole zero point by which codes [size, count] come nearest to a goal."""
-    zero = (codes - goal / scale).mean(0).round_().clamp_(0, top)
-    steps = codes - zero
+def _refit(goal: Tensor, steps: Tensor, scale: Tensor) -> Tensor:
+    """The scale by which codes less their zero points [size, count] come nearest to a goal."""
     square = steps.square().sum(0)
     fitted = (steps * goal).sum(0) / square.clamp(min=1)
-    return torch.where((square > 0) & (fitted.abs() > 1e-12), fitted, scale), zero
+    return torch.where((square > 0) & (fitted.abs() > 1e-12), fitted, scale)

@@ -13,9 +13,9 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.pipeline import plan_of
 from adaptc.compiler.show import snapshots
-from adaptc.runtime.bundle.manifest import Manifest
 from adaptc.passes.quantize.quantize import Quantize
 from adaptc.runtime import load
+from adaptc.runtime.bundle.manifest import Manifest
 from adaptc.runtime.progress import SILENT
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import Spec

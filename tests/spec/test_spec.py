@@ -136,7 +136,7 @@ def test_anchors_and_merges_work() -> None:
         (HEAD + "quantize: {method: awq}", [":5: quantize.method: expected one of gptq, nearest, hqq, got 'awq'"]),
         (
             HEAD + "target: {weights: int8}\nquantize: {method: hqq}",
-            [":6: quantize: the target has int8 weights; with weights: int4 it is right, else leave it out"],
+            [":6: quantize: the target has int8 weights; with int4 it is right, else leave it out"],
         ),
         (
             HEAD + "calibration: {tokens: 2.5}",

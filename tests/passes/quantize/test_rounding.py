@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from adaptc.ir.blocks import Blocks
+from adaptc.ir.blocks import Blocks, nearest_blocks
 from adaptc.passes.quantize.blockwise import curvature_of, dequantize, quantize_blocks
-from adaptc.passes.quantize.hqq import hqq_blocks
+from adaptc.passes.quantize.hqq import hqq_grid
 from adaptc.passes.quantize.rounding import DAMPING
 
 Floats = npt.NDArray[np.float32]
@@ -108,7 +108,7 @@ def test_hqq_has_fewer_large_errors_than_the_nearest_codes(scale: float) -> None
     def size(blocks: Blocks) -> float:
         return float(np.power(np.abs(dequantize(blocks) - weight) / scale, 0.7).sum())
 
-    assert size(hqq_blocks(weight, 4)) < 0.999 * size(quantize_blocks(weight, 4))
+    assert size(nearest_blocks(weight, 4, search=hqq_grid)) < 0.999 * size(quantize_blocks(weight, 4))
 
 
 def test_hqq_keeps_weights_that_lie_on_a_grid_and_takes_any_others() -> None:
@@ -116,8 +116,8 @@ def test_hqq_keeps_weights_that_lie_on_a_grid_and_takes_any_others() -> None:
     codes, scales = rng.integers(0, 16, (8, 4, 32)), rng.uniform(0.01, 0.1, (8, 4, 1))
     codes[..., 0], codes[..., 1] = 0, 15
     on_grid = ((codes - rng.integers(0, 16, (8, 4, 1))) * scales).reshape(8, 128).astype(np.float32)
-    np.testing.assert_allclose(dequantize(hqq_blocks(on_grid, 4)), on_grid, atol=1e-6)
+    np.testing.assert_allclose(dequantize(nearest_blocks(on_grid, 4, search=hqq_grid)), on_grid, atol=1e-6)
     for odd in (np.zeros((3, 50)), np.ones((3, 50)), np.full((3, 50), -1e-30), np.eye(50) * 1e12):
-        back = dequantize(hqq_blocks(odd.astype(np.float32), 4))
+        back = dequantize(nearest_blocks(odd.astype(np.float32), 4, search=hqq_grid))
         assert np.isfinite(back).all()
         assert np.abs(back - odd).max() <= 0.1 * np.abs(odd).max() + 1e-19
