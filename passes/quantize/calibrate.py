@@ -8,6 +8,7 @@ for what earlier ones lost. This is GPTQ's sequential order at the price of a si
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -205,12 +206,8 @@ def _quantize(graph: FxGraph, x: torch.Tensor, group: list[str], forms: Mapping[
     if four:
         curve = curvature_of(_hessian(x), block_size)
         rows = np.concatenate([weights[name] for name in four])
-        if x.is_cuda:
-            whole = quantize_blocks(rows, 4, block_size, symmetric=symmetric, hessian=curve)
-        else:
-            whole = _in_parts(
-                rows, lambda part: quantize_blocks(part, 4, block_size, symmetric=symmetric, hessian=curve)
-            )
+        rounded = partial(quantize_blocks, bits=4, block_size=block_size, symmetric=symmetric, hessian=curve)
+        whole = rounded(rows) if x.is_cuda else _in_parts(rows, rounded)
         done |= zip(four, split(whole, [len(weights[name]) for name in four]), strict=True)
     return done
 

@@ -40,8 +40,8 @@ def hqq_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool = Fa
     for row in range(0, len(matrix), step):
         here = slice(row, row + step)
         blocks = torch.from_numpy(np.ascontiguousarray(matrix[here].reshape(-1, block_size).T))
-        start = (torch.from_numpy(each[here].reshape(-1)) for each in (scales, zeros))
-        fitted = _fitted(blocks, *start, 2**bits - 1, symmetric=symmetric)
+        scale, zero = (torch.from_numpy(each[here].reshape(-1)) for each in (scales, zeros))
+        fitted = _fitted(blocks, scale, zero, 2**bits - 1, symmetric=symmetric)
         scales[here], zeros[here] = (each.numpy().reshape(scales[here].shape) for each in fitted)
     return Grid(scales, zeros, bits, block_size)
 

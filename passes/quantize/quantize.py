@@ -12,7 +12,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.errors import PassError
-from adaptc.ir.blocks import Bits, Blocks
+from adaptc.ir.blocks import Bits, Blocks, nearest_blocks
+from adaptc.ir.grid import search_grid
 from adaptc.ir.marks import PATH, in_head, label
 from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
 from adaptc.ir.onnx_ops import is_experts

@@ -24,7 +24,8 @@ def hessian(seed: int = 2) -> Floats:
     rng = np.random.default_rng(seed)
     mixed = rng.standard_normal((900, COLUMNS)) @ rng.standard_normal((COLUMNS, COLUMNS))
     x = (mixed * np.exp(rng.standard_normal(COLUMNS))).astype(np.float32)
-    return x.T @ x / len(x)
+    second: Floats = x.T @ x / len(x)
+    return second
 
 
 def by_the_paper(weight: Floats, second: Floats, blocks: Blocks, order: npt.NDArray[np.int64]) -> Floats:
