@@ -185,11 +185,8 @@ class HostDecoder(SingleRoute):
 
     def keep_block(self, slot: int, index: int, key: bytes, states: States | None = None) -> None:
         """Keep one block of the sequence in a slot, unless it is there."""
-        known = self._prefixes.get(self.name, key)
-        if known is None or any(part is None for part in known):
+        if self._prefixes.lacks(self.name, key):
             entry = self.kv.block(slot, index * BLOCK)
-            if known is not None and any(part is None for part in entry):
-                return
             if states is not None:
                 entry.append(states[index * BLOCK : (index + 1) * BLOCK].copy())
             self._prefixes.put(self.name, key, entry)

@@ -78,6 +78,10 @@ class PrefixCache:
         """The entry of a block; None if there is none."""
         return self._entries.get((graph, key))
 
+    def lacks(self, graph: str, key: bytes) -> bool:
+        """Whether the entry of a block is not there, or not of all layers."""
+        return not _whole(self._entries.get((graph, key), [None]))
+
     def touch(self, graph: str, keys: list[bytes]) -> None:
         """Note that a sequence uses its blocks; of these the last is dropped first, since it is of use only after all.
 
@@ -90,9 +94,9 @@ class PrefixCache:
                 self._entries.move_to_end((graph, key))
 
     def put(self, graph: str, key: bytes, entry: Entry) -> None:
-        """Keep an entry, if it fits at all; what was there goes."""
+        """Keep an entry, if it fits at all; one that is there stays unless this one is of all layers."""
         size = _size(entry)
-        if size > self.limit:
+        if size > self.limit or ((graph, key) in self._entries and not _whole(entry)):
             return
         self.size += size - _size(self._entries.pop((graph, key), []))
         self._entries[graph, key] = entry
@@ -104,6 +108,11 @@ class PrefixCache:
         """Drop all entries."""
         self._entries.clear()
         self.size = 0
+
+
+def _whole(entry: Entry) -> bool:
+    """Whether an entry has the block of all layers."""
+    return all(array is not None for array in entry)
 
 
 def _size(entry: Entry) -> int:
