@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import process_time
+from typing import Any
 from unittest import mock
 
 import click
@@ -34,7 +35,7 @@ from adaptc.spec.reading import read_spec
 from tests.models import folder
 
 KINDS = (["sliding_attention"] * 5 + ["full_attention"]) * 4 + ["sliding_attention"] * 2
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 512,
     "num_attention_heads": 4,

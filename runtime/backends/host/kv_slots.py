@@ -77,11 +77,13 @@ class KvSlots:
 
     def read(self, slot: int, start: int, tokens: int) -> Arrays:
         """Make room for tokens of a slot that holds `start` of them; what their run is told of windows."""
-        feeds: Arrays = {}
+        feeds: dict[str, npt.NDArray[Any]] = {}
         for window in self.windows:
             window.read(slot, start, tokens)
-            feeds |= window.prompt_feeds(slot)
-        return feeds | ({TOKEN_POSITIONS: np.arange(start, start + tokens)[None]} if self._turns else {})
+            feeds.update(window.prompt_feeds(slot))
+        if self._turns:
+            feeds[TOKEN_POSITIONS] = np.arange(start, start + tokens)[None]
+        return feeds
 
     def set_length(self, slot: int, tokens: int) -> None:
         """Say that a slot has the first tokens of its text only; 0 begins a text."""
