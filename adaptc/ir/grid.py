@@ -77,7 +77,7 @@ def rounding_losses(block: Tensor, scales: Tensor, zeros: Tensor, bits: int, wei
     losses = []
     # Several grids at once where blocks are few, as many as stay in the cache: an operator costs its call.
     at_once = max(1, AT_ONCE // block.numel())
-    for scale, low in zip(scales[:, None].split(at_once), (-zeros)[:, None].split(at_once), strict=True):
+    for scale, low in zip(torch.split(scales[:, None], at_once), torch.split(-zeros[:, None], at_once), strict=True):
         error = (block * (1 / scale)).round_()
         torch.clamp(error, low, low + (2**bits - 1), out=error)
         error.mul_(scale).sub_(block)
