@@ -21,6 +21,9 @@ SKIP = "Skip"
 CAUSAL_ATTENTION = "CausalAttention"
 """Attention from each position to itself and those before it, over all tokens at once: see `operators/attention.py`."""
 
+ENCODER_ATTENTION = "EncoderAttention"
+"""Attention of each position to all that are no padding: see `adaptc.ir.operators.encoder_attention`."""
+
 EXPERTS = "Experts"
 """What a token's experts make of it, weighted and added up: see `adaptc.ir.operators.experts`."""
 
@@ -54,6 +57,37 @@ CausalAttention <scale: float = 1.0, window: int = 0, softcap: float = 0.0> (que
     unlimited = Less (width, one)
     mask = Or (inside, unlimited)
     heads = Attention <is_causal = 1, scale: float = @scale, softcap: float = @softcap> (query, key, value, mask)
+    result = Transpose <perm = [0, 2, 1, 3]> (heads)
+}
+"""
+
+_ENCODER_ATTENTION = """
+<domain: "adaptc", opset_import: ["": 23]>
+EncoderAttention <scale: float = 1.0, reach: int = 0> (query, key, value, mask) => (result)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    first = Constant <value_ints = [0]> ()
+    second = Constant <value_ints = [1]> ()
+    inner = Constant <value_ints = [1, 2]> ()
+    size = Shape <start = 2, end = 3> (query)
+    tokens = Squeeze (size)
+    position = Range (zero, tokens, one)
+    looks = Unsqueeze (position, second)
+    seen = Unsqueeze (position, first)
+    signed = Sub (looks, seen)
+    away = Abs (signed)
+    width = Constant <value_int: int = @reach> ()
+    near = LessOrEqual (away, width)
+    unlimited = Less (width, one)
+    inside = Or (near, unlimited)
+    text = Unsqueeze (mask, inner)
+    both = And (text, inside)
+    nothing = Constant <value_float = 0.0> ()
+    least = Constant <value_float = -3.4028234663852886e+38> ()
+    bias = Where (both, nothing, least)
+    typed = CastLike (bias, query)
+    heads = Attention <scale: float = @scale> (query, key, value, typed)
     result = Transpose <perm = [0, 2, 1, 3]> (heads)
 }
 """
@@ -98,13 +132,20 @@ Experts (states, chosen, weights, gate_up, down) => (result)
 DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
     {
         name: onnx.parser.parse_function(text)
-        for name, text in ((SKIP, _SKIP), (CAUSAL_ATTENTION, _CAUSAL_ATTENTION), (EXPERTS, _EXPERTS))
+        for name, text in (
+            (SKIP, _SKIP),
+            (CAUSAL_ATTENTION, _CAUSAL_ATTENTION),
+            (ENCODER_ATTENTION, _ENCODER_ATTENTION),
+            (EXPERTS, _EXPERTS),
+        )
     }
 )
 """By operator."""
 
 
-_INDICES: Mapping[tuple[str, str], str] = MappingProxyType({(EXPERTS, "chosen"): "tensor(int64)"})
+_INDICES: Mapping[tuple[str, str], str] = MappingProxyType(
+    {(EXPERTS, "chosen"): "tensor(int64)", (ENCODER_ATTENTION, "mask"): "tensor(bool)"}
+)
 """Inputs that are no floats, by operator and name, and their types."""
 
 
@@ -116,6 +157,11 @@ def is_skip(node: ir.Node) -> bool:
 def is_causal_attention(node: ir.Node) -> bool:
     """Whether a node is a decoder's attention over whole sequences."""
     return node.domain == DOMAIN and node.op_type == CAUSAL_ATTENTION
+
+
+def is_encoder_attention(node: ir.Node) -> bool:
+    """Whether a node is an encoder's attention, with padding."""
+    return node.domain == DOMAIN and node.op_type == ENCODER_ATTENTION
 
 
 def is_experts(node: ir.Node) -> bool:

@@ -13,9 +13,10 @@ import torch
 from onnxscript import opset23
 from onnxscript.values import Op, Opset
 
-from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, EXPERTS, SKIP, VERSION, schema
+from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, ENCODER_ATTENTION, EXPERTS, SKIP, VERSION, schema
 from adaptc.ir.operators import (
     attention,  # noqa: F401  (declares adaptc::causal_attention)
+    encoder_attention,  # noqa: F401  (declares adaptc::encoder_attention)
     experts,  # noqa: F401  (declares adaptc::experts)
     skip,  # noqa: F401  (declares adaptc::skip)
 )
@@ -26,10 +27,17 @@ OPSET = 23
 
 _OWN = Opset(DOMAIN, VERSION)
 _CAUSAL_ATTENTION, _SKIP, _EXPERTS = (Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, SKIP, EXPERTS))
+_ENCODER_ATTENTION = Op(_OWN, ENCODER_ATTENTION, schema(ENCODER_ATTENTION))
 
 
 def _attention(query: Any, key: Any, value: Any, scale: float, window: int, softcap: float) -> Any:
     return _CAUSAL_ATTENTION(query, key, value, scale=scale, window=window, softcap=softcap)
+
+
+def _encoder_attention(query: Any, key: Any, value: Any, mask: Any, scale: float, reach: int) -> Any:
+    if mask is None and not reach:
+        return opset23.Transpose(opset23.Attention(query, key, value, scale=scale), perm=[0, 2, 1, 3])
+    return _ENCODER_ATTENTION(query, key, value, mask, scale=scale, reach=reach)
 
 
 def _skip(logit: Any, threshold: Any, full: Any, cheap: Any) -> Any:
@@ -50,6 +58,7 @@ def _place(states: Any, places: Any, values: Any) -> Any:
 
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.adaptc.causal_attention.default: _attention,
+    torch.ops.adaptc.encoder_attention.default: _encoder_attention,
     torch.ops.adaptc.experts.default: _experts,
     torch.ops.adaptc.place.default: _place,
     torch.ops.adaptc.skip.default: _skip,
