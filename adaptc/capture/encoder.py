@@ -21,12 +21,13 @@ from adaptc.capture.plain import plain
 from adaptc.capture.pooling import pooled
 from adaptc.capture.stamp import stamp
 from adaptc.capture.tidy import tidy
+from adaptc.capture.unfuse import unfuse
 from adaptc.capture.weights import attach
 from adaptc.errors import LoadError
 from adaptc.families.base import EncoderFamily
 from adaptc.families.encoder_model import classifies, encoder_model, encoder_of, takes_token_types
 from adaptc.families.sentences import Sentences
-from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.fx_graph import VIEWS, FxGraph
 from adaptc.ir.operators import encoder_attention
 from adaptc.runtime.bundle.names import (
     ATTENTION_MASK,
@@ -85,8 +86,10 @@ def capture_encoder(
     module, stem = _export(small, family, sentences)
     sizes = _dims(module)
     tidy(module)
+    views = unfuse(module)
     stamp(module, kinds, f"{stem}{family.layers}")
-    attach(module, weights, {})
+    if views := attach(module, weights, {}, views):
+        module.meta[VIEWS] = views
     return FxGraph(module, sizes).fork()
 
 
