@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -32,4 +32,10 @@ class Sentences:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, for cache keys."""
-        return {**asdict(self), "prompts": dict(self.prompts)}
+        return {
+            "pooling": list(self.pooling),
+            "normalize": self.normalize,
+            "max_tokens": self.max_tokens,
+            "prompts": dict(self.prompts),
+            "default_prompt": self.default_prompt,
+        }
