@@ -24,6 +24,9 @@ CAUSAL_ATTENTION = "CausalAttention"
 ENCODER_ATTENTION = "EncoderAttention"
 """Attention of each position to all that are no padding: see `adaptc.ir.operators.encoder_attention`."""
 
+FULL_ATTENTION = "FullAttention"
+"""The same where there is no padding: attention of each position to all."""
+
 EXPERTS = "Experts"
 """What a token's experts make of it, weighted and added up: see `adaptc.ir.operators.experts`."""
 
@@ -92,6 +95,15 @@ EncoderAttention <scale: float = 1.0, reach: int = 0> (query, key, value, mask) 
 }
 """
 
+_FULL_ATTENTION = """
+<domain: "adaptc", opset_import: ["": 23]>
+FullAttention <scale: float = 1.0> (query, key, value) => (result)
+{
+    heads = Attention <scale: float = @scale> (query, key, value)
+    result = Transpose <perm = [0, 2, 1, 3]> (heads)
+}
+"""
+
 _EXPERTS = """
 <domain: "adaptc", opset_import: ["": 23]>
 Experts (states, chosen, weights, gate_up, down) => (result)
@@ -136,6 +148,7 @@ DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
             (SKIP, _SKIP),
             (CAUSAL_ATTENTION, _CAUSAL_ATTENTION),
             (ENCODER_ATTENTION, _ENCODER_ATTENTION),
+            (FULL_ATTENTION, _FULL_ATTENTION),
             (EXPERTS, _EXPERTS),
         )
     }
@@ -160,8 +173,8 @@ def is_causal_attention(node: ir.Node) -> bool:
 
 
 def is_encoder_attention(node: ir.Node) -> bool:
-    """Whether a node is an encoder's attention, with padding."""
-    return node.domain == DOMAIN and node.op_type == ENCODER_ATTENTION
+    """Whether a node is an encoder's attention, with or without padding."""
+    return node.domain == DOMAIN and node.op_type in (ENCODER_ATTENTION, FULL_ATTENTION)
 
 
 def is_experts(node: ir.Node) -> bool:

@@ -16,6 +16,9 @@ from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.decoder.attention_parts import HeadsPart, flat, unrotated
 
+MASK = 3
+"""Place of the mask among an attention's inputs, where there is padding."""
+
 LEAST = -3.4028234663852886e38
 """What hides a position: the least number of float32, as transformers has it."""
 
@@ -58,7 +61,8 @@ def _rewrite(model: ir.Model) -> None:
         parts = [unrotated(main, value, node) for value in node.inputs[:3]]
         query, key, value = (_turned(main, node, at, part) for at, part in enumerate(parts))
         reach = node.attributes.get_int("reach", 0)
-        inputs = [query, key, value, None, shared.padding(node), shared.hidden(node, reach) if reach else None]
+        padding = shared.padding(node) if len(node.inputs) > MASK else None
+        inputs = [query, key, value, None, padding, shared.hidden(node, reach) if reach else None]
         while inputs[-1] is None:
             inputs.pop()
         scale = node.attributes.get_float("scale", parts[0].width ** -0.5)
@@ -88,7 +92,7 @@ class _Shared:
 
     def padding(self, node: ir.Node) -> ir.Value:
         """The mask as the kernel takes it: int32 [batch, tokens], 0 for padding."""
-        mask = node.inputs[3]
+        mask = node.inputs[MASK]
         assert mask is not None
         source = mask
         while (producer := source.producer()) is not None and producer.op_type in ("Cast", "Identity"):
@@ -106,7 +110,7 @@ class _Shared:
         """What is added to the scores of positions by their distance: float32 [1, 1, tokens, tokens]."""
         if reach in self._hidden:
             return self._hidden[reach]
-        mask = node.inputs[3]
+        mask = node.inputs[MASK]
         assert mask is not None
         stem = f"beyond_{reach}"
         nodes: list[ir.Node] = []

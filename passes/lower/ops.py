@@ -13,7 +13,7 @@ import torch
 from onnxscript import opset23
 from onnxscript.values import Op, Opset
 
-from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, ENCODER_ATTENTION, EXPERTS, SKIP, VERSION, schema
+from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, ENCODER_ATTENTION, EXPERTS, FULL_ATTENTION, SKIP, VERSION, schema
 from adaptc.ir.operators import (
     attention,  # noqa: F401  (declares adaptc::causal_attention)
     encoder_attention,  # noqa: F401  (declares adaptc::encoder_attention)
@@ -27,7 +27,7 @@ OPSET = 23
 
 _OWN = Opset(DOMAIN, VERSION)
 _CAUSAL_ATTENTION, _SKIP, _EXPERTS = (Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, SKIP, EXPERTS))
-_ENCODER_ATTENTION = Op(_OWN, ENCODER_ATTENTION, schema(ENCODER_ATTENTION))
+_ENCODER_ATTENTION, _FULL_ATTENTION = (Op(_OWN, name, schema(name)) for name in (ENCODER_ATTENTION, FULL_ATTENTION))
 
 
 def _attention(query: Any, key: Any, value: Any, scale: float, window: int, softcap: float) -> Any:
@@ -36,7 +36,7 @@ def _attention(query: Any, key: Any, value: Any, scale: float, window: int, soft
 
 def _encoder_attention(query: Any, key: Any, value: Any, mask: Any, scale: float, reach: int) -> Any:
     if mask is None and not reach:
-        return opset23.Transpose(opset23.Attention(query, key, value, scale=scale), perm=[0, 2, 1, 3])
+        return _FULL_ATTENTION(query, key, value, scale=scale)
     return _ENCODER_ATTENTION(query, key, value, mask, scale=scale, reach=reach)
 
 

@@ -184,3 +184,28 @@ def _feeds(model: Any, encoded: Any) -> Mapping[str, torch.Tensor]:
 def means(model: Any, texts: Sequence[str], pad: int = 0) -> Floats:
     """The mean of each text's states, as transformers computes them: float32 [texts, width]."""
     return np.stack([states_alone(model, each).mean(0).numpy() for each in ids_of(texts, pad)])
+
+
+def write_whisper(folder: Path, **options: Any) -> tuple[Path, Any]:
+    """Write folder/model, of a whole Whisper, and folder/model.yaml; returns the spec's path and the model."""
+    config = transformers.WhisperConfig(**(WHISPER | options))
+    model = random_model(transformers.AutoModelForSpeechSeq2Seq, config)
+    model.save_pretrained(folder / "model")
+    extractor(config).save_pretrained(folder / "model")
+    spec = folder / "model.yaml"
+    spec.write_text("version: 1\nmodels:\n  e: {source: model}\ntarget: {weights: fp32}\n")
+    return spec, model
+
+
+def extractor(config: Any) -> Any:
+    """transformers' feature extractor, for sounds of the model's length."""
+    return transformers.WhisperFeatureExtractor(
+        feature_size=config.num_mel_bins, chunk_length=config.max_source_positions // 50
+    )
+
+
+def sound(seconds: float, seed: int = 0) -> Floats:
+    """Tones and noise, float32 [samples] of 16 kHz."""
+    time = np.arange(int(seconds * 16000)) / 16000
+    noise = np.random.default_rng(seed).normal(0, 0.05, len(time))
+    return (0.4 * np.sin(2 * np.pi * 440 * time) + 0.2 * np.sin(2 * np.pi * 3000 * time) + noise).astype(np.float32)
