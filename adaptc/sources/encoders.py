@@ -37,6 +37,7 @@ def encoder_spec(source: Source, most: int) -> EncoderSpec | None:
     sentences = source.sentences()
     text = TextSpec(
         max_tokens=min(most, longest_text(source, family)),
+        vocab_size=config.vocab_size,
         pad_token_id=int(config.pad_token_id or 0),
         prompts={} if labelled else dict(sentences.prompts),
         default_prompt="" if labelled else sentences.default_prompt,

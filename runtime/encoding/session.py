@@ -63,7 +63,6 @@ class EncoderSession:
         spec: EncoderSpec,
         tokenizer: Tokenizer | None = None,
         *,
-        vocab: int | None = None,
         verified: bool = False,
         label: str = "",
     ) -> None:
@@ -73,7 +72,6 @@ class EncoderSession:
             engine: Closed with the session.
             spec: How it is asked.
             tokenizer: Of an encoder of texts.
-            vocab: The number of token ids that it has; None if that is not known.
             verified: Whether the bundle's files were compared with their hashes.
             label: Its model and engine, for people.
         """
@@ -86,9 +84,7 @@ class EncoderSession:
         self._names = [each.name for each in engine.inputs]
         self._home = Home()
         self._lock = Lock()
-        self._reader = None
-        if spec.text is not None:
-            self._reader = TextReader(spec.text, tokenizer, **({} if vocab is None else {"vocab": vocab}))
+        self._reader = None if spec.text is None else TextReader(spec.text, tokenizer)
 
     @property
     def width(self) -> int:

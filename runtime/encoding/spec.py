@@ -11,6 +11,7 @@ from adaptc.runtime.errors import BundleError
 Activation = Literal["softmax", "sigmoid", "none"]
 
 _MOST_TOKENS = 1 << 20
+_MOST_IDS = 1 << 28
 _MOST_SAMPLES = 1 << 30
 
 
@@ -20,12 +21,14 @@ class TextSpec:
 
     Attributes:
         max_tokens: The most tokens of a text, special ones included.
+        vocab_size: How many token ids there are.
         pad_token_id: What fills a row.
         prompts: What is written before a text, by name.
         default_prompt: The name of the one that is used where nobody names one; "" for none.
     """
 
     max_tokens: int
+    vocab_size: int
     pad_token_id: int
     prompts: dict[str, str]
     default_prompt: str
@@ -84,7 +87,9 @@ def read_encoder_spec(content: bytes, where: str) -> EncoderSpec:
     if (spec.text is None) == (spec.sound is None):
         raise BundleError(f"{where}: one of text and sound is needed; compile again")
     if (text := spec.text) is not None:
-        sizes = [("text.max_tokens", text.max_tokens, _MOST_TOKENS)]
+        sizes = [("text.max_tokens", text.max_tokens, _MOST_TOKENS), ("text.vocab_size", text.vocab_size, _MOST_IDS)]
+        if not 0 <= text.pad_token_id < text.vocab_size or (text.default_prompt and not text.prompts):
+            raise BundleError(f"{where}: text: another padding or default prompt than there is; compile again")
     else:
         assert spec.sound is not None
         sound = spec.sound

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Texts = Any
 """A text, a pair of texts, a list of token ids; or a list of any of these."""
 
-_MOST_ID = (1 << 31) - 1
 _NEEDED = "a text, or a list of texts or of lists of token ids, is needed"
 
 
@@ -45,12 +44,10 @@ class TextReader:
     Attributes:
         spec: How texts become inputs.
         tokenizer: For texts; without one they must come as token ids.
-        vocab: The number of token ids that there are, or more; ids from it on are refused.
     """
 
     spec: TextSpec
     tokenizer: Tokenizer | None
-    vocab: int = _MOST_ID
 
     def read(self, texts: Texts, prompt: str | None = None, *, truncate: bool = False, pairs: bool = False) -> list[Row]:
         """Read texts.
@@ -87,7 +84,7 @@ class TextReader:
         if isinstance(value, (str, tuple)):
             return None
         name = f"texts[{at}]"
-        ids = [check_count(name, each, most=self.vocab - 1, least=0) for each in check_elements(name, value, _NEEDED)]
+        ids = [check_count(name, each, most=self.spec.vocab_size - 1, least=0) for each in check_elements(name, value, _NEEDED)]
         if not ids:
             raise RequestError(f"{name}: no token; at least one is needed")
         if len(ids) > self.spec.max_tokens:

@@ -11,17 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.spec.reading import read_spec
+from tests.models.word_tokenizer import SPECIAL, WORDS, tokenizer
 
 Floats = npt.NDArray[np.float32]
 
-WORDS = "the a cat dog sat ran on under mat tree and it was red blue very quick".split()
-SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 COMMON: dict[str, Any] = {
     "vocab_size": len(WORDS) + len(SPECIAL),
     "hidden_size": 32,
@@ -77,24 +75,6 @@ TEXTS = (
     "blue blue tree",
 )
 """Texts of several lengths."""
-
-
-def tokenizer(pad: int = 0) -> Tokenizer:
-    """Words between [CLS] and [SEP], which cuts and pads every text, as an encoder's tokenizer.json often says."""
-    named = list(SPECIAL)
-    named[0], named[pad] = named[pad], named[0]
-    vocab = {word: index for index, word in enumerate([*named, *WORDS])}
-    found = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
-    found.normalizer = normalizers.Lowercase()
-    found.pre_tokenizer = pre_tokenizers.Whitespace()
-    found.add_special_tokens(SPECIAL)
-    ends = [(name, vocab[name]) for name in ("[CLS]", "[SEP]")]
-    found.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-    )
-    found.enable_truncation(12)
-    found.enable_padding(length=12, pad_id=pad, pad_token="[PAD]")
-    return found
 
 
 def random_model(kind: Any, config: Any, spread: float = 0.2, seed: int = 0) -> Any:

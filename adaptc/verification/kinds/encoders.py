@@ -26,7 +26,6 @@ from adaptc.verification.bundle_model import EXACT
 from adaptc.verification.kinds.source import text_parts
 from adaptc.verification.kinds.steps import Verification, is_exact, weights_part
 from adaptc.verification.outside import Place, place_of, quiet, version
-from adaptc.verification.parity import LOWERING, USUAL_LOGIT
 from adaptc.verification.part import Part, judged
 from adaptc.verification.probes import texts
 from adaptc.verification.rounded import put_weights, views_of
@@ -37,6 +36,9 @@ Floats = npt.NDArray[np.float32]
 
 _PROBES = 40
 _SECONDS = (0.3, 1.0)  # of a sound, as shares of the longest
+_SAME = 1e-4
+"""How far numbers of one run may be from another's, over the larger of 1 and the largest: sums of float32."""
+
 _FEATURES = 1e-4
 """How far two spectrograms of one sound may be apart: transformers computes in float32, adaptc in float64."""
 
@@ -229,7 +231,7 @@ def _sound(samples: int, rate: int, seed: int) -> Floats:
 def _numbers(name: str, by: str, found: Floats, expected: Floats, *, judge: bool = False) -> Part:
     """Compare outputs; judged if they are to be the same, as the loss of smaller weights is not."""
     error, size = float(np.abs(found - expected).max()), float(np.abs(expected).max())
-    most = (LOWERING.max_logit_error or 0.0) * max(1.0, size / USUAL_LOGIT)
+    most = _SAME * max(1.0, size)
     flat = [each.reshape(-1, each.shape[-1]).astype(np.float64) for each in (found, expected)]
     norms = [np.linalg.norm(each, axis=1) for each in flat]
     cosine = (flat[0] * flat[1]).sum(1) / np.maximum(norms[0] * norms[1], 1e-30)
