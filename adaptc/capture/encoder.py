@@ -26,7 +26,7 @@ from adaptc.capture.weights import attach
 from adaptc.errors import LoadError
 from adaptc.families.base import EncoderFamily
 from adaptc.families.encoder_model import classifies, encoder_model, encoder_of, takes_token_types
-from adaptc.families.sentences import Sentences
+from adaptc.families.sentences import MEAN, Sentences
 from adaptc.ir.fx_graph import VIEWS, FxGraph
 from adaptc.ir.operators import encoder_attention
 from adaptc.runtime.bundle.names import (
@@ -61,7 +61,7 @@ class _Inputs:
 
 
 def capture_encoder(
-    config: PretrainedConfig, weights: Mapping[str, torch.Tensor], sentences: Sentences = Sentences()
+    config: PretrainedConfig, weights: Mapping[str, torch.Tensor], sentences: Sentences = MEAN
 ) -> FxGraph:
     """Capture an encoder as a pure function of its texts or sounds.
 
@@ -93,9 +93,7 @@ def capture_encoder(
     return FxGraph(module, sizes).fork()
 
 
-def _export(
-    config: PretrainedConfig, family: EncoderFamily, sentences: Sentences
-) -> tuple[fx.GraphModule, str]:
+def _export(config: PretrainedConfig, family: EncoderFamily, sentences: Sentences) -> tuple[fx.GraphModule, str]:
     """Export a model of few layers; also return what stands before the path of its layers."""
     from transformers import initialization
 

@@ -24,7 +24,7 @@ def pooled(states: torch.Tensor, mask: torch.Tensor, sentences: Sentences) -> to
 
 
 def _pool(mode: PoolingMode, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """float [batch, width]."""
+    """Float [batch, width]."""
     seen = mask[:, :, None].to(states.dtype)
     match mode:
         case "cls":

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _MB = 1e6
+_NO_DECODER = (
+    "its encoder is compiled, which gives states of sounds; its decoder is not, as attention from one sequence to "
+    "another has no form here: no text is written"
+)
 
 
 def encoder_findings(
@@ -43,8 +47,7 @@ def encoder_findings(
     if family.reads == "text":
         yield from _text(spec, name, source, config)
     else:
-        yield Finding(name, "warn", f"{config.model_type}: its encoder is compiled and gives states of sounds; its decoder is "
-                      "not, as attention from one sequence to another has no form here: no text is written")  # fmt: skip
+        yield Finding(name, "warn", _NO_DECODER)
     shapes = parameter_shapes(config)
     table = next((each for each, shape in shapes.items() if shape[0] == config.vocab_size and len(shape) == 2), "")
     sizes.append(size := size_of_shapes(shapes, spec.target, spec.models[name].dtype, (table, "")))
@@ -86,4 +89,6 @@ def _text(spec: Spec, name: str, source: Source, config: Any) -> Iterator[Findin
         yield Finding(name, "error", str(error))
         return
     if past > 0:
-        yield Finding(name, "error", f"the tokenizer has {past} tokens that the embedding has not; the model's own is right")
+        yield Finding(
+            name, "error", f"the tokenizer has {past} tokens that the embedding has not; the model's own is right"
+        )

@@ -39,3 +39,7 @@ class Sentences:
             "prompts": dict(self.prompts),
             "default_prompt": self.default_prompt,
         }
+
+
+MEAN = Sentences()
+"""What sentence-transformers does with a model that says nothing: the mean of the states."""

@@ -104,8 +104,8 @@ def _sound(source: Source, config: Any) -> SoundSpec:
     kind = settings.get("feature_extractor_type", "WhisperFeatureExtractor")
     if kind != "WhisperFeatureExtractor" or settings.get("dither") or settings.get("do_normalize"):
         raise LoadError(
-            f"{source.origin}: preprocessor_config.json: {kind}; WhisperFeatureExtractor without dither and do_normalize "
-            "is followed"
+            f"{source.origin}: preprocessor_config.json: {kind}; WhisperFeatureExtractor without dither and "
+            "do_normalize is followed"
         )
     hop, rate = settings.get("hop_length", 160), settings.get("sampling_rate", 16000)
     frames = 2 * config.max_source_positions

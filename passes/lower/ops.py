@@ -13,7 +13,16 @@ import torch
 from onnxscript import opset23
 from onnxscript.values import Op, Opset
 
-from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, ENCODER_ATTENTION, EXPERTS, FULL_ATTENTION, SKIP, VERSION, schema
+from adaptc.ir.onnx_ops import (
+    CAUSAL_ATTENTION,
+    DOMAIN,
+    ENCODER_ATTENTION,
+    EXPERTS,
+    FULL_ATTENTION,
+    SKIP,
+    VERSION,
+    schema,
+)
 from adaptc.ir.operators import (
     attention,  # noqa: F401  (declares adaptc::causal_attention)
     encoder_attention,  # noqa: F401  (declares adaptc::encoder_attention)

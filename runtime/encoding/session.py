@@ -242,12 +242,13 @@ def padded(rows: Sequence[Row], pad: int) -> dict[str, Array]:
 
 def scores_of(logits: Floats, activation: Activation) -> Floats:
     """What an activation makes of logits, float32 [texts, labels]."""
+    result: Floats = logits.copy()
     if activation == "sigmoid":
-        return (1.0 / (1.0 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
-    if activation == "none":
-        return logits.copy()
-    shares = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
-    return (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+        result[:] = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
+    elif activation == "softmax":
+        shares = np.exp(logits - logits.max(1, keepdims=True), dtype=np.float64)
+        result[:] = shares / shares.sum(1, keepdims=True)
+    return result
 
 
 def _is_sound(value: Any) -> bool:

@@ -54,7 +54,9 @@ def read_sound(value: Any, spec: SoundSpec, sampling_rate: int, *, truncate: boo
         raise RequestError(f"{where}: has values that are not finite; is its file damaged?")
     if len(samples) > spec.samples and not check_flag("truncate", truncate):
         seconds, most = len(samples) / rate, spec.samples / rate
-        raise RequestError(f"{where}: {seconds:.1f} s; at most {most:g} s are possible, and truncate=True cuts the rest")
+        raise RequestError(
+            f"{where}: {seconds:.1f} s; at most {most:g} s are possible, and truncate=True cuts the rest"
+        )
     whole = np.zeros(spec.samples, np.float32)
     kept = samples[: spec.samples]
     whole[: len(kept)] = kept
@@ -79,7 +81,8 @@ def log_mel(samples: Floats, spec: SoundSpec) -> Floats:
     power = spectrum.real**2 + spectrum.imag**2
     bands = mel_filters(spec.window // 2 + 1, spec.mels, spec.sampling_rate).T @ power.T
     logs = np.log10(np.maximum(bands, _LEAST))
-    return ((np.maximum(logs, logs.max() - _RANGE) + 4.0) / 4.0).astype(np.float32)
+    result: Floats = ((np.maximum(logs, logs.max() - _RANGE) + 4.0) / 4.0).astype(np.float32)
+    return result
 
 
 @lru_cache(maxsize=4)

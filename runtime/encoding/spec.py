@@ -98,5 +98,5 @@ def read_encoder_spec(content: bytes, where: str) -> EncoderSpec:
         sizes.append(("sound.sampling_rate", sound.sampling_rate, _MOST_SAMPLES))
     for name, size, most in sizes:
         if not 1 <= size <= most:
-            raise BundleError(f"{where}: {name}: {size}; 1 to {most} is needed")
+            raise BundleError(f"{where}: {name}: {size}; 1 to {most} is needed: compile again")
     return spec

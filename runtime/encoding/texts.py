@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,11 +12,6 @@ from adaptc.runtime.encoding.spec import TextSpec
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.runtime.validation import check_count, check_elements, check_flag, shown
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeAlias
-
-    Pair: TypeAlias = tuple[str, str]
 
 Texts = Any
 """A text, a pair of texts, a list of token ids; or a list of any of these."""
@@ -49,7 +44,9 @@ class TextReader:
     spec: TextSpec
     tokenizer: Tokenizer | None
 
-    def read(self, texts: Texts, prompt: str | None = None, *, truncate: bool = False, pairs: bool = False) -> list[Row]:
+    def read(
+        self, texts: Texts, prompt: str | None = None, *, truncate: bool = False, pairs: bool = False
+    ) -> list[Row]:
         """Read texts.
 
         Args:
@@ -84,11 +81,15 @@ class TextReader:
         if isinstance(value, (str, tuple)):
             return None
         name = f"texts[{at}]"
-        ids = [check_count(name, each, most=self.spec.vocab_size - 1, least=0) for each in check_elements(name, value, _NEEDED)]
+        ids = [
+            check_count(name, each, most=self.spec.vocab_size - 1, least=0)
+            for each in check_elements(name, value, _NEEDED)
+        ]
         if not ids:
             raise RequestError(f"{name}: no token; at least one is needed")
         if len(ids) > self.spec.max_tokens:
-            ids = self._shorter(name, len(ids), cut) or ids[: self.spec.max_tokens]
+            self._refuse_longer(name, len(ids), cut)
+            ids = ids[: self.spec.max_tokens]
         return Row(ids, [0] * len(ids))
 
     def _texts(self, places: Sequence[int], texts: Sequence[Any], before: str, cut: bool) -> list[Row]:
@@ -101,13 +102,13 @@ class TextReader:
         for at, encoded in zip(places, self.tokenizer.encode_rows(given, self.spec.max_tokens), strict=True):
             name = f"texts[{at}]"
             if encoded.tokens > self.spec.max_tokens:
-                self._shorter(name, encoded.tokens, cut)
+                self._refuse_longer(name, encoded.tokens, cut)
             if not encoded.ids:
                 raise RequestError(f"{name}: no token; a text that is not empty is needed")
             rows.append(Row(encoded.ids, encoded.types))
         return rows
 
-    def _shorter(self, name: str, tokens: int, cut: bool) -> None:
+    def _refuse_longer(self, name: str, tokens: int, cut: bool) -> None:
         """Refuse a text that is too long, unless it may be cut."""
         if not cut:
             raise RequestError(
@@ -139,7 +140,9 @@ def is_single(texts: Texts, *, pairs: bool = False) -> bool:
         return True
     if isinstance(texts, np.ndarray):
         return texts.ndim == 1 and texts.dtype.kind in "iu"
-    return isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(each, (int, np.integer)) for each in texts)
+    return (
+        isinstance(texts, (list, tuple)) and bool(texts) and all(isinstance(each, (int, np.integer)) for each in texts)
+    )
 
 
 def _is_pair(value: Any) -> bool:

@@ -208,7 +208,8 @@ class Tokenizer:
             kept = min(len(short), room // 2)
             long.truncate(room - kept)
             short.truncate(kept)
-        return self._tokenizer.post_process(*encoded)
+        first, second = encoded[0], encoded[1] if len(encoded) > 1 else None
+        return self._tokenizer.post_process(first, second)
 
     def _spelled(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         with _library("ids: the bundle's tokenizer fails on them", RequestError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def test_what_has_no_meaning_is_refused(setting: str, fault: str, tmp_path: Path
 
 def test_whispers_encoder_gives_states_of_sounds(tmp_path: Path) -> None:
     _, model = encoders.write_whisper(tmp_path)
-    sounds = [encoders.sound(0.4), encoders.sound(1.0, 1), (encoders.sound(0.7, 2) * 20000).astype(np.int16)]
+    sounds: list[Any] = [encoders.sound(0.4), encoders.sound(1.0, 1), (encoders.sound(0.7, 2) * 20000).astype(np.int16)]
     floats = [each / 32768 if each.dtype == np.int16 else each for each in sounds]
     given = encoders.extractor(model.config)(floats, sampling_rate=16000, return_tensors="pt").input_features
     with torch.no_grad():
@@ -125,13 +126,14 @@ def test_whispers_encoder_gives_states_of_sounds(tmp_path: Path) -> None:
         assert_close(session.features(sounds), given.numpy(), atol=1e-4)
         assert_close(session.encode(sounds), expected, atol=1e-3)
         assert_close(session.encode(sounds[1]), expected[1], atol=1e-3)
-        for wrong, fault in (
+        wrongs: tuple[tuple[Callable[[], Any], str], ...] = (
             (lambda: session.encode(encoders.sound(1.5)), "1.5 s; at most 1 s are possible, and truncate=True cuts"),
             (lambda: session.encode(sounds[0], sampling_rate=8000), "sampling_rate: 8000; sounds of 16000 samples a"),
             (lambda: session.encode(np.zeros((2, 8, 2), np.float32)), r"float32\[8, 2\]; float\[samples\] from -1"),
             (lambda: session.encode([np.array([np.nan, 0.0])]), "not finite"),
             (lambda: session.embed("a text"), "embed: this encoder reads sounds; encode is right"),
-        ):
+        )
+        for wrong, fault in wrongs:
             with pytest.raises(runtime.RequestError, match=fault):
                 wrong()
         assert session.encode(encoders.sound(1.5), truncate=True).shape == expected[0].shape
@@ -146,5 +148,5 @@ def test_an_encoder_writes_no_text(tmp_path: Path) -> None:
     bundle = encoders.compiled(tmp_path)
     with pytest.raises(runtime.BundleError, match="an encoder, which writes no text"):
         load_decoder(open_bundle(bundle.path))
-    with pytest.raises(runtime.RequestError, match="batch: has no meaning for .*writes no text"):
+    with pytest.raises(runtime.RequestError, match=r"batch: has no meaning for .*writes no text"):
         runtime.load(bundle.path, batch=2)

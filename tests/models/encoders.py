@@ -144,7 +144,8 @@ def ids_of(texts: Sequence[Any], pad: int = 0, most: int | None = None) -> list[
 def states_alone(model: Any, encoded: Any) -> torch.Tensor:
     """transformers' states of one text by itself, without padding: float32 [tokens, width]."""
     with torch.no_grad():
-        return model(**_feeds(model, encoded)).last_hidden_state[0]
+        states: torch.Tensor = model(**_feeds(model, encoded)).last_hidden_state[0]
+    return states
 
 
 def logits_alone(model: Any, encoded: Any) -> Floats:

@@ -1,4 +1,4 @@
-"""An encoder that can be computed by hand: a text's vector is the sum of its ids, its length, and the batch's length."""
+"""An encoder that can be computed by hand: a text's vector is the sum of its ids, its length, and of pairs."""
 
 from __future__ import annotations
 

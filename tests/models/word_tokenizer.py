@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-WORDS = "the a cat dog sat ran on under mat tree and it was red blue very quick".split()
+WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "it", "was", "red", "blue"]
+WORDS += ["very", "quick"]
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def after_padding(config: Any, ids: torch.Tensor) -> torch.Tensor:
     """Count positions from the padding's id on, which padding itself has: int64 [batch, tokens]."""
     text = ids.ne(config.pad_token_id).long()
-    return text.cumsum(1) * text + config.pad_token_id
+    positions: torch.Tensor = text.cumsum(1) * text + config.pad_token_id
+    return positions
 
 
 def without_padding(config: Any) -> int:

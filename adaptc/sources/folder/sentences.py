@@ -42,16 +42,20 @@ def sentences_of(origin: str, folder: Path) -> Sentences:
     own = read_object(origin, folder / "sentence_bert_config.json")
     prompts = read_object(origin, folder / "config_sentence_transformers.json")
     if own.get("do_lower_case"):
-        raise LoadError(f"{origin}: sentence_bert_config.json: do_lower_case; a tokenizer that lowers by itself is right")
+        raise LoadError(
+            f"{origin}: sentence_bert_config.json: do_lower_case; a tokenizer that lowers by itself is right"
+        )
     longest = own.get("max_seq_length")
     if longest is not None and (not isinstance(longest, int) or longest < 1):
-        raise LoadError(f"{origin}: sentence_bert_config.json: max_seq_length is {one_line(longest)[:40]}; 1 or more is")
+        raise LoadError(
+            f"{origin}: sentence_bert_config.json: max_seq_length is {one_line(longest)[:40]}; 1 or more is"
+        )
     named = prompts.get("prompts") or {}
     texts = isinstance(named, dict) and all(isinstance(text, str) for text in named.values())
     default = prompts.get("default_prompt_name") or ""
     if not texts or not isinstance(default, str) or (default and default not in named):
         raise LoadError(
-            f"{origin}: config_sentence_transformers.json: prompts are texts by name, and default_prompt_name is one of "
+            f"{origin}: config_sentence_transformers.json: prompts are texts by name, and default_prompt_name one of "
             "the names, or null"
         )
     return Sentences(pooling, normalize, longest, {name: text for name, text in named.items() if text}, default)
@@ -67,10 +71,12 @@ def _modules(origin: str, folder: Path) -> list[tuple[str, str]]:
     kinds = [kind for kind, _ in found]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise LoadError(
-            f"{origin}: {MODULES}: {', '.join(kinds)[:100]}; Transformer, Pooling and, if wanted, Normalize are followed"
+            f"{origin}: {MODULES}: {', '.join(kinds)[:100]}; Transformer, Pooling and Normalize are followed"
         )
     if found[0][1]:
-        raise LoadError(f"{origin}: {MODULES}: the transformer is in {found[0][1][:40]}; give that folder, or keep it at the top")
+        raise LoadError(
+            f"{origin}: {MODULES}: the transformer is in {found[0][1][:40]}; give that folder, or keep it at the top"
+        )
     return found
 
 

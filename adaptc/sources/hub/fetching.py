@@ -25,7 +25,8 @@ WITHOUT_WEIGHTS = (*CONFIGS, *TOKENIZER, INDEX, ADAPTER, "README.md")
 
 BELOW = ("[!a0-9]*/*", "a[!d]*/*")
 """Patterns of files in folders of a repository, which hold other forms of the model (original/, onnx/): a pattern's `*`
-stands for slashes too. Folders that begin with "ad" are read, additional_chat_templates/, or with a digit, 1_Pooling/."""
+stands for slashes too. Folders that begin with "ad" are read, additional_chat_templates/, and with a digit,
+1_Pooling/."""
 
 _MB = 1_000_000
 

@@ -209,9 +209,7 @@ def _extracted(place: Place, sounds: Sequence[Floats], rate: int) -> Floats:
     return found
 
 
-def _features_part(
-    bundle: Bundle, threads: int | None, place: Place, sounds: Sequence[Floats], rate: int
-) -> Part:
+def _features_part(bundle: Bundle, threads: int | None, place: Place, sounds: Sequence[Floats], rate: int) -> Part:
     """Compare the runtime's spectrograms with transformers'."""
     with quiet():
         expected = _extracted(place, sounds, rate)

@@ -41,7 +41,7 @@ def test_padding_is_little_where_batches_are_large() -> None:
     with session(shapes) as running:
         vectors = running.embed(texts)
     assert vectors[:, 1].tolist() == [2] * 40 + [9] * 40
-    assert shapes == [(40, 9), (40, 2)]
+    assert shapes == [(47, 9), (33, 2)]  # an eighth of a batch may be padding
 
 
 def test_one_text_has_one_vector() -> None:
@@ -64,13 +64,17 @@ def test_prompts_are_written_before_texts() -> None:
 def test_a_text_is_cut_only_if_that_is_wanted() -> None:
     long = "the " * 20
     with with_tokenizer() as running:
-        with pytest.raises(RequestError, match=r"texts\[1\]: 22 tokens; at most 9 are possible, and truncate=True cuts"):
+        with pytest.raises(
+            RequestError, match=r"texts\[1\]: 22 tokens; at most 9 are possible, and truncate=True cuts"
+        ):
             running.embed(["a", long])
         assert running.embed(long, truncate=True).tolist() == expected(words("the " * 7).ids)
         assert running.embed([1] * 12, truncate=True).tolist() == [9, 9, 0]
 
 
-@pytest.mark.parametrize("pair", [("the cat", "a dog sat"), ("the " * 9, "a dog"), ("a", "cat " * 9), ("a " * 9, "b " * 9)])
+@pytest.mark.parametrize(
+    "pair", [("the cat", "a dog sat"), ("the " * 9, "a dog"), ("a", "cat " * 9), ("a " * 9, "b " * 9)]
+)
 def test_pairs_are_cut_as_the_library_cuts_them(pair: tuple[str, str]) -> None:
     own = tokenizer()
     own.no_padding()
@@ -102,17 +106,21 @@ def test_what_is_no_text_is_refused(texts: Any, fault: str) -> None:
 
 
 def test_other_requests_than_the_model_is_for_are_refused() -> None:
+    wrong: dict[str, Any] = {"truncate": 1}
     with session() as running:
         for ask, fault in (
             (lambda: running.embed("a"), "this bundle has no tokenizer; token ids are needed"),
             (lambda: running.classify([[1]]), "classify: this encoder has no labels; embed is right"),
             (lambda: running.encode([np.zeros(3)]), "encode: this encoder reads texts; embed or classify is right"),
             (lambda: running.embed([[1]], prompt="title"), "prompt: 'title'; there are: query, passage"),
-            (lambda: running.embed([[1]], truncate=1), "truncate: 1; True or False is needed"),
+            (lambda: running.embed([[1]], **wrong), "truncate: 1; True or False is needed"),
         ):
             with pytest.raises(RequestError, match=fault):
                 ask()
-    with session(labels=("no", "maybe", "yes")) as running, pytest.raises(RequestError, match="gives labels: no, maybe"):
+    with (
+        session(labels=("no", "maybe", "yes")) as running,
+        pytest.raises(RequestError, match="gives labels: no, maybe"),
+    ):
         running.embed([[1]])
 
 
