@@ -12,6 +12,7 @@ from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
 from adaptc.passes.decoder.quantize_cache import QuantizeCache
+from adaptc.passes.decoder.sliding_cache import SlidingCache
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.drop_modality.drop_modality import DropModality
@@ -48,6 +49,7 @@ PASSES: dict[str, type[Pass]] = {
         Quantize,
         DeviceSteps,
         QuantizeCache,
+        SlidingCache,
         Branch,
         VerifyDrafts,
         Legalize,

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adaptc.ir.marks import PATH, label
+from adaptc.ir.unread.constants import Rows, rows_of
 
 PARTS = "adaptc.parts"
 """Metadata of a fused weight: names of the weights it was joined from, with commas."""
@@ -83,6 +84,13 @@ def array(value: ir.Value) -> np.ndarray:
     if value.const_value is None:
         raise AssertionError(f"{value.name} is an initializer without numbers")
     return value.const_value.numpy()
+
+
+def rows(value: ir.Value) -> Rows:
+    """What reads an initializer's rows."""
+    if value.const_value is None:
+        raise AssertionError(f"{value.name} is an initializer without numbers")
+    return rows_of(value.const_value)
 
 
 def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:

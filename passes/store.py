@@ -13,8 +13,9 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 
 class Store(Protocol):
@@ -25,6 +26,13 @@ class Store(Protocol):
 
     def write(self, kind: str, key: str, content: bytes) -> None:
         """Keep a piece; `kind` says which pass it is of, `key` is 64 hex digits."""
+
+    def scratch(self) -> BinaryIO:
+        """A new file without a name, for what does not fit in memory; it is gone when it is closed.
+
+        Raises:
+            OSError: it cannot be made.
+        """
 
 
 class Memory:
@@ -52,6 +60,9 @@ class Memory:
             while self._bytes > self._limit:
                 self._bytes -= len(self._pieces.popitem(last=False)[1])
 
+    def scratch(self) -> BinaryIO:
+        return cast("BinaryIO", TemporaryFile())
+
 
 class Layered:
     """A store that lasts, with one in memory behind it: what either has is found, and both get what is made.
@@ -73,6 +84,9 @@ class Layered:
     def write(self, kind: str, key: str, content: bytes) -> None:
         self._lasting.write(kind, key, content)
         self._memory.write(kind, key, content)
+
+    def scratch(self) -> BinaryIO:
+        return self._lasting.scratch()
 
 
 PROCESS = Memory()

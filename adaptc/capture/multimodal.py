@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from adaptc.capture.dynamic_rope import follow_positions
 from adaptc.capture.kinds import examples, layer_kinds, shallow
 from adaptc.capture.stamp import stamp
 from adaptc.capture.tidy import tidy
@@ -23,7 +24,7 @@ from adaptc.families.base import MultimodalFamily
 from adaptc.families.model import model_of, multimodal_of
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators import attention
-from adaptc.ir.operators.place import PATCHES
+from adaptc.ir.operators.place import PATCHES, WINDOWS
 from adaptc.runtime.bundle.names import IMAGE_PLACES, INPUT_IDS, LOGITS, PIXEL_VALUES
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def capture_multimodal(config: PretrainedConfig, weights: Mapping[str, torch.Ten
     Returns:
         FxGraph(input_ids int64[batch, tokens], position_ids int64[batch, tokens], pixel_values float32[images, ...],
         image_places int64[places]) -> logits[batch, tokens, vocab]. Where images are of any size, there is one:
-        pixel_values float32[cells, patches, numbers] with patch_positions int64[cells, patches, 2]; and position_ids
-        are int64[3, batch, tokens].
+        pixel_values float32[cells, patches, numbers] with patch_positions int64[cells, patches, 2], and patch_windows
+        int64[windows, cells of a window] where an encoder sees windows; and position_ids are int64[3, batch, tokens].
 
     Raises:
         LoadError: it cannot be exported, a layer cannot be stamped, or a weight is missing or of another shape.
@@ -63,7 +64,9 @@ def _dims(module: fx.GraphModule) -> dict[str, str]:
     """The names of the exporter's symbols, by the inputs that have them."""
     values = {str(node.target): node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"}
     batch, tokens = values[INPUT_IDS].shape
+    windows = {str(values[WINDOWS].shape[0]): "windows"} if WINDOWS in values else {}
     return {
+        **windows,
         str(batch): "batch",
         str(tokens): "tokens",
         str(values[PIXEL_VALUES].shape[0]): "cells" if PATCHES in values else "images",
@@ -86,9 +89,11 @@ def _export(
             small, attn_implementation={"text_config": attention.NAME, "vision_config": "sdpa"}, dtype=torch.float32
         ).eval()
     model.tie_weights()
+    follow_positions(model)
     if family.prepare is not None:
         family.prepare(model.model)
-    whole = (_AnySize if family.any_size else _Whole)(model, family)
+    kind = _Windowed if family.window is not None else _AnySize if family.any_size else _Whole
+    whole = kind(model, family)
     inputs, free = whole.examples()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -145,7 +150,8 @@ class _Whole(torch.nn.Module):
     ) -> torch.Tensor:
         decoder = self.model.get_submodule(self.family.decoder.removeprefix("model."))
         states = torch.ops.adaptc.place(decoder.embed_tokens(input_ids), places, features)
-        out = decoder(inputs_embeds=states, position_ids=position_ids, use_cache=False)
+        seen = {"image_places": places} if self.family.whole else {}
+        out = decoder(inputs_embeds=states, position_ids=position_ids, use_cache=False, **seen)
         logits: torch.Tensor = self.lm_head(out.last_hidden_state)
         return logits
 
@@ -176,4 +182,27 @@ class _AnySize(_Whole):
         image_places: torch.Tensor,
     ) -> torch.Tensor:
         features = self.family.encode(self.model, pixel_values.flatten(0, 1), patch_positions.flatten(0, 1))
+        return self.logits(input_ids, position_ids, features, image_places)
+
+
+class _Windowed(_AnySize):
+    """One whose encoder sees the image window by window."""
+
+    def examples(self) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, Any], ...]]:
+        inputs, free = super().examples()
+        assert self.family.window is not None, "a windowed family says how large its windows are"
+        windows = torch.zeros(2, self.family.window(self.config.vision_config) ** 2, dtype=torch.int64)
+        return (*inputs[:-1], windows, inputs[-1]), (*free[:-1], {0: dim("windows", max=1 << 20)}, free[-1])
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        pixel_values: torch.Tensor,
+        patch_positions: torch.Tensor,
+        patch_windows: torch.Tensor,
+        image_places: torch.Tensor,
+    ) -> torch.Tensor:
+        pixels, corners = pixel_values.flatten(0, 1), patch_positions.flatten(0, 1)
+        features = self.family.encode(self.model, pixels, corners, patch_windows)
         return self.logits(input_ids, position_ids, features, image_places)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from adaptc.capture.dynamic_rope import follow_positions
 from adaptc.capture.kinds import examples, layer_kinds, shallow
 from adaptc.capture.plain import plain
 from adaptc.capture.rows import keep_rows
@@ -109,6 +110,7 @@ def _export(
     model.tie_weights()  # left out when weights are not initialized
     ties = tied(model)
     turned = plain(model)
+    follow_positions(model)
     if family.prepare is not None:
         family.prepare(model)
     ids = torch.zeros(2, 7, dtype=torch.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -12,7 +13,8 @@ from torch import fx
 from adaptc.errors import LoadError
 from adaptc.ir.fx_graph import assign
 from adaptc.ir.marks import LAYER
-from adaptc.ir.weight_names import WeightView
+from adaptc.ir.unread.tensors import UnreadTensor
+from adaptc.ir.weight_names import UnreadTensors, ViewedTensors, WeightView
 
 
 def tied(model: torch.nn.Module) -> dict[str, str]:
@@ -30,11 +32,11 @@ def attach(
 ) -> dict[str, WeightView]:
     """Put the real weights where the exported ones stood; computed buffers (RoPE frequencies) are kept.
 
-    A tied weight goes by one name only, so that it is stored and quantized once.
+    A tied weight goes by one name only, so that it is stored and quantized once. Weights in files are not read here.
 
     Args:
         module: The graph's module; its parameters are replaced in place.
-        weights: Real weights by parameter name; they are shared where they are float32.
+        weights: Real weights by parameter name; tensors are shared where they are float32.
         ties: As `tied` returns them.
         views: Which of the exported parameters are parts of the real weights, or turned ones.
 
@@ -57,13 +59,28 @@ def attach(
         source = node.target if view is None else view.source
         if source not in weights:
             raise LoadError(f"{source}: not among the model's {len(weights)} weights; the file may be incomplete")
-        real = weights[source] if view is None else view.of(weights[source])
+        real = _weight(weights, node.target, view, declared.dtype)
         if real.shape != declared.shape:
             raise LoadError(
                 f"{node.target}: shape {list(real.shape)}; the configuration asks for {list(declared.shape)}"
             )
-        assign(module, node.target, torch.nn.Parameter(real.to(declared.dtype), requires_grad=False))
+        assign(module, node.target, real)
     return found
+
+
+def _weight(
+    weights: Mapping[str, torch.Tensor], name: str, view: WeightView | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """A weight as a module's parameter."""
+    if isinstance(weights, UnreadTensors):
+        viewed = ViewedTensors(weights, {} if view is None else {name: view})
+        return UnreadTensor.of(viewed.shape(name), dtype, partial(_read, viewed, name, dtype))
+    real = weights[name] if view is None else view.of(weights[view.source])
+    return torch.nn.Parameter(real.to(dtype), requires_grad=False)
+
+
+def _read(weights: UnreadTensors, name: str, dtype: torch.dtype) -> torch.Tensor:
+    return weights[name].to(dtype)
 
 
 def _place(name: str) -> str:

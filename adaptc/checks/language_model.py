@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 NO_GPU_FORM = "they have no form for a GPU or TensorRT; backend: onnxruntime with device: cpu is right"
 """Why a target is refused for a model with experts."""
 
-ROPE_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
-"""Kinds of RoPE whose angles depend on positions alone, or on `max_tokens`; others change with each text's length."""
+ROPE_KINDS = ("default", "linear", "llama3", "yarn", "proportional", "longrope", "dynamic")
+"""Kinds of RoPE whose angles depend on positions alone; those of the last two depend on `max_tokens` too."""
 
 
 def architecture(name: str, config: PretrainedConfig) -> Finding:
@@ -85,7 +85,13 @@ def rope_findings(name: str, config: PretrainedConfig, target: TargetSpec) -> It
             f"length, as llama.cpp does; with max_tokens up to {original} its short ones are"
         )
         yield Finding(name, "warn", text)
-    if target.max_tokens > trained:
+    if "dynamic" in kinds and target.max_tokens > trained:
+        text = (
+            f"max_tokens {target.max_tokens} is beyond {trained}: dynamic NTK turns texts of every length as one of "
+            f"{target.max_tokens} tokens, as vLLM does; with max_tokens up to {trained} all are turned as in training"
+        )
+        yield Finding(name, "warn", text)
+    elif target.max_tokens > trained:
         text = (
             f"max_tokens {target.max_tokens} is beyond the {trained} the model was trained on; expect poor text there"
         )

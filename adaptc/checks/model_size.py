@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adaptc.families.model import decoder_path, head_name, kv_heads_of, model_of, table_name, text_of
+from adaptc.runtime.bundle.cache_window import ROLLBACK, SLACK
 from adaptc.spec.schema import TargetSpec
 
 if TYPE_CHECKING:
@@ -32,13 +33,22 @@ class Size:
         parameters: Number of weights, a tied head counted once.
         read: Bytes of the weights as they are read.
         bundle: Bytes of the weights in the bundle.
-        cache: Bytes of the KV cache of all batch slots.
+        caches: Of each layer with a KV cache, bytes of a position of all batch slots, and positions that it holds.
     """
 
     parameters: int
     read: int
     bundle: int
-    cache: int
+    caches: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def cache(self) -> int:
+        """Bytes of the KV cache of all batch slots with the longest texts."""
+        return sum(each * positions for each, positions in self.caches)
+
+    def cache_of(self, tokens: int) -> int:
+        """Bytes of the KV cache that texts of so many tokens touch."""
+        return sum(each * min(tokens, positions) for each, positions in self.caches)
 
 
 def size_of(config: PretrainedConfig, target: TargetSpec, dtype: str, *, images: bool = True) -> Size:
@@ -58,10 +68,19 @@ def size_of(config: PretrainedConfig, target: TargetSpec, dtype: str, *, images:
     # A tied head comes once, as the table.
     shapes = {name: tuple(each.shape) for name, each in model.named_parameters() if name.startswith(stems or "")}
     text = text_of(config)
-    slot = 2 * text.num_hidden_layers * kv_heads_of(text) * head_dim_of(text) * target.max_tokens
-    slot *= CACHE_BYTES[target.kv_cache]
+    position = 2 * kv_heads_of(text) * head_dim_of(text) * CACHE_BYTES[target.kv_cache] * target.batch
     ends = table_name(config), head_name(config)
-    return replace(size_of_shapes(shapes, target, dtype, ends), cache=slot * target.batch)
+    caches = tuple((position, held) for held in positions_of(text, target))
+    return replace(size_of_shapes(shapes, target, dtype, ends), caches=caches)
+
+
+def positions_of(config: PretrainedConfig, target: TargetSpec) -> list[int]:
+    """How many positions the cache of each layer of a decoder holds; those of windows hold fewer on a CPU."""
+    window, layers = getattr(config, "sliding_window", None) or 0, config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * layers
+    slides = window > 0 and target.backend == "onnxruntime" and target.device == "cpu"
+    held = min(target.max_tokens, window + ROLLBACK + SLACK) if slides else target.max_tokens
+    return [held if kind == "sliding_attention" else target.max_tokens for kind in kinds[:layers]]
 
 
 def size_of_shapes(
@@ -98,7 +117,6 @@ def size_of_shapes(
         parameters=count,
         read=count * (4 if dtype == "float32" else 2),
         bundle=int(stored),
-        cache=0,
     )
 
 

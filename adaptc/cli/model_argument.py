@@ -25,6 +25,9 @@ _OPTIONS = (
     click.option(
         "--weights", type=click.Choice(["int4", "int8", "fp16", "bf16", "fp32"]), help="How weights are stored."
     ),
+    click.option(
+        "--quantize", type=click.Choice(["gptq", "nearest", "hqq"]), help="How the codes of int4 weights are chosen."
+    ),
     click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where the bundle shall run."),
     click.option("--max-tokens", type=int, help="Prompt and answer together, at most."),
     click.option("--batch", type=int, help="How many texts are generated at once, at most."),
@@ -79,6 +82,8 @@ def read_model(model: str, settings: Iterable[str], **options: Any) -> Given:
     from adaptc.starting.plain import PlainOptions, plain_spec
 
     given = [f"target.{name}={options[name]}" for name in _TARGET if options[name] is not None]
+    if options["quantize"] is not None:
+        given.append(f"quantize.method={options['quantize']}")
     overrides = [*given, *settings]
     named = read_argument(model)
     if isinstance(named, PlainModel):

@@ -18,10 +18,12 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 from adaptc.errors import AdaptcError
 from adaptc.ir.stored.disk import writing
@@ -40,9 +42,14 @@ earlier versions left them, and never touched."""
 
 Value = TypeVar("Value")
 
+Make = Callable[[Path], Mapping[str, str] | None]
+"""Writes an entry's content to a path, as a file or a folder; may say the sha256 of files in the folder, by name, so
+that they are not read once more for their seal."""
+
 _KEY = re.compile(r"[0-9a-f]{64}")
 _UNLOCKED = re.compile(r"\.[0-9a-f]{64}\..*partial")  # of earlier versions, which nobody can tell to be left
 _LARGEST_SEAL = 1 << 26  # bytes
+_HASHING = 4  # files hashed at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +126,7 @@ class Cache:
             os.utime(entry)
         return entry / CONTENT
 
-    def put(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    def put(self, kind: str, key: str, make: Make) -> Path:
         """Add an entry: `make` gets a path and writes the content there, as a file or a folder.
 
         Returns:
@@ -135,8 +142,8 @@ class Cache:
                 staged = folder / "entry"
                 staged.mkdir()
                 with writing(staged):
-                    make(staged / CONTENT)
-                _seal(staged, kind, key)
+                    known = make(staged / CONTENT) or {}
+                _seal(staged, kind, key, {f"{CONTENT}/{name}": digest for name, digest in known.items()})
                 self._move(staged, entry)
                 flush(entry.parent)
         except OSError as error:
@@ -145,7 +152,7 @@ class Cache:
             ) from error
         return entry / CONTENT
 
-    def get(self, kind: str, key: str, make: Callable[[Path], None]) -> Path:
+    def get(self, kind: str, key: str, make: Make) -> Path:
         """The content of an entry, which is made if it is not there; see `find` and `put`.
 
         Raises:
@@ -153,7 +160,7 @@ class Cache:
         """
         return self.find(kind, key) or self.put(kind, key, make)
 
-    def use(self, kind: str, key: str, make: Callable[[Path], None], read: Callable[[Path], Value]) -> Value:
+    def use(self, kind: str, key: str, make: Make, read: Callable[[Path], Value]) -> Value:
         """What `read` gives of an entry's content.
 
         The entry is made if it is not there, and made again if another process clears the cache while it is read.
@@ -189,6 +196,15 @@ class Cache:
             path.write_bytes(content)
 
         self.put(kind, key, make)
+
+    def scratch(self) -> BinaryIO:
+        """A new file without a name, on the cache's disk; it is gone when it is closed.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        return cast("BinaryIO", TemporaryFile(dir=self.root))
 
     def drop(self, kind: str, key: str) -> None:
         """Free the place of an entry; whoever finds it until then finds it whole. Files that are not its own stay."""
@@ -291,9 +307,11 @@ def _files(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _seal(folder: Path, kind: str, key: str) -> None:
-    """Write down the hash of every file of an entry, and flush everything to the disk."""
-    hashes = {name: _sha256(path) for name, path in _files(folder).items()}
+def _seal(folder: Path, kind: str, key: str, known: Mapping[str, str]) -> None:
+    """Write down the hash of every file of an entry, those that are not known, and flush everything to the disk."""
+    files = _files(folder)
+    hashes = dict(known) | _hashes({name: path for name, path in files.items() if name not in known})
+    hashes = {name: hashes[name] for name in files}
     about = {"format": FORMAT, "kind": kind, "key": key, "files": hashes}
     (folder / SEAL).write_text(json.dumps(about))
     for path in _files(folder).values():
@@ -318,9 +336,19 @@ def _intact(entry: Path) -> bool:
     """Whether an entry holds what was written: the same files, of the same content."""
     sealed = None if entry.is_symlink() else _read_seal(entry)
     try:
-        return sealed is not None and sealed == {n: _sha256(p) for n, p in _files(entry).items() if n != SEAL}
+        return sealed is not None and sealed == _hashes({n: p for n, p in _files(entry).items() if n != SEAL})
     except OSError:
         return False
+
+
+def _hashes(files: Mapping[str, Path]) -> dict[str, str]:
+    """The sha256 of plain files by name, several at a time.
+
+    Raises:
+        OSError: one is none, or cannot be read.
+    """
+    with ThreadPoolExecutor(_HASHING) as pool:
+        return dict(zip(files, pool.map(_sha256, files.values()), strict=True))
 
 
 def _sha256(path: Path) -> str:

@@ -68,20 +68,21 @@ def compile_spec(
     warnings: list[str] = []
     made = False
 
-    def make(path: Path) -> None:
+    def make(path: Path) -> dict[str, str]:
         nonlocal made
         made = True
         warnings.clear()
-        _make(spec, base, sources, hashes, path, cache=cache, progress=progress, warn=warnings.append)
+        bundle = _make(spec, base, sources, hashes, path, cache=cache, progress=progress, warn=warnings.append)
         cache.write("warnings", key, json.dumps(warnings).encode())
+        return {name: file.sha256 for name, file in bundle.manifest.files.items()}
 
     def copy(path: Path) -> Bundle:
         if not made:
             warnings[:] = json.loads(cache.read("warnings", key) or b"[]")
         progress.stage(stage_names.BUNDLE)
-        # The cache has compared every file's hash, or has just written it.
+        # The cache has compared every file's hash, or has just written it, and writes in none.
         bundle = open_bundle(path, verify=False)
-        return write_bundle(into, {}, bundle.manifest, bundle)
+        return write_bundle(into, {}, bundle.manifest, bundle, link=True)
 
     try:
         bundle = cache.use("bundle", key, make, copy)
@@ -111,7 +112,7 @@ def _make(
     cache: Cache,
     progress: Progress,
     warn: Callable[[str], None],
-) -> None:
+) -> Bundle:
     progress.stage(stage_names.LOAD)
     from adaptc.compiler.cache_ranges import with_cache_ranges
     from adaptc.compiler.pipeline import plan_of
@@ -121,6 +122,7 @@ def _make(
     from adaptc.compiler.tuning import paying
     from adaptc.passes.base import Pipeline, Step
     from adaptc.passes.device.device_steps import DeviceSteps, cpu_only
+    from adaptc.passes.store import PROCESS, Layered
     from adaptc.runtime.bundle.gate_verdict import GateVerdict
 
     for line in refuse_faults(spec, base):
@@ -137,7 +139,7 @@ def _make(
             for name, reason in cpu_only(step.before).items():
                 warn(f"target: {name} will run on a CPU only; {reason}")
 
-    program = Pipeline(plan.to_target).run(program, observe, progress=progress)
+    program = Pipeline(plan.to_target, Layered(cache, PROCESS)).run(program, observe, progress=progress)
     verdicts: dict[str, GateVerdict] = {}
     ids = _ids(spec, base, sources) if plan.measures_cache or (plan.tunes and program.gates) else {}
     if plan.tunes:
@@ -150,7 +152,8 @@ def _make(
     program = Pipeline(plan.to_emit).run(program, observe, progress=progress)
     progress.stage(stage_names.WEIGHTS)
     trained = trained_gates(spec, base)
-    BundleParts(spec, program, records, sources, hashes, versions(), verdicts, trained).write(into)
+    parts = BundleParts(spec, program, records, sources, hashes, versions(), verdicts, trained)
+    return parts.write(into, progress)
 
 
 def _ids(spec: Spec, base: Path, sources: Mapping[str, Source]) -> dict[str, Ids]:

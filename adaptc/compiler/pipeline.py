@@ -19,6 +19,7 @@ from adaptc.passes.decoder.fuse_projections import FuseProjections
 from adaptc.passes.decoder.kv_cache import KvCache
 from adaptc.passes.decoder.logits_from import LogitsFrom
 from adaptc.passes.decoder.quantize_cache import QuantizeCache
+from adaptc.passes.decoder.sliding_cache import SlidingCache
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.encoder.encoder_attention import EncoderAttention
@@ -32,7 +33,7 @@ from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.passes.targets.legalize import Legalize
 from adaptc.passes.targets.partition import Partition
 from adaptc.spec.passes import build_passes
-from adaptc.spec.schema import Spec, TargetSpec
+from adaptc.spec.schema import QuantizeSpec, Spec, TargetSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,9 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
     """
     target = spec.target
     own = tuple(pass_.at(base) for pass_ in build_passes(spec))
-    rounding = (Gptq(block_size=target.block_size),) if target.weights == "int4" else ()
+    quantize = spec.quantize or QuantizeSpec()
+    by_text = target.weights == "int4" and quantize.method == "gptq"
+    rounding = (Gptq(block_size=target.block_size, device=quantize.device),) if by_text else ()
     on_cpu = target.backend == "onnxruntime"  # a bundle for a GPU runs on a CPU too
     if not on_cpu and any(isinstance(pass_, SkipFfn) and pass_.batch == "rows" for pass_ in own):
         raise SpecError(
@@ -102,7 +105,7 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
     return CompilePlan(
         models=tuple(spec.models),
         to_onnx=(*own, *rounding, Lower()),
-        to_target=_onnxruntime(target) if on_cpu else _tensorrt(target),
+        to_target=_onnxruntime(target, quantize) if on_cpu else _tensorrt(target),
         tunes=target.device == "cpu",
         measures_cache=target.kv_cache == "int8",
         to_emit=_forms(target) if on_cpu else (),  # last: what they make is no longer rewritten
@@ -112,10 +115,10 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
 def _forms(target: TargetSpec) -> tuple[Pass, ...]:
     """What writes a decoder for ONNX Runtime on a CPU, and for kernels of ours on a GPU."""
     cache = () if target.kv_cache == "fp32" else (QuantizeCache(target.kv_cache),)
-    return DeviceSteps(required=target.device == "cuda"), *cache, Branch(), VerifyDrafts()
+    return DeviceSteps(required=target.device == "cuda"), *cache, SlidingCache(), Branch(), VerifyDrafts()
 
 
-def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
+def _onnxruntime(target: TargetSpec, quantize: QuantizeSpec) -> tuple[Pass, ...]:
     """What ONNX Runtime's graphs go through."""
     weights: tuple[Pass, ...]
     match target.weights:
@@ -124,7 +127,8 @@ def _onnxruntime(target: TargetSpec) -> tuple[Pass, ...]:
             own = SourceCodes(prepared_inputs=target.device == "cpu", block_size=target.block_size)
             weights = (own, Quantize("int8", target.block_size))
         case "int8" | "int4" as stored:
-            weights = (Quantize(stored, target.block_size),)
+            rule: Literal["nearest", "hqq"] = "hqq" if quantize.method == "hqq" else "nearest"
+            weights = (Quantize(stored, target.block_size, rule),)
         case stored:
             weights = (FloatWeights("fp16" if stored == "fp16" else "fp32"),)
     cache = KvCache(max_tokens=target.max_tokens)

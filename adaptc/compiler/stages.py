@@ -26,10 +26,11 @@ from adaptc.compiler.pipeline import CompilePlan
 from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import multimodal_of, text_of
 from adaptc.ir.fx_graph import VIEWS, FxGraph
-from adaptc.ir.onnx_graph import OnnxGraph
+from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.program import Backbone, Program
 from adaptc.ir.stored.blocks_file import load_blocks, save_blocks
-from adaptc.ir.weight_names import ViewedTensors, WeightView, named_after
+from adaptc.ir.unread.constants import UnreadConstant
+from adaptc.ir.weight_names import UnreadTensors, ViewedTensors, WeightView, named_after
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.quantize.calibrate import WINDOW
 from adaptc.passes.store import PROCESS, Layered
@@ -45,7 +46,7 @@ from adaptc.sources.module import ModuleSource
 from adaptc.sources.vocabulary import vocabulary
 from adaptc.spec.schema import Spec
 
-Weights = Callable[[], Mapping[str, torch.Tensor]]
+Weights = Callable[[], UnreadTensors]
 """Gives a model's pretrained weights by name; each is read when it is asked for."""
 
 BLOCKS, PROGRAM = "blocks.safetensors", "program.json"
@@ -81,7 +82,7 @@ class StoredProgram:
 
 
 def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, progress: Progress) -> Program:
-    """Capture every model of the spec.
+    """Capture every model of the spec; of weights in files none is read, see `Program.loaded`.
 
     Raises:
         LoadError: a model cannot be read or captured.
@@ -204,7 +205,7 @@ def _save(
     for name, graph in program.at_level(OnnxGraph).items():
         model = graph.fork().model
         pretrained = _weights_of(name, program.model(name), program.joined, sources)
-        for weight in set(pretrained) & set(model.graph.initializers):
+        for weight in [weight for weight in model.graph.initializers if weight in pretrained]:
             value = model.graph.initializers.pop(weight)
             value.const_value = None
             model.graph.inputs.append(value)
@@ -257,32 +258,40 @@ def _viewed(sources: Mapping[str, Source], views: Mapping[str, Mapping[str, Weig
     return {name: partial(_read, source, views.get(name, {})) for name, source in sources.items()}
 
 
-def _read(source: Source, views: Mapping[str, WeightView]) -> Mapping[str, torch.Tensor]:
+def _read(source: Source, views: Mapping[str, WeightView]) -> UnreadTensors:
     return ViewedTensors(source.tensors(), views) if views else source.tensors()
 
 
-def _weights_of(
-    graph: str, model: str, joined: Collection[str], sources: Mapping[str, Weights]
-) -> Mapping[str, torch.Tensor]:
+def _weights_of(graph: str, model: str, joined: Collection[str], sources: Mapping[str, Weights]) -> UnreadTensors:
     """The pretrained weights a graph may have, by their names in it; each is read when it is asked for."""
     if graph in joined:
         return JoinedTensors({name: read() for name, read in sources.items()})
     return sources[model]()
 
 
-class JoinedTensors(Mapping[str, torch.Tensor]):
+class JoinedTensors(UnreadTensors):
     """Several models' weights by their names in a graph that joins the models; each is read when it is asked for."""
 
-    def __init__(self, models: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def __init__(self, models: Mapping[str, UnreadTensors]) -> None:
         """Join the weights of each model, by the model's name."""
-        self._models = models
         self._places = {
-            named_after(model, name): (model, name) for model, weights in models.items() for name in weights
+            named_after(model, name): (weights, name) for model, weights in models.items() for name in weights
         }
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        model, weight = self._places[name]
-        return self._models[model][weight]
+    def shape(self, name: str) -> tuple[int, ...]:
+        weights, own = self._places[name]
+        return weights.shape(own)
+
+    def dtype(self, name: str) -> torch.dtype:
+        weights, own = self._places[name]
+        return weights.dtype(own)
+
+    def stored(self, name: str) -> torch.Tensor:
+        weights, own = self._places[name]
+        return weights.stored(own)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -291,18 +300,29 @@ class JoinedTensors(Mapping[str, torch.Tensor]):
         return len(self._places)
 
 
-def _attach(model: ir.Model, tensors: Mapping[str, torch.Tensor]) -> None:
+@dataclass(frozen=True, slots=True)
+class _FloatRows:
+    """Rows of a weight as float32, made as they are asked for."""
+
+    stored: torch.Tensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.stored.shape)
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        return self.stored[rows].to(self.dtype).float().numpy()
+
+
+def _attach(model: ir.Model, tensors: UnreadTensors) -> None:
+    """Give a graph its weights, which are read from their files when they are asked for."""
     for value in [v for v in model.graph.inputs if v.name in tensors]:
         model.graph.inputs.remove(value)
-        value.const_value = _lazy(value, tensors)
+        name = value.name or ""
+        value.const_value = UnreadConstant(name, ir.DataType.FLOAT, fixed(value), partial(_rows, tensors, name))
         model.graph.register_initializer(value)
 
 
-def _lazy(value: ir.Value, tensors: Mapping[str, torch.Tensor]) -> ir.LazyTensor:
-    """A weight that is read from its file when it is asked for, and not kept."""
-    name = value.name or ""
-
-    def read() -> Any:
-        return ir.tensor(tensors[name].float().numpy(), name=name)
-
-    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=value.shape or ir.Shape([]), name=name)
+def _rows(tensors: UnreadTensors, name: str) -> _FloatRows:
+    return _FloatRows(tensors.stored(name), tensors.dtype(name))

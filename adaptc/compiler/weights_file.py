@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import onnx_ir as ir
 
+from adaptc.compiler.data_file import SHARD, DataFile
 from adaptc.ir.device_lowering import DeviceLowering
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.onnx_ops import define
@@ -23,49 +22,18 @@ from adaptc.runtime.bundle.names import data_file
 INLINE_BYTES = 1024
 """Smaller tensors stay in the graph: a page for each would waste more than it shares."""
 
-PAGE = 4096
-"""ONNX Runtime maps a tensor from the file, rather than reading it, where it starts on a page."""
 
-
-@dataclass(slots=True)
-class DataFile:
-    """A file of tensors, each content held once.
-
-    Two graphs that use one weight, or an embedding and a head that are one matrix, point at the same bytes. So do the
-    forms of a graph for what was trained for its gates, which nothing else shares.
-
-    Attributes:
-        name: The file's name as graphs refer to it.
-        stream: Where it is written.
-        places: (offset, length) by hash of content and, for what is not shared, name.
-    """
-
-    name: str
-    stream: IO[bytes]
-    places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-
-    def add(self, content: bytes, own: str = "") -> tuple[int, int]:
-        """Write a tensor's bytes, unless they are there; returns (offset, length).
-
-        Args:
-            content: The bytes.
-            own: Name of a tensor that shares a place with those of its name only, since its content may be replaced; ""
-                shares with all.
-        """
-        digest = hashlib.blake2b(content, digest_size=20, key=hashlib.sha256(own.encode()).digest()).digest()
-        if digest not in self.places:
-            offset = self.stream.seek(0, 2)
-            offset += -offset % (64 if own else PAGE)
-            self.stream.seek(offset)
-            self.stream.write(content)
-            self.places[digest] = (offset, len(content))
-        return self.places[digest]
-
-
-def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
+def write_graph(
+    graph: OnnxGraph, files: Mapping[str, DataFile], told: Callable[[ir.TensorProtocol], None] = lambda _: None
+) -> bytes:
     """The graph as ONNX, its weights moved to the file of their backbone; "" is for all others.
 
     Operators of adaptc's that are left bring their definitions, so that any ONNX engine runs the file.
+
+    Args:
+        graph: The graph; it stays as it is.
+        files: By backbone.
+        told: Called with each weight that has its place now.
     """
     clone = graph.fork().model
     define(clone)
@@ -75,11 +43,12 @@ def write_graph(graph: OnnxGraph, files: Mapping[str, DataFile]) -> bytes:
         if tensor is None or (tensor.nbytes <= INLINE_BYTES and not own):
             continue
         data = files[GATES if own else owner_of(value.name or "", files)]
-        offset, length = data.add(tensor.tobytes(), (value.name or "") if own else "")
+        place = data.add(tensor, (value.name or "") if own else "")
+        told(tensor)
         value.const_value = ir.ExternalTensor(
-            data.name,
-            offset,
-            length,
+            place.file,
+            place.offset,
+            place.length,
             tensor.dtype,
             shape=value.shape or ir.Shape([]),
             name=value.name or "",
@@ -138,16 +107,17 @@ def data_files_of(
     backbones: Collection[str] = (),
     *,
     swappable: bool = True,
+    most: int | None = SHARD,
 ) -> Iterator[dict[str, DataFile]]:
-    """The data files of these graphs, open for writing; arguments as for `write_graphs`."""
+    """The data files of these graphs, open for writing; arguments as for `write_graphs`, and `most` of `DataFile`."""
     with ExitStack() as stack:
-        files = {
-            backbone: DataFile(name, stack.enter_context((folder / name).open("wb")))
-            for backbone, name in {"": data_name, **{backbone: f"{backbone}.data" for backbone in backbones}}.items()
-        }
+        names = {"": data_name, **{backbone: f"{backbone}.data" for backbone in backbones}}
+        files = {backbone: DataFile(folder, name, most) for backbone, name in names.items()}
         weights = [value for graph in graphs.values() for value in graph.model.graph.initializers.values()]
         if swappable and any(is_trained(value.name or "") for value in weights):
-            files[GATES] = DataFile(GATES, stack.enter_context((folder / GATES).open("wb")))
+            files[GATES] = DataFile(folder, GATES, None)
+        for data in files.values():
+            stack.callback(data.close)
         yield files
 
 
@@ -157,16 +127,16 @@ def placed_step(lowering: DeviceLowering, files: Mapping[str, DataFile]) -> Devi
     for name, tensor in lowering.tensors.items():
         own = GATES in files and is_trained(name)
         data = files[GATES if own else owner_of(name, files)]
-        offset, length = data.add(tensor.tobytes(), name if own else "")
+        place = data.add(tensor, name if own else "")
         shape = tuple(int(str(size)) for size in tensor.shape)
-        weights[name] = StepWeight(data_file(data.name), str(tensor.dtype.numpy()), shape, offset, length)
+        weights[name] = StepWeight(data_file(place.file), str(tensor.dtype.numpy()), shape, place.offset, place.length)
     return replace(lowering.step, weights=weights)
 
 
 def data_files(
     graph: OnnxGraph, data_name: str, backbones: Collection[str] = (), *, swappable: bool = True
 ) -> tuple[str, ...]:
-    """Names of the data files that a graph reads, as `write_graphs` writes them."""
+    """Names of the data files that a graph reads, as `write_graphs` writes them; of several shards the first."""
     weights = graph.model.graph.initializers.values()
     own = [value for value in weights if swappable and is_trained(value.name or "")]
     stored = [value for value in weights if value.const_value is not None and value not in own]

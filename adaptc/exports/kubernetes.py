@@ -72,7 +72,7 @@ def memory_bytes(bundle: Bundle, batch: int) -> int:
     # A graph's weights are packed into memory of their own beside what was read.
     weights = 2 * sum(manifest.files[name].bytes for name in manifest.weights)
     caches = [graph.decoder for graph in manifest.graphs.values() if graph.decoder is not None]
-    tokens = sum(spec.max_tokens * 2 * 4 * sum(heads * width for heads, width in spec.kv) for spec in caches)
+    tokens = sum(4 * spec.cache_entries() for spec in caches)
     return _BASE_BYTES + weights + batch * tokens + (PREFIX_BYTES if caches else 0)
 
 

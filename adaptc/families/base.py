@@ -145,27 +145,41 @@ class MultimodalFamily:
         decoder: Module path of the decoder in transformers' model.
         encode: Takes transformers' inner model, pixels (float32) and patch positions (int64, or None), and returns
             features, float32 [images, tokens, width]. Where images are of any size, pixels are [patches, numbers],
-            positions [patches, 2] and features [places, width].
+            positions [patches, 2] and features [places, width]. A windowed one takes windows too, int64 [windows,
+            places of a window], which has -1 where an image's edge cuts a window off.
         encoders: The `model_type`s that its image encoder may have; empty for a family with its own encoder.
         decoders: The `model_type`s that its decoder may have; empty for those that adaptc captures alone.
         around: Tokens that its processor writes before and after an image's, where the tokenizer has them.
+        mark: The token that stands for an image in a text, in a family where that is not the image token.
+        written: What its processor makes of that token, with {} in the place of image tokens.
         any_size: Whether it takes one image of any size, cut into patches, instead of square ones of one size.
+        window: Takes the encoder's config, and returns how many of an image's places are the side of a window that some
+            of its layers see; None where all see it whole.
+        resample: By which of Pillow's filters its processor resizes images, where its settings do not say.
+        whole: Whether an image's places attend to all of that image, and not only to those before them.
         encoder_depth: The field of the image encoder's config that holds its number of layers.
         patch_positions: Returns the positions of a square image's patches, a constant of the graph, given
             transformers' inner model; None where `encode` needs no constant.
         prepare: Makes transformers' inner model ready for export, in place; None where it is as it comes.
+        fault: Says which value of a config makes no model of the family, and what would be right; empty for none.
     """
 
     model_type: str
     decoder: str
-    encode: Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
+    encode: Callable[..., torch.Tensor]
     encoders: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
     around: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    mark: str = ""
+    written: str = ""
     any_size: bool = False
+    window: Callable[[Any], int] | None = None
+    resample: int = 3
+    whole: bool = False
     encoder_depth: str = "num_hidden_layers"
     patch_positions: Callable[[Any], torch.Tensor] | None = None
     prepare: Callable[[Any], None] | None = None
+    fault: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

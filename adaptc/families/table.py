@@ -40,8 +40,10 @@ from adaptc.families.layer_norms.falcon import FALCON
 from adaptc.families.layer_norms.gpt2 import GPT2
 from adaptc.families.layer_norms.gpt_neox import GPT_NEOX
 from adaptc.families.layer_norms.stablelm import STABLELM
+from adaptc.families.multimodal.gemma3 import GEMMA3
 from adaptc.families.multimodal.idefics3 import IDEFICS3
 from adaptc.families.multimodal.llava import LLAVA
+from adaptc.families.multimodal.qwen2_5_vl import QWEN2_5_VL
 from adaptc.families.multimodal.qwen2_vl import QWEN2_VL
 from adaptc.families.multimodal.smolvlm import SMOLVLM
 
@@ -58,7 +60,7 @@ DECODERS: Mapping[str, DecoderFamily] = MappingProxyType(
 """adaptc's own families of decoders, by transformers' `model_type`."""
 
 MULTIMODAL: Mapping[str, MultimodalFamily] = MappingProxyType(
-    {each.model_type: each for each in (LLAVA, IDEFICS3, SMOLVLM, QWEN2_VL)}
+    {each.model_type: each for each in (LLAVA, IDEFICS3, SMOLVLM, QWEN2_VL, QWEN2_5_VL, GEMMA3)}
 )
 """adaptc's own families of multimodal language models, by transformers' `model_type`."""
 

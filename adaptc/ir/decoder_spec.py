@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from adaptc.ir.onnx_graph import OnnxGraph, sizes
+from adaptc.ir.cache_positions import cache_windows, cached_keys, max_tokens_of
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.runtime.bundle.manifest import DecoderSpec
-from adaptc.runtime.bundle.names import KEY, ROWS, cache_tensor, is_rope_table
+from adaptc.runtime.bundle.names import ROWS, is_rope_table
 
 if TYPE_CHECKING:
     from adaptc.ir.partitions import Split
@@ -17,7 +18,8 @@ def decoder_spec(graph: OnnxGraph, backbone: Backbone, split: Split | None = Non
     """How to generate with a graph.
 
     Args:
-        graph: After `kv_cache`; its cached keys are [batch, kv_heads, max_tokens, head_dim]. In a decoder in
+        graph: After `kv_cache`; its cached keys are [batch, kv_heads, max_tokens, head_dim], or of fewer positions
+            where a layer keeps a window. In a decoder in
             partitions they are [batch, kv_heads, head_dim, positions], and positions are only known when it runs.
         backbone: The pretrained part whose head it has.
         split: The graph in partitions, if it was cut.
@@ -27,11 +29,10 @@ def decoder_spec(graph: OnnxGraph, backbone: Backbone, split: Split | None = Non
     """
     if any(value.name == ROWS for value in graph.model.graph.inputs):
         return None
-    cached = [(cache_tensor(value.name), sizes(value)) for value in graph.model.graph.inputs]
-    keys = [shape for tensor, shape in cached if tensor is not None and tensor.kind == KEY]
+    keys = [*cached_keys(graph).values()]
     if not keys:
         return None
-    max_tokens = keys[0][2] if split is None else _rotary_positions(split)
+    max_tokens = max_tokens_of(graph) if split is None else _rotary_positions(split)
     widths = [shape[3 if split is None else 2] for shape in keys]
     return DecoderSpec(
         vocab_size=backbone.vocab_size,
@@ -40,6 +41,7 @@ def decoder_spec(graph: OnnxGraph, backbone: Backbone, split: Split | None = Non
         bos_token_id=backbone.bos_token_id,
         eos_token_ids=backbone.eos_token_ids,
         pad_token_id=backbone.pad_token_id,
+        windows=() if split is not None else cache_windows(graph),
     )
 
 

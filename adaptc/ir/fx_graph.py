@@ -54,6 +54,20 @@ class FxGraph:
         """A graph of other nodes over the same weights."""
         return type(self)(_reparent(self.module, graph), self.dims)
 
+    def loaded(self) -> Self:
+        """A fork whose weights are all read, for what runs a graph many times."""
+        import torch
+
+        from adaptc.ir.unread.tensors import UnreadTensor
+
+        fork, read = self.fork(), dict[int, torch.nn.Parameter]()
+        for name, value in list(fork.module.named_parameters(remove_duplicate=False)):
+            if isinstance(value, UnreadTensor):
+                if id(value) not in read:
+                    read[id(value)] = torch.nn.Parameter(value.read(), requires_grad=False)
+                assign(fork.module, name, read[id(value)])
+        return fork
+
     def verify(self) -> None:
         try:
             self.module.graph.lint()

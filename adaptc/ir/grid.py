@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 
@@ -14,6 +16,10 @@ FOUR = (0.84, 0.87, 0.9, 0.93, 0.96, 1.0, 1.04, 1.08)
 
 EIGHT = (1.0, 128 / 127, *(17 / k for k in range(16, 9, -1)))
 """8-bit scales: of files that hold 127 for the largest weight, and of grids that a 4-bit grid is part of."""
+
+
+AT_ONCE = 1 << 16
+"""Numbers that an operator works on at once while grids are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,44 +57,50 @@ def search_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool) 
     rows, columns = matrix.shape
     count = columns // block_size
     grid = np.empty((2, rows, count), np.float32)
-    step = max(1, (1 << 18) // columns)  # rows at a time: what is worked on stays in the cache
+    step = rows_at_a_time(columns)
     for first in range(0, rows, step):
-        blocks = np.ascontiguousarray(matrix[first : first + step].reshape(-1, block_size).T)
+        blocks = torch.from_numpy(np.ascontiguousarray(matrix[first : first + step].reshape(-1, block_size).T))
         scales, zeros = candidates(blocks, bits, symmetric=symmetric)
         best = rounding_losses(blocks, scales, zeros, bits).argmin(0)[None]
         for into, tried in zip(grid, (scales, zeros), strict=True):
-            into[first : first + step] = np.take_along_axis(tried, best, 0).reshape(-1, count)
+            into[first : first + step] = tried.gather(0, best).reshape(-1, count).numpy()
     return Grid(grid[0], grid[1], bits, block_size)
 
 
-def rounding_losses(block: Floats, scales: Floats, zeros: Floats, bits: int, weight: Floats | float = 1.0) -> Floats:
-    """Squared error [grids, rows] of rounding blocks [size, rows] plainly on each grid, columns weighted."""
-    losses = np.empty_like(scales)
-    error = np.empty_like(block)
-    for scale, low, loss in zip(scales, -zeros, losses, strict=True):
-        np.rint(np.multiply(block, 1 / scale, out=error), out=error)
-        np.minimum(np.maximum(error, low, out=error), low + (2**bits - 1), out=error)
-        error *= scale
-        error -= block
-        error *= weight
-        np.einsum("ij,ij->j", error, error, out=loss)
-    return losses
+def rows_at_a_time(columns: int) -> int:
+    """How many rows of a matrix are worked on together: so many stay in a processor's cache."""
+    return max(1, (1 << 18) // columns)
 
 
-def candidates(block: Floats, bits: int, *, symmetric: bool) -> tuple[Floats, Floats]:
+def rounding_losses(block: Tensor, scales: Tensor, zeros: Tensor, bits: int, weight: Tensor | None = None) -> Tensor:
+    """Squared error [grids, rows] of rounding blocks [size, rows] plainly on each grid, columns weighted [size, 1]."""
+    losses = []
+    # Several grids at once where blocks are few, as many as stay in the cache: an operator costs its call.
+    at_once = max(1, AT_ONCE // block.numel())
+    for scale, low in zip(scales[:, None].split(at_once), (-zeros)[:, None].split(at_once), strict=True):
+        error = (block * (1 / scale)).round_()
+        torch.clamp(error, low, low + (2**bits - 1), out=error)
+        error.mul_(scale).sub_(block)
+        if weight is not None:
+            error.mul_(weight)
+        losses.append(error.square_().sum(1))
+    return torch.cat(losses)
+
+
+def candidates(block: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Grids worth trying for blocks [size, rows]: scales and zero points, each [candidates, rows]."""
     top, middle = 2**bits - 1, 2 ** (bits - 1)
-    low, high = np.minimum(block.min(0), 0), np.maximum(block.max(0), 0)
-    parts = np.array(FOUR if bits == 4 else EIGHT, np.float32)[:, None]
+    low, high = block.amin(0).clamp(max=0), block.amax(0).clamp(min=0)
+    parts = torch.tensor(FOUR if bits == 4 else EIGHT, device=block.device)[:, None]
     # Of a range about a middle only the lower end, -2^(bits - 1), is a code, so the far end goes there.
-    far = np.where(high > -low, high, low)[None] / -middle
+    far = torch.where(high > -low, high, low)[None] / -middle
     if symmetric:
-        scales = np.concatenate([parts * far, parts * -far])
-        zeros = np.full_like(scales, middle)
+        scales = torch.cat([parts * far, parts * -far])
+        zeros = torch.full_like(scales, middle)
     else:
         scales = parts * (high - low) / top
-        centre = np.floor((top - (high + low) / np.maximum(scales, 1e-30)) / 2)
+        centre = torch.floor((top - (high + low) / scales.clamp(min=1e-30)) / 2)
         plain = parts[:2] * far if bits == 8 else far  # finds weights that were symmetric before
-        zeros = np.concatenate([centre, centre + 1, np.full_like(plain, middle)]).clip(0, top)
-        scales = np.concatenate([scales, scales, plain])
-    return np.where(np.abs(scales) < 1e-20, np.float32(1), scales), zeros
+        zeros = torch.cat([centre, centre + 1, torch.full_like(plain, middle)]).clamp(0, top)
+        scales = torch.cat([scales, scales, plain])
+    return torch.where(scales.abs() < 1e-20, 1.0, scales), zeros

@@ -21,6 +21,9 @@ SKIP = "Skip"
 CAUSAL_ATTENTION = "CausalAttention"
 """Attention from each position to itself and those before it, over all tokens at once: see `operators/attention.py`."""
 
+IMAGE_ATTENTION = "ImageAttention"
+"""The same, and from the places of an image to those behind them of the same image: see `operators/attention.py`."""
+
 ENCODER_ATTENTION = "EncoderAttention"
 """Attention of each position to all that are no padding: see `adaptc.ir.operators.encoder_attention`."""
 
@@ -60,6 +63,51 @@ CausalAttention <scale: float = 1.0, window: int = 0, softcap: float = 0.0> (que
     unlimited = Less (width, one)
     mask = Or (inside, unlimited)
     heads = Attention <is_causal = 1, scale: float = @scale, softcap: float = @softcap> (query, key, value, mask)
+    result = Transpose <perm = [0, 2, 1, 3]> (heads)
+}
+"""
+
+_IMAGE_ATTENTION = """
+<domain: "adaptc", opset_import: ["": 23]>
+ImageAttention <scale: float = 1.0, window: int = 0, softcap: float = 0.0> (query, key, value, places) => (result)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    first = Constant <value_ints = [0]> ()
+    second = Constant <value_ints = [1]> ()
+    last = Constant <value_ints = [-1]> ()
+    rows = Shape <start = 0, end = 1> (query)
+    size = Shape <start = 2, end = 3> (query)
+    tokens = Squeeze (size)
+    position = Range (zero, tokens, one)
+    looks = Unsqueeze (position, second)
+    seen = Unsqueeze (position, first)
+    ago = Sub (looks, seen)
+    width = Constant <value_int: int = @window> ()
+    inside = Less (ago, width)
+    unlimited = Less (width, one)
+    near = Or (inside, unlimited)
+    before = GreaterOrEqual (ago, zero)
+    table = Concat <axis = 0> (rows, size)
+    outside = Expand (one, table)
+    line = Reshape (outside, last)
+    where = Unsqueeze (places, second)
+    marks = Mul (places, zero)
+    marked = ScatterND (line, where, marks)
+    words = Reshape (marked, table)
+    run = CumSum (words, one)
+    here = Less (words, one)
+    run_looks = Unsqueeze (run, last)
+    run_seen = Unsqueeze (run, second)
+    one_run = Equal (run_looks, run_seen)
+    here_looks = Unsqueeze (here, last)
+    here_seen = Unsqueeze (here, second)
+    both = And (here_looks, here_seen)
+    one_image = And (both, one_run)
+    open = Or (before, one_image)
+    allowed = And (open, near)
+    mask = Unsqueeze (allowed, second)
+    heads = Attention <scale: float = @scale, softcap: float = @softcap> (query, key, value, mask)
     result = Transpose <perm = [0, 2, 1, 3]> (heads)
 }
 """
@@ -147,6 +195,7 @@ DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
         for name, text in (
             (SKIP, _SKIP),
             (CAUSAL_ATTENTION, _CAUSAL_ATTENTION),
+            (IMAGE_ATTENTION, _IMAGE_ATTENTION),
             (ENCODER_ATTENTION, _ENCODER_ATTENTION),
             (FULL_ATTENTION, _FULL_ATTENTION),
             (EXPERTS, _EXPERTS),
@@ -157,7 +206,11 @@ DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
 
 
 _INDICES: Mapping[tuple[str, str], str] = MappingProxyType(
-    {(EXPERTS, "chosen"): "tensor(int64)", (ENCODER_ATTENTION, "mask"): "tensor(bool)"}
+    {
+        (EXPERTS, "chosen"): "tensor(int64)",
+        (IMAGE_ATTENTION, "places"): "tensor(int64)",
+        (ENCODER_ATTENTION, "mask"): "tensor(bool)",
+    }
 )
 """Inputs that are no floats, by operator and name, and their types."""
 
@@ -168,8 +221,13 @@ def is_skip(node: ir.Node) -> bool:
 
 
 def is_causal_attention(node: ir.Node) -> bool:
-    """Whether a node is a decoder's attention over whole sequences."""
-    return node.domain == DOMAIN and node.op_type == CAUSAL_ATTENTION
+    """Whether a node is a decoder's attention over whole sequences, with images or without."""
+    return node.domain == DOMAIN and node.op_type in (CAUSAL_ATTENTION, IMAGE_ATTENTION)
+
+
+def places_of(node: ir.Node) -> ir.Value | None:
+    """The places of images of an attention over whole sequences; None if it has none."""
+    return node.inputs[3] if node.op_type == IMAGE_ATTENTION else None
 
 
 def is_encoder_attention(node: ir.Node) -> bool:

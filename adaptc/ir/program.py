@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from adaptc.errors import PassError
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.runtime.bundle.manifest import forms, verifying
 
 if TYPE_CHECKING:
@@ -134,6 +135,10 @@ class Program:
                 "order it on the other side of lower"
             )
         return graph
+
+    def loaded(self) -> Program:
+        """This program with the weights of its FX graphs read, for what runs them many times."""
+        return replace(self, graphs={**self.graphs, **{n: g.loaded() for n, g in self.at_level(FxGraph).items()}})
 
     def at_level(self, level: type[G]) -> dict[str, G]:
         """All graphs at this level."""

@@ -10,6 +10,7 @@ weight it is.
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -62,11 +63,10 @@ class WeightView:
     turned: bool = False
     rows: Runs = ()
 
-    def height(self, shape: tuple[int, ...]) -> int:
-        """How many rows the part has of a pretrained weight of this shape."""
-        if self.rows:
-            return sum(end - first for first, end in self.rows)
-        return shape[-1] if self.turned else shape[0]
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the part of a pretrained weight of this shape."""
+        whole = shape[::-1] if self.turned and len(shape) == 2 else shape
+        return (sum(end - first for first, end in self.rows), *whole[1:]) if self.rows else whole
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """The part of the pretrained weight; it shares memory where it is one run of whole rows."""
@@ -80,8 +80,27 @@ class WeightView:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+class UnreadTensors(Mapping[str, "torch.Tensor"]):
+    """Weights by name, each read when it is asked for; what their files say of them is known before."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> torch.dtype:
+        """The type that a weight comes in."""
+
+    @abstractmethod
+    def stored(self, name: str) -> torch.Tensor:
+        """A weight in the type that its file has; rows of it are brought into `dtype` without a copy of the whole."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.stored(name).to(self.dtype(name))
+
+
 @dataclass(frozen=True)
-class ViewedTensors(Mapping[str, "torch.Tensor"]):
+class ViewedTensors(UnreadTensors):
     """Pretrained weights by the names that a graph has for them; each is read when it is asked for.
 
     Attributes:
@@ -89,12 +108,22 @@ class ViewedTensors(Mapping[str, "torch.Tensor"]):
         views: By a graph's names.
     """
 
-    weights: Mapping[str, torch.Tensor]
+    weights: UnreadTensors
     views: Mapping[str, WeightView] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def shape(self, name: str) -> tuple[int, ...]:
         view = self.views.get(name)
-        return self.weights[name] if view is None else view.of(self.weights[view.source])
+        return self.weights.shape(name) if view is None else view.shape(self.weights.shape(view.source))
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.weights.dtype(self._source(name))
+
+    def stored(self, name: str) -> torch.Tensor:
+        view = self.views.get(name)
+        return self.weights.stored(name) if view is None else view.of(self.weights.stored(view.source))
+
+    def _source(self, name: str) -> str:
+        return self.views[name].source if name in self.views else name
 
     def __contains__(self, name: object) -> bool:
         return name in self.views or name in self.weights

@@ -118,8 +118,7 @@ def kv_bytes(manifest: Manifest) -> int:
 
 
 def _cache_bytes(decoder: DecoderSpec, dtype: str) -> int:
-    entries = sum(2 * heads * width for heads, width in decoder.kv) * decoder.max_tokens
-    return entries * np.dtype(dtype).itemsize
+    return decoder.cache_entries() * np.dtype(dtype).itemsize
 
 
 def _reads(manifest: Manifest, record: Record, sums: Mapping[str, int]) -> Iterator[Chart]:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,8 @@ from adaptc.sources.hashes import file_digest, hash_of
 from adaptc.sources.package import installed_digest
 
 if TYPE_CHECKING:
-    import torch
-
     from adaptc.ir.source_grid import SourceMatrix
+    from adaptc.ir.weight_names import UnreadTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,8 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def tensors(self) -> Mapping[str, torch.Tensor]:
-        """Return the weights by transformers parameter name; each is read when it is asked for.
+    def tensors(self) -> UnreadTensors:
+        """Return the weights by transformers parameter name; none is read yet.
 
         Tensors are of `dtype` and of the shapes transformers gives them. A tied head (`lm_head.weight`)
         is left out.
@@ -161,9 +162,11 @@ class Source(ABC):
         Raises:
             LoadError: a file cannot be read, or differs from the one that pip installed.
         """
-        digests = {name: file_digest(self.origin, path) for name, path in self.files().items()}
+        files = self.files()
+        with ThreadPoolExecutor(4) as pool:
+            digests = dict(zip(files, pool.map(partial(file_digest, self.origin), files.values()), strict=True))
         if self.kind == "package":
-            for name, path in self.files().items():
+            for name, path in files.items():
                 if installed_digest(self.origin, path) not in (None, digests[name]):
                     raise LoadError(f"{self.origin}: {path.name} is not what pip installed; reinstall the package")
         return hash_of(digests)

@@ -153,6 +153,11 @@ def _check_parts(origin: str, config: Any) -> None:
                 f"{origin}: {config.model_type} with {what} of kind {part.model_type!r} is not supported; "
                 f"supported: {', '.join(known)}"
             )
+    token, words = config.image_token_id, config.text_config.vocab_size
+    if not isinstance(token, int) or not 0 <= token < words:
+        raise LoadError(f"{origin}: the image token's id is {one_line(token)[:40]}; a number below vocab_size is right")
+    if family.fault is not None and (fault := family.fault(config)):
+        raise LoadError(f"{origin}: {fault}")
     side = getattr(config.vision_config, "image_size", 0)
     if not isinstance(side, int):
         raise LoadError(f"{origin}: image_size is {list(side)}; adaptc takes square images, of one number")

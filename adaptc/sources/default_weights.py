@@ -14,14 +14,15 @@ def with_default_weights(spec: Spec, base: Path) -> Spec:
 
     Who names a checkpoint of 4 bits has chosen what it costs: its codes are kept. Not those of a GGUF file: blocks with
     minima, which most of these have, have no kernels on a GPU, and `int4` is quicker on a CPU. A source that cannot be
-    read changes nothing here; whoever reads it further says what is wrong with it.
+    read changes nothing here; whoever reads it further says what is wrong with it. Nor is a spec changed that says
+    how codes are chosen.
 
     Args:
         spec: As it was read.
         base: Folder that relative paths start from: the spec's.
     """
     target = spec.target
-    if "weights" in target.model_fields_set or target.backend != "onnxruntime":
+    if "weights" in target.model_fields_set or target.backend != "onnxruntime" or spec.quantize is not None:
         return spec
     try:
         for model in spec.models.values():

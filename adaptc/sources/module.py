@@ -23,6 +23,8 @@ from adaptc.sources.tensors import Tensors
 if TYPE_CHECKING:
     import torch
 
+    from adaptc.ir.weight_names import UnreadTensors
+
 Built = tuple["torch.nn.Module", "dict[str, torch.Tensor]"]
 """What a factory returns: the model in eval mode, and one example of each input of its `forward`, by name."""
 
@@ -74,7 +76,7 @@ class ModuleSource(Source):
         files = {path.name: path.read_bytes() for path in wanted if path.is_file()}
         return {"tokenizer_config.json": b"{}\n"} | files
 
-    def tensors(self) -> Mapping[str, torch.Tensor]:
+    def tensors(self) -> UnreadTensors:
         """See `Source.tensors`: the file's floating-point tensors, by the module's own names."""
         from safetensors import safe_open
 
@@ -83,7 +85,8 @@ class ModuleSource(Source):
                 tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
-        return Tensors(self.origin, self.dtype, {name: partial(read, name) for name in self.shapes()})
+        shapes = self.shapes()
+        return Tensors(self.origin, self.dtype, {name: partial(read, name) for name in shapes}, shapes)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the file's floating-point tensors; no weight is read.

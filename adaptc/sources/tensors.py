@@ -10,26 +10,50 @@ from typing import TYPE_CHECKING, Any
 from adaptc.errors import LoadError
 from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import head_name, model_of, names_of, text_of
+from adaptc.ir.weight_names import UnreadTensors
 
 if TYPE_CHECKING:
     import torch
 
 
-class Tensors(Mapping[str, "torch.Tensor"]):
+class Tensors(UnreadTensors):
     """Weights by name, each read when it is asked for.
 
     Args:
         origin: The model's name in the spec, for errors.
         dtype: Name of the torch dtype that tensors come in.
         readers: For each name, a function that reads it.
+        shapes: For each name, the shape that it comes in.
     """
 
-    __slots__ = ("_dtype", "_origin", "_readers")
+    __slots__ = ("_dtype", "_origin", "_readers", "_shapes")
 
-    def __init__(self, origin: str, dtype: str, readers: Mapping[str, Callable[[], torch.Tensor]]) -> None:
-        self._origin, self._dtype, self._readers = origin, dtype, readers
+    def __init__(
+        self,
+        origin: str,
+        dtype: str,
+        readers: Mapping[str, Callable[[], torch.Tensor]],
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._origin, self._dtype, self._readers, self._shapes = origin, dtype, readers, shapes
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See `UnreadTensors.shape`."""
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> torch.dtype:
+        """See `UnreadTensors.dtype`; it is one for all."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self._dtype)
+        return dtype
+
+    def stored(self, name: str) -> torch.Tensor:
+        """See `UnreadTensors.stored`.
+
+        Raises:
+            LoadError: it cannot be read, has values that are not finite, or some that are beyond `dtype`.
+        """
         import torch
 
         tensor = self._readers[name]()
@@ -37,14 +61,13 @@ class Tensors(Mapping[str, "torch.Tensor"]):
         extremes = [extreme.item() for extreme in torch.aminmax(tensor)]
         if not all(map(math.isfinite, extremes)):
             raise LoadError(f"{self._origin}: tensor {name} has values that are not finite; the file is damaged")
-        dtype = getattr(torch, self._dtype)
-        largest, end = max(map(abs, extremes)), torch.finfo(dtype).max
+        largest, end = max(map(abs, extremes)), torch.finfo(self.dtype(name)).max
         if largest > end:
             wider = "dtype: bfloat16 or float32" if self._dtype == "float16" else "a model of smaller weights"
             raise LoadError(
                 f"{self._origin}: tensor {name} has {largest:.4g}; {self._dtype} ends at {end:.4g}: {wider} is right"
             )
-        return tensor.to(dtype)
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         return name in self._readers  # Mapping's own would read the tensor

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from adaptc.spec.passes import known_passes
-from adaptc.spec.schema import AdapterSpec, CalibrationSpec, ModelSpec, Spec, TargetSpec
+from adaptc.spec.schema import AdapterSpec, CalibrationSpec, ModelSpec, QuantizeSpec, Spec, TargetSpec
 
 SCHEMA = Path(__file__).with_name("schema.json")
 """The JSON Schema with adaptc's own passes, as `schema_text` makes it."""
@@ -19,6 +19,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "models.NAME": ModelSpec,
     "adapters": AdapterSpec,
     "target": TargetSpec,
+    "quantize": QuantizeSpec,
     "calibration": CalibrationSpec,
 }
 _HEAD = """# model.yaml

@@ -23,7 +23,7 @@ from adaptc.spec.positions import Fault, read_yaml, write_yaml
 from adaptc.spec.schema import PassEntry, Spec
 
 _MAX_BYTES = 1_000_000  # more is not a spec: a .gguf given by mistake
-_OPTIONAL = ("name", "passes", "target", "calibration")
+_OPTIONAL = ("name", "passes", "target", "quantize", "calibration")
 
 
 def read_spec(path: str | Path, overrides: Iterable[str] = ()) -> Spec:

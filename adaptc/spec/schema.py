@@ -115,7 +115,8 @@ class TargetSpec(_Section):
         default=2048,
         ge=1,
         le=1 << 20,
-        description="Prompt and answer together, at most; sets the size of the KV cache.",
+        description="Prompt and answer together, at most; sets the size of the KV cache, which takes memory on a CPU "
+        "only as texts fill it. `adaptc check` says how much.",
     )
     batch: int = Field(default=1, ge=1, le=1024, description="How many texts are generated at once, at most.")
 
@@ -145,6 +146,21 @@ class TargetSpec(_Section):
         return weights
 
 
+class QuantizeSpec(_Section):
+    """How the codes of int4 weights are chosen."""
+
+    method: Literal["gptq", "nearest", "hqq"] = Field(
+        default="gptq",
+        description="gptq measures on the calibration text what each layer reads, and keeps outputs: closest to the "
+        "model, and slowest. nearest and hqq look at the weights alone: nearest for the least squared error, hqq for "
+        "errors of which few are large ([quantization.md](quantization.md)).",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Where gptq runs the layers and rounds; auto takes a GPU that this machine's torch can use.",
+    )
+
+
 class CalibrationSpec(_Section):
     """Text that passes measure on."""
 
@@ -165,4 +181,15 @@ class Spec(_Section):
         description="Rewrites in order: `name`, or `name: {option: value}`. `adaptc passes` lists them.",
     )
     target: TargetSpec = Field(default_factory=TargetSpec, description="What the bundle is for.")
+    quantize: QuantizeSpec | None = Field(
+        default=None, description="How the codes of int4 weights are chosen; by gptq where nothing is said."
+    )
     calibration: CalibrationSpec | None = Field(default=None, description="Text that passes measure on.")
+
+    @field_validator("quantize")
+    @classmethod
+    def _of_weights(cls, quantize: QuantizeSpec | None, info: ValidationInfo) -> QuantizeSpec | None:
+        target = info.data.get("target")  # None where it is wrong itself
+        if quantize is not None and target is not None and target.weights != "int4":
+            raise ValueError(f"the target has {target.weights} weights; with int4 it is right, else leave it out")
+        return quantize

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from adaptc.checks.gpu import describe_gpu
 from adaptc.checks.model_size import Size, head_dim_of, size_of, size_of_shapes
-from adaptc.checks.resources import RUNTIME_BYTES
+from adaptc.checks.resources import RUNTIME_BYTES, USUAL_TOKENS
 from adaptc.families.model import multimodal_of, text_of
 from adaptc.machine.memory import memory_bytes
 from adaptc.sources.base import Source
@@ -31,7 +31,6 @@ PAYS_FROM = 5_000_000
 (docs/results/smollm2-skip.md), 8 MB and 26 MB did (examples/qwen_skip/README.md)."""
 
 _FLOATS = {"float32": 32, "bfloat16": 16, "float16": 16}
-_USUAL_TOKENS = 2048
 _BLOCK = re.compile(r"\.layers\.(\d+)\.(?:mlp|feed_forward|ffn)\.")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -115,8 +114,8 @@ def advise(model: PlainModel, revision: str | None, goal: Goal, folder: Path) ->
     stored, bits = _stored(source, config)
     gpus = _gpus() if multimodal_of(config) is None else ()
     memory, _ = memory_bytes()
-    trained = int(getattr(text, "max_position_embeddings", 0) or _USUAL_TOKENS)
-    target = TargetSpec(device="cuda" if gpus else "cpu", max_tokens=min(_USUAL_TOKENS, trained))
+    trained = int(getattr(text, "max_position_embeddings", 0) or USUAL_TOKENS)
+    target = TargetSpec(device="cuda" if gpus else "cpu", max_tokens=min(USUAL_TOKENS, trained))
     sizes = {kind: size_of(config, _as(target, kind), "float32") for kind in ("int4", "int8", "fp16", "fp32")}
     target = _as(target, _weights(goal, target.device, sizes, memory))
     cache = 2 * 4 * text.num_hidden_layers * text.num_key_value_heads * head_dim_of(text)

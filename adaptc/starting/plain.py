@@ -74,6 +74,8 @@ def plain_yaml(spec: Spec) -> str:
     if spec.passes:
         values["passes"] = [{entry.name: entry.options} if entry.options else entry.name for entry in spec.passes]
     values["target"] = spec.target.model_dump(mode="json", exclude_none=True)
+    if spec.quantize is not None:
+        values["quantize"] = spec.quantize.model_dump(mode="json", exclude_defaults=True)
     if spec.calibration is not None:
         values["calibration"] = spec.calibration.model_dump(mode="json", exclude_defaults=True)
     return write_yaml(values)

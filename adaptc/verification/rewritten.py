@@ -71,7 +71,8 @@ class Rewritten:
         from adaptc.spec.reading import read_spec
 
         spec = read_spec(bundle.file(SPEC))
-        captured = program = program_from_sources(sources, calibration_text(spec.calibration, base), progress)
+        text = calibration_text(spec.calibration, base)
+        captured = program = program_from_sources(sources, text, progress).loaded()
         for pass_ in (each.at(base) for each in build_passes(spec)):
             progress.stage(pass_.name)
             program = Pipeline((pass_,)).run(program)

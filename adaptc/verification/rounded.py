@@ -85,7 +85,7 @@ def put_weights(
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     rows = {name: value.shape[0] for name, value in parameters.items() if value.ndim}
-    rows |= {name: view.height(tuple(parameters[view.source].shape)) for name, view in views.items()}
+    rows |= {name: view.shape(tuple(parameters[view.source].shape))[0] for name, view in views.items()}
     whole = replace(stored, held={**stored.held, **_whole(stored, views, parameters, rows)})
     table = _embedding(model)
     return [_put(model, name, parameters, whole, rows, table) for name in list(parameters)]

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.program import Program
+from adaptc.ir.unread.constants import Stacked, UnreadConstant, rows_of
 from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, initializer, projections
 
@@ -126,12 +126,8 @@ def _concatenate(graph: ir.Graph, before: ir.Node, parts: Sequence[Projection], 
     return nodes[-1].outputs[0]
 
 
-def _joined(name: str, values: Sequence[ir.Value], shape: tuple[int, ...]) -> ir.LazyTensor:
+def _joined(name: str, values: Sequence[ir.Value], shape: tuple[int, ...]) -> UnreadConstant:
     """The rows of all values, put together when asked for."""
-    dtype = values[0].dtype
-    tensors = [value.const_value for value in values]
-
-    def join() -> ir.TensorProtocol:
-        return ir.tensor(np.concatenate([t.numpy() for t in tensors if t is not None]), name=name)
-
-    return ir.LazyTensor(join, dtype=dtype or ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+    tensors = [value.const_value for value in values if value.const_value is not None]
+    dtype = values[0].dtype or ir.DataType.FLOAT
+    return UnreadConstant(name, dtype, shape, lambda: Stacked([rows_of(tensor) for tensor in tensors]))

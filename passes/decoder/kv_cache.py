@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,11 +13,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from adaptc.errors import PassError
 from adaptc.ir.marks import label
 from adaptc.ir.onnx_graph import OnnxGraph
-from adaptc.ir.onnx_ops import is_causal_attention
+from adaptc.ir.onnx_ops import is_causal_attention, places_of
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.decoder.attention_parts import HeadsPart, flat, unrotated
 from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width, pieces_of
+from adaptc.passes.decoder.image_attention import Heads, StepImages, seeing_images, step_images
 from adaptc.passes.decoder.positions import count_positions
 from adaptc.passes.match import initializer
 from adaptc.runtime.bundle.names import (
@@ -35,6 +37,12 @@ ATTENTION = "GroupQueryAttention"
 
 PAST = 3
 
+LENGTHS, TOTAL = 5, 6
+"""The kernel's inputs `seqlens_k` and `total_sequence_length`."""
+
+TURNED_BY = 9
+"""The kernel's input of positions that RoPE turns by; without it, those that `LENGTHS` implies."""
+
 
 @dataclass(frozen=True, slots=True)
 class KvCache(Pass):
@@ -47,6 +55,7 @@ class KvCache(Pass):
     copies nothing. RoPE tables are computed once, by running the model's own subgraph over every position, so each
     static kind of RoPE (default, linear, Llama 3, YaRN, LongRoPE for so many tokens) is served by the same code. Where
     a token has three positions, as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
+    Where an image is seen whole, as in Gemma 3, a step with images computes attention by a mask (`image_attention.py`).
 
     RoPE may turn a part of each head, neighbours instead of halves, or nothing in some layers. What else reads
     positions, as an embedding of them, gets them counted from seqlens_k.
@@ -101,47 +110,42 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
     seqlens = ir.Value(name=SEQLENS_K, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape(["batch"]))
     total = ir.Value(name=TOTAL_SEQUENCE_LENGTH, type=ir.TensorType(ir.DataType.INT32), shape=ir.Shape([]))
     main.inputs.extend([seqlens, total])
-    tables: dict[tuple[str, str], tuple[ir.Value, ir.Value]] = {}
     spatial = any(value.name == POSITION_IDS and len(value.shape or ()) == 3 for value in main.inputs)
-    attentions = [node for node in main if is_causal_attention(node)]
-    for layer, node in enumerate(attentions):
-        query, key, value = (unrotated(main, v, node) for v in node.inputs[:3])
+    attentions = [(node, _parts(main, node)) for node in main if is_causal_attention(node)]
+    tables: dict[tuple[str, str], tuple[ir.Value, ir.Value]] = {}
+    for _, (query, *_others) in attentions:
         rope = query.rope
-        if rope != key.rope or value.rope is not None:
-            raise PassError(f"{label(node)}: query and key must share one rotary embedding, and value have none")
-        pieces = pieces_of(key.width, rope, head_multiple)
         if rope is not None and rope.tables not in tables and not spatial:
             width = padded_width(2 * rope.pairs, head_multiple)
             tables[rope.tables] = _tables(graph, rope.tables, max_tokens, len(tables), width)
+    images = _step_images(main, [node for node, _ in attentions], seqlens, total)
+    for layer, (node, parts) in enumerate(attentions):
+        query, key, _ = parts
+        rope, kv_heads = query.rope, key.heads
+        pieces = pieces_of(key.width, rope, head_multiple)
         turns = () if spatial or rope is None else tables[rope.tables]
-        kv_heads, head_dim = key.heads, key.width
         width = sum(filled for _, filled in pieces)
         past = [_cache_value(past_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         present = [_cache_value(present_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
-        given = [*turned, *(flat(main, node, part) for part in (query, key, value)[len(turned) :])]
-        heads = (query.heads, kv_heads, kv_heads)
-        wide = [padded(main, node, *each, pieces) for each in zip(given, heads, strict=True)]
-        shape = ir.Shape(["batch", "tokens", query.heads * width])
-        out = ir.Value(name=f"{node.name}/out", type=value.source.type, shape=shape)
-        fused = ir.node(
-            ATTENTION,
-            [*wide, *past, seqlens, total, *turns],
-            {
-                "num_heads": query.heads,
-                "kv_num_heads": kv_heads,
-                "scale": node.attributes.get_float("scale", head_dim**-0.5),
-                "softcap": node.attributes.get_float("softcap", 0.0),
-                "local_window_size": node.attributes.get_int("window", 0) or -1,
-                "do_rotary": int(bool(turns)),
-                **({"rotary_interleaved": 1} if turns and rope is not None and rope.neighbours else {}),
-            },
-            domain="com.microsoft",
-            outputs=[out, *present],
-            name=f"{label(node)}/{ATTENTION}",
-            metadata_props=dict(node.metadata_props),
+        given = [*turned, *(flat(main, node, part) for part in parts[len(turned) :])]
+        wide = [padded(main, node, value, part.heads, pieces) for value, part in zip(given, parts, strict=True)]
+        heads = Heads(
+            query=wide[0],
+            heads=query.heads,
+            kv_heads=kv_heads,
+            width=width,
+            turns=turns,
+            neighbours=bool(turns) and rope is not None and rope.neighbours,
+            scale=node.attributes.get_float("scale", key.width**-0.5),
+            softcap=node.attributes.get_float("softcap", 0.0),
+            window=node.attributes.get_int("window", 0),
         )
-        main.insert_before(node, fused)
+        kernel = _kernel(node, heads, [*wide, *past, seqlens, total, *turns], present)
+        main.insert_before(node, kernel)
+        out = kernel.outputs[0]
+        if images is not None:
+            out = seeing_images(main, node, images, heads, out, present)
         _after(node).replace_all_uses_with(cut(main, node, out, query.heads, pieces))
         main.inputs.extend(past)
         main.outputs.extend(present)
@@ -151,6 +155,48 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
     RemoveUnusedOpsetsPass()(model)
     for unused in [v for v in main.inputs if v.name == POSITION_IDS and not v.uses()]:
         main.inputs.remove(unused)
+
+
+def _parts(main: ir.Graph, node: ir.Node) -> tuple[HeadsPart, HeadsPart, HeadsPart]:
+    """Query, key and value of an attention."""
+    query, key, value = (unrotated(main, each, node) for each in node.inputs[:3])
+    if query.rope != key.rope or value.rope is not None:
+        raise PassError(f"{label(node)}: query and key must share one rotary embedding, and value have none")
+    return query, key, value
+
+
+def _kernel(node: ir.Node, heads: Heads, inputs: Sequence[ir.Value], present: Sequence[ir.Value]) -> ir.Node:
+    """The kernel over a cache that stands for an attention over whole sequences."""
+    shape = ir.Shape(["batch", "tokens", heads.heads * heads.width])
+    out = ir.Value(name=f"{node.name}/out", type=heads.query.type, shape=shape)
+    return ir.node(
+        ATTENTION,
+        inputs,
+        {
+            "num_heads": heads.heads,
+            "kv_num_heads": heads.kv_heads,
+            "scale": heads.scale,
+            "softcap": heads.softcap,
+            "local_window_size": heads.window or -1,
+            "do_rotary": int(bool(heads.turns)),
+            **({"rotary_interleaved": 1} if heads.neighbours else {}),
+        },
+        domain="com.microsoft",
+        outputs=[out, *present],
+        name=f"{label(node)}/{ATTENTION}",
+        metadata_props=dict(node.metadata_props),
+    )
+
+
+def _step_images(
+    main: ir.Graph, attentions: Sequence[ir.Node], seqlens: ir.Value, total: ir.Value
+) -> StepImages | None:
+    """What images decide for all attentions of a graph; None if these see none whole."""
+    found = [places for node in attentions if (places := places_of(node)) is not None]
+    if not found:
+        return None
+    windows = {node.attributes.get_int("window", 0): None for node in attentions}
+    return step_images(main, found[0], seqlens, total, [*windows])
 
 
 def _joined(main: ir.Graph, attention: ir.Node, place: int, part: HeadsPart) -> ir.Value:

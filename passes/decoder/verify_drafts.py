@@ -11,7 +11,7 @@ import onnx_ir as ir
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.decoder.kv_cache import ATTENTION, PAST, layer_of
+from adaptc.passes.decoder.kv_cache import ATTENTION, LENGTHS, PAST, TOTAL, TURNED_BY, layer_of
 from adaptc.passes.emit import INT, Emitter
 from adaptc.runtime.bundle.manifest import VerificationGraph
 from adaptc.runtime.bundle.names import (
@@ -87,14 +87,17 @@ def unrolled(graph: OnnxGraph, size: int) -> OnnxGraph:
     main.inputs.append(rows)
     attentions = [node for node in main if node.op_type == ATTENTION]
     seqlens = next(value for value in main.inputs if value.name == SEQLENS_K)
-    seqlens.shape = ir.Shape([size])
-    new = Emitter(main, attentions[0])
-    lengths = _rows_of(new, seqlens, size)
+    new, opening = Emitter(main, attentions[0]), Emitter(main, next(iter(main)))
+    lengths: dict[ir.Value | None, Sequence[ir.Value]] = {}
+    for value in dict.fromkeys([seqlens, *(node.inputs[LENGTHS] for node in attentions)]):
+        assert value is not None
+        value.shape = ir.Shape([size])
+        lengths[value] = _rows_of(new if value is seqlens else opening, value, size)
     first = main.inputs[0]
     count = new.call("Shape", first, dtype=ir.DataType.INT64, shape=[1], start=0, end=1)
     for node in attentions:
-        _unroll(main, node, rows, lengths, count)
-    others = [use for use in seqlens.uses() if use.node is not lengths[0].producer()]
+        _unroll(main, node, rows, lengths[node.inputs[LENGTHS]], count)
+    others = [use for use in seqlens.uses() if use.node is not lengths[seqlens][0].producer()]
     if others:  # positions are counted of as many tokens as there are
         start = next(iter(main))
         here = Emitter(main, start)
@@ -114,10 +117,14 @@ def _unroll(main: ir.Graph, node: ir.Node, rows: ir.Value, lengths: Sequence[ir.
     own = [None if value is None else _split(new, value, rows, size) for value in node.inputs[:_OWN]]
     past = [*node.inputs[_OWN : _OWN + len(CACHE_KINDS)]]
     layer = layer_of(node)
-    rest = [*node.inputs[_OWN + len(CACHE_KINDS) + 1 :]]
+    rest = [*node.inputs[TOTAL:]]
+    turned_by = node.inputs[TURNED_BY] if len(node.inputs) > TURNED_BY else None
+    places = None if turned_by is None else _split(new, turned_by, rows, size)
     results = []
     for index, length in enumerate(lengths):
         last = index == size - 1
+        if places is not None:
+            rest[TURNED_BY - TOTAL] = places[index]
         call = ir.node(
             ATTENTION,
             [*(None if each is None else each[index] for each in own), *past, length, *rest],

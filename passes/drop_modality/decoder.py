@@ -14,13 +14,13 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
-from adaptc.ir.operators.place import PATCHES
+from adaptc.ir.operators.place import PATCHES, WINDOWS
 from adaptc.passes.drop_modality import stand_ins
 from adaptc.passes.drop_modality.graph import Cut, cut, extract, head
 from adaptc.runtime.bundle.manifest import ModalitySpec, ModalSpec, SubsetSpec
 from adaptc.runtime.bundle.names import IMAGE_FEATURES, IMAGE_PLACES, INPUT_IDS, PIXEL_VALUES, POSITION_IDS
 
-_BESIDE = {POSITION_IDS: INPUT_IDS, PATCHES: PIXEL_VALUES, IMAGE_PLACES: PIXEL_VALUES}
+_BESIDE = {POSITION_IDS: INPUT_IDS, PATCHES: PIXEL_VALUES, WINDOWS: PIXEL_VALUES, IMAGE_PLACES: PIXEL_VALUES}
 """Inputs that a user need not name: of the modality that the other one is of."""
 
 Modalities = Mapping[str, Sequence[str]]

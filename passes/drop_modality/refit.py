@@ -58,7 +58,7 @@ def features_of(cut: Cut, arrays: Mapping[str, torch.Tensor]) -> dict[str, torch
     for name, nodes in cut.inputs.items():
         inputs = [arrays[str(node.target)] for node in nodes]
         part = encoder(cut, name)
-        results = _run(part.module, inputs) if part is not None else inputs
+        results = _run(part.loaded().module, inputs) if part is not None else inputs
         found |= dict(zip(feature_names(cut, name), results, strict=True))
     return found
 
@@ -97,7 +97,7 @@ def refitted(graph: FxGraph, features: Mapping[str, torch.Tensor], labels: torch
     before = fork.fork()
     before.module.graph.output_node().args = ((_same(before, hidden),),)
     before.module.recompile()
-    [states] = _run(before.module, [features[each] for each in fork.inputs])
+    [states] = _run(before.loaded().module, [features[each] for each in fork.inputs])
     start = [_tensor(fork, each) for each in (weight, *bias)]
     fitted = _logistic(states, labels, start if bias else [*start, torch.zeros(classes)])
     with nodes.inserting_before(result):

@@ -10,6 +10,7 @@ from torch import fx
 
 from adaptc.errors import PassError
 from adaptc.ir.fx_graph import UNUSED, FxGraph, assign
+from adaptc.ir.operators import attention  # noqa: F401  (declares adaptc::image_attention)
 from adaptc.ir.operators import place as placing  # noqa: F401  (declares adaptc::place)
 from adaptc.passes.drop_modality.graph import SIZE, Cut, StandIn, feature_names
 from adaptc.passes.drop_modality.reshape import remeasured
@@ -116,7 +117,7 @@ def without_absent(graph: FxGraph) -> FxGraph:
     """The graph with what takes absent values rewritten to do without.
 
     `cat` and `stack` leave them out, `masked_scatter` and our own `place` (ways to put an image's embeddings between a
-    text's) leave their target as it is; what computes on nothing gives nothing.
+    text's) leave their target as it is, and attention with images is causal; what computes on nothing gives nothing.
 
     Raises:
         PassError: something needs the value; the message names it.
@@ -162,10 +163,17 @@ def _untouched(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
+def _causal(node: fx.Node) -> None:
+    """Attention without an image's places."""
+    query, key, value, _, *options = node.args
+    node.target, node.args = torch.ops.adaptc.causal_attention.default, (query, key, value, *options)
+
+
 _JOINS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 
 _REWRITES: Mapping[Any, Callable[[fx.Node], None]] = {
     **dict.fromkeys(_JOINS, _shorter_list),
     torch.ops.aten.masked_scatter.default: _untouched,
     torch.ops.adaptc.place.default: _untouched,
+    torch.ops.adaptc.image_attention.default: _causal,
 }

@@ -19,6 +19,7 @@ from adaptc.ir.onnx_ops import (
     ENCODER_ATTENTION,
     EXPERTS,
     FULL_ATTENTION,
+    IMAGE_ATTENTION,
     SKIP,
     VERSION,
     schema,
@@ -35,12 +36,19 @@ OPSET = 23
 """First opset with RMSNormalization, RotaryEmbedding and Attention, which later passes and definitions use."""
 
 _OWN = Opset(DOMAIN, VERSION)
-_CAUSAL_ATTENTION, _SKIP, _EXPERTS = (Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, SKIP, EXPERTS))
+_CAUSAL_ATTENTION, _IMAGE_ATTENTION, _SKIP, _EXPERTS = (
+    Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, IMAGE_ATTENTION, SKIP, EXPERTS)
+)
+
 _ENCODER_ATTENTION, _FULL_ATTENTION = (Op(_OWN, name, schema(name)) for name in (ENCODER_ATTENTION, FULL_ATTENTION))
 
 
 def _attention(query: Any, key: Any, value: Any, scale: float, window: int, softcap: float) -> Any:
     return _CAUSAL_ATTENTION(query, key, value, scale=scale, window=window, softcap=softcap)
+
+
+def _with_images(query: Any, key: Any, value: Any, places: Any, scale: float, window: int, softcap: float) -> Any:
+    return _IMAGE_ATTENTION(query, key, value, places, scale=scale, window=window, softcap=softcap)
 
 
 def _encoder_attention(query: Any, key: Any, value: Any, mask: Any, scale: float, reach: int) -> Any:
@@ -69,6 +77,7 @@ TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.adaptc.causal_attention.default: _attention,
     torch.ops.adaptc.encoder_attention.default: _encoder_attention,
     torch.ops.adaptc.experts.default: _experts,
+    torch.ops.adaptc.image_attention.default: _with_images,
     torch.ops.adaptc.place.default: _place,
     torch.ops.adaptc.skip.default: _skip,
 }

@@ -108,14 +108,14 @@ def _rename_sizes(graph: ir.Graph, module: fx.GraphModule, dims: Mapping[str, st
 def _read_sizes_off_inputs(graph: ir.Graph, layer_slice: LayerSlice) -> None:
     """The exporter reads a size off any value that has it; read it off an input of the whole graph.
 
-    Otherwise a size can keep alive what a later pass replaces: `kv_cache` drops the rotary embeddings.
+    Otherwise a size can keep alive what a later pass replaces: `kv_cache` drops the rotary embeddings, and a dense twin
+    has no thresholds, which come after the other inputs.
     """
-    owners = {
-        str(size): (value, axis)
-        for value, node in zip(graph.inputs, layer_slice.inputs, strict=True)
-        if node.op == "placeholder"
-        for axis, size in enumerate(value.shape or ())
-    }
+    owners: dict[str, tuple[ir.Value, int]] = {}
+    for value, source in zip(graph.inputs, layer_slice.inputs, strict=True):
+        if source.op == "placeholder":
+            for axis, size in enumerate(value.shape or ()):
+                owners.setdefault(str(size), (value, axis))
     for node in graph:
         if node.op_type == "Shape" and node.inputs[0] is not None and node.inputs[0].shape is not None:
             start = node.attributes.get_int("start", 0)

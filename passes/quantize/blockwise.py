@@ -11,9 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks, nearest_blocks, packed_blocks, padded
+from adaptc.ir.grid import Grid
+from adaptc.ir.unread.constants import Rows
 from adaptc.passes.quantize.rounding import Curvature, curvature, round_codes
 
 Bytes = npt.NDArray[np.uint8]
@@ -21,7 +24,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def quantize_blocks(
-    weight: Floats,
+    weight: Rows,
     bits: Bits,
     block_size: int = 32,
     *,
@@ -47,36 +50,46 @@ def quantize_blocks(
     """
     if hessian is None:
         return nearest_blocks(weight, bits, block_size, symmetric=symmetric)
-    matrix = padded(weight, block_size)
+    matrix = padded(weight[:], block_size)
     curve = hessian if isinstance(hessian, Curvature) else curvature_of(hessian, block_size)
     if len(curve.order) != matrix.shape[1] or curve.block_size != block_size:
         raise PassError(f"a Hessian over {len(curve.order)} columns for a weight of {weight.shape[1]}")
-    codes, grid = round_codes(matrix, curve, bits, symmetric=symmetric)
-    return packed_blocks(codes, grid, weight.shape[1], symmetric=symmetric)
+    done = round_codes(torch.from_numpy(matrix).to(curve.lower.device), curve, bits, symmetric=symmetric)
+    codes, scales, zeros = (each.cpu().numpy() for each in (done.codes, done.scales, done.zeros))
+    return packed_blocks(codes, Grid(scales, zeros, bits, block_size), weight.shape[1], symmetric=symmetric)
 
 
-def curvature_of(hessian: Floats, block_size: int = 32) -> Curvature:
+def curvature_of(hessian: Floats | torch.Tensor, block_size: int = 32) -> Curvature:
     """Factor a Hessian [columns, columns] once, for all the matrices that share the inputs it is of.
+
+    Where it is, on a CPU or a GPU, these matrices will be rounded.
 
     Raises:
         PassError: it is not square, not finite or not positive.
     """
+    hessian = torch.as_tensor(hessian)
     if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1]:
         raise PassError(f"a Hessian of shape {list(hessian.shape)}; it would be square")
     padding = -len(hessian) % block_size
-    return curvature(np.pad(hessian, ((0, padding), (0, padding))), block_size)
+    return curvature(torch.nn.functional.pad(hessian, (0, padding, 0, padding)), block_size)
 
 
 def dequantize(blocks: Blocks) -> Floats:
     """The matrix that blocks stand for: float32 [rows, columns]."""
+    matrix: Floats = dequantized(blocks).numpy()
+    return matrix
+
+
+def dequantized(blocks: Blocks, device: torch.device | str = "cpu") -> torch.Tensor:
+    """The matrix that blocks stand for, made on a device: float32 [rows, columns]."""
     rows, count, _ = blocks.packed.shape
-    codes = _unpack(blocks.packed, blocks.bits).astype(np.float32)
+    values = _unpack(torch.from_numpy(blocks.packed).to(device), blocks.bits).float()
     if blocks.zero_points is None:
-        zeros: Floats = np.full((rows, count), 2 ** (blocks.bits - 1), np.float32)
+        values -= 2 ** (blocks.bits - 1)
     else:
-        zeros = _unpack(blocks.zero_points, blocks.bits)[:, :count].astype(np.float32)
-    values = (codes - zeros[:, :, None]) * blocks.scales[:, :, None]
-    return np.ascontiguousarray(values.reshape(rows, -1)[:, : blocks.columns])
+        values -= _unpack(torch.from_numpy(blocks.zero_points).to(device), blocks.bits)[:, :count, None]
+    values *= torch.from_numpy(blocks.scales).to(device)[:, :, None]
+    return values.reshape(rows, -1)[:, : blocks.columns].contiguous()
 
 
 def concatenate(parts: Sequence[Blocks]) -> Blocks:
@@ -123,7 +136,7 @@ def split(blocks: Blocks, rows: Sequence[int]) -> list[Blocks]:
     ]
 
 
-def _unpack(packed: Bytes, bits: Bits) -> Bytes:
+def _unpack(packed: torch.Tensor, bits: Bits) -> torch.Tensor:
     if bits == 8:
         return packed
-    return np.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)
+    return torch.stack([packed & 15, packed >> 4], -1).reshape(*packed.shape[:-1], -1)

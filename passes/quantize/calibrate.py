@@ -7,9 +7,8 @@ for what earlier ones lost. This is GPTQ's sequential order at the price of a si
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators.place import no_images
 from adaptc.ir.program import Program
-from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantize, quantize_blocks, split
+from adaptc.ir.threads import side_by_side
+from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantized, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
 from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
 from adaptc.passes.store import Store
@@ -36,6 +36,10 @@ WINDOW = 128
 TOKENS = 8192
 """Calibration tokens; twice as many change little (docs/quantization.md)."""
 
+PART = 2048
+"""Rows that a thread rounds at once: fewer leave it waiting for Python, more do not fit its cache."""
+
+Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 Sample = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 """Token ids, or the states that a graph reads in their place."""
@@ -87,6 +91,7 @@ def quantize_linears(
     symmetric: Collection[str] = (),
     store: Store | None = None,
     progress: Progress = SILENT,
+    device: str = "cpu",
 ) -> dict[str, Blocks]:
     """Quantize linear layers, each on the inputs it gets from the layers quantized before it.
 
@@ -99,6 +104,7 @@ def quantize_linears(
         symmetric: 4-bit weights that do without zero points.
         store: Has the codes of earlier runs, and gets those of this one.
         progress: Told of the weights that are done.
+        device: Where torch runs the layers and rounds: one layer's weights are there at a time.
 
     Returns:
         By the weights' names: what MatMulNBits wants, in the weights' own shapes.
@@ -116,24 +122,28 @@ def quantize_linears(
     blocks = {} if store is None else read_codes(store, keys)
     progress.step(len(blocks), len(bits))
     with torch.no_grad():
-        for chosen in _walk(graph, feeds, forms, blocks):
+        for chosen in _walk(graph, feeds, forms, blocks, device):
             blocks |= chosen
-            progress.step(len(blocks), len(bits))
             if store is not None:
                 for name, each in chosen.items():
                     write_codes(store, keys[name], each)
+            progress.step(len(blocks), len(bits))
     return blocks
 
 
 def _walk(
-    graph: FxGraph, feeds: Mapping[fx.Node, torch.Tensor], forms: Mapping[str, Form], known: Mapping[str, Blocks]
+    graph: FxGraph,
+    feeds: Mapping[fx.Node, torch.Tensor],
+    forms: Mapping[str, Form],
+    known: Mapping[str, Blocks],
+    device: str,
 ) -> Iterator[dict[str, Blocks]]:
     """Run the graph as far as it takes to choose the codes that are not known; yields those of each input."""
     wanted = [node for node in linears_of(graph) if weight_name(node) in forms]
     blocks, missing = dict(known), set(forms) - set(known)
     needed = _needed([node for node in wanted if weight_name(node) in missing], set(wanted))
     walk = fx.Interpreter(graph.module)
-    walk.env.update(feeds)
+    walk.env.update({node: value.to(device) for node, value in feeds.items()})
     rounded = set(wanted)
     for node in graph.module.graph.nodes:
         if not missing:
@@ -144,7 +154,7 @@ def _walk(
             blocks |= chosen
             missing -= set(group)
         if node in needed and node.op != "placeholder":
-            walk.env[node] = _rounded(walk, node, blocks) if node in rounded else _run(walk, node)
+            walk.env[node] = _rounded(walk, node, blocks) if node in rounded else _run(walk, node, device)
         for dead in walk.user_to_last_uses.get(node, []):
             walk.env.pop(dead, None)
 
@@ -170,14 +180,17 @@ def _needed(linears: list[fx.Node], rounded: Collection[fx.Node]) -> set[fx.Node
 def _rounded(walk: fx.Interpreter, linear: fx.Node, blocks: Mapping[str, Blocks]) -> torch.Tensor:
     """What a linear layer gives with its rounded weight."""
     x, bias = walk.env[linear.args[0]], bias_of(linear)  # type: ignore[index]
-    weight = torch.from_numpy(dequantize(blocks[weight_name(linear)]))
+    weight = dequantized(blocks[weight_name(linear)], x.device)
     return F.linear(x.float(), weight, None if bias is None else walk.env[bias]).to(x.dtype)
 
 
-def _run(walk: fx.Interpreter, node: fx.Node) -> Any:
+def _run(walk: fx.Interpreter, node: fx.Node, device: str) -> Any:
     """What any other node gives; of a skip gate it is its block's result, as every block runs."""
     block = block_of_skip(node)
-    return walk.run_node(node) if block is None else walk.env[block]
+    if block is not None:
+        return walk.env[block]
+    value = walk.run_node(node)
+    return value.to(device) if node.op == "get_attr" else value
 
 
 def _same_size(forms: Mapping[str, Form], one: str, other: str) -> bool:
@@ -187,23 +200,25 @@ def _same_size(forms: Mapping[str, Form], one: str, other: str) -> bool:
 def _quantize(graph: FxGraph, x: torch.Tensor, group: list[str], forms: Mapping[str, Form]) -> dict[str, Blocks]:
     """Quantize weights that read one input x [..., columns] and have blocks of one size."""
     block_size, symmetric = forms[group[0]].block_size, forms[group[0]].symmetric
-    weights = {name: tensor_of(graph.module, name).detach().float().numpy() for name in group}
+    weights = {name: tensor_of(graph.module, name).detach().float().cpu().numpy() for name in group}
     done = {name: quantize_blocks(w, 8, block_size) for name, w in weights.items() if forms[name].bits == 8}
     four = [name for name in group if forms[name].bits == 4]
     if four:
-        curve, threads = curvature_of(_hessian(x), block_size), torch.get_num_threads()
-        with _one_thread(), ThreadPoolExecutor(threads) as pool:
-            rows = np.concatenate([weights[name] for name in four])
-            parts = np.array_split(rows, min(threads, len(rows)))
-            rounded = pool.map(
-                lambda part: quantize_blocks(part, 4, block_size, symmetric=symmetric, hessian=curve), parts
-            )
-            whole = concatenate(list(rounded))
+        curve = curvature_of(_hessian(x), block_size)
+        rows = np.concatenate([weights[name] for name in four])
+        rounded = partial(quantize_blocks, bits=4, block_size=block_size, symmetric=symmetric, hessian=curve)
+        whole = rounded(rows) if x.is_cuda else _in_parts(rows, rounded)
         done |= zip(four, split(whole, [len(weights[name]) for name in four]), strict=True)
     return done
 
 
-def _hessian(x: torch.Tensor) -> npt.NDArray[np.float32]:
+def _in_parts(rows: Floats, round_part: Callable[[Floats], Blocks]) -> Blocks:
+    """Round a matrix's rows in parts, side by side."""
+    parts = max(min(torch.get_num_threads(), len(rows)), -(-len(rows) // PART))
+    return concatenate(side_by_side(round_part, np.array_split(rows, parts)))
+
+
+def _hessian(x: torch.Tensor) -> torch.Tensor:
     """Mean of x xᵀ, every token brought to the same length.
 
     A decoder's first token, and some others, carry activations a thousand times larger. Unweighted they would be all
@@ -211,11 +226,11 @@ def _hessian(x: torch.Tensor) -> npt.NDArray[np.float32]:
     """
     rows = x.reshape(-1, x.shape[-1]).float()
     rows = rows * rows.square().mean(1, keepdim=True).add_(1e-12).rsqrt_()
+    if rows.is_cuda:
+        return (rows.T @ rows).div_(len(rows))
     # NumPy sees that this is symmetric and does half the work.
     scaled = rows.numpy()
-    hessian: npt.NDArray[np.float32] = scaled.T @ scaled
-    hessian /= len(scaled)
-    return hessian
+    return torch.from_numpy(scaled.T @ scaled).div_(len(scaled))
 
 
 def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:
@@ -233,14 +248,3 @@ def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:
     if missing:
         raise PassError(f"a graph with input {min(missing)}: only graphs of token ids can be calibrated on text")
     return {node: values[str(node.target)] for node in placeholders}
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Rounding is thousands of small steps: its rows are shared out, and torch's threads would only wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -22,9 +22,11 @@ from adaptc.ir.blocks import LEAST_BLOCK, Bits, Blocks
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import fixed
 from adaptc.ir.onnx_ops import is_experts
+from adaptc.ir.unread.constants import Rows
 from adaptc.passes.emit import FLOAT, Emitter
-from adaptc.passes.match import array, initializer, projections
+from adaptc.passes.match import initializer, projections, rows
 from adaptc.passes.quantize.blockwise import concatenate, quantize_blocks
+from adaptc.passes.spool import Spool
 
 MIXTURES = ("QMoE", "MoE")
 """ONNX Runtime's mixtures of experts, whose constants are [experts, …]."""
@@ -79,7 +81,9 @@ def routers(graph: ir.Graph) -> set[ir.Value]:
     return weights
 
 
-def quantized_experts(graph: ir.Graph, node: ir.Node, bits: Bits, block_size: int, known: Mapping[str, Blocks]) -> None:
+def quantized_experts(
+    graph: ir.Graph, node: ir.Node, bits: Bits, block_size: int, known: Mapping[str, Blocks], spool: Spool
+) -> None:
     """Put a QMoE in the place of an Experts node.
 
     Args:
@@ -88,6 +92,7 @@ def quantized_experts(graph: ir.Graph, node: ir.Node, bits: Bits, block_size: in
         bits: Bits of a code.
         block_size: Columns that share a scale, as far as the experts' sizes allow.
         known: Codes that were chosen before, by the weights' names.
+        spool: Gets the codes.
 
     Raises:
         PassError: a weight holds NaN or infinity, or experts are of an odd width.
@@ -106,7 +111,8 @@ def quantized_experts(graph: ir.Graph, node: ir.Node, bits: Bits, block_size: in
     new = Emitter(graph, node)
     table = _table(new, node, experts)
     first, second = (
-        _constants(graph, value.name or "", each, experts) for value, each in zip((gate_up, down), blocks, strict=True)
+        _constants(graph, value.name or "", each, experts, spool)
+        for value, each in zip((gate_up, down), blocks, strict=True)
     )
     inputs: list[ir.Value | None] = [node.inputs[0], table, *first[:2], None, *second[:2], None]
     inputs += [None, None, None, first[2], second[2], None, table]
@@ -195,10 +201,10 @@ def _blocks(value: ir.Value, form: ExpertForm, bits: Bits, known: Mapping[str, B
     chosen = known.get(value.name or "")
     if chosen is not None and (chosen.bits, chosen.block_size) == (bits, form.block_size):
         return chosen
-    return expert_blocks(array(value), form, bits, symmetric=symmetric)
+    return expert_blocks(rows(value), form, bits, symmetric=symmetric)
 
 
-def expert_blocks(matrices: np.ndarray, form: ExpertForm, bits: Bits, *, symmetric: bool) -> Blocks:
+def expert_blocks(matrices: Rows, form: ExpertForm, bits: Bits, *, symmetric: bool) -> Blocks:
     """Round the matrices of all experts, each block for the least squared error.
 
     Args:
@@ -210,7 +216,8 @@ def expert_blocks(matrices: np.ndarray, form: ExpertForm, bits: Bits, *, symmetr
     Raises:
         PassError: a value is not finite.
     """
-    parts = [quantize_blocks(each, bits, form.block_size, symmetric=symmetric) for each in matrices]
+    each = (matrices[expert : expert + 1][0] for expert in range(matrices.shape[0]))
+    parts = [quantize_blocks(matrix, bits, form.block_size, symmetric=symmetric) for matrix in each]
     return concatenate(parts)
 
 
@@ -241,15 +248,14 @@ def _interleaved_rows(value: ir.Value) -> ir.LazyTensor:
     return ir.LazyTensor(turn, dtype=tensor.dtype, shape=ir.Shape([experts, rows, width]), name=name)
 
 
-def _constants(graph: ir.Graph, name: str, blocks: Blocks, experts: int) -> list[ir.Value | None]:
+def _constants(graph: ir.Graph, name: str, blocks: Blocks, experts: int, spool: Spool) -> list[ir.Value | None]:
     """Codes, scales and zero points as initializers, [experts, rows, …]."""
     given: dict[str, np.ndarray | None] = {"codes": blocks.packed, "scales": blocks.scales, "zeros": blocks.zero_points}
     return [
-        None if numbers is None else _constant(graph, f"{name}.{kind}", numbers, experts)
+        None if numbers is None else _constant(graph, f"{name}.{kind}", numbers, experts, spool)
         for kind, numbers in given.items()
     ]
 
 
-def _constant(graph: ir.Graph, name: str, numbers: np.ndarray, experts: int) -> ir.Value:
-    rows = len(numbers) // experts
-    return initializer(graph, ir.tensor(numbers.reshape(experts, rows, -1), name=name))
+def _constant(graph: ir.Graph, name: str, numbers: np.ndarray, experts: int, spool: Spool) -> ir.Value:
+    return initializer(graph, spool.constant(numbers.reshape(experts, len(numbers) // experts, -1), name))

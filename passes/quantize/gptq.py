@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
@@ -33,20 +34,23 @@ class Gptq(Pass):
 
     Needs: FX level, after every pass that changes weights or adds backbones, before lower; calibration text.
     Shapes: unchanged.
-    Cost: one forward pass over the calibration text, and rounding: about a minute for 135 M parameters on two cores.
-          Codes are kept: a layer is rounded again only if it, or something before it, has changed.
+    Cost: one forward pass over the calibration text, and rounding (docs/results/compile-times.md).
+          Codes are kept as they are chosen: a layer is rounded again only if it, or something before it, has changed,
+          and a compile that was stopped goes on where it was.
 
     Attributes:
         block_size: Neighbouring inputs that share a scale; as in `quantize`.
+        device: Where layers run and are rounded; auto is a GPU where torch has one. Codes are the same but for ties.
 
     Raises:
-        PassError: the calibration text is too short, or activations are not finite.
+        PassError: the calibration text is too short, activations are not finite, or there is no such device.
 
     Reference: Frantar et al., "GPTQ", arXiv:2210.17323.
     """
 
     name: ClassVar[str] = "gptq"
     block_size: Literal[16, 32, 64, 128, 256] = 32
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def apply(self, program: Program) -> Program:
         return self.apply_with(program, PROCESS)
@@ -69,6 +73,17 @@ class Gptq(Pass):
             if graph.module.meta["outputs"] == (LOGITS,) and list(linear_weights(graph))[-1] == weights[-1]:
                 sizes[weights[-1]] = head_block(self.block_size)
             bits: dict[str, Bits] = dict.fromkeys(weights, 4)
-            options: dict[str, Any] = {"block_size": sizes, "symmetric": alone(graph)}
+            options: dict[str, Any] = {"block_size": sizes, "symmetric": alone(graph), "device": self._device()}
             blocks |= quantize_linears(graph, sample, bits, **options, store=store, progress=progress)
         return replace(program, blocks=blocks) if len(blocks) > len(program.blocks) else program
+
+    def _device(self) -> str:
+        if self.device == "cpu":
+            return "cpu"
+        import torch
+
+        if torch.cuda.is_available():
+            return "cuda"
+        if self.device == "cuda":
+            raise PassError("device: cuda; this torch finds no GPU that it can use; auto or cpu is right")
+        return "cpu"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as with_fields
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -11,15 +12,22 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from adaptc.errors import PassError
-from adaptc.ir.blocks import Bits, Blocks
+from adaptc.ir.blocks import Bits, Blocks, nearest_blocks
+from adaptc.ir.grid import search_grid
 from adaptc.ir.marks import PATH, in_head, label
 from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
 from adaptc.ir.onnx_ops import is_experts
 from adaptc.ir.program import Program
+from adaptc.ir.unread.constants import FirstRows
 from adaptc.passes.base import Pass
-from adaptc.passes.match import PARTS, Projection, array, initializer, projections, replace
-from adaptc.passes.quantize.blockwise import concatenate, quantize_blocks, rows_from
+from adaptc.passes.match import PARTS, Projection, initializer, projections, replace
+from adaptc.passes.match import rows as rows_read
+from adaptc.passes.quantize.blockwise import concatenate, rows_from
 from adaptc.passes.quantize.experts import quantized_experts, routers
+from adaptc.passes.quantize.hqq import hqq_grid
+from adaptc.passes.spool import Spool
+from adaptc.passes.store import PROCESS, Store
+from adaptc.runtime.progress import SILENT, Progress
 
 BITS: Mapping[str, Bits] = {"int8": 8, "int4": 4}
 BlockSize = Literal[16, 32, 64, 128, 256]
@@ -51,7 +59,7 @@ class Quantize(Pass):
     perplexity, this 1.4 %, and a whole head in 8 bits 8 % of decoding speed.
     Its other rows have blocks of at least 64, as the kernel is a fifth faster on these and the loss is 0.1 %.
     Codes that an earlier pass chose with calibration data are used as they are; others are chosen here, each block
-    for the least squared error.
+    for the least squared error, or by half-quadratic quantization (`adaptc.passes.quantize.hqq`).
 
     Needs: ONNX level, last.
     Shapes: unchanged; activations stay float32.
@@ -60,6 +68,8 @@ class Quantize(Pass):
     Attributes:
         weights: Bits of a code.
         block_size: Neighbouring inputs that share a scale.
+        rule: How codes are chosen that no pass has chosen before. Experts, an embedding's rows and codes of 8 bits are
+            the nearest with each.
 
     Raises:
         PassError: a weight holds NaN or infinity.
@@ -71,44 +81,62 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     weights: Literal["int8", "int4"] = "int4"
     block_size: BlockSize = 32
+    rule: Literal["nearest", "hqq"] = "nearest"
 
     def apply(self, program: Program) -> Program:
+        return self.apply_with(program, PROCESS)
+
+    def apply_with(self, program: Program, store: Store, progress: Progress = SILENT) -> Program:
+        spool = Spool(store.scratch)
         for name, graph in program.at_level(OnnxGraph).items():
             if any(True for _ in projections(graph.model.graph)) or any(map(is_experts, graph.model.graph)):
                 fork = graph.fork()
                 fork.model.opset_imports["com.microsoft"] = 1
-                self._rewrite(fork.model, program.blocks)
+                self._rewrite(fork.model, program.blocks, spool, progress)
                 program = program.with_graph(name, fork)
         return program
 
-    def _rewrite(self, model: ir.Model, known: Mapping[str, Blocks]) -> None:
+    def _rewrite(self, model: ir.Model, known: Mapping[str, Blocks], spool: Spool, progress: Progress) -> None:
         graph, bits = model.graph, BITS[self.weights]
         floats = routers(graph)
-        for node in [node for node in graph if is_experts(node)]:
-            quantized_experts(graph, node, bits, self.block_size, known)
-        for projection in list(projections(graph)):
-            if projection.weight in floats or fixed(projection.weight)[0] == 1:
-                continue
+        mixtures = [node for node in graph if is_experts(node)]
+        found = [p for p in projections(graph) if p.weight not in floats and fixed(p.weight)[0] > 1]
+        tables = [n for n in graph if n.op_type == "Gather" and is_table(n.inputs[0], self.block_size)]
+        told = told_of(
+            [*(n.inputs[3:5] for n in mixtures), *([p.weight] for p in found), *(n.inputs[:1] for n in tables)],
+            progress,
+        )
+        for node in mixtures:
+            quantized_experts(graph, node, bits, self.block_size, known, spool)
+            next(told)
+        for projection in found:
             blocks = _known(projection.weight, known, bits)
             split_head = bits == 4 and in_head(projection.matmul)
             if blocks is None:
                 size = head_block(self.block_size) if split_head else self.block_size
-                blocks = _quantized(projection.weight, bits, size)
+                blocks = _quantized(projection.weight, bits, size, rule=self.rule)
             frequent = fixed(projection.weight)[0] // FREQUENT if split_head else 0
             if frequent:
                 wide = _quantized(projection.weight, 8, self.block_size, frequent)
-                _multiply(graph, projection, (wide, rows_from(blocks, frequent)))
+                _multiply(graph, projection, (wide, rows_from(blocks, frequent)), spool)
             else:
-                _multiply(graph, projection, (blocks,))
-        for node in [n for n in graph if n.op_type == "Gather" and is_table(n.inputs[0], self.block_size)]:
-            _look_up(graph, node, self.block_size)
+                _multiply(graph, projection, (blocks,), spool)
+            next(told)
+        for node in tables:
+            _look_up(graph, node, self.block_size, spool)
+            next(told)
         RemoveUnusedNodesPass()(model)
 
 
-def _quantized(weight: ir.Value, bits: Bits, block_size: int, rows: int | None = None) -> Blocks:
+def _quantized(
+    weight: ir.Value, bits: Bits, block_size: int, rows: int | None = None, rule: Literal["nearest", "hqq"] = "nearest"
+) -> Blocks:
     """A weight, or its first rows, in blocks; a refusal has the weight's name."""
     try:
-        return quantize_blocks(array(weight)[:rows], bits, block_size)
+        whole = rows_read(weight)
+        part = whole if rows is None else FirstRows(whole, rows)
+        search = hqq_grid if rule == "hqq" and bits == 4 else search_grid
+        return nearest_blocks(part, bits, block_size, search=search)
     except PassError as error:
         name = weight.metadata_props.get(PARTS, weight.name or "").replace(",", ", ")
         raise PassError(f"{name}: {error}") from error
@@ -134,13 +162,26 @@ def _known(weight: ir.Value, known: Mapping[str, Blocks], bits: Bits) -> Blocks 
     return concatenate([known[name] for name in names])
 
 
-def _multiply(graph: ir.Graph, projection: Projection, parts: Sequence[Blocks]) -> None:
+def told_of(pieces: Sequence[Sequence[ir.Value | None]], progress: Progress) -> Iterator[None]:
+    """Tell, each time it is asked for the next, that the weights of one more piece of work are done, in MiB."""
+    sizes = [
+        sum(v.const_value.nbytes for v in values if v is not None and v.const_value is not None) for values in pieces
+    ]
+    total, done = sum(sizes), 0
+    progress.step(0, total >> 20, "MiB")
+    for size in sizes:
+        done += size
+        progress.step(done >> 20, total >> 20, "MiB")
+        yield
+
+
+def _multiply(graph: ir.Graph, projection: Projection, parts: Sequence[Blocks], spool: Spool) -> None:
     """Multiply by blocks; by several, of which each gives some of the results, one after another."""
     if len(parts) == 1:
-        replace(graph, projection.result, multiply_by_blocks(graph, projection, parts[0], ""))
+        replace(graph, projection.result, multiply_by_blocks(graph, projection, parts[0], "", spool))
         return
     assert projection.bias is None
-    nodes = [multiply_by_blocks(graph, projection, part, f".{index}") for index, part in enumerate(parts)]
+    nodes = [multiply_by_blocks(graph, projection, part, f".{index}", spool) for index, part in enumerate(parts)]
     side_by_side(graph, projection, nodes, [part.rows for part in parts])
 
 
@@ -161,10 +202,15 @@ def describe(node: ir.Node, like: ir.Value, width: int) -> None:
     value.name, value.type, value.shape = node.name, like.type, ir.Shape([*sizes(like)[:-1], width])
 
 
-def multiply_by_blocks(graph: ir.Graph, projection: Projection, blocks: Blocks, suffix: str) -> ir.Node:
+def multiply_by_blocks(graph: ir.Graph, projection: Projection, blocks: Blocks, suffix: str, spool: Spool) -> ir.Node:
     """The node of a product with blocks, not yet in the graph; `suffix` ends the names of its constants."""
     owner = label(projection.matmul)
-    inputs = [projection.x, *_constants(graph, f"{projection.weight.name}{suffix}", blocks), None, projection.bias]
+    inputs = [
+        projection.x,
+        *_constants(graph, f"{projection.weight.name}{suffix}", blocks, spool),
+        None,
+        projection.bias,
+    ]
     while inputs[-1] is None:
         inputs.pop()
     return ir.node(
@@ -183,7 +229,7 @@ def multiply_by_blocks(graph: ir.Graph, projection: Projection, blocks: Blocks, 
     )
 
 
-def _constants(graph: ir.Graph, name: str, blocks: Blocks) -> list[ir.Value | None]:
+def _constants(graph: ir.Graph, name: str, blocks: Blocks, spool: Spool) -> list[ir.Value | None]:
     """Codes, scales and zero points as initializers."""
     given: dict[str, np.ndarray | None] = {
         "codes": blocks.packed,
@@ -191,27 +237,25 @@ def _constants(graph: ir.Graph, name: str, blocks: Blocks) -> list[ir.Value | No
         "zeros": blocks.zero_points,
     }
     return [
-        None if numbers is None else initializer(graph, ir.tensor(numbers, name=f"{name}.{kind}"))
+        None if numbers is None else initializer(graph, spool.constant(numbers, f"{name}.{kind}"))
         for kind, numbers in given.items()
     ]
 
 
-def _look_up(graph: ir.Graph, node: ir.Node, block_size: BlockSize) -> None:
+def _look_up(graph: ir.Graph, node: ir.Node, block_size: BlockSize, spool: Spool) -> None:
     """Read an embedding's rows from 8-bit codes: a row is read whole, so bits cost file size and no time."""
     table = node.inputs[0]
     assert table is not None
-    look_up_blocks(graph, node, _quantized(table, 8, block_size))
+    look_up_blocks(graph, node, _quantized(table, 8, block_size), spool)
 
 
-def look_up_blocks(graph: ir.Graph, node: ir.Node, blocks: Blocks) -> None:
+def look_up_blocks(graph: ir.Graph, node: ir.Node, blocks: Blocks, spool: Spool) -> None:
     """Read the rows that a Gather looks up from blocks; the last block of a row is full."""
     table = node.inputs[0]
     assert table is not None
-    codes, scales, zeros = _constants(graph, f"{table.name}.rows", blocks)
-    assert codes is not None
     # The kernel wants rows, not blocks.
-    flat = blocks.packed.reshape(blocks.rows, -1)
-    codes.const_value, codes.shape = ir.tensor(flat, name=codes.name), ir.Shape(flat.shape)
+    flat = with_fields(blocks, packed=blocks.packed.reshape(blocks.rows, -1))
+    codes, scales, zeros = _constants(graph, f"{table.name}.rows", flat, spool)
     gather = ir.node(
         "GatherBlockQuantized",
         [codes, node.inputs[1], scales, zeros],

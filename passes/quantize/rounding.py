@@ -1,30 +1,31 @@
 """Which codes a matrix gets: a grid for each block, and rounding that keeps outputs rather than weights.
 
 The rounding is GPTQ (Frantar et al. 2022, arXiv:2210.17323): columns are rounded one after another, and the error of
-each is made good by the columns still to come, as the inputs' second moments say. Three choices beyond the paper, each
-measured (docs/quantization.md): blocks are taken in order of falling importance, not from left to right; so are
-columns within a block; and a block's grid is the one under which GPTQ itself, run over the block, loses least.
+each is made good by the columns still to come, as the inputs' second moments H say. It is computed as Babai's nearest
+plane (Chen et al. 2025, arXiv:2507.18553): with H = L Lᵀ, columns are rounded from the last to the first, and column k
+aims at w_k + Σ_{l>k} (L_lk / L_kk) (w_l - q_l). That gives GPTQ's codes without the inverse of H, and what earlier
+columns ask of a panel of columns is one matrix product.
+
+Three choices beyond the papers, each measured (docs/quantization.md): blocks are taken in order of falling importance;
+so are columns within a block; and a block's grid is chosen when its turn comes, each column's error counting as it does
+in GPTQ's own loss.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from adaptc.errors import PassError
-from adaptc.ir.grid import Grid, candidates, rounding_losses
-
-Floats = npt.NDArray[np.float32]
-Order = npt.NDArray[np.int64]
-
-FINALISTS = 2
-"""Candidate grids of a block that GPTQ itself is run on."""
+from adaptc.ir.grid import candidates, rounding_losses
 
 STRIP = 8
 """Columns rounded one by one before their errors reach the rest of the block by a matrix product."""
+
+PANEL = 256
+"""Columns that get the errors of all panels before theirs in one matrix product."""
 
 DAMPING = 0.01
 """Added to the Hessian's diagonal, as a part of its mean: calibration inputs do not say everything."""
@@ -32,20 +33,38 @@ DAMPING = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Curvature:
-    """What rounding needs of a Hessian; made once for all matrices that share inputs.
+    """What rounding needs of a Hessian; made once for all matrices that share inputs. Tensors are where it was.
 
     Attributes:
-        order: int64 [columns], in which columns are rounded; blocks stay whole.
-        upper: float32 [columns, columns], upper triangular, upperᵀ · upper = inverse of the Hessian in that order.
+        order: int64 [columns], by rising importance: rounding begins at the end. Blocks stay whole.
+        lower: float32 [columns, columns], lower triangular with a diagonal of 1: L_lk / L_kk, where L Lᵀ is the Hessian
+            in that order.
+        diagonal: float32 [columns], L_kk: what an error of a column counts.
         block_size: Columns in a block.
     """
 
-    order: Order
-    upper: Floats
+    order: Tensor
+    lower: Tensor
+    diagonal: Tensor
     block_size: int
 
 
-def curvature(hessian: Floats, block_size: int) -> Curvature:
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A matrix in codes.
+
+    Attributes:
+        codes: uint8 [rows, columns].
+        scales: float32 [rows, blocks].
+        zeros: float32 [rows, blocks], whole numbers.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+
+def curvature(hessian: Tensor, block_size: int) -> Curvature:
     """Factor a Hessian.
 
     Args:
@@ -56,97 +75,89 @@ def curvature(hessian: Floats, block_size: int) -> Curvature:
         PassError: the Hessian is not finite or not positive.
     """
     weight = hessian.diagonal().reshape(-1, block_size)
-    inner = np.argsort(-weight, axis=1, kind="stable")
-    outer = np.argsort(-weight.sum(1), kind="stable")
-    order = (inner + np.arange(len(weight))[:, None] * block_size)[outer].reshape(-1)
-    damped = torch.from_numpy(hessian[np.ix_(order, order)])
-    mean = float(weight.mean())
-    damped.diagonal().add_(DAMPING * mean if mean > 0 else 1.0)
-    # The Cholesky factor of the inverse, without the inverse: factor the matrix read backwards, invert the factor.
-    lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-    if int(failed) or not np.isfinite(mean):
+    inner = torch.argsort(weight, dim=1, stable=True)
+    outer = torch.argsort(weight.sum(1), stable=True)
+    starts = torch.arange(len(weight), device=weight.device)[:, None] * block_size
+    order = (inner + starts)[outer].reshape(-1)
+    damped = hessian[order[:, None], order]
+    mean = weight.mean()
+    damped.diagonal().add_(torch.where(mean > 0, DAMPING * mean, 1.0))
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if int(failed) or not bool(torch.isfinite(mean)):
         raise PassError("the calibration inputs' Hessian is not positive: they may hold NaN or infinity")
-    upper = torch.linalg.solve_triangular(lower, torch.eye(len(order)), upper=False).flip(0, 1)
-    return Curvature(order, np.ascontiguousarray(upper.numpy()), block_size)
+    diagonal = lower.diagonal().clone()
+    return Curvature(order, lower.div_(diagonal), diagonal, block_size)
 
 
-def round_codes(matrix: Floats, curve: Curvature, bits: int, *, symmetric: bool) -> tuple[Floats, Grid]:
+def round_codes(matrix: Tensor, curve: Curvature, bits: int, *, symmetric: bool) -> Rounded:
     """Round a matrix so that its outputs change least.
 
     Args:
-        matrix: float32 [rows, columns].
+        matrix: float32 [rows, columns], where the curvature is.
         curve: Curvature from the inputs that the matrix meets.
         bits: 4 or 8.
         symmetric: Keep every zero point at 2^(bits - 1).
-
-    Returns:
-        Codes, float32 [rows, columns] of whole numbers, and their grid.
     """
     size = curve.block_size
     rows, columns = matrix.shape
-    rest = np.ascontiguousarray(matrix.T[curve.order])  # [columns, rows], rounded from the top
-    codes = np.empty_like(rest)
-    grid = np.empty((2, columns // size, rows), np.float32)
-    for block in range(columns // size):
-        here = slice(block * size, (block + 1) * size)
-        later = slice((block + 1) * size, None)
-        upper = curve.upper[here, here]
-        scale, zero, errors = _best(rest[here], upper, bits, symmetric=symmetric)
-        grid[:, block] = scale, zero
-        # What the columns had become when their turn came: earlier errors of this block moved them.
-        _subtract(rest[here], np.triu(upper, 1), errors)
-        codes[here] = np.clip(np.rint(rest[here] / scale) + zero, 0, 2**bits - 1)
-        _subtract(rest[later], curve.upper[here, later], errors)
-    place = np.argsort(curve.order)
-    blocks = np.argsort(curve.order[::size] // size)
-    scales, zeros = (np.ascontiguousarray(each[blocks].T) for each in grid)
-    return np.ascontiguousarray(codes[place].T), Grid(scales, zeros, bits, size)
+    errors = matrix.T[curve.order].contiguous()  # [columns, rows]; weights, until they are rounded
+    codes = matrix.new_empty(columns, rows, dtype=torch.uint8)
+    grid = matrix.new_empty(2, columns // size, rows)
+    panel = max(size, PANEL // size * size)
+    for last in range(columns, 0, -panel):
+        first = max(0, last - panel)
+        goals = errors[first:last] + curve.lower[last:, first:last].T @ errors[last:]
+        for end in range(last, first, -size):
+            here, inside = slice(end - size, end), goals[end - size - first : end - first]
+            inside.addmm_(curve.lower[end:last, here].T, errors[end:last])
+            block = _Block(inside, errors[here], curve.lower[here, here], curve.diagonal[here])
+            scale, zero, codes[here], errors[here] = block.best(bits, symmetric=symmetric)
+            grid[0, here.start // size], grid[1, here.start // size] = scale, zero
+    place, blocks = torch.argsort(curve.order), torch.argsort(curve.order[::size] // size)
+    return Rounded(codes[place].T.contiguous(), grid[0, blocks].T.contiguous(), grid[1, blocks].T.contiguous())
 
 
-def _best(block: Floats, upper: Floats, bits: int, *, symmetric: bool) -> tuple[Floats, Floats, Floats]:
-    """Choose the grids of a block [size, rows] whose first column GPTQ has reached.
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Neighbouring columns whose turn has come.
 
-    The candidates whose plain rounding loses least (each column's error counts as it does in GPTQ's loss) are tried by
-    GPTQ itself.
-
-    Returns:
-        Scale and zero point of the best, each [rows], and its errors [size, rows] as GPTQ passes them on.
+    Attributes:
+        goals: float32 [size, rows], what the columns aim at after the errors of all columns before the block.
+        weights: float32 [size, rows], the columns themselves.
+        lower: float32 [size, size], their part of the curvature's.
+        diagonal: float32 [size], likewise.
     """
-    scales, zeros = candidates(block, bits, symmetric=symmetric)
-    weight = np.reciprocal(upper.diagonal()[:, None])
-    losses = rounding_losses(block, scales, zeros, bits, weight)
-    few = np.argpartition(losses, min(FINALISTS, len(losses) - 1), axis=0)[:FINALISTS]
-    scales, zeros = np.take_along_axis(scales, few, 0), np.take_along_axis(zeros, few, 0)
-    errors, loss = _try(block, upper, scales, zeros, bits)
-    best = loss.argmin(0)[None]
-    chosen = np.take_along_axis(errors, best[None], 1)[:, 0]
-    return np.take_along_axis(scales, best, 0)[0], np.take_along_axis(zeros, best, 0)[0], chosen
 
+    goals: Tensor
+    weights: Tensor
+    lower: Tensor
+    diagonal: Tensor
 
-def _try(block: Floats, upper: Floats, scales: Floats, zeros: Floats, bits: int) -> tuple[Floats, Floats]:
-    """GPTQ over a block [size, rows] on several grids [grids, rows]: errors [size, grids, rows], loss [grids, rows]."""
-    size, shape = len(block), scales.shape
-    low, high = (-zeros).ravel(), (2**bits - 1 - zeros).ravel()
-    step, inverse = scales.ravel(), 1 / scales.ravel()
-    values = np.repeat(block[:, None], len(scales), 1).reshape(size, -1)
-    errors = np.empty_like(values)
-    loss, code = np.zeros_like(step), np.empty_like(step)
-    for first in range(0, size, STRIP):
-        last = first + STRIP
-        for j in range(first, last):
-            value, error = values[j], errors[j]
-            if j > first:
-                value -= np.einsum("i,ij->j", upper[first:j, j], errors[first:j], out=code)
-            np.rint(np.multiply(value, inverse, out=code), out=code)
-            np.minimum(np.maximum(code, low, out=code), high, out=code)
-            np.subtract(value, np.multiply(code, step, out=code), out=error)
-            error *= 1 / upper[j, j]
-            loss += np.multiply(error, error, out=code)
-        if last < size:
-            _subtract(values[last:], upper[first:last, last:], errors[first:last])
-    return errors.reshape(size, *shape), loss.reshape(shape)
+    def best(self, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Choose the grid on which plain rounding loses least, and round.
 
+        Returns:
+            Scale and zero point, each [rows]; codes and errors, each [size, rows].
+        """
+        scales, zeros = candidates(self.goals, bits, symmetric=symmetric)
+        best = rounding_losses(self.goals, scales, zeros, bits, self.diagonal[:, None]).argmin(0)[None]
+        scale, zero = scales.gather(0, best)[0], zeros.gather(0, best)[0]
+        codes, errors = self._rounded(scale, zero, bits)
+        return scale, zero, codes.add_(zero), errors
 
-def _subtract(values: Floats, factors: Floats, errors: Floats) -> None:
-    """Values -= factorsᵀ · errors, in place. By torch: NumPy's BLAS starts threads for products this small."""
-    torch.from_numpy(values).addmm_(torch.from_numpy(factors).T, torch.from_numpy(errors), alpha=-1)
+    def _rounded(self, scale: Tensor, zero: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+        """GPTQ over the block; codes less their zero points, and errors."""
+        low, high, inverse = -zero, 2**bits - 1 - zero, 1 / scale
+        goals, codes, errors = self.goals, torch.empty_like(self.goals), torch.empty_like(self.goals)
+        factors = self.lower.T.contiguous()
+        for last in range(len(goals), 0, -STRIP):
+            first = max(0, last - STRIP)
+            for k in range(last - 1, first - 1, -1):
+                if k + 1 < last:
+                    goals[k : k + 1].addmm_(factors[k : k + 1, k + 1 : last], errors[k + 1 : last])
+                code = codes[k]
+                torch.clamp(torch.mul(goals[k], inverse, out=code).round_(), low, high, out=code)
+                torch.addcmul(self.weights[k], code, scale, value=-1, out=errors[k])
+            if first:
+                goals[:first].addmm_(factors[:first, first:last], errors[first:last])
+        return codes, errors

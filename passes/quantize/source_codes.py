@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as with_fields
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, array, initializer, projections, replace
 from adaptc.passes.quantize.quantize import describe, is_table, look_up_blocks, multiply_by_blocks, side_by_side
 from adaptc.passes.quantize.source_blocks import SourceBlocks, nearest, source_blocks, stacked
+from adaptc.passes.spool import Spool
 from adaptc.passes.store import PROCESS, Store
 from adaptc.runtime.progress import SILENT, Progress
 
@@ -63,14 +64,14 @@ class SourceCodes(Pass):
         return self.apply_with(program, PROCESS)
 
     def apply_with(self, program: Program, store: Store, progress: Progress = SILENT) -> Program:
-        tally = _Tally()
+        tally, spool = _Tally(), Spool(store.scratch)
         for name, graph in program.at_level(OnnxGraph).items():
             held = program.checkpoint.get(name, {})
             if not held or not any(_names(p.weight) & held.keys() for p in projections(graph.model.graph)):
                 continue
             fork = graph.fork()
             fork.model.opset_imports["com.microsoft"] = 1
-            _CodesWriter(fork.model.graph, held, self.prepared_inputs, self.block_size, tally).write(progress)
+            _CodesWriter(fork.model.graph, held, self.prepared_inputs, self.block_size, tally, spool).write(progress)
             RemoveUnusedNodesPass()(fork.model)
             program = program.with_graph(name, fork)
         return with_fields(program, source_weights=tally.kinds()) if tally.found else program
@@ -85,22 +86,34 @@ def _parts(weight: ir.Value) -> list[str]:
     return weight.metadata_props.get(PARTS, weight.name or "").split(",")
 
 
+class _Stored(NamedTuple):
+    """What there is to say of a matrix, as in `SourceBlocks`, without its codes."""
+
+    form: str
+    exact: bool
+    error: tuple[float, float]
+
+
 @dataclass(slots=True)
 class _Tally:
     """What became of the source's weights, by name."""
 
-    found: dict[str, SourceBlocks] = field(default_factory=dict)
+    found: dict[str, _Stored] = field(default_factory=dict)
+
+    def add(self, name: str, held: SourceBlocks) -> None:
+        """Count a matrix."""
+        self.found[name] = _Stored(held.form, held.exact, held.error)
 
     def kinds(self) -> dict[str, SourceWeights]:
         """The same by kind of tensor: what a name says beside the layer."""
-        by_kind: dict[str, list[SourceBlocks]] = {}
+        by_kind: dict[str, list[_Stored]] = {}
         for name, blocks in self.found.items():
             kind = LAYER.sub("", name).removeprefix(".").removesuffix(".weight")
             by_kind.setdefault(kind.rpartition("model.")[2], []).append(blocks)
         return {kind: _summed(blocks) for kind, blocks in by_kind.items()}
 
 
-def _summed(found: Sequence[SourceBlocks]) -> SourceWeights:
+def _summed(found: Sequence[_Stored]) -> SourceWeights:
     error, size = (sum(each.error[place] ** 2 for each in found) ** 0.5 for place in (0, 1))
     forms = list(dict.fromkeys(each.form for each in found))
     exact = sum(each.exact for each in found)
@@ -114,6 +127,7 @@ class _CodesWriter:
     prepared_inputs: bool
     block_size: int
     tally: _Tally
+    spool: Spool
     inputs: dict[tuple[ir.Value, object], ir.Value] = field(default_factory=dict)
 
     def write(self, progress: Progress) -> None:
@@ -138,7 +152,7 @@ class _CodesWriter:
                 whole = array(projection.weight) if whole is None else whole
                 first = sum(part.blocks.rows for group in groups for part in group)
                 held = self.nearest(whole[first : first + self.held[name].rows], name)
-            self.tally.found[name] = held
+            self.tally.add(name, held)
             if groups and groups[-1][0].like(held):
                 groups[-1].append(held)
             else:
@@ -169,7 +183,7 @@ class _CodesWriter:
                 numbers = array(bias)[first : first + part.blocks.rows]
                 bias = initializer(self.graph, ir.tensor(numbers, name=f"{bias.name}{suffix}"))
             given = with_fields(projection, x=self.input(projection, part, suffix), bias=bias)
-            nodes.append(multiply_by_blocks(self.graph, given, part.blocks, suffix))
+            nodes.append(multiply_by_blocks(self.graph, given, part.blocks, suffix, self.spool))
             first += part.blocks.rows
         if len(nodes) == 1:
             replace(self.graph, projection.result, nodes[0])
@@ -222,5 +236,6 @@ class _CodesWriter:
         if held is None or held.order is not None or columns % held.blocks.block_size:
             size = next(size for size in (self.block_size, 16) if columns % size == 0)
             held = nearest(array(table), size)
-        self.tally.found.setdefault(table.name or "", held)
-        look_up_blocks(self.graph, node, held.blocks)
+        if table.name not in self.tally.found:
+            self.tally.add(table.name or "", held)
+        look_up_blocks(self.graph, node, held.blocks, self.spool)

@@ -103,6 +103,7 @@ def ffn_cosines(graph: FxGraph, ids: Ids) -> list[float]:
 
     Reference: FFN-SkipLLM, arXiv:2404.03865, section 3.
     """
+    graph = graph.loaded()
     pairs = [residual(graph, block) for block in ffn_blocks(graph)]
     wanted = {node for pair in pairs for node in pair}
     total = np.zeros(len(pairs))

@@ -81,7 +81,7 @@ def fitted(plan: StitchPlan, ids: Ids, progress: Progress = SILENT) -> dict[str,
     window = min(WINDOW, len(ids))
     rows = ids[: max(1, min(len(ids), TOKENS) // window) * window].reshape(-1, window)
     seams = plan.all_seams()
-    graphs = state_graphs(plan.decoders, seams)
+    graphs = {name: graph.loaded() for name, graph in state_graphs(plan.decoders, seams).items()}
     sums = {seam: NormalEquations(seam) for seam in seams}
     progress.stage("least squares")
     for at in counted(range(0, len(rows), ROWS), progress):

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from adaptc.runtime.bundle.cache_window import LEAST_SLACK, ROLLBACK
 from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, ModalSpec, TensorSpec
 from adaptc.runtime.bundle.names import MANIFEST
 from adaptc.runtime.bundle.plan import Run, Switch
@@ -105,9 +106,23 @@ def _check_decoder(where: str, spec: DecoderSpec) -> None:
     for layer, sizes in enumerate(spec.kv):
         for size in sizes:
             _count(f"{where}.kv[{layer}]", size, 1, _WIDTH)
+    _check_windows(where, spec)
     if spec.bos_token_id is not None:
         # Some models have an embedding for a token more than they have logits, so this is no limit of the vocabulary.
         _count(f"{where}.bos_token_id", spec.bos_token_id, 0, _TOKENS)
+
+
+def _check_windows(where: str, spec: DecoderSpec) -> None:
+    seen = set[int]()
+    for index, each in enumerate(spec.windows):
+        place = f"{where}.windows[{index}]"
+        _count(f"{place}.window", each.window, 1, _TOKENS)
+        _count(f"{place}.positions", each.positions, each.window + ROLLBACK + LEAST_SLACK, spec.max_tokens)
+        for layer in each.layers:
+            _count(f"{place}.layers", layer, 0, len(spec.kv) - 1)
+            if layer in seen:
+                raise BundleError(f"{place}.layers: {layer} is there twice; a layer has one window")
+            seen.add(layer)
 
 
 def _check_gates(manifest: Manifest, where: str, name: str, gates: SkipGates) -> None:

@@ -35,6 +35,23 @@ from adaptc.runtime.errors import BundleError, EngineError, ReplacedError
 
 _LARGEST_MANIFEST = 1 << 26  # bytes: sixty times what the largest bundle so far has
 
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A file that becomes part of a bundle instead of being copied.
+
+    Attributes:
+        path: Where it lies, and is no longer when the bundle is written.
+        record: Its size and hash, as whoever wrote it counted them.
+    """
+
+    path: Path
+    record: FileRecord
+
+
+Content = Path | bytes | Moved
+"""What a file of a new bundle is made from: a Path is copied."""
+
 Identity = tuple[int, int]
 """Tells what stands in a place from what stands there next."""
 
@@ -214,11 +231,12 @@ def _opened(root: Path, verify: bool, *, weights: bool) -> Bundle:
 
 def write_bundle(
     into: str | Path,
-    files: Mapping[str, Path | bytes],
+    files: Mapping[str, Content],
     manifest: Manifest,
     base: Bundle | None = None,
     *,
     keep_built: bool = False,
+    link: bool = False,
 ) -> Bundle:
     """Write a bundle, whole or not at all.
 
@@ -227,10 +245,12 @@ def write_bundle(
 
     Args:
         into: The bundle's folder; an older bundle there is replaced.
-        files: Content by name, relative to the bundle and with forward slashes; a Path is copied.
+        files: Content by name, relative to the bundle and with forward slashes.
         manifest: What the bundle says about itself; its `files` are filled in here.
         base: A bundle whose other files are copied as they are, and compared on the way.
         keep_built: Take over what `adaptc build` made of `base`, all of whose files that engines read stay as they are.
+        link: Let files of weights be those of `base` under a second name, where the file system can, and compare none:
+            for a `base` that was compared and that nobody writes in.
 
     Raises:
         BundleError: `into` is something else than a bundle, a name leaves the folder, a file of `base` is damaged, or
@@ -249,6 +269,9 @@ def write_bundle(
             records = {}
             for name, content in {**copied, **files}.items():
                 writing = name
+                if link and name in copied and name in manifest.weights and _linked(copied[name], staged / name):
+                    records[name] = known[name]
+                    continue
                 records[name] = _write_file(staged, name, content)
                 if records[name] != known.get(name, records[name]):
                     raise damaged(copied[name])
@@ -322,15 +345,40 @@ def _checked_manifest(root: Path) -> Manifest:
     return manifest
 
 
-def _write_file(root: Path, name: str, content: Path | bytes) -> FileRecord:
+def _linked(file: Path, to: Path) -> bool:
+    """Whether a file could be given a second name."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        to.hardlink_to(file)
+    except OSError:
+        return False
+    return True
+
+
+def _write_file(root: Path, name: str, content: Content) -> FileRecord:
     """Write one file through to the disk."""
     if name != MANIFEST:
         check_name(name)
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    source: BinaryIO = open_file(content) if isinstance(content, Path) else io.BytesIO(content)
+    if isinstance(content, Moved) and _renamed(content.path, path):
+        flush(path)
+        return content.record
+    given = content.path if isinstance(content, Moved) else content
+    source: BinaryIO = open_file(given) if isinstance(given, Path) else io.BytesIO(given)
     with source, path.open("xb") as stream:
         record = read_through(source, stream)
         stream.flush()
         os.fsync(stream.fileno())
     return record
+
+
+def _renamed(file: Path, to: Path) -> bool:
+    """Whether a file could be moved; not to another disk, and not onto a file."""
+    if to.exists():
+        return False
+    try:
+        file.rename(to)
+    except OSError:
+        return False
+    return True

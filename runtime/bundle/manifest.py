@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adaptc.runtime.bundle.cache_window import CacheWindow
 from adaptc.runtime.bundle.gate_verdict import GateVerdict
 from adaptc.runtime.bundle.older_schemas import UPGRADES, upgraded
 from adaptc.runtime.bundle.plan import Run, Switch
@@ -18,7 +19,7 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.bundle.strict_json import parse, read_json, to_json
 from adaptc.runtime.errors import BundleError
 
-SCHEMA = 5
+SCHEMA = 6
 """The version of `manifest.json` that this adaptc writes; it reads earlier ones as well (`older_schemas.py`)."""
 
 JsonObject = dict[str, Any]
@@ -51,6 +52,7 @@ class DecoderSpec:
         bos_token_id: Stands for an empty prompt; None if the model has none.
         eos_token_ids: Generating any of these ends the answer.
         pad_token_id: None if the model has none.
+        windows: Layers whose cache holds fewer positions, one for each width of window.
     """
 
     vocab_size: int
@@ -59,6 +61,20 @@ class DecoderSpec:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
+    windows: tuple[CacheWindow, ...] = ()
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """How many positions each layer's cache holds."""
+        held = {layer: window.positions for window in self.windows for layer in window.layers}
+        return tuple(held.get(layer, self.max_tokens) for layer in range(len(self.kv)))
+
+    def cache_entries(self, tokens: int | None = None) -> int:
+        """How many numbers the cache of one sequence of so many tokens has; of the longest by default."""
+        most = self.max_tokens if tokens is None else tokens
+        return sum(
+            2 * heads * width * min(most, held) for (heads, width), held in zip(self.kv, self.positions, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ LOGITS_FROM = "logits_from"
 SEQLENS_K = "seqlens_k"
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
 
+TOKEN_POSITIONS = "token_positions"
+"""Input of a decoder with layers that keep a window: int64 [batch, tokens], what their rotary embedding turns by."""
+
 ROWS = "rows"
 """Input of a graph that verifies drafted tokens: int64 [n], which of its tokens each call of the attention reads."""
 
@@ -77,6 +80,16 @@ def present(layer: int, kind: str) -> str:
 def present_after(layer: int, kind: str, row: int) -> str:
     """Name of a layer's cache after one row of several, as an output; `kind` is KEY or VALUE."""
     return f"{present(layer, kind)}.{row}"
+
+
+def window_lengths(number: int) -> str:
+    """What `SEQLENS_K` is to the layers of a window, counted in the positions that their cache holds: int32 [batch]."""
+    return f"window.{number}.{SEQLENS_K}"
+
+
+def window_total(number: int) -> str:
+    """What `TOTAL_SEQUENCE_LENGTH` is to the layers of a window, counted in the same way: int32 []."""
+    return f"window.{number}.{TOTAL_SEQUENCE_LENGTH}"
 
 
 def cache_scale(layer: int, kind: str) -> str:

@@ -67,6 +67,7 @@ class PromptReader:
         Raises:
             RequestError: as `ids`, or the images or modalities do not fit the prompt or the bundle.
         """
+        prompt = self.written(prompt, request) if isinstance(prompt, str) else prompt
         ids = self.ids(prompt)
         if not uses_images(self.modal, self.images, request.has_images, request.modalities):
             return ids, None
@@ -74,6 +75,15 @@ class PromptReader:
         ids, encode = self.images.insert(ids, request.images)
         self._check_room(ids)
         return ids, encode
+
+    def written(self, text: str, request: Request) -> str:
+        """A text as the model reads it if the request uses images; see `Images.written`.
+
+        Raises:
+            RequestError: the modalities do not fit the bundle.
+        """
+        used = uses_images(self.modal, self.images, request.has_images, request.modalities)
+        return self.images.written(text) if used and self.images is not None else text
 
     def need_tokenizer(self, purpose: str) -> Tokenizer:
         """The tokenizer, for something that cannot be done without it.

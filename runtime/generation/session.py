@@ -219,7 +219,7 @@ class Session:
                 more than its time or memory; and as `generate`.
             EngineError: the engine failed.
         """
-        ids = self._chat_ids(messages, template)
+        ids = self._chat_ids(messages, template, options)
         if check_flag("stream", stream):
             return self.generate(ids, stream=True, **options)
         return self.generate(ids, **options)
@@ -245,7 +245,7 @@ class Session:
             RequestError: at once, as `chat` does.
             EngineError: the engine failed.
         """
-        return self.generate_async(self._chat_ids(messages, template), **options)
+        return self.generate_async(self._chat_ids(messages, template, options), **options)
 
     def score(
         self, ids: Prompt, *, step: bool = False, budget: float | None = None, route: str | None = None
@@ -361,9 +361,11 @@ class Session:
         speculate = self._checks.speculate(request.speculate)
         return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor, speculate)
 
-    def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any]) -> Ids:
+    def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any], options: GenerateOptions) -> Ids:
         tokenizer = self._prompts.need_tokenizer("chat")
-        return self._prompts.checked(tokenizer.encode(tokenizer.render(messages, template), special=False))
+        request = Request(images=options.get("images"), modalities=options.get("modalities"))
+        text = self._prompts.written(tokenizer.render(messages, template), request)
+        return self._prompts.checked(tokenizer.encode(text, special=False))
 
     def _finish(self, turn: Turn) -> None:
         """Wait for the end of a turn in a thread."""

@@ -24,16 +24,43 @@ class Inserts:
         places: int64 [places], indices of these tokens, rising.
         values: float32 [places, width].
         positions: int64 [3, tokens]: time, row and column; None where a token's position is its index.
+        whole: Whether the places of an image, which follow each other, must be read in one step.
     """
 
     places: Ids
     values: npt.NDArray[np.float32]
     positions: Ids | None = None
+    whole: bool = False
 
     @property
     def shift(self) -> int:
         """The difference between position and index of every token that follows the prompt."""
         return 0 if self.positions is None else int(self.positions.max()) + 1 - self.positions.shape[1]
+
+
+def piece_end(inserts: Inserts | None, start: int, stop: int, tokens: int) -> int:
+    """Where a piece of a prompt ends so that it cuts through no image that must be read in one step.
+
+    Args:
+        inserts: Of the prompt.
+        start: The first token of the piece, in no such image or at its beginning.
+        stop: Behind its last one if there were no images.
+        tokens: Of the prompt.
+
+    Returns:
+        `stop`, or the beginning of the image that it would cut, or the end of one that the piece begins with.
+    """
+    if inserts is None or not inserts.whole or stop >= tokens:
+        return stop
+    places = inserts.places
+    at = int(np.searchsorted(places, stop))
+    if not 0 < at < len(places) or places[at] != stop or places[at - 1] != stop - 1:
+        return stop
+    run = places - np.arange(len(places))  # the same for all of a run of places
+    first, last = (int(places[np.searchsorted(run, run[at], side) - (side == "right")]) for side in ("left", "right"))
+    if first > start + 1:
+        return first
+    return last + 1 if tokens - last > 2 else tokens
 
 
 class ExtraInputs:

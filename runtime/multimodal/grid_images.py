@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor, sqrt
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from adaptc.runtime.multimodal.images import GridSpec, Ids, Images, Picture, Pix
 from adaptc.runtime.multimodal.subsets import key_of
 
 _MOST_PIXELS = 1280 * 28 * 28
-"""Pixels of an image that was fitted: what Qwen2-VL's own examples take for its largest."""
+"""Pixels of an image that was fitted, if a model takes as many: what Qwen2-VL's own examples take for its largest."""
 
 
 class GridImages(Images):
@@ -32,11 +33,20 @@ class GridImages(Images):
         return self.spec.grid
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
-        """See `Images.fitted`: the nearest multiples of what takes one place, with at most `_MOST_PIXELS`."""
-        side = self.grid.patch * self.grid.merge
-        shrink = min(1.0, (_MOST_PIXELS / (height * width)) ** 0.5)
-        rows, columns = (max(1, round(size * shrink / side)) for size in (height, width))
-        return rows * side, columns * side
+        """See `Images.fitted`: multiples of what takes one place, as Qwen2VLImageProcessor's `smart_resize` finds them.
+
+        An image has at most `_MOST_PIXELS`, where the processor's own limit is larger.
+        """
+        side, pixels = self.grid.patch * self.grid.merge, height * width
+        most = min(self.grid.most_pixels or _MOST_PIXELS, _MOST_PIXELS)
+        rows, columns = (round(size / side) for size in (height, width))
+        if rows * columns * side * side > most:
+            shrink = sqrt(pixels / most)
+            rows, columns = (floor(size / shrink / side) for size in (height, width))
+        elif rows * columns * side * side < self.grid.least_pixels:
+            grow = sqrt(self.grid.least_pixels / pixels)
+            rows, columns = (ceil(size * grow / side) for size in (height, width))
+        return max(1, rows) * side, max(1, columns) * side
 
     def read(self, images: Any) -> list[Picture]:
         """See `Images.read`."""
@@ -57,6 +67,8 @@ class GridImages(Images):
         """float32 [places, width]."""
         names = [tensor.name for tensor in self._encoder.inputs]
         arrays: list[Array] = [picture.pixels, self._corners(picture)]
+        if self.grid.window:
+            arrays.append(windows(picture.rows, picture.places // picture.rows, self.grid.window))
         feeds = dict(zip(names, arrays, strict=True))
         key = key_of(self.modality, [array[None] for array in feeds.values()], 0)
         known = self.graphs.cache.get(key)
@@ -114,6 +126,20 @@ class GridImages(Images):
             Picture(np.ascontiguousarray(part.reshape(-1, merge * merge, size)), len(part) // merge**2, int(h) // merge)
             for part, (_, h, _) in zip(parts, grids, strict=True)
         ]
+
+
+def windows(rows: int, columns: int, side: int) -> Ids:
+    """Which places of an image each window has, as Qwen2.5-VL's encoder sees them: int64 [windows, side · side].
+
+    Args:
+        rows: Of the image's places.
+        columns: Of them.
+        side: Of a window, in places; where the image's edge cuts one off, it has -1.
+    """
+    down, across = -(-rows // side), -(-columns // side)
+    whole = np.full((down * side, across * side), -1, np.int64)
+    whole[:rows, :columns] = np.arange(rows * columns).reshape(rows, columns)
+    return np.ascontiguousarray(whole.reshape(down, side, across, side).swapaxes(1, 2).reshape(-1, side * side))
 
 
 def positions(ids: Ids, token: int, pictures: Sequence[Picture]) -> Ids:

@@ -30,11 +30,17 @@ class GridSpec:
         patch: Pixels of a patch's side.
         frames: How many frames a patch spans; an image is repeated so often.
         merge: Patches of the side of what takes one place in a prompt.
+        window: Places of the side of the windows in which an encoder sees an image; 0 for one that sees it whole.
+        least_pixels: What a smaller image is brought to.
+        most_pixels: What a larger one is brought to; 0 if the model does not say.
     """
 
     patch: int
     frames: int
     merge: int
+    window: int = 0
+    least_pixels: int = 0
+    most_pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,10 @@ class ImageSpec:
         mean: Mean of each channel, taken off after scaling; empty if the model does not say how bytes become numbers.
         std: Standard deviation of each channel; what is left is divided by it.
         grid: How images of any size are cut up; None where they are of one size.
+        whole: Whether all places of an image are read in one step, as they attend to each other.
+        mark: What stands for an image in a text, where that is not the token; empty where it is.
+        written: What is read in the place of a mark, with the token in it once.
+        resample: By which of Pillow's filters an image is brought to another size; 3 is bicubic, 2 bilinear.
     """
 
     token: int
@@ -58,6 +68,10 @@ class ImageSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     grid: GridSpec | None
+    whole: bool = False
+    mark: str = ""
+    written: str = ""
+    resample: int = 3
 
     def to_json(self) -> bytes:
         """The content of `images.json`."""
@@ -71,7 +85,7 @@ def read_image_spec(content: bytes, where: str) -> ImageSpec:
         BundleError: it is damaged.
     """
     try:
-        return loads(ImageSpec, content)
+        return loads(ImageSpec, content, defaults=True)
     except BundleError as error:
         raise BundleError(f"{where}: {error}; compile again") from error
 
@@ -124,6 +138,10 @@ class Images:
         _, *sizes = (int(size) for size in self._encoder.inputs[0].shape[1:])
         return sizes[0], sizes[1]
 
+    def written(self, text: str) -> str:
+        """A text with images, as the model's processor writes it before tokens are read, with one token for each."""
+        return text.replace(self.spec.mark, self.spec.written) if self.spec.mark else text
+
     def insert(self, ids: Ids, images: Any) -> tuple[Ids, Encode | None]:
         """Make room for a prompt's images.
 
@@ -165,7 +183,7 @@ class Images:
         pixels = {name: np.stack([each.pixels for each in pictures])}
         features = self.graphs.features(self.modality, pixels)[IMAGE_FEATURES]
         places = np.flatnonzero(ids == self.spec.token)
-        return Inserts(places, np.ascontiguousarray(features.reshape(len(places), -1)))
+        return Inserts(places, np.ascontiguousarray(features.reshape(len(places), -1)), whole=self.spec.whole)
 
     def read(self, images: Any) -> list[Picture]:
         """Check images and bring them into the encoder's form.
@@ -215,6 +233,17 @@ class Images:
             else:
                 widened.append(each)
         return np.array(widened, np.int64)
+
+
+def fit(image: Any, images: Images) -> npt.NDArray[np.uint8]:
+    """An image in the size that a model takes: uint8 [height, width, 3].
+
+    Args:
+        image: Of Pillow's.
+        images: The model's.
+    """
+    rows, columns = images.fitted(image.height, image.width)
+    return np.asarray(image.convert("RGB").resize((columns, rows), images.spec.resample), np.uint8)
 
 
 def finite(index: int, image: npt.NDArray[Any]) -> Pixels:

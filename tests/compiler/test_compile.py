@@ -150,7 +150,7 @@ def test_two_models_need_a_pass_that_joins_them(tiny: tuple[Path, Any], tmp_path
 def test_what_check_finds_wrong_is_refused_with_its_sentences(tiny: tuple[Path, Any], tmp_path: Path) -> None:
     shutil.copytree(tiny[0].parent, tmp_path / "spec")
     config = tmp_path / "spec" / "model" / "config.json"
-    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    rope = {"rope_type": "ntk", "rope_theta": 1e4, "factor": 2.0}
     wrong = {"rope_parameters": rope, "num_key_value_heads": 3}
     config.write_text(json.dumps(json.loads(config.read_text()) | wrong))
     spec, told = tmp_path / "spec" / "model.yaml", Told()

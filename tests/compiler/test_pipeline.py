@@ -13,6 +13,8 @@ from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.pipeline import plan_of
 from adaptc.compiler.show import snapshots
+from adaptc.passes.quantize.quantize import Quantize
+from adaptc.runtime import load
 from adaptc.runtime.bundle.manifest import Manifest
 from adaptc.runtime.progress import SILENT
 from adaptc.spec.reading import read_spec
@@ -111,3 +113,23 @@ def test_a_real_bundle_records_the_passes_of_its_spec(smollm2: Path) -> None:
     example = ROOT / "examples" / "smollm2" / "model.yaml"
     manifest = Manifest.from_json((smollm2 / "manifest.json").read_bytes())
     assert [record.name for record in manifest.passes] == dry_run(example, kind="pass")
+
+
+@pytest.mark.parametrize(("method", "rule"), [("gptq", "nearest"), ("nearest", "nearest"), ("hqq", "hqq")])
+def test_the_method_of_rounding_chooses_the_passes(method: str, rule: str, tmp_path: Path) -> None:
+    path, _ = folder.write(tmp_path)
+    passes = plan_of(read_spec(path, ["target.weights=int4", f"quantize.method={method}"]), tmp_path).passes
+    assert ("gptq" in [pass_.name for pass_ in passes]) == (method == "gptq")
+    assert [pass_.rule for pass_ in passes if isinstance(pass_, Quantize)] == [rule]
+
+
+def test_methods_give_other_codes_and_each_bundle_writes(tmp_path: Path) -> None:
+    path, _ = folder.write(tmp_path)
+    codes = set()
+    for method in ("gptq", "nearest", "hqq"):
+        settings = ("target.weights=int4", "target.block_size=16", f"quantize.method={method}")
+        _, manifest, _ = compiled(path, settings, tmp_path / method)
+        codes.add(next(file.sha256 for name, file in manifest.files.items() if name.endswith(".data")))
+        with load(tmp_path / method / "bundle") as session:
+            assert len(session.generate([1, 2, 3], max_new_tokens=4).ids) == 4
+    assert len(codes) == 3

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -23,7 +24,9 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.errors import LoadError, RequestError, SpecError
 from adaptc.families.table import decoders_within
 from adaptc.runtime.backends.host.decoder import HostDecoder
+from adaptc.runtime.multimodal.images import fit
 from adaptc.sources.find import find_source
+from adaptc.sources.images import image_spec
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import ModelSpec
 from adaptc.verification.kinds.verify import verify_bundle
@@ -32,7 +35,7 @@ from tests.close import ENGINE, assert_close
 from tests.models import vlm
 from tests.opened_files import opened_with_planted
 
-FAMILIES = ("llava", "smolvlm", "qwen2_vl")
+FAMILIES = ("llava", "smolvlm", "qwen2_vl", "qwen2_5_vl", "gemma3")
 TEXT = "the cat sat on"
 ENCODERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -114,10 +117,10 @@ def test_images_equal_eager(family: str, made: Callable[[str], Made]) -> None:
         assert list(session.generate(wide, images=images, max_new_tokens=10).ids) == expected
         assert session.images is not None
         ran = dict(session.images.graphs.ran)
-        assert ran == {"lm.encode.image": 2 if family == "qwen2_vl" else 1}
+        assert ran == {"lm.encode.image": 2 if family in vlm.ANY_SIZE else 1}
         assert list(session.generate(short, images=images, max_new_tokens=10).ids) == expected
         assert session.images.graphs.ran == ran  # the second time they come from the cache
-        values = list(images["pixel_values"].reshape(2, 3, vlm.SIDE, vlm.SIDE)) if family != "qwen2_vl" else None
+        values = list(images["pixel_values"].reshape(2, 3, vlm.SIDE, vlm.SIDE)) if family not in vlm.ANY_SIZE else None
         if values is not None:
             assert list(session.generate(short, images=values, max_new_tokens=10).ids) == expected
 
@@ -201,6 +204,109 @@ def test_images_of_any_size_are_cut_as_the_processor_does(made: Callable[[str], 
         for found, expected in zip(session.images.read(raw), session.images.read(dict(given)), strict=True):
             assert (found.places, found.rows) == (expected.places, expected.rows)
             assert_close(found.pixels, expected.pixels, **ENGINE)
+
+
+@pytest.mark.parametrize("family", vlm.ANY_SIZE)
+@pytest.mark.parametrize("size", [(4, 4), (4, 28), (20, 12), (32, 24)])
+def test_encoders_of_any_size_equal_eager(family: str, size: tuple[int, int], made: Callable[[str], Made]) -> None:
+    """One place, a row, and images that cut windows off; windows of Qwen2.5-VL's encoder are 2 · 2 places."""
+    model, _, bundle = made(family)
+    rows, columns = (each // 2 for each in size)
+    patches = np.random.default_rng(sum(size)).normal(size=(rows * columns, 24)).astype(np.float32)
+    given = {"pixel_values": patches, "image_grid_thw": np.array([[1, rows, columns]])}
+    with runtime.load(bundle, threads=1) as session, torch.no_grad():
+        assert session.images is not None
+        pictures = session.images.read(given)
+        ids = np.full(pictures[0].places, session.images.spec.token)
+        found = session.images.encode(ids, pictures).values
+        [expected] = model.model.get_image_features(*map(torch.from_numpy, given.values())).pooler_output
+    assert_close(found, expected.numpy(), **ENGINE)
+
+
+def test_windows_count(made: Callable[[str], Made]) -> None:
+    """A negative control: an encoder whose layers all see the whole image says something else."""
+    model = made("qwen2_5_vl").model
+    patches = torch.from_numpy(np.random.default_rng(0).normal(size=(80, 24)).astype(np.float32))
+    with torch.no_grad():
+        [first] = model.model.get_image_features(patches, torch.tensor([[1, 10, 8]])).pooler_output
+        whole, model.model.visual.fullatt_block_indexes = model.model.visual.fullatt_block_indexes, [0, 1, 2]
+        [other] = model.model.get_image_features(patches, torch.tensor([[1, 10, 8]])).pooler_output
+        model.model.visual.fullatt_block_indexes = whole
+    assert (first - other).abs().max() > 0.01
+
+
+def test_an_image_of_gemma3_sees_itself_whole(made: Callable[[str], Made]) -> None:
+    """A negative control: without token_type_ids transformers' mask is causal, and its logits are others."""
+    model, images = made("gemma3").model, vlm.two_images("gemma3")
+    token = model.config.image_token_id
+    ids = [5, 6, *[token] * 4, 7, *[token] * 4, 8]
+    with torch.no_grad():
+        causal = model(torch.tensor([ids]), pixel_values=torch.from_numpy(images["pixel_values"])).logits[0].numpy()
+    assert np.abs(vlm.logits(model, ids, images) - causal).max() > 0.01
+
+
+def gemma3_processor() -> Any:
+    """transformers' own, over the tiny tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+    from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
+
+    names = {"image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    words = PreTrainedTokenizerFast(tokenizer_object=vlm.tokenizer(), extra_special_tokens=names)
+    numbers = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    images = Gemma3ImageProcessorPil(size={"height": vlm.SIDE, "width": vlm.SIDE}, **numbers)
+    return Gemma3Processor(images, words, image_seq_length=4)
+
+
+def test_texts_and_images_of_gemma3_are_read_as_its_processor_reads_them(made: Callable[[str], Made]) -> None:
+    """Lines before and after an image join those of the text; files of another size are resized as it resizes."""
+    _, _, bundle = made("gemma3")
+    text = "the\n<start_of_image>cat <start_of_image>\n\n sat"
+    random = np.random.default_rng(3)
+    files = [Image.fromarray(random.integers(0, 256, (*size, 3), np.uint8)) for size in ((8, 8), (21, 13))]
+    expected = gemma3_processor()(images=files, text=text, return_tensors="np")
+    with runtime.load(bundle, threads=1) as session:
+        assert session.images is not None
+        raw = [fit(each, session.images) for each in files]
+        for picture, pixels in zip(session.images.read(raw), expected["pixel_values"], strict=True):
+            assert_close(picture.pixels, pixels, **ENGINE)
+        given = {"pixel_values": expected["pixel_values"]}
+        whole = session.generate(expected["input_ids"][0], images=given, max_new_tokens=8)
+        found = session.generate(text, images=raw, max_new_tokens=8)
+        assert found.prompt_tokens == len(expected["input_ids"][0])
+        assert found.ids == whole.ids
+        chat = [{"role": "user", "content": text}]
+        template = {"chat_template": "{{ messages[0].content }}"}
+        assert session.chat(chat, template=template, images=raw, max_new_tokens=8).ids == whole.ids
+        assert session.generate(text, images=raw, modalities=["text"], max_new_tokens=1).prompt_tokens == len(
+            vlm.tokenizer().encode(text).ids
+        )
+        with pytest.raises(RequestError, match=r"^prompt: 2 image tokens \(id \d+\) and 1 images; one for each image"):
+            session.generate(text, images=raw[:1])
+        with pytest.raises(RequestError, match=r"^prompt: 0 image tokens \(id \d+\) and 2 images; one for each image"):
+            session.generate(vlm.tokenizer().encode(text).ids, images=raw)
+
+
+def test_the_command_takes_image_files(made: Callable[[str], Made], tmp_path: Path) -> None:
+    _, _, bundle = made("gemma3")
+    pixels = np.random.default_rng(4).integers(0, 256, (vlm.SIDE, vlm.SIDE, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no image")
+    text = "the <start_of_image> cat"
+    with runtime.load(bundle, threads=1) as session:
+        expected = session.generate(text, images=[pixels], max_new_tokens=6)
+    asked = ["generate", str(bundle), "-p", text, "-n", "6", "--threads", "1", "--image"]
+    done = CliRunner().invoke(main, [*asked, str(tmp_path / "a.png"), "--json"])
+    assert json.loads(done.stdout)["ids"] == list(expected.ids), done.output
+    streamed = CliRunner().invoke(main, [*asked, str(tmp_path / "a.png")])
+    assert streamed.stdout.rstrip("\n") == expected.text.rstrip("\n")
+    for more, message in (
+        ([str(tmp_path / "b.png")], "b.png: no image that Pillow reads, or a damaged one"),
+        ([str(tmp_path / "a.png"), "-p", "more"], "--image: of one prompt; give one"),
+    ):
+        wrong = CliRunner().invoke(main, [*asked, *more])
+        assert wrong.exit_code
+        assert message in " ".join(wrong.output.split())
 
 
 def test_a_dropped_image_touches_nothing_of_the_image_encoder(made: Callable[[str], Made], tmp_path: Path) -> None:
@@ -330,6 +436,55 @@ def test_a_spec_must_say_what_becomes_of_images(made: Callable[[str], Made], tmp
     done = CliRunner().invoke(main, ["check", str(tmp_path / "model.yaml")])
     assert done.exit_code == 1
     assert needed in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        (
+            "gemma3",
+            {"mm_tokens_per_image": 5},
+            "mm_tokens_per_image is 5; a square number whose root divides 4, the patches of an image's side, is right",
+        ),
+        ("gemma3", {"image_token_index": 9999}, "the image token's id is 9999; a number below vocab_size"),
+        ("qwen2_5_vl", {"vision_config": {"window_size": 3}}, "window_size is 3; at least 4, the pixels of a place's"),
+        (
+            "gemma3",
+            {"text_config": {"use_bidirectional_attention": True}},
+            "config.json: text_config.use_bidirectional_attention is True, which makes another model than adaptc",
+        ),
+    ],
+)
+def test_configs_of_another_model_are_refused(
+    family: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = vlm.config(family).to_dict()
+    for name, value in change.items():
+        config[name] = config[name] | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError) as caught:
+        find_source(ModelSpec(source="."), tmp_path).config()
+    assert str(caught.value).startswith(f".: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_without_a_mark_is_refused(tmp_path: Path) -> None:
+    vlm.write(tmp_path, "gemma3", num_hidden_layers=1)
+    file = tmp_path / "model/tokenizer.json"
+    file.write_text(file.read_text().replace("<start_of_image>", "<another>"))
+    with pytest.raises(LoadError, match=r"^tokenizer.json: no <start_of_image>, which gemma3 needs; fetch the model"):
+        image_spec(find_source(ModelSpec(source="model"), tmp_path))
+
+
+@pytest.mark.parametrize("crops", [True, False, None])
+def test_a_processor_that_cuts_crops_takes_pixels_only(crops: bool | None, tmp_path: Path) -> None:
+    vlm.write(tmp_path, "gemma3", num_hidden_layers=1)
+    file = tmp_path / "model/preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"do_pan_and_scan": crops}))
+    spec = image_spec(find_source(ModelSpec(source="model"), tmp_path))
+    assert spec is not None
+    assert bool(spec.mean) is not bool(crops)
+    assert (spec.whole, spec.resample) == (True, 2)
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,11 @@ def test_gates_that_decide_together_draft_whole_only(gated: Path, drafted: Calla
         assert second.ids != cheap.ids
 
 
-def test_a_model_that_takes_images_drafts_after_them(tmp_path: Path, drafted: Callable[..., runtime.Session]) -> None:
-    vlm.write(tmp_path, "llava")
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_a_model_that_takes_images_drafts_after_them(
+    family: str, tmp_path: Path, drafted: Callable[..., runtime.Session]
+) -> None:
+    vlm.write(tmp_path, family)
     bundle = compiled(tmp_path / "model.yaml")
     with runtime.load(bundle, threads=1) as session:
         assert session.images is not None

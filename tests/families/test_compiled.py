@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adaptc import runtime
 from adaptc.compiler.cache import Cache
@@ -82,3 +83,36 @@ def test_max_tokens_chooses_the_factors_of_longrope(tmp_path: Path) -> None:
         assert_close(session.score(prompt).values, folder.scores(model, prompt), **ENGINE)
         short = session.score(prompt[:8]).values
     assert abs(short - folder.scores(model, prompt[:8])).max() > 0.004, "whose text is short takes the short factors"
+
+
+def test_max_tokens_chooses_the_frequencies_of_dynamic_ntk(tmp_path: Path) -> None:
+    """A text of `max_tokens` is turned as transformers turns it, and so is every shorter one; as vLLM does."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
+    more: dict[str, Any] = {"max_position_embeddings": 16, "rope_parameters": rope}
+    bundle, model = compiled(tmp_path, "llama", "target.max_tokens=40", **more)
+    text = list(range(40, 80))
+    with runtime.load(bundle.path) as session:
+        assert_close(session.score(text).values, folder.scores(model, text), **ENGINE)
+        short = session.score(text[:12]).values
+        written = session.generate(text[:12], max_new_tokens=20).ids
+    with torch.no_grad():
+        far = torch.tensor([[*range(39), 39]])  # it remembers the longest text until a short one comes
+        model.model.rotary_emb(torch.zeros(1), far)
+        assert model.model.rotary_emb.max_seq_len_cached == 40
+        turned = [*model.model.rotary_emb(torch.zeros(1), far[:, :31])]
+    static = {**rope, "rope_theta": 1e4 * (3.0 * 40 / 16 - 2.0) ** (16 / 14), "rope_type": "default"}
+    fixed = folder.write(tmp_path / "static", "llama", max_position_embeddings=64, rope_parameters=static)[1]
+    fixed.load_state_dict(model.state_dict())
+    for mine, theirs in zip(fixed.model.rotary_emb(torch.zeros(1), far[:, :31]), turned, strict=True):
+        assert_close(mine.numpy(), theirs.numpy(), atol=1e-5)
+    assert_close(short, folder.scores(fixed, text[:12]), **ENGINE)
+    assert list(written) == until_end(folder.greedy(fixed, text[:12], 20))
+
+
+def test_dynamic_ntk_within_the_trained_length_is_the_model_itself(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 3.0}
+    bundle, model = compiled(tmp_path, "llama", max_position_embeddings=64, rope_parameters=rope)
+    prompt = list(range(40, 60))
+    with runtime.load(bundle.path) as session:
+        assert list(session.generate(prompt, max_new_tokens=NEW).ids) == until_end(folder.greedy(model, prompt, NEW))
+        assert_close(session.score(prompt).values, folder.scores(model, prompt), **ENGINE)

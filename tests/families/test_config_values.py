@@ -20,6 +20,14 @@ LONG_ROPE = {**tiny.LONG, "attention_factor": 1.3}
 SLIDING = {"use_sliding_window": True, "sliding_window": 3}
 FALCON: dict[str, Any] = {"head_dim": None, "ffn_hidden_size": 48}
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+BASE = {"rope_theta": 1e4}
+DYNAMIC = {**BASE, "rope_type": "dynamic", "factor": 3.0}
+TWO_KINDS: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "sliding_window": 3,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {"sliding_attention": {**BASE, "rope_type": "linear", "factor": 2.0}, "full_attention": DYNAMIC},
+}
 
 
 @pytest.mark.parametrize(
@@ -27,6 +35,11 @@ YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_pos
     [
         ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
         ("llama", {"rope_parameters": {**YARN, "attention_factor": 0.7, "truncate": False}}),
+        ("llama", {"rope_parameters": {**BASE, "rope_type": "linear", "factor": 3.0}}),
+        ("llama", {"rope_parameters": {**BASE, "rope_type": "proportional", "partial_rotary_factor": 0.5}}),
+        ("llama", {"max_position_embeddings": 8, "rope_parameters": DYNAMIC}),
+        ("llama", {"max_position_embeddings": 64, "rope_parameters": DYNAMIC}),
+        ("gemma3_text", {**GEMMA, **TWO_KINDS, "max_position_embeddings": 8}),
         ("qwen2", UPPER),
         ("qwen3", {**UPPER, "attention_bias": True}),
         ("gemma2", {**GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None}),

@@ -58,7 +58,7 @@ QWEN = {
 MAX_TOKENS = 2048
 
 
-def blank_blocks(weight: Any, bits: Bits, block_size: int, rows: int | None = None) -> Blocks:
+def blank_blocks(weight: Any, bits: Bits, block_size: int, rows: int | None = None, rule: str = "nearest") -> Blocks:
     """Codes of zeros that take no memory, in the place of those that quantizing would choose."""
     results, columns = fixed(weight)
     results, blocks = rows or results, -(-columns // block_size)

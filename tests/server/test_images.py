@@ -15,7 +15,8 @@ from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.server.protocol.images import read_images
 
 SIZE = (4, 6)
-SESSION: Any = SimpleNamespace(images=SimpleNamespace(spec=SimpleNamespace(mean=(0.5,)), fitted=lambda h, w: SIZE))
+SPEC = SimpleNamespace(mean=(0.5,), resample=3)
+SESSION: Any = SimpleNamespace(images=SimpleNamespace(spec=SPEC, fitted=lambda h, w: SIZE))
 
 
 def url_of(pixels: Any, kind: str = "PNG") -> str:

@@ -19,7 +19,7 @@ from adaptc.spec import json_schema as schema
 from adaptc.spec import passes as spec_passes
 from adaptc.spec.passes import build_passes
 from adaptc.spec.reading import effective, parse_spec, read_spec
-from adaptc.spec.schema import CalibrationSpec, ModelSpec, PassEntry, Spec, TargetSpec
+from adaptc.spec.schema import CalibrationSpec, ModelSpec, PassEntry, QuantizeSpec, Spec, TargetSpec
 from tests.repo import ROOT
 
 HEAD = "version: 1\nmodels:\n  lm:\n    source: x\n"
@@ -92,7 +92,7 @@ calibration: {text: a.txt, tokens: 10}
 
 
 def test_sections_left_empty_are_as_if_left_out() -> None:
-    assert parse_spec(HEAD + "passes:\n  # none yet\ntarget:\ncalibration:\n") == parse_spec(HEAD)
+    assert parse_spec(HEAD + "passes:\n  # none yet\ntarget:\nquantize:\ncalibration:\n") == parse_spec(HEAD)
 
 
 def test_anchors_and_merges_work() -> None:
@@ -112,7 +112,7 @@ def test_anchors_and_merges_work() -> None:
         ("{}", [":1: keys 'version', 'models' are missing"]),
         (
             HEAD + "frobnicate: 1",
-            [":5: frobnicate: unknown key; there are: calibration, models, name, passes, target, version"],
+            [":5: frobnicate: unknown key; there are: calibration, models, name, passes, quantize, target, version"],
         ),
         (
             HEAD + "target:\n  weights: int5\n  max_tokens: '22'\n  batch: true\n",
@@ -133,6 +133,11 @@ def test_anchors_and_merges_work() -> None:
             [":5: target.block_size: expected one of 16, 32, 64, 128, 256, got 33"],
         ),
         (HEAD + "target: 3", [":5: target: expected a mapping, got 3"]),
+        (HEAD + "quantize: {method: awq}", [":5: quantize.method: expected one of gptq, nearest, hqq, got 'awq'"]),
+        (
+            HEAD + "target: {weights: int8}\nquantize: {method: hqq}",
+            [":6: quantize: the target has int8 weights; with int4 it is right, else leave it out"],
+        ),
         (
             HEAD + "calibration: {tokens: 2.5}",
             [
@@ -323,6 +328,7 @@ def specs(draw: st.DrawFn) -> Spec:
         models=draw(st.dictionaries(NAMES, models, min_size=1, max_size=3)),
         passes=tuple(PassEntry("skip_ffn", each) for each in draw(st.lists(options, max_size=2))),
         target=TargetSpec(max_tokens=draw(st.integers(1, 1 << 20)), batch=draw(st.integers(1, 1024))),
+        quantize=draw(st.none() | st.builds(QuantizeSpec, method=st.sampled_from(["gptq", "nearest", "hqq"]))),
         calibration=draw(st.none() | st.builds(CalibrationSpec, text=TEXTS, tokens=st.integers(1, 1 << 40))),
     )
 

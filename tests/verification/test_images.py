@@ -25,6 +25,13 @@ TILES = {"size": {"longest_edge": 4 * vlm.SIDE}, "max_image_size": {"longest_edg
 RIGHT: Mapping[str, Mapping[str, Any]] = {
     "llava": {"image_processor_type": "CLIPImageProcessor", **NUMBERS, **ONE_SIZE},
     "qwen2_vl": {"image_processor_type": "Qwen2VLImageProcessor", **NUMBERS, **ANY_SIZE},
+    "qwen2_5_vl": {"image_processor_type": "Qwen2VLImageProcessor", **NUMBERS, **ANY_SIZE},
+    "gemma3": {
+        "image_processor_type": "Gemma3ImageProcessor",
+        "resample": 2,
+        **NUMBERS,
+        "size": {"height": vlm.SIDE, "width": vlm.SIDE},
+    },
     "idefics3": {"image_processor_type": "Idefics3ImageProcessor", **NUMBERS, **TILES},
 }
 
@@ -53,7 +60,7 @@ def parts(base: Path, bundle: Bundle, settings: Mapping[str, Any]) -> dict[str, 
     return {part.name: part for part in image_parts(bundle, FolderSource(base / "model", "model", "folder"))}
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen2_5_vl", "gemma3"])
 def test_a_right_bundle_reads_images_as_the_processor_does(made: dict[str, tuple[Path, Bundle]], family: str) -> None:
     found = parts(*made[family], RIGHT[family])
     assert {name: (part.verdict, part.why) for name, part in found.items()} == {

@@ -14,13 +14,20 @@ from adaptc.cli.options import BUNDLE
 from adaptc.cli.running.requests import generation_options, load_session, print_pieces
 
 if TYPE_CHECKING:
-    from adaptc.runtime import Result, SkipGates
+    from adaptc.runtime import Result, Session, SkipGates
 
 
 @click.command("generate")
 @BUNDLE
 @click.option("-p", "--prompt", "prompts", multiple=True, help="Text to continue; several are answered as a batch.")
 @click.option("-f", "--prompt-file", metavar="FILE", help="Read the prompt from a file; - is stdin.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An image of the prompt, which has an image token for each; brought to a size that the model takes.",
+)
 @click.option("--stream/--no-stream", default=True, show_default=True, help="Print text while it is generated.")
 @click.option("--trace", is_flag=True, help="Print times and what was skipped to stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print answers, token ids and traces as JSON, one on each line.")
@@ -29,6 +36,7 @@ def command(
     bundle: Path,
     prompts: tuple[str, ...],
     prompt_file: str | None,
+    images: tuple[Path, ...],
     stream: bool,
     trace: bool,
     as_json: bool,
@@ -44,14 +52,17 @@ def command(
     texts = [*prompts, *([_read(prompt_file)] if prompt_file is not None else [])]
     if not texts:
         raise click.UsageError("give a --prompt or a --prompt-file")
+    if images and len(texts) > 1:
+        raise click.UsageError("--image: of one prompt; give one")
     defaults = {"budget": options["budget"], "speculate": options["speculate"]}
     with load_session(bundle, device=device, threads=threads, verify=verify, **defaults) as session:
+        given = [_image(each, session) for each in images] or None
         if stream and not as_json and len(texts) == 1:
-            pieces = session.generate(texts[0], stream=True, **options)
+            pieces = session.generate(texts[0], stream=True, images=given, **options)
             print_pieces(pieces)
             results = [pieces.result]
         else:
-            results = session.generate(texts, **options)
+            results = session.generate(texts, images=[given] if given else None, **options)
             _print_results(results, as_json)
     if trace:
         for result in results:
@@ -70,6 +81,31 @@ def _read(name: str) -> str:
         raise RequestError(f"{name}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RequestError(f"{name}: not UTF-8 at byte {error.start}; save the prompt as UTF-8") from error
+
+
+def _image(path: Path, session: Session) -> Any:
+    """An image file as the session's model takes it: uint8 [height, width, 3].
+
+    Raises:
+        RequestError: the bundle takes no images, or none of files; or this is no image.
+    """
+    from adaptc.runtime import RequestError
+    from adaptc.runtime.multimodal.images import fit
+
+    if session.images is None or not session.images.spec.mean:
+        why = "reads text only" if session.images is None else "does not say how an image's bytes become its numbers"
+        raise RequestError(f"{path}: this bundle {why}")
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise RequestError(
+            f"{path}: pillow is not installed here; pip install pillow installs what reads it"
+        ) from error
+    try:
+        with Image.open(path) as image:
+            return fit(image, session.images)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise RequestError(f"{path}: no image that Pillow reads, or a damaged one") from error
 
 
 def _print_results(results: list[Result], as_json: bool) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
 from adaptc import __version__
+from adaptc.compiler.data_file import SHARD
 from adaptc.compiler.publish.partitions import partition_files
 from adaptc.compiler.publish.prompts import prompt_files
 from adaptc.compiler.weights_file import (
+    INLINE_BYTES,
     data_files,
     data_files_of,
     placed_step,
@@ -27,7 +29,7 @@ from adaptc.ir.stored.gates_file import load_gates_metadata
 from adaptc.report.files import report_files
 from adaptc.report.parts import parts_of
 from adaptc.report.record import MachineRecord, Record
-from adaptc.runtime.bundle.folder import Bundle, write_bundle
+from adaptc.runtime.bundle.folder import Bundle, Content, Moved, write_bundle
 from adaptc.runtime.bundle.gate_verdict import GateVerdict
 from adaptc.runtime.bundle.manifest import (
     GraphSpec,
@@ -40,6 +42,7 @@ from adaptc.runtime.bundle.manifest import (
 from adaptc.runtime.bundle.names import ENCODER, IMAGES, SPEC, TOKENIZER, data_file, gates_file, graph_file, step_file
 from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.bundle.strict_json import dumps
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.encoders import encoder_spec
 from adaptc.sources.images import image_spec
@@ -71,31 +74,37 @@ class BundleParts:
     verdicts: Mapping[str, GateVerdict]
     trained: Mapping[str, Path]
 
-    def write(self, into: Path) -> Bundle:
+    def write(self, into: Path, progress: Progress = SILENT) -> Bundle:
         """Write the bundle, whole or not at all.
 
         Args:
             into: The bundle's folder.
+            progress: Told of the weights that are written.
 
         Raises:
             BundleError: it cannot be written.
         """
-        manifest = self.manifest()
         with tempfile.TemporaryDirectory(dir=into.parent, prefix=".weights-") as scratch:
-            files = self._graph_files(Path(scratch)) | self._gate_files() | self._input_files()
+            graphs, shards = self._graph_files(Path(scratch), progress)
+            files = graphs | self._gate_files() | self._input_files()
             files[SPEC] = effective(self.spec).encode()
+            manifest = self._manifest(shards)
             files |= report_files(manifest, self._record())
             return write_bundle(into, files, manifest)
 
-    def manifest(self) -> Manifest:
-        """What the bundle says of itself; its files' hashes come when they are written."""
+    def _manifest(self, shards: Mapping[str, Sequence[str]]) -> Manifest:
+        """What the bundle says of itself; its files' hashes come when they are written.
+
+        Args:
+            shards: Names of all files of a data file, by the name of its first.
+        """
         target = self.spec.target.model_dump(include={"backend", "weights", "max_tokens", "batch"})
         return Manifest(
             adaptc=__version__,
             models={name: _model(source, self.hashes[name]) for name, source in self.sources.items()},
             passes=tuple(self.records),
             plan=self.program.plan,
-            graphs={name: self._graph(name, graph) for name, graph in self._graphs.items()},
+            graphs={name: self._graph(name, graph, shards) for name, graph in self._graphs.items()},
             gates=dict(self.program.gates),
             modal=dict(self.program.modal),
             verification=dict(self.program.verification),
@@ -140,33 +149,45 @@ class BundleParts:
     def _data_files(self, graph: OnnxGraph) -> tuple[str, ...]:
         return data_files(graph, self._data_name, self._backbones, swappable=self._swappable)
 
-    def _graph_files(self, scratch: Path) -> dict[str, Path | bytes]:
-        """Graphs, their partitions and weights; weights are written to `scratch`."""
+    def _graph_files(self, scratch: Path, progress: Progress) -> tuple[dict[str, Content], dict[str, tuple[str, ...]]]:
+        """Graphs, their partitions and weights; weights are written to `scratch`.
+
+        Returns:
+            The files, and for each data file the names of its shards.
+        """
         graphs = self._graphs
-        with data_files_of(graphs, scratch, self._data_name, self._backbones, swappable=self._swappable) as data_of:
-            written = {name: write_graph(graph, data_of) for name, graph in graphs.items()}
+        most = SHARD if self._swappable else None
+        with data_files_of(
+            graphs, scratch, self._data_name, self._backbones, swappable=self._swappable, most=most
+        ) as data_of:
+            told = _Written(graphs.values(), progress).add
+            written = {name: write_graph(graph, data_of, told) for name, graph in graphs.items()}
             steps = {name: placed_step(step, data_of) for name, step in self.program.steps.items()}
-        files: dict[str, Path | bytes] = {graph_file(name): content for name, content in written.items()}
+        files: dict[str, Content] = {graph_file(name): content for name, content in written.items()}
         files |= {step_file(name): dumps(step).encode() for name, step in steps.items()}
         for name, step in self.program.steps.items():
             files |= {} if step.prompt is None else prompt_files(name, step.prompt)
+        shards = {data.name: data.names for data in data_of.values()}
+        records = {name: record for data in data_of.values() for name, record in data.records.items()}
+        read = dict.fromkeys(shard for graph in graphs.values() for n in self._data_files(graph) for shard in shards[n])
+        files |= {data_file(name): Moved(scratch / name, records[name]) for name in read}
         for name, split in self.program.partitions.items():
             data = scratch / self._data_name
             files |= partition_files(name, split, written[name], data, data_file(self._data_name))
-        names = dict.fromkeys(each for graph in graphs.values() for each in self._data_files(graph))
-        return files | {data_file(name): scratch / name for name in names}
+            files[data_file(self._data_name)] = data  # it has more than was hashed
+        return files, shards
 
-    def _gate_files(self) -> dict[str, Path | bytes]:
+    def _gate_files(self) -> dict[str, Content]:
         trained = {gates_file(name): path for name, path in self.trained.items() if name in self.program.gates}
         return {**self.program.router_weights, **trained}
 
-    def _input_files(self) -> dict[str, Path | bytes]:
+    def _input_files(self) -> dict[str, Content]:
         """What turns text and images into the graphs' inputs."""
         reader = self.program.plan[0].graphs[0]
         named = self.sources.get(self.program.model(reader)) or next(iter(self.sources.values()))
         encoder = encoder_spec(named, self.spec.target.max_tokens)
         tokenizer = {} if encoder is not None and encoder.text is None else named.tokenizer_files()
-        files: dict[str, Path | bytes] = {f"{TOKENIZER}/{name}": content for name, content in tokenizer.items()}
+        files: dict[str, Content] = {f"{TOKENIZER}/{name}": content for name, content in tokenizer.items()}
         for name in self.program.modal:
             if (images := image_spec(self.sources[name])) is not None:
                 files[IMAGES] = images.to_json()
@@ -174,17 +195,38 @@ class BundleParts:
             files[ENCODER] = encoder.to_json()
         return files
 
-    def _graph(self, name: str, graph: OnnxGraph) -> GraphSpec:
+    def _graph(self, name: str, graph: OnnxGraph, shards: Mapping[str, Sequence[str]]) -> GraphSpec:
         main, split = graph.model.graph, self.program.partitions.get(name)
         return GraphSpec(
             file=graph_file(name),
             inputs=tuple(map(_tensor, main.inputs)),
             outputs=tuple(map(_tensor, main.outputs)),
-            data=tuple(map(data_file, self._data_files(graph))),
+            data=tuple(data_file(shard) for first in self._data_files(graph) for shard in shards[first]),
             decoder=decoder_spec(graph, self.program.backbone(name), split),
             nodes=sum(1 for _ in main.all_nodes()),
             skippable_bytes=tuple(skippable_bytes(graph)),
         )
+
+
+@dataclass(slots=True)
+class _Written:
+    """Counts weights of some graphs as they are written, those that graphs share once, and tells of them in MiB."""
+
+    graphs: Iterable[OnnxGraph]
+    progress: Progress
+    left: dict[int, int] = field(init=False)
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = (value.const_value for graph in self.graphs for value in graph.model.graph.initializers.values())
+        self.left = {id(each): each.nbytes for each in weights if each is not None and each.nbytes > INLINE_BYTES}
+        self.total = sum(self.left.values())
+        self.progress.step(0, self.total >> 20, "MiB")
+
+    def add(self, weight: ir.TensorProtocol) -> None:
+        """Count one that is in its file now."""
+        if self.left.pop(id(weight), None) is not None:
+            self.progress.step((self.total - sum(self.left.values())) >> 20, self.total >> 20, "MiB")
 
 
 def _model(source: Source, sha256: str) -> ModelRecord:

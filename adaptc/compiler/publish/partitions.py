@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from adaptc.compiler.weights_file import PAGE
+from adaptc.compiler.data_file import PAGE
 from adaptc.ir.partitions import Split
 from adaptc.passes.targets.piece import specs
 from adaptc.runtime.bundle.partitions import VERSION, PartitionGraph, Partitions, WeightRecord

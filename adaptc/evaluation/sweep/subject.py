@@ -82,7 +82,7 @@ def _subject(
     spec: Spec, base: Path, source: Source, warmup: int, learned: Learned | None, progress: Progress
 ) -> Subject:
     [name] = spec.models
-    program = program_from_sources({name: source}, calibration_text(spec.calibration, base), progress)
+    program = program_from_sources({name: source}, calibration_text(spec.calibration, base), progress).loaded()
     ids = program.samples[name]
     width = min(256, len(ids))
     rows = min(len(ids), SAMPLE) // width

@@ -20,15 +20,23 @@ def _prepare(model: Any) -> None:
 def _attend(attention: Any, states: torch.Tensor, position_embeddings: Any, **_: object) -> torch.Tensor:
     """As Qwen2-VL's VisionAttention over the patches of one image: float32 [patches, width]."""
     from torch.nn.functional import scaled_dot_product_attention
+
+    heads = heads_of(attention, states, position_embeddings)
+    query, key, value = (each.transpose(0, 1)[None] for each in heads)
+    out = scaled_dot_product_attention(query, key, value, scale=attention.scaling)
+    joined: torch.Tensor = attention.proj(out[0].transpose(0, 1).reshape(states.shape[0], -1))
+    return joined
+
+
+def heads_of(
+    attention: Any, states: torch.Tensor, position_embeddings: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value of patches, after their rotary embedding: float32 [patches, heads, head_dim]."""
     from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
-    patches = states.shape[0]
-    parts = attention.qkv(states).reshape(patches, 3, attention.num_heads, attention.head_dim).permute(1, 0, 2, 3)
-    query, key = apply_rotary_pos_emb_vision(parts[0], parts[1], *position_embeddings)
-    query, key, value = (each.transpose(0, 1)[None] for each in (query, key, parts[2]))
-    out = scaled_dot_product_attention(query, key, value, scale=attention.scaling)
-    joined: torch.Tensor = attention.proj(out[0].transpose(0, 1).reshape(patches, -1))
-    return joined
+    shape = states.shape[0], 3, attention.num_heads, attention.head_dim
+    query, key, value = attention.qkv(states).reshape(shape).permute(1, 0, 2, 3).unbind(0)
+    return (*apply_rotary_pos_emb_vision(query, key, *position_embeddings), value)
 
 
 def _encode(model: Any, pixels: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""One operator for causal attention, so that every graph says what it means.
+"""Operators for causal attention, with images and without, so that every graph says what it means.
 
 Pretrained models spell attention in a dozen ways (masks, caches, repeated heads). Capture asks transformers for
 *our* attention function instead, and the captured graph then holds one node, `adaptc::causal_attention`: a pure
-function of the whole sequence. Masks and KV caches are lowering's business (`passes/decoder/kv_cache.py`).
+function of the whole sequence. Masks and KV caches are lowering's business (`passes/decoder/kv_cache.py`). Where the
+places of an image attend to each other, the node is `adaptc::image_attention`, which without an image is the same.
 """
 
 from __future__ import annotations
@@ -37,19 +38,69 @@ def causal_attention(
     return _attend(query, key, value, scale, window, softcap)
 
 
+@torch.library.custom_op("adaptc::image_attention", mutates_args=())
+def image_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    places: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    """Attend as `causal_attention` does, and from each place of an image to those behind it of the same image.
+
+    Args:
+        query: As there; so are the others that are not named here.
+        key: As there.
+        value: As there.
+        places: int64 [places], indices among batch · tokens, rising; those in a row are of one image.
+        scale: As there.
+        window: As there; what lies behind is seen at any distance.
+        softcap: As there.
+
+    Returns:
+        float [batch, tokens, heads, head_dim].
+    """
+    return _attend(query, key, value, scale, window, softcap, places)
+
+
 @causal_attention.register_fake
 def _(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int, softcap: float
 ) -> torch.Tensor:
+    return _shaped(query, value)
+
+
+@image_attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    places: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> torch.Tensor:
+    return _shaped(query, value)
+
+
+def _shaped(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     batch, heads, tokens, _ = query.shape
     return query.new_empty(batch, tokens, heads, value.shape[3])
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int, softcap: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    places: torch.Tensor | None = None,
 ) -> torch.Tensor:
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them apart: RoPE is in float32
-    if not window and not softcap:
+    if not window and not softcap and (places is None or not len(places)):
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2).contiguous()
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
@@ -59,13 +110,27 @@ def _attend(
         scores = softcap * torch.tanh(scores / softcap)
     position = torch.arange(tokens, device=query.device)
     ago = position[:, None] - position[None, :]
-    seen = (ago >= 0) & (ago < window) if window else ago >= 0
+    seen = ago >= 0
+    if places is not None:
+        seen = seen | _same_image(places, query.shape[0], tokens)
+    seen = seen & (ago < window) if window else seen
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
     return (weights @ value).transpose(1, 2).contiguous()
 
 
+def _same_image(places: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
+    """Whether a token and another are of one image: bool [batch, 1, tokens, tokens]."""
+    there = torch.zeros(batch * tokens, dtype=torch.bool, device=places.device)
+    there[places] = True
+    there = there.view(batch, tokens)
+    run = (~there).cumsum(1)  # the same for all of a run of places
+    both = there[:, :, None] & there[:, None, :]
+    return (both & (run[:, :, None] == run[:, None, :]))[:, None]
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    query, key, value, *ctx.options = inputs
+    query, key, value, *places, scale, window, softcap = inputs
+    ctx.options = scale, window, softcap, *places
     ctx.save_for_backward(query, key, value)
 
 
@@ -74,10 +139,11 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ..
     tensors = [t.detach().requires_grad_() for t in ctx.saved_tensors]
     with torch.enable_grad():
         out = _attend(*tensors, *ctx.options)
-    return (*torch.autograd.grad(out, tensors, gradient), None, None, None)
+    return (*torch.autograd.grad(out, tensors, gradient), *[None] * len(ctx.options))
 
 
 causal_attention.register_autograd(_backward, setup_context=_save)
+image_attention.register_autograd(_backward, setup_context=_save)
 
 
 def _attention_function(
@@ -89,12 +155,16 @@ def _attention_function(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    image_places: torch.Tensor | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if sliding_window is None:  # Qwen2 with experts leaves it to the mask, which is not built
         sliding_window = getattr(module, "sliding_window", None)
-    return torch.ops.adaptc.causal_attention(query, key, value, scale, sliding_window or 0, softcap or 0.0), None
+    options = scale, sliding_window or 0, softcap or 0.0
+    if image_places is not None:
+        return torch.ops.adaptc.image_attention(query, key, value, image_places, *options), None
+    return torch.ops.adaptc.causal_attention(query, key, value, *options), None
 
 
 def register() -> None:

@@ -14,6 +14,9 @@ from adaptc.runtime.bundle.names import IMAGE_FEATURES, IMAGE_PLACES
 PATCHES = "patch_positions"
 """Input of a captured model that takes an image of any size: int64 [places, patches of a place, 2], row and column."""
 
+WINDOWS = "patch_windows"
+"""Input of one whose encoder sees windows: int64 [windows, places of a window], -1 where a window is cut off."""
+
 
 @torch.library.custom_op("adaptc::place", mutates_args=())
 def place(states: torch.Tensor, places: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

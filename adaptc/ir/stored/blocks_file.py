@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from adaptc.ir.blocks import Blocks
@@ -26,18 +27,22 @@ def save_blocks(blocks: Mapping[str, Blocks], path: Path) -> None:
 
 
 def load_blocks(path: Path) -> dict[str, Blocks]:
-    """Read what `save_blocks` wrote."""
-    with safe_open(path, "numpy") as file:
-        names, blocks = set(file.keys()), {}
-        for name, about in (file.metadata() or {}).items():
-            columns, bits, block_size = map(int, about.split())
-            zeros = file.get_tensor(f"{name}.zeros") if f"{name}.zeros" in names else None
-            blocks[name] = Blocks(
-                file.get_tensor(f"{name}.packed"),
-                file.get_tensor(f"{name}.scales"),
-                zeros,
-                columns,
-                8 if bits == 8 else 4,
-                block_size,
-            )
+    """Read what `save_blocks` wrote; the numbers stay in the file until they are looked at."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    about: Mapping[str, str] = header.pop("__metadata__", {})
+    content: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r").view(np.ndarray)[8 + size :]
+
+    def array(name: str) -> npt.NDArray[Any]:
+        first, last = header[name]["data_offsets"]
+        kind = {"U8": np.uint8, "F32": np.float32}[header[name]["dtype"]]
+        return content[first:last].view(kind).reshape(header[name]["shape"])
+
+    blocks = {}
+    for name, form in about.items():
+        columns, bits, block_size = map(int, form.split())
+        zeros = array(f"{name}.zeros") if f"{name}.zeros" in header else None
+        packed, scales = array(f"{name}.packed"), array(f"{name}.scales")
+        blocks[name] = Blocks(packed, scales, zeros, columns, 8 if bits == 8 else 4, block_size)
     return blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,8 @@ from adaptc.sources.tensors import Tensors
 
 if TYPE_CHECKING:
     import torch
+
+    from adaptc.ir.weight_names import UnreadTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class AdaptedSource(Source):
         """See `Source.licence`; the base's."""
         return self.base.licence()
 
-    def tensors(self) -> Mapping[str, torch.Tensor]:
+    def tensors(self) -> UnreadTensors:
         """See `Source.tensors`; a changed one is computed in float32 each time that it is asked for.
 
         Raises:
@@ -77,13 +79,14 @@ class AdaptedSource(Source):
         about, changes = base_of(config), self._changes(config)
         tensors = replace(self.base, dtype="float32").tensors()
         readers: dict[str, Callable[[], torch.Tensor]] = {name: partial(tensors.__getitem__, name) for name in tensors}
+        shapes = {name: tensors.shape(name) for name in tensors}
         if changes.unties:
-            readers[about.head] = readers[about.table]
+            readers[about.head], shapes[about.head] = readers[about.table], shapes[about.table]
         for name, several in changes.by_parameter.items():
             if name not in readers:
                 raise LoadError(f"{self.adapters[0].origin}: {name}: the base's files have no such weight")
             readers[name] = partial(_changed, readers[name], several)
-        return Tensors(self.origin, self.dtype, readers)
+        return Tensors(self.origin, self.dtype, readers, shapes)
 
     def files(self) -> dict[str, Path]:
         """See `Source.files`; an adapter's are below its number."""

@@ -35,7 +35,7 @@ from adaptc.sources.quantized.packed import Method
 from adaptc.sources.tensors import Tensors, needed, without_place
 
 if TYPE_CHECKING:
-    import torch
+    from adaptc.ir.weight_names import UnreadTensors
 
 _LONGEST_README = 1 << 24  # bytes
 
@@ -140,13 +140,13 @@ class FolderSource(Source):
         """See `Source.sentences`."""
         return sentences_of(self.origin, self.path)
 
-    def tensors(self) -> Mapping[str, torch.Tensor]:
+    def tensors(self) -> UnreadTensors:
         """See `Source.tensors`; tensors already of `dtype` are views of the mapped file."""
         config = self.config()
         stored = self._stored(config)
         names = needed(self.origin, config, stored.shapes)
         readers = {name: reader for name, reader in stored.readers.items() if name in names}
-        return Tensors(self.origin, self.dtype, readers)
+        return Tensors(self.origin, self.dtype, readers, stored.shapes)
 
     def quantization(self) -> str | None:
         """See `Source.quantization`; the method that its config names."""

@@ -25,6 +25,8 @@ from adaptc.sources.tensors import Tensors, check_shapes, parameter_shapes
 if TYPE_CHECKING:
     import torch
 
+    from adaptc.ir.weight_names import UnreadTensors
+
 
 @dataclass(frozen=True, slots=True)
 class GgufSource(Source):
@@ -47,7 +49,7 @@ class GgufSource(Source):
         """See `Source.tokenizer_files`."""
         return dict(rebuilt_tokenizer(read_gguf(self.path)))
 
-    def tensors(self) -> Mapping[str, torch.Tensor]:
+    def tensors(self) -> UnreadTensors:
         """See `Source.tensors`; peak memory beyond what the caller keeps is the largest tensor, twice."""
         file = read_gguf(self.path)
         config = self._config(file)
@@ -62,7 +64,7 @@ class GgufSource(Source):
         readers = {
             name: partial(_read, file, each, shapes[name], *heads) for name, each in stored.items() if name in names
         }
-        return Tensors(self.origin, self.dtype, readers)
+        return Tensors(self.origin, self.dtype, readers, shapes)
 
     def quantization(self) -> str | None:
         """See `Source.quantization`; the ggml type of most matrices."""

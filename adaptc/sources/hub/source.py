@@ -18,7 +18,7 @@ from adaptc.sources.hub.fetching import Repository
 from adaptc.sources.hub.names import HubName
 
 if TYPE_CHECKING:
-    import torch
+    from adaptc.ir.weight_names import UnreadTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class HubSource(Source):
         """See `Source.tokenizer_files`."""
         return self._without_weights().tokenizer_files()
 
-    def tensors(self) -> Mapping[str, torch.Tensor]:
+    def tensors(self) -> UnreadTensors:
         """See `Source.tensors`."""
         return self.local().tensors()
 

@@ -52,7 +52,7 @@ def train_gates(
     [(name, model)] = spec.models.items()
     source = find_source(model, workspace.base)
     text = whole_text(spec, workspace.base)
-    program = program_from_sources({name: source}, text, progress)
+    program = program_from_sources({name: source}, text, progress).loaded()
     ids = program.samples[name]
     if sampled:
         ids = np.concatenate([ids, _drawn(spec, source, recipe, sampled, workspace, progress)])

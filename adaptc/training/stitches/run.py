@@ -125,7 +125,7 @@ def _program(
 ) -> tuple[Program, dict[str, Source], StitchPlan]:
     """Return the captured models after the passes before `stitch`, over the whole calibration text."""
     sources = {name: find_source(model, workspace.base) for name, model in spec.models.items()}
-    program = program_from_sources(sources, whole_text(spec, workspace.base), progress)
+    program = program_from_sources(sources, whole_text(spec, workspace.base), progress).loaded()
     before: list[Pass] = []
     for each in build_passes(spec):
         if isinstance(each, Stitch):

@@ -71,7 +71,7 @@ def search(
     first, second = spec.models
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     text = calibration_text(spec.calibration, base)
-    program = program_from_sources(sources, text, progress)
+    program = program_from_sources(sources, text, progress).loaded()
     decoders = {name: LayeredDecoder(name, program.graph(name, FxGraph)) for name in spec.models}
     prices = {name: _prices(spec, name, decoder, base, limits, cache, progress) for name, decoder in decoders.items()}
     candidates = list(stitches(decoders, first, second, prices))

@@ -26,6 +26,7 @@ from adaptc.runtime.bundle.names import (
     RAN,
     SEQLENS_K,
     THRESHOLD,
+    TOKEN_POSITIONS,
     TOTAL_SEQUENCE_LENGTH,
     past,
     present,
@@ -70,7 +71,8 @@ class HostDecoder(SingleRoute):
             engine: A graph in the decoder form of docs/bundle.md; closed with the decoder.
             spec: What the graph expects.
             batch: Slots of the cache, from 1.
-            chunk: The largest number of prompt tokens that go through the graph at once, from 1.
+            chunk: The largest number of prompt tokens that go through the graph at once, from 1; fewer do where layers
+                keep a window that has not so much room.
             gates: The graph's skip gates, if it has any.
             prefixes: Keeps what was read for prompts that begin alike; None keeps nothing.
             name: The graph's name, which tells its entries in `prefixes` from those of others.
@@ -84,8 +86,9 @@ class HostDecoder(SingleRoute):
         self.batch = batch
         self.gates = gates
         self._engine = engine
-        self._chunk = chunk
-        self.kv = KvSlots(spec, batch, cache_dtype(engine.inputs))
+        turns = any(tensor.name == TOKEN_POSITIONS for tensor in engine.inputs)
+        self.kv = KvSlots(spec, batch, cache_dtype(engine.inputs), turns=turns)
+        self._chunk = chunk if self.kv.piece is None else min(chunk, self.kv.piece - 1)  # see `piece_size`
         self._prefixes = PrefixCache(0) if prefixes is None else prefixes
         self.name = name
         self._extra = ExtraInputs(engine.inputs, batch)
@@ -100,7 +103,7 @@ class HostDecoder(SingleRoute):
         self._levels = np.full(batch, DENSE, np.float32)  # each slot's threshold
         self._warmup = 0 if gates is None else gates.warmup
         self._threshold = np.full((batch, 1), DENSE, np.float32)
-        self._prompt_threshold = np.full((1, chunk + 1), DENSE, np.float32)
+        self._prompt_threshold = np.full((1, self._chunk + 1), DENSE, np.float32)
         self._apart = any(tensor.name == RAN and len(tensor.shape) == 2 for tensor in engine.outputs)
         self._ran = np.ones((batch if self._apart else 1, 0 if gates is None else len(gates.layers)), np.bool_)
         self._steps: dict[int, BoundRun] = {}  # by the number of sequences
@@ -182,8 +185,11 @@ class HostDecoder(SingleRoute):
 
     def keep_block(self, slot: int, index: int, key: bytes, states: States | None = None) -> None:
         """Keep one block of the sequence in a slot, unless it is there."""
-        if self._prefixes.get(self.name, key) is None:
+        known = self._prefixes.get(self.name, key)
+        if known is None or any(part is None for part in known):
             entry = self.kv.block(slot, index * BLOCK)
+            if known is not None and any(part is None for part in entry):
+                return
             if states is not None:
                 entry.append(states[index * BLOCK : (index + 1) * BLOCK].copy())
             self._prefixes.put(self.name, key, entry)
@@ -195,6 +201,7 @@ class HostDecoder(SingleRoute):
     def set_length(self, slot: int, tokens: int) -> None:
         """Say how many tokens a slot has after blocks were written to its cache."""
         self._last[slot] = tokens - 1
+        self.kv.set_length(slot, tokens)
 
     def threshold(self, options: RequestOptions) -> float:
         """What the gates are compared with under these options."""
@@ -244,6 +251,7 @@ class HostDecoder(SingleRoute):
         if self.gates is not None:
             self._set_thresholds(count)
         step = self._steps.get(count) or self._bind_step(count)
+        self.kv.step(last)
         self._extra.advance(last)
         step()
         return self._logits[:count, 0]
@@ -337,9 +345,11 @@ class HostDecoder(SingleRoute):
         self._prompt_from[0] = len(ids) - kept
         logits = np.empty((1, kept, self._width), np.float32) if into is None else into[None]
         reader = self._readers.get(slot)
+        if len(ids) > self._prompt_threshold.shape[1]:  # an image that is read whole
+            self._prompt_threshold = np.full((1, len(ids)), DENSE, np.float32)
         threshold = self._prompt_threshold[:, : len(ids)]
         threshold[...] = level
-        extra = self._extra.read(slot, start, len(ids), inserts)
+        extra = {**self._extra.read(slot, start, len(ids), inserts), **self.kv.read(slot, start, len(ids))}
         if reader is None:
             slots = slice(slot, slot + 1)
             reader = self._bind(slots, ids[None], self._prompt_total, self._prompt_from, logits, threshold, extra)
@@ -354,7 +364,8 @@ class HostDecoder(SingleRoute):
         """One token for each of the first slots; bound once, since only the arrays' contents change."""
         slots = slice(0, count)
         first = np.zeros(1, np.int64)
-        arrays = self._logits[slots], self._threshold[slots], self._extra.step(count)
+        extra = {**self._extra.step(count), **self.kv.step_feeds(count)}
+        arrays = self._logits[slots], self._threshold[slots], extra
         step = self._bind(slots, self._ids[slots], self._total, first, *arrays)
         self._steps[count] = step
         return step

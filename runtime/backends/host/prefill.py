@@ -7,7 +7,7 @@ from typing import Protocol
 from adaptc.runtime.backends.host.kv_slots import KvSlots
 from adaptc.runtime.backends.host.prefix_cache import BLOCK, Entry, PrefixCache
 from adaptc.runtime.model.decoder import Ids, Logits, States, piece_size
-from adaptc.runtime.model.inserts import Inserts
+from adaptc.runtime.model.inserts import Inserts, piece_end
 
 
 class PieceReader(Protocol):
@@ -15,7 +15,7 @@ class PieceReader(Protocol):
 
     @property
     def chunk(self) -> int:
-        """The largest number of prompt tokens that go through the graph at once."""
+        """The largest number of prompt tokens that go through the graph at once, but for an image read whole."""
 
     @property
     def name(self) -> str:
@@ -88,6 +88,7 @@ class HostPrefill:
             return None
         start = self.done
         stop = start + piece_size(self._prompt - start, min(most, self._decoder.chunk))
+        stop = piece_end(self._inserts, start, stop, self._prompt)
         piece = self._source[start:stop]
         into = None if self._into is None else self._into[self.slot, start:stop]
         logits = self._decoder.read_piece(self.slot, start, piece, into, self._inserts)
@@ -108,19 +109,25 @@ class HostPrefill:
         last = min(last, (len(self._source) - 1) // BLOCK)
         if self._prompt - last * BLOCK == 1:
             last -= 1  # a piece of one token would run other kernels than the prompt does as a whole
-        for index in range(first, last):
-            entry = self._prefixes.get(self._decoder.name, self._keys[index])
+        entries: list[Entry] = []
+        for key in self._keys[first:last]:
+            entry = self._prefixes.get(self._decoder.name, key)
             assert entry is not None, "it is known"
-            self._write(index * BLOCK, entry)
+            entries.append(entry)
+        last = first + self._decoder.kv.restorable(first, entries)
+        if self._prompt - last * BLOCK == 1 and last > first:  # see above
+            last = first + self._decoder.kv.restorable(first, entries[: last - first - 1])
         if last > first:
+            self._write(first, entries[: last - first])
             self._decoder.set_length(self.slot, last * BLOCK)
             self.cached += min(last * BLOCK, self._prompt) - self.done
             self.done = last * BLOCK
 
-    def _write(self, start: int, entry: Entry) -> None:
-        self._decoder.kv.restore(self.slot, start, entry)
+    def _write(self, first: int, entries: list[Entry]) -> None:
+        self._decoder.kv.restore(self.slot, first, entries)
         if self._into is not None:
-            self._into[self.slot, start : start + BLOCK] = entry[-1]
+            for index, entry in enumerate(entries, first):
+                self._into[self.slot, index * BLOCK : (index + 1) * BLOCK] = entry[-1]
 
     def _keep(self, start: int, stop: int) -> None:
         states = None if self._into is None else self._into[self.slot]

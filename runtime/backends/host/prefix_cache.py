@@ -20,8 +20,9 @@ from adaptc.runtime.model.decoder import Ids
 BLOCK = 16
 """Tokens of a block."""
 
-Entry = list[npt.NDArray[Any]]
-"""Copies of what a slot holds of a block: keys and values of every layer, and a trunk's states."""
+Entry = list[npt.NDArray[Any] | None]
+"""Copies of what a slot holds of a block: keys and values of every layer, and a trunk's states. None stands for those
+of a layer that keeps a window which had left the block behind."""
 
 
 def block_keys(ids: Ids, prompt: int, salt: bytes = b"") -> list[bytes]:
@@ -89,17 +90,22 @@ class PrefixCache:
                 self._entries.move_to_end((graph, key))
 
     def put(self, graph: str, key: bytes, entry: Entry) -> None:
-        """Keep an entry that is not there, if it fits at all."""
-        size = sum(array.nbytes for array in entry)
+        """Keep an entry, if it fits at all; what was there goes."""
+        size = _size(entry)
         if size > self.limit:
             return
+        self.size += size - _size(self._entries.pop((graph, key), []))
         self._entries[graph, key] = entry
-        self.size += size
         while self.size > self.limit:
             _, dropped = self._entries.popitem(last=False)
-            self.size -= sum(array.nbytes for array in dropped)
+            self.size -= _size(dropped)
 
     def clear(self) -> None:
         """Drop all entries."""
         self._entries.clear()
         self.size = 0
+
+
+def _size(entry: Entry) -> int:
+    """Bytes of an entry."""
+    return sum(0 if array is None else array.nbytes for array in entry)

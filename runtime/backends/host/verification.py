@@ -21,10 +21,13 @@ from adaptc.runtime.bundle.names import (
     ROWS,
     SEQLENS_K,
     THRESHOLD,
+    TOKEN_POSITIONS,
     TOTAL_SEQUENCE_LENGTH,
     past,
     present,
     present_after,
+    window_lengths,
+    window_total,
 )
 from adaptc.runtime.model.decoder import Ids, States
 
@@ -56,6 +59,7 @@ class _SlotRun:
     rows: Ids
     lengths: npt.NDArray[np.int32]
     total: npt.NDArray[np.int32]
+    windows: tuple[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]], ...]
 
 
 class HostVerification:
@@ -117,6 +121,9 @@ class HostVerification:
         outputs: Arrays = {graph.result: result}
         if ran is not None:
             feeds[THRESHOLD], outputs[RAN] = levels[:, None], ran
+        self._kv.read(slot, start, count)
+        if TOKEN_POSITIONS in graph.inputs:
+            feeds[TOKEN_POSITIONS] = np.arange(start, start + count)[:, None]
         run = self._runs.get((name, slot))
         if run is None:
             run = self._runs[name, slot] = self._bound(graph, size, slot, feeds, outputs)
@@ -125,6 +132,9 @@ class HostVerification:
         run.rows[:] = np.minimum(np.arange(size), count - 1)  # the last one is read again where there are fewer
         run.lengths[:] = start + run.rows
         run.total[...] = start + count
+        for window, (lengths, total) in zip(self._kv.windows, run.windows, strict=True):
+            lengths[:] = run.lengths - window.base(slot)
+            total[...] = start + count - window.base(slot)
         run.call()
         return result[:, 0], None if ran is None else np.broadcast_to(ran, (count, ran.shape[-1]))
 
@@ -140,8 +150,11 @@ class HostVerification:
         total = np.zeros((), np.int32)
         own: Arrays = {ROWS: rows, SEQLENS_K: lengths, TOTAL_SEQUENCE_LENGTH: total, LOGITS_FROM: np.zeros(1, np.int64)}
         own = {name: array for name, array in own.items() if name in graph.inputs}
+        windows = tuple((np.zeros(size, np.int32), np.zeros((), np.int32)) for _ in self._kv.windows)
+        for number, (each, sum_) in enumerate(windows):
+            own |= {window_lengths(number): each, window_total(number): sum_}
         cache = {where: whole[slot : slot + 1] for where, whole in self._kv.arrays.items()}
         kept = {present(*where): part for where, part in cache.items()}
         kept |= {present_after(*where, row): part for where, part in cache.items() for row in range(size - 1)}
         feeds = {**own, **self._extra, **feeds, **{past(*where): part for where, part in cache.items()}}
-        return _SlotRun(graph.engine.bind(feeds, {**outputs, **kept}), rows, lengths, total)
+        return _SlotRun(graph.engine.bind(feeds, {**outputs, **kept}), rows, lengths, total, windows)

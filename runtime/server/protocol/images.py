@@ -8,9 +8,8 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from adaptc.runtime.generation.session import Session
+from adaptc.runtime.multimodal.images import fit
 from adaptc.runtime.server.protocol.errors import ApiError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -63,8 +62,7 @@ def _fitted(index: int, content: bytes, images: Any) -> Any:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             width, height = image.size
             if width * height <= _MOST_PIXELS:
-                rows, columns = images.fitted(height, width)
-                return np.asarray(image.convert("RGB").resize((columns, rows), Image.Resampling.BICUBIC))
+                return fit(image, images)
     except Exception as error:  # a decoder given a stranger's bytes raises all kinds of errors
         raise ApiError(
             400, f"image {index}: damaged, or none of {', '.join(_FORMATS)}", code="invalid_image", param="messages"

@@ -34,8 +34,8 @@ from tests.close import ENGINE, FLOAT32, assert_close
 from tests.models import vlm
 
 PARTS: dict[str, tuple[str, ...]] = {"image": ("pixel_values",), "text": ("input_ids",)}
-PLACES = {"llava": (16, 16), "idefics3": (4, 4), "smolvlm": (4, 4)}
-FAMILIES = ("llava", "idefics3")
+PLACES = {"llava": (16, 16), "idefics3": (4, 4), "smolvlm": (4, 4), "gemma3": (4, 4)}
+FAMILIES = ("llava", "idefics3", "gemma3")
 
 
 def dropped(family: str, **options: Any) -> Program:
@@ -97,12 +97,13 @@ def test_text_alone_is_the_plain_decoder() -> None:
     assert text_only(expected) is expected
 
 
-def test_a_text_of_qwen2_vl_has_one_position() -> None:
+@pytest.mark.parametrize("family", vlm.ANY_SIZE)
+def test_a_text_of_qwen2_vl_has_one_position(family: str) -> None:
     """Its three are the same without images, so the cache's kernel can rotate as for any other model."""
-    graph = dropped("qwen2_vl", keep=(("text",),)).graph("lm", FxGraph)
+    graph = dropped(family, keep=(("text",),)).graph("lm", FxGraph)
     ids = [5, 6, 7, 8, 9]
     found = graph.run(text(ids))["logits"][0]  # position_ids are int64 [batch, tokens]
-    assert_close(found, vlm.logits(vlm.model("qwen2_vl", num_hidden_layers=3), ids), **FLOAT32)
+    assert_close(found, vlm.logits(vlm.model(family, num_hidden_layers=3), ids), **FLOAT32)
 
 
 def test_input_is_untouched_and_weights_are_shared() -> None:
@@ -150,10 +151,11 @@ def test_skip_ffn_comes_after_it() -> None:
         SkipFfn(policy="static", warmup=0).apply(replace(vlm.program("llava"), samples={"lm": np.arange(300) % 300}))
 
 
-def test_blocks_of_the_decoder_are_skipped_with_images_and_without() -> None:
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_blocks_of_the_decoder_are_skipped_with_images_and_without(family: str) -> None:
     """After `skip_ffn`, as eager without these blocks for the tokens that are written."""
-    model = vlm.model("llava", num_hidden_layers=3)
-    program = dropped("llava")
+    model = vlm.model(family, num_hidden_layers=3)
+    program = dropped(family)
     backbone = Backbone("m", "llava", model.config.text_config.vocab_size, 0, (1,), None, 128)
     program = replace(
         program, samples={"lm": np.random.default_rng(0).integers(0, 300, 300)}, backbones={"lm": backbone}
@@ -164,14 +166,14 @@ def test_blocks_of_the_decoder_are_skipped_with_images_and_without() -> None:
     made = Pipeline((Lower(), KvCache(max_tokens=64), LogitsFrom())).run(made)  # `running` emits the branches
     assert list(made.gates) == ["lm"]
     gates = made.gates["lm"]
-    ids, places = prompt("llava")
-    images, following = vlm.two_images("llava"), [40, 41]
+    ids, places = prompt(family)
+    images, following = vlm.two_images(family), [40, 41]
     features: Any = encoder.run(images)["image_features"].reshape(len(places), -1)
     graph: Any = made.graphs["lm"]
     spec = decoder_spec(graph, backbone)
     assert isinstance(spec, DecoderSpec)
     with running({"lm": graph}, spec, gates) as [decoder]:
-        for inserts, given in ((Inserts(places, features), images), (None, None)):
+        for inserts, given in ((Inserts(places, features, whole=family == "gemma3"), images), (None, None)):
             decoder.prefill(0, np.array(ids), gates.thresholds[-1][1] or 0.0, inserts)
             found = np.stack([decoder.decode([token])[0].copy() for token in following])
             assert not np.frombuffer(decoder.ran(0) or b"", np.bool_).any()

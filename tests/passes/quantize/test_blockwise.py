@@ -16,6 +16,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 
 from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks
+from adaptc.ir.grid import rows_at_a_time
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantize, quantize_blocks, split
 
 Floats = npt.NDArray[np.float32]
@@ -215,3 +216,30 @@ def test_not_a_number_is_refused() -> None:
     weight[1, 3] = np.nan
     with pytest.raises(PassError, match="NaN"):
         quantize_blocks(weight, 4)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("bits", "columns"), [(4, 96), (4, 80), (8, 64)])
+def test_rows_that_are_read_in_parts_get_the_same_codes(bits: Bits, columns: int, symmetric: bool) -> None:
+    class Parts:
+        """Rows of a matrix that are read as they are asked for."""
+
+        def __init__(self, whole: npt.NDArray[np.float32]) -> None:
+            self.whole, self.shape, self.most = whole, whole.shape, 0
+
+        def __getitem__(self, rows: slice) -> npt.NDArray[np.float32]:
+            part = self.whole[rows]
+            self.most = max(self.most, len(part))
+            return part
+
+    rows = 12 * rows_at_a_time(columns) + 5
+    parts = Parts(np.random.default_rng(0).standard_normal((rows, columns)).astype(np.float32))
+    found = quantize_blocks(parts, bits, symmetric=symmetric)
+    assert parts.most < rows / 2
+    some = np.sort(np.random.default_rng(1).integers(0, rows, 500))
+    expected = quantize_blocks(parts.whole[some], bits, symmetric=symmetric)
+    assert np.array_equal(found.packed[some], expected.packed)
+    assert np.array_equal(found.scales[some], expected.scales)
+    if expected.zero_points is not None:
+        assert found.zero_points is not None
+        assert np.array_equal(found.zero_points[some], expected.zero_points)

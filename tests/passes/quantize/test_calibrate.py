@@ -15,6 +15,7 @@ from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.quantize.blockwise import dequantize, quantize_blocks
 from adaptc.passes.quantize.calibrate import calibration_ids, quantize_linears
 from adaptc.passes.quantize.linears import alone, linear_weights
+from adaptc.passes.store import Memory
 from tests.fakes.progress import Told
 from tests.models import tiny
 
@@ -93,9 +94,10 @@ def test_threads_change_nothing() -> None:
     finally:
         torch.set_num_threads(before)
     for name, blocks in results[0].items():
-        same = blocks.packed == results[1][name].packed
-        # Products are summed in another order; a code on the edge may fall the other way.
-        assert same.mean() > 0.99, name
+        rows = (blocks.packed == results[1][name].packed).all(axis=(1, 2))
+        # Products are summed in another order: a code on the edge may fall the other way, the rest of its row with it,
+        # and later layers read what it gives.
+        assert rows.mean() > (0.95 if "layers.0.self_attn.q" in name else 0.8), name
 
 
 def test_graph_is_untouched_and_progress_is_told() -> None:
@@ -134,3 +136,25 @@ def test_a_text_becomes_sequences() -> None:
     np.testing.assert_array_equal(calibration_ids(text, 256, 128).reshape(-1), text[:256])
     with pytest.raises(PassError, match="1 tokens"):
         calibration_ids(text[:1])
+
+
+def test_a_walk_that_was_stopped_goes_on_where_it_was() -> None:
+    graph, store = tiny.fx("llama"), Memory()
+    bits: dict[str, Bits] = dict.fromkeys(linear_weights(graph), 4)
+    whole = quantize_linears(graph, ids(), bits)
+    half = len(bits) // 2
+    stopped = Told(stop_at=next(done for done, _ in _steps(graph, bits) if done >= half))
+    with pytest.raises(KeyboardInterrupt):
+        quantize_linears(graph, ids(), bits, store=store, progress=stopped)
+    told = Told()
+    resumed = quantize_linears(graph, ids(), bits, store=store, progress=told)
+    first, total = told.steps_of("")[0]
+    assert (first, total) == (stopped.steps_of("")[-1][0], len(bits)), "codes from before the stop are chosen again"
+    for name, blocks in whole.items():
+        np.testing.assert_array_equal(resumed[name].packed, blocks.packed)
+
+
+def _steps(graph: FxGraph, bits: Mapping[str, Bits]) -> list[tuple[int, int]]:
+    told = Told()
+    quantize_linears(graph, ids(), bits, progress=told)
+    return told.steps_of("")

@@ -181,6 +181,13 @@ def test_another_choice_is_left_alone() -> None:
     assert Branch().apply(other) is other
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_a_dense_twin_reads_no_threshold(family: str) -> None:
+    """Qwen3 and Gemma 3 norm each head, so sizes of a step stay in the graph: they must not be read off thresholds."""
+    graph = run_always(skipping.onnx(skipping.lowered(family)), range(len(skipping.GATED)))
+    assert "threshold" not in {value.name for value in graph.model.graph.inputs}
+
+
 def test_the_dense_twin_stands_beside_the_gated_graph() -> None:
     program = skipping.branched("llama")
     dense = program.graph("lm.dense", OnnxGraph)

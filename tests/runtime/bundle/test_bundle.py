@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import threading
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 
 from adaptc.runtime import BundleError
 from adaptc.runtime.bundle.files import replace as replace_module
-from adaptc.runtime.bundle.folder import check_destination, open_bundle, write_bundle
+from adaptc.runtime.bundle.folder import Moved, check_destination, open_bundle, write_bundle
 from adaptc.runtime.bundle.manifest import (
     DecoderSpec,
+    FileRecord,
     GraphSpec,
     Manifest,
     ModelRecord,
@@ -55,6 +57,26 @@ def manifest(**changes: Any) -> Manifest:
         bytes_per_token=15,
     )
     return dataclasses.replace(whole, **changes)
+
+
+def test_a_file_is_moved_into_a_bundle(tmp_path: Path) -> None:
+    made, weights = tmp_path / "made", b"w" * 3000
+    made.write_bytes(weights)
+    before = made.stat().st_ino
+    moved = Moved(made, FileRecord(hashlib.sha256(weights).hexdigest(), len(weights)))
+    bundle = write_bundle(tmp_path / "b", {**FILES, "graphs/lm.data": moved}, manifest())
+    assert not made.exists()
+    assert bundle.file("graphs/lm.data").stat().st_ino == before
+    open_bundle(bundle.path)
+
+
+def test_weights_of_a_base_are_linked_where_that_is_asked_for(tmp_path: Path) -> None:
+    base = write_bundle(tmp_path / "base", FILES, manifest())
+    for link in (False, True):
+        made = write_bundle(tmp_path / f"made-{link}", {}, base.manifest, base, link=link)
+        same = {name: os.path.samefile(base.file(name), made.file(name)) for name in FILES}
+        assert same == dict.fromkeys(FILES, False) | {"graphs/lm.data": link}
+        assert open_bundle(made.path).manifest == base.manifest
 
 
 @pytest.fixture
@@ -138,8 +160,8 @@ def decoder_of(content: dict[str, Any]) -> dict[str, Any]:
 
 
 CHANGES: list[tuple[Change, str]] = [
-    (lambda m: m.update(schema=1), "schema: 1; this adaptc reads 2 to 5"),
-    (lambda m: m.update(schema="1"), "schema: '1'; this adaptc reads 2 to 5"),
+    (lambda m: m.update(schema=1), "schema: 1; this adaptc reads 2 to 6"),
+    (lambda m: m.update(schema="1"), "schema: '1'; this adaptc reads 2 to 6"),
     (lambda m: m.pop("schema"), "not a manifest: no key 'schema'"),
     (lambda m: m.pop("plan"), "plan: missing"),
     (lambda m: m.update(extra=1), "extra: unknown key; there are: schema, adaptc, "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from adaptc.runtime.backends.engine import Arrays
 from adaptc.runtime.backends.fake import FakeEngine
 from adaptc.runtime.bundle.manifest import GraphSpec, ModalitySpec, ModalSpec, SubsetSpec, TensorSpec
 from adaptc.runtime.errors import BundleError, RequestError
-from adaptc.runtime.model.inserts import ExtraInputs, Inserts
-from adaptc.runtime.multimodal.grid_images import GridImages, positions
+from adaptc.runtime.model.inserts import ExtraInputs, Inserts, piece_end
+from adaptc.runtime.multimodal.grid_images import GridImages, positions, windows
 from adaptc.runtime.multimodal.images import GridSpec, Images, ImageSpec, Picture, read_image_spec, uses_images
 from adaptc.runtime.multimodal.subsets import ModalGraphs
 
@@ -153,7 +154,72 @@ def test_positions_go_on_after_the_longer_side() -> None:
 
 
 def test_what_a_bundle_says_of_images_is_read_back() -> None:
-    for spec in (SPEC, ImageSpec(9, (), (), 1.0, (), (), GridSpec(14, 2, 2))):
+    whole = ImageSpec(9, (), (), 1.0, (), (), None, whole=True, mark="<a>", written="<a>{}<b>", resample=2)
+    for spec in (SPEC, whole, ImageSpec(9, (), (), 1.0, (), (), GridSpec(14, 2, 2, 4, 56, 560))):
         assert read_image_spec(spec.to_json(), "images.json") == spec
     with pytest.raises(BundleError, match=r"^images.json: .*; compile again$"):
         read_image_spec(b"{}", "images.json")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "side", "expected"),
+    [
+        (1, 1, 2, [[0, -1, -1, -1]]),
+        (2, 3, 2, [[0, 1, 3, 4], [2, -1, 5, -1]]),
+        (3, 2, 2, [[0, 1, 2, 3], [4, 5, -1, -1]]),
+        (2, 2, 1, [[0], [1], [2], [3]]),
+    ],
+)
+def test_windows_lie_side_by_side(rows: int, columns: int, side: int, expected: list[list[int]]) -> None:
+    assert windows(rows, columns, side).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "expected"),
+    [
+        (0, 2, 2),  # before the image
+        (0, 3, 3),  # at its beginning
+        (0, 5, 3),  # in it: it is left for the next piece
+        (3, 5, 7),  # which begins with it and has it whole
+        (2, 5, 7),  # a token alone goes with it
+        (3, 7, 7),
+        (7, 9, 14),
+        (8, 9, 14),  # the token behind the last image goes with it, too
+        (3, 14, 14),
+    ],
+)
+def test_a_piece_of_a_prompt_cuts_no_image_that_is_read_whole(start: int, stop: int, expected: int) -> None:
+    """Images at 3 to 6 and at 8 to 12, in 14 tokens."""
+    places = np.array([3, 4, 5, 6, 8, 9, 10, 11, 12])
+    values = np.zeros((9, 1), np.float32)
+    assert piece_end(Inserts(places, values, whole=True), start, stop, 14) == expected
+    assert piece_end(Inserts(places, values), start, stop, 14) == stop
+    assert piece_end(None, start, stop, 14) == stop
+
+
+def test_images_that_follow_each_other_are_one() -> None:
+    """Without a token between them they attend to each other, as in transformers."""
+    inserts = Inserts(np.arange(1, 9), np.zeros((8, 1), np.float32), whole=True)
+    assert piece_end(inserts, 0, 5, 20) == 9
+
+
+def test_what_an_older_bundle_says_of_images_is_read() -> None:
+    older = b"""{"token": 9, "before": [], "after": [], "scale": 1.0, "mean": [], "std": [],
+        "grid": {"patch": 14, "frames": 2, "merge": 2}}"""
+    assert read_image_spec(older, "images.json") == ImageSpec(9, (), (), 1.0, (), (), GridSpec(14, 2, 2))
+
+
+def test_a_mark_in_a_text_becomes_what_the_processor_writes() -> None:
+    marked = images(replace(SPEC, mark="<s>", written="\n<s><i><e>\n"))
+    assert marked.written("a<s>b<s>") == "a\n<s><i><e>\nb\n<s><i><e>\n"
+    assert images().written("a<s>b") == "a<s>b"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (40, 40), (150, 300), (301, 97), (57, 2000), (1199, 1603)])
+def test_sizes_are_those_of_the_processor(size: tuple[int, int]) -> None:
+    """transformers' own smart_resize, where it is installed; up to the limit that is ours."""
+    processing = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    for least, most in ((56 * 56, 1280 * 28 * 28), (4 * 28 * 28, 100 * 28 * 28)):
+        grid = GridSpec(14, 2, 2, 0, least, most)
+        found = images(replace(SPEC, grid=grid)).fitted(*size)
+        assert found == processing.smart_resize(*size, 28, least, most)

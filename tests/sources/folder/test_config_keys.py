@@ -61,7 +61,7 @@ def test_keys_of_real_configs_pass_in_silence(family: str) -> None:
         assert unknown_keys(config, values) == []
 
 
-@pytest.mark.parametrize("family", ["llava", "idefics3", "smolvlm", "qwen2_vl"])
+@pytest.mark.parametrize("family", ["llava", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl", "gemma3"])
 def test_keys_of_parts_pass_in_silence(family: str) -> None:
     config = vlm.config(family)
     values = config.to_dict()

@@ -1,0 +1,1 @@
+"""Weights that are not read yet, and are read when somebody needs their numbers."""
