@@ -51,8 +51,7 @@ def rows() -> tuple[dict[str, Any], list[list[int]]]:
 
 def run(graph: OnnxGraph, feeds: dict[str, Any]) -> npt.NDArray[np.float32]:
     names = [value.name for value in graph.model.graph.inputs]
-    found: npt.NDArray[np.float32] = graph.run({name: feeds[name] for name in names if name})["embedding"]
-    return found
+    return graph.run({name: feeds[name] for name in names if name})["embedding"].astype(np.float32)
 
 
 def states(family: str, ids: list[int]) -> torch.Tensor:
@@ -75,10 +74,10 @@ def test_the_kernel_gives_what_transformers_gives(family: str) -> None:
     assert "EncoderAttention" not in kinds
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert"])
-def test_golden(family: str, golden: Callable[[str, str], None]) -> None:
-    after = Pipeline((EncoderAttention(),)).run(program(family))
-    golden(f"encoder_attention/{family}", after.graph("e", OnnxGraph).text())
+def test_golden(golden: Callable[[str, str], None]) -> None:
+    """Of BERT: transformers computes ModernBERT's two kinds of angles in the order of a set, another in each process."""
+    after = Pipeline((EncoderAttention(),)).run(program("bert"))
+    golden("encoder_attention/bert", after.graph("e", OnnxGraph).text())
 
 
 def test_a_program_without_encoders_is_itself() -> None:
