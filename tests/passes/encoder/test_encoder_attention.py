@@ -75,7 +75,7 @@ def test_the_kernel_gives_what_transformers_gives(family: str) -> None:
 
 
 def test_golden(golden: Callable[[str, str], None]) -> None:
-    """Of BERT: transformers computes ModernBERT's two kinds of angles in the order of a set, another in each process."""
+    """BERT alone: transformers computes ModernBERT's angles in the order of a set, which differs by process."""
     after = Pipeline((EncoderAttention(),)).run(program("bert"))
     golden("encoder_attention/bert", after.graph("e", OnnxGraph).text())
 
