@@ -16,6 +16,7 @@ from adaptc.passes.decoder.sliding_cache import SlidingCache
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.device.device_steps import DeviceSteps
 from adaptc.passes.drop_modality.drop_modality import DropModality
+from adaptc.passes.encoder.encoder_attention import EncoderAttention
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.gptq import Gptq
@@ -38,6 +39,7 @@ PASSES: dict[str, type[Pass]] = {
         DraftWith,
         Gptq,
         Lower,
+        EncoderAttention,
         KvCache,
         LogitsFrom,
         FuseNorms,

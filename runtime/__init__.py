@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from adaptc.runtime.bundle.folder import Bundle, open_bundle
     from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest, TensorSpec
     from adaptc.runtime.bundle.skip_gates import SkipGates
+    from adaptc.runtime.encoding.session import Classification, EncoderSession
     from adaptc.runtime.generation.load_control import LoadTargets
     from adaptc.runtime.generation.result import Result, Trace
     from adaptc.runtime.generation.session import Session
     from adaptc.runtime.generation.stream import AsyncStream, Stream
-    from adaptc.runtime.loading import load, load_modal, load_tokenizer
+    from adaptc.runtime.loading import load, load_encoder, load_modal, load_tokenizer
     from adaptc.runtime.model.budget import Skips
     from adaptc.runtime.model.router import Choice
     from adaptc.runtime.model.scoring import Scores
@@ -41,7 +42,9 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Choice",
+    "Classification",
     "DecoderSpec",
+    "EncoderSession",
     "Engine",
     "EngineError",
     "FakeEngine",
@@ -64,6 +67,7 @@ __all__ = [
     "Tokenizer",
     "Trace",
     "load",
+    "load_encoder",
     "load_modal",
     "load_tokenizer",
     "open_bundle",
@@ -74,7 +78,9 @@ _HOMES = {
     "AsyncStream": "generation.stream",
     "Bundle": "bundle.folder",
     "Choice": "model.router",
+    "Classification": "encoding.session",
     "DecoderSpec": "bundle.manifest",
+    "EncoderSession": "encoding.session",
     "Engine": "backends.engine",
     "FakeEngine": "backends.fake",
     "Inference": "multimodal.session",
@@ -95,6 +101,7 @@ _HOMES = {
     "Tokenizer": "text.tokenizer",
     "Trace": "generation.result",
     "load": "loading",
+    "load_encoder": "loading",
     "load_modal": "loading",
     "load_tokenizer": "loading",
     "open_bundle": "bundle.folder",

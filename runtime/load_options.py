@@ -13,7 +13,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.model.budget import check_budget
-from adaptc.runtime.model.plan import check_budget_fits, is_modal
+from adaptc.runtime.model.plan import check_budget_fits, is_encoder, is_modal
 from adaptc.runtime.validation import check_count, check_elements, shown
 
 _DEVICES = ("auto", "cpu", "cuda", "gpu")
@@ -86,14 +86,15 @@ class LoadOptions:
                 f"device: {self.device!r}; {bundle.path} was compiled for {name}: its device is {device!r}"
             )
         text = "it answers each input by itself and writes no text"
+        alone = is_modal(manifest) or is_encoder(manifest)
         meaningless = {
             "threads": "it runs on a GPU" if device == "gpu" else "",
-            "batch": text if is_modal(manifest) else "",
-            "chunk": text if is_modal(manifest) else "",
-            "prefix_bytes": text if is_modal(manifest) else "it runs on a GPU" if device == "gpu" else "",
-            "budget": text if is_modal(manifest) else "",
-            "load_targets": text if is_modal(manifest) else "",
-            "speculate": text if is_modal(manifest) else "",
+            "batch": text if alone else "",
+            "chunk": text if alone else "",
+            "prefix_bytes": text if alone else "it runs on a GPU" if device == "gpu" else "",
+            "budget": text if alone else "",
+            "load_targets": text if alone else "",
+            "speculate": text if alone else "",
             "routes": "it runs on a GPU, which loads all of them" if device == "gpu" else "",
             "cache_bytes": "" if manifest.modal else "it has no encoder whose features could be kept",
         }

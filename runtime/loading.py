@@ -19,14 +19,16 @@ from adaptc.runtime.backends.onnxruntime_cuda.loading import LEAST_SM
 from adaptc.runtime.backends.tensorrt.backend import TensorRt
 from adaptc.runtime.bundle.folder import Bundle, open_bundle, opening
 from adaptc.runtime.bundle.manifest import ModalSpec
-from adaptc.runtime.bundle.names import IMAGES, TOKENIZER
+from adaptc.runtime.bundle.names import ENCODER, IMAGES, TOKENIZER
+from adaptc.runtime.encoding.session import EncoderSession
+from adaptc.runtime.encoding.spec import read_encoder_spec
 from adaptc.runtime.errors import BundleError, ReplacedError
 from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.generation.scheduler import Limits
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.load_options import LoadOptions, device_index, device_kind, folder_of, for_cpu_only
 from adaptc.runtime.model.decoder import BatchDecoder
-from adaptc.runtime.model.plan import decoder_graph, is_modal
+from adaptc.runtime.model.plan import decoder_graph, is_encoder, is_modal
 from adaptc.runtime.multimodal.grid_images import GridImages
 from adaptc.runtime.multimodal.images import Images, read_image_spec
 from adaptc.runtime.multimodal.profile import read_profile
@@ -151,6 +153,25 @@ def load_modal(
     return cast("ModalSession", _loaded(folder_of(path), options, backends, _only_modal))
 
 
+def load_encoder(
+    path: str | Path, *, threads: int | None = None, verify: bool = True, backends: Mapping[str, Backend] = BACKENDS
+) -> EncoderSession:
+    """Open a bundle of an encoder; `load` gives the same for such a bundle.
+
+    Args:
+        path: The bundle's folder.
+        threads: As for `load`.
+        verify: As for `load`.
+        backends: What runs bundles, by backend name.
+
+    Raises:
+        BundleError: there is no bundle, it is damaged, its model is of another kind, or no backend runs it.
+        RequestError: an option is out of range or has no meaning for this bundle.
+    """
+    options = LoadOptions(threads=threads, verify=verify)
+    return cast("EncoderSession", _loaded(folder_of(path), options, backends, _only_encoder))
+
+
 def runs_on_gpu(bundle: Bundle) -> bool:
     """Whether a bundle was compiled for a GPU."""
     backend = BACKENDS.get(bundle.manifest.target.backend)
@@ -209,7 +230,7 @@ def load_decoder(
     return _backend(bundle, backends).decoder(bundle, options or DecoderOptions())
 
 
-AnySession = Session | ModalSession
+AnySession = Session | ModalSession | EncoderSession
 Make = Callable[[Bundle, Backend, LoadOptions], AnySession]
 
 
@@ -235,6 +256,8 @@ def _loaded_once(path: Path, options: LoadOptions, backends: Mapping[str, Backen
 def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySession:
     if is_modal(bundle.manifest):
         return _modal_session(bundle, backend, options)
+    if is_encoder(bundle.manifest):
+        return _encoder_session(bundle, backend, options)
     name, spec = decoder_graph(bundle)
     if options.verify:
         backend.check(bundle)
@@ -279,6 +302,21 @@ def _cheapest(bundle: Bundle) -> str | None:
 def _only_modal(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySession:
     check_modal(bundle)
     return _modal_session(bundle, backend, options)
+
+
+def _only_encoder(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySession:
+    if not is_encoder(bundle.manifest):
+        raise BundleError(f"{bundle.path}: no encoder; load is right")
+    return _encoder_session(bundle, backend, options)
+
+
+def _encoder_session(bundle: Bundle, backend: Backend, options: LoadOptions) -> EncoderSession:
+    if options.verify:
+        backend.check(bundle)
+    spec = read_encoder_spec(bundle.read(ENCODER), str(bundle.path / ENCODER))
+    tokenizer = tokenizer_of(bundle)
+    engine = backend.engine(bundle, bundle.manifest.reader, options.threads)
+    return EncoderSession(engine, spec, tokenizer, verified=options.verify, label=_label(bundle))
 
 
 def check_modal(bundle: Bundle) -> None:

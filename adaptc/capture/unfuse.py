@@ -16,7 +16,10 @@ from torch import fx
 
 from adaptc.ir.fx_graph import assign
 from adaptc.ir.marks import path_of
-from adaptc.ir.operators import attention  # noqa: F401  (declares adaptc::causal_attention)
+from adaptc.ir.operators import (
+    attention,  # noqa: F401  (declares adaptc::causal_attention)
+    encoder_attention,  # noqa: F401  (declares adaptc::encoder_attention)
+)
 from adaptc.ir.weight_names import Runs, WeightView
 
 aten = torch.ops.aten
@@ -35,6 +38,7 @@ _MOVES = frozenset(
         aten.split_with_sizes.default,
         aten.squeeze.dim,
         aten.unsqueeze.default,
+        aten.unbind.int,
         aten.contiguous.default,
         aten.clone.default,
         operator.getitem,
@@ -42,7 +46,9 @@ _MOVES = frozenset(
 )
 """Operators that only move numbers."""
 
-_ENDS = frozenset((aten.linear.default, torch.ops.adaptc.causal_attention.default))
+_ATTENTION = (torch.ops.adaptc.causal_attention.default, torch.ops.adaptc.encoder_attention.default)
+
+_ENDS = frozenset((aten.linear.default, *_ATTENTION))
 """Where the search for a part's product ends."""
 
 _BATCH, _TOKENS = 2, 3
@@ -86,7 +92,7 @@ def _moved(linear: fx.Node) -> dict[fx.Node, None]:
 def _attention_parts(linear: fx.Node, moved: dict[fx.Node, None]) -> dict[str, fx.Node]:
     """The heads of query, key and value, of a product that gives at least two of them."""
     for node in linear.graph.nodes:
-        if node.target is torch.ops.adaptc.causal_attention.default:
+        if node.target in _ATTENTION:
             ends = {role: _last_whole(linear, moved, arg) for role, arg in zip(_ROLES, node.args[:3], strict=True)}
             found = {role: end for role, end in ends.items() if end is not None and end is not linear}
             if len(found) > 1:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptc.checks.encoder import encoder_findings
 from adaptc.checks.finding import Finding
 from adaptc.checks.language_model import (
     architecture,
@@ -21,6 +22,7 @@ from adaptc.checks.resources import room_findings, version_findings
 from adaptc.checks.stitch import spec_faults
 from adaptc.checks.unknown_family import explain
 from adaptc.errors import LoadError, SpecError
+from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import text_of
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import calibration_text
@@ -103,11 +105,24 @@ def _explained(name: str, model: ModelSpec, base: Path) -> Iterator[Finding]:
 def _model_findings(
     spec: Spec, name: str, source: Source, config: PretrainedConfig, sizes: list[Size]
 ) -> Iterator[Finding]:
-    """Yield what there is to say of one language model; its size is appended to `sizes`.
+    """Yield what there is to say of one model; its size is appended to `sizes`.
 
     Raises:
         LoadError: it cannot be read further.
     """
+    if encoder_of(config) is not None:
+        yield from encoder_findings(spec, name, source, config, sizes)
+    else:
+        yield from _decoder_findings(spec, name, source, config, sizes)
+    if source.kind != "hub":  # whose weights may not be here yet
+        source.tensors()  # compares the files' headers with the config; none is read
+    yield from (Finding(name, "warn", remark) for remark in source.remarks())
+
+
+def _decoder_findings(
+    spec: Spec, name: str, source: Source, config: PretrainedConfig, sizes: list[Size]
+) -> Iterator[Finding]:
+    """Yield what there is to say of a decoder, with or without images."""
     text = text_of(config)
     shape = [architecture(name, text), *image_findings(name, config, spec), *head_findings(name, text, spec.target)]
     yield from shape
@@ -117,9 +132,6 @@ def _model_findings(
     if all(finding.level != "error" for finding in shape):
         sizes.append(size_of(config, spec.target, spec.models[name].dtype, images=keeps_images(spec, name)))
         yield _size(name, sizes[-1], spec.target)
-    if source.kind != "hub":  # whose weights may not be here yet
-        source.tensors()  # compares the files' headers with the config; none is read
-    yield from (Finding(name, "warn", remark) for remark in source.remarks())
 
 
 def _size(name: str, size: Size, target: TargetSpec) -> Finding:

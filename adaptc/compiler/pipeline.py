@@ -22,6 +22,7 @@ from adaptc.passes.decoder.quantize_cache import QuantizeCache
 from adaptc.passes.decoder.sliding_cache import SlidingCache
 from adaptc.passes.decoder.verify_drafts import VerifyDrafts
 from adaptc.passes.device.device_steps import DeviceSteps
+from adaptc.passes.encoder.encoder_attention import EncoderAttention
 from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.float_weights import FloatWeights
 from adaptc.passes.quantize.gptq import Gptq
@@ -130,7 +131,8 @@ def _onnxruntime(target: TargetSpec, quantize: QuantizeSpec) -> tuple[Pass, ...]
             weights = (Quantize(stored, target.block_size, rule),)
         case stored:
             weights = (FloatWeights("fp16" if stored == "fp16" else "fp32"),)
-    return KvCache(max_tokens=target.max_tokens), LogitsFrom(), FuseNorms(), FuseProjections(), *weights
+    cache = KvCache(max_tokens=target.max_tokens)
+    return EncoderAttention(), cache, LogitsFrom(), FuseNorms(), FuseProjections(), *weights
 
 
 def _tensorrt(target: TargetSpec) -> tuple[Pass, ...]:

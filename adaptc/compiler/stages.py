@@ -16,12 +16,14 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from adaptc.capture.encoder import capture_encoder
 from adaptc.capture.module import capture_module
 from adaptc.capture.multimodal import capture_multimodal
 from adaptc.capture.text import capture
 from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.pipeline import CompilePlan
+from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import multimodal_of, text_of
 from adaptc.ir.fx_graph import VIEWS, FxGraph
 from adaptc.ir.onnx_graph import OnnxGraph, fixed
@@ -30,6 +32,7 @@ from adaptc.ir.stored.blocks_file import load_blocks, save_blocks
 from adaptc.ir.unread.constants import UnreadConstant
 from adaptc.ir.weight_names import UnreadTensors, ViewedTensors, WeightView, named_after
 from adaptc.passes.base import Pass, Pipeline, Step
+from adaptc.passes.quantize.calibrate import WINDOW
 from adaptc.passes.store import PROCESS, Layered
 from adaptc.runtime.bundle.manifest import ModalSpec, PassRecord
 from adaptc.runtime.bundle.plan import Run, Switch
@@ -38,6 +41,7 @@ from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.progress import Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import CalibrationText, calibration_text
+from adaptc.sources.encoders import calibration_rows
 from adaptc.sources.module import ModuleSource
 from adaptc.sources.vocabulary import vocabulary
 from adaptc.spec.schema import Spec
@@ -93,6 +97,12 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, p
             continue
         config, weights = source.config(), source.tensors()
         progress.stage(stage_names.capture(name))
+        if (family := encoder_of(config)) is not None:
+            graphs[name] = capture_encoder(config, weights, source.sentences())
+            if family.reads == "text":
+                window = min(WINDOW, family.limit(config))
+                samples[name] = calibration_rows(source, text.ids(source), window)
+            continue
         graphs[name] = (capture if multimodal_of(config) is None else capture_multimodal)(config, weights)
         samples[name] = text.ids(source)
     return Program(graphs, tuple(Run(name) for name in graphs), backbones, samples)
@@ -122,10 +132,15 @@ def backbone(source: Source, *, shared: bool = False) -> Backbone:
         bos_token_id=ids.bos,
         eos_token_ids=ids.eos,
         pad_token_id=ids.pad,
-        max_positions=text_of(config).max_position_embeddings,
+        max_positions=_most_positions(config),
         sha256=source.sha256(),
         vocabulary=vocabulary(source) if shared else "",
     )
+
+
+def _most_positions(config: Any) -> int:
+    family = encoder_of(config)
+    return int(text_of(config).max_position_embeddings) if family is None else family.limit(config)
 
 
 def lowered(
@@ -144,7 +159,7 @@ def lowered(
     """
     text = calibration_text(spec.calibration, base)
     key = key_of(
-        {name: source.config().to_dict() for name, source in sources.items()},
+        {name: source.config().to_dict() | source.sentences().to_dict() for name, source in sources.items()},
         [(p.name, p.options() | file_hashes(p)) for p in plan.to_onnx],
         dict(versions),
         # Passes that look at weights or text give what these give.

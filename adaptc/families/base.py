@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -131,6 +131,11 @@ class DecoderFamily:
     kv_heads: Callable[[Any], int] | None = None
 
 
+def most_positions(config: Any) -> int:
+    """The positions that a config states; a family whose texts may have so many tokens."""
+    return int(config.max_position_embeddings)
+
+
 @dataclass(frozen=True, slots=True)
 class MultimodalFamily:
     """A family of multimodal language models: image features take the places of image tokens before a decoder.
@@ -177,4 +182,37 @@ class MultimodalFamily:
     fault: Callable[[Any], str] | None = None
 
 
-Family = DecoderFamily | MultimodalFamily
+@dataclass(frozen=True, slots=True)
+class EncoderFamily:
+    """A family of encoders: they read a whole text, or a sound, at once and write nothing.
+
+    Attributes:
+        model_type: Its name in transformers.
+        layers: Module path of its list of layers, in transformers' model without a head.
+        reads: What its inputs are.
+        limit: How many tokens a text may have, special ones included, given the config; of sounds, how many positions
+            the states have.
+        positions: Takes the config and token ids (int64 [batch, tokens]) and returns the positions, int64
+            [batch or 1, tokens]; None for a family of sounds.
+        token_types: Whether its texts may come in pairs, which an input tells apart.
+        pooler: Whether transformers' model ends in a pooling layer, which embeddings do not read.
+        part: Path of the encoder in transformers' model; empty where the whole model is one.
+        depth: The field of the config that holds its number of layers.
+        keys: Fields of its config class that other families do not have, and that its capture follows.
+        accepted: Its config's keys that make another model unless they have this value.
+    """
+
+    model_type: str
+    layers: str
+    reads: Literal["text", "sound"] = "text"
+    limit: Callable[[Any], int] = most_positions
+    positions: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
+    token_types: bool = False
+    pooler: bool = False
+    part: str = ""
+    depth: str = "num_hidden_layers"
+    keys: frozenset[str] = frozenset()
+    accepted: Mapping[str, Any] = field(default_factory=dict)
+
+
+Family = DecoderFamily | MultimodalFamily | EncoderFamily

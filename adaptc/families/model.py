@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptc.errors import LoadError, foreign
 from adaptc.families.base import DecoderFamily, ModuleNames, MultimodalFamily
+from adaptc.families.encoder_model import encoder_model, encoder_of, part_names
 from adaptc.families.table import family_of
 
 
@@ -72,6 +73,8 @@ def model_of(config: Any, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+    if encoder_of(config) is not None:
+        return encoder_model(config, **options)
     kind = AutoModelForCausalLM if multimodal_of(config) is None else AutoModelForImageTextToText
     with foreign(f"{config.model_type}: transformers cannot build a model of this config"):
         return kind.from_config(config, **options)
@@ -142,6 +145,8 @@ def _in_order(full: str, found: Mapping[str, list[str]], rules: Mapping[str, Any
 
 def renamed(config: Any, names: Iterable[str]) -> dict[str, str]:
     """Return today's parameter name for each tensor of a file; checkpoints keep the names of their time."""
+    if (family := encoder_of(config)) is not None and family.part:
+        return part_names(family, names)
     import torch
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key

@@ -1,7 +1,8 @@
 """The table of families: adaptc's own, and those that installed packages offer.
 
 A package offers a family as an entry point of the group `adaptc.families`: transformers' `model_type` as its name, a
-`DecoderFamily` or `MultimodalFamily` as its value. It is loaded only for a model that no family of adaptc's own takes.
+`DecoderFamily`, `MultimodalFamily` or `EncoderFamily` as its value. It is loaded only for a model that no family of
+adaptc's own takes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from adaptc.errors import LoadError
-from adaptc.families.base import DecoderFamily, Family, MultimodalFamily
+from adaptc.families.base import DecoderFamily, EncoderFamily, Family, MultimodalFamily
 from adaptc.families.decoders.gemma import GEMMA
 from adaptc.families.decoders.gemma2 import GEMMA2
 from adaptc.families.decoders.gemma3_text import GEMMA3_TEXT
@@ -23,6 +24,11 @@ from adaptc.families.decoders.phi3 import PHI3
 from adaptc.families.decoders.qwen2 import QWEN2
 from adaptc.families.decoders.qwen3 import QWEN3
 from adaptc.families.decoders.smollm3 import SMOLLM3
+from adaptc.families.encoders.bert import BERT
+from adaptc.families.encoders.modernbert import MODERNBERT
+from adaptc.families.encoders.roberta import ROBERTA
+from adaptc.families.encoders.whisper import WHISPER
+from adaptc.families.encoders.xlm_roberta import XLM_ROBERTA
 from adaptc.families.experts.granitemoe import GRANITEMOE
 from adaptc.families.experts.mixtral import MIXTRAL
 from adaptc.families.experts.olmoe import OLMOE
@@ -58,7 +64,12 @@ MULTIMODAL: Mapping[str, MultimodalFamily] = MappingProxyType(
 )
 """adaptc's own families of multimodal language models, by transformers' `model_type`."""
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({**DECODERS, **MULTIMODAL})
+ENCODERS: Mapping[str, EncoderFamily] = MappingProxyType(
+    {each.model_type: each for each in (BERT, ROBERTA, XLM_ROBERTA, MODERNBERT, WHISPER)}
+)
+"""adaptc's own families of encoders, by transformers' `model_type`."""
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({**DECODERS, **MULTIMODAL, **ENCODERS})
 """All of adaptc's own families, by transformers' `model_type`."""
 
 
@@ -125,9 +136,9 @@ def _offered(model_type: str | None = None) -> Iterable[Family]:
             family = point.load()
         except (ImportError, AttributeError) as error:
             raise LoadError(f"family {point.name!r} of package {point.value} cannot be loaded: {error}") from error
-        if not isinstance(family, DecoderFamily | MultimodalFamily) or family.model_type != point.name:
+        if not isinstance(family, DecoderFamily | MultimodalFamily | EncoderFamily) or family.model_type != point.name:
             raise LoadError(
-                f"family {point.name!r} of package {point.value}: {family!r}; a DecoderFamily or MultimodalFamily "
-                f"whose model_type is {point.name!r} is right"
+                f"family {point.name!r} of package {point.value}: {family!r}; a DecoderFamily, MultimodalFamily or "
+                f"EncoderFamily whose model_type is {point.name!r} is right"
             )
         yield family

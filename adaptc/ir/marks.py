@@ -21,8 +21,9 @@ PATH = "adaptc.path"
 HEAD = "adaptc.head"
 """Metadata of the ONNX nodes from the last norm to the logits: the language-model head."""
 
-LAYER = re.compile(r"^(?P<stem>(?:.*\.)?(?:layers|h))\.(?P<index>\d+)(?=\.|$)")
-"""Beginning of a module path, or of a weight's name, inside a layer: `model.layers.3`, `transformer.h.3`."""
+LAYER = re.compile(r"^(?P<stem>(?:.*\.)?(?:layers|layer|h))\.(?P<index>\d+)(?=\.|$)")
+"""Beginning of a module path, or of a weight's name, inside a layer:
+`model.layers.3`, `transformer.h.3`, `encoder.layer.3`."""
 
 
 def path_of(node: fx.Node | ir.Node | StoredNode) -> str:

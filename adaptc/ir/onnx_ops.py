@@ -24,6 +24,12 @@ CAUSAL_ATTENTION = "CausalAttention"
 IMAGE_ATTENTION = "ImageAttention"
 """The same, and from the places of an image to those behind them of the same image: see `operators/attention.py`."""
 
+ENCODER_ATTENTION = "EncoderAttention"
+"""Attention of each position to all that are no padding: see `adaptc.ir.operators.encoder_attention`."""
+
+FULL_ATTENTION = "FullAttention"
+"""The same where there is no padding: attention of each position to all."""
+
 EXPERTS = "Experts"
 """What a token's experts make of it, weighted and added up: see `adaptc.ir.operators.experts`."""
 
@@ -106,6 +112,46 @@ ImageAttention <scale: float = 1.0, window: int = 0, softcap: float = 0.0> (quer
 }
 """
 
+_ENCODER_ATTENTION = """
+<domain: "adaptc", opset_import: ["": 23]>
+EncoderAttention <scale: float = 1.0, reach: int = 0> (query, key, value, mask) => (result)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    first = Constant <value_ints = [0]> ()
+    second = Constant <value_ints = [1]> ()
+    inner = Constant <value_ints = [1, 2]> ()
+    size = Shape <start = 2, end = 3> (query)
+    tokens = Squeeze (size)
+    position = Range (zero, tokens, one)
+    looks = Unsqueeze (position, second)
+    seen = Unsqueeze (position, first)
+    signed = Sub (looks, seen)
+    away = Abs (signed)
+    width = Constant <value_int: int = @reach> ()
+    near = LessOrEqual (away, width)
+    unlimited = Less (width, one)
+    inside = Or (near, unlimited)
+    text = Unsqueeze (mask, inner)
+    both = And (text, inside)
+    nothing = Constant <value_float = 0.0> ()
+    least = Constant <value_float = -3.4028234663852886e+38> ()
+    bias = Where (both, nothing, least)
+    typed = CastLike (bias, query)
+    heads = Attention <scale: float = @scale> (query, key, value, typed)
+    result = Transpose <perm = [0, 2, 1, 3]> (heads)
+}
+"""
+
+_FULL_ATTENTION = """
+<domain: "adaptc", opset_import: ["": 23]>
+FullAttention <scale: float = 1.0> (query, key, value) => (result)
+{
+    heads = Attention <scale: float = @scale> (query, key, value)
+    result = Transpose <perm = [0, 2, 1, 3]> (heads)
+}
+"""
+
 _EXPERTS = """
 <domain: "adaptc", opset_import: ["": 23]>
 Experts (states, chosen, weights, gate_up, down) => (result)
@@ -150,6 +196,8 @@ DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
             (SKIP, _SKIP),
             (CAUSAL_ATTENTION, _CAUSAL_ATTENTION),
             (IMAGE_ATTENTION, _IMAGE_ATTENTION),
+            (ENCODER_ATTENTION, _ENCODER_ATTENTION),
+            (FULL_ATTENTION, _FULL_ATTENTION),
             (EXPERTS, _EXPERTS),
         )
     }
@@ -158,7 +206,11 @@ DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
 
 
 _INDICES: Mapping[tuple[str, str], str] = MappingProxyType(
-    {(EXPERTS, "chosen"): "tensor(int64)", (IMAGE_ATTENTION, "places"): "tensor(int64)"}
+    {
+        (EXPERTS, "chosen"): "tensor(int64)",
+        (IMAGE_ATTENTION, "places"): "tensor(int64)",
+        (ENCODER_ATTENTION, "mask"): "tensor(bool)",
+    }
 )
 """Inputs that are no floats, by operator and name, and their types."""
 
@@ -176,6 +228,11 @@ def is_causal_attention(node: ir.Node) -> bool:
 def places_of(node: ir.Node) -> ir.Value | None:
     """The places of images of an attention over whole sequences; None if it has none."""
     return node.inputs[3] if node.op_type == IMAGE_ATTENTION else None
+
+
+def is_encoder_attention(node: ir.Node) -> bool:
+    """Whether a node is an encoder's attention, with or without padding."""
+    return node.domain == DOMAIN and node.op_type in (ENCODER_ATTENTION, FULL_ATTENTION)
 
 
 def is_experts(node: ir.Node) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
+from adaptc.families.sentences import Sentences
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.hashes import file_digest, hash_of
 from adaptc.sources.package import installed_digest
@@ -107,6 +108,14 @@ class Source(ABC):
     def image_processor(self) -> dict[str, Any]:
         """Return the settings of the model's image processor; empty where it has none."""
         return {}
+
+    def sentences(self) -> Sentences:
+        """Return how an encoder makes one vector of a text.
+
+        Raises:
+            LoadError: a file that says so is damaged, or asks for what adaptc does not follow.
+        """
+        return Sentences()
 
     def quantization(self) -> str | None:
         """Return what the weights are quantized as, e.g. `Q4_1` or `gptq`; None where they are floats.

@@ -44,6 +44,8 @@ class CalibrationText:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_buffer(source.tokenizer_files()["tokenizer.json"])
+        tokenizer.no_truncation()  # encoders' tokenizers cut every text
+        tokenizer.no_padding()
         # A token is seldom longer than 16 characters; the rest of a long text need not be split.
         ids = tokenizer.encode(self.text[: self.tokens * 16], add_special_tokens=False).ids
         return np.array(ids[: self.tokens], np.int64)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptc.errors import LoadError, foreign, one_line
+from adaptc.families.encoder_model import encoder_of, refuse_head
 from adaptc.families.model import multimodal_of, text_of
 from adaptc.families.table import decoders_within, family_of, supported
 
@@ -34,10 +35,18 @@ _SIZES = {
     "ffn_hidden_size": _MAX_SIZE,
     "num_kv_heads": _MAX_SIZE,
     "original_max_position_embeddings": _MAX_SIZE,
+    # Encoders' own.
+    "type_vocab_size": _MAX_SIZE,
+    "encoder_layers": 1000,
+    "encoder_attention_heads": _MAX_SIZE,
+    "encoder_ffn_dim": _MAX_SIZE,
+    "d_model": _MAX_SIZE,
+    "max_source_positions": _MAX_SIZE,
+    "num_mel_bins": _MAX_SIZE,
 }
 """Sizes of a language model, each with the largest that is taken."""
 
-_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon")
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
 
 
 def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any:
@@ -72,6 +81,9 @@ def build_config(origin: str, model_type: Any, values: Mapping[str, Any]) -> Any
         config = CONFIG_MAPPING[model_type](**values)
     _check_layers(origin, text_of(config))
     _check_parts(origin, config)
+    if encoder_of(config) is not None:
+        refuse_head(origin, config)
+        config.tie_word_embeddings = False  # there is no head that could be the table
     return config
 
 

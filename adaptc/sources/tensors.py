@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
+from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import head_name, model_of, names_of, text_of
 from adaptc.ir.weight_names import UnreadTensors
 
@@ -104,11 +105,8 @@ def needed(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> s
     Raises:
         LoadError: one is missing, or has another shape.
     """
-    names = names_of(config)
-    stem = re.compile(rf"{re.escape(names.decoder)}\.{names.layers}\.(\d+)\.")
-    layers = {match[1] for name in shapes if (match := stem.match(name))}
-    if len(layers) < (depth := text_of(config).num_hidden_layers):
-        raise LoadError(f"{origin}: weights for {len(layers)} layers; by its config there are {depth}")
+    if encoder_of(config) is None:
+        _check_depth(origin, config, shapes)
     wanted = parameter_shapes(config)
     tied = {head_name(config)} if config.tie_word_embeddings else set()
     for name in wanted.keys() - tied:
@@ -119,6 +117,15 @@ def needed(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> s
                 f"{origin}: {name} is {list(shapes[name])}; by its config it should be {list(wanted[name])}"
             )
     return wanted.keys() - tied
+
+
+def _check_depth(origin: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse a decoder of fewer layers than its config says: the first that is missing would be named, of many."""
+    names = names_of(config)
+    stem = re.compile(rf"{re.escape(names.decoder)}\.{names.layers}\.(\d+)\.")
+    layers = {match[1] for name in shapes if (match := stem.match(name))}
+    if len(layers) < (depth := text_of(config).num_hidden_layers):
+        raise LoadError(f"{origin}: weights for {len(layers)} layers; by its config there are {depth}")
 
 
 def without_place(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

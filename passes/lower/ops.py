@@ -13,9 +13,20 @@ import torch
 from onnxscript import opset23
 from onnxscript.values import Op, Opset
 
-from adaptc.ir.onnx_ops import CAUSAL_ATTENTION, DOMAIN, EXPERTS, IMAGE_ATTENTION, SKIP, VERSION, schema
+from adaptc.ir.onnx_ops import (
+    CAUSAL_ATTENTION,
+    DOMAIN,
+    ENCODER_ATTENTION,
+    EXPERTS,
+    FULL_ATTENTION,
+    IMAGE_ATTENTION,
+    SKIP,
+    VERSION,
+    schema,
+)
 from adaptc.ir.operators import (
     attention,  # noqa: F401  (declares adaptc::causal_attention)
+    encoder_attention,  # noqa: F401  (declares adaptc::encoder_attention)
     experts,  # noqa: F401  (declares adaptc::experts)
     skip,  # noqa: F401  (declares adaptc::skip)
 )
@@ -29,6 +40,8 @@ _CAUSAL_ATTENTION, _IMAGE_ATTENTION, _SKIP, _EXPERTS = (
     Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, IMAGE_ATTENTION, SKIP, EXPERTS)
 )
 
+_ENCODER_ATTENTION, _FULL_ATTENTION = (Op(_OWN, name, schema(name)) for name in (ENCODER_ATTENTION, FULL_ATTENTION))
+
 
 def _attention(query: Any, key: Any, value: Any, scale: float, window: int, softcap: float) -> Any:
     return _CAUSAL_ATTENTION(query, key, value, scale=scale, window=window, softcap=softcap)
@@ -36,6 +49,12 @@ def _attention(query: Any, key: Any, value: Any, scale: float, window: int, soft
 
 def _with_images(query: Any, key: Any, value: Any, places: Any, scale: float, window: int, softcap: float) -> Any:
     return _IMAGE_ATTENTION(query, key, value, places, scale=scale, window=window, softcap=softcap)
+
+
+def _encoder_attention(query: Any, key: Any, value: Any, mask: Any, scale: float, reach: int) -> Any:
+    if mask is None and not reach:
+        return _FULL_ATTENTION(query, key, value, scale=scale)
+    return _ENCODER_ATTENTION(query, key, value, mask, scale=scale, reach=reach)
 
 
 def _skip(logit: Any, threshold: Any, full: Any, cheap: Any) -> Any:
@@ -56,6 +75,7 @@ def _place(states: Any, places: Any, values: Any) -> Any:
 
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.adaptc.causal_attention.default: _attention,
+    torch.ops.adaptc.encoder_attention.default: _encoder_attention,
     torch.ops.adaptc.experts.default: _experts,
     torch.ops.adaptc.image_attention.default: _with_images,
     torch.ops.adaptc.place.default: _place,

@@ -1,4 +1,4 @@
-"""Quantize a captured decoder on what its layers really see.
+"""Quantize a captured model on what its layers really see.
 
 One walk through the FX graph, all calibration tokens at once: at each linear layer the inputs' second moments are
 taken, the weight is rounded by them, and the walk goes on with the *rounded* weight, so that later layers make good
@@ -27,7 +27,7 @@ from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequanti
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
 from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
 from adaptc.passes.store import Store
-from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD
+from adaptc.runtime.bundle.names import ATTENTION_MASK, HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD, TOKEN_TYPE_IDS
 from adaptc.runtime.progress import SILENT, Progress
 
 WINDOW = 128
@@ -96,7 +96,7 @@ def quantize_linears(
     """Quantize linear layers, each on the inputs it gets from the layers quantized before it.
 
     Args:
-        graph: A captured decoder; it stays as it is.
+        graph: A captured decoder or encoder; it stays as it is.
         ids: int64 [sequences, tokens], see `calibration_ids`; or float32 [sequences, tokens, width].
         bits: Bits of each weight, by name; weights that are not named stay as they are.
             4-bit weights are rounded by GPTQ; 8 bits are near enough lossless without.
@@ -239,10 +239,12 @@ def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:
         INPUT_IDS if ids.ndim == 2 else HIDDEN: torch.from_numpy(ids),
         POSITION_IDS: torch.arange(tokens).expand(sequences, tokens),
         THRESHOLD: torch.full((sequences, tokens), float("-inf")),  # of gates: every block runs
+        ATTENTION_MASK: torch.ones(sequences, tokens, dtype=torch.int64),  # an encoder's: no padding
+        TOKEN_TYPE_IDS: torch.zeros(sequences, tokens, dtype=torch.int64),
         **no_images(),
     }
     placeholders = [node for node in graph.module.graph.nodes if node.op == "placeholder"]
     missing = {str(node.target) for node in placeholders} - set(values)
     if missing:
-        raise PassError(f"a graph with input {min(missing)}: only decoders of token ids can be calibrated on text")
+        raise PassError(f"a graph with input {min(missing)}: only graphs of token ids can be calibrated on text")
     return {node: values[str(node.target)] for node in placeholders}

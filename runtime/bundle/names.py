@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
+TOKEN_TYPE_IDS = "token_type_ids"
 PIXEL_VALUES = "pixel_values"
+INPUT_FEATURES = "input_features"
+"""Input of an encoder of sounds: float32 [batch, mel bands, frames]."""
 
 POSITION_IDS = "position_ids"
 """Input of captured models, int64 [batch, tokens]; of a decoder only where images have rows and columns, int64
@@ -26,6 +29,12 @@ HIDDEN = "hidden"
 """What a graph reads in the place of token ids, or gives in the place of logits, if it is one part of a decoder."""
 
 LOGITS = "logits"
+
+EMBEDDING = "embedding"
+"""Output of an encoder of texts: float32 [batch, width], a vector of each."""
+
+STATES = "states"
+"""Output of an encoder of sounds: float32 [batch, positions, width]."""
 
 LOGITS_FROM = "logits_from"
 """Input of a decoder: the first of a step's tokens that logits are wanted of."""
@@ -130,6 +139,9 @@ REPORT, REPORT_PAGE = "report.json", "report.html"
 
 IMAGES = "images.json"
 """File of a bundle that takes images: an `ImageSpec`."""
+
+ENCODER = "encoder.json"
+"""File of a bundle that is an encoder: an `EncoderSpec`."""
 
 PROFILE = "profile.json"
 """File of a bundle that was profiled: a `Profile`."""

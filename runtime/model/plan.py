@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec, Manifest
+from adaptc.runtime.bundle.names import ENCODER
 from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.errors import BundleError, RequestError
 
@@ -21,6 +22,8 @@ def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
     first, *rest = (step for step in manifest.plan if step.graphs[0] not in encoders)
     graph = manifest.graphs[first.graphs[0]]
     whole = not rest or (len(rest) == 1 and isinstance(rest[0], Switch))
+    if is_encoder(manifest):
+        raise BundleError(f"{bundle.path}: an encoder, which writes no text; load, and embed or classify, are right")
     if not whole or not isinstance(first, Run) or graph.decoder is None:
         raise BundleError(
             f"{bundle.path}: its plan is not one decoder, with or without routes; a newer adaptc may run it"
@@ -31,6 +34,11 @@ def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
 def is_modal(manifest: Manifest) -> bool:
     """Whether the model runs once for each input; a language model with modalities is a decoder like any other."""
     return bool(manifest.modal) and all(graph.decoder is None for graph in manifest.graphs.values())
+
+
+def is_encoder(manifest: Manifest) -> bool:
+    """Whether the model is an encoder, which makes vectors of texts, scores of labels, or states of sounds."""
+    return ENCODER in manifest.files
 
 
 def takes_budget(manifest: Manifest, routes: Sequence[str] | None = None) -> bool:

@@ -8,7 +8,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from adaptc.runtime.generation.status import Status
-from adaptc.runtime.server.endpoints import about, inputs, tokens, watching
+from adaptc.runtime.server.endpoints import about, embeddings, inputs, tokens, watching
 from adaptc.runtime.server.endpoints.chat import chat
 from adaptc.runtime.server.endpoints.completions import complete
 from adaptc.runtime.server.endpoints.parts import ServerParts
@@ -22,6 +22,7 @@ ROUTES = (
     Route("/v1/models/{name:path}", about.model, methods=["GET"]),
     Route("/v1/chat/completions", chat, methods=["POST"]),
     Route("/v1/completions", complete, methods=["POST"]),
+    Route("/v1/embeddings", embeddings.embed, methods=["POST"]),
     Route("/v1/route", tokens.route, methods=["POST"]),
     Route("/v1/infer", inputs.infer, methods=["POST"]),
     Route("/v1/jobs", inputs.submit, methods=["POST"]),

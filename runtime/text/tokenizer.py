@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,21 @@ _OF_VALUES = (ValueError, TypeError, OverflowError)
 _SPACE = "\u2581"  # how vocabularies that are not of bytes write a space
 _BYTE_NAME = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")  # and how a byte of which no character came
 _MOST_ID = (1 << 32) - 1  # the library counts tokens in 32 bits
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """A text, or a pair of texts, as an encoder reads it.
+
+    Attributes:
+        ids: Its token ids, special ones included, cut to the most that are possible.
+        types: For each, 1 for those of the second text of a pair.
+        tokens: How many there were before cutting.
+    """
+
+    ids: Sequence[int]
+    types: Sequence[int]
+    tokens: int
 
 
 class Tokenizer:
@@ -67,6 +83,30 @@ class Tokenizer:
         special = check_flag("special", special)
         with _library("prompt: the bundle's tokenizer fails on it", RequestError):
             return self._tokenizer.encode(text, add_special_tokens=special).ids
+
+    def encode_rows(self, texts: Sequence[str | tuple[str, str]], most: int) -> list[EncodedRow]:
+        """Texts or pairs as rows for an encoder, with the special tokens around them; the library's threads share them.
+
+        Args:
+            texts: Names of special tokens in them count as these tokens.
+            most: Tokens of a row; longer ones are cut at their end, of a pair the longer text first.
+
+        Raises:
+            RequestError: one is not valid Unicode, or special tokens alone are more than `most`.
+        """
+        try:
+            for text in texts:
+                "".join(text).encode()
+        except UnicodeEncodeError as error:
+            raise RequestError("texts: not valid Unicode: a lone surrogate; decode from UTF-8") from error
+        with _library("texts: the bundle's tokenizer fails on them", RequestError):
+            whole = self._tokenizer.encode_batch(list(texts))
+            rows = [EncodedRow(each.ids, each.type_ids, len(each.ids)) for each in whole]
+            for at, row in enumerate(rows):
+                if row.tokens > most:
+                    cut = self._cut(texts[at], most)
+                    rows[at] = EncodedRow(cut.ids, cut.type_ids, row.tokens)
+        return rows
 
     def count(self, text: str, special: bool = True) -> int:
         """The number of tokens of a text, see `encode`."""
@@ -153,6 +193,23 @@ class Tokenizer:
     def _templates(self) -> ChatTemplates:
         tokens = special_tokens(config_of(self._files, self._where))
         return ChatTemplates(templates_of(self._files, self._where), tokens)
+
+    def _cut(self, text: str | tuple[str, str], most: int) -> Any:
+        """A text or a pair of at most so many tokens; the library's own way, "longest_first"."""
+        parts = [text] if isinstance(text, str) else list(text)
+        encoded = [self._tokenizer.encode(part, add_special_tokens=False) for part in parts]
+        room = most - self._tokenizer.num_special_tokens_to_add(len(parts) > 1)
+        if room < len(parts):
+            raise RequestError(f"texts: {most} tokens have no room for a text beside the special ones")
+        if len(encoded) == 1:
+            encoded[0].truncate(room)
+        else:
+            short, long = sorted(encoded, key=len)
+            kept = min(len(short), room // 2)
+            long.truncate(room - kept)
+            short.truncate(kept)
+        first, second = encoded[0], encoded[1] if len(encoded) > 1 else None
+        return self._tokenizer.post_process(first, second)
 
     def _spelled(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         with _library("ids: the bundle's tokenizer fails on them", RequestError):

@@ -46,9 +46,12 @@ NEAR = {"fp16": 1e-5, "int8": 0.006, "int4": 0.3}
 """Largest mean KL, nats a token, that weights in fewer bits may cost; over all families 1.6e-6, 0.0023 and 0.245 were
 seen."""
 
-OTHERS = {"stitch", "drop_modality", "draft_with", "quantize_cache", "source_codes", "sliding_cache"}
-"""Passes over several models or modalities, or of what a source has or a compile measures; their own tests hold them
-against eager."""
+OTHERS = {
+    *("stitch", "drop_modality", "draft_with", "quantize_cache", "source_codes", "sliding_cache"),
+    "encoder_attention",
+}
+"""Passes of encoders, over several models or modalities, or of what a source has or a compile measures; their own tests
+hold them against eager."""
 
 
 def gates(family: str, target: str) -> bool:

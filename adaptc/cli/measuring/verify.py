@@ -16,7 +16,17 @@ from adaptc.cli.progress import shown_progress
 if TYPE_CHECKING:
     from adaptc.verification.part import Part
 
-_SHOWN = ("texts", "conversations", "tensors", "largest_error", "max_logit_error", "mean_kl", "top1_agreement")
+_SHOWN = (
+    "texts",
+    "conversations",
+    "tensors",
+    "largest_error",
+    "max_logit_error",
+    "max_error",
+    "least_cosine",
+    "mean_kl",
+    "top1_agreement",
+)
 """Figures of a part that the text has; the JSON has all."""
 
 

@@ -39,11 +39,12 @@ from adaptc.runtime.bundle.manifest import (
     TargetRecord,
     TensorSpec,
 )
-from adaptc.runtime.bundle.names import IMAGES, SPEC, TOKENIZER, data_file, gates_file, graph_file, step_file
+from adaptc.runtime.bundle.names import ENCODER, IMAGES, SPEC, TOKENIZER, data_file, gates_file, graph_file, step_file
 from adaptc.runtime.bundle.plan import Switch
 from adaptc.runtime.bundle.strict_json import dumps
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
+from adaptc.sources.encoders import encoder_spec
 from adaptc.sources.images import image_spec
 from adaptc.spec.reading import effective
 from adaptc.spec.schema import Spec
@@ -184,11 +185,14 @@ class BundleParts:
         """What turns text and images into the graphs' inputs."""
         reader = self.program.plan[0].graphs[0]
         named = self.sources.get(self.program.model(reader)) or next(iter(self.sources.values()))
-        tokenizer = named.tokenizer_files()
+        encoder = encoder_spec(named, self.spec.target.max_tokens)
+        tokenizer = {} if encoder is not None and encoder.text is None else named.tokenizer_files()
         files: dict[str, Content] = {f"{TOKENIZER}/{name}": content for name, content in tokenizer.items()}
         for name in self.program.modal:
             if (images := image_spec(self.sources[name])) is not None:
                 files[IMAGES] = images.to_json()
+        if encoder is not None:
+            files[ENCODER] = encoder.to_json()
         return files
 
     def _graph(self, name: str, graph: OnnxGraph, shards: Mapping[str, Sequence[str]]) -> GraphSpec:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
+from adaptc.families.sentences import Sentences
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.adapters.changes import Change, Changes, base_of, changes_of
 from adaptc.sources.adapters.files import Adapter
@@ -59,6 +60,10 @@ class AdaptedSource(Source):
     def image_processor(self) -> dict[str, Any]:
         """See `Source.image_processor`."""
         return self.base.image_processor()
+
+    def sentences(self) -> Sentences:
+        """See `Source.sentences`."""
+        return self.base.sentences()
 
     def licence(self) -> str | None:
         """See `Source.licence`; the base's."""

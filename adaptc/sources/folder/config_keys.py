@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from adaptc.errors import LoadError, one_line
-from adaptc.families.base import DecoderFamily
+from adaptc.families.base import DecoderFamily, EncoderFamily
 from adaptc.families.table import DECODERS, family_of
 
 _ABSENT = "null, or no such key,"
@@ -202,7 +202,7 @@ def refuse_keys(origin: str, values: Mapping[str, Any]) -> None:
 def _rules(model_type: object) -> Mapping[str, tuple[Callable[[Any], bool], str]]:
     """The keys that make another model of a family, as in `_ACCEPTED`."""
     family = family_of(model_type)
-    if not isinstance(family, DecoderFamily):
+    if not isinstance(family, DecoderFamily | EncoderFamily):
         return _ACCEPTED
     usual = {key: rule for key, rule in _ACCEPTED.items() if key not in family.keys}
     return usual | {key: (partial(_is_same, right), json.dumps(right)) for key, right in family.accepted.items()}
@@ -275,7 +275,7 @@ def new_fields(config: Any, values: Mapping[str, Any]) -> list[str]:
 def _own_keys(model_type: str) -> frozenset[str]:
     """The keys that a family has beside those of all."""
     family = family_of(model_type)
-    return family.keys | family.accepted.keys() if isinstance(family, DecoderFamily) else frozenset()
+    return family.keys | family.accepted.keys() if isinstance(family, DecoderFamily | EncoderFamily) else frozenset()
 
 
 def _parts(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

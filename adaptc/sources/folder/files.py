@@ -8,8 +8,22 @@ from typing import Any
 
 from adaptc.errors import LoadError, one_line
 
-CONFIGS = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json")
-"""Files that decide the model, where its answers end and how it takes images."""
+SENTENCES = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "[0-9]_*/config.json",
+)
+"""Patterns of sentence-transformers' files, which say how a text's states become one vector."""
+
+CONFIGS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    *SENTENCES,
+)
+"""Patterns of files that decide the model, where its answers end, how it takes images, and what its vectors are."""
 
 ADAPTER = "adapter_config.json"
 """What marks the folder of an adapter."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
+from adaptc.families.sentences import Sentences
 from adaptc.families.table import family_of, supported
 from adaptc.ir.source_grid import SourceMatrix
 from adaptc.runtime.bundle.reading import read_file
@@ -17,6 +18,7 @@ from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.folder.config_keys import IMPLEMENTATION, refuse_keys, unknown_keys
 from adaptc.sources.folder.files import deciding_files, read_object
+from adaptc.sources.folder.sentences import sentences_of
 from adaptc.sources.folder.tokenizer import tokenizer_files
 from adaptc.sources.folder.weights import (
     StoredWeights,
@@ -133,6 +135,10 @@ class FolderSource(Source):
         """See `Source.image_processor`."""
         own = read_object(self.origin, self.path / "processor_config.json").get("image_processor")
         return own if isinstance(own, dict) else read_object(self.origin, self.path / "preprocessor_config.json")
+
+    def sentences(self) -> Sentences:
+        """See `Source.sentences`."""
+        return sentences_of(self.origin, self.path)
 
     def tensors(self) -> UnreadTensors:
         """See `Source.tensors`; tensors already of `dtype` are views of the mapped file."""

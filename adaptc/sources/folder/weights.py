@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
+from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import has_experts, head_name, multimodal_of, names_of, renamed, stacked, table_name
 from adaptc.ir.source_grid import SourceGrid, SourceMatrix
 from adaptc.sources.folder.files import ADAPTER, read_object
@@ -291,7 +292,7 @@ def _differ(origin: str, stamps: tuple[tuple[Path, int, int], ...], method: Meth
 
 def _full_names(config: Any, names: Mapping[str, object]) -> dict[str, str]:
     """The name that transformers' model gives to each tensor."""
-    if multimodal_of(config) is not None:
+    if multimodal_of(config) is not None or encoder_of(config) is not None:
         return renamed(config, names)
     called = names_of(config)
     if f"{called.table}.weight" in names:  # saved from the model without its head

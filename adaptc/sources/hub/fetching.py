@@ -23,9 +23,10 @@ from adaptc.sources.hub.refusals import hub_refusals
 WITHOUT_WEIGHTS = (*CONFIGS, *TOKENIZER, INDEX, ADAPTER, "README.md")
 """Patterns of the files that are read before any weight."""
 
-BELOW = ("[!a]*/*", "a[!d]*/*")
+BELOW = ("[!a0-9]*/*", "a[!d]*/*")
 """Patterns of files in folders of a repository, which hold other forms of the model (original/, onnx/): a pattern's `*`
-stands for slashes too. One folder begins with "ad" and is read: additional_chat_templates/."""
+stands for slashes too. Folders that begin with "ad" are read, additional_chat_templates/, and with a digit,
+1_Pooling/."""
 
 _MB = 1_000_000
 

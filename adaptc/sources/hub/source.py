@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaptc.families.sentences import Sentences
 from adaptc.ir.source_grid import SourceMatrix
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source, TokenIds
@@ -57,6 +58,10 @@ class HubSource(Source):
     def image_processor(self) -> dict[str, Any]:
         """See `Source.image_processor`."""
         return self._without_weights().image_processor()
+
+    def sentences(self) -> Sentences:
+        """See `Source.sentences`."""
+        return self._without_weights().sentences()
 
     def files(self) -> dict[str, Path]:
         """See `Source.files`; fetches the weights."""

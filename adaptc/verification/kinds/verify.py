@@ -10,8 +10,9 @@ from adaptc.evaluation.reference import source_of
 from adaptc.evaluation.routes import routes_of
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.model.plan import is_modal
+from adaptc.runtime.model.plan import is_encoder, is_modal
 from adaptc.runtime.progress import SILENT, Progress
+from adaptc.verification.kinds.encoders import verify_encoder
 from adaptc.verification.kinds.gates import gate_parts
 from adaptc.verification.kinds.images import image_parts
 from adaptc.verification.kinds.modal import verify_modal
@@ -59,6 +60,8 @@ def verify_bundle(
     """
     if is_modal(bundle.manifest):
         return verify_modal(bundle, base, threads, progress)
+    if is_encoder(bundle.manifest):
+        return verify_encoder(bundle, base, threads, progress)
     chosen = routes_of(bundle, routes)
     if chosen:
         return _verify_routes(bundle, base, chosen, threads, progress)

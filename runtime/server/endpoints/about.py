@@ -12,7 +12,7 @@ from adaptc.runtime.server.observing.prometheus import CONTENT_TYPE
 from adaptc.runtime.server.protocol.errors import ApiError, unavailable
 from adaptc.runtime.server.protocol.openapi import document
 from adaptc.runtime.server.protocol.responses import Json
-from adaptc.runtime.server.serving.models import Model, Policy, TextModel
+from adaptc.runtime.server.serving.models import EncoderModel, Model, Policy, TextModel
 from adaptc.runtime.validation import shown
 
 
@@ -62,10 +62,13 @@ def _cards(known: dict[str, Model]) -> dict[str, dict[str, Any]]:
 
 
 def _card(id_: str, known: Model, policy: Policy) -> dict[str, Any]:
-    facts: dict[str, Any] = {"kind": "text" if isinstance(known, TextModel) else "inputs"}
+    kinds = {TextModel: "text", EncoderModel: "embeddings"}
+    facts: dict[str, Any] = {"kind": kinds.get(type(known), "inputs")}
     if isinstance(known, TextModel):
         facts |= {"budget": policy.budget, "route": policy.route, "routes": list(known.session.routes)}
     card: dict[str, Any] = {"id": id_, "object": "model", "created": known.created, "owned_by": "adaptc"}
     if isinstance(known, TextModel):
         card["max_model_len"] = known.max_tokens
+    if isinstance(known, EncoderModel):
+        card["max_model_len"] = known.session.max_tokens
     return {**card, "adaptc": facts}

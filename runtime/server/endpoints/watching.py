@@ -14,7 +14,7 @@ from adaptc.runtime.server.endpoints.parts import ServerParts, parts_of
 from adaptc.runtime.server.observing.recent import LastInputs, LastWritten, Times
 from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.server.protocol.responses import Json
-from adaptc.runtime.server.serving.models import InputModel, Model, TextModel
+from adaptc.runtime.server.serving.models import EncoderModel, InputModel, Model, TextModel
 from adaptc.runtime.server.ui.files import KINDS, PAGE, file_response
 from adaptc.runtime.validation import shown
 
@@ -61,6 +61,8 @@ def _model(parts: ServerParts, model: Model, seen: int) -> dict[str, Any]:
         "minute": _minute(parts.recent.minute(model.name)),
         "last": _last(parts, model.name, seen),
     }
+    if isinstance(model, EncoderModel):
+        return facts | {"chat": None, "dropped": {}}
     return facts | (_text(parts, model) if isinstance(model, TextModel) else _inputs(parts, model))
 
 

@@ -10,6 +10,7 @@ from adaptc.runtime.server.protocol.schemas import (
     CHAT,
     COMPLETION,
     DETOKENIZE,
+    EMBEDDINGS,
     INFER,
     JOB,
     ROUTE,
@@ -53,6 +54,7 @@ def document(*, ui: bool = True) -> dict[str, Any]:
     paths: dict[str, Any] = {
         "/v1/chat/completions": _post("Write the next message of a conversation.", CHAT, events=True),
         "/v1/completions": _post("Continue prompts.", COMPLETION, events=True),
+        "/v1/embeddings": _post("Make vectors of texts.", EMBEDDINGS),
         "/v1/route": _post("Decide the route of a prompt, and write nothing.", ROUTE),
         "/v1/infer": _post("Process inputs.", INFER),
         "/v1/jobs": _post("Queue a job.", JOB, status="202"),

@@ -268,6 +268,22 @@ INFER = obj(
     },
     "inputs",
 )
+EMBEDDINGS = obj(
+    {
+        "model": maybe("string"),
+        "input": one_of(
+            {"type": "string", "needed": "a text"},
+            {**IDS, "needed": "a list of token ids"},
+            {**array(STRING, 1, 2048), "needed": "a list of texts"},
+            {**array(IDS, 1, 2048), "needed": "a list of lists of token ids"},
+        ),
+        "encoding_format": {"type": ["string", "null"], "enum": ["float", "base64", None]},
+        "dimensions": maybe("integer", minimum=1),
+        "user": maybe("string"),
+        "adaptc": obj({"prompt": maybe("string"), "truncate": maybe("boolean")}),
+    },
+    "input",
+)
 JOB = obj(
     {
         "model": maybe("string"),

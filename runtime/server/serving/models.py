@@ -10,11 +10,12 @@ from types import MappingProxyType
 
 from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.runtime.bundle.names import TOKENIZER
+from adaptc.runtime.encoding.session import EncoderSession
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadTargets
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.loading import load, served_batch
-from adaptc.runtime.model.plan import decoder_graph, is_modal, takes_budget
+from adaptc.runtime.model.plan import decoder_graph, is_encoder, is_modal, takes_budget
 from adaptc.runtime.multimodal.session import ModalSession
 from adaptc.runtime.server.protocol.errors import ApiError
 from adaptc.runtime.text.grammars import Grammars
@@ -97,7 +98,31 @@ class InputModel:
         self.session.close()
 
 
-Model = TextModel | InputModel
+@dataclass(frozen=True, slots=True, eq=False)
+class EncoderModel:
+    """A model that makes vectors of texts.
+
+    Attributes:
+        name: What clients call it.
+        session: Answers its requests.
+        created: Seconds since the epoch when it was loaded.
+    """
+
+    name: str
+    session: EncoderSession
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """None: it always runs whole."""
+        return {}
+
+    def close(self) -> None:
+        """Free it."""
+        self.session.close()
+
+
+Model = TextModel | InputModel | EncoderModel
 
 
 class Models:
@@ -125,6 +150,9 @@ class Models:
             ApiError: there is no such model or policy, or it writes no text.
         """
         model, policy = self._find(asked)
+        if isinstance(model, EncoderModel):
+            text = f"model: {model.name} makes vectors and writes no text; /v1/embeddings is for it"
+            raise ApiError(400, text, param="model")
         if not isinstance(model, TextModel):
             raise ApiError(
                 400, f"model: {model.name} answers inputs and writes no text; /v1/infer is for it", param="model"
@@ -142,6 +170,9 @@ class Models:
             ApiError: there is no such model, or it writes text.
         """
         model, _ = self._find(asked)
+        if isinstance(model, EncoderModel):
+            text = f"model: {model.name} makes vectors; /v1/embeddings is for it, not {path}"
+            raise ApiError(400, text, param="model")
         if not isinstance(model, InputModel):
             classifiers = [each.name for each in self.by_name.values() if isinstance(each, InputModel)]
             there = f"of those {', '.join(classifiers)} is served" if classifiers else "none is served here"
@@ -151,6 +182,20 @@ class Models:
                 f"and prompts for {model.name} go to /v1/chat/completions",
                 param="model",
             )
+        return model
+
+    def encoder(self, asked: object, path: str) -> EncoderModel:
+        """The same for a model that makes vectors of texts; arguments as for `inputs`.
+
+        Raises:
+            ApiError: there is no such model, or it makes no vectors.
+        """
+        model, _ = self._find(asked)
+        if not isinstance(model, EncoderModel):
+            known = [each.name for each in self.by_name.values() if isinstance(each, EncoderModel)]
+            there = f"of those {', '.join(known)} is served" if known else "none is served here"
+            text = f"model: {model.name} makes no vectors, and {path} is for encoders of texts; {there}"
+            raise ApiError(400, text, param="model")
         return model
 
     def close(self) -> None:
@@ -209,7 +254,8 @@ def load_model(
         AdaptcError: as `load`.
     """
     bundle = open_bundle(path, verify=False)
-    if batch is None and not is_modal(bundle.manifest):
+    alone = is_modal(bundle.manifest) or is_encoder(bundle.manifest)
+    if batch is None and not alone:
         batch = served_batch(bundle)
     kept = targets if takes_budget(bundle.manifest, routes) else None
     session: object = load(
@@ -220,10 +266,12 @@ def load_model(
         verify=verify,
         load_targets=kept,
         routes=routes,
-        speculate=None if is_modal(bundle.manifest) else speculate,
+        speculate=None if alone else speculate,
     )
     if isinstance(session, ModalSession):
         return InputModel(name, session)
+    if isinstance(session, EncoderSession):
+        return _encoder(path, name, session)
     assert isinstance(session, Session)
     spec = decoder_graph(bundle)[1]
     files = bundle.below(TOKENIZER)
@@ -241,6 +289,20 @@ def load_model(
         tools=tool_format_of([each.text for each in templates.values()]),
         grammars=Grammars(files.get("tokenizer.json", b""), spec.vocab_size, spec.eos_token_ids),
     )
+
+
+def _encoder(path: Path, name: str, session: EncoderSession) -> EncoderModel:
+    """A model of an encoder that has made its first vector.
+
+    Raises:
+        RequestError: it makes no vectors of texts.
+    """
+    if session.spec.text is None or session.spec.labels:
+        session.close()
+        gives = "states of sounds" if session.spec.text is None else "scores of labels"
+        raise RequestError(f"{path}: an encoder that gives {gives}, which no endpoint serves; load it in Python")
+    session.embed([[session.spec.text.pad_token_id]])
+    return EncoderModel(name, session)
 
 
 def max_characters(tokenizer: Tokenizer | None, max_tokens: int) -> int:

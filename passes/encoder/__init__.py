@@ -1,0 +1,1 @@
+"""Passes that fit encoders to ONNX Runtime."""

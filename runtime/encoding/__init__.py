@@ -1,0 +1,1 @@
+"""Encoders: texts to vectors or labels, sounds to states; padding and batches are the runtime's business."""
