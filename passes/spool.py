@@ -31,8 +31,8 @@ class Spool:
         Args:
             scratch: Opens the file; called for the first array that goes there.
         """
-        self._scratch, self._file, self._end, self._lock = scratch, None, 0, Lock()
-        self._file: BinaryIO | None
+        self._scratch, self._end, self._lock = scratch, 0, Lock()
+        self._file: BinaryIO | None = None
 
     def constant(self, array: npt.NDArray[Any], name: str) -> ir.TensorProtocol:
         """An array as a constant.

@@ -89,7 +89,7 @@ def _findings(spec: Spec, base: Path, explained: bool) -> Iterator[Finding]:
         text = f"{', '.join(spec.models)}, and no pass that joins them; one model is right without passes"
         yield Finding("models", "error", text)
     if sizes:
-        yield from room_findings(sizes, spec.target.max_tokens, base)
+        yield from room_findings(sizes, spec.target.max_tokens, base, whole=bool(spec.passes))
     yield from version_findings()
     if spec.calibration is not None:
         yield _calibration(spec.calibration, base)

@@ -32,12 +32,14 @@ class Size:
     Attributes:
         parameters: Number of weights, a tied head counted once.
         read: Bytes of the weights as they are read.
+        largest: Bytes of the largest weight as float32.
         bundle: Bytes of the weights in the bundle.
         caches: Of each layer with a KV cache, bytes of a position of all batch slots, and positions that it holds.
     """
 
     parameters: int
     read: int
+    largest: int
     bundle: int
     caches: tuple[tuple[int, int], ...] = ()
 
@@ -116,6 +118,7 @@ def size_of_shapes(
     return Size(
         parameters=count,
         read=count * (4 if dtype == "float32" else 2),
+        largest=4 * max((math.prod(shape) for shape in shapes.values()), default=0),
         bundle=int(stored),
     )
 

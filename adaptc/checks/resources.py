@@ -19,7 +19,7 @@ USUAL_TOKENS = 2048
 """Tokens of a usual text: what memory is asked of in any case."""
 
 
-def room_findings(sizes: Sequence[Size], max_tokens: int, base: Path) -> Iterator[Finding]:
+def room_findings(sizes: Sequence[Size], max_tokens: int, base: Path, *, whole: bool) -> Iterator[Finding]:
     """Yield whether models of these sizes fit into this machine's memory and onto the disk of `base`.
 
     A KV cache takes memory as texts grow. So what does not fit with texts of usual lengths is an error, and what does
@@ -29,12 +29,15 @@ def room_findings(sizes: Sequence[Size], max_tokens: int, base: Path) -> Iterato
         sizes: Those of a spec's models.
         max_tokens: Of the longest texts.
         base: See above.
+        whole: Whether passes run models, which then hold all weights; else one after another is read.
     """
     weights, read = (sum(getattr(size, what) for size in sizes) for what in ("bundle", "read"))
     usual = min(max_tokens, USUAL_TOKENS)
     cache, first = (sum(size.cache_of(tokens) for size in sizes) for tokens in (max_tokens, usual))
     total, available = memory.memory_bytes()
-    fixed, compiling = weights + RUNTIME_BYTES, read + weights + _COMPILER_BYTES
+    held = read if whole else 2 * max(size.largest for size in sizes)
+    # Codes that were chosen with calibration, and what is timed or measured, are in memory; others are not.
+    fixed, compiling = weights + RUNTIME_BYTES, held + weights + _COMPILER_BYTES
     needs = f"compiling needs about {compiling / _MB:,.0f} MB of memory, running {(fixed + first) / _MB:,.0f}"
     caches = f"KV cache {first / _MB:,.0f}"
     if usual < max_tokens:
@@ -52,7 +55,8 @@ def room_findings(sizes: Sequence[Size], max_tokens: int, base: Path) -> Iterato
         yield Finding("machine", "warn", f"{needs} {there}: close other programs, or compile on another machine")
     else:
         yield Finding("machine", "ok", f"{needs} {there}")
-    # The compile cache holds one copy of the bundle, the output another.
+    # While codes are written they are there twice, in a scratch file and in the bundle; so they are for good where the
+    # cache and the bundle are on file systems of their own.
     free, wanted = shutil.disk_usage(base).free, 2 * weights
     level: Level = "ok" if free > wanted else "error"
     text = f"the bundle and the cache need about {wanted / _MB:,.0f} MB of disk; {free / _MB:,.0f} free"

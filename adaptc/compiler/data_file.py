@@ -20,7 +20,7 @@ SHARD = 2 << 30
 side when a bundle is opened."""
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Where a tensor lies: the file's name as graphs refer to it, and bytes in it."""
 
     file: str
@@ -35,13 +35,13 @@ class _Shard:
     size: int = 0
     digest: hashlib._Hash = field(default_factory=hashlib.sha256)
 
-    def append(self, content: memoryview | bytes, align: int) -> Place:
+    def append(self, content: memoryview | bytes, align: int) -> TensorPlace:
         offset = self.size + -self.size % align
         for part in (bytes(offset - self.size), content):
             self.stream.write(part)
             self.digest.update(part)
         self.size = offset + len(content)
-        return Place(self.name, offset, len(content))
+        return TensorPlace(self.name, offset, len(content))
 
 
 @dataclass(slots=True)
@@ -63,13 +63,13 @@ class DataFile:
     name: str
     most: int | None = SHARD
     _shards: list[_Shard] = field(default_factory=list)
-    _places: dict[bytes, Place] = field(default_factory=dict)
-    _added: dict[tuple[int, str], tuple[ir.TensorProtocol, Place]] = field(default_factory=dict)
+    _places: dict[bytes, TensorPlace] = field(default_factory=dict)
+    _added: dict[tuple[int, str], tuple[ir.TensorProtocol, TensorPlace]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._next()
 
-    def add(self, tensor: ir.TensorProtocol, own: str = "") -> Place:
+    def add(self, tensor: ir.TensorProtocol, own: str = "") -> TensorPlace:
         """Write a tensor, unless its content is there, and return its place.
 
         Args:
@@ -82,7 +82,7 @@ class DataFile:
             known = self._added[id(tensor), own] = tensor, self._add(_content(tensor), own)
         return known[1]
 
-    def _add(self, content: memoryview | bytes, own: str) -> Place:
+    def _add(self, content: memoryview | bytes, own: str) -> TensorPlace:
         digest = hashlib.blake2b(content, digest_size=20, key=hashlib.sha256(own.encode()).digest()).digest()
         if digest not in self._places:
             shard = self._shards[-1]

@@ -37,6 +37,7 @@ def ffn_importance(graph: FxGraph, ids: Ids, seed: int = 0) -> list[float]:
         ids: int64 [sequences, tokens].
         seed: Seed of the drawn text.
     """
+    graph = graph.loaded()
     return fisher(graph, ids, {block.result: None for block in ffn_blocks(graph)}, seed)
 
 

@@ -37,7 +37,8 @@ def load_blocks(path: Path) -> dict[str, Blocks]:
     def array(name: str) -> npt.NDArray[Any]:
         first, last = header[name]["data_offsets"]
         kind = {"U8": np.uint8, "F32": np.float32}[header[name]["dtype"]]
-        return content[first:last].view(kind).reshape(header[name]["shape"])
+        numbers: npt.NDArray[Any] = content[first:last].view(kind).reshape(header[name]["shape"])
+        return numbers
 
     blocks = {}
     for name, form in about.items():

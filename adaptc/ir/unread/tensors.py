@@ -30,7 +30,7 @@ class UnreadTensor(torch.Tensor):
             dtype: Its type.
             read: Gives its numbers, of this shape and type.
         """
-        tensor: UnreadTensor = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype)  # type: ignore[attr-defined]
+        tensor: UnreadTensor = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype)
         tensor.read = read
         tensor._is_param = True  # by this torch knows parameters of other classes than its own
         return tensor
@@ -40,15 +40,17 @@ class UnreadTensor(torch.Tensor):
         if func in _SAME:
             return args[0]
         if func in _ABOUT:
-            return super().__torch_function__(func, types, args, kwargs or {})
+            return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
         return func(*tree_map(in_memory, args), **tree_map(in_memory, kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch calls it as a class's, and declares it as an instance's
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         # Reached from inside of torch alone, as in the backward pass.
         return func(*tree_map(in_memory, args), **tree_map(in_memory, kwargs or {}))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"UnreadTensor({list(self.shape)}, {self.dtype})"
 
 

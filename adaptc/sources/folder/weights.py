@@ -18,6 +18,7 @@ from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import has_experts, head_name, multimodal_of, names_of, renamed, stacked, table_name
 from adaptc.ir.source_grid import SourceGrid, SourceMatrix
 from adaptc.sources.folder.files import ADAPTER, read_object
+from adaptc.sources.folder.mapped import mapped, starts_of
 from adaptc.sources.quantized.methods import PutTogether, put_together
 from adaptc.sources.quantized.packed import FLOATS, Method, PackedMatrix, Piece
 
@@ -223,11 +224,14 @@ def _pieces(origin: str, files: Mapping[str, Path]) -> dict[str, Piece]:
             raise LoadError(f"{origin}: {path.name} cannot be read: {error.strerror}") from error
         try:
             file: Any = safe_open(path, framework="pt")
+            starts = starts_of(path)
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 if name.endswith(_BUFFERS):
                     continue
                 part = file.get_slice(name)
-                pieces[name] = Piece(part.get_dtype(), tuple(part.get_shape()), partial(file.get_tensor, name))
+                dtype, shape = part.get_dtype(), tuple(part.get_shape())
+                read = partial(mapped, origin, path, dtype, shape, starts[name]) if dtype in FLOATS else None
+                pieces[name] = Piece(dtype, shape, read or partial(file.get_tensor, name))
         except (SafetensorError, OSError) as error:
             raise LoadError(f"{origin}: {path.name} is damaged or cut short: {one_line(error)}") from error
     return pieces

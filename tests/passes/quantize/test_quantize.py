@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
 import pytest
 
 from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.marks import PATH
+from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.ir.program import Program
+from adaptc.ir.unread.constants import UnreadConstant
 from adaptc.passes import Pipeline
 from adaptc.passes.lower.lower import Lower
-from adaptc.passes.quantize.blockwise import dequantize
+from adaptc.passes.match import initializer
+from adaptc.passes.quantize.blockwise import dequantize, quantize_blocks
 from adaptc.passes.quantize.gptq import Gptq
 from adaptc.passes.quantize.quantize import BITS, Quantize
+from adaptc.runtime.bundle.plan import Run
 from tests.close import assert_close
 from tests.models import tiny
 
@@ -127,3 +135,38 @@ def _linear_names(program: Program) -> set[str]:
 def test_gptq_without_text_returns_the_same_program() -> None:
     program = tiny.program("llama")
     assert Gptq().apply(program) is program
+
+
+def test_memory_is_that_of_a_matrix() -> None:
+    width, count = 512, 64
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 23}, name="main")
+    value = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1, 1, width]))
+    graph.inputs.append(value)
+    for number in range(count):
+
+        def drawn(seed: int = number) -> npt.NDArray[np.float32]:
+            return np.random.default_rng(seed).standard_normal((width, width), np.float32)
+
+        weight = initializer(graph, UnreadConstant(f"{number}.weight", ir.DataType.FLOAT, (width, width), drawn))
+        turned = ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{number}/Transpose")
+        product = ir.node("MatMul", [value, turned.outputs[0]], name=f"{number}/MatMul", metadata_props={PATH: "layer"})
+        graph.extend([turned, product])
+        value = product.outputs[0]
+        value.name, value.type, value.shape = product.name, ir.TensorType(ir.DataType.FLOAT), graph.inputs[0].shape
+    graph.outputs.append(value)
+    program = Program({"lm": OnnxGraph(ir.Model(graph, ir_version=10))}, (Run("lm"),))
+    tracemalloc.start()
+    try:
+        made = Quantize("int8").apply(program)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    constants = [value.const_value for value in made.graph("lm", OnnxGraph).model.graph.initializers.values()]
+    stored = sum(each.nbytes for each in constants if each is not None)
+    assert stored > count * width * width
+    assert held < stored / 4
+    assert peak < stored
+    expected = quantize_blocks(np.random.default_rng(9).standard_normal((width, width), np.float32), 8)
+    codes = made.graph("lm", OnnxGraph).model.graph.initializers["9.weight.codes"].const_value
+    assert codes is not None
+    assert np.array_equal(codes.numpy(), expected.packed)
