@@ -82,7 +82,7 @@ def compile_spec(
         progress.stage(stage_names.BUNDLE)
         # The cache has compared every file's hash, or has just written it, and writes in none.
         bundle = open_bundle(path, verify=False)
-        return write_bundle(into, {}, bundle.manifest, bundle, link=True)
+        return write_bundle(into, {}, bundle.manifest, bundle)
 
     try:
         bundle = cache.use("bundle", key, make, copy)

@@ -6,6 +6,8 @@ weight = (code - zero point) · scale, codes 0 .. 2^bits - 1. Without zero point
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,7 +16,6 @@ import numpy.typing as npt
 
 from adaptc.errors import PassError
 from adaptc.ir.grid import Grid, rows_at_a_time, search_grid
-from adaptc.ir.threads import side_by_side
 from adaptc.ir.unread.constants import Rows
 
 Bits = Literal[4, 8]
@@ -103,7 +104,9 @@ def nearest_blocks(
         if zeros is not None and part.zero_points is not None:
             zeros[span] = part.zero_points
 
-    side_by_side(fill, range(0, rows, step))
+    with ThreadPoolExecutor(_processors()) as pool:
+        for _ in pool.map(fill, range(0, rows, step)):
+            pass
     return Blocks(packed, scales, zeros, columns, bits, block_size)
 
 
@@ -114,6 +117,11 @@ def _nearest(
     matrix = padded(weight, block_size, whole)
     grid = search(matrix, bits, block_size, symmetric=symmetric)
     return packed_blocks(grid.encode(matrix), grid, weight.shape[1], symmetric=symmetric)
+
+
+def _processors() -> int:
+    """How many of the machine's processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def padded(weight: Floats, block_size: int, whole: tuple[int, int] | None = None) -> Floats:

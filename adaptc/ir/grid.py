@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 
@@ -16,10 +15,6 @@ FOUR = (0.84, 0.87, 0.9, 0.93, 0.96, 1.0, 1.04, 1.08)
 
 EIGHT = (1.0, 128 / 127, *(17 / k for k in range(16, 9, -1)))
 """8-bit scales: of files that hold 127 for the largest weight, and of grids that a 4-bit grid is part of."""
-
-
-AT_ONCE = 1 << 16
-"""Numbers that an operator works on at once while grids are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +54,11 @@ def search_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool) 
     grid = np.empty((2, rows, count), np.float32)
     step = rows_at_a_time(columns)
     for first in range(0, rows, step):
-        blocks = torch.from_numpy(np.ascontiguousarray(matrix[first : first + step].reshape(-1, block_size).T))
-        scales, zeros = candidates(blocks, bits, symmetric=symmetric)
+        blocks = np.ascontiguousarray(matrix[first : first + step].reshape(-1, block_size).T)
+        scales, zeros = candidates(blocks.min(0), blocks.max(0), bits, symmetric=symmetric)
         best = rounding_losses(blocks, scales, zeros, bits).argmin(0)[None]
         for into, tried in zip(grid, (scales, zeros), strict=True):
-            into[first : first + step] = tried.gather(0, best).reshape(-1, count).numpy()
+            into[first : first + step] = np.take_along_axis(tried, best, 0).reshape(-1, count)
     return Grid(grid[0], grid[1], bits, block_size)
 
 
@@ -72,35 +67,45 @@ def rows_at_a_time(columns: int) -> int:
     return max(1, (1 << 18) // columns)
 
 
-def rounding_losses(block: Tensor, scales: Tensor, zeros: Tensor, bits: int, weight: Tensor | None = None) -> Tensor:
-    """Squared error [grids, rows] of rounding blocks [size, rows] plainly on each grid, columns weighted [size, 1]."""
-    losses = []
-    # Several grids at once where blocks are few, as many as stay in the cache: an operator costs its call.
-    at_once = max(1, AT_ONCE // block.numel())
-    for scale, low in zip(torch.split(scales[:, None], at_once), torch.split(-zeros[:, None], at_once), strict=True):
-        error = (block * (1 / scale)).round_()
-        torch.clamp(error, low, low + (2**bits - 1), out=error)
-        error.mul_(scale).sub_(block)
-        if weight is not None:
-            error.mul_(weight)
-        losses.append(error.square_().sum(1))
-    return torch.cat(losses)
+def rounding_losses(block: Floats, scales: Floats, zeros: Floats, bits: int) -> Floats:
+    """Squared error [grids, rows] of rounding blocks [size, rows] plainly on each grid."""
+    losses = np.empty_like(scales)
+    error = np.empty_like(block)
+    for scale, low, loss in zip(scales, -zeros, losses, strict=True):
+        np.rint(np.multiply(block, 1 / scale, out=error), out=error)
+        np.minimum(np.maximum(error, low, out=error), low + (2**bits - 1), out=error)
+        error *= scale
+        error -= block
+        np.einsum("ij,ij->j", error, error, out=loss)
+    return losses
 
 
-def candidates(block: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Grids worth trying for blocks [size, rows]: scales and zero points, each [candidates, rows]."""
+def candidates(least: Any, largest: Any, bits: int, *, symmetric: bool, xp: Any = np) -> tuple[Any, Any]:
+    """Grids worth trying for blocks.
+
+    Args:
+        least: float32 [blocks], the smallest weight of each.
+        largest: float32 [blocks], the largest one.
+        bits: 4 or 8.
+        symmetric: Keep every zero point at 2^(bits - 1).
+        xp: The library that these are arrays of: numpy, or torch on any device.
+
+    Returns:
+        Scales and zero points, each float32 [candidates, blocks].
+    """
     top, middle = 2**bits - 1, 2 ** (bits - 1)
-    low, high = block.amin(0).clamp(max=0), block.amax(0).clamp(min=0)
-    parts = torch.tensor(FOUR if bits == 4 else EIGHT, device=block.device)[:, None]
+    low, high = xp.clip(least, None, 0), xp.clip(largest, 0, None)
+    where = {} if xp is np else {"device": low.device}
+    parts = xp.asarray(FOUR if bits == 4 else EIGHT, dtype=low.dtype, **where)[:, None]
     # Of a range about a middle only the lower end, -2^(bits - 1), is a code, so the far end goes there.
-    far = torch.where(high > -low, high, low)[None] / -middle
+    far = xp.where(high > -low, high, low)[None] / -middle
     if symmetric:
-        scales = torch.cat([parts * far, parts * -far])
-        zeros = torch.full_like(scales, middle)
+        scales = xp.concatenate([parts * far, parts * -far])
+        zeros = xp.full_like(scales, middle)
     else:
         scales = parts * (high - low) / top
-        centre = torch.floor((top - (high + low) / scales.clamp(min=1e-30)) / 2)
+        centre = xp.floor((top - (high + low) / xp.clip(scales, 1e-30, None)) / 2)
         plain = parts[:2] * far if bits == 8 else far  # finds weights that were symmetric before
-        zeros = torch.cat([centre, centre + 1, torch.full_like(plain, middle)]).clamp(0, top)
-        scales = torch.cat([scales, scales, plain])
-    return torch.where(scales.abs() < 1e-20, 1.0, scales), zeros
+        zeros = xp.clip(xp.concatenate([centre, centre + 1, xp.full_like(plain, middle)]), 0, top)
+        scales = xp.concatenate([scales, scales, plain])
+    return xp.where(xp.abs(scales) < 1e-20, xp.ones_like(scales), scales), zeros

@@ -8,6 +8,7 @@ for what earlier ones lost. This is GPTQ's sequential order at the price of a si
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,6 @@ from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators.place import no_images
 from adaptc.ir.program import Program
-from adaptc.ir.threads import side_by_side
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantized, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
 from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
@@ -213,9 +213,15 @@ def _quantize(graph: FxGraph, x: torch.Tensor, group: list[str], forms: Mapping[
 
 
 def _in_parts(rows: Floats, round_part: Callable[[Floats], Blocks]) -> Blocks:
-    """Round a matrix's rows in parts, side by side."""
-    parts = max(min(torch.get_num_threads(), len(rows)), -(-len(rows) // PART))
-    return concatenate(side_by_side(round_part, np.array_split(rows, parts)))
+    """Round a matrix's rows in parts, each in a thread; torch's own rest, as they share out single small operators."""
+    threads = torch.get_num_threads()
+    parts = np.array_split(rows, max(min(threads, len(rows)), -(-len(rows) // PART)))
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return concatenate(list(pool.map(round_part, parts)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _hessian(x: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from adaptc.ir.grid import Grid, rows_at_a_time, search_grid
 
@@ -39,37 +37,38 @@ def hqq_grid(matrix: Floats, bits: int, block_size: int, *, symmetric: bool = Fa
     step = rows_at_a_time(matrix.shape[1])
     for row in range(0, len(matrix), step):
         here = slice(row, row + step)
-        blocks = torch.from_numpy(np.ascontiguousarray(matrix[here].reshape(-1, block_size).T))
-        scale, zero = (torch.from_numpy(each[here].reshape(-1)) for each in (scales, zeros))
+        blocks = np.ascontiguousarray(matrix[here].reshape(-1, block_size).T)
+        scale, zero = (each[here].reshape(-1) for each in (scales, zeros))
         fitted = _fitted(blocks, scale, zero, 2**bits - 1, symmetric=symmetric)
-        scales[here], zeros[here] = (each.numpy().reshape(scales[here].shape) for each in fitted)
+        scales[here], zeros[here] = (each.reshape(scales[here].shape) for each in fitted)
     return Grid(scales, zeros, bits, block_size)
 
 
-def _fitted(blocks: Tensor, scale: Tensor, zero: Tensor, top: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+def _fitted(blocks: Floats, scale: Floats, zero: Floats, top: int, *, symmetric: bool) -> tuple[Floats, Floats]:
     """The best grids found for blocks [size, count]; scale and zero point, each [count]."""
-    unit = blocks.abs().amax(0).clamp(min=1e-20)  # the shrinkage is not blind to scale: weights are brought to 1
+    unit = np.maximum(np.abs(blocks).max(0), 1e-20)  # the shrinkage is not blind to scale: weights are brought to 1
     blocks, scale = blocks / unit, scale / unit
     best = scale, zero
-    least = torch.full_like(scale, torch.inf)
+    least = np.full_like(scale, np.inf)
     for turn in range(TURNS):
-        codes = (blocks / scale + zero).round_().clamp_(0, top)
+        codes = np.clip(np.rint(blocks / scale + zero), 0, top)
         error = blocks - (codes - zero) * scale
-        size = error.abs()
-        loss = size.pow(NORM).sum(0)
+        size = np.abs(error)
+        loss = np.power(size, NORM).sum(0)
         better = loss < least
-        best = torch.where(better, scale, best[0]), torch.where(better, zero, best[1])
-        least = torch.where(better, loss, least)
-        aside = (size - size.clamp(min=1e-8).pow(NORM - 1) / (WEIGHT * GROWTH**turn)).clamp_(min=0) * error.sign()
-        goal = blocks - aside
+        best = np.where(better, scale, best[0]), np.where(better, zero, best[1])
+        least = np.where(better, loss, least)
+        shrunk = size - np.power(np.maximum(size, 1e-8), NORM - 1) / np.float32(WEIGHT * GROWTH**turn)
+        goal = blocks - np.sign(error) * np.maximum(shrunk, 0)
         if not symmetric:
-            zero = (codes - goal / scale).mean(0).round_().clamp_(0, top)
+            zero = np.clip(np.rint((codes - goal / scale).mean(0)), 0, top)
         scale = _refit(goal, codes - zero, scale)
     return best[0] * unit, best[1]
 
 
-def _refit(goal: Tensor, steps: Tensor, scale: Tensor) -> Tensor:
+def _refit(goal: Floats, steps: Floats, scale: Floats) -> Floats:
     """The scale by which codes less their zero points [size, count] come nearest to a goal."""
-    square = steps.square().sum(0)
-    fitted = (steps * goal).sum(0) / square.clamp(min=1)
-    return torch.where((square > 0) & (fitted.abs() > 1e-12), fitted, scale)
+    square = np.square(steps).sum(0)
+    fitted = (steps * goal).sum(0) / np.maximum(square, 1)
+    found: Floats = np.where((square > 0) & (np.abs(fitted) > 1e-12), fitted, scale)
+    return found

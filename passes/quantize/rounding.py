@@ -19,13 +19,16 @@ import torch
 from torch import Tensor
 
 from adaptc.errors import PassError
-from adaptc.ir.grid import candidates, rounding_losses
+from adaptc.ir.grid import candidates
 
 STRIP = 8
 """Columns rounded one by one before their errors reach the rest of the block by a matrix product."""
 
 PANEL = 256
 """Columns that get the errors of all panels before theirs in one matrix product."""
+
+AT_ONCE = 1 << 16
+"""Numbers that an operator works on at once while grids are tried."""
 
 DAMPING = 0.01
 """Added to the Hessian's diagonal, as a part of its mean: calibration inputs do not say everything."""
@@ -139,11 +142,25 @@ class _Block:
         Returns:
             Scale and zero point, each [rows]; codes and errors, each [size, rows].
         """
-        scales, zeros = candidates(self.goals, bits, symmetric=symmetric)
-        best = rounding_losses(self.goals, scales, zeros, bits, self.diagonal[:, None]).argmin(0)[None]
+        goals = self.goals
+        scales, zeros = candidates(goals.amin(0), goals.amax(0), bits, symmetric=symmetric, xp=torch)
+        best = self._losses(scales, zeros, bits).argmin(0)[None]
         scale, zero = scales.gather(0, best)[0], zeros.gather(0, best)[0]
         codes, errors = self._rounded(scale, zero, bits)
         return scale, zero, codes.add_(zero), errors
+
+    def _losses(self, scales: Tensor, zeros: Tensor, bits: int) -> Tensor:
+        """What plain rounding loses on each grid [grids, rows]."""
+        losses, diagonal = [], self.diagonal[:, None]
+        # Several grids at once where blocks are few, as many as stay in the cache: an operator costs its call.
+        at_once = max(1, AT_ONCE // self.goals.numel())
+        for scale, low in zip(
+            torch.split(scales[:, None], at_once), torch.split(-zeros[:, None], at_once), strict=True
+        ):
+            error = (self.goals * (1 / scale)).round_()
+            torch.clamp(error, low, low + (2**bits - 1), out=error)
+            losses.append(error.mul_(scale).sub_(self.goals).mul_(diagonal).square_().sum(1))
+        return torch.cat(losses)
 
     def _rounded(self, scale: Tensor, zero: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         """GPTQ over the block; codes less their zero points, and errors."""

@@ -236,7 +236,6 @@ def write_bundle(
     base: Bundle | None = None,
     *,
     keep_built: bool = False,
-    link: bool = False,
 ) -> Bundle:
     """Write a bundle, whole or not at all.
 
@@ -249,8 +248,6 @@ def write_bundle(
         manifest: What the bundle says about itself; its `files` are filled in here.
         base: A bundle whose other files are copied as they are, and compared on the way.
         keep_built: Take over what `adaptc build` made of `base`, all of whose files that engines read stay as they are.
-        link: Let files of weights be those of `base` under a second name, where the file system can, and compare none:
-            for a `base` that was compared and that nobody writes in.
 
     Raises:
         BundleError: `into` is something else than a bundle, a name leaves the folder, a file of `base` is damaged, or
@@ -269,9 +266,6 @@ def write_bundle(
             records = {}
             for name, content in {**copied, **files}.items():
                 writing = name
-                if link and name in copied and name in manifest.weights and _linked(copied[name], staged / name):
-                    records[name] = known[name]
-                    continue
                 records[name] = _write_file(staged, name, content)
                 if records[name] != known.get(name, records[name]):
                     raise damaged(copied[name])
@@ -343,16 +337,6 @@ def _checked_manifest(root: Path) -> Manifest:
     for name, record in manifest.files.items():
         check_file(root, name, record, verify=False)
     return manifest
-
-
-def _linked(file: Path, to: Path) -> bool:
-    """Whether a file could be given a second name."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        to.hardlink_to(file)
-    except OSError:
-        return False
-    return True
 
 
 def _write_file(root: Path, name: str, content: Content) -> FileRecord:

@@ -283,7 +283,7 @@ def test_a_model_that_takes_images_is_looked_at_in_its_parts(tmp_path: Path) -> 
         "smolvlm: images through smolvlm_vision, 3 layers",
         "4 heads of 16, 2 with keys and values",
         "RoPE default; max_tokens 96 of 128",
-        "vocabulary of 324, 324 used by the tokenizer",
+        "vocabulary of 326, 326 used by the tokenizer",
     ]
     config = vlm.config("smolvlm")
     whole, blind = (size_of(config, given.target, "float32", images=images) for images in (True, False))

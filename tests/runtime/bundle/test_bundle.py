@@ -70,15 +70,6 @@ def test_a_file_is_moved_into_a_bundle(tmp_path: Path) -> None:
     open_bundle(bundle.path)
 
 
-def test_weights_of_a_base_are_linked_where_that_is_asked_for(tmp_path: Path) -> None:
-    base = write_bundle(tmp_path / "base", FILES, manifest())
-    for link in (False, True):
-        made = write_bundle(tmp_path / f"made-{link}", {}, base.manifest, base, link=link)
-        same = {name: os.path.samefile(base.file(name), made.file(name)) for name in FILES}
-        assert same == dict.fromkeys(FILES, False) | {"graphs/lm.data": link}
-        assert open_bundle(made.path).manifest == base.manifest
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
