@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from adaptc.ir.marks import PATH, label
-from adaptc.ir.unread.constants import Rows, rows_of
+from adaptc.ir.unread.constants import rows_of
+from adaptc.ir.unread.rows import Rows
 
 PARTS = "adaptc.parts"
 """Metadata of a fused weight: names of the weights it was joined from, with commas."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from adaptc.errors import PassError
-from adaptc.ir.unread.constants import Rows
+from adaptc.ir.unread.rows import Rows
 from adaptc.passes.match import PARTS, rows
 
 _LOST = 0.01

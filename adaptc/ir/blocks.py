@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from adaptc.errors import PassError
 from adaptc.ir.grid import Grid, rows_at_a_time, search_grid
-from adaptc.ir.unread.constants import Rows
+from adaptc.ir.unread.rows import Rows
 
 Bits = Literal[4, 8]
 Bytes = npt.NDArray[np.uint8]

@@ -12,7 +12,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.program import Program
-from adaptc.ir.unread.constants import Stacked, UnreadConstant, rows_of
+from adaptc.ir.unread.constants import UnreadConstant, rows_of
+from adaptc.ir.unread.rows import Stacked
 from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, initializer, projections
 

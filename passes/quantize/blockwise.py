@@ -16,7 +16,7 @@ import torch
 from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks, nearest_blocks, packed_blocks, padded
 from adaptc.ir.grid import Grid
-from adaptc.ir.unread.constants import Rows
+from adaptc.ir.unread.rows import Rows
 from adaptc.passes.quantize.rounding import Curvature, curvature, round_codes
 
 Bytes = npt.NDArray[np.uint8]

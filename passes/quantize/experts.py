@@ -22,7 +22,7 @@ from adaptc.ir.blocks import LEAST_BLOCK, Bits, Blocks
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import fixed
 from adaptc.ir.onnx_ops import is_experts
-from adaptc.ir.unread.constants import Rows
+from adaptc.ir.unread.rows import Rows
 from adaptc.passes.emit import FLOAT, Emitter
 from adaptc.passes.match import initializer, projections, rows
 from adaptc.passes.quantize.blockwise import concatenate, quantize_blocks

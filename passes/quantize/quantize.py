@@ -18,7 +18,7 @@ from adaptc.ir.marks import PATH, in_head, label
 from adaptc.ir.onnx_graph import OnnxGraph, fixed, sizes
 from adaptc.ir.onnx_ops import is_experts
 from adaptc.ir.program import Program
-from adaptc.ir.unread.constants import FirstRows
+from adaptc.ir.unread.rows import FirstRows
 from adaptc.passes.base import Pass
 from adaptc.passes.match import PARTS, Projection, initializer, projections, replace
 from adaptc.passes.match import rows as rows_read

@@ -21,7 +21,7 @@ from adaptc.checks.finding import Finding
 from adaptc.checks.model_size import size_of
 from adaptc.errors import LoadError
 from adaptc.families.model import model_of
-from adaptc.families.table import DECODERS, MULTIMODAL
+from adaptc.families.table import FAMILIES
 from adaptc.machine import memory
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 from adaptc.sources.config import build_config
@@ -157,7 +157,7 @@ def test_long_factors_are_said_to_be_for_every_text(tmp_path: Path) -> None:
 
 def test_an_unsupported_architecture_names_those_that_are(tmp_path: Path) -> None:
     [(name, level, text)] = troubles(tmp_path, model_type="opt")
-    known = ", ".join((*DECODERS, *MULTIMODAL))
+    known = ", ".join(FAMILIES)
     assert (name, level) == ("lm", "error")
     assert text.startswith(f"m: architecture 'opt' is not supported; supported: {known}. A family is one value in ")
     assert "adaptc/families/table.py" in text

@@ -12,7 +12,8 @@ from torch import fx
 
 from adaptc.capture.text import capture
 from adaptc.ir.fx_graph import FxGraph, assign
-from adaptc.ir.unread.constants import FirstRows, Stacked, UnreadConstant, rows_of
+from adaptc.ir.unread.constants import UnreadConstant, rows_of
+from adaptc.ir.unread.rows import FirstRows, Stacked
 from adaptc.ir.unread.tensors import UnreadTensor
 from adaptc.sources.find import find_source
 from adaptc.sources.tensors import Tensors
