@@ -234,7 +234,7 @@ def test_the_log_has_numbers_and_no_secrets(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_an_unknown_path_and_method_have_the_shape_of_errors(server: ServerParts) -> None:
-    missing = ask(server, "/v1/embeddings", {"input": "x"})
+    missing = ask(server, "/v1/images", {"input": "x"})
     assert (missing.status_code, error_of(missing)["type"]) == (404, "not_found_error")
     wrong = ask(server, CHAT)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
