@@ -69,7 +69,7 @@ def test_weights_in_four_bits_are_those_of_the_source(family: str, tmp_path: Pat
     assert weight_faults(errors, "float32") == []
     assert {view.source for view in views.values()} <= {each.name for each in errors if each.bits in (4, 8, 32)}
     with runtime.load(bundle.path) as session:
-        assert_close(session.score(PROMPTS[0]).values, folder.scores(model, PROMPTS[0]), atol=0.02)
+        assert_close(session.score(PROMPTS[0]).values, folder.scores(model, PROMPTS[0]), atol=0.03)
 
 
 def test_max_tokens_chooses_the_factors_of_longrope(tmp_path: Path) -> None:
