@@ -115,8 +115,9 @@ def test_every_multimodal_family_has_a_tiny_model(model_type: str) -> None:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_family_is_one_file_named_by_its_model_type(model_type: str) -> None:
-    rooms = ("decoders", "layer_norms", "experts") if model_type in DECODERS else ("multimodal",)
-    assert sum((ROOT / "adaptc/families" / room / f"{model_type}.py").is_file() for room in rooms) == 1
+    rooms = ("decoders", "layer_norms", "experts") if model_type in DECODERS else ("multimodal", "encoders")
+    file = f"{model_type.replace('-', '_')}.py"
+    assert sum((ROOT / "adaptc/families" / room / file).is_file() for room in rooms) == 1
 
 
 @pytest.mark.parametrize("family", GGUF_FAMILIES, ids=lambda family: family.model_type)
