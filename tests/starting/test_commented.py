@@ -101,7 +101,7 @@ def test_skipping_is_offered_by_the_size_of_a_block(here: Path, monkeypatch: pyt
 
 
 def test_weights_are_those_that_fit_into_memory() -> None:
-    sizes = {kind: Size(1, 1, size, 0) for kind, size in (("fp16", 16e9), ("int8", 9e9), ("int4", 5e9))}  # type: ignore[arg-type]
+    sizes = {kind: Size(1, 1, 1, size) for kind, size in (("fp16", 16e9), ("int8", 9e9), ("int4", 5e9))}  # type: ignore[arg-type]
     for goal, device, memory, expected in (
         ("quality", "cpu", 16e9, "int8"),
         ("quality", "cpu", 8e9, "int4"),

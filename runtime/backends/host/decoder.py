@@ -82,15 +82,12 @@ class HostDecoder(SingleRoute):
             EngineError: the graph is not of the decoder form.
         """
         batch, chunk = check_count("batch", batch), check_count("chunk", chunk)
-        self.spec = spec
-        self.batch = batch
-        self.gates = gates
+        self.spec, self.batch, self.gates, self.name = spec, batch, gates, name
         self._engine = engine
         turns = any(tensor.name == TOKEN_POSITIONS for tensor in engine.inputs)
         self.kv = KvSlots(spec, batch, cache_dtype(engine.inputs), turns=turns)
         self._chunk = chunk if self.kv.piece is None else min(chunk, self.kv.piece - 1)  # see `piece_size`
         self._prefixes = PrefixCache(0) if prefixes is None else prefixes
-        self.name = name
         self._extra = ExtraInputs(engine.inputs, batch)
         self._source, self._ids = _source(engine, batch)
         result_width = state_width(engine.outputs)
