@@ -77,8 +77,8 @@ def write_model(into: Path, layers: int, width: int, inner: int, heads: int, voc
 def _write_tokenizer(into: Path, vocabulary: int) -> None:
     """Write a tokenizer trained on the calibration text."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=min(vocabulary, 8000),
         special_tokens=["<unk>", "<s>", "</s>"],
