@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -83,12 +84,12 @@ def dequantize(blocks: Blocks) -> Floats:
 def dequantized(blocks: Blocks, device: torch.device | str = "cpu") -> torch.Tensor:
     """The matrix that blocks stand for, made on a device: float32 [rows, columns]."""
     rows, count, _ = blocks.packed.shape
-    values = _unpack(torch.from_numpy(blocks.packed).to(device), blocks.bits).float()
+    values = _unpack(_on(device, blocks.packed), blocks.bits).float()
     if blocks.zero_points is None:
         values -= 2 ** (blocks.bits - 1)
     else:
-        values -= _unpack(torch.from_numpy(blocks.zero_points).to(device), blocks.bits)[:, :count, None]
-    values *= torch.from_numpy(blocks.scales).to(device)[:, :, None]
+        values -= _unpack(_on(device, blocks.zero_points), blocks.bits)[:, :count, None]
+    values *= _on(device, blocks.scales)[:, :, None]
     return values.reshape(rows, -1)[:, : blocks.columns].contiguous()
 
 
@@ -134,6 +135,11 @@ def split(blocks: Blocks, rows: Sequence[int]) -> list[Blocks]:
         )
         for span in spans
     ]
+
+
+def _on(device: torch.device | str, array: npt.NDArray[Any]) -> torch.Tensor:
+    """An array on a device; one that is mapped from a file is copied, as torch warns of what it cannot write."""
+    return torch.from_numpy(np.require(array, requirements="W")).to(device)
 
 
 def _unpack(packed: torch.Tensor, bits: Bits) -> torch.Tensor:
