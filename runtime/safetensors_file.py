@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,11 +34,11 @@ _TYPES = {
 }
 
 
-def read_safetensors(content: bytes) -> tuple[dict[str, str], dict[str, Array]]:
+def read_safetensors(content: bytes | mmap.mmap) -> tuple[dict[str, str], dict[str, Array]]:
     """The metadata and the tensors of a safetensors file.
 
     Args:
-        content: The file.
+        content: The file, or a map of it that nobody writes to: arrays stay in the file until they are looked at.
 
     Returns:
         Texts by name; read-only arrays by name in their stored dtypes, of bfloat16 as float32.

@@ -7,7 +7,6 @@ features of a sound ─> convolutions ─> layer 0 ─ … ─> states
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -107,7 +106,6 @@ def _export(config: PretrainedConfig, family: EncoderFamily, sentences: Sentence
         {1: torch.export.Dim(TOKENS, min=1, max=1 << 20)} if of_text else {}
     )
     model.forward = inputs.forward
-    logging.getLogger("transformers.exporters").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:

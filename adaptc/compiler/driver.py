@@ -80,7 +80,7 @@ def compile_spec(
         if not made:
             warnings[:] = json.loads(cache.read("warnings", key) or b"[]")
         progress.stage(stage_names.BUNDLE)
-        # The cache has compared every file's hash, or has just written it, and writes in none.
+        # The cache has compared every file's hash, or has just written it.
         bundle = open_bundle(path, verify=False)
         return write_bundle(into, {}, bundle.manifest, bundle)
 

@@ -6,7 +6,6 @@ weight = (code - zero point) · scale, codes 0 .. 2^bits - 1. Without zero point
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from adaptc.errors import PassError
 from adaptc.ir.grid import Grid, rows_at_a_time, search_grid
 from adaptc.ir.unread.rows import Rows
+from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
 
 Bits = Literal[4, 8]
 Bytes = npt.NDArray[np.uint8]
@@ -104,7 +104,7 @@ def nearest_blocks(
         if zeros is not None and part.zero_points is not None:
             zeros[span] = part.zero_points
 
-    with ThreadPoolExecutor(_processors()) as pool:
+    with ThreadPoolExecutor(physical_cores()) as pool:
         for _ in pool.map(fill, range(0, rows, step)):
             pass
     return Blocks(packed, scales, zeros, columns, bits, block_size)
@@ -117,11 +117,6 @@ def _nearest(
     matrix = padded(weight, block_size, whole)
     grid = search(matrix, bits, block_size, symmetric=symmetric)
     return packed_blocks(grid.encode(matrix), grid, weight.shape[1], symmetric=symmetric)
-
-
-def _processors() -> int:
-    """How many of the machine's processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def padded(weight: Floats, block_size: int, whole: tuple[int, int] | None = None) -> Floats:
@@ -148,18 +143,18 @@ def padded(weight: Floats, block_size: int, whole: tuple[int, int] | None = None
     return np.pad(weight, ((0, 0), (0, -columns % block_size)))
 
 
-def packed_blocks(codes: Floats, grid: Grid, columns: int, *, symmetric: bool) -> Blocks:
+def packed_blocks(codes: Floats | Bytes, grid: Grid, columns: int, *, symmetric: bool) -> Blocks:
     """The blocks of codes on a grid.
 
     Args:
-        codes: float32 [rows, blocks · block_size] of whole numbers.
+        codes: float32 [rows, blocks · block_size] of whole numbers, or uint8.
         grid: Their scales and zero points.
         columns: Columns of the matrix, without those that only fill its last blocks.
         symmetric: Do without zero points.
     """
     bits: Bits = 8 if grid.bits == 8 else 4
     zeros = None if symmetric else _pack(grid.zeros.astype(np.uint8), bits)
-    packed = _pack(codes.astype(np.uint8).reshape(*grid.scales.shape, grid.block_size), bits)
+    packed = _pack(codes.astype(np.uint8, copy=False).reshape(*grid.scales.shape, grid.block_size), bits)
     return Blocks(packed, grid.scales, zeros, columns, bits, grid.block_size)
 
 

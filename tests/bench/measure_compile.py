@@ -21,9 +21,9 @@ from pathlib import Path
 import click
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from adaptc.sources.calibration_text import OWN
+from tests.models import tiny_tokenizer
 
 LAYERS_OF_A_FILE = 4
 
@@ -44,8 +44,8 @@ def write_model(into: Path, layers: int, width: int, inner: int, heads: int, voc
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
         "dtype": "bfloat16",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     }
     (into / "config.json").write_text(json.dumps(config))
@@ -71,24 +71,7 @@ def write_model(into: Path, layers: int, width: int, inner: int, heads: int, voc
                 part[f"{stem}.{name}.weight"] = torch.ones(width).bfloat16()
         put(f"layers-{first}.safetensors", part)
     (into / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    _write_tokenizer(into, vocabulary)
-
-
-def _write_tokenizer(into: Path, vocabulary: int) -> None:
-    """Write a tokenizer trained on the calibration text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=min(vocabulary, 8000),
-        special_tokens=["<unk>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([OWN.read_text(encoding="utf-8")], trainer)
-    tokenizer.save(str(into / "tokenizer.json"))
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    (into / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **special}))
+    tiny_tokenizer.save(tiny_tokenizer.byte_level(), into)
 
 
 def timed(command: list[str]) -> tuple[float, float, dict[str, int]]:

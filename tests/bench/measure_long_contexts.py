@@ -29,9 +29,9 @@ from adaptc.compiler.driver import compile_spec
 from adaptc.passes.decoder.sliding_cache import SlidingCache
 from adaptc.report.page import kv_bytes
 from adaptc.runtime.backends.host.decoder import HostDecoder
-from adaptc.runtime.backends.onnxruntime_cpu.engine import OrtEngine
 from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.spec.reading import read_spec
+from tests.bench.measure_kv_cache import opened, stepping
 from tests.models import folder
 
 KINDS = (["sliding_attention"] * 5 + ["full_attention"]) * 4 + ["sliding_attention"] * 2
@@ -60,13 +60,6 @@ def compiled(base: Path, spec: Path, tokens: int, slack: int) -> Path:
     return path
 
 
-def opened(path: Path) -> HostDecoder:
-    bundle = open_bundle(path)
-    graph = bundle.manifest.graphs["lm"]
-    assert graph.decoder is not None
-    return HostDecoder(OrtEngine(bundle.onnx(graph.file), 1), graph.decoder, 1, 512)
-
-
 def written(decoder: HostDecoder, context: int) -> None:
     """Fill the cache of so many tokens with numbers, so that its pages are there and differ."""
     random = np.random.default_rng(0)
@@ -74,18 +67,6 @@ def written(decoder: HostDecoder, context: int) -> None:
         for start in range(0, min(context, array.shape[2]), 4096):
             part = array[:, :, start : min(start + 4096, context)]
             part[...] = random.standard_normal(part.shape, np.float32)
-
-
-def stepping(decoder: HostDecoder, context: int) -> Callable[[], float]:
-    """Times a step after so many tokens."""
-
-    def run() -> float:
-        decoder.set_length(0, context)
-        began = process_time()
-        decoder.decode([5])
-        return process_time() - began
-
-    return run
 
 
 def in_turns(runs: dict[str, Callable[[], float]], turns: int) -> str:
@@ -144,13 +125,13 @@ def main(base: Path, prompt: int | None, turns: int, read: int) -> None:
             f"{path.name}: {kv_bytes(open_bundle(path).manifest) / 1e6:.1f} MB of cache at full length, bundle "
             f"{size:.1f} MB; after a prompt of 32: {measured(path, 32)}"
         )
-    both = {name: opened(base / f"32768-{name}") for name in ("all", "windows")}
+    both = {name: opened(base / f"32768-{name}")[1] for name in ("all", "windows")}
     for context in (1024, 4096, 16384, 32000):
         for decoder in both.values():
             written(decoder, context)
         click.echo(f"a step after {context}: {in_turns({n: stepping(d, context) for n, d in both.items()}, turns)}")
     both.clear()
-    lengths = {f"{tokens}": opened(base / f"{tokens}-windows") for tokens in (2048, 131072)}
+    lengths = {f"{tokens}": opened(base / f"{tokens}-windows")[1] for tokens in (2048, 131072)}
     for context in (32, 1024, 2000):
         for decoder in lengths.values():
             written(decoder, context)

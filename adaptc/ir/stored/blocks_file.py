@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from adaptc.ir.blocks import Blocks
+from adaptc.runtime.safetensors_file import read_safetensors
 
 
 def save_blocks(blocks: Mapping[str, Blocks], path: Path) -> None:
@@ -29,21 +29,12 @@ def save_blocks(blocks: Mapping[str, Blocks], path: Path) -> None:
 def load_blocks(path: Path) -> dict[str, Blocks]:
     """Read what `save_blocks` wrote; the numbers stay in the file until they are looked at."""
     with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    about: Mapping[str, str] = header.pop("__metadata__", {})
-    content: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r").view(np.ndarray)[8 + size :]
-
-    def array(name: str) -> npt.NDArray[Any]:
-        first, last = header[name]["data_offsets"]
-        kind = {"U8": np.uint8, "F32": np.float32}[header[name]["dtype"]]
-        numbers: npt.NDArray[Any] = content[first:last].view(kind).reshape(header[name]["shape"])
-        return numbers
-
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    about, tensors = read_safetensors(content)
+    arrays: Mapping[str, npt.NDArray[Any]] = tensors
     blocks = {}
     for name, form in about.items():
         columns, bits, block_size = map(int, form.split())
-        zeros = array(f"{name}.zeros") if f"{name}.zeros" in header else None
-        packed, scales = array(f"{name}.packed"), array(f"{name}.scales")
+        packed, scales, zeros = arrays[f"{name}.packed"], arrays[f"{name}.scales"], arrays.get(f"{name}.zeros")
         blocks[name] = Blocks(packed, scales, zeros, columns, 8 if bits == 8 else 4, block_size)
     return blocks

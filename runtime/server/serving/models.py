@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Generic, TypeVar
 
 from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.runtime.bundle.names import TOKENIZER
@@ -74,9 +75,12 @@ class TextModel:
         self.session.close()
 
 
+S = TypeVar("S", ModalSession, EncoderSession)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class InputModel:
-    """A model that answers each input by itself, from the modalities that are worth their time.
+class _Unbudgeted(Generic[S]):
+    """A model that answers each request by itself, and has no budgets that names could stand for.
 
     Attributes:
         name: What clients call it.
@@ -85,12 +89,12 @@ class InputModel:
     """
 
     name: str
-    session: ModalSession
+    session: S
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def policies(self) -> Mapping[str, Policy]:
-        """None: its requests say `accuracy` and `deadline_ms`."""
+        """None: requests for modalities say `accuracy` and `deadline_ms`, and an encoder always runs whole."""
         return {}
 
     def close(self) -> None:
@@ -98,28 +102,16 @@ class InputModel:
         self.session.close()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class EncoderModel:
-    """A model that makes vectors of texts.
+class InputModel(_Unbudgeted[ModalSession]):
+    """A model that answers each input by itself, from the modalities that are worth their time."""
 
-    Attributes:
-        name: What clients call it.
-        session: Answers its requests.
-        created: Seconds since the epoch when it was loaded.
-    """
+    __slots__ = ()
 
-    name: str
-    session: EncoderSession
-    created: int = field(default_factory=lambda: int(time.time()))
 
-    @property
-    def policies(self) -> Mapping[str, Policy]:
-        """None: it always runs whole."""
-        return {}
+class EncoderModel(_Unbudgeted[EncoderSession]):
+    """A model that makes vectors of texts."""
 
-    def close(self) -> None:
-        """Free it."""
-        self.session.close()
+    __slots__ = ()
 
 
 Model = TextModel | InputModel | EncoderModel
