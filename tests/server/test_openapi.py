@@ -40,6 +40,17 @@ def test_nothing_that_the_document_admits_is_an_error_of_the_server(case: Any) -
     case.call_and_validate(checks=[not_a_server_error, content_type_conformance, response_schema_conformance])
 
 
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]})],
+)
+def test_events_are_those_of_the_document(path: str, asked: dict[str, Any]) -> None:
+    case = SCHEMA[path]["POST"].Case(body={"model": "hand", "max_tokens": 3, "stream": True} | asked)
+    received = case.call_and_validate()
+    assert received.headers["content-type"][0].startswith("text/event-stream")
+    assert received.text.count("data: ") > 2
+
+
 def test_every_path_is_in_the_document() -> None:
     known = {(path, method) for path, methods in document()["paths"].items() for method in methods}
     there = {

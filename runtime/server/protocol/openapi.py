@@ -42,11 +42,12 @@ _SEEN = {
     "description": "The largest `number` of a request whose skipped blocks are known; they are left out.",
     "schema": {"type": "integer", "minimum": 0, "maximum": 10**15 - 1},
 }
-_EVENTS = {"text/event-stream": {"schema": STRING}}
+# Events without a name are messages.
+_EVENTS = {"text/event-stream": {"itemSchema": obj({"data": STRING, "event": {"const": "message"}}, "data")}}
 
 
 def document(*, ui: bool = True) -> dict[str, Any]:
-    """The document, of OpenAPI 3.1.
+    """The document, of OpenAPI 3.2: the first that describes the events of a stream one by one.
 
     Args:
         ui: Whether the server has a page for browsers.
@@ -78,7 +79,7 @@ def document(*, ui: bool = True) -> dict[str, Any]:
             "/ui/{file}": {"get": _operation("A file of the page.", parameter="file", kind="text/*", open_=True)},
         }
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "adaptc serve", "version": "1"},
         "paths": paths,
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
