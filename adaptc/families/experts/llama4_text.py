@@ -82,7 +82,7 @@ def _prepare(model: Any) -> None:
             step = torch.floor((position_ids.float() + 1.0) / config.floor_scale)
             return cos, sin, torch.log1p(step) * config.attn_scale + 1.0
 
-    class OwnAttention(torch.nn.Module):
+    class AttentionInChunks(torch.nn.Module):
         """Llama4TextAttention with norms before RoPE; a factor in its tables changes no norm but for epsilon."""
 
         def __init__(self, old: Any) -> None:
@@ -137,7 +137,7 @@ def _prepare(model: Any) -> None:
 
     model.model.rotary_emb = Positions()
     for layer in model.model.layers:
-        layer.self_attn = OwnAttention(layer.self_attn)
+        layer.self_attn = AttentionInChunks(layer.self_attn)
         if layer.is_moe_layer:
             layer.feed_forward = OwnBlock(layer.feed_forward)
 
