@@ -65,8 +65,6 @@ def _prepare(model: Any) -> None:
     import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
     from transformers.models.cohere.modeling_cohere import CohereRotaryEmbedding, apply_rotary_pos_emb
 
-    from adaptc.ir.operators import attention, experts  # noqa: F401  (declares adaptc::chunked_attention)
-
     config = model.config
     normed = config.use_qk_norm
 
