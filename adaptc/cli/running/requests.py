@@ -87,10 +87,13 @@ def load_session(bundle: Path, **options: Any) -> Session:
         **options: Of `runtime.load`.
 
     Raises:
+        BundleError: the bundle is an encoder; and as `runtime.load`.
         RequestError: the bundle's model answers inputs and writes no text; and as `runtime.load`.
     """
-    from adaptc.runtime import ModalSession, RequestError, load
+    from adaptc.runtime import ModalSession, RequestError, load, open_bundle
+    from adaptc.runtime.model.plan import refuse_encoder
 
+    refuse_encoder(open_bundle(bundle, verify=False))
     session = load(bundle, **options)
     if isinstance(cast("object", session), ModalSession):
         session.close()
