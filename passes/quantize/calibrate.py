@@ -43,7 +43,7 @@ TOKENS = 8192
 """Calibration tokens; twice as many change little (docs/quantization.md)."""
 
 PART = 2048
-"""Rows that a thread rounds at once: fewer leave it waiting for Python, more do not fit its cache."""
+"""Rows that a thread rounds at once, at least: with fewer, threads wait for Python longer than they work."""
 
 UNWRITTEN = 4
 """Inputs whose codes may wait for the disk."""
@@ -248,7 +248,7 @@ def _quantize(
         rows = np.concatenate([weights[name] for name in four]) if len(four) > 1 else weights[four[0]]
         lengths = [len(weights[name]) for name in four]
         rounded = partial(quantize_blocks, bits=4, block_size=block_size, symmetric=symmetric, hessian=curve)
-        parts = np.array_split(rows, max(min(walk.threads, len(rows)), -(-len(rows) // PART)))
+        parts = np.array_split(rows, max(1, len(rows) // PART))
         whole = rounded(rows) if moments.is_cuda else concatenate(walk.each(rounded, parts))
         done |= zip(four, split(whole, lengths), strict=True)
     return done

@@ -75,11 +75,6 @@ class Walk:
         if self._pool is not None:
             self._pool.shutdown()
 
-    @property
-    def threads(self) -> int:
-        """How many values `each` works on at once."""
-        return 1 if self._pool is None else self._before
-
     @contextmanager
     def torch_threads(self) -> Iterator[None]:
         """Let torch's own threads work, for a single large operator."""
@@ -106,8 +101,7 @@ class Walk:
             self._each_walk(lambda walk: walk.env[block], node)
         elif node.op == "get_attr":
             value = self._walks[0].run_node(node)
-            for walk in self._walks:
-                walk.env[node] = value.to(self._device)
+            self._set(node, value if self._device == "cpu" else value.to(self._device))
         else:
             # What is not read yet is read once for all parts.
             read = {each: self._walks[0].env[each] for each in node.all_input_nodes}
