@@ -249,9 +249,7 @@ def _save(
     (path / PROGRAM).write_text(dumps(stored))
 
 
-def _load(
-    path: Path, sources: Mapping[str, Source], hashes: Mapping[str, str]
-) -> tuple[Program, list[PassRecord]]:
+def _load(path: Path, sources: Mapping[str, Source], hashes: Mapping[str, str]) -> tuple[Program, list[PassRecord]]:
     stored = loads(StoredProgram, (path / PROGRAM).read_bytes())
     graphs, weights = {}, _viewed(sources, stored.views)
     drafts = [stored.draft] if stored.draft else []

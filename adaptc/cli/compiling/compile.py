@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adaptc.spec.schema import Spec
 
 
-COLLECT_EVERY = 200_000
+COLLECT_EVERY = 1_000_000
 """Objects that are made before Python looks for cycles among the newest ones."""
 
 
