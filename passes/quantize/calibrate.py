@@ -27,7 +27,7 @@ from adaptc.ir.program import Program
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
 from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
-from adaptc.passes.quantize.walk import Walk
+from adaptc.passes.quantize.walk import CalibrationWalk
 from adaptc.passes.spool import Spool
 from adaptc.passes.store import Store
 from adaptc.runtime.bundle.names import ATTENTION_MASK, HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD, TOKEN_TYPE_IDS
@@ -132,10 +132,14 @@ def quantize_linears(
     blocks = {} if store is None else {name: _spooled(spool, name, each) for name, each in read_codes(store, keys)}
     progress.step(len(blocks), len(bits))
     whole = [node for node in feeds if node.target in no_images()]
-    with torch.no_grad(), Walk(graph.module, feeds, whole, device) as walk, _Writer(store, keys) as writer:
+    with (
+        torch.no_grad(),
+        CalibrationWalk(graph.module, feeds, whole, device) as walk,
+        _Unwritten(store, keys) as unwritten,
+    ):
         for chosen in _walk(walk, graph, forms, blocks):
             blocks |= {name: _spooled(spool, name, each) for name, each in chosen.items()}
-            writer.write(chosen)
+            unwritten.add(chosen)
             progress.step(len(blocks), len(bits))
     return blocks
 
@@ -153,8 +157,8 @@ def _spooled(spool: Spool | None, name: str, blocks: Blocks) -> Blocks:
     )
 
 
-class _Writer:
-    """Writes codes to a store beside the walk, as a disk is waited for."""
+class _Unwritten:
+    """Codes that are written to a store beside the walk, as a disk is waited for."""
 
     def __init__(self, store: Store | None, keys: Mapping[str, str]) -> None:
         self._store, self._keys = store, keys
@@ -168,7 +172,7 @@ class _Writer:
         while self._waiting:
             self._waiting.popleft().result()
 
-    def write(self, chosen: Mapping[str, Blocks]) -> None:
+    def add(self, chosen: Mapping[str, Blocks]) -> None:
         """Write codes, by weight; waits if those of several inputs are not written yet."""
         if self._store is None:
             return
@@ -182,7 +186,7 @@ class _Writer:
 
 
 def _walk(
-    walk: Walk, graph: FxGraph, forms: Mapping[str, Form], known: Mapping[str, Blocks]
+    walk: CalibrationWalk, graph: FxGraph, forms: Mapping[str, Form], known: Mapping[str, Blocks]
 ) -> Iterator[dict[str, Blocks]]:
     """Run the graph as far as it takes to choose the codes that are not known; yields those of each input.
 
@@ -234,7 +238,7 @@ def _same_size(forms: Mapping[str, Form], one: str, other: str) -> bool:
 
 
 def _quantize(
-    walk: Walk, graph: FxGraph, read: fx.Node, group: Sequence[str], forms: Mapping[str, Form]
+    walk: CalibrationWalk, graph: FxGraph, read: fx.Node, group: Sequence[str], forms: Mapping[str, Form]
 ) -> dict[str, Blocks]:
     """Quantize weights that read one node's values [..., columns] and have blocks of one size."""
     block_size, symmetric = forms[group[0]].block_size, forms[group[0]].symmetric

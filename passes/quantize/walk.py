@@ -34,7 +34,7 @@ LEAST = 2
 Given, Result = TypeVar("Given"), TypeVar("Result")
 
 
-class Walk:
+class CalibrationWalk:
     """Values of a graph's nodes over calibration inputs.
 
     While one is open, torch's own threads rest.

@@ -114,7 +114,8 @@ def _long_row(tensor: GgufTensor) -> int:
 
     weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(tensor.kind)]
     blocks = tensor.bytes // size
-    return size * next(count for count in range(max(1, _ROW // weights), 0, -1) if blocks % count == 0)
+    count = next(count for count in range(max(1, _ROW // weights), 0, -1) if blocks % count == 0)
+    return int(size * count)
 
 
 def read_gguf(path: Path) -> GgufFile:
