@@ -31,7 +31,8 @@ SPAN = 256
 LEAST = 2
 """Sequences of a thread, at least: sizes of 1 are a case of their own to torch."""
 
-Given, Result = TypeVar("Given"), TypeVar("Result")
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
 class CalibrationWalk:
@@ -145,7 +146,8 @@ class CalibrationWalk:
         rows = self.each(_scaled_rows, self.values(node))
         count, columns = sum(map(len, rows)), rows[0].shape[1]
         if self._pool is None:
-            return (rows[0].T @ rows[0]).div_(count)
+            whole: Tensor = (rows[0].T @ rows[0]).div_(count)
+            return whole
         moments = torch.empty(columns, columns)
 
         def fill(first: int) -> None:
@@ -188,7 +190,8 @@ def _scaled_rows(x: Tensor) -> Tensor:
     """Vectors of one length: float32 [tokens, columns]."""
     rows = x.reshape(-1, x.shape[-1]).float()
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).square_().div_(rows.shape[1])
-    return rows * lengths.add_(1e-12).rsqrt_()
+    scaled: Tensor = rows * lengths.add_(1e-12).rsqrt_()
+    return scaled
 
 
 def _row_parts(blocks: Blocks, count: int) -> Sequence[Blocks]:
