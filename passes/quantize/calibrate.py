@@ -36,7 +36,7 @@ from adaptc.passes.quantize.linears import (
     tensor_of,
     weight_name,
 )
-from adaptc.passes.quantize.walk import Walk
+from adaptc.passes.quantize.walk import CalibrationWalk
 from adaptc.passes.spool import Spool
 from adaptc.passes.store import Store
 from adaptc.runtime.bundle.names import ATTENTION_MASK, HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD, TOKEN_TYPE_IDS
@@ -52,7 +52,7 @@ TOKENS = 8192
 """Calibration tokens; twice as many change little (docs/quantization.md)."""
 
 PART = 2048
-"""Rows that a thread rounds at once: fewer leave it waiting for Python, more do not fit its cache."""
+"""Rows that a thread rounds at once, at least: with fewer, threads wait for Python longer than they work."""
 
 UNWRITTEN = 4
 """Inputs whose codes may wait for the disk."""
@@ -142,10 +142,14 @@ def quantize_linears(
     blocks = {} if store is None else {name: _spooled(spool, name, each) for name, each in read_codes(store, keys)}
     progress.step(len(blocks), len(bits))
     whole = [node for node in feeds if node.target in no_images()]
-    with torch.no_grad(), Walk(graph.module, feeds, whole, device) as walk, _Writer(store, keys) as writer:
+    with (
+        torch.no_grad(),
+        CalibrationWalk(graph.module, feeds, whole, device) as walk,
+        _Unwritten(store, keys) as unwritten,
+    ):
         for chosen in _walk(walk, graph, forms, blocks):
             blocks |= {name: _spooled(spool, name, each) for name, each in chosen.items()}
-            writer.write(chosen)
+            unwritten.add(chosen)
             progress.step(len(blocks), len(bits))
     return blocks
 
@@ -163,8 +167,8 @@ def _spooled(spool: Spool | None, name: str, blocks: Blocks) -> Blocks:
     )
 
 
-class _Writer:
-    """Writes codes to a store beside the walk, as a disk is waited for."""
+class _Unwritten:
+    """Codes that are written to a store beside the walk, as a disk is waited for."""
 
     def __init__(self, store: Store | None, keys: Mapping[str, str]) -> None:
         self._store, self._keys = store, keys
@@ -178,7 +182,7 @@ class _Writer:
         while self._waiting:
             self._waiting.popleft().result()
 
-    def write(self, chosen: Mapping[str, Blocks]) -> None:
+    def add(self, chosen: Mapping[str, Blocks]) -> None:
         """Write codes, by weight; waits if those of several inputs are not written yet."""
         if self._store is None:
             return
@@ -192,7 +196,7 @@ class _Writer:
 
 
 def _walk(
-    walk: Walk, graph: FxGraph, forms: Mapping[str, Form], known: Mapping[str, Blocks]
+    walk: CalibrationWalk, graph: FxGraph, forms: Mapping[str, Form], known: Mapping[str, Blocks]
 ) -> Iterator[dict[str, Blocks]]:
     """Run the graph as far as it takes to choose the codes that are not known; yields those of each input.
 
@@ -257,7 +261,7 @@ def _same_size(forms: Mapping[str, Form], one: str, other: str) -> bool:
 
 
 def _quantize(
-    walk: Walk, graph: FxGraph, read: fx.Node, group: Sequence[str], forms: Mapping[str, Form]
+    walk: CalibrationWalk, graph: FxGraph, read: fx.Node, group: Sequence[str], forms: Mapping[str, Form]
 ) -> dict[str, Blocks]:
     """Quantize weights that read one node's values [..., columns] and have blocks of one size."""
     block_size, symmetric = forms[group[0]].block_size, forms[group[0]].symmetric
@@ -271,7 +275,7 @@ def _quantize(
         rows = np.concatenate([weights[name] for name in four]) if len(four) > 1 else weights[four[0]]
         lengths = [len(weights[name]) for name in four]
         rounded = partial(quantize_blocks, bits=4, block_size=block_size, symmetric=symmetric, hessian=curve)
-        parts = np.array_split(rows, max(min(walk.threads, len(rows)), -(-len(rows) // PART)))
+        parts = np.array_split(rows, max(1, len(rows) // PART))
         whole = rounded(rows) if moments.is_cuda else concatenate(walk.each(rounded, parts))
         done |= zip(four, split(whole, lengths), strict=True)
     return done

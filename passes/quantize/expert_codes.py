@@ -25,7 +25,7 @@ from adaptc.ir.unread.tensors import in_memory
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantized, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form
 from adaptc.passes.quantize.linears import tensor_of
-from adaptc.passes.quantize.walk import Walk
+from adaptc.passes.quantize.walk import CalibrationWalk
 
 PRIOR = 8
 """Rows of an expert's own that the sample counts as much as: more of it costs outputs (docs/quantization.md)."""
@@ -65,7 +65,7 @@ class RoutedRows:
 
 
 def quantize_mixture(
-    walk: Walk, graph: FxGraph, node: fx.Node, names: tuple[str, str], forms: Mapping[str, Form]
+    walk: CalibrationWalk, graph: FxGraph, node: fx.Node, names: tuple[str, str], forms: Mapping[str, Form]
 ) -> dict[str, Blocks]:
     """Choose the codes of a block's experts.
 
@@ -116,7 +116,7 @@ def quantize_expert(
         return gate_up, _quantized(matrices[1], inner, forms[1])
 
 
-def run_mixture(walk: Walk, node: fx.Node, gate_up: Blocks, down: Blocks) -> None:
+def run_mixture(walk: CalibrationWalk, node: fx.Node, gate_up: Blocks, down: Blocks) -> None:
     """Run a block's experts with their matrices rounded."""
     experts = _experts(node)
 

@@ -31,10 +31,11 @@ SPAN = 256
 LEAST = 2
 """Sequences of a thread, at least: sizes of 1 are a case of their own to torch."""
 
-Given, Result = TypeVar("Given"), TypeVar("Result")
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 
-class Walk:
+class CalibrationWalk:
     """Values of a graph's nodes over calibration inputs.
 
     While one is open, torch's own threads rest.
@@ -75,11 +76,6 @@ class Walk:
         if self._pool is not None:
             self._pool.shutdown()
 
-    @property
-    def threads(self) -> int:
-        """How many values `each` works on at once."""
-        return 1 if self._pool is None else self._before
-
     @contextmanager
     def torch_threads(self) -> Iterator[None]:
         """Let torch's own threads work, for a single large operator."""
@@ -106,8 +102,7 @@ class Walk:
             self._each_walk(lambda walk: walk.env[block], node)
         elif node.op == "get_attr":
             value = self._walks[0].run_node(node)
-            for walk in self._walks:
-                walk.env[node] = value.to(self._device)
+            self._set(node, value if self._device == "cpu" else value.to(self._device))
         else:
             # What is not read yet is read once for all parts.
             read = {each: self._walks[0].env[each] for each in node.all_input_nodes}
@@ -155,7 +150,8 @@ class Walk:
         rows = self.each(_scaled_rows, self.values(node))
         count, columns = sum(map(len, rows)), rows[0].shape[1]
         if self._pool is None:
-            return (rows[0].T @ rows[0]).div_(count)
+            whole: Tensor = (rows[0].T @ rows[0]).div_(count)
+            return whole
         moments = torch.empty(columns, columns)
 
         def fill(first: int) -> None:
@@ -198,7 +194,8 @@ def _scaled_rows(x: Tensor) -> Tensor:
     """Vectors of one length: float32 [tokens, columns]."""
     rows = x.reshape(-1, x.shape[-1]).float()
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).square_().div_(rows.shape[1])
-    return rows * lengths.add_(1e-12).rsqrt_()
+    scaled: Tensor = rows * lengths.add_(1e-12).rsqrt_()
+    return scaled
 
 
 def _row_parts(blocks: Blocks, count: int) -> Sequence[Blocks]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
-from adaptc.ir.blocks import Blocks
+from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import assign
 from adaptc.ir.onnx_graph import OnnxGraph
 from adaptc.passes import Pipeline
@@ -159,7 +159,7 @@ def test_every_expert_of_a_graph_is_rounded_as_alone(family: str) -> None:
         assert same > 0.98, "a code on the edge may fall the other way"
     layer = int(names[0].split(".")[2]) + 1
     last = f"model.layers.{layer}.self_attn.q_proj.weight"
-    everything = dict.fromkeys([*names, last], 4)
+    everything: dict[str, Bits] = dict.fromkeys([*names, last], 4)
     after = quantize_linears(graph, ids(), everything, block_size=16, symmetric=(names[1],))
     before = quantize_linears(graph, ids(), {last: 4}, block_size=16)
     assert (after[last].scales != before[last].scales).any()
@@ -174,7 +174,8 @@ def test_a_program_s_experts_are_stored_as_chosen() -> None:
     for name in names:
         codes = stored[f"{name}.codes"].const_value
         assert codes is not None
-        numbers, known = codes.numpy().reshape(-1, codes.shape[-1]), chosen.blocks[name].packed
+        numbers = codes.numpy()
+        numbers, known = numbers.reshape(-1, numbers.shape[-1]), chosen.blocks[name].packed
         known = known.reshape(len(known), -1)
         assert sorted(map(bytes, numbers)) == sorted(map(bytes, known)), "rows of gate and up take turns"
 
@@ -208,12 +209,12 @@ def test_a_graph_with_rounded_experts_is_nearer_to_its_own() -> None:
         matrices = graph.module.get_parameter(name).detach().flatten(0, 1).numpy()
         plain[name] = quantize_blocks(matrices, 4, 16, symmetric=blocks.zero_points is None)
     feeds = tiny.feeds(8, 16, seed=4)
-    dense = graph.run(feeds)["logits"]
+    dense = graph.run(feeds)["logits"].astype(np.float64)
     errors = []
-    for blocks in (plain, walked):
+    for changed in (plain, walked):
         fork = graph.fork()
-        for name, each in blocks.items():
+        for name, each in changed.items():
             old = graph.module.get_parameter(name)
             assign(fork.module, name, torch.nn.Parameter(dequantized(each).view_as(old), requires_grad=False))
-        errors.append(float(np.square(fork.run(feeds)["logits"] - dense).mean()))
+        errors.append(float(((fork.run(feeds)["logits"].astype(np.float64) - dense) ** 2).mean()))
     assert errors[1] < 0.8 * errors[0]
