@@ -10,6 +10,9 @@ from adaptc.runtime.bundle.names import ENCODER
 from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.errors import BundleError, RequestError
 
+ENCODER_WRITES_NOTHING = "an encoder, which writes no text; load, and embed or classify, are right"
+"""What is said of an encoder where text is to be written or scored."""
+
 
 def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
     """The graph that reads token ids, which is the plan's first except encoders: its name, and what it expects.
@@ -37,7 +40,7 @@ def refuse_encoder(bundle: Bundle) -> None:
         BundleError: the bundle is one.
     """
     if is_encoder(bundle.manifest):
-        raise BundleError(f"{bundle.path}: an encoder, which writes no text; load, and embed or classify, are right")
+        raise BundleError(f"{bundle.path}: {ENCODER_WRITES_NOTHING}")
 
 
 def is_modal(manifest: Manifest) -> bool:

@@ -79,7 +79,7 @@ def main() -> None:
     for name, work, given in (("gptq", rounded, range(asked.experts)), ("nearest", nearest, pairs)):
         began = perf_counter()
         with ThreadPoolExecutor(threads) as pool:
-            changed = list(pool.map(work, given))  # type: ignore[arg-type]
+            changed = list(pool.map(work, given))
         took = perf_counter() - began
         errors = [
             float((result(each, changed) - right).square().sum() / right.square().sum())

@@ -87,13 +87,11 @@ def load_session(bundle: Path, **options: Any) -> Session:
         **options: Of `runtime.load`.
 
     Raises:
-        BundleError: the bundle is an encoder; and as `runtime.load`.
         RequestError: the bundle's model answers inputs and writes no text; and as `runtime.load`.
     """
-    from adaptc.runtime import ModalSession, RequestError, load, open_bundle
-    from adaptc.runtime.model.plan import refuse_encoder
+    from adaptc.runtime import EncoderSession, ModalSession, RequestError, load
+    from adaptc.runtime.model.plan import ENCODER_WRITES_NOTHING
 
-    refuse_encoder(open_bundle(bundle, verify=False))
     session = load(bundle, **options)
     if isinstance(cast("object", session), ModalSession):
         session.close()
@@ -101,6 +99,9 @@ def load_session(bundle: Path, **options: Any) -> Session:
             f"{bundle}: its model answers inputs of several modalities and writes no text; "
             "adaptc profile, strategy and bench --jobs are for it, and runtime.load_modal in Python"
         )
+    if isinstance(cast("object", session), EncoderSession):
+        session.close()
+        raise RequestError(f"{bundle}: {ENCODER_WRITES_NOTHING}")
     return session
 
 
