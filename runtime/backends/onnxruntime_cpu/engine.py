@@ -9,6 +9,7 @@ from typing import Any
 from adaptc.runtime.backends.engine import Array, Arrays, BoundRun, check_array, check_complete
 from adaptc.runtime.backends.host.memory import trim
 from adaptc.runtime.backends.onnxruntime_cpu.cores import physical_cores
+from adaptc.runtime.backends.onnxruntime_cpu.huge_pages import collapse_since, filled
 from adaptc.runtime.backends.onnxruntime_cpu.packed import OUTPUT, with_packed
 from adaptc.runtime.bundle.manifest import TensorSpec
 from adaptc.runtime.errors import EngineError
@@ -61,9 +62,11 @@ class OrtEngine:
         graph = with_packed(file) if instead is None else instead
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent))
+        before = filled()
         self._session: Any = _session(ort, file, graph, options)
         if graph is not None:
             trim()
+        collapse_since(before)
         self.inputs = tuple(_spec(tensor, file) for tensor in self._session.get_inputs())
         if cache_dtype(self.inputs) == "int8":
             _refuse_older(ort, file, *_CODED_CACHE)
