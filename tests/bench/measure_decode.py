@@ -5,8 +5,9 @@ python -m tests.bench.measure_decode b32=adaptc:FOLDER b128=adaptc:FOLDER theirs
 
 Each turn is a process of its own, which loads the model, warms up and answers. What is printed is tokens a second from
 the first token of an answer on, its median with quartiles over all turns, and over that of the first that is named.
-Several sequences at once are of equal lengths; llama-cpp-python writes one at a time and is left out then. onnxruntime-genai's folder is what its own builder wrote (`adaptc bench --against
-onnxruntime-genai` keeps it in the cache folder, under genai/).
+Several sequences at once are of equal lengths; llama-cpp-python writes one at a time and is left out then.
+onnxruntime-genai's folder is what its own builder wrote; `adaptc bench --against onnxruntime-genai` keeps it in the
+cache folder, under genai/.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ def main() -> None:
     given = parsed()
     if given.once:
         (what,) = given.what
-        print(json.dumps(turn(*what.split("=", 1)[1].split(":", 1), given)))
+        engine, model = what.split("=", 1)[1].split(":", 1)
+        print(json.dumps(turn(engine, model, given)))
         return
     options = [each for each in sys.argv[1:] if each not in given.what]
     speeds: dict[str, list[float]] = {what: [] for what in given.what}

@@ -61,7 +61,7 @@ def test_what_is_filled_is_in_huge_pages_and_the_same() -> None:
 def test_memory_that_nobody_has_touched_stays_untouched() -> None:
     memory = Memory(8)
     memory.bytes[: 2 * HUGE] = 1
-    memory.bytes[5 * HUGE] = 1  # one small page of a huge one
+    memory.bytes[2 * HUGE] = 1  # one small page of a huge one
     there = memory.kib("Rss")
     collapse([memory.span])
     assert memory.kib("Rss") == there
