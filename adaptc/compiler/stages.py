@@ -249,6 +249,9 @@ def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[Pass
         history=stored.history,
         modal=stored.modal,
         draft=stored.draft,
+        kept_adapters={
+            name: kept for name, source in sources.items() if (kept := source.kept_adapters(stored.views.get(name, {})))
+        },
     )
     return program, list(stored.records)
 

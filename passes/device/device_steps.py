@@ -20,6 +20,10 @@ from adaptc.runtime.bundle.gpu_steps.device_step import DeviceStep
 from adaptc.runtime.bundle.names import KEY, past
 
 
+KEPT_ADAPTERS = "adapters that requests choose among have no kernels"
+"""Why a decoder that has them has no step."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceSteps(Pass):
     """Write a decoder's step as a list of GPU kernels.
@@ -52,6 +56,8 @@ class DeviceSteps(Pass):
             if name in program.steps or not _is_decoder(main):
                 continue
             try:
+                if name in program.adapted_products:
+                    raise PassError(KEPT_ADAPTERS)
                 step = device_step(read_atoms(main))
             except PassError:
                 if self.required:
@@ -67,6 +73,8 @@ def cpu_only(program: Program) -> dict[str, str]:
     for name, graph in program.at_level(OnnxGraph).items():
         if name not in program.steps and _is_decoder(graph.model.graph):
             try:
+                if name in program.adapted_products:
+                    raise PassError(KEPT_ADAPTERS)
                 device_step(read_atoms(graph.model.graph))
             except PassError as error:
                 found[name] = str(error)
