@@ -117,7 +117,14 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
 def _forms(target: TargetSpec) -> tuple[Pass, ...]:
     """What writes a decoder for ONNX Runtime on a CPU, and for kernels of ours on a GPU."""
     cache = () if target.kv_cache == "fp32" else (QuantizeCache(target.kv_cache),)
-    return DeviceSteps(required=target.device == "cuda"), *cache, SlidingCache(), SwitchAdapters(), Branch(), VerifyDrafts()
+    return (
+        DeviceSteps(required=target.device == "cuda"),
+        *cache,
+        SlidingCache(),
+        SwitchAdapters(),
+        Branch(),
+        VerifyDrafts(),
+    )
 
 
 def _onnxruntime(target: TargetSpec, quantize: QuantizeSpec) -> tuple[Pass, ...]:

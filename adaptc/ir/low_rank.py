@@ -52,6 +52,12 @@ class KeptAdapter:
         """Its largest rank."""
         return max((change.rank for change in self.changes.values()), default=0)
 
+    @property
+    def bytes(self) -> int:
+        """Of its matrices in float32; parts of a joined layer share theirs."""
+        layers = {change.module: change for change in self.changes.values()}
+        return 4 * sum(each.rank * (each.inputs + each.outputs) for each in layers.values())
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptedProduct:

@@ -18,8 +18,6 @@ from adaptc.passes.match import initializer
 from adaptc.runtime.bundle.adapters import AdaptedGraph, AdapterRecord
 from adaptc.runtime.bundle.names import ADAPTER, adapted_graph
 
-_BYTES = 4
-
 
 @dataclass(frozen=True, slots=True)
 class SwitchAdapters(Pass):
@@ -97,6 +95,8 @@ def _add(main: ir.Graph, x: ir.Value, result: ir.Value, chosen: ir.Value, stack:
         call("Gather", name, [batch, *shape], constant, chosen, axis=0)
         for name, constant, shape in zip("AB", stacks, ((inputs, rank), (rank, outputs)), strict=True)
     )
+    if x.dtype != ir.DataType.FLOAT:  # attention's result, where keys and values are kept in half precision
+        x = call("Cast", "x", sizes(x), x, to=int(ir.DataType.FLOAT))
     low = call("MatMul", "low", [batch, tokens, rank], x, a)
     change = call("MatMul", "change", [batch, tokens, outputs], low, b)
     total = call("Add", "Add", [batch, tokens, outputs], result, change)
@@ -108,6 +108,4 @@ def _add(main: ir.Graph, x: ir.Value, result: ir.Value, chosen: ir.Value, stack:
 
 
 def _record(adapter: KeptAdapter) -> AdapterRecord:
-    read = {each.module: each for each in adapter.changes.values()}
-    numbers = sum(each.rank * (each.inputs + each.outputs) for each in read.values())
-    return AdapterRecord(adapter.name, adapter.origin, adapter.rank, _BYTES * numbers)
+    return AdapterRecord(adapter.name, adapter.origin, adapter.rank, adapter.bytes)

@@ -154,7 +154,9 @@ def _check_adapters(manifest: Manifest, where: str, name: str, adapted: AdaptedG
         if (fault := name_fault(adapter.name)) is not None:
             raise BundleError(f"{where}.adapters[{index}].name: {fault}")
         if adapter.name in seen:
-            raise BundleError(f"{where}.adapters[{index}].name: {adapter.name!r} is there twice; a name of its own is right")
+            raise BundleError(
+                f"{where}.adapters[{index}].name: {adapter.name!r} is there twice; a name of its own is right"
+            )
         seen.add(adapter.name)
         _count(f"{where}.adapters[{index}].rank", adapter.rank, 1, _WIDTH)
         _count(f"{where}.adapters[{index}].bytes", adapter.bytes, 1, 1 << 62)

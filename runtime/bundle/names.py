@@ -55,7 +55,7 @@ RAN = "ran"
 """Output of a graph with skip gates: bool [batch, gates], or bool [gates] where the rows of a step decide together."""
 
 ADAPTER = "adapter"
-"""Input of a decoder's form with adapters: int64 [batch], which of them each sequence has, counted from 1; 0 for none."""
+"""Input of a decoder's form with adapters: int64 [batch], which of them each sequence has, from 1; 0 for none."""
 
 IMAGE_PLACES = "image_places"
 """Input of a decoder: int64 [places], which of a step's tokens are images'."""

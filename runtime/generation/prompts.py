@@ -133,7 +133,9 @@ def adapters_per_prompt(adapter: Any, prompts: int) -> list[Any]:
     if not isinstance(adapter, (list, tuple)):
         return [adapter] * prompts
     if len(adapter) != prompts:
-        raise RequestError(f"adapter: {len(adapter)} of them; one for each of the {prompts} prompts, or None, is needed")
+        raise RequestError(
+            f"adapter: {len(adapter)} of them; one for each of the {prompts} prompts, or None, is needed"
+        )
     return list(adapter)
 
 

@@ -371,7 +371,7 @@ class Session:
 
     def _sequence(self, prompt: Prompt, request: Request, index: int = 0) -> TokenSequence:
         """A request's sequence, all of it checked; `index` is its place in a batch."""
-        options = self._checks.options(request.budget, request.route, request.adapter)
+        options = self._checks.options(request.budget, request.route, cast("str | None", request.adapter))
         ids, encode = self._prompts.read(prompt, request)
         if request.stop_strings:
             self._prompts.need_tokenizer("stop strings")

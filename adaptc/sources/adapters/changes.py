@@ -7,7 +7,7 @@ computes: a change of a tied embedding leaves the head as it is, unless the adap
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -189,8 +189,8 @@ class _OneAdapter:
             scale = self._scale(module, pair)
             read = partial(_floats, pair["A"].read), partial(_floats, pair["B"].read, scale)
             tied = self.base.tied and name == self.base.head
-            sizes = *pair["A"].shape, pair["B"].shape[0]
-            yield self.base.table if tied else name, LowRank(module, *sizes, *read)
+            rank, inputs = pair["A"].shape
+            yield self.base.table if tied else name, LowRank(module, rank, inputs, pair["B"].shape[0], *read)
 
     def _parts(self) -> tuple[dict[str, dict[str, AdapterTensor]], dict[str, AdapterTensor]]:
         """A and B of each module that has them, and the tensors that take a parameter's place, by its name."""

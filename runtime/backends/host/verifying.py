@@ -70,7 +70,7 @@ class VerifyingDecoder(HostDecoder):
         return self.spec.max_tokens
 
     def verifiable(self, options: RequestOptions) -> int:
-        """See `Verifier.verifiable`; gates must decide for each row by itself, and graphs that verify have no adapters."""
+        """See `Verifier.verifiable`; gates must decide for each row by itself, and none verifies adapters."""
         if options.adapter is not None:
             return 0
         skips = self.gates is not None and not self.dense(options)
