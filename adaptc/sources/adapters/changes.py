@@ -178,11 +178,11 @@ class _OneAdapter:
     def low_ranks(self) -> Iterator[tuple[str, LowRank]]:
         """Yield each weight whose product is added to, with what is added; a tied head has the embedding's name."""
         pairs, replaced = self._parts()
+        for module in (module for module in pairs if self.base.kinds[module] == "embedding"):
+            raise LoadError(f"{self.adapter.origin}: {module} is an embedding{_ONLY_PRODUCTS}")
         for name in replaced:
             raise LoadError(f"{self.adapter.origin}: {name} is replaced as a whole{_ONLY_PRODUCTS}")
         for module, pair in pairs.items():
-            if self.base.kinds[module] == "embedding":
-                raise LoadError(f"{self.adapter.origin}: {module} is an embedding{_ONLY_PRODUCTS}")
             if f"{module}.lora_B.bias" in self.tensors:
                 raise LoadError(f"{self.adapter.origin}: {module} has a bias beside B{_ONLY_PRODUCTS}")
             name = f"{module}.weight"
