@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from adaptc import runtime
+from adaptc.compiler import tuning
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
 from adaptc.errors import SpecError
 from adaptc.runtime.backends.backend import DecoderOptions
+from adaptc.runtime.bundle.gate_verdict import Payoff
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.loading import load_decoder
 from adaptc.runtime.model.options import RequestOptions
@@ -182,13 +184,15 @@ def test_speculation_leaves_requests_with_adapters_alone(folder: Path) -> None:
         assert found[1].trace.drafted == 0
 
 
-def test_blocks_behind_gates(folder: Path) -> None:
+def test_blocks_behind_gates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With every block run they are the model with its adapter; with some skipped, rows still have their own."""
+    monkeypatch.setattr(tuning, "payoff", lambda *_: Payoff(1e-3, 1.01e-3, 0.8e-3, 1))  # they pay
     gates = "passes: [skip_ffn: {policy: static, layers: [1], warmup: 2}]\n"
     bundle = compiled(folder, more=gates)
     with runtime.load(bundle, batch=3) as session:
         form = runtime.open_bundle(bundle).manifest.adapters["lm"]
-        assert session.gates is None or form.dense
+        assert session.gates is not None
+        assert form.dense == "lm.adapted.dense"
         for name, place in NAMES.items():
             model = loaded(folder / "base", folder / place)
             assert abs(session.score(IDS, adapter=name, budget=1.0).values - scores(model, IDS)).max() < 1e-4

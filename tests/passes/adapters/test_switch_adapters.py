@@ -69,8 +69,9 @@ def given(head: bool = False) -> Program:
 
 
 @cache
-def switched(*weights: Pass, head: bool = False) -> Program:
-    return Pipeline((FuseNorms(), FuseProjections(), AdapterPlaces(), *weights, SwitchAdapters())).run(given(head))
+def switched(*weights: Pass, head: bool = False, side_by_side: int = 4) -> Program:
+    before = FuseNorms(), FuseProjections(), AdapterPlaces()
+    return Pipeline((*before, *weights, SwitchAdapters(side_by_side))).run(given(head))
 
 
 def merged(adapter: int | None, head: bool = False) -> OnnxGraph:
@@ -96,13 +97,16 @@ def logits(graph: OnnxGraph, chosen: list[int] | None = None) -> Array:
     return found
 
 
-def test_golden(golden: Callable[[str, str], None]) -> None:
-    golden("switch_adapters/llama", switched(FloatWeights()).graph("lm.adapted", OnnxGraph).text())
+@pytest.mark.parametrize(("name", "most"), [("llama", 4), ("llama-gathered", 0)])
+def test_golden(name: str, most: int, golden: Callable[[str, str], None]) -> None:
+    graph = switched(FloatWeights(), side_by_side=most).graph("lm.adapted", OnnxGraph)
+    golden(f"switch_adapters/{name}", graph.text())
 
 
+@pytest.mark.parametrize("most", [4, 0], ids=["side by side", "gathered"])
 @pytest.mark.parametrize("head", [False, True], ids=["blocks", "blocks and head"])
-def test_each_row_has_its_adapter(head: bool) -> None:
-    graph = switched(FloatWeights(), head=head).graph("lm.adapted", OnnxGraph)
+def test_each_row_has_its_adapter(head: bool, most: int) -> None:
+    graph = switched(FloatWeights(), head=head, side_by_side=most).graph("lm.adapted", OnnxGraph)
     found = logits(graph, [2, 0, 1])
     for row, adapter in enumerate((1, None, 0)):
         assert_close(found[row], logits(merged(adapter, head))[row], **ENGINE)
@@ -110,8 +114,9 @@ def test_each_row_has_its_adapter(head: bool) -> None:
     assert abs(found[0] - logits(merged(0, head))[0]).max() > 1e-2
 
 
-def test_no_adapter_changes_no_bit() -> None:
-    program = switched(FloatWeights())
+@pytest.mark.parametrize("most", [4, 0], ids=["side by side", "gathered"])
+def test_no_adapter_changes_no_bit(most: int) -> None:
+    program = switched(FloatWeights(), side_by_side=most)
     plain, adapted = (program.graph(name, OnnxGraph) for name in ("lm", "lm.adapted"))
     assert (logits(adapted, [0, 0, 0]) == logits(plain)).all()
 
