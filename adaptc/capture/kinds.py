@@ -33,8 +33,10 @@ def shallow(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig
     for field in BY_LAYER:
         if values := getattr(config, field, None):
             setattr(small, field, [values[layer] for layer in layers])
+    sparse = _sparse(config)
+    if hasattr(small, "moe_layers"):
+        small.moe_layers = [place for place, layer in enumerate(layers) if sparse[layer]]
     if getattr(small, "mlp_only_layers", None) is not None:
-        sparse = _sparse(config)
         small.mlp_only_layers = [place for place, layer in enumerate(layers) if not sparse[layer]]
         small.decoder_sparse_step = 1
     if not hasattr(type(small), "sliding_window"):
@@ -45,8 +47,10 @@ def shallow(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig
 
 
 def _sparse(config: Any) -> list[bool]:
-    """Which layers have experts, by the keys of Qwen's models; all, or none, where a config has no such keys."""
+    """Which layers have experts, by the keys of Llama's and Qwen's models; all, or none, where a config has none."""
     layers = range(int(config.num_hidden_layers))
+    if (stated := getattr(config, "moe_layers", None)) is not None:
+        return [layer in stated for layer in layers]
     dense = getattr(config, "mlp_only_layers", None)
     if dense is None:
         return [True for _ in layers]

@@ -14,10 +14,12 @@ def plain(model: Any) -> set[str]:
         model: transformers' model; its weights are empty.
 
     Returns:
-        Names of the weights that are [outputs, inputs] now and [inputs, outputs] in the model's files.
+        Names of the weights that are [outputs, inputs] now and [inputs, outputs] in the model's files; of experts, with
+        an axis of these before.
     """
     from transformers.activations import FastGELUActivation, NewGELUActivation
     from transformers.models.falcon.modeling_falcon import FalconLinear
+    from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
     from transformers.pytorch_utils import Conv1D
 
     turned = set()
@@ -33,6 +35,11 @@ def plain(model: Any) -> set[str]:
                 linear = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
             linear.weight, linear.bias = module.weight, module.bias
             model.set_submodule(path, linear)
+        elif isinstance(module, Llama4TextExperts):
+            for name, old in list(module.named_parameters(recurse=False)):
+                experts, inputs, outputs = old.shape
+                setattr(module, name, torch.nn.Parameter(old.new_empty(experts, outputs, inputs)))
+                turned.add(f"{path}.{name}")
         elif isinstance(module, NewGELUActivation | FastGELUActivation):
             model.set_submodule(path, torch.nn.GELU(approximate="tanh"))
     return turned

@@ -53,7 +53,7 @@ def keep_rows(module: fx.GraphModule) -> None:
     """
     graph = module.graph
     block = next((node for node in graph.nodes if node.target is _EXPERTS), None)
-    if block is not None:
+    if block is not None and block.args[0].meta["val"].ndim == 2:
         _keep(graph, block)
         graph.eliminate_dead_code()
         module.recompile()

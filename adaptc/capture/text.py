@@ -110,9 +110,9 @@ def _export(
     model.tie_weights()  # left out when weights are not initialized
     ties = tied(model)
     turned = plain(model)
-    follow_positions(model)
     if family.prepare is not None:
         family.prepare(model)
+    follow_positions(model)
     ids = torch.zeros(2, 7, dtype=torch.int64)
     # 2 and 7: sizes of 0 and 1 would be taken for constants.
     free = {0: torch.export.Dim("batch", min=1, max=4096), 1: torch.export.Dim("tokens", min=1, max=1 << 20)}

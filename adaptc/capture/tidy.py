@@ -12,7 +12,7 @@ from adaptc.ir.marks import path_of
 
 
 def tidy(module: fx.GraphModule) -> None:
-    """Drop guards, assertions, casts to the type that a value already has, and dead masks, in place."""
+    """Drop guards, assertions, casts to the type and views of the shape that a value already has, and dead masks."""
     aten = torch.ops.aten
     for node in list(module.graph.nodes):
         if node.target in ("_guards_fn", aten._assert_tensor_metadata.default):
@@ -28,7 +28,7 @@ def tidy(module: fx.GraphModule) -> None:
             if source.meta["val"].dtype == node.meta["val"].dtype:
                 node.replace_all_uses_with(source)
                 module.graph.erase_node(node)
-        elif node.target is aten.dropout.default and node.args[2] is False:
+        elif _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
         elif node.target is aten.copy_.default and node.args[0].op == "get_attr":
@@ -41,6 +41,13 @@ def tidy(module: fx.GraphModule) -> None:
     _share_sizes(module.graph)
     for node in module.graph.nodes:
         node.meta = {"val": node.meta.get("val"), "path": path_of(node)}
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    """Whether a node gives what it reads: a view of the same shape, or a dropout that is off."""
+    if node.target is torch.ops.aten.view.default:
+        return str(node.meta["val"].shape) == str(node.all_input_nodes[0].meta["val"].shape)
+    return node.target is torch.ops.aten.dropout.default and node.args[2] is False
 
 
 def _own_constants(module: fx.GraphModule) -> None:

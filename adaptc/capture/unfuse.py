@@ -46,7 +46,11 @@ _MOVES = frozenset(
 )
 """Operators that only move numbers."""
 
-_ATTENTION = (torch.ops.adaptc.causal_attention.default, torch.ops.adaptc.encoder_attention.default)
+_ATTENTION = (
+    torch.ops.adaptc.causal_attention.default,
+    torch.ops.adaptc.chunked_attention.default,
+    torch.ops.adaptc.encoder_attention.default,
+)
 
 _ENDS = frozenset((aten.linear.default, *_ATTENTION))
 """Where the search for a part's product ends."""

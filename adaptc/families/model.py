@@ -83,6 +83,8 @@ def model_of(config: Any, **options: Any) -> Any:
 def has_experts(config: Any) -> bool:
     """Return whether a language model has layers with a router and experts."""
     text = text_of(config)
+    if getattr(text, "moe_layers", None) == []:
+        return False
     return any(getattr(text, key, None) for key in ("num_experts", "num_local_experts"))
 
 

@@ -30,6 +30,7 @@ from adaptc.families.encoders.roberta import ROBERTA
 from adaptc.families.encoders.whisper import WHISPER
 from adaptc.families.encoders.xlm_roberta import XLM_ROBERTA
 from adaptc.families.experts.granitemoe import GRANITEMOE
+from adaptc.families.experts.llama4_text import LLAMA4_TEXT
 from adaptc.families.experts.mixtral import MIXTRAL
 from adaptc.families.experts.olmoe import OLMOE
 from adaptc.families.experts.qwen2_moe import QWEN2_MOE
@@ -52,7 +53,7 @@ GROUP = "adaptc.families"
 
 _GATED = (LLAMA, QWEN2, QWEN3, MISTRAL, GEMMA, GEMMA2, GEMMA3_TEXT, PHI3, OLMO2, GRANITE, SMOLLM3, STABLELM)
 _OTHERS = (COHERE, COHERE2, GPT2, GPT_NEOX, FALCON)
-_WITH_EXPERTS = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GRANITEMOE, OLMOE)
+_WITH_EXPERTS = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GRANITEMOE, OLMOE, LLAMA4_TEXT)
 
 DECODERS: Mapping[str, DecoderFamily] = MappingProxyType(
     {each.model_type: each for each in (*_GATED, *_OTHERS, *_WITH_EXPERTS)}

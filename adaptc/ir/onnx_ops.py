@@ -24,6 +24,9 @@ CAUSAL_ATTENTION = "CausalAttention"
 IMAGE_ATTENTION = "ImageAttention"
 """The same, and from the places of an image to those behind them of the same image: see `operators/attention.py`."""
 
+CHUNKED_ATTENTION = "ChunkedAttention"
+"""The same within chunks that do not see each other: see `operators/attention.py`."""
+
 ENCODER_ATTENTION = "EncoderAttention"
 """Attention of each position to all that are no padding: see `adaptc.ir.operators.encoder_attention`."""
 
@@ -112,6 +115,27 @@ ImageAttention <scale: float = 1.0, window: int = 0, softcap: float = 0.0> (quer
 }
 """
 
+_CHUNKED_ATTENTION = """
+<domain: "adaptc", opset_import: ["": 23]>
+ChunkedAttention <scale: float = 1.0, chunk: int = 1> (query, key, value) => (result)
+{
+    zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    first = Constant <value_ints = [0]> ()
+    second = Constant <value_ints = [1]> ()
+    size = Shape <start = 2, end = 3> (query)
+    tokens = Squeeze (size)
+    position = Range (zero, tokens, one)
+    width = Constant <value_int: int = @chunk> ()
+    number = Div (position, width)
+    looks = Unsqueeze (number, second)
+    seen = Unsqueeze (number, first)
+    mask = Equal (looks, seen)
+    heads = Attention <is_causal = 1, scale: float = @scale> (query, key, value, mask)
+    result = Transpose <perm = [0, 2, 1, 3]> (heads)
+}
+"""
+
 _ENCODER_ATTENTION = """
 <domain: "adaptc", opset_import: ["": 23]>
 EncoderAttention <scale: float = 1.0, reach: int = 0> (query, key, value, mask) => (result)
@@ -196,6 +220,7 @@ DEFINITIONS: Mapping[str, onnx.FunctionProto] = MappingProxyType(
             (SKIP, _SKIP),
             (CAUSAL_ATTENTION, _CAUSAL_ATTENTION),
             (IMAGE_ATTENTION, _IMAGE_ATTENTION),
+            (CHUNKED_ATTENTION, _CHUNKED_ATTENTION),
             (ENCODER_ATTENTION, _ENCODER_ATTENTION),
             (FULL_ATTENTION, _FULL_ATTENTION),
             (EXPERTS, _EXPERTS),
@@ -221,8 +246,8 @@ def is_skip(node: ir.Node) -> bool:
 
 
 def is_causal_attention(node: ir.Node) -> bool:
-    """Whether a node is a decoder's attention over whole sequences, with images or without."""
-    return node.domain == DOMAIN and node.op_type in (CAUSAL_ATTENTION, IMAGE_ATTENTION)
+    """Whether a node is a decoder's attention over whole sequences: plain, with images or in chunks."""
+    return node.domain == DOMAIN and node.op_type in (CAUSAL_ATTENTION, IMAGE_ATTENTION, CHUNKED_ATTENTION)
 
 
 def places_of(node: ir.Node) -> ir.Value | None:

@@ -55,7 +55,7 @@ class WeightView:
 
     Attributes:
         source: Name of the pretrained weight.
-        turned: Whether that is stored as [inputs, outputs].
+        turned: Whether that is stored as [inputs, outputs], or as [experts, inputs, outputs].
         rows: Which of its outputs, in order; empty for all.
     """
 
@@ -65,15 +65,15 @@ class WeightView:
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the part of a pretrained weight of this shape."""
-        whole = shape[::-1] if self.turned and len(shape) == 2 else shape
+        whole = (*shape[:-2], *shape[:-3:-1]) if self.turned and len(shape) > 1 else shape
         return (sum(end - first for first, end in self.rows), *whole[1:]) if self.rows else whole
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """The part of the pretrained weight; it shares memory where it is one run of whole rows."""
         import torch
 
-        if self.turned and weight.ndim == 2:
-            weight = weight.t().contiguous()
+        if self.turned and weight.ndim > 1:
+            weight = weight.transpose(-1, -2).contiguous()
         if not self.rows:
             return weight
         parts = [weight[first:end] for first, end in self.rows]

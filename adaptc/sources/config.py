@@ -13,6 +13,9 @@ from adaptc.families.table import decoders_within, family_of, supported
 LAYER_TYPES = ("full_attention", "sliding_attention")
 """Kinds of layers that capture knows."""
 
+CHUNKED = "chunked_attention"
+"""One more, of models whose configs say how long a chunk is."""
+
 _MAX_SIZE = 1 << 31
 _MAX_LABELS = 1_000_000
 _SIZES = {
@@ -34,6 +37,12 @@ _SIZES = {
     "n_layer": 1000,
     "ffn_hidden_size": _MAX_SIZE,
     "num_kv_heads": _MAX_SIZE,
+    # Llama 4's.
+    "attention_chunk_size": _MAX_SIZE,
+    "floor_scale": _MAX_SIZE,
+    "interleave_moe_layer_step": _MAX_SIZE,
+    "intermediate_size_mlp": _MAX_SIZE,
+    "no_rope_layer_interval": _MAX_SIZE,
     "original_max_position_embeddings": _MAX_SIZE,
     # Encoders' own.
     "type_vocab_size": _MAX_SIZE,
@@ -126,9 +135,10 @@ def _check_layers(origin: str, text: Any) -> None:
     """Refuse kinds of layers that capture does not know, lists of another depth, and windows without a width."""
     _check_lists(origin, vars(text), text.num_hidden_layers)
     kinds = getattr(text, "layer_types", None) or []
+    known = LAYER_TYPES if getattr(text, "attention_chunk_size", None) is None else (LAYER_TYPES[0], CHUNKED)
     for kind in kinds:
-        if kind not in LAYER_TYPES:
-            raise LoadError(f"{origin}: layer_types has {kind!r}; adaptc captures {' and '.join(LAYER_TYPES)}")
+        if kind not in known:
+            raise LoadError(f"{origin}: layer_types has {kind!r}; adaptc captures {' and '.join(known)}")
     window = getattr(text, "sliding_window", None)
     if window == 0 and kinds and "sliding_attention" not in kinds:
         return  # Qwen2 with experts says so of no window

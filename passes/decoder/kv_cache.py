@@ -13,10 +13,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from adaptc.errors import PassError
 from adaptc.ir.marks import label
 from adaptc.ir.onnx_graph import OnnxGraph
-from adaptc.ir.onnx_ops import is_causal_attention, places_of
+from adaptc.ir.onnx_ops import CHUNKED_ATTENTION, is_causal_attention, places_of
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
 from adaptc.passes.decoder.attention_parts import HeadsPart, flat, unrotated
+from adaptc.passes.decoder.chunks import chunk_bias
 from adaptc.passes.decoder.head_width import cut, padded, padded_table, padded_width, pieces_of
 from adaptc.passes.decoder.image_attention import Heads, StepImages, seeing_images, step_images
 from adaptc.passes.decoder.positions import count_positions
@@ -43,6 +44,9 @@ LENGTHS, TOTAL = 5, 6
 TURNED_BY = 9
 """The kernel's input of positions that RoPE turns by; without it, those that `LENGTHS` implies."""
 
+BIAS = 10
+"""The kernel's input of what is added to scores."""
+
 
 @dataclass(frozen=True, slots=True)
 class KvCache(Pass):
@@ -55,6 +59,7 @@ class KvCache(Pass):
     copies nothing. RoPE tables are computed once, by running the model's own subgraph over every position, so each
     static kind of RoPE (default, linear, Llama 3, YaRN, LongRoPE for so many tokens) is served by the same code. Where
     a token has three positions, as with images in Qwen2-VL, they stay an input, and RoPE stays before the kernel.
+    Attention in chunks, as in Llama 4, adds a bias to scores, unless a chunk holds all positions.
     Where an image is seen whole, as in Gemma 3, a step with images computes attention by a mask (`image_attention.py`).
 
     RoPE may turn a part of each head, neighbours instead of halves, or nothing in some layers. What else reads
@@ -119,6 +124,7 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
             width = padded_width(2 * rope.pairs, head_multiple)
             tables[rope.tables] = _tables(graph, rope.tables, max_tokens, len(tables), width)
     images = _step_images(main, [node for node, _ in attentions], seqlens, total)
+    biases = _chunk_biases(main, [node for node, _ in attentions], seqlens, total, max_tokens)
     for layer, (node, parts) in enumerate(attentions):
         query, key, _ = parts
         rope, kv_heads = query.rope, key.heads
@@ -128,8 +134,8 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
         past = [_cache_value(past_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         present = [_cache_value(present_name(layer, kind), kv_heads, max_tokens, width) for kind in CACHE_KINDS]
         turned = (_joined(main, node, 0, query), _joined(main, node, 1, key)) if spatial else ()
-        given = [*turned, *(flat(main, node, part) for part in parts[len(turned) :])]
-        wide = [padded(main, node, value, part.heads, pieces) for value, part in zip(given, parts, strict=True)]
+        parts_read = [*turned, *(flat(main, node, part) for part in parts[len(turned) :])]
+        wide = [padded(main, node, value, part.heads, pieces) for value, part in zip(parts_read, parts, strict=True)]
         heads = Heads(
             query=wide[0],
             heads=query.heads,
@@ -141,7 +147,10 @@ def _cache(graph: OnnxGraph, max_tokens: int, head_multiple: int) -> None:
             softcap=node.attributes.get_float("softcap", 0.0),
             window=node.attributes.get_int("window", 0),
         )
-        kernel = _kernel(node, heads, [*wide, *past, seqlens, total, *turns], present)
+        given: list[ir.Value | None] = [*wide, *past, seqlens, total, *turns]
+        if (bias := biases.get(_chunk(node))) is not None:
+            given += [None] * (BIAS - len(given)) + [bias]
+        kernel = _kernel(node, heads, given, present)
         main.insert_before(node, kernel)
         out = kernel.outputs[0]
         if images is not None:
@@ -165,7 +174,7 @@ def _parts(main: ir.Graph, node: ir.Node) -> tuple[HeadsPart, HeadsPart, HeadsPa
     return query, key, value
 
 
-def _kernel(node: ir.Node, heads: Heads, inputs: Sequence[ir.Value], present: Sequence[ir.Value]) -> ir.Node:
+def _kernel(node: ir.Node, heads: Heads, inputs: Sequence[ir.Value | None], present: Sequence[ir.Value]) -> ir.Node:
     """The kernel over a cache that stands for an attention over whole sequences."""
     shape = ir.Shape(["batch", "tokens", heads.heads * heads.width])
     out = ir.Value(name=f"{node.name}/out", type=heads.query.type, shape=shape)
@@ -186,6 +195,19 @@ def _kernel(node: ir.Node, heads: Heads, inputs: Sequence[ir.Value], present: Se
         name=f"{label(node)}/{ATTENTION}",
         metadata_props=dict(node.metadata_props),
     )
+
+
+def _chunk(node: ir.Node) -> int:
+    """Positions of a chunk of an attention; 0 for one that sees all."""
+    return node.attributes.get_int("chunk", 1) if node.op_type == CHUNKED_ATTENTION else 0
+
+
+def _chunk_biases(
+    main: ir.Graph, attentions: Sequence[ir.Node], seqlens: ir.Value, total: ir.Value, max_tokens: int
+) -> dict[int, ir.Value]:
+    """What is added to scores, by the chunks that do not hold all positions."""
+    chunks = sorted({chunk for chunk in map(_chunk, attentions) if 0 < chunk < max_tokens})
+    return {chunk: chunk_bias(main, seqlens, total, chunk) for chunk in chunks}
 
 
 def _step_images(

@@ -14,13 +14,16 @@ from adaptc.errors import PassError
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import CacheRanges, Program
 from adaptc.passes.base import Pass
-from adaptc.passes.decoder.kv_cache import ATTENTION, PAST, layer_of
+from adaptc.passes.decoder.kv_cache import ATTENTION, BIAS, PAST, layer_of
 from adaptc.passes.emit import FLOAT, Emitter
 from adaptc.passes.match import initializer
 from adaptc.runtime.bundle.names import CACHE_KINDS, cache_scale, is_rope_table
 
-_OWN, _PAST, _TURNS, _SCALES = slice(0, PAST), slice(PAST, PAST + len(CACHE_KINDS)), slice(7, 9), 12
-"""Inputs of the kernel: query, key and value; the cache; tables of the rotary embedding; from where on scales stand."""
+_PAST, _SCALES = slice(PAST, PAST + len(CACHE_KINDS)), 12
+"""Inputs of the kernel: the cache; from where on scales stand."""
+
+_IN_HALF = (0, 1, 2, 7, 8, BIAS)
+"""Those that have the cache's type: query, key and value, tables of the rotary embedding, what is added to scores."""
 _CODES = 127
 """Codes go from -127 to 127."""
 
@@ -97,14 +100,21 @@ def _halve(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     for node in nodes:
         _keep_as(node, half)
         new = Emitter(graph, node)
-        for place, value in [*enumerate(node.inputs[_OWN], _OWN.start), *enumerate(node.inputs[_TURNS], _TURNS.start)]:
+        for place, value in enumerate(node.inputs):
+            if place not in _IN_HALF:
+                continue
             if value is None:
                 continue
-            if is_rope_table(value.name):
-                node.replace_input_with(place, tables.setdefault(str(value.name), _half_table(graph, value)))
+            name = str(value.name)
+            if is_rope_table(name):
+                node.replace_input_with(place, tables.setdefault(name, _half_table(graph, value)))
+            elif name in tables:
+                node.replace_input_with(place, tables[name])
             else:
                 cast = new.call("Cast", value, dtype=half, shape=sizes(value), to=int(half))
                 node.replace_input_with(place, cast)
+                if place == BIAS:  # one for all layers
+                    tables[name] = cast
         result = node.outputs[0]
         result.type = ir.TensorType(half)
         users = list(result.uses())

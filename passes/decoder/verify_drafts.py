@@ -11,7 +11,7 @@ import onnx_ir as ir
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
 from adaptc.passes.base import Pass
-from adaptc.passes.decoder.kv_cache import ATTENTION, LENGTHS, PAST, TOTAL, TURNED_BY, layer_of
+from adaptc.passes.decoder.kv_cache import ATTENTION, BIAS, LENGTHS, PAST, TOTAL, TURNED_BY, layer_of
 from adaptc.passes.emit import INT, Emitter
 from adaptc.runtime.bundle.manifest import VerificationGraph
 from adaptc.runtime.bundle.names import (
@@ -118,13 +118,16 @@ def _unroll(main: ir.Graph, node: ir.Node, rows: ir.Value, lengths: Sequence[ir.
     past = [*node.inputs[_OWN : _OWN + len(CACHE_KINDS)]]
     layer = layer_of(node)
     rest = [*node.inputs[TOTAL:]]
-    turned_by = node.inputs[TURNED_BY] if len(node.inputs) > TURNED_BY else None
-    places = None if turned_by is None else _split(new, turned_by, rows, size)
+    by_row = {
+        place: _split(new, value, rows, size)
+        for place in (TURNED_BY, BIAS)
+        if len(node.inputs) > place and (value := node.inputs[place]) is not None
+    }
     results = []
     for index, length in enumerate(lengths):
         last = index == size - 1
-        if places is not None:
-            rest[TURNED_BY - TOTAL] = places[index]
+        for place, values in by_row.items():
+            rest[place - TOTAL] = values[index]
         call = ir.node(
             ATTENTION,
             [*(None if each is None else each[index] for each in own), *past, length, *rest],

@@ -15,6 +15,7 @@ from onnxscript.values import Op, Opset
 
 from adaptc.ir.onnx_ops import (
     CAUSAL_ATTENTION,
+    CHUNKED_ATTENTION,
     DOMAIN,
     ENCODER_ATTENTION,
     EXPERTS,
@@ -36,8 +37,8 @@ OPSET = 23
 """First opset with RMSNormalization, RotaryEmbedding and Attention, which later passes and definitions use."""
 
 _OWN = Opset(DOMAIN, VERSION)
-_CAUSAL_ATTENTION, _IMAGE_ATTENTION, _SKIP, _EXPERTS = (
-    Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, IMAGE_ATTENTION, SKIP, EXPERTS)
+_CAUSAL_ATTENTION, _IMAGE_ATTENTION, _CHUNKED_ATTENTION, _SKIP, _EXPERTS = (
+    Op(_OWN, name, schema(name)) for name in (CAUSAL_ATTENTION, IMAGE_ATTENTION, CHUNKED_ATTENTION, SKIP, EXPERTS)
 )
 
 _ENCODER_ATTENTION, _FULL_ATTENTION = (Op(_OWN, name, schema(name)) for name in (ENCODER_ATTENTION, FULL_ATTENTION))
@@ -49,6 +50,10 @@ def _attention(query: Any, key: Any, value: Any, scale: float, window: int, soft
 
 def _with_images(query: Any, key: Any, value: Any, places: Any, scale: float, window: int, softcap: float) -> Any:
     return _IMAGE_ATTENTION(query, key, value, places, scale=scale, window=window, softcap=softcap)
+
+
+def _in_chunks(query: Any, key: Any, value: Any, scale: float, chunk: int) -> Any:
+    return _CHUNKED_ATTENTION(query, key, value, scale=scale, chunk=chunk)
 
 
 def _encoder_attention(query: Any, key: Any, value: Any, mask: Any, scale: float, reach: int) -> Any:
@@ -75,6 +80,7 @@ def _place(states: Any, places: Any, values: Any) -> Any:
 
 TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.adaptc.causal_attention.default: _attention,
+    torch.ops.adaptc.chunked_attention.default: _in_chunks,
     torch.ops.adaptc.encoder_attention.default: _encoder_attention,
     torch.ops.adaptc.experts.default: _experts,
     torch.ops.adaptc.image_attention.default: _with_images,

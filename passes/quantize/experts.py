@@ -152,11 +152,12 @@ def _table(new: Emitter, node: ir.Node, experts: int) -> ir.Value:
     """What each row's token gives to each expert: float32 [rows, experts], zero for those that it did not choose."""
     _, chosen, weights, _, _ = _inputs(node)
     k = _chosen(node)
-    ids, shares = (new.reshape(value, [-1, k], ["routed", k]) for value in (chosen, weights))
+    routed = f"{label(node)}.rows"  # where rows skip blocks, each block has a number of them of its own
+    ids, shares = (new.reshape(value, [-1, k], [routed, k]) for value in (chosen, weights))
     rows = new.call("Shape", ids, dtype=ir.DataType.INT64, shape=[1], start=0, end=1)
     sizes = new.call("Concat", rows, new.constant([experts]), shape=[2], axis=0)
-    zeros = new.call("ConstantOfShape", sizes, dtype=FLOAT, shape=["routed", experts])
-    return new.call("ScatterElements", zeros, ids, shares, shape=["routed", experts], axis=1)
+    zeros = new.call("ConstantOfShape", sizes, dtype=FLOAT, shape=[routed, experts])
+    return new.call("ScatterElements", zeros, ids, shares, shape=[routed, experts], axis=1)
 
 
 def _chosen(node: ir.Node) -> int:

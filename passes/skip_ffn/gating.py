@@ -28,7 +28,7 @@ from adaptc.runtime.bundle.names import PIXEL_VALUES, THRESHOLD
 
 aten = torch.ops.aten
 
-BLOCKS = ("mlp", "block_sparse_moe")
+BLOCKS = ("mlp", "block_sparse_moe", "feed_forward")
 """What a feed-forward block is called within its layer."""
 
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from adaptc.errors import PassError
+from adaptc.ir.marks import label
 from adaptc.ir.onnx_graph import fixed, sizes
+from adaptc.passes.decoder.kv_cache import BIAS
 from adaptc.passes.emit import FLOAT, Emitter
 
 FAR = -1e30
@@ -59,6 +62,8 @@ def expand(graph: ir.Graph, node: ir.Node, step_inputs: Inputs) -> tuple[ir.Valu
     Returns:
         The step's keys and values, [batch, kv_heads, tokens, head_dim].
     """
+    if len(node.inputs) > BIAS and node.inputs[BIAS] is not None:
+        raise PassError(f"{label(node)}: attention in chunks has no form for TensorRT; backend: onnxruntime is right")
     numbers = {name: attr.value for name, attr in node.attributes.items()}
     past_key, past_value = node.inputs[3:5]
     assert past_key is not None

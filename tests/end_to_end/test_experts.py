@@ -21,7 +21,7 @@ from adaptc.cli import main
 from adaptc.compiler import tuning
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
-from adaptc.errors import LoadError, SpecError
+from adaptc.errors import AdaptcError, LoadError, SpecError
 from adaptc.runtime.backends.cuda.bundle_partitions import read_steps
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.gate_verdict import Payoff
@@ -111,12 +111,30 @@ def test_targets_without_a_form_of_experts_are_refused(override: str, said: str,
         compiled(spec, override)
 
 
-def test_other_experts_are_refused(tmp_path: Path) -> None:
-    spec, _ = write(tmp_path, "mixtral")
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("mixtral", {"hidden_act": "gelu"}, "experts with gelu; hidden_act: silu is supported"),
+        ("llama4", {"hidden_act": "gelu"}, "experts with gelu; hidden_act: silu is supported"),
+        ("llama4", {"num_experts_per_tok": 2}, "num_experts_per_tok is 2, which makes another model .*; 1 is right"),
+        ("llama4", {"attention_chunk_size": 0}, "attention_chunk_size is 0; a whole number from 1 to"),
+        ("llama4", {"layer_types": ["sliding_attention"] * 3}, "adaptc captures full_attention and chunked_attention"),
+        ("mixtral", {"layer_types": ["chunked_attention"] * 3}, "adaptc captures full_attention and sliding_attention"),
+    ],
+)
+def test_other_experts_are_refused(name: str, changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    spec, _ = write(tmp_path, name)
     file = tmp_path / "model" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_act": "gelu"}))
-    with pytest.raises(SpecError, match="experts with gelu; hidden_act: silu is supported"):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    with pytest.raises(SpecError, match=said):
         compiled(spec)
+
+
+def test_chunks_have_no_form_for_tensorrt(tmp_path: Path) -> None:
+    """Nor have experts, which are refused first: without them, and unless a chunk holds all positions."""
+    spec, _ = write(tmp_path, "llama4", "fp16", moe_layers=[])
+    with pytest.raises(AdaptcError, match=r"layers\.0\.self_attn: attention in chunks has no form for TensorRT"):
+        compiled(spec, "target.backend=tensorrt")
 
 
 ROUNDED = {"fp16": 0.001, "int8": 0.1, "int4": 0.7}

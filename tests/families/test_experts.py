@@ -13,6 +13,8 @@ from tests.close import FLOAT32, assert_close
 from tests.models import tiny
 
 WINDOWED = {"use_sliding_window": True, "sliding_window": 4}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = YARN | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral in a window": ("mixtral", {"sliding_window": 4}),
     "mixtral of one expert": ("mixtral", {"num_experts_per_tok": 1}),
@@ -28,6 +30,14 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite of one expert": ("granite-moe", {"num_experts_per_tok": 1}),
     "olmoe that clips": ("olmoe", {"clip_qkv": 0.4, "norm_topk_prob": False}),
     "olmoe with a key that it does not read": ("olmoe", {"sliding_window": 4}),
+    "llama 4 of chunks that hold the text": ("llama4", {"attention_chunk_size": 64}),
+    "llama 4 without chunks": ("llama4", {"layer_types": ["full_attention"] * 3}),
+    "llama 4 that is not tuned": ("llama4", {"attn_temperature_tuning": False}),
+    "llama 4 with RoPE everywhere": ("llama4", {"no_rope_layers": [1, 1, 1]}),
+    "llama 4 without experts": ("llama4", {"moe_layers": []}),
+    "llama 4 with biases": ("llama4", {"attention_bias": True}),
+    "llama 4, norms of heads beside YaRN's factor": ("llama4", {"rope_parameters": YARN}),
+    "llama 4, RoPE of Llama 3": ("llama4", {"rope_parameters": LLAMA3}),
     "one that tells its router's logits": ("mixtral", {"output_router_logits": True}),
 }
 

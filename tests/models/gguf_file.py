@@ -40,6 +40,9 @@ _TWO_NORMS = {
     "mlp.shared_expert.up_proj": "ffn_up_shexp",
     "mlp.shared_expert.down_proj": "ffn_down_shexp",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "feed_forward.router": "ffn_gate_inp",
+    **{f"feed_forward.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
+    **{f"feed_forward.shared_expert.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")},
 }
 _FOUR_NORMS = {
     **_TWO_NORMS,
@@ -176,13 +179,15 @@ def _described(config: Any, architecture: str) -> dict[str, Any]:
         "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
         "expert_count": getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None),
         "expert_used_count": getattr(config, "num_experts_per_tok", None),
-        "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None),
+        "expert_feed_forward_length": getattr(config, "moe_intermediate_size", None)
+        or (config.intermediate_size if hasattr(config, "intermediate_size_mlp") else None),
+        "interleave_moe_layer_step": getattr(config, "interleave_moe_layer_step", None),
         "expert_shared_feed_forward_length": getattr(config, "shared_expert_intermediate_size", None),
     }
     return {f"{architecture}.{name}": value for name, value in found.items() if value is not None}
 
 
-_INNER = ("n_inner", "ffn_hidden_size", "intermediate_size")
+_INNER = ("intermediate_size_mlp", "n_inner", "ffn_hidden_size", "intermediate_size")
 
 
 def _long(rope: Mapping[str, Any], name: str) -> Any:
@@ -222,6 +227,7 @@ def tensors(model: Any, architecture: str) -> dict[str, Any]:
         if architecture.startswith("gemma") and "norm" in name:
             values = values + 1
         if ".experts." in name:
+            values = values.swapaxes(1, 2) if architecture == "llama4" else values
             found |= _experts(name, values)
             continue
         if name.endswith("shared_expert_gate.weight"):

@@ -49,6 +49,15 @@ GRANITE: dict[str, Any] = {
     "residual_multiplier": 0.7,
     "logits_scaling": 2.5,
 }
+LLAMA4: dict[str, Any] = {
+    "num_local_experts": 4,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 48,
+    "no_rope_layer_interval": 3,
+    "attention_chunk_size": 5,
+    "floor_scale": 4,
+}
+"""Chunks, and attention that grows hotter, within the texts of tests."""
 STABLELM: dict[str, Any] = {"hidden_size": 64, "use_qkv_bias": True, "qk_layernorm": True}
 FALCON: dict[str, Any] = {"head_dim": None, "ffn_hidden_size": 64}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -102,6 +111,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_multiplier": 0.2,
             "logits_scaling": 2.0,
         },
+    ),
+    "llama4": ("llama4_text", LLAMA4),
+    "llama4-interleaved": (
+        "llama4_text",
+        LLAMA4 | {"interleave_moe_layer_step": 2, "num_hidden_layers": 5, "use_qk_norm": False, "floor_scale": 3},
     ),
     "olmoe": ("olmoe", {**EXPERTS, "head_dim": 8, "eos_token_id": None, "norm_topk_prob": True}),
     "phi3": ("phi3", {"pad_token_id": 0}),

@@ -33,7 +33,15 @@ TARGETS = {
 }
 """By name, a spec's target, and whether blocks of the model have gates: with every block run they are the model."""
 
-EXPERTS = {"mixtral": "int8", "qwen2-moe": "int4", "qwen3-moe": "fp32", "granite-moe": "fp16", "olmoe": "int8"}
+EXPERTS = {
+    "mixtral": "int8",
+    "qwen2-moe": "int4",
+    "qwen3-moe": "fp32",
+    "granite-moe": "fp16",
+    "llama4": "int4",
+    "llama4-interleaved": "fp16",
+    "olmoe": "int8",
+}
 """Of families with experts, a target each; TensorRT has no form of them."""
 CASES = [
     *((family, target) for family in tiny.FIRST for target in TARGETS),

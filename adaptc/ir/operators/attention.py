@@ -1,9 +1,10 @@
-"""Operators for causal attention, with images and without, so that every graph says what it means.
+"""Operators for causal attention, with images, in chunks or plain, so that every graph says what it means.
 
 Pretrained models spell attention in a dozen ways (masks, caches, repeated heads). Capture asks transformers for
 *our* attention function instead, and the captured graph then holds one node, `adaptc::causal_attention`: a pure
 function of the whole sequence. Masks and KV caches are lowering's business (`passes/decoder/kv_cache.py`). Where the
-places of an image attend to each other, the node is `adaptc::image_attention`, which without an image is the same.
+places of an image attend to each other, the node is `adaptc::image_attention`, which without an image is the same;
+where a text is read in chunks that do not see each other, `adaptc::chunked_attention`.
 """
 
 from __future__ import annotations
@@ -65,6 +66,25 @@ def image_attention(
     return _attend(query, key, value, scale, window, softcap, places)
 
 
+@torch.library.custom_op("adaptc::chunked_attention", mutates_args=())
+def chunked_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, chunk: int
+) -> torch.Tensor:
+    """Attend from each position to itself and to those before it in its chunk (Llama 4).
+
+    Args:
+        query: As in `causal_attention`; so are key, value and scale.
+        key: As there.
+        value: As there.
+        scale: As there.
+        chunk: Positions of a chunk, at least 1; the first one begins at position 0.
+
+    Returns:
+        float [batch, tokens, heads, head_dim].
+    """
+    return _attend(query, key, value, scale, 0, 0.0, chunk=chunk)
+
+
 @causal_attention.register_fake
 def _(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, window: int, softcap: float
@@ -85,6 +105,11 @@ def _(
     return _shaped(query, value)
 
 
+@chunked_attention.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, chunk: int) -> torch.Tensor:
+    return _shaped(query, value)
+
+
 def _shaped(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     batch, heads, tokens, _ = query.shape
     return query.new_empty(batch, tokens, heads, value.shape[3])
@@ -98,9 +123,11 @@ def _attend(
     window: int,
     softcap: float,
     places: torch.Tensor | None = None,
+    chunk: int = 0,
 ) -> torch.Tensor:
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves them apart: RoPE is in float32
-    if not window and not softcap and (places is None or not len(places)):
+    chunk = 0 if chunk >= query.shape[2] else chunk
+    if not window and not chunk and not softcap and (places is None or not len(places)):
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2).contiguous()
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
@@ -114,6 +141,8 @@ def _attend(
     if places is not None:
         seen = seen | _same_image(places, query.shape[0], tokens)
     seen = seen & (ago < window) if window else seen
+    if chunk:
+        seen = seen & (position[:, None] // chunk == position[None, :] // chunk)
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1, dtype=torch.float32).to(value.dtype)
     return (weights @ value).transpose(1, 2).contiguous()
 
@@ -134,16 +163,31 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(query, key, value)
 
 
+def _save_chunked(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    query, key, value, scale, chunk = inputs
+    ctx.options, ctx.chunk = (scale, 0, 0.0), chunk
+    ctx.save_for_backward(query, key, value)
+
+
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return (*_gradients(ctx, gradient), *[None] * len(ctx.options))
+
+
+def _backward_chunked(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return (*_gradients(ctx, gradient, chunk=ctx.chunk), None, None)
+
+
+def _gradients(ctx: Any, gradient: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
     # Gates are trained through frozen attention: recomputing it is cheaper than keeping its scores.
     tensors = [t.detach().requires_grad_() for t in ctx.saved_tensors]
     with torch.enable_grad():
-        out = _attend(*tensors, *ctx.options)
-    return (*torch.autograd.grad(out, tensors, gradient), *[None] * len(ctx.options))
+        out = _attend(*tensors, *ctx.options, **options)
+    return torch.autograd.grad(out, tensors, gradient)
 
 
 causal_attention.register_autograd(_backward, setup_context=_save)
 image_attention.register_autograd(_backward, setup_context=_save)
+chunked_attention.register_autograd(_backward_chunked, setup_context=_save_chunked)
 
 
 def _attention_function(

@@ -30,7 +30,8 @@ class StoredParameter:
     Attributes:
         tensors: One tensor; or those of shape [experts, rows, columns] whose rows are its rows, one below the other.
         row: Which row of the tensor it is; None for the whole.
-        turned: Whether the tensor is [outputs, inputs] and the parameter [inputs, outputs].
+        turned: Whether the tensor is [outputs, inputs] and the parameter [inputs, outputs]; of experts, with an axis of
+            these before.
     """
 
     tensors: tuple[GgufTensor, ...]
@@ -42,10 +43,10 @@ class StoredParameter:
         """Its shape, as far as the tensors fit each other; a matrix of one row may be stored as a vector."""
         first = self.tensors[0].shape
         if len(self.tensors) > 1:
-            return (first[0], sum(tensor.shape[1] for tensor in self.tensors), *first[2:])
+            first = (first[0], sum(tensor.shape[1] for tensor in self.tensors), *first[2:])
         if self.row is not None:
             return first[1:]
-        return first[::-1] if self.turned else first
+        return (*first[:-2], *first[:-3:-1]) if self.turned else first
 
     @property
     def whole(self) -> bool:
@@ -78,7 +79,8 @@ def parameter_names(file: GgufFile) -> dict[str, StoredParameter]:
         elif layer and layer[2] in of_experts and layer[3] == "weight":
             path = of_experts[layer[2]]
             parts = [f"blk.{layer[1]}.{part}.weight" for part in layout.experts[path]]
-            tensors[f"{stem}.{layer[1]}.{path}"] = StoredParameter(_together(file, parts))
+            together = _together(file, parts)
+            tensors[f"{stem}.{layer[1]}.{path}"] = StoredParameter(together, turned=layer[2] in layout.turned)
         elif outer and outer[1] in outside:
             tensors[f"{outside[outer[1]]}.{outer[2]}"] = StoredParameter((tensor,))
         else:
@@ -150,7 +152,7 @@ def read_parameter(
     whole: Array = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
     if parameter.row is not None:
         whole = whole[parameter.row]
-    return (whole.T if parameter.turned else whole).reshape(shape)
+    return (np.swapaxes(whole, -1, -2) if parameter.turned else whole).reshape(shape)
 
 
 def read_matrix(file: GgufFile, tensor: GgufTensor, heads: int, kv_heads: int) -> SourceGrid | None:

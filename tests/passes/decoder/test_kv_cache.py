@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,11 +15,32 @@ from tests.close import ENGINE, assert_close
 from tests.models import tiny
 
 
-def test_golden(golden: Callable[[str, str], None]) -> None:
-    golden("kv_cache/llama", str(Pipeline((KvCache(max_tokens=64),)).run(tiny.lowered("llama"))))
+@pytest.mark.parametrize("family", ["llama", "llama4"])
+def test_golden(family: str, golden: Callable[[str, str], None]) -> None:
+    golden(f"kv_cache/{family}", str(Pipeline((KvCache(max_tokens=64),)).run(tiny.lowered(family))))
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2"])
+def test_a_chunk_that_holds_all_positions_costs_nothing() -> None:
+    """Whether positions of a chunk are as many as a text's: then the kernel alone is causal attention."""
+    chunked = [tiny.onnx(tiny.cached("llama4", positions)).text() for positions in (5, 6)]
+    assert ["Equal" in text for text in chunked] == [False, True]
+    feeds = tiny.feeds(2, 5)
+    logits, _ = tiny.step(tiny.onnx(tiny.cached("llama4", 5)), feeds["input_ids"])
+    assert_close(logits, tiny.eager("llama4", feeds), **ENGINE)
+
+
+def test_the_comparison_sees_a_chunk_of_another_length() -> None:
+    """A negative control: the last token of 11 is the first of its chunk of 5, and sees others in one of 6."""
+    other = tiny.random_model("llama4_text", {**tiny.COMMON, **tiny.LLAMA4, "attention_chunk_size": 6})
+    feeds = tiny.feeds(2, 11)
+    with torch.no_grad():
+        wrong = other(torch.from_numpy(feeds["input_ids"]), use_cache=False).logits.numpy()
+    logits, _ = tiny.step(tiny.onnx(tiny.cached("llama4")), feeds["input_ids"])
+    assert_close(logits, tiny.eager("llama4", feeds), **ENGINE)
+    assert abs(logits[:, -1] - wrong[:, -1]).max() > 0.05
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2", "llama4"])
 def test_equals_eager(family: str) -> None:
     """A prompt in one step, then tokens one by one, of any sizes; test_every_pass.py has every family."""
     graph = tiny.onnx(tiny.cached(family))

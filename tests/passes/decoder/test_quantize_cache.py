@@ -28,7 +28,7 @@ IDS = tiny.feeds(2, drive.PROMPT + 8, seed=5)["input_ids"]
 TEXT = tiny.feeds(1, 200, seed=9)["input_ids"][0]
 FAMILIES = (
     *("llama", "llama-mha", "llama-yarn", "qwen2", "qwen3", "mistral-window", "gemma2", "gemma3", "qwen2-moe"),
-    *("smollm3", "cohere", "gpt2"),
+    *("smollm3", "cohere", "gpt2", "llama4"),
 )
 """Heads are not filled up, or at their end."""
 

@@ -148,6 +148,7 @@ def test_refuses_attention_over_no_layers_cache() -> None:
     [
         *((family, weights) for family in tiny.FIRST for weights in WEIGHTS),
         *(("qwen2-moe", weights) for weights in WEIGHTS),
+        ("llama4", "int8"),
         *((family, "fp32") for family in ("phi3-partial", "smollm3", "cohere", "gpt2")),
     ],
 )

@@ -28,6 +28,7 @@ from adaptc.passes.lower.lower import Lower
 from adaptc.passes.quantize.gptq import Gptq
 from adaptc.passes.skip_ffn import gating
 from adaptc.passes.skip_ffn.branch import Branch
+from adaptc.passes.skip_ffn.gating import BLOCKS
 from adaptc.passes.skip_ffn.importance import decisions, ffn_cosines, ffn_importance
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.spec.json_schema import json_schema
@@ -87,8 +88,16 @@ class Hooked:
             names = ("pre_feedforward_layernorm", "post_attention_layernorm", "input_layernorm")
             before = next(filter(None, (getattr(layer, name, None) for name in names)))
             before.register_forward_pre_hook(lambda _m, given, seen=seen: seen.update(before=given[0]))
-            block = getattr(layer, "mlp", None) or layer.block_sparse_moe
-            block.forward = lambda x, i=index, s=seen, f=block.forward: choose(i, s["state"], s["before"], x, f(x))
+            block = next(filter(None, (getattr(layer, name, None) for name in BLOCKS)))
+
+            def forward(x: Any, i: int = index, seen: Any = seen, full: Any = block.forward) -> Any:
+                result = full(x)
+                if not isinstance(result, tuple):
+                    return choose(i, seen["state"], seen["before"], x, result)
+                # Llama 4's blocks tell what their routers chose beside it.
+                return choose(i, seen["state"], seen["before"], x, result[0].view_as(x)), result[1]
+
+            block.forward = forward
 
     def __call__(self, ids: Ids) -> Floats:
         with torch.no_grad():

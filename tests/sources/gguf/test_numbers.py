@@ -58,6 +58,7 @@ SCALES = {
     "attention_multiplier": 0.2,
     "logits_scaling": 2.0,
 }
+LLAMA4 = {"num_local_experts": 4, "intermediate_size": 48, "intermediate_size_mlp": 96, "num_hidden_layers": 5}
 NO_PAD: dict[str, Any] = {"pad_token_id": None}
 FALCON = {"head_dim": None, "ffn_hidden_size": 96}
 LONG = {
@@ -175,6 +176,13 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         "granitemoe",
         "granitemoe",
         {"num_local_experts": 4, "num_experts_per_tok": 2, **SCALES},
+        {},
+    ),
+    "llama 4": ("llama4_text", "llama4", LLAMA4, {}),
+    "llama 4, every second layer with experts": (
+        "llama4_text",
+        "llama4",
+        {**LLAMA4, "interleave_moe_layer_step": 2},
         {},
     ),
     "olmoe": ("olmoe", "olmoe", {**FOUR_EXPERTS, "num_key_value_heads": 4, "eos_token_id": None}, {}),
