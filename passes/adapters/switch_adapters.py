@@ -21,7 +21,6 @@ from adaptc.passes.skip_ffn.comparisons import describe
 from adaptc.runtime.bundle.adapters import AdaptedGraph, AdapterRecord
 from adaptc.runtime.bundle.names import ADAPTER, adapted_graph
 
-
 SIDE_BY_SIDE = 4
 """About where both forms take the same time for one sequence; of several at once, side by side is quicker."""
 

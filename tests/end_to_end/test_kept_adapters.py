@@ -124,7 +124,7 @@ def test_models_with_experts(family: str, tmp_path: Path) -> None:
     ],
 )
 def test_other_weights_and_caches(folder: Path, weights: str, cache: str, near: float) -> None:
-    """As near to PEFT's model as rounding lets them be, and the bits of a bundle without adapters where none is chosen."""
+    """As near to PEFT's model as rounding lets them be, and without one the bits of a bundle without adapters."""
     with runtime.load(compiled(folder, KEPT, weights, cache)) as session:
         for name, place in NAMES.items():
             found = session.score(IDS, adapter=name, step=True).values
@@ -205,9 +205,10 @@ def test_blocks_behind_gates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_names_that_are_not_there(folder: Path) -> None:
     with runtime.load(compiled(folder)) as session:
-        for name in ("sqll", "", 3):
+        wrong: tuple[Any, ...] = ("sqll", "", 3)
+        for name in wrong:
             with pytest.raises(RequestError, match=r"^adapter: no adapter .*; there are: sql, chat\.v2$"):
-                session.generate(IDS, adapter=name)  # type: ignore[call-overload]
+                session.generate(IDS, adapter=name)
         with pytest.raises(
             RequestError, match=r"^adapter: 1 of them; one for each of the 2 prompts, or None, is needed$"
         ):
@@ -231,7 +232,7 @@ def test_merged_and_kept_together(folder: Path, theirs: dict[str | None, Any]) -
         assert abs(session.score(IDS).values - both).max() < 1e-4
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "head": (
         {"modules_to_save": ["lm_head"]},
         r"lm_head\.weight is replaced as a whole; requests choose among changes of",
@@ -245,7 +246,8 @@ REFUSED = {
 def test_adapters_that_cannot_be_kept(case: str, folder: Path) -> None:
     options, message = REFUSED[case]
     if not (folder / case).exists():
-        adapter(folder / case, folder / "base", **{"target_modules": ["q_proj"], **options})
+        given: dict[str, Any] = {"target_modules": ["q_proj"], **options}
+        adapter(folder / case, folder / "base", **given)
     with pytest.raises(SpecError, match=rf"^models\.lm: {case}: .*{message}"):
         compiled(folder, f"[{{source: {case}, name: sql}}]")
 

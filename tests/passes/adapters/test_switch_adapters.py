@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -86,15 +87,15 @@ def merged(adapter: int | None, head: bool = False) -> OnnxGraph:
 
 
 def logits(graph: OnnxGraph, chosen: list[int] | None = None) -> Array:
-    feeds = {
+    feeds: dict[str, Any] = {
         "input_ids": IDS[:, :1],
         "seqlens_k": np.zeros(len(IDS), np.int32),
         "total_sequence_length": np.array(1, np.int32),
         "logits_from": np.array([0]),
         **tiny.empty_cache(graph, len(IDS)),
     }
-    found: Array = graph.run(feeds if chosen is None else {**feeds, ADAPTER: np.array(chosen)})["logits"]
-    return found
+    given = {} if chosen is None else {ADAPTER: np.array(chosen)}
+    return graph.run({**feeds, **given})["logits"].astype(np.float32)
 
 
 @pytest.mark.parametrize(("name", "most"), [("llama", 4), ("llama-gathered", 0)])
