@@ -34,7 +34,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerParts]:
     folder = tmp_path_factory.mktemp("adapters")
     base(folder / "base")
     adapter(folder / "one", folder / "base", seed=1, target_modules="all-linear")
-    adapter(folder / "two", folder / "base", seed=2, target_modules=["q_proj", "down_proj"])
+    adapter(folder / "two", folder / "base", seed=2, r=2, target_modules="all-linear")
     compile_spec(parse_spec(SPEC), folder, folder / "bundle", Cache(folder / "cache"))
     parts = parts_of(load_model(folder / "bundle", "lm", threads=1, batch=4))
     yield parts
