@@ -18,6 +18,10 @@ LEAST = 1 << 16
 """Bytes of the smallest array that goes to the file."""
 
 
+ALIGNED = 64
+"""Arrays begin at multiples of this many bytes."""
+
+
 class Spool:
     """Moves arrays to a file as they are made, and reads them when they are asked for.
 
@@ -43,17 +47,34 @@ class Spool:
         tensor = ir.tensor(array, name=name)
         if array.nbytes < LEAST:
             return tensor
+        file, offset = self._write(array, name)
+        kept = _Kept(file, self._lock, offset, array.dtype, array.shape)
+        return UnreadConstant(name, tensor.dtype, array.shape, lambda: kept)
+
+    def array(self, array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
+        """An array as a view of the file, which must not be written to: its pages are in memory while there is room.
+
+        Raises:
+            PassError: as `constant`.
+        """
+        if array.nbytes < LEAST:
+            return array
+        file, offset = self._write(array, name)
+        return np.asarray(np.memmap(file, array.dtype, "r", offset, array.shape))
+
+    def _write(self, array: npt.NDArray[Any], name: str) -> tuple[BinaryIO, int]:
+        """Write an array; the file, and where in it the array begins."""
         try:
             file = self._file = self._file or self._scratch()
             with self._lock:
                 offset = self._end
                 file.seek(offset)
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-                self._end += array.nbytes
+                file.flush()
+                self._end += -(-array.nbytes // ALIGNED) * ALIGNED
         except OSError as error:
             raise PassError(f"{name}: cannot write to a scratch file: {error.strerror or error}") from error
-        kept = _Kept(file, self._lock, offset, array.dtype, array.shape)
-        return UnreadConstant(name, tensor.dtype, array.shape, lambda: kept)
+        return file, offset
 
 
 class _Kept:

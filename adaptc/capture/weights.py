@@ -74,7 +74,10 @@ def _weight(
     """A weight as a module's parameter."""
     if isinstance(weights, UnreadTensors):
         viewed = ViewedTensors(weights, {} if view is None else {name: view})
-        return UnreadTensor.of(viewed.shape(name), dtype, partial(_read, viewed, name, dtype))
+        known = viewed.identity(name)
+        return UnreadTensor.of(
+            viewed.shape(name), dtype, partial(_read, viewed, name, dtype), known and f"{known} as {dtype}"
+        )
     real = weights[name] if view is None else view.of(weights[view.source])
     return torch.nn.Parameter(real.to(dtype), requires_grad=False)
 

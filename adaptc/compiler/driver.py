@@ -62,7 +62,7 @@ def compile_spec(
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     for source in sources.values():
         source.local(progress)
-    hashes = {name: source.sha256() for name, source in sources.items()}
+    hashes = {name: source.sha256(progress) for name, source in sources.items()}
     text = calibration_text(spec.calibration, base)
     key = key_of(effective(spec), hashes, text.sha256, _pass_files(spec, base), versions())
     warnings: list[str] = []
@@ -129,7 +129,7 @@ def _make(
         warn(line)
     plan = plan_of(spec, base)
     progress.expect(len(plan.stages))
-    program, records = lowered(spec, base, plan, sources, versions(), cache, progress)
+    program, records = lowered(spec, base, plan, sources, hashes, versions(), cache, progress)
     if spec.target.weights == "source":
         program = with_checkpoint(program, sources)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache as once
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from adaptc import families as families_room
+from adaptc import sources as sources_room
 from adaptc.capture.encoder import capture_encoder
 from adaptc.capture.module import capture_module
 from adaptc.capture.multimodal import capture_multimodal
@@ -31,10 +34,10 @@ from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.program import Backbone, Program
 from adaptc.ir.stored.blocks_file import load_blocks, save_blocks
 from adaptc.ir.unread.constants import UnreadConstant
-from adaptc.ir.weight_names import UnreadTensors, ViewedTensors, WeightView, named_after
+from adaptc.ir.weight_names import KnownTensors, UnreadTensors, ViewedTensors, WeightView, named_after
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.quantize.calibrate import WINDOW
-from adaptc.passes.store import PROCESS, Layered
+from adaptc.passes.store import PROCESS, Layered, code_of, piece_key, versions_of
 from adaptc.runtime.bundle.manifest import ModalSpec, PassRecord
 from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -82,8 +85,16 @@ class StoredProgram:
     records: tuple[PassRecord, ...]
 
 
-def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, progress: Progress) -> Program:
+def program_from_sources(
+    sources: Mapping[str, Source], text: CalibrationText, progress: Progress, hashes: Mapping[str, str] | None = None
+) -> Program:
     """Capture every model of the spec; of weights in files none is read, see `Program.loaded`.
+
+    Args:
+        sources: The models by name.
+        text: What passes measure on.
+        progress: Told of stages.
+        hashes: The sources' sha256, by name, where they are known.
 
     Raises:
         LoadError: a model cannot be read or captured.
@@ -91,12 +102,13 @@ def program_from_sources(sources: Mapping[str, Source], text: CalibrationText, p
     graphs, backbones, samples = {}, {}, {}
     for name, source in sources.items():
         progress.stage(stage_names.read(name))
-        backbones[name] = backbone(source, shared=len(sources) > 1)
+        sha256 = source.sha256(progress) if hashes is None else hashes[name]
+        backbones[name] = backbone(source, sha256, shared=len(sources) > 1)
         if isinstance(source, ModuleSource):
             progress.stage(stage_names.capture(name))
             graphs[name] = capture_module(*source.build())
             continue
-        config, weights = source.config(), source.tensors()
+        config, weights = source.config(), KnownTensors(source.tensors(), piece_key(sha256, _reading()))
         progress.stage(stage_names.capture(name))
         if (family := encoder_of(config)) is not None:
             graphs[name] = capture_encoder(config, weights, source.sentences())
@@ -123,11 +135,18 @@ def with_checkpoint(program: Program, sources: Mapping[str, Source]) -> Program:
     )
 
 
-def backbone(source: Source, *, shared: bool = False) -> Backbone:
+@once
+def _reading() -> str:
+    """Another one wherever weights may be read otherwise: sources, families, what files hold in a form of their own."""
+    rooms = (Path(module.__file__ or "").parent for module in (sources_room, families_room))
+    return piece_key(code_of(file for room in rooms for file in room.rglob("*.py")), versions_of("torch", "gguf"))
+
+
+def backbone(source: Source, sha256: str, *, shared: bool = False) -> Backbone:
     """What later stages need to know of a model; `shared` if its vocabulary must be another's too."""
     config, ids = source.config(), source.token_ids()
     if isinstance(source, ModuleSource):
-        return Backbone(source.origin, config.model_type, 0, None, (), None, 0, source.sha256())
+        return Backbone(source.origin, config.model_type, 0, None, (), None, 0, sha256)
     return Backbone(
         origin=source.origin,
         architecture=config.model_type,
@@ -136,7 +155,7 @@ def backbone(source: Source, *, shared: bool = False) -> Backbone:
         eos_token_ids=ids.eos,
         pad_token_id=ids.pad,
         max_positions=_most_positions(config),
-        sha256=source.sha256(),
+        sha256=sha256,
         vocabulary=vocabulary(source) if shared else "",
     )
 
@@ -151,6 +170,7 @@ def lowered(
     base: Path,
     plan: CompilePlan,
     sources: Mapping[str, Source],
+    hashes: Mapping[str, str],
     versions: Mapping[str, str],
     cache: Cache,
     progress: Progress,
@@ -166,12 +186,12 @@ def lowered(
         [(p.name, p.options() | file_hashes(p)) for p in plan.to_onnx],
         dict(versions),
         # Passes that look at weights or text give what these give.
-        [{name: source.sha256() for name, source in sources.items()}, text.sha256] if len(plan.to_onnx) > 1 else [],
+        [dict(hashes), text.sha256] if len(plan.to_onnx) > 1 else [],
     )
 
     def make(path: Path) -> None:
         records: list[PassRecord] = []
-        program = program_from_sources(sources, text, progress)
+        program = program_from_sources(sources, text, progress, hashes)
         views = {name: graph.module.meta.get(VIEWS, {}) for name, graph in program.at_level(FxGraph).items()}
         pipeline = Pipeline(plan.to_onnx, Layered(cache, PROCESS))
         program = pipeline.run(program, lambda step: records.append(record(step)), progress=progress)
@@ -179,7 +199,7 @@ def lowered(
 
     def read(path: Path) -> tuple[Program, list[PassRecord]]:
         progress.stage(stage_names.ATTACH)
-        return _load(path, sources)
+        return _load(path, sources, hashes)
 
     return cache.use("lowered", key, make, read)
 
@@ -232,7 +252,7 @@ def _save(
     (path / PROGRAM).write_text(dumps(stored))
 
 
-def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[PassRecord]]:
+def _load(path: Path, sources: Mapping[str, Source], hashes: Mapping[str, str]) -> tuple[Program, list[PassRecord]]:
     stored = loads(StoredProgram, (path / PROGRAM).read_bytes())
     graphs, weights = {}, _viewed(sources, stored.views)
     drafts = [stored.draft] if stored.draft else []
@@ -243,7 +263,7 @@ def _load(path: Path, sources: Mapping[str, Source]) -> tuple[Program, list[Pass
     program = Program(
         graphs,
         stored.plan,
-        backbones={name: backbone(source) for name, source in sources.items()},
+        backbones={name: backbone(source, hashes[name]) for name, source in sources.items()},
         blocks=load_blocks(path / BLOCKS) if (path / BLOCKS).exists() else {},
         gates=stored.gates,
         router_weights={file: (path / Path(file).name).read_bytes() for file in stored.routers},

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from types import MappingProxyType
 
 from adaptc.errors import LoadError
@@ -95,7 +96,7 @@ def gguf_family(architecture: str, *, experts: bool = False) -> DecoderFamily | 
     Raises:
         LoadError: as in `family_of`.
     """
-    for family in (*DECODERS.values(), *_offered()):
+    for family in chain(DECODERS.values(), _offered()):  # packages are looked for only if none of ours is right
         layout = family.gguf if isinstance(family, DecoderFamily) else None
         if layout is not None and layout.architecture == architecture and bool(layout.experts) == experts:
             return family  # type: ignore[return-value]

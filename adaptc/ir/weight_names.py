@@ -95,8 +95,46 @@ class UnreadTensors(Mapping[str, "torch.Tensor"]):
     def stored(self, name: str) -> torch.Tensor:
         """A weight in the type that its file has; rows of it are brought into `dtype` without a copy of the whole."""
 
+    def identity(self, name: str) -> str:
+        """What a weight is known by without being read: another one for other numbers; "" where there is no such."""
+        return ""
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.stored(name).to(self.dtype(name))
+
+
+@dataclass(frozen=True)
+class KnownTensors(UnreadTensors):
+    """Weights of files whose content is known by a hash.
+
+    Attributes:
+        weights: The weights.
+        content: A hash of all that decides their numbers: the files, and the code that reads them.
+    """
+
+    weights: UnreadTensors
+    content: str
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.weights.shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.weights.dtype(name)
+
+    def stored(self, name: str) -> torch.Tensor:
+        return self.weights.stored(name)
+
+    def identity(self, name: str) -> str:
+        return f"{self.content} {self.dtype(name)} {name}"
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 @dataclass(frozen=True)
@@ -121,6 +159,10 @@ class ViewedTensors(UnreadTensors):
     def stored(self, name: str) -> torch.Tensor:
         view = self.views.get(name)
         return self.weights.stored(name) if view is None else view.of(self.weights.stored(view.source))
+
+    def identity(self, name: str) -> str:
+        known = self.weights.identity(self._source(name))
+        return f"{known} {self.views.get(name, '')}" if known else ""
 
     def _source(self, name: str) -> str:
         return self.views[name].source if name in self.views else name

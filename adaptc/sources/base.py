@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from adaptc.errors import LoadError
 from adaptc.families.sentences import Sentences
 from adaptc.runtime.progress import SILENT, Progress
-from adaptc.sources.hashes import file_digest, hash_of
+from adaptc.sources.hashes import Hashed, file_digest, hash_of
 from adaptc.sources.package import installed_digest
 
 if TYPE_CHECKING:
@@ -169,15 +168,20 @@ class Source(ABC):
         """Return the paths of `files()`, sorted."""
         return tuple(sorted(self.files().values()))
 
-    def sha256(self) -> str:
-        """Return a hash of `files()`, names and contents, as 64 hex digits.
+    def sha256(self, progress: Progress = SILENT) -> str:
+        """Return a hash of `files()`, names and contents, as 64 hex digits; every byte is read.
+
+        Args:
+            progress: Told of what is hashed.
 
         Raises:
             LoadError: a file cannot be read, or differs from the one that pip installed.
         """
         files = self.files()
+        told = Hashed(progress, sum(path.stat().st_size for path in files.values() if path.is_file())).add
         with ThreadPoolExecutor(4) as pool:
-            digests = dict(zip(files, pool.map(partial(file_digest, self.origin), files.values()), strict=True))
+            found = pool.map(lambda path: file_digest(self.origin, path, told), files.values())
+            digests = dict(zip(files, found, strict=True))
         if self.kind == "package":
             for name, path in files.items():
                 if installed_digest(self.origin, path) not in (None, digests[name]):

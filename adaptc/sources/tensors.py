@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
@@ -135,8 +137,22 @@ def without_place(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> list[st
 
 def parameter_shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Return the shape of each parameter of transformers' model of this config, by its name."""
+    return dict(_shapes(_Stated(type(config), config.to_json_string(), config)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stated:
+    """A config that is equal to those which state the same."""
+
+    kind: type
+    text: str
+    config: Any = field(compare=False)
+
+
+@lru_cache(maxsize=4)  # a model of full depth takes a tenth of a second and more, and a compile asks for it six times
+def _shapes(stated: _Stated) -> Mapping[str, tuple[int, ...]]:
     import torch
 
     with torch.device("meta"):
-        state = model_of(config).state_dict()
+        state = model_of(stated.config).state_dict()
     return {name: tuple(value.shape) for name, value in state.items()}

@@ -71,8 +71,9 @@ def curvature_of(hessian: Floats | torch.Tensor, block_size: int = 32) -> Curvat
     hessian = torch.as_tensor(hessian)
     if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1]:
         raise PassError(f"a Hessian of shape {list(hessian.shape)}; it would be square")
-    padding = -len(hessian) % block_size
-    return curvature(torch.nn.functional.pad(hessian, (0, padding, 0, padding)), block_size)
+    if padding := -len(hessian) % block_size:  # to pad by nothing would make a copy
+        hessian = torch.nn.functional.pad(hessian, (0, padding, 0, padding))
+    return curvature(hessian, block_size)
 
 
 def dequantize(blocks: Blocks) -> Floats:

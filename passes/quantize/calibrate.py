@@ -7,15 +7,16 @@ for what earlier ones lost. This is GPTQ's sequential order at the price of a si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
 
 from adaptc.errors import PassError
@@ -23,12 +24,17 @@ from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators.place import no_images
 from adaptc.ir.program import Program
-from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantized, quantize_blocks, split
+from adaptc.passes.quantize.blockwise import concatenate, curvature_of, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
 from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
+from adaptc.passes.quantize.walk import CalibrationWalk
+from adaptc.passes.spool import Spool
 from adaptc.passes.store import Store
 from adaptc.runtime.bundle.names import ATTENTION_MASK, HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD, TOKEN_TYPE_IDS
 from adaptc.runtime.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 WINDOW = 128
 """Tokens of one calibration sequence. Short ones hold more first tokens, whose huge activations must survive."""
@@ -37,7 +43,10 @@ TOKENS = 8192
 """Calibration tokens; twice as many change little (docs/quantization.md)."""
 
 PART = 2048
-"""Rows that a thread rounds at once: fewer leave it waiting for Python, more do not fit its cache."""
+"""Rows that a thread rounds at once, at least: with fewer, threads wait for Python longer than they work."""
+
+UNWRITTEN = 4
+"""Inputs whose codes may wait for the disk."""
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -119,44 +128,91 @@ def quantize_linears(
     forms = {name: Form(bits[name], sizes[name], name in symmetric) for name in bits}
     feeds = _feeds(graph, ids)
     keys = {} if store is None else code_keys(graph, feeds, forms)
-    blocks = {} if store is None else read_codes(store, keys)
+    spool = None if store is None else Spool(store.scratch)
+    blocks = {} if store is None else {name: _spooled(spool, name, each) for name, each in read_codes(store, keys)}
     progress.step(len(blocks), len(bits))
-    with torch.no_grad():
-        for chosen in _walk(graph, feeds, forms, blocks, device):
-            blocks |= chosen
-            if store is not None:
-                for name, each in chosen.items():
-                    write_codes(store, keys[name], each)
+    whole = [node for node in feeds if node.target in no_images()]
+    with (
+        torch.no_grad(),
+        CalibrationWalk(graph.module, feeds, whole, device) as walk,
+        _Unwritten(store, keys) as unwritten,
+    ):
+        for chosen in _walk(walk, graph, forms, blocks):
+            blocks |= {name: _spooled(spool, name, each) for name, each in chosen.items()}
+            unwritten.add(chosen)
             progress.step(len(blocks), len(bits))
     return blocks
 
 
+def _spooled(spool: Spool | None, name: str, blocks: Blocks) -> Blocks:
+    """Codes that are in a file, where there is one."""
+    if spool is None:
+        return blocks
+    zeros = blocks.zero_points
+    return replace(
+        blocks,
+        packed=spool.array(blocks.packed, name),
+        scales=spool.array(blocks.scales, name),
+        zero_points=None if zeros is None else spool.array(zeros, name),
+    )
+
+
+class _Unwritten:
+    """Codes that are written to a store beside the walk, as a disk is waited for."""
+
+    def __init__(self, store: Store | None, keys: Mapping[str, str]) -> None:
+        self._store, self._keys = store, keys
+        self._thread, self._waiting = ThreadPoolExecutor(1), deque[Future[None]]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def add(self, chosen: Mapping[str, Blocks]) -> None:
+        """Write codes, by weight; waits if those of several inputs are not written yet."""
+        if self._store is None:
+            return
+        while len(self._waiting) >= UNWRITTEN:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._write, self._store, chosen))
+
+    def _write(self, store: Store, chosen: Mapping[str, Blocks]) -> None:
+        for name, each in chosen.items():
+            write_codes(store, self._keys[name], each)
+
+
 def _walk(
-    graph: FxGraph,
-    feeds: Mapping[fx.Node, torch.Tensor],
-    forms: Mapping[str, Form],
-    known: Mapping[str, Blocks],
-    device: str,
+    walk: CalibrationWalk, graph: FxGraph, forms: Mapping[str, Form], known: Mapping[str, Blocks]
 ) -> Iterator[dict[str, Blocks]]:
-    """Run the graph as far as it takes to choose the codes that are not known; yields those of each input."""
+    """Run the graph as far as it takes to choose the codes that are not known; yields those of each input.
+
+    Args:
+        walk: Nothing has run yet.
+        graph: Its graph.
+        forms: How each weight is stored.
+        known: Codes by weight; whoever gets codes puts them here before the next are asked for.
+    """
     wanted = [node for node in linears_of(graph) if weight_name(node) in forms]
-    blocks, missing = dict(known), set(forms) - set(known)
+    missing = set(forms) - set(known)
     needed = _needed([node for node in wanted if weight_name(node) in missing], set(wanted))
-    walk = fx.Interpreter(graph.module)
-    walk.env.update({node: value.to(device) for node, value in feeds.items()})
     rounded = set(wanted)
     for node in graph.module.graph.nodes:
         if not missing:
             break  # what comes after the last weight is not needed, least of all logits
         if node in rounded and (name := weight_name(node)) in missing:
             group = [n for n in readers_of_same(node, wanted) if n in missing and _same_size(forms, n, name)]
-            yield (chosen := _quantize(graph, walk.env[node.args[0]], group, forms))
-            blocks |= chosen
+            yield _quantize(walk, graph, node.args[0], group, forms)
             missing -= set(group)
         if node in needed and node.op != "placeholder":
-            walk.env[node] = _rounded(walk, node, blocks) if node in rounded else _run(walk, node, device)
-        for dead in walk.user_to_last_uses.get(node, []):
-            walk.env.pop(dead, None)
+            if node in rounded:
+                walk.run_rounded(node, known[weight_name(node)])
+            else:
+                walk.run(node)
+        walk.drop(node)
 
 
 def _needed(linears: list[fx.Node], rounded: Collection[fx.Node]) -> set[fx.Node]:
@@ -177,66 +233,34 @@ def _needed(linears: list[fx.Node], rounded: Collection[fx.Node]) -> set[fx.Node
     return needed
 
 
-def _rounded(walk: fx.Interpreter, linear: fx.Node, blocks: Mapping[str, Blocks]) -> torch.Tensor:
-    """What a linear layer gives with its rounded weight."""
-    x, bias = walk.env[linear.args[0]], bias_of(linear)  # type: ignore[index]
-    weight = dequantized(blocks[weight_name(linear)], x.device)
-    return F.linear(x.float(), weight, None if bias is None else walk.env[bias]).to(x.dtype)
-
-
-def _run(walk: fx.Interpreter, node: fx.Node, device: str) -> Any:
-    """What any other node gives; of a skip gate it is its block's result, as every block runs."""
-    block = block_of_skip(node)
-    if block is not None:
-        return walk.env[block]
-    value = walk.run_node(node)
-    return value.to(device) if node.op == "get_attr" else value
-
-
 def _same_size(forms: Mapping[str, Form], one: str, other: str) -> bool:
     return forms[one].block_size == forms[other].block_size
 
 
-def _quantize(graph: FxGraph, x: torch.Tensor, group: list[str], forms: Mapping[str, Form]) -> dict[str, Blocks]:
-    """Quantize weights that read one input x [..., columns] and have blocks of one size."""
+def _quantize(
+    walk: CalibrationWalk, graph: FxGraph, read: fx.Node, group: Sequence[str], forms: Mapping[str, Form]
+) -> dict[str, Blocks]:
+    """Quantize weights that read one node's values [..., columns] and have blocks of one size."""
     block_size, symmetric = forms[group[0]].block_size, forms[group[0]].symmetric
-    weights = {name: tensor_of(graph.module, name).detach().float().cpu().numpy() for name in group}
+    weights = dict(zip(group, walk.each(partial(_weight, graph), group), strict=True))
     done = {name: quantize_blocks(w, 8, block_size) for name, w in weights.items() if forms[name].bits == 8}
     four = [name for name in group if forms[name].bits == 4]
     if four:
-        curve = curvature_of(_hessian(x), block_size)
-        rows = np.concatenate([weights[name] for name in four])
+        moments = walk.second_moments(read)
+        with walk.torch_threads():
+            curve = curvature_of(moments, block_size)
+        rows = np.concatenate([weights[name] for name in four]) if len(four) > 1 else weights[four[0]]
+        lengths = [len(weights[name]) for name in four]
         rounded = partial(quantize_blocks, bits=4, block_size=block_size, symmetric=symmetric, hessian=curve)
-        whole = rounded(rows) if x.is_cuda else _in_parts(rows, rounded)
-        done |= zip(four, split(whole, [len(weights[name]) for name in four]), strict=True)
+        parts = np.array_split(rows, max(1, len(rows) // PART))
+        whole = rounded(rows) if moments.is_cuda else concatenate(walk.each(rounded, parts))
+        done |= zip(four, split(whole, lengths), strict=True)
     return done
 
 
-def _in_parts(rows: Floats, round_part: Callable[[Floats], Blocks]) -> Blocks:
-    """Round a matrix's rows in parts, each in a thread; torch's own rest, as they share out single small operators."""
-    threads = torch.get_num_threads()
-    parts = np.array_split(rows, max(min(threads, len(rows)), -(-len(rows) // PART)))
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            return concatenate(list(pool.map(round_part, parts)))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _hessian(x: torch.Tensor) -> torch.Tensor:
-    """Mean of x xᵀ, every token brought to the same length.
-
-    A decoder's first token, and some others, carry activations a thousand times larger. Unweighted they would be all
-    that a Hessian knows; left out, rounding destroys what attention rests on.
-    """
-    rows = x.reshape(-1, x.shape[-1]).float()
-    rows = rows * rows.square().mean(1, keepdim=True).add_(1e-12).rsqrt_()
-    if rows.is_cuda:
-        return (rows.T @ rows).div_(len(rows))
-    # NumPy sees that this is symmetric and does half the work.
-    scaled = rows.numpy()
-    return torch.from_numpy(scaled.T @ scaled).div_(len(scaled))
+def _weight(graph: FxGraph, name: str) -> Floats:
+    weight: Floats = tensor_of(graph.module, name).detach().float().cpu().numpy()
+    return weight
 
 
 def _feeds(graph: FxGraph, ids: Sample) -> dict[fx.Node, torch.Tensor]:

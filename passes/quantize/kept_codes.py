@@ -9,7 +9,7 @@ every block, so a skip gate is no part of what later layers read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from adaptc.ir import graph as graph_module
 from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators import skip  # noqa: F401  (declares adaptc::skip)
+from adaptc.ir.unread.tensors import UnreadTensor
 from adaptc.passes.quantize.linears import bias_of, linears_of, tensor_of, weight_name
 from adaptc.passes.store import Store, code_of, piece_key, versions_of
 
@@ -84,10 +85,11 @@ def code_keys(graph: FxGraph, feeds: Mapping[fx.Node, torch.Tensor], forms: Mapp
     return keys
 
 
-def read_codes(store: Store, keys: Mapping[str, str]) -> dict[str, Blocks]:
-    """The codes that a store has, by their weights' names."""
-    contents = {name: store.read(KIND, key) for name, key in keys.items()}
-    return {name: _blocks(content) for name, content in contents.items() if content is not None}
+def read_codes(store: Store, keys: Mapping[str, str]) -> Iterator[tuple[str, Blocks]]:
+    """The codes that a store has, each with its weight's name."""
+    for name, key in keys.items():
+        if (content := store.read(KIND, key)) is not None:
+            yield name, _blocks(content)
 
 
 def write_codes(store: Store, key: str, blocks: Blocks) -> None:
@@ -115,7 +117,9 @@ def _code() -> str:
 
 
 def _content(tensor: torch.Tensor) -> str:
-    """A hash of a tensor's type, shape and values."""
+    """A hash of a tensor's type, shape and values; of one that is not read yet, of what it is known by."""
+    if isinstance(tensor, UnreadTensor) and tensor.identity:
+        return piece_key(tensor.identity)
     values = tensor.detach().contiguous()
     digest = hashlib.sha256(f"{values.dtype} {tuple(values.shape)}\0".encode())
     digest.update(values.reshape(-1).view(torch.uint8).numpy().data)

@@ -27,7 +27,7 @@ STRIP = 8
 PANEL = 256
 """Columns that get the errors of all panels before theirs in one matrix product."""
 
-AT_ONCE = 1 << 16
+AT_ONCE = 1 << 17
 """Numbers that an operator works on at once while grids are tried."""
 
 DAMPING = 0.01

@@ -164,7 +164,8 @@ def of_spec(file: Path, text: Path, rows: int) -> Model:
     spec, base = read_spec(file), file.parent
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     plan = plan_of(spec, base)
-    program, _ = lowered(spec, base, plan, sources, versions(), Cache.default(), SILENT)
+    hashes = {name: source.sha256() for name, source in sources.items()}
+    program, _ = lowered(spec, base, plan, sources, hashes, versions(), Cache.default(), SILENT)
     program = Pipeline(plan.to_target).run(program)
     [(name, gates)] = program.gates.items()
     graph = program.graph(name, OnnxGraph)

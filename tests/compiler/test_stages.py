@@ -52,9 +52,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         work.translated.append(layer_slice.layer)
         return translate(layer_slice, *rest)
 
-    def quantized(graph: Any, x: Any, group: list[str], *rest: Any) -> Any:
+    def quantized(walk: Any, graph: Any, read: Any, group: list[str], *rest: Any) -> Any:
         work.rounded += group
-        return quantize(graph, x, group, *rest)
+        return quantize(walk, graph, read, group, *rest)
 
     monkeypatch.setattr(translation, "translate", translated)
     monkeypatch.setattr(calibrate, "_quantize", quantized)

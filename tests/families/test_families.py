@@ -83,6 +83,16 @@ def test_a_package_s_family_is_known_by_every_name() -> None:
     assert supported() == (*FAMILIES, "seed_oss")
 
 
+def test_packages_are_looked_for_only_where_no_family_of_ours_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(group: str) -> EntryPoints:
+        raise AssertionError(f"asked every installed package for {group}")
+
+    monkeypatch.setattr("importlib.metadata.entry_points", looked)
+    assert gguf_family("llama") == family_of("llama")
+    with pytest.raises(AssertionError):
+        gguf_family("nobody's")
+
+
 def test_a_family_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints([
         EntryPoint("absent", "no_such_module:FAMILY", "adaptc.families"),

@@ -78,11 +78,11 @@ def write_smollm2(out: Path) -> None:
     files: dict[str, Any] = {"graphs/lm.onnx": b"not carried", "graphs/lm.data": scratch / "lm.data"}
     files |= partition_files("lm", made.partitions["lm"], written, scratch / "lm.data", "graphs/lm.data")
     files |= {f"tokenizer/{name}": content for name, content in source.tokenizer_files().items()}
-    write_bundle(out / "smollm2", files, manifest_of(made, backbone(source), SMOL_TOKENS, layers, 1))
+    write_bundle(out / "smollm2", files, manifest_of(made, backbone(source, source.sha256()), SMOL_TOKENS, layers, 1))
     shutil.rmtree(scratch)
     (out / "smollm2-files.json").write_text(json.dumps({"source": SOURCE}))
     prompt = prompt_ids(out / "smollm2")
-    ids = greedy(whole, backbone(source), prompt, out / "cpu")
+    ids = greedy(whole, backbone(source, source.sha256()), prompt, out / "cpu")
     np.savez_compressed(out / "smollm2-expected.npz", **expected(whole, layers, prompt, ids))
 
 

@@ -35,6 +35,27 @@ def test_constants_come_back_as_they_were() -> None:
         assert np.array_equal(rows_of(kept[name])[7:99], array[7:99])
 
 
+def test_arrays_are_views_of_the_file() -> None:
+    files: list[BinaryIO] = []
+
+    def scratch() -> BinaryIO:
+        files.append(cast("BinaryIO", TemporaryFile()))  # noqa: SIM115  (dropped with the arrays)
+        return files[-1]
+
+    spool, random = Spool(scratch), np.random.default_rng(0)
+    small = np.zeros(4, np.float32)
+    assert spool.array(small, "small") is small
+    odd = random.integers(0, 255, LEAST + 1, np.uint8)
+    arrays = [odd, random.standard_normal((LEAST, 3)).astype(np.float32), odd[::-1]]
+    kept = [spool.array(each, "lm.codes") for each in arrays]
+    assert len(files) == 1
+    for view, each in zip(kept, arrays, strict=True):
+        assert isinstance(view.base, np.memmap)
+        assert view.flags.aligned
+        assert not view.flags.writeable
+        np.testing.assert_array_equal(view, each)
+
+
 def test_a_disk_that_is_full_is_a_sentence() -> None:
     def scratch() -> BinaryIO:
         raise OSError(28, "No space left on device")

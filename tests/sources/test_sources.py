@@ -22,8 +22,10 @@ from adaptc.errors import LoadError
 from adaptc.families.table import DECODERS, supported, supported_gguf
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.find import find_source
+from adaptc.sources.hashes import Hashed
 from adaptc.sources.package import find_in_package
 from adaptc.spec.schema import ModelSpec
+from tests.fakes.progress import Told
 from tests.models import gguf_file
 
 ALL = f"supported: {', '.join(supported())}"
@@ -563,6 +565,15 @@ def test_a_file_of_a_package_is_found_without_importing_it(tmp_path: Path, monke
 )
 def test_refuses_packages_that_are_not_there(name: str, expected: str) -> None:
     assert refusal(lambda: find_in_package(name)) == f"{name}: {expected}"
+
+
+def test_hashing_a_large_source_is_told_in_mebibytes() -> None:
+    told = Told()
+    hashed = Hashed(told, 1 << 30)
+    for _ in range(1 << 10):
+        hashed.add(1 << 20)
+    assert [step[1:] for step in told.steps] == [(256, 1024), (512, 1024), (768, 1024), (1024, 1024)]
+    assert set(told.notes) == {"MiB hashed"}
 
 
 def test_a_package_s_file_must_be_what_pip_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,18 +20,23 @@ class UnreadTensor(torch.Tensor):
     """
 
     read: Callable[[], torch.Tensor]
+    identity: str
 
     @classmethod
-    def of(cls, shape: Sequence[int], dtype: torch.dtype, read: Callable[[], torch.Tensor]) -> UnreadTensor:
+    def of(
+        cls, shape: Sequence[int], dtype: torch.dtype, read: Callable[[], torch.Tensor], identity: str = ""
+    ) -> UnreadTensor:
         """Make one.
 
         Args:
             shape: Its shape.
             dtype: Its type.
             read: Gives its numbers, of this shape and type.
+            identity: Equal for tensors of equal numbers alone, such as a hash of their file and their place in it; ""
+                if nothing but their numbers tells them apart.
         """
         tensor: UnreadTensor = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype)
-        tensor.read = read
+        tensor.read, tensor.identity = read, identity
         tensor._is_param = True  # by this torch knows parameters of other classes than its own
         return tensor
 

@@ -121,9 +121,9 @@ class AdaptedSource(Source):
         }
         return self.base.files() | own
 
-    def sha256(self) -> str:
+    def sha256(self, progress: Progress = SILENT) -> str:
         """See `Source.sha256`; the weights of adapters count too."""
-        digests = {"base": bytes.fromhex(self.base.sha256())}
+        digests = {"base": bytes.fromhex(self.base.sha256(progress))}
         for index, adapter in enumerate((*self.adapters, *self.kept)):
             for name, path in adapter.files().items():
                 digests[f"adapters/{index}/{name}"] = file_digest(adapter.origin, path)

@@ -14,6 +14,7 @@ from adaptc.families.sentences import Sentences
 from adaptc.families.table import family_of, supported
 from adaptc.ir.source_grid import SourceMatrix
 from adaptc.runtime.bundle.reading import read_file
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source, TokenIds
 from adaptc.sources.config import build_config
 from adaptc.sources.folder.config_keys import IMPLEMENTATION, refuse_keys, unknown_keys
@@ -167,10 +168,10 @@ class FolderSource(Source):
         """See `Source.files`."""
         return weight_files(self.origin, self.path) | deciding_files(self.path)
 
-    def sha256(self) -> str:
+    def sha256(self, progress: Progress = SILENT) -> str:
         """See `Source.sha256`; weights that are cut short are told before they are hashed."""
         check_headers(self.origin, weight_files(self.origin, self.path))
-        return Source.sha256(self)
+        return Source.sha256(self, progress)
 
     def licence(self) -> str | None:
         """See `Source.licence`; it stands in the front matter of the model's README."""

@@ -75,9 +75,9 @@ class HubSource(Source):
         """See `Source.licence`."""
         return self._without_weights().licence()
 
-    def sha256(self) -> str:
+    def sha256(self, progress: Progress = SILENT) -> str:
         """See `Source.sha256`; fetches the weights."""
-        return self.local().sha256()
+        return self.local().sha256(progress)
 
     def commit(self) -> str:
         """Return the commit that is read, 40 hex digits; the cache names its folders so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,8 @@ import torch
 
 from adaptc.errors import PassError
 from adaptc.ir.blocks import Bits, Blocks
-from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.fx_graph import FxGraph, assign
+from adaptc.ir.unread.tensors import UnreadTensor
 from adaptc.passes.quantize.blockwise import dequantize, quantize_blocks
 from adaptc.passes.quantize.calibrate import calibration_ids, quantize_linears
 from adaptc.passes.quantize.linears import alone, linear_weights
@@ -98,6 +100,32 @@ def test_threads_change_nothing() -> None:
         # Products are summed in another order: a code on the edge may fall the other way, the rest of its row with it,
         # and later layers read what it gives.
         assert rows.mean() > (0.95 if "layers.0.self_attn.q" in name else 0.8), name
+
+
+def test_what_is_not_read_yet_is_read_once_for_all_threads() -> None:
+    graph, read = tiny.fx("llama").fork(), list[str]()
+    for name, value in list(graph.module.named_parameters(remove_duplicate=False)):
+        assign(graph.module, name, UnreadTensor.of(value.shape, value.dtype, partial(_read, read, name, value), name))
+    names = [name for name in linear_weights(graph) if "layers" in name]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            read.clear()
+            results.append(quantize_linears(graph, ids(), dict.fromkeys(names, 4), store=Memory()))
+            # Keys of codes are made from what tensors are known by, so that not even these read them.
+            assert max(map(read.count, read)) == 1
+            assert set(names) <= set(read)
+    finally:
+        torch.set_num_threads(before)
+    whole = quantize_linears(tiny.fx("llama"), ids(), dict.fromkeys(names, 4))
+    first = "model.layers.0.self_attn.q_proj.weight"
+    np.testing.assert_array_equal(results[0][first].packed, whole[first].packed)
+
+
+def _read(read: list[str], name: str, value: torch.Tensor) -> torch.Tensor:
+    read.append(name)
+    return value
 
 
 def test_graph_is_untouched_and_progress_is_told() -> None:
