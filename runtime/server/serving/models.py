@@ -309,10 +309,11 @@ def _encoder(path: Path, name: str, session: EncoderSession) -> EncoderModel:
     Raises:
         RequestError: it makes no vectors of texts.
     """
-    if session.spec.text is None or session.spec.labels:
+    if session.spec.text is None or session.spec.gives != "vectors":
         session.close()
-        gives = "states of sounds" if session.spec.text is None else "scores of labels"
-        raise RequestError(f"{path}: an encoder that gives {gives}, which no endpoint serves; load it in Python")
+        raise RequestError(
+            f"{path}: an encoder that gives {session.spec.gives}, which no endpoint serves; load it in Python"
+        )
     session.embed([[session.spec.text.pad_token_id]])
     return EncoderModel(name, session)
 
