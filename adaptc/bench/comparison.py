@@ -25,6 +25,7 @@ from adaptc.errors import EngineError, RequestError
 from adaptc.machine.description import Machine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.loading import tokenizer_of
+from adaptc.runtime.model.plan import refuse_encoder
 from adaptc.runtime.progress import SILENT, Progress
 
 SECONDS = 1800
@@ -61,6 +62,7 @@ def prompts(bundle: Bundle, settings: BenchSettings) -> tuple[list[int], list[in
     Raises:
         RequestError: they do not fit the bundle, or it has no tokenizer.
     """
+    refuse_encoder(bundle)
     tokenizer = tokenizer_of(bundle)
     decoder = bundle.manifest.graphs[bundle.manifest.reader].decoder
     if tokenizer is None or decoder is None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptc.runtime.bundle.folder import Bundle
+from adaptc.runtime.bundle.names import ENCODER
+from adaptc.runtime.encoding.spec import read_encoder_spec
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import load_targets_of
 from adaptc.runtime.loading import served_batch
-from adaptc.runtime.model.plan import check_budget_fits, is_modal
+from adaptc.runtime.model.plan import check_budget_fits, is_encoder, is_modal
 from adaptc.runtime.pools import check_pools
 from adaptc.runtime.validation import check_count, check_seconds, shown
 
@@ -82,7 +84,7 @@ class ExportOptions:
 
     def batch(self, bundle: Bundle) -> int:
         """Sequences that a replica decodes together."""
-        if is_modal(bundle.manifest):
+        if answers_inputs(bundle):
             return 1
         return self.max_batch or served_batch(bundle)
 
@@ -90,9 +92,13 @@ class ExportOptions:
         """Refuse what has no meaning for a bundle.
 
         Raises:
-            RequestError: naming the option.
+            RequestError: naming the option; or the bundle is an encoder that no server answers with.
         """
-        if self.max_batch is not None and is_modal(bundle.manifest):
+        if is_encoder(bundle.manifest):
+            gives = read_encoder_spec(bundle.read(ENCODER), str(bundle.path / ENCODER)).gives
+            if gives != "vectors":
+                raise RequestError(f"{bundle.path}: an encoder that gives {gives}, which no server answers with")
+        if self.max_batch is not None and answers_inputs(bundle):
             raise RequestError(f"--max-batch: {bundle.path} answers each input by itself; leave it out")
         for name in self.load_control:
             check_budget_fits(bundle, name, f"--{name.replace('_', '-')}")
@@ -100,6 +106,11 @@ class ExportOptions:
     def place(self, bundle: Bundle) -> str:
         """Where the exported folder has the bundle."""
         return BUNDLE if self.copy else str(bundle.path.resolve())
+
+
+def answers_inputs(bundle: Bundle) -> bool:
+    """Whether a bundle answers each input by itself, and decodes no sequences."""
+    return is_modal(bundle.manifest) or is_encoder(bundle.manifest)
 
 
 def engine_extra(bundle: Bundle) -> str:

@@ -6,12 +6,11 @@ from typing import Any
 
 import yaml
 
-from adaptc.exports.options import Exported, ExportOptions, engine_extra
+from adaptc.exports.options import Exported, ExportOptions, answers_inputs, engine_extra
 from adaptc.exports.wheel import WHEEL, own_wheel
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.loading import runs_on_gpu
-from adaptc.runtime.model.plan import is_modal
 
 _APP = '''\
 """The application that serve.yaml names: an entrance, and pools of replicas of adaptc's server."""
@@ -86,7 +85,7 @@ def _config(bundle: Bundle, options: ExportOptions) -> dict[str, Any]:
     }
     if gpu:
         del args["threads"]  # a GPU has no use for them
-    if not is_modal(bundle.manifest):
+    if not answers_inputs(bundle):
         args["max_batch"] = batch
     return {
         "proxy_location": "EveryNode",

@@ -14,7 +14,7 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import GraphSpec, ModalSpec, SubsetSpec, TensorSpec
 from adaptc.runtime.errors import BundleError, RequestError
 from adaptc.runtime.loading import runs_on_gpu
-from adaptc.runtime.model.plan import decoder_graph, is_modal
+from adaptc.runtime.model.plan import decoder_graph, is_encoder, is_modal
 from adaptc.runtime.multimodal.profile import read_profile
 
 _MODELS = "models"
@@ -67,8 +67,10 @@ def triton_export(bundle: Bundle, options: ExportOptions) -> Exported:
 
     Raises:
         BundleError: the bundle's plan is neither a decoder nor subsets of modalities.
-        RequestError: a tensor is of a type that Triton does not have.
+        RequestError: the bundle is an encoder, or a tensor is of a type that Triton does not have.
     """
+    if is_encoder(bundle.manifest):
+        raise RequestError(f"{bundle.path}: an encoder has no form for Triton; --to docker, ray or kubernetes is right")
     name = model_name(options.name)
     gpu = runs_on_gpu(bundle)
     if is_modal(bundle.manifest):

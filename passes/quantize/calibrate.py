@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,17 @@ from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators.place import no_images
 from adaptc.ir.program import Program
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, quantize_blocks, split
+from adaptc.passes.quantize.expert_codes import quantize_mixture, run_mixture
 from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
-from adaptc.passes.quantize.linears import bias_of, linears_of, readers_of_same, tensor_of, weight_name
+from adaptc.passes.quantize.linears import (
+    LINEAR,
+    bias_of,
+    linears_of,
+    mixtures_of,
+    readers_of_same,
+    tensor_of,
+    weight_name,
+)
 from adaptc.passes.quantize.walk import CalibrationWalk
 from adaptc.passes.spool import Spool
 from adaptc.passes.store import Store
@@ -105,12 +114,13 @@ def quantize_linears(
     progress: Progress = SILENT,
     device: str = "cpu",
 ) -> dict[str, Blocks]:
-    """Quantize linear layers, each on the inputs it gets from the layers quantized before it.
+    """Quantize linear layers and experts, each on the inputs it gets from the layers quantized before it.
 
     Args:
         graph: A captured decoder or encoder; it stays as it is.
         ids: int64 [sequences, tokens], see `calibration_ids`; or float32 [sequences, tokens, width].
-        bits: Bits of each weight, by name; weights that are not named stay as they are.
+        bits: Bits of each weight, by name; weights that are not named stay as they are. Both weights of a block's
+            experts are named, or none.
             4-bit weights are rounded by GPTQ; 8 bits are near enough lossless without.
         block_size: Columns that share a scale; for all weights, or by name.
         symmetric: 4-bit weights that do without zero points.
@@ -119,12 +129,12 @@ def quantize_linears(
         device: Where torch runs the layers and rounds: one layer's weights are there at a time.
 
     Returns:
-        By the weights' names: what MatMulNBits wants, in the weights' own shapes.
+        By the weights' names: what MatMulNBits wants, in the weights' own shapes, experts one below the other.
 
     Raises:
-        PassError: a name is no linear layer's weight, or activations are not finite.
+        PassError: a name is no linear layer's weight and none of experts, or activations are not finite.
     """
-    names = {weight_name(node) for node in linears_of(graph)}
+    names = {weight_name(node) for node in linears_of(graph)}.union(*mixtures_of(graph).values())
     if unknown := set(bits) - names:
         raise PassError(f"{min(unknown)}: no linear layer has this weight")
     sizes = block_size if isinstance(block_size, Mapping) else dict.fromkeys(bits, block_size)
@@ -201,7 +211,10 @@ def _walk(
     """
     wanted = [node for node in linears_of(graph) if weight_name(node) in forms]
     missing = set(forms) - set(known)
-    needed = _needed([node for node in wanted if weight_name(node) in missing], set(wanted))
+    mixtures = {node: names for node, names in mixtures_of(graph).items() if set(names) <= set(forms)}
+    open_ = [node for node in wanted if weight_name(node) in missing]
+    open_ += [node for node, names in mixtures.items() if missing & set(names)]
+    needed = _needed(open_, {*wanted, *mixtures})
     rounded = set(wanted)
     for node in graph.module.graph.nodes:
         if not missing:
@@ -210,30 +223,40 @@ def _walk(
             group = [n for n in readers_of_same(node, wanted) if n in missing and _same_size(forms, n, name)]
             yield _quantize(walk, graph, node.args[0], group, forms)
             missing -= set(group)
+        elif node in mixtures and missing & set(mixtures[node]):
+            yield quantize_mixture(walk, graph, node, mixtures[node], forms)
+            missing -= set(mixtures[node])
         if node in needed and node.op != "placeholder":
-            if node in rounded:
+            if node in mixtures:
+                run_mixture(walk, node, *(known[name] for name in mixtures[node]))
+            elif node in rounded:
                 walk.run_rounded(node, known[weight_name(node)])
             else:
                 walk.run(node)
         walk.drop(node)
 
 
-def _needed(linears: list[fx.Node], rounded: Collection[fx.Node]) -> set[fx.Node]:
+def _needed(layers: list[fx.Node], rounded: Collection[fx.Node]) -> set[fx.Node]:
     """The nodes whose values it takes to know what these layers read."""
     needed: set[fx.Node] = set()
-    waiting = [node.args[0] for node in linears]
+    waiting = [each for node in layers for each in _read_by(node)]
     while waiting:
         node = waiting.pop()
         if not isinstance(node, fx.Node) or node in needed:
             continue
         needed.add(node)
         if node in rounded:
-            waiting += [node.args[0], bias_of(node)]  # its weight is known by its codes
+            waiting += [*_read_by(node), bias_of(node)]  # its weight is known by its codes
         elif (block := block_of_skip(node)) is not None:
             waiting.append(block)
         else:
             waiting += node.all_input_nodes
     return needed
+
+
+def _read_by(layer: fx.Node) -> Sequence[Any]:
+    """What a linear layer, or a block's experts, read besides weights."""
+    return layer.args[:1] if layer.target is LINEAR else layer.args[:3]
 
 
 def _same_size(forms: Mapping[str, Form], one: str, other: str) -> bool:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from adaptc.errors import PassError
 from adaptc.ir.blocks import LEAST_BLOCK, Bits, Blocks
+from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.marks import PATH, label
 from adaptc.ir.onnx_graph import fixed
 from adaptc.ir.onnx_ops import is_experts
@@ -26,6 +27,7 @@ from adaptc.ir.unread.rows import Rows
 from adaptc.passes.emit import FLOAT, Emitter
 from adaptc.passes.match import initializer, projections, rows
 from adaptc.passes.quantize.blockwise import concatenate, quantize_blocks
+from adaptc.passes.quantize.linears import mixtures_of, tensor_of
 from adaptc.passes.spool import Spool
 
 MIXTURES = ("QMoE", "MoE")
@@ -65,6 +67,20 @@ def expert_form(width: int, inner: int, block_size: int) -> ExpertForm:
         raise PassError(f"experts over {width} columns: a multiple of {LEAST_BLOCK} is right, or weights: fp32")
     # With one block to a row, QMoE wants zero points in another layout.
     return ExpertForm(block_size, padding, symmetric=width == block_size)
+
+
+def expert_forms(graph: FxGraph, block_size: int) -> dict[str, tuple[int, bool]]:
+    """Block size of the weights of experts in a graph, and whether they do without zero points, by name.
+
+    Raises:
+        PassError: as in `expert_form`.
+    """
+    forms: dict[str, tuple[int, bool]] = {}
+    for gate_up, down in mixtures_of(graph).values():
+        _, width, inner = tensor_of(graph.module, down).shape
+        form = expert_form(width, inner, block_size)
+        forms |= {gate_up: (form.block_size, form.symmetric), down: (form.block_size, True)}
+    return forms
 
 
 def routers(graph: ir.Graph) -> set[ir.Value]:

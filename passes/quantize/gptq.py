@@ -29,8 +29,8 @@ class Gptq(Pass):
     Projections that share their input with no other (attention's output, the second half of a feed-forward block, the
     head) do without zero points: their kernel is quicker, and nothing is lost (docs/quantization.md).
 
-    Experts of a mixture are rounded by `quantize`, each weight to the nearest code: a text sends few tokens to each
-    expert. The weights that choose experts stay floats.
+    Each expert of a mixture is rounded by the rows that its router sends to it. The weights that choose experts stay
+    floats.
 
     Needs: FX level, after every pass that changes weights or adds backbones, before lower; calibration text.
     Shapes: unchanged.
@@ -58,6 +58,7 @@ class Gptq(Pass):
     def apply_with(self, program: Program, store: Store, progress: Progress = SILENT) -> Program:
         # Imported here: calibration needs this package's blockwise, and may be what is imported first.
         from adaptc.passes.quantize.calibrate import quantize_linears, sample_of
+        from adaptc.passes.quantize.experts import expert_forms
         from adaptc.passes.quantize.linears import alone, kept_float, linear_weights
         from adaptc.passes.quantize.quantize import head_block
 
@@ -72,8 +73,11 @@ class Gptq(Pass):
             sizes: dict[str, int] = dict.fromkeys(weights, self.block_size)
             if graph.module.meta["outputs"] == (LOGITS,) and list(linear_weights(graph))[-1] == weights[-1]:
                 sizes[weights[-1]] = head_block(self.block_size)
-            bits: dict[str, Bits] = dict.fromkeys(weights, 4)
-            options: dict[str, Any] = {"block_size": sizes, "symmetric": alone(graph), "device": self._device()}
+            experts = {name: form for name, form in expert_forms(graph, self.block_size).items() if name not in blocks}
+            sizes |= {name: size for name, (size, _) in experts.items()}
+            bits: dict[str, Bits] = dict.fromkeys([*weights, *experts], 4)
+            symmetric = alone(graph) | {name for name, (_, symmetric) in experts.items() if symmetric}
+            options: dict[str, Any] = {"block_size": sizes, "symmetric": symmetric, "device": self._device()}
             blocks |= quantize_linears(graph, sample, bits, **options, store=store, progress=progress)
         return replace(program, blocks=blocks) if len(blocks) > len(program.blocks) else program
 

@@ -26,7 +26,7 @@ from adaptc.ir.blocks import Bits, Blocks
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.operators import skip  # noqa: F401  (declares adaptc::skip)
 from adaptc.ir.unread.tensors import UnreadTensor
-from adaptc.passes.quantize.linears import bias_of, linears_of, tensor_of, weight_name
+from adaptc.passes.quantize.linears import bias_of, linears_of, mixtures_of, tensor_of, weight_name
 from adaptc.passes.store import Store, code_of, piece_key, versions_of
 
 KIND = "gptq"
@@ -64,6 +64,7 @@ def code_keys(graph: FxGraph, feeds: Mapping[fx.Node, torch.Tensor], forms: Mapp
         forms: How each matrix is stored, by its weight's name; other weights stay as they are.
     """
     rounded = {node: weight_name(node) for node in linears_of(graph) if weight_name(node) in forms}
+    mixtures = {node: names for node, names in mixtures_of(graph).items() if set(names) <= set(forms)}
     values: dict[fx.Node, str] = {}
     tensors: dict[str, str] = {}
     keys: dict[str, str] = {}
@@ -78,6 +79,10 @@ def code_keys(graph: FxGraph, feeds: Mapping[fx.Node, torch.Tensor], forms: Mapp
             if name not in keys:
                 keys[name] = piece_key(_code(), read, tensors[name], asdict(forms[name]))
             values[node] = piece_key("rounded", read, keys[name], _named(bias_of(node), values))
+        elif node in mixtures:
+            held = [_named(node.args, values), [asdict(forms[name]) for name in mixtures[node]]]
+            keys |= {name: piece_key(_code(), held, place) for place, name in enumerate(mixtures[node])}
+            values[node] = piece_key("rounded", held)
         elif (block := block_of_skip(node)) is not None:
             values[node] = values[block]
         elif node.op != "output":

@@ -40,6 +40,12 @@ def kept_float(graph: FxGraph) -> set[str]:
     return found
 
 
+def mixtures_of(graph: FxGraph) -> dict[fx.Node, tuple[str, str]]:
+    """Blocks of experts in the order they run, each with the names of its weights: gate and up, down."""
+    nodes = [node for node in graph.module.graph.nodes if node.target is EXPERTS]
+    return {node: (str(node.args[3].target), str(node.args[4].target)) for node in nodes}
+
+
 def linears_of(graph: FxGraph) -> list[fx.Node]:
     """Linear layers whose weight is the graph's own, in the order they run."""
     nodes = [node for node in graph.module.graph.nodes if node.target is LINEAR]

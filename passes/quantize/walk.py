@@ -133,6 +133,10 @@ class CalibrationWalk:
 
         self._each_walk(product, linear)
 
+    def run_as(self, node: fx.Node, work: Callable[[fx.Interpreter], Tensor]) -> None:
+        """Run a node in another way than its own, given the values of a thread's nodes (`env`)."""
+        self._each_walk(work, node)
+
     def drop(self, node: fx.Node) -> None:
         """Forget the values that no node after this one reads."""
         for walk in self._walks:

@@ -73,6 +73,13 @@ class EncoderSpec:
         """The content of `encoder.json`."""
         return dumps(self).encode()
 
+    @property
+    def gives(self) -> str:
+        """What it makes of its inputs, for messages; "vectors" of texts are what a server answers with."""
+        if self.text is None:
+            return "states of sounds"
+        return "scores of labels" if self.labels else "vectors"
+
 
 def read_encoder_spec(content: bytes, where: str) -> EncoderSpec:
     """Read `encoder.json`.

@@ -10,6 +10,9 @@ from adaptc.runtime.bundle.names import ENCODER
 from adaptc.runtime.bundle.plan import Run, Switch
 from adaptc.runtime.errors import BundleError, RequestError
 
+ENCODER_WRITES_NOTHING = "an encoder, which writes no text; load, and embed or classify, are right"
+"""What is said of an encoder where text is to be written or scored."""
+
 
 def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
     """The graph that reads token ids, which is the plan's first except encoders: its name, and what it expects.
@@ -22,13 +25,22 @@ def decoder_graph(bundle: Bundle) -> tuple[str, DecoderSpec]:
     first, *rest = (step for step in manifest.plan if step.graphs[0] not in encoders)
     graph = manifest.graphs[first.graphs[0]]
     whole = not rest or (len(rest) == 1 and isinstance(rest[0], Switch))
-    if is_encoder(manifest):
-        raise BundleError(f"{bundle.path}: an encoder, which writes no text; load, and embed or classify, are right")
+    refuse_encoder(bundle)
     if not whole or not isinstance(first, Run) or graph.decoder is None:
         raise BundleError(
             f"{bundle.path}: its plan is not one decoder, with or without routes; a newer adaptc may run it"
         )
     return first.graph, graph.decoder
+
+
+def refuse_encoder(bundle: Bundle) -> None:
+    """Refuse an encoder where text is to be written or scored.
+
+    Raises:
+        BundleError: the bundle is one.
+    """
+    if is_encoder(bundle.manifest):
+        raise BundleError(f"{bundle.path}: {ENCODER_WRITES_NOTHING}")
 
 
 def is_modal(manifest: Manifest) -> bool:

@@ -18,6 +18,7 @@ from adaptc.machine.description import Machine
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.loading import load, tokenizer_of
+from adaptc.runtime.model.plan import refuse_encoder
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.runtime.speculation.speculation import AUTO, OFF
 from adaptc.runtime.speculation.starting import LOOKUP
@@ -88,6 +89,7 @@ def prompts_of(bundle: Bundle, kinds: Sequence[str], file: Path | None, settings
     Raises:
         RequestError: the bundle has no tokenizer or no decoder, there is no such kind, or too few prompts fit.
     """
+    refuse_encoder(bundle)
     tokenizer = tokenizer_of(bundle)
     decoder = bundle.manifest.graphs[bundle.manifest.reader].decoder
     if tokenizer is None or decoder is None:

@@ -66,15 +66,17 @@ def command(
 
     Of a stitched bundle that of its routes, of the router's choice for each window, and of the models it is made of.
     """
+    from adaptc.runtime import open_bundle
+    from adaptc.runtime.model.plan import check_budget_fits, refuse_encoder
+
+    opened = open_bundle(bundle)
+    refuse_encoder(opened)
     if sweep:
         _sweep(bundle, text, tokens, window, device, speed, threads, base, as_json)
         return
     from adaptc.evaluation.routes import has_router, routes_of
     from adaptc.evaluation.text import text_ids
-    from adaptc.runtime import open_bundle
-    from adaptc.runtime.model.plan import check_budget_fits
 
-    opened = open_bundle(bundle)
     chosen = routes_of(opened, routes)
     check_budget_fits(opened, budget)
     ids = text_ids(opened, text, tokens)

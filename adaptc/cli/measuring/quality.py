@@ -61,6 +61,7 @@ def command(
     from adaptc.evaluation.questions import SHOTS, read_questions
     from adaptc.evaluation.text import text_ids
     from adaptc.runtime import open_bundle
+    from adaptc.runtime.model.plan import refuse_encoder
 
     asked = read_questions(questions)[: first and first + SHOTS] if questions is not None else []
     lettered = read_lettered(letters)[:first] if letters is not None else []
@@ -68,6 +69,7 @@ def command(
     results: dict[str, dict[str, Any]] = {}
     with shown_progress() as progress:
         for bundle in (open_bundle(path) for path in bundles):
+            refuse_encoder(bundle)
             ids = text_ids(bundle, text, tokens) if text is not None else None
             name = bundle.path.name
             rows = quality(bundle, Tasks(ids, window, lettered, asked, kept), routes, threads, progress)

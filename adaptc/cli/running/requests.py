@@ -68,6 +68,7 @@ _OPTIONS = (
         help="Guess tokens and verify several in a step, with the same answer: auto, lookup, model, route or budget.",
     ),
     click.option("--route", help="Route of a stitched bundle; by default its router picks one."),
+    click.option("--adapter", metavar="NAME", help="Adapter of a bundle that keeps some; by default none."),
     RUNS_ON,
     click.option("--threads", type=int, help="By default one for each physical core."),
     click.option(
@@ -89,7 +90,8 @@ def load_session(bundle: Path, **options: Any) -> Session:
     Raises:
         RequestError: the bundle's model answers inputs and writes no text; and as `runtime.load`.
     """
-    from adaptc.runtime import ModalSession, RequestError, load
+    from adaptc.runtime import EncoderSession, ModalSession, RequestError, load
+    from adaptc.runtime.model.plan import ENCODER_WRITES_NOTHING
 
     session = load(bundle, **options)
     if isinstance(cast("object", session), ModalSession):
@@ -98,6 +100,9 @@ def load_session(bundle: Path, **options: Any) -> Session:
             f"{bundle}: its model answers inputs of several modalities and writes no text; "
             "adaptc profile, strategy and bench --jobs are for it, and runtime.load_modal in Python"
         )
+    if isinstance(cast("object", session), EncoderSession):
+        session.close()
+        raise RequestError(f"{bundle}: {ENCODER_WRITES_NOTHING}")
     return session
 
 

@@ -33,7 +33,10 @@ def command(bundle: Path, file: Path, budget: float | None, explain: bool, threa
     from dataclasses import asdict
 
     from adaptc.evaluation.text import read_text
+    from adaptc.runtime import open_bundle
+    from adaptc.runtime.model.plan import refuse_encoder
 
+    refuse_encoder(open_bundle(bundle, verify=False))
     prompts = [line for line in read_text(file).splitlines() if line.strip()]
     taken: list[Choice] = []
     with load_session(bundle, threads=threads, batch=1) as session:
