@@ -5,6 +5,8 @@ from __future__ import annotations
 if __name__ != "adaptc.passes":
     raise ImportError("import adaptc.passes, not passes")
 
+from adaptc.passes.adapters.adapter_places import AdapterPlaces
+from adaptc.passes.adapters.switch_adapters import SwitchAdapters
 from adaptc.passes.base import Pass, Pipeline, Step
 from adaptc.passes.decoder.draft_with import DraftWith
 from adaptc.passes.decoder.fuse_norms import FuseNorms
@@ -44,12 +46,14 @@ PASSES: dict[str, type[Pass]] = {
         LogitsFrom,
         FuseNorms,
         FuseProjections,
+        AdapterPlaces,
         FloatWeights,
         SourceCodes,
         Quantize,
         DeviceSteps,
         QuantizeCache,
         SlidingCache,
+        SwitchAdapters,
         Branch,
         VerifyDrafts,
         Legalize,

@@ -9,11 +9,15 @@ import numpy as np
 import onnx_ir as ir
 
 from adaptc.ir.marks import PATH, label
+from adaptc.ir.onnx_graph import fixed
 from adaptc.ir.unread.constants import rows_of
 from adaptc.ir.unread.rows import Rows
 
 PARTS = "adaptc.parts"
 """Metadata of a fused weight: names of the weights it was joined from, with commas."""
+
+PART_ROWS = "adaptc.part_rows"
+"""Metadata of a fused weight: how many rows each of these has, with commas."""
 
 
 def name_new_nodes(graph: ir.Graph) -> None:
@@ -78,6 +82,14 @@ def projections(graph: ir.Graph) -> Iterator[Projection]:
                 bias = other
         result = users[0].outputs[0] if bias is not None else node.outputs[0]
         yield Projection(node, x, weight, bias, result)
+
+
+def parts_of(weight: ir.Value) -> tuple[tuple[str, int], ...]:
+    """Names of the weights that a weight was joined from, and their rows; of one that was not, its own."""
+    props = weight.metadata_props
+    if PARTS not in props:
+        return ((weight.name or "", fixed(weight)[0]),)
+    return tuple(zip(props[PARTS].split(","), map(int, props[PART_ROWS].split(",")), strict=True))
 
 
 def array(value: ir.Value) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adaptc.checks.adapters import adapter_findings
 from adaptc.checks.encoder import encoder_findings
 from adaptc.checks.finding import Finding
 from adaptc.checks.language_model import (
@@ -129,6 +130,7 @@ def _decoder_findings(
     yield from expert_findings(name, text, spec.target)
     yield from rope_findings(name, text, spec.target)
     yield from vocabulary_findings(name, source, text)
+    yield from adapter_findings(spec, name, source, config)
     if all(finding.level != "error" for finding in shape):
         sizes.append(size_of(config, spec.target, spec.models[name].dtype, images=keeps_images(spec, name)))
         yield _size(name, sizes[-1], spec.target)

@@ -15,12 +15,14 @@ from adaptc.errors import PassError
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.program import CacheRanges, Program
+from adaptc.passes.adapters.switch_adapters import adapted
 from adaptc.passes.decoder.quantize_cache import attentions
 from adaptc.passes.skip_ffn.skips import run_always, skips
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.bundle.names import CACHE_KINDS, HIDDEN, IMAGE_PLACES, KEY
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.decoder import Ids, States
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.progress import SILENT, Progress, counted
 
 TOKENS = 4096
@@ -64,6 +66,9 @@ def with_cache_ranges(program: Program, ids: Mapping[str, Ids], progress: Progre
             spec = decoders[name].spec
             windows = list(_windows(text, min(WINDOW, spec.max_tokens)))
             for window in counted(windows, progress):
+                for adapter in decoders[name].adapters:  # what they add to keys and values is kept as well
+                    decoders[name].start(0, window, RequestOptions(adapter=adapter))
+                    found[name] = _wider(found.get(name), _ranges(cached[name], decoders[name], len(window)))
                 states: Ids | States = window
                 for reader in reading:
                     given = window if reader == name else states
@@ -78,8 +83,12 @@ def _opened(stack: ExitStack, program: Program, name: str, graph: OnnxGraph) -> 
         raise PassError(f"target.kv_cache: int8; '{name}' takes images, and calibration text has none; fp16 is right")
     spec = decoder_spec(graph, program.backbone(name))
     assert spec is not None, "a graph with attention over a cache is a decoder"
-    dense = run_always(graph, range(len(skips(graph.model.graph))))
-    [decoder] = stack.enter_context(running({name: dense}, spec, NO_GATES))
+    dense, kept = run_always(graph, range(len(skips(graph.model.graph)))), program.kept_adapters
+    products = program.adapted_products.get(name, ())
+    adapters = kept[program.model(name)] if products else ()
+    dense = adapted(dense, products, adapters) if products else dense
+    names = tuple(each.name for each in adapters)
+    [decoder] = stack.enter_context(running({name: dense}, spec, NO_GATES, adapters=names))
     return decoder
 
 

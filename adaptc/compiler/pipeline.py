@@ -13,6 +13,8 @@ from typing import Literal
 
 from adaptc.compiler import stage_names
 from adaptc.errors import SpecError
+from adaptc.passes.adapters.adapter_places import AdapterPlaces
+from adaptc.passes.adapters.switch_adapters import SwitchAdapters
 from adaptc.passes.base import Pass
 from adaptc.passes.decoder.fuse_norms import FuseNorms
 from adaptc.passes.decoder.fuse_projections import FuseProjections
@@ -115,7 +117,14 @@ def plan_of(spec: Spec, base: Path) -> CompilePlan:
 def _forms(target: TargetSpec) -> tuple[Pass, ...]:
     """What writes a decoder for ONNX Runtime on a CPU, and for kernels of ours on a GPU."""
     cache = () if target.kv_cache == "fp32" else (QuantizeCache(target.kv_cache),)
-    return DeviceSteps(required=target.device == "cuda"), *cache, SlidingCache(), Branch(), VerifyDrafts()
+    return (
+        DeviceSteps(required=target.device == "cuda"),
+        *cache,
+        SlidingCache(),
+        SwitchAdapters(),
+        Branch(),
+        VerifyDrafts(),
+    )
 
 
 def _onnxruntime(target: TargetSpec, quantize: QuantizeSpec) -> tuple[Pass, ...]:
@@ -132,7 +141,7 @@ def _onnxruntime(target: TargetSpec, quantize: QuantizeSpec) -> tuple[Pass, ...]
         case stored:
             weights = (FloatWeights("fp16" if stored == "fp16" else "fp32"),)
     cache = KvCache(max_tokens=target.max_tokens)
-    return EncoderAttention(), cache, LogitsFrom(), FuseNorms(), FuseProjections(), *weights
+    return EncoderAttention(), cache, LogitsFrom(), FuseNorms(), FuseProjections(), AdapterPlaces(), *weights
 
 
 def _tensorrt(target: TargetSpec) -> tuple[Pass, ...]:

@@ -29,6 +29,7 @@ from adaptc.compiler.pipeline import CompilePlan
 from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import multimodal_of, text_of
 from adaptc.ir.fx_graph import VIEWS, FxGraph
+from adaptc.ir.low_rank import KeptAdapter
 from adaptc.ir.onnx_graph import OnnxGraph, fixed
 from adaptc.ir.program import Backbone, Program
 from adaptc.ir.stored.blocks_file import load_blocks, save_blocks
@@ -117,7 +118,9 @@ def program_from_sources(
             continue
         graphs[name] = (capture if multimodal_of(config) is None else capture_multimodal)(config, weights)
         samples[name] = text.ids(source)
-    return Program(graphs, tuple(Run(name) for name in graphs), backbones, samples)
+    views = {name: graph.module.meta.get(VIEWS, {}) for name, graph in graphs.items()}
+    plan = tuple(Run(name) for name in graphs)
+    return Program(graphs, plan, backbones, samples, kept_adapters=_kept_adapters(sources, views))
 
 
 def with_checkpoint(program: Program, sources: Mapping[str, Source]) -> Program:
@@ -269,8 +272,17 @@ def _load(path: Path, sources: Mapping[str, Source], hashes: Mapping[str, str]) 
         history=stored.history,
         modal=stored.modal,
         draft=stored.draft,
+        kept_adapters=_kept_adapters(sources, stored.views),
     )
     return program, list(stored.records)
+
+
+def _kept_adapters(
+    sources: Mapping[str, Source], views: Mapping[str, Mapping[str, WeightView]]
+) -> dict[str, tuple[KeptAdapter, ...]]:
+    """The adapters that requests choose among, of models that have some, by the names that their graphs use."""
+    found = {name: source.kept_adapters(views.get(name, {})) for name, source in sources.items()}
+    return {name: kept for name, kept in found.items() if kept}
 
 
 def _viewed(sources: Mapping[str, Source], views: Mapping[str, Mapping[str, WeightView]]) -> dict[str, Weights]:

@@ -226,7 +226,12 @@ def payoff(
 
 @contextmanager
 def running(
-    graphs: Mapping[str, OnnxGraph], decoder: DecoderSpec, gates: SkipGates, rows: int = 1, threads: int | None = None
+    graphs: Mapping[str, OnnxGraph],
+    decoder: DecoderSpec,
+    gates: SkipGates,
+    rows: int = 1,
+    threads: int | None = None,
+    adapters: tuple[str, ...] = (),
 ) -> Iterator[list[HostDecoder]]:
     """Decoders of graphs before `branch`, open as long as the context; `gates` go to those graphs that have any."""
     with tempfile.TemporaryDirectory(prefix="adaptc-pays-") as folder:
@@ -238,7 +243,8 @@ def running(
             for name, graph in graphs.items():
                 engine = OrtEngine(Path(folder) / f"{name}.onnx", threads)
                 own_gates = gates if skips(graph.model.graph) else None
-                decoders.append(HostDecoder(engine, decoder, rows, min(CHUNK, decoder.max_tokens), own_gates))
+                sizes = rows, min(CHUNK, decoder.max_tokens)
+                decoders.append(HostDecoder(engine, decoder, *sizes, own_gates, adapters=adapters))
             yield decoders
         finally:
             for running_decoder in decoders:

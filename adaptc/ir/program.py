@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
-from adaptc.runtime.bundle.manifest import forms, verifying
+from adaptc.runtime.bundle.manifest import adapted, forms, verifying
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from adaptc.ir.blocks import Blocks
     from adaptc.ir.device_lowering import DeviceLowering
     from adaptc.ir.graph import Graph
+    from adaptc.ir.low_rank import AdaptedProduct, KeptAdapter
     from adaptc.ir.partitions import Split
     from adaptc.ir.source_grid import SourceMatrix
+    from adaptc.runtime.bundle.adapters import AdaptedGraph
     from adaptc.runtime.bundle.manifest import ModalSpec, VerificationGraph
     from adaptc.runtime.bundle.plan import Run, Switch
     from adaptc.runtime.bundle.skip_gates import SkipGates
@@ -98,6 +100,9 @@ class Program:
         verification: By the name of a decoder's graph, the graphs that verify drafted tokens for it.
         draft: Name of the graph that drafts tokens for the plan's decoder; "" if none does.
         cache_ranges: By graph name, how large the entries of its KV cache become, where it was measured.
+        kept_adapters: By the name of the model, adapters that requests choose among.
+        adapted_products: By graph name, the products that these add to; `adapter_places` finds them.
+        adapters: By the name of a decoder's graph, its form with adapters.
         history: Names of the passes that changed it.
     """
 
@@ -119,6 +124,9 @@ class Program:
     verification: Mapping[str, tuple[VerificationGraph, ...]] = field(default_factory=lambda: EMPTY)
     draft: str = ""
     cache_ranges: Mapping[str, CacheRanges] = field(default_factory=lambda: EMPTY)
+    kept_adapters: Mapping[str, tuple[KeptAdapter, ...]] = field(default_factory=lambda: EMPTY)
+    adapted_products: Mapping[str, tuple[AdaptedProduct, ...]] = field(default_factory=lambda: EMPTY)
+    adapters: Mapping[str, AdaptedGraph] = field(default_factory=lambda: EMPTY)
 
     def graph(self, name: str, level: type[G]) -> G:
         """The graph of this name, which must be at this level.
@@ -156,7 +164,12 @@ class Program:
     @property
     def forms(self) -> frozenset[str]:
         """Names of the graphs that are other forms of a decoder, over its weights and its cache."""
-        return forms(self.gates, self.verification)
+        return forms(self.gates, self.verification, self.adapters)
+
+    @property
+    def adapted(self) -> Mapping[str, str]:
+        """By the name of a graph with adapters, or of its dense twin, the graph that it is a form of."""
+        return adapted(self.adapters)
 
     @property
     def encoders(self) -> frozenset[str]:
@@ -167,6 +180,7 @@ class Program:
     def model(self, graph: str) -> str:
         """Name of the model whose head, or whose embedding, a graph has, or the graph that it is another form of."""
         graph = self.verifying.get(graph, graph)
+        graph = self.adapted.get(graph, graph)
         gated = next((name for name, gates in self.gates.items() if gates.dense == graph), graph)
         return self.model_of.get(gated, gated)
 

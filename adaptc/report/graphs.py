@@ -23,7 +23,16 @@ def bundle_text(bundle: Bundle) -> str:
         BundleError: a graph's file cannot be read.
     """
     texts = {name: graph_text(graph) for name, graph in _graphs(bundle).items()}
-    return plan_text(bundle.manifest.plan) + graphs_text(texts)
+    return plan_text(bundle.manifest.plan) + adapters_text(bundle) + graphs_text(texts)
+
+
+def adapters_text(bundle: Bundle) -> str:
+    """The adapters that requests choose among, a line each; "" for a bundle that keeps none."""
+    return "".join(
+        f"\n# adapter {index} of {name}: {each.name}, rank {each.rank}, {each.bytes / 1e6:,.1f} MB, from {each.source}"
+        for name, form in bundle.manifest.adapters.items()
+        for index, each in enumerate(form.adapters, 1)
+    )
 
 
 def bundle_page(bundle: Bundle) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError
@@ -19,8 +20,9 @@ from adaptc.sources.hashes import Hashed, file_digest, hash_of
 from adaptc.sources.package import installed_digest
 
 if TYPE_CHECKING:
+    from adaptc.ir.low_rank import KeptAdapter
     from adaptc.ir.source_grid import SourceMatrix
-    from adaptc.ir.weight_names import UnreadTensors
+    from adaptc.ir.weight_names import UnreadTensors, WeightView
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,17 @@ class Source(ABC):
             LoadError: as in `tensors`.
         """
         return {}
+
+    def kept_adapters(self, views: Mapping[str, WeightView] = MappingProxyType({})) -> tuple[KeptAdapter, ...]:
+        """Return the adapters that requests choose among, by the names that a graph has for weights.
+
+        Args:
+            views: Of which of the source's weights those of the graph are parts.
+
+        Raises:
+            LoadError: one is of another base, of a kind that is not kept, or damaged.
+        """
+        return ()
 
     def remarks(self) -> tuple[str, ...]:
         """Return what is worth a warning, a sentence each: what the source says twice, or what nothing reads.

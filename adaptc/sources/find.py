@@ -47,7 +47,10 @@ def find_source(model: ModelSpec, base: Path) -> Source:
             raise LoadError(f"{model.source}: adapters are for pretrained models; merge them into weights:")
         adapters = tuple(find_adapter(each, base) for each in model.adapters)
         return AdaptedSource(
-            found.path, found.origin, found.kind, found.dtype, found.revision, base=found, adapters=adapters
+            *(found.path, found.origin, found.kind, found.dtype, found.revision),
+            base=found,
+            adapters=tuple(each for each in adapters if not each.name),
+            kept=tuple(each for each in adapters if each.name),
         )
     except OSError as error:  # a folder above it that this user may not enter, a name that is too long
         raise LoadError(f"{model.source[:100]}: cannot be read: {error.strerror}") from error

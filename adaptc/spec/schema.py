@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from adaptc.runtime.bundle.adapters import name_fault
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class AdapterSpec(_Section):
-    """A LoRA adapter that is merged into a model's weights."""
+    """A LoRA adapter that is merged into a model's weights, or kept beside them."""
 
     source: str = Field(
         min_length=1,
@@ -27,6 +29,18 @@ class AdapterSpec(_Section):
         allow_inf_nan=False,
         description="What the adapter's change is multiplied by, beside the scale of its own config.",
     )
+    name: str | None = Field(
+        default=None,
+        description="What requests call it: the bundle keeps the adapter beside the weights, and requests choose. "
+        "Without a name it is merged.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _of_requests(cls, name: str | None) -> str | None:
+        if name is not None and (fault := name_fault(name)) is not None:
+            raise ValueError(fault)
+        return name
 
 
 def _adapter(value: Any) -> Any:
@@ -60,8 +74,8 @@ class ModelSpec(_Section):
     revision: str | None = Field(default=None, description="Branch, tag or commit; for hub ids only.")
     adapters: Adapters = Field(
         default=(),
-        description="LoRA adapters to merge into the weights, each a folder as PEFT saves it or `{source, weight}` "
-        "([below](#adapters)).",
+        description="LoRA adapters to merge into the weights, or to keep beside them where they have a name: each a "
+        "folder as PEFT saves it or `{source, weight, name}` ([below](#adapters)).",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="What weights are read as, before any quantization."
@@ -70,6 +84,15 @@ class ModelSpec(_Section):
         default=False,
         description="Whether Python code in the model's folder may run. It never does: only `false` is possible.",
     )
+
+    @field_validator("adapters")
+    @classmethod
+    def _of_names(cls, adapters: Adapters) -> Adapters:
+        names = [each.name for each in adapters if each.name is not None]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} names two of them; a name for each is right")
+        return adapters
 
 
 class PassEntry(NamedTuple):

@@ -15,7 +15,7 @@ from adaptc.ir.program import Program
 from adaptc.ir.unread.constants import UnreadConstant, rows_of
 from adaptc.ir.unread.rows import Stacked
 from adaptc.passes.base import Pass
-from adaptc.passes.match import PARTS, Projection, initializer, projections
+from adaptc.passes.match import PART_ROWS, PARTS, Projection, initializer, parts_of, projections
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,9 @@ def _concatenate(graph: ir.Graph, before: ir.Node, parts: Sequence[Projection], 
     rows = sum(fixed(p.weight)[0] for p in parts)
     columns = fixed(parts[0].weight)[1]
     weight = initializer(graph, _joined(f"{owner}.{name}.weight", [p.weight for p in parts], (rows, columns)))
-    weight.metadata_props[PARTS] = ",".join(p.weight.metadata_props.get(PARTS, p.weight.name or "") for p in parts)
+    joined = [part for p in parts for part in parts_of(p.weight)]
+    weight.metadata_props[PARTS] = ",".join(part for part, _ in joined)
+    weight.metadata_props[PART_ROWS] = ",".join(str(count) for _, count in joined)
     transpose = ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{owner}.{name}/Transpose")
     matmul = ir.node("MatMul", [parts[0].x, transpose.outputs[0]], name=f"{owner}.{name}/MatMul")
     nodes = [transpose, matmul]

@@ -61,7 +61,7 @@ class VerifyDrafts(Pass):
     def apply(self, program: Program) -> Program:
         made = dict(program.verification)
         for name, graph in program.at_level(OnnxGraph).items():
-            if name in made or name == program.draft or not _fits(graph.model.graph):
+            if name in made or name in program.adapted or name == program.draft or not _fits(graph.model.graph):
                 continue
             for size in self.sizes:
                 program = program.with_graph(verification_graph(name, size), unrolled(graph, size))

@@ -52,7 +52,7 @@ class DeviceSteps(Pass):
             if name in program.steps or not _is_decoder(main):
                 continue
             try:
-                step = device_step(read_atoms(main))
+                step = _step(program, name, main)
             except PassError:
                 if self.required:
                     raise
@@ -67,10 +67,21 @@ def cpu_only(program: Program) -> dict[str, str]:
     for name, graph in program.at_level(OnnxGraph).items():
         if name not in program.steps and _is_decoder(graph.model.graph):
             try:
-                device_step(read_atoms(graph.model.graph))
+                _step(program, name, graph.model.graph)
             except PassError as error:
                 found[name] = str(error)
     return found
+
+
+def _step(program: Program, name: str, graph: ir.Graph) -> DeviceStep:
+    """A graph's step.
+
+    Raises:
+        PassError: no kernels compute it.
+    """
+    if name in program.adapted_products:
+        raise PassError("adapters that requests choose among have no kernels")
+    return device_step(read_atoms(graph))
 
 
 def _is_decoder(graph: ir.Graph) -> bool:

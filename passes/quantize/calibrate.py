@@ -51,8 +51,11 @@ WINDOW = 128
 TOKENS = 8192
 """Calibration tokens; twice as many change little (docs/quantization.md)."""
 
-PART = 2048
-"""Rows that a thread rounds at once, at least: with fewer, threads wait for Python longer than they work."""
+ALONE = 1 << 22
+"""Weights of the smallest matrix that several threads round: with fewer, they wait for Python longer than they work."""
+
+PART = 4096
+"""Rows that a thread rounds at once, at most: more do not fit its cache."""
 
 UNWRITTEN = 4
 """Inputs whose codes may wait for the disk."""
@@ -275,10 +278,15 @@ def _quantize(
         rows = np.concatenate([weights[name] for name in four]) if len(four) > 1 else weights[four[0]]
         lengths = [len(weights[name]) for name in four]
         rounded = partial(quantize_blocks, bits=4, block_size=block_size, symmetric=symmetric, hessian=curve)
-        parts = np.array_split(rows, max(1, len(rows) // PART))
-        whole = rounded(rows) if moments.is_cuda else concatenate(walk.each(rounded, parts))
+        whole = rounded(rows) if moments.is_cuda else concatenate(walk.each(rounded, _parts(rows, walk.threads)))
         done |= zip(four, split(whole, lengths), strict=True)
     return done
+
+
+def _parts(rows: Floats, threads: int) -> list[Floats]:
+    """A matrix's rows in the parts that threads round."""
+    least = 1 if rows.size < ALONE else min(threads, len(rows))
+    return np.array_split(rows, max(least, -(-len(rows) // PART)))
 
 
 def _weight(graph: FxGraph, name: str) -> Floats:

@@ -4,8 +4,8 @@ One expert after another: its gate and up are rounded by the second moments of i
 the rounded ones give. So there are the moments of one expert in each thread, however many a block has. A row counts as
 its error does in the result: by the square of its share.
 
-A router sends few rows of a text to some experts, and none to others. So a sample of all rows of the block counts
-beside an expert's own, as much as `PRIOR` of these do.
+A router sends few rows of a text to some experts, and none to others; fewer than a matrix has columns say nothing of
+most directions. So a sample of all rows of the block counts beside an expert's own.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from adaptc.passes.quantize.kept_codes import Form
 from adaptc.passes.quantize.linears import tensor_of
 from adaptc.passes.quantize.walk import CalibrationWalk
 
-PRIOR = 8
-"""Rows of an expert's own that the sample counts as much as: more of it costs outputs (docs/quantization.md)."""
+PRIOR = 4
+"""The sample counts as much as so many rows of an expert's own: a matrix's columns divided by this."""
 
-SAMPLE = 512
-"""Rows of the sample."""
+SAMPLE = 2
+"""Rows of the sample for each column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,9 @@ class RoutedRows:
         return cls(states.float(), chosen, shares.float())
 
     def sample(self) -> Tensor:
-        """Some of all rows, evenly spread: float32 [up to SAMPLE, width]."""
-        return self.states[:: -(-len(self.states) // SAMPLE)]
+        """Some of all rows, evenly spread: float32 [rows, width]."""
+        most = SAMPLE * self.states.shape[1]
+        return self.states[:: -(-len(self.states) // most)]
 
     def of_expert(self, expert: int) -> tuple[Tensor, Tensor]:
         """The rows of an expert, int64 [rows], and their shares, float32 [rows, 1]."""
@@ -162,7 +163,7 @@ def _moments(own: Tensor, shares: Tensor, sample: Tensor) -> Tensor:
     if not len(own):
         return prior
     weighted = _scaled(own) * shares
-    return (weighted.T @ weighted).add_(prior, alpha=float(PRIOR * shares.square().mean() / len(others)))
+    return (weighted.T @ weighted).add_(prior, alpha=float(own.shape[1] / PRIOR * shares.square().mean() / len(others)))
 
 
 def _scaled(rows: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ class CalibrationWalk:
         if self._pool is not None:
             self._pool.shutdown()
 
+    @property
+    def threads(self) -> int:
+        """How many values `each` works on at once."""
+        return 1 if self._pool is None else self._before
+
     @contextmanager
     def torch_threads(self) -> Iterator[None]:
         """Let torch's own threads work, for a single large operator."""

@@ -49,15 +49,24 @@ class Branch(Pass):
             count = len(skips(graph.model.graph))
             if not count:
                 continue
-            gates = program.gates.get(name)
+            gates = program.gates.get(program.adapted.get(name, name))
             batch = "any" if gates is None else "rows" if gates.batch == "auto" else gates.batch
             program = program.with_graph(name, emitted(graph, batch))
             if not routes:
                 program = program.with_graph(dense_name(name), run_always(graph, range(count)))
-            if gates is not None:
+            if name in program.adapted:
+                program = _with_adapted_twin(program, name, routes)
+            elif gates is not None:
                 gates = replace(gates, batch=batch, dense="" if routes else dense_name(name))
                 program = replace(program, gates={**program.gates, name: gates})
         return program
+
+
+def _with_adapted_twin(program: Program, graph: str, routes: bool) -> Program:
+    """Note the dense twin of a graph with adapters; its gates are those of the graph that it is a form of."""
+    plain = program.adapted[graph]
+    form = replace(program.adapters[plain], dense="" if routes else dense_name(graph))
+    return replace(program, adapters={**program.adapters, plain: form})
 
 
 def dense_name(graph: str) -> str:

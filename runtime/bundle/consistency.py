@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from adaptc.runtime.bundle.adapters import AdaptedGraph, name_fault
 from adaptc.runtime.bundle.cache_window import LEAST_SLACK, ROLLBACK
 from adaptc.runtime.bundle.manifest import DecoderSpec, GraphSpec, Manifest, ModalSpec, TensorSpec
 from adaptc.runtime.bundle.names import MANIFEST
@@ -50,6 +51,8 @@ def check_manifest(manifest: Manifest) -> None:
                 raise BundleError(f"verification.{name}: no graph {each!r}; there are: {', '.join(manifest.graphs)}")
         for index, verifying in enumerate(graphs):
             _count(f"verification.{name}[{index}].tokens", verifying.tokens, 2, _ROWS)
+    for name, adapted in manifest.adapters.items():
+        _check_adapters(manifest, f"adapters.{name}", name, adapted)
     for model, modal in manifest.modal.items():
         _check_modal(manifest, f"modal.{model}", modal)
     if not manifest.plan:
@@ -139,6 +142,24 @@ def _check_gates(manifest: Manifest, where: str, name: str, gates: SkipGates) ->
         raise BundleError(f"{where}.thresholds: shares that rise from 0 to 1 are needed")
     if not 0 <= gates.budget <= 1:
         raise BundleError(f"{where}.budget: {gates.budget}; 0 to 1 is needed")
+
+
+def _check_adapters(manifest: Manifest, where: str, name: str, adapted: AdaptedGraph) -> None:
+    for each in (name, adapted.graph, adapted.dense or name):
+        if each not in manifest.graphs:
+            raise BundleError(f"{where}: no graph {each!r}; there are: {', '.join(manifest.graphs)}")
+    _count(f"{where}.adapters: adapters", len(adapted.adapters), 1, _ROWS)
+    seen = set[str]()
+    for index, adapter in enumerate(adapted.adapters):
+        if (fault := name_fault(adapter.name)) is not None:
+            raise BundleError(f"{where}.adapters[{index}].name: {fault}")
+        if adapter.name in seen:
+            raise BundleError(
+                f"{where}.adapters[{index}].name: {adapter.name!r} is there twice; a name of its own is right"
+            )
+        seen.add(adapter.name)
+        _count(f"{where}.adapters[{index}].rank", adapter.rank, 1, _WIDTH)
+        _count(f"{where}.adapters[{index}].bytes", adapter.bytes, 1, 1 << 62)
 
 
 def _check_modal(manifest: Manifest, where: str, modal: ModalSpec) -> None:

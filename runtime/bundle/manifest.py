@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adaptc.runtime.bundle.adapters import AdaptedGraph
 from adaptc.runtime.bundle.cache_window import CacheWindow
 from adaptc.runtime.bundle.gate_verdict import GateVerdict
 from adaptc.runtime.bundle.older_schemas import UPGRADES, upgraded
@@ -19,7 +20,7 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.bundle.strict_json import parse, read_json, to_json
 from adaptc.runtime.errors import BundleError
 
-SCHEMA = 6
+SCHEMA = 7
 """The version of `manifest.json` that this adaptc writes; it reads earlier ones as well (`older_schemas.py`)."""
 
 JsonObject = dict[str, Any]
@@ -222,6 +223,7 @@ class Manifest:
         gate_verdicts: Whether skip gates paid, by the name of the graph that had them.
         verification: By the name of a decoder's graph, the graphs that verify drafted tokens for it, small ones first.
         draft: Name of the graph that drafts tokens for the plan's decoder; "" if none does.
+        adapters: By the name of a decoder's graph, its form with the adapters that requests choose among.
         replaced_gates: Gates that were put in after compiling, by the name of the graph.
         files: Every other file of the bundle; filled in by `write_bundle`.
     """
@@ -243,6 +245,7 @@ class Manifest:
     modal: dict[str, ModalSpec] = field(default_factory=dict)
     verification: dict[str, tuple[VerificationGraph, ...]] = field(default_factory=dict)
     draft: str = ""
+    adapters: dict[str, AdaptedGraph] = field(default_factory=dict)
 
     @property
     def reader(self) -> str:
@@ -264,7 +267,7 @@ class Manifest:
     @property
     def forms(self) -> frozenset[str]:
         """Names of the graphs that are other forms of a decoder, over its weights and its cache."""
-        return forms(self.gates, self.verification)
+        return forms(self.gates, self.verification, self.adapters)
 
     @property
     def switch(self) -> Switch | None:
@@ -311,9 +314,19 @@ def verifying(verification: Mapping[str, tuple[VerificationGraph, ...]]) -> Mapp
     return {each.graph: name for name, graphs in verification.items() for each in graphs}
 
 
-def forms(gates: Mapping[str, SkipGates], verification: Mapping[str, tuple[VerificationGraph, ...]]) -> frozenset[str]:
+def adapted(adapters: Mapping[str, AdaptedGraph]) -> Mapping[str, str]:
+    """By the name of a graph with adapters, or of its dense twin, the graph that it is a form of."""
+    return {form: name for name, each in adapters.items() for form in (each.graph, each.dense) if form}
+
+
+def forms(
+    gates: Mapping[str, SkipGates],
+    verification: Mapping[str, tuple[VerificationGraph, ...]],
+    adapters: Mapping[str, AdaptedGraph],
+) -> frozenset[str]:
     """See `Manifest.forms`; of a program too."""
-    return frozenset({each.dense for each in gates.values() if each.dense} | verifying(verification).keys())
+    twins = {each.dense for each in gates.values() if each.dense}
+    return frozenset(twins | verifying(verification).keys() | adapted(adapters).keys())
 
 
 def _seal(content: JsonObject) -> str:

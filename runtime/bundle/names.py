@@ -54,6 +54,9 @@ THRESHOLD = "threshold"
 RAN = "ran"
 """Output of a graph with skip gates: bool [batch, gates], or bool [gates] where the rows of a step decide together."""
 
+ADAPTER = "adapter"
+"""Input of a decoder's form with adapters: int64 [batch], which of them each sequence has, from 1; 0 for none."""
+
 IMAGE_PLACES = "image_places"
 """Input of a decoder: int64 [places], which of a step's tokens are images'."""
 
@@ -173,6 +176,11 @@ def prompt_graph_file(name: str, piece: str) -> str:
 def verification_graph(name: str, tokens: int) -> str:
     """The graph that reads up to so many tokens of a sequence as a graph's steps would."""
     return f"{name}.verify{tokens}"
+
+
+def adapted_graph(name: str) -> str:
+    """The form of a graph with adapters."""
+    return f"{name}.adapted"
 
 
 def data_file(name: str) -> str:

@@ -46,17 +46,21 @@ class OptionChecks:
         self._drafters = None if speculation is None else speculation.drafters
         self._speculate = OFF if speculate is None or speculation is None else speculate
         self._routes, self._takes_budget = decoder.routes, decoder.takes_budget
+        self._adapters = decoder.adapters
         self.default: float | None = None
         self.default = self.budget(budget)
 
-    def options(self, budget: float | None, route: str | None) -> RequestOptions:
+    def options(self, budget: float | None, route: str | None, adapter: str | None = None) -> RequestOptions:
         """The options of a request.
 
         Raises:
-            RequestError: as `budget` and `route`.
+            RequestError: as `budget` and `route`; or there is no such adapter.
         """
         self.route(route)
-        return RequestOptions(self.budget(budget), route)
+        if adapter is not None and (not isinstance(adapter, str) or adapter not in self._adapters):
+            there = f"there are: {', '.join(self._adapters)}" if self._adapters else "this bundle has none"
+            raise RequestError(f"adapter: no adapter {shown(adapter)}; {there}")
+        return RequestOptions(self.budget(budget), route, adapter=adapter)
 
     def budget(self, budget: float | None) -> float | None:
         """The budget of a request, the default if it names none.

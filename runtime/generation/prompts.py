@@ -124,6 +124,21 @@ def images_per_prompt(images: Any, prompts: int) -> list[Any]:
     return list(images)
 
 
+def adapters_per_prompt(adapter: Any, prompts: int) -> list[Any]:
+    """The adapter of each prompt of a batch: of all the same, or a list with one for each.
+
+    Raises:
+        RequestError: it is a list without an entry for each prompt.
+    """
+    if not isinstance(adapter, (list, tuple)):
+        return [adapter] * prompts
+    if len(adapter) != prompts:
+        raise RequestError(
+            f"adapter: {len(adapter)} of them; one for each of the {prompts} prompts, or None, is needed"
+        )
+    return list(adapter)
+
+
 def _whole_numbers(prompt: object) -> Ids:
     """A prompt as an array of one axis and of whole numbers."""
     try:

@@ -49,6 +49,7 @@ class GenerateOptions(TypedDict, total=False):
     min_budget: float | None
     route: str | None
     speculate: str | None
+    adapter: str | Sequence[str | None] | None
     images: Any
     modalities: Sequence[str] | None
 
@@ -80,6 +81,8 @@ class Request:
             "model" asks a smaller model of the bundle, "route" its cheapest route, "budget" the model with blocks
             skipped; "auto" takes what there is, "off" guesses nothing. What is written is the same in any case, and
             what steps take decides how many guesses are verified. None takes the session's, see `load`.
+        adapter: The adapter of a bundle that keeps some; None for the weights as they are. No tokens are guessed for a
+            request with an adapter.
         images: The images of the prompt, see `Images.insert`.
         modalities: The only modalities to use: without images a prompt is read as the text it is. None uses all that
             the request has.
@@ -100,6 +103,7 @@ class Request:
     min_budget: float | None = None
     route: str | None = None
     speculate: str | None = None
+    adapter: str | Sequence[str | None] | None = None
     images: Any = None
     modalities: Sequence[str] | None = None
 

@@ -29,6 +29,7 @@ class Trace:
         drafter: What guessed tokens last, see `Request.speculate`; None if nothing did.
         drafted: Tokens that were guessed and verified.
         accepted: How many of them were right, and so took no step of their own.
+        adapter: The adapter that it had; None for none.
     """
 
     prompt_tokens: int
@@ -43,6 +44,7 @@ class Trace:
     drafter: str | None = None
     drafted: int = 0
     accepted: int = 0
+    adapter: str | None = None
 
     @property
     def tokens_per_step(self) -> float:
@@ -101,6 +103,8 @@ class Result:
         parts = [f"{len(self.ids)} tokens after {self.prompt_tokens}", f"finish_reason={self.finish_reason!r}"]
         if self.trace.route is not None:
             parts.append(f"route={self.trace.route!r}")
+        if self.trace.adapter is not None:
+            parts.append(f"adapter={self.trace.adapter!r}")
         if self.trace.skips is not None:
             parts.append(f"{self.trace.ffn_skipped:.0%} of blocks skipped")
         if self.trace.decode_tokens_per_second:

@@ -254,6 +254,7 @@ class TokenSequence(Work):
             self.drafter,
             self.drafted,
             self.accepted,
+            self.options.adapter,
         )
         text = "".join(self.pieces[:tokens])
         return Result(text, tuple(self.ids[:tokens]), len(self.prompt), reason or cut, trace)

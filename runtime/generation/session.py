@@ -12,7 +12,14 @@ from adaptc.runtime.bundle.manifest import DecoderSpec, ModalSpec
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadController, LoadTargets
 from adaptc.runtime.generation.option_checks import OptionChecks
-from adaptc.runtime.generation.prompts import Prompt, PromptReader, Prompts, images_per_prompt, is_batch
+from adaptc.runtime.generation.prompts import (
+    Prompt,
+    PromptReader,
+    Prompts,
+    adapters_per_prompt,
+    images_per_prompt,
+    is_batch,
+)
 from adaptc.runtime.generation.request import GenerateOptions, Request, request_of
 from adaptc.runtime.generation.result import Result
 from adaptc.runtime.generation.scheduler import Limits, Scheduler
@@ -26,7 +33,7 @@ from adaptc.runtime.model.decoder import BatchDecoder, Ids
 from adaptc.runtime.model.router import Choice
 from adaptc.runtime.model.scoring import Scores, Scoring
 from adaptc.runtime.multimodal.images import Images
-from adaptc.runtime.speculation.speculation import Speculation
+from adaptc.runtime.speculation.speculation import OFF, Speculation
 from adaptc.runtime.text.templates import Message
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.runtime.validation import check_flag
@@ -47,6 +54,7 @@ class Session:
     Attributes:
         gates: The skip gates of the graph that reads token ids; None for a model that always runs whole.
         routes: Names of a stitched bundle's routes, the default first; empty for any other.
+        adapters: Names of the adapters that requests choose among; empty for a bundle that keeps none.
         tokenizer: Reads and spells text; None if the bundle has none.
         images: Inserts images into prompts; None for a bundle that reads text only.
         verified: Whether the bundle's files were compared with their hashes.
@@ -94,6 +102,7 @@ class Session:
         """
         self.gates = decoder.gates
         self.routes = decoder.routes
+        self.adapters = decoder.adapters
         self.tokenizer = tokenizer
         self.images = images
         self.verified = verified
@@ -248,7 +257,13 @@ class Session:
         return self.generate_async(self._chat_ids(messages, template, options), **options)
 
     def score(
-        self, ids: Prompt, *, step: bool = False, budget: float | None = None, route: str | None = None
+        self,
+        ids: Prompt,
+        *,
+        step: bool = False,
+        budget: float | None = None,
+        route: str | None = None,
+        adapter: str | None = None,
     ) -> Scores:
         """The probability of each token of a text after those before it.
 
@@ -258,13 +273,14 @@ class Session:
             budget: As for `generate`. Below 1 a bundle with gates always goes token by token, and the scores say which
                 blocks ran.
             route: As for `generate`; a router reads the whole text.
+            adapter: As for `generate`.
 
         Raises:
             RequestError: the text is empty, too long or not valid.
             EngineError: the engine failed.
         """
         tokens, step = self._prompts.ids(ids), check_flag("step", step)
-        scoring = Scoring(self._decoder, tokens, self._checks.options(budget, route), step)
+        scoring = Scoring(self._decoder, tokens, self._checks.options(budget, route, adapter), step)
         self._finish(Turn([ReadingJob(scoring.read, scoring.alone)]))
         return scoring.scores
 
@@ -327,6 +343,7 @@ class Session:
         parts = [self._label] if self._label else []
         parts += [f"budget={self._checks.default:g}"] if self._checks.default is not None else []
         parts += [f"routes={'/'.join(self.routes)}"] if self.routes else []
+        parts += [f"adapters={'/'.join(self.adapters)}"] if self.adapters else []
         parts += [f"max_tokens={spec.max_tokens}", f"batch={self._decoder.batch}"]
         return f"<Session {', '.join(parts)}{', closed' if self._turns.closed else ''}>"
 
@@ -344,21 +361,22 @@ class Session:
             raise RequestError("stream: only one prompt at a time can be streamed")
         prompts = cast("Sequence[Prompt]", prompt if batch else [prompt])
         images = images_per_prompt(request.images, len(prompts)) if batch else [request.images]
+        adapters = adapters_per_prompt(request.adapter, len(prompts)) if batch else [request.adapter]
         sequences = [
-            self._sequence(each, replace(request, images=its), index)
-            for index, (each, its) in enumerate(zip(prompts, images, strict=True))
+            self._sequence(each, replace(request, images=its, adapter=adapter), index)
+            for index, (each, its, adapter) in enumerate(zip(prompts, images, adapters, strict=True))
         ]
         ends_at = None if request.deadline is None else self._turns.clock() + request.deadline
         return Writing(self._decoder, sequences, ends_at, stream)
 
     def _sequence(self, prompt: Prompt, request: Request, index: int = 0) -> TokenSequence:
         """A request's sequence, all of it checked; `index` is its place in a batch."""
-        options = self._checks.options(request.budget, request.route)
+        options = self._checks.options(request.budget, request.route, cast("str | None", request.adapter))
         ids, encode = self._prompts.read(prompt, request)
         if request.stop_strings:
             self._prompts.need_tokenizer("stop strings")
         options, floor = replace(options, inserts=encode), self._checks.floor(request.budget, request.min_budget)
-        speculate = self._checks.speculate(request.speculate)
+        speculate = OFF if options.adapter is not None else self._checks.speculate(request.speculate)
         return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor, speculate)
 
     def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any], options: GenerateOptions) -> Ids:

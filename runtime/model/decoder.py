@@ -88,6 +88,10 @@ class BatchDecoder(Protocol):
         """Names of the routes, the default first; empty for a model without routes."""
 
     @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that sequences choose among; empty for a model that keeps none."""
+
+    @property
     def takes_budget(self) -> bool:
         """Whether a budget changes anything: there are skip gates, or a router."""
 

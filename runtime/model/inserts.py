@@ -1,4 +1,4 @@
-"""Inputs of a decoder besides its tokens: image features in the place of some, and positions that follow images."""
+"""Inputs of a decoder besides its tokens: features in the place of some, positions that follow images, an adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.manifest import TensorSpec
-from adaptc.runtime.bundle.names import IMAGE_FEATURES, IMAGE_PLACES, POSITION_IDS
+from adaptc.runtime.bundle.names import ADAPTER, IMAGE_FEATURES, IMAGE_PLACES, POSITION_IDS
 
 Ids = npt.NDArray[np.int64]
 Feeds = dict[str, npt.NDArray[Any]]
@@ -80,6 +80,8 @@ class ExtraInputs:
         self._spatial = any(tensor.name == POSITION_IDS and len(tensor.shape) == 3 for tensor in inputs)
         self._shifts = np.zeros(batch, np.int64)
         self._positions: dict[int, Ids] = {}
+        self._adapts = any(tensor.name == ADAPTER for tensor in inputs)
+        self._adapters = np.zeros(batch, np.int64)
 
     def read(self, slot: int, start: int, tokens: int, inserts: Inserts | None) -> Feeds:
         """Feeds for `tokens` tokens of a prompt from index `start` on."""
@@ -93,24 +95,31 @@ class ExtraInputs:
             plain = np.broadcast_to(np.arange(start, start + tokens), (3, tokens))
             part = plain if positions is None else positions[:, start : start + tokens]
             feeds[POSITION_IDS] = np.ascontiguousarray(part[:, None])
+        if self._adapts:
+            feeds[ADAPTER] = self._adapters[slot : slot + 1]
         return feeds
 
     def step(self, count: int) -> Feeds:
         """Feeds for one token of each of the first slots; `advance` changes their contents."""
-        if not self._spatial:
-            return dict(self._nothing)
-        self._positions[count] = np.zeros((3, count, 1), np.int64)
-        return {**self._nothing, POSITION_IDS: self._positions[count]}
+        feeds = dict(self._nothing)
+        if self._adapts:
+            feeds[ADAPTER] = self._adapters[:count]
+        if self._spatial:
+            self._positions[count] = np.zeros((3, count, 1), np.int64)
+            feeds[POSITION_IDS] = self._positions[count]
+        return feeds
 
     def advance(self, last: npt.NDArray[np.int32]) -> None:
         """Set the positions of the newest tokens in the first slots, whose indices are `last`."""
         if self._spatial and len(last) in self._positions:
             self._positions[len(last)][:, :, 0] = last + self._shifts[: len(last)]
 
-    def clear(self, slot: int) -> None:
-        """Forget the sequence of a slot."""
+    def clear(self, slot: int, adapter: int = 0) -> None:
+        """Forget the sequence of a slot; the next one has this adapter, counted from 1, or none."""
         self._shifts[slot] = 0
+        self._adapters[slot] = adapter
 
     def move(self, slot: int, to: int) -> None:
         """Move a sequence to another slot."""
         self._shifts[to] = self._shifts[slot]
+        self._adapters[to] = self._adapters[slot]

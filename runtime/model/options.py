@@ -17,12 +17,14 @@ class RequestOptions:
             and takes the route that the router's calibrated threshold picks.
         route: The route of a stitched bundle; None lets its router pick.
         ceiling: The most that any budget counts for, the bundle's own included, 0 to 1: less than 1 under load.
+        adapter: The adapter of a bundle that keeps some; None for the weights as they are.
         inserts: Encodes the prompt's images when the prompt is read; None for a prompt of text alone.
     """
 
     budget: float | None = None
     route: str | None = None
     ceiling: float = 1.0
+    adapter: str | None = None
     inserts: Callable[[], Inserts] | None = field(default=None, compare=False)
 
 

@@ -58,7 +58,10 @@ class RoutedDecoder(ABC, Generic[S]):
         batch: The number of slots.
         gates: The trunk's skip gates; None if it has none.
         routes: Names of the routes, the default first.
+        adapters: Empty.
     """
+
+    adapters: tuple[str, ...] = ()
 
     def __init__(self, trunk: S, tails: Mapping[str, S], router: RouterNet | None = None) -> None:
         """Put the segments together.

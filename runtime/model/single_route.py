@@ -8,6 +8,7 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.model.budget import Skips, collect_skips
 from adaptc.runtime.model.decoder import Ids
+from adaptc.runtime.model.options import RequestOptions
 from adaptc.runtime.model.router import Choice
 
 
@@ -16,16 +17,22 @@ class SingleRoute:
 
     Attributes:
         routes: Empty.
+        adapters: Names of the adapters that sequences choose among; empty for most models.
         gates: The graph's skip gates; None if it has none.
     """
 
     routes: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     gates: SkipGates | None
 
     @property
     def takes_budget(self) -> bool:
         """See `BatchDecoder.takes_budget`."""
         return self.gates is not None
+
+    def adapter_index(self, options: RequestOptions) -> int:
+        """Which of the adapters a request chose, from 1; 0 for none. Sessions check the name before it comes here."""
+        return 0 if options.adapter is None else self.adapters.index(options.adapter) + 1
 
     def route(self, slot: int) -> str | None:
         """See `BatchDecoder.route`."""

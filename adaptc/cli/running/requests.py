@@ -68,6 +68,7 @@ _OPTIONS = (
         help="Guess tokens and verify several in a step, with the same answer: auto, lookup, model, route or budget.",
     ),
     click.option("--route", help="Route of a stitched bundle; by default its router picks one."),
+    click.option("--adapter", metavar="NAME", help="Adapter of a bundle that keeps some; by default none."),
     RUNS_ON,
     click.option("--threads", type=int, help="By default one for each physical core."),
     click.option(

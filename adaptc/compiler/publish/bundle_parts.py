@@ -109,6 +109,7 @@ class BundleParts:
             modal=dict(self.program.modal),
             verification=dict(self.program.verification),
             draft=self.program.draft,
+            adapters=dict(self.program.adapters),
             target=TargetRecord(**target),
             versions=dict(self.versions),
             bytes_per_token=_bytes_per_token(self.program),

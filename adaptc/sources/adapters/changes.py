@@ -7,13 +7,14 @@ computes: a change of a tied embedding leaves the head as it is, unless the adap
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from adaptc.errors import LoadError, one_line
 from adaptc.families.model import model_of, multimodal_of, renamed
+from adaptc.ir.low_rank import KeptAdapter, LowRank
 from adaptc.sources.adapters.config import LoraConfig, lora_config
 from adaptc.sources.adapters.files import Adapter, AdapterTensor, stored_tensors
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 Change = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """From a parameter as it is by now, and as the base has it, to what it becomes; all float32."""
+
+_ONLY_PRODUCTS = "; requests choose among changes of linear layers: merge it, without a name"
 
 _PAIR = re.compile(r"(.+)\.(?:lora_([AB])\.weight|lora_embedding_([AB]))")
 _LORA_BIAS = re.compile(r"(.+)\.lora_B\.bias")
@@ -103,12 +106,8 @@ def changes_of(adapters: tuple[Adapter, ...], base: Base, origin: str) -> Change
     by_parameter: dict[str, list[Change]] = {}
     remarks: list[str] = []
     for adapter in adapters:
-        config = lora_config(adapter.origin, adapter.folder())
-        tensors = dict(stored_tensors(adapter))
-        if base.config is not None and multimodal_of(base.config) is not None:
-            tensors = _of_today(base.config, tensors)
-        made = _OneAdapter(adapter, config, tensors, base)
-        shared = {base.table, base.head} if base.tied and config.ties_head else set()
+        made = _held_against(adapter, base)
+        shared = {base.table, base.head} if base.tied and made.config.ties_head else set()
         for name, change in made.changes():
             # The file may hold what the two share twice.
             for each in () if name in shared and name == base.head else shared if name in shared else {name}:
@@ -119,6 +118,31 @@ def changes_of(adapters: tuple[Adapter, ...], base: Base, origin: str) -> Change
     if not unties and base.tied:
         changed.pop(base.head, None)
     return Changes(changed, unties, tuple(remarks))
+
+
+def kept_of(adapter: Adapter, base: Base) -> KeptAdapter:
+    """Return what an adapter adds to products, for a bundle that keeps it beside its weights.
+
+    Args:
+        adapter: It has a name.
+        base: What it is held against.
+
+    Raises:
+        LoadError: as `changes_of`; or it changes what is no product with a weight.
+    """
+    return KeptAdapter(adapter.name, adapter.origin, dict(_held_against(adapter, base).low_ranks()))
+
+
+def remarks_of(adapters: Iterable[Adapter], base: Base, origin: str) -> tuple[str, ...]:
+    """Return what is worth a warning of adapters that are kept, a sentence each; arguments as for `changes_of`."""
+    return tuple(remark for each in adapters for remark in _held_against(each, base).remarks(origin))
+
+
+def _held_against(adapter: Adapter, base: Base) -> _OneAdapter:
+    tensors = dict(stored_tensors(adapter))
+    if base.config is not None and multimodal_of(base.config) is not None:
+        tensors = _of_today(base.config, tensors)
+    return _OneAdapter(adapter, lora_config(adapter.origin, adapter.folder()), tensors, base)
 
 
 def _of_today(config: Any, tensors: Mapping[str, AdapterTensor]) -> dict[str, AdapterTensor]:
@@ -145,6 +169,31 @@ class _OneAdapter:
 
     def changes(self) -> Iterator[tuple[str, Change]]:
         """Yield each parameter that is changed, with how."""
+        pairs, replaced = self._parts()
+        for name, tensor in replaced.items():
+            yield name, partial(_replaced, tensor.read, self.adapter.weight)
+        for module, pair in pairs.items():
+            yield from self._pair(module, pair)
+
+    def low_ranks(self) -> Iterator[tuple[str, LowRank]]:
+        """Yield each weight whose product is added to, with what is added; a tied head has the embedding's name."""
+        pairs, replaced = self._parts()
+        for module in (module for module in pairs if self.base.kinds[module] == "embedding"):
+            raise LoadError(f"{self.adapter.origin}: {module} is an embedding{_ONLY_PRODUCTS}")
+        for name in replaced:
+            raise LoadError(f"{self.adapter.origin}: {name} is replaced as a whole{_ONLY_PRODUCTS}")
+        for module, pair in pairs.items():
+            if f"{module}.lora_B.bias" in self.tensors:
+                raise LoadError(f"{self.adapter.origin}: {module} has a bias beside B{_ONLY_PRODUCTS}")
+            name = f"{module}.weight"
+            scale = self._scale(module, pair)
+            read = partial(_floats, pair["A"].read), partial(_floats, pair["B"].read, scale)
+            tied = self.base.tied and name == self.base.head
+            rank, inputs = pair["A"].shape
+            yield self.base.table if tied else name, LowRank(module, rank, inputs, pair["B"].shape[0], *read)
+
+    def _parts(self) -> tuple[dict[str, dict[str, AdapterTensor]], dict[str, AdapterTensor]]:
+        """A and B of each module that has them, and the tensors that take a parameter's place, by its name."""
         targeted = self._targets()
         targets = {name for name in self.base.kinds if targeted(name)}
         pairs: dict[str, dict[str, AdapterTensor]] = {}
@@ -157,10 +206,7 @@ class _OneAdapter:
         self._refuse_gaps(targets, pairs)
         if not pairs.keys() & targets and not replaced:
             raise LoadError(f"{self.adapter.origin}: it changes nothing: no module of this model is one of its targets")
-        for name, tensor in replaced.items():
-            yield name, partial(_replaced, tensor.read, self.adapter.weight)
-        for module in sorted(pairs.keys() & targets):
-            yield from self._pair(module, pairs[module])
+        return {module: pairs[module] for module in sorted(pairs.keys() & targets)}, replaced
 
     def remarks(self, origin: str) -> Iterator[str]:
         """Yield what is worth a warning."""
@@ -221,26 +267,31 @@ class _OneAdapter:
 
     def _pair(self, module: str, pair: Mapping[str, AdapterTensor]) -> Iterator[tuple[str, Change]]:
         """The changes of a module that has A and B."""
-        name, kind = f"{module}.weight", self.base.kinds[module]
-        a, b, shape = pair["A"], pair["B"], self.base.shapes[name]
-        # As PEFT has them: [out, in] = B [out, rank] A [rank, in]; an embedding and Conv1D stand as [in, out].
-        flipped = kind in ("embedding", "conv1d")
-        out, inner = shape[::-1] if flipped else shape
+        name, scale = f"{module}.weight", self._scale(module, pair)
+        yield name, partial(_added, pair["A"].read, pair["B"].read, scale, self._flipped(module))
+        bias = self.tensors.get(f"{module}.lora_B.bias")
+        if bias is not None:
+            name = f"{module}.bias"
+            if name not in self.base.shapes or bias.shape != (pair["B"].shape[0],):
+                raise LoadError(
+                    f"{self.adapter.origin}: {module} has a bias beside B, which the base's layer cannot take"
+                )
+            yield name, partial(_added_bias, bias.read, scale)
+
+    def _flipped(self, module: str) -> bool:
+        """Whether its weight stands as [in, out]; PEFT has [out, in] = B [out, rank] A [rank, in]."""
+        return self.base.kinds[module] in ("embedding", "conv1d")
+
+    def _scale(self, module: str, pair: Mapping[str, AdapterTensor]) -> float:
+        """What B A of a module is multiplied by; both are of its sizes."""
+        a, b, shape = pair["A"], pair["B"], self.base.shapes[f"{module}.weight"]
+        out, inner = shape[::-1] if self._flipped(module) else shape
         if len(a.shape) != 2 or a.shape[1] != inner or b.shape != (out, a.shape[0]):
             raise LoadError(
                 f"{self.adapter.origin}: {module}: A is {list(a.shape)} and B {list(b.shape)}, the base's weight "
                 f"{list(shape)}; it is an adapter of another base"
             )
-        scale = self.config.scale(module, a.shape[0]) * self.adapter.weight
-        yield name, partial(_added, a.read, b.read, scale, flipped)
-        bias = self.tensors.get(f"{module}.lora_B.bias")
-        if bias is not None:
-            name = f"{module}.bias"
-            if name not in self.base.shapes or bias.shape != (out,):
-                raise LoadError(
-                    f"{self.adapter.origin}: {module} has a bias beside B, which the base's layer cannot take"
-                )
-            yield name, partial(_added_bias, bias.read, scale)
+        return self.config.scale(module, a.shape[0]) * self.adapter.weight
 
 
 def _added(
@@ -253,6 +304,11 @@ def _added(
 ) -> torch.Tensor:
     delta = b().float() @ a().float()
     return now.add(delta.T if flipped else delta, alpha=scale)
+
+
+def _floats(read: Callable[[], torch.Tensor], scale: float = 1.0) -> Any:
+    """A matrix in float32, multiplied."""
+    return (read().float() * scale).contiguous().numpy()
 
 
 def _added_bias(read: Callable[[], torch.Tensor], scale: float, now: torch.Tensor, _: torch.Tensor) -> torch.Tensor:

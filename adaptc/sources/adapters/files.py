@@ -30,11 +30,13 @@ class Adapter:
         origin: Its name in the spec.
         weight: What its change is multiplied by.
         path: Its folder; of a repository of the hub, None until it is fetched.
+        name: What requests call it; "" for one that is merged.
     """
 
     origin: str
     weight: float
     path: Path | None
+    name: str = ""
 
     def folder(self) -> Path:
         """Return its folder, which a repository of the hub is fetched into first.
@@ -81,7 +83,7 @@ def find_adapter(spec: AdapterSpec, base: Path) -> Adapter:
     Raises:
         LoadError: there is none.
     """
-    found = Adapter(spec.source, spec.weight, find_file(spec.source, base))
+    found = Adapter(spec.source, spec.weight, find_file(spec.source, base), spec.name or "")
     if found.path is not None and found.path.is_dir():
         return found
     if found.path is not None and found.path.exists():

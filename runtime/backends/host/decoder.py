@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from adaptc.runtime.backends.engine import BoundRun, Engine
 from adaptc.runtime.backends.host.kv_slots import KvSlots
+from adaptc.runtime.backends.host.memory import source_of
 from adaptc.runtime.backends.host.prefill import HostPrefill
 from adaptc.runtime.backends.host.prefix_cache import BLOCK, PrefixCache, block_keys
 from adaptc.runtime.bundle.manifest import DecoderSpec
 from adaptc.runtime.bundle.names import (
     HIDDEN,
-    INPUT_IDS,
     LOGITS,
     LOGITS_FROM,
     RAN,
@@ -64,6 +64,7 @@ class HostDecoder(SingleRoute):
         *,
         prefixes: PrefixCache | None = None,
         name: str = "",
+        adapters: tuple[str, ...] = (),
     ) -> None:
         """Allocate the cache.
 
@@ -76,20 +77,21 @@ class HostDecoder(SingleRoute):
             gates: The graph's skip gates, if it has any.
             prefixes: Keeps what was read for prompts that begin alike; None keeps nothing.
             name: The graph's name, which tells its entries in `prefixes` from those of others.
+            adapters: Names of the adapters that its input `adapter` counts.
 
         Raises:
             RequestError: a number is out of range, or the cache does not fit in memory.
             EngineError: the graph is not of the decoder form.
         """
         batch, chunk = check_count("batch", batch), check_count("chunk", chunk)
-        self.spec, self.batch, self.gates, self.name = spec, batch, gates, name
+        self.spec, self.batch, self.gates, self.name, self.adapters = spec, batch, gates, name, adapters
         self._engine = engine
         turns = any(tensor.name == TOKEN_POSITIONS for tensor in engine.inputs)
         self.kv = KvSlots(spec, batch, cache_dtype(engine.inputs), turns=turns)
         self._chunk = chunk if self.kv.piece is None else min(chunk, self.kv.piece - 1)  # see `piece_size`
         self._prefixes = PrefixCache(0) if prefixes is None else prefixes
         self._extra = ExtraInputs(engine.inputs, batch)
-        self._source, self._ids = _source(engine, batch)
+        self._source, self._ids = source_of(engine, batch)
         result_width = state_width(engine.outputs)
         self._result, self._width = (LOGITS, spec.vocab_size) if result_width is None else (HIDDEN, result_width)
         self._logits = np.empty((batch, 1, self._width), np.float32)
@@ -117,7 +119,7 @@ class HostDecoder(SingleRoute):
         inserts = None if options.inserts is None else options.inserts()
         prompt = len(ids) if prompt is None else prompt
         keys = self.keys(ids, prompt, options, self.dense(options))
-        return self.open(slot, ids, prompt, keys, self.threshold(options), inserts)
+        return self.open(slot, ids, prompt, keys, self.threshold(options), inserts, adapter=self.adapter_index(options))
 
     def open(
         self,
@@ -128,6 +130,7 @@ class HostDecoder(SingleRoute):
         threshold: float = DENSE,
         inserts: Inserts | None = None,
         into: States | None = None,
+        adapter: int = 0,
     ) -> HostPrefill:
         """Begin to read a prompt into a slot; every block runs.
 
@@ -139,10 +142,11 @@ class HostDecoder(SingleRoute):
             threshold: What the gates are compared with for the sequence's later tokens; -inf runs every block.
             inserts: Features that stand in the place of some tokens, if the graph takes images.
             into: float32 [batch, max_tokens, width], receives the prompt's states, for a trunk.
+            adapter: Index of the sequence's adapter from 1; 0 for none.
         """
         self.set_length(slot, 0)
         self._levels[slot] = threshold
-        self._extra.clear(slot)
+        self._extra.clear(slot, adapter)
         return HostPrefill(self, slot, source, prompt, keys, self._prefixes, inserts, into)
 
     def keys(self, ids: Ids, prompt: int, options: RequestOptions, dense: bool) -> list[bytes]:
@@ -158,7 +162,8 @@ class HostDecoder(SingleRoute):
         """
         if not self._prefixes.limit or options.inserts is not None:
             return []
-        return block_keys(ids, prompt, b"" if dense else repr((options.budget, options.ceiling)).encode())
+        salt = b"" if dense else repr((options.budget, options.ceiling)).encode()
+        return block_keys(ids, prompt, salt, options.adapter or "")
 
     def start(self, slot: int, ids: Ids, options: RequestOptions) -> Logits:
         """See `BatchDecoder.start`."""
@@ -222,7 +227,7 @@ class HostDecoder(SingleRoute):
     ) -> Iterator[Logits]:
         """See `BatchDecoder.score`; a tail reads float32 [tokens, width] in the place of ids."""
         start, self._levels[slot] = 0, DENSE
-        self._extra.clear(slot)
+        self._extra.clear(slot, self.adapter_index(options))
         while start < len(ids):
             block = ids[start : start + piece_size(len(ids) - start, min(most, self._chunk))]
             yield self._read(slot, start, block, kept=len(block))
@@ -389,11 +394,3 @@ class HostDecoder(SingleRoute):
             feeds[THRESHOLD] = threshold
             outputs[RAN] = self._ran[slots] if self._apart else self._ran[0]
         return self._engine.bind(feeds, outputs)
-
-
-def _source(engine: Engine, batch: int) -> tuple[str, npt.NDArray[Any]]:
-    """The input that a step writes tokens or states to, and its array: [batch, 1] or [batch, 1, width]."""
-    width = state_width(engine.inputs)
-    if width is None:
-        return INPUT_IDS, np.zeros((batch, 1), np.int64)
-    return HIDDEN, np.zeros((batch, 1, width), np.float32)

@@ -8,6 +8,7 @@ from typing import Any
 
 from adaptc.runtime.backends.backend import DecoderOptions
 from adaptc.runtime.backends.engine import Engine
+from adaptc.runtime.backends.host.adapted import AdaptedEngine
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.backends.host.dense_twin import Form, TwinEngine
 from adaptc.runtime.backends.host.prefix_cache import PrefixCache
@@ -17,6 +18,7 @@ from adaptc.runtime.backends.host.verifying_routed import VerifyingRoutedDecoder
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.manifest import DecoderSpec, VerificationGraph
 from adaptc.runtime.bundle.plan import Switch
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.errors import BundleError
 from adaptc.runtime.model.budget import batched_dense
 from adaptc.runtime.model.decoder import state_width
@@ -41,19 +43,29 @@ def host_decoder(bundle: Bundle, load: Load, options: DecoderOptions) -> HostDec
         RequestError: a number is out of range, or the KV cache does not fit in memory.
     """
     name, spec = decoder_graph(bundle)
-    engine = _with_twin(bundle, name, load, options)
+    engine = _with_adapters(bundle, name, load, options)
     prefixes = PrefixCache(options.prefix_bytes)
     trunk = _decoder(bundle, name, spec, engine, load, options, prefixes)
     switch = bundle.manifest.switch
     return trunk if switch is None else _routed(bundle, switch, trunk, load, options, prefixes)
 
 
-def _with_twin(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -> Engine:
+def _with_adapters(bundle: Bundle, name: str, load: Load, options: DecoderOptions) -> Engine:
+    """A graph's engine; with adapters one that also runs its form with them, loaded when it is first needed."""
+    gates, adapted = bundle.manifest.gates.get(name), bundle.manifest.adapters.get(name)
+    plain = _with_twin(bundle, name, "" if gates is None else gates.dense, gates, load, options)
+    if adapted is None:
+        return plain
+    return AdaptedEngine(plain, lambda: _with_twin(bundle, adapted.graph, adapted.dense, gates, load, options))
+
+
+def _with_twin(
+    bundle: Bundle, name: str, dense: str, gates: SkipGates | None, load: Load, options: DecoderOptions
+) -> Engine:
     """A graph's engine; with a dense twin both, of which only what requests are likely to use is loaded now."""
-    gates = bundle.manifest.gates.get(name)
-    if gates is None or not gates.dense:
+    if gates is None or not dense:
         return load(name)
-    graphs: dict[Form, str] = {"gated": name, "dense": gates.dense}
+    graphs: dict[Form, str] = {"gated": name, "dense": dense}
     skips = (gates.budget if options.budget is None else options.budget) < 1
     likely: dict[Form, bool] = {"gated": skips, "dense": not skips or batched_dense(gates, options.batch)}
     graph = bundle.manifest.graphs[name]
@@ -91,9 +103,13 @@ def _decoder(
     twin = () if gates is None else there.get(gates.dense, ())
     graphs: dict[Form, tuple[VerificationGraph, ...]] = {"dense": twin, own: there.get(name, ())}
     sizes = options.batch, options.chunk
+    adapted = bundle.manifest.adapters.get(name)
+    names = () if adapted is None else adapted.names
     if not any(graphs.values()):
-        return HostDecoder(engine, spec, *sizes, gates, prefixes=prefixes, name=name)
-    return VerifyingDecoder(engine, spec, *sizes, gates, prefixes=prefixes, name=name, graphs=graphs, load=load)
+        return HostDecoder(engine, spec, *sizes, gates, prefixes=prefixes, name=name, adapters=names)
+    return VerifyingDecoder(
+        engine, spec, *sizes, gates, prefixes=prefixes, name=name, adapters=names, graphs=graphs, load=load
+    )
 
 
 def _routed(

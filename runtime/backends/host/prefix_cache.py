@@ -25,7 +25,7 @@ Entry = list[npt.NDArray[Any] | None]
 of a layer that keeps a window which had left the block behind."""
 
 
-def block_keys(ids: Ids, prompt: int, salt: bytes = b"") -> list[bytes]:
+def block_keys(ids: Ids, prompt: int, salt: bytes = b"", adapter: str = "") -> list[bytes]:
     """The keys of a sequence's whole blocks.
 
     Args:
@@ -33,12 +33,13 @@ def block_keys(ids: Ids, prompt: int, salt: bytes = b"") -> list[bytes]:
         prompt: The number of tokens of the prompt.
         salt: What sets blocks with written tokens apart from a prompt of the same tokens: their entries differ if
             blocks of the model were skipped.
+        adapter: What sets all blocks of a sequence apart from those of another adapter, and of none.
 
     Returns:
         A key of 16 bytes for each block.
     """
     keys: list[bytes] = []
-    key = b""
+    key = blake2b(adapter.encode(), digest_size=16).digest() if adapter else b""
     for end in range(BLOCK, len(ids) + 1, BLOCK):
         tokens = np.ascontiguousarray(ids[end - BLOCK : end], np.int64).tobytes()
         key = blake2b(key + tokens + (salt if end > prompt else b""), digest_size=16).digest()

@@ -12,6 +12,7 @@ from adaptc.runtime.backends.host.dense_twin import Form
 from adaptc.runtime.backends.host.prefix_cache import PrefixCache
 from adaptc.runtime.backends.host.verification import HostVerification
 from adaptc.runtime.bundle.manifest import DecoderSpec, VerificationGraph
+from adaptc.runtime.bundle.names import ADAPTER
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE, batched_dense
 from adaptc.runtime.model.decoder import Ids, Logits, States
@@ -32,6 +33,7 @@ class VerifyingDecoder(HostDecoder):
         *,
         prefixes: PrefixCache,
         name: str,
+        adapters: tuple[str, ...] = (),
         graphs: Mapping[Form, Sequence[VerificationGraph]],
         load: Callable[[str], Engine],
     ) -> None:
@@ -45,6 +47,7 @@ class VerifyingDecoder(HostDecoder):
             gates: See there.
             prefixes: See there.
             name: See there.
+            adapters: See there.
             graphs: What verifies, see `HostVerification`.
             load: Loads one of these graphs.
 
@@ -52,8 +55,9 @@ class VerifyingDecoder(HostDecoder):
             RequestError: as `HostDecoder`.
             EngineError: as `HostDecoder`.
         """
-        super().__init__(engine, spec, batch, chunk, gates, prefixes=prefixes, name=name)
-        self._verification = HostVerification(graphs, load, self.kv, self._extra.step(1))
+        super().__init__(engine, spec, batch, chunk, gates, prefixes=prefixes, name=name, adapters=adapters)
+        extra = {name: feed for name, feed in self._extra.step(1).items() if name != ADAPTER}
+        self._verification = HostVerification(graphs, load, self.kv, extra)
 
     def close(self) -> None:
         """See `BatchDecoder.close`."""
@@ -66,7 +70,9 @@ class VerifyingDecoder(HostDecoder):
         return self.spec.max_tokens
 
     def verifiable(self, options: RequestOptions) -> int:
-        """See `Verifier.verifiable`; gates must decide for each row by itself, as they do for a token alone."""
+        """See `Verifier.verifiable`; gates must decide for each row by itself, and none verifies adapters."""
+        if options.adapter is not None:
+            return 0
         skips = self.gates is not None and not self.dense(options)
         apart = self.gates is not None and self.gates.batch == "rows" and "gated" in self._verification.graphs
         return 0 if skips and not apart else self._verification.most

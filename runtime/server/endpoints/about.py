@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -17,7 +18,7 @@ from adaptc.runtime.validation import shown
 
 
 async def models(request: Request) -> Response:
-    """All models, and each with each of its policies."""
+    """All models, and each with each of its adapters and policies."""
     return Json({"object": "list", "data": list(_cards(parts_of(request).models.by_name).values())})
 
 
@@ -55,9 +56,11 @@ async def openapi(request: Request) -> Response:
 def _cards(known: dict[str, Model]) -> dict[str, dict[str, Any]]:
     cards = {}
     for name, each in known.items():
-        cards[name] = _card(name, each, Policy())
-        for suffix, policy in each.policies.items():
-            cards[f"{name}@{suffix}"] = _card(f"{name}@{suffix}", each, policy)
+        for adapter in (None, *each.adapters):
+            own = name if adapter is None else f"{name}:{adapter}"
+            cards[own] = _card(own, each, Policy(adapter=adapter))
+            for suffix, policy in each.policies.items():
+                cards[f"{own}@{suffix}"] = _card(f"{own}@{suffix}", each, replace(policy, adapter=adapter))
     return cards
 
 
@@ -66,7 +69,10 @@ def _card(id_: str, known: Model, policy: Policy) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": kinds.get(type(known), "inputs")}
     if isinstance(known, TextModel):
         facts |= {"budget": policy.budget, "route": policy.route, "routes": list(known.session.routes)}
+        facts |= {"adapter": policy.adapter, "adapters": list(known.adapters)}
     card: dict[str, Any] = {"id": id_, "object": "model", "created": known.created, "owned_by": "adaptc"}
+    if policy.adapter is not None:
+        card |= {"root": policy.adapter, "parent": known.name}
     if isinstance(known, TextModel):
         card["max_model_len"] = known.max_tokens
     if isinstance(known, EncoderModel):

@@ -72,7 +72,8 @@ async def complete(request: Request) -> Response:
 
     scores: list[TokenTexts | None] = [None] * len(ids)
     if completion.echo and top is not None:
-        read = partial(prompt_scores, model, top=top, budget=options.get("budget"), route=options.get("route"))
+        chosen: dict[str, Any] = {name: options.get(name) for name in ("budget", "route", "adapter")}
+        read = partial(prompt_scores, model, top=top, **chosen)
         scores = [await unless_gone(request, asyncio.to_thread(read, prompt)) for prompt in ids]
     if options["max_tokens"] == 0:
         return Json(completion.scored(scores))

@@ -66,7 +66,13 @@ class TokenTexts:
 
 
 def prompt_scores(
-    model: TextModel, prompt: Sequence[int], top: int, *, budget: float | None, route: str | None
+    model: TextModel,
+    prompt: Sequence[int],
+    top: int,
+    *,
+    budget: float | None,
+    route: str | None,
+    adapter: str | None = None,
 ) -> TokenTexts:
     """How probable the tokens of a prompt are, each after those before it.
 
@@ -76,6 +82,7 @@ def prompt_scores(
         top: The number of likely tokens to show beside each: 0, or 1.
         budget: Of the request.
         route: Of the request.
+        adapter: Of the request.
 
     Raises:
         ApiError: more likely tokens are asked for.
@@ -83,7 +90,7 @@ def prompt_scores(
     """
     if top > 1:
         raise ApiError(400, f"logprobs: {top}; with echo at most 1 is right", param="logprobs")
-    scores = model.session.score(list(prompt), budget=budget, route=route)
+    scores = model.session.score(list(prompt), budget=budget, route=route, adapter=adapter)
     tokenizer = model.session.tokenizer
     tokens = tuple(token_text(tokenizer, each) for each in prompt)
     values = [max(float(each), LEAST_LOGPROB) for each in scores.values]

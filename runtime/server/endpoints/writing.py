@@ -96,6 +96,8 @@ def writing_options(
         options.setdefault("budget", policy.budget)
     if policy.route is not None:
         options.setdefault("route", policy.route)
+    if policy.adapter is not None:
+        options.setdefault("adapter", policy.adapter)
     return options
 
 
@@ -195,6 +197,8 @@ def trace_of(answer: Answer, result: Result, told: int = 0) -> dict[str, Any]:
     }
     if trace.drafter is not None:
         facts |= {"drafter": trace.drafter, "drafted": trace.drafted, "accepted": trace.accepted}
+    if trace.adapter is not None:
+        facts["adapter"] = trace.adapter
     if trace.routes:
         facts["route"] = trace.route
         facts["routes"] = [[first, route] for first, route in trace.routes]

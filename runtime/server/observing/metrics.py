@@ -36,6 +36,9 @@ class Metrics:
         )
         self.whole = Histogram("adaptc:e2e_request_latency_seconds", "Time of a request.", _WHOLE, by_model)
         self.routes = Metric("adaptc:route_total", "Requests by the route that wrote last.", ("model_name", "route"))
+        self.adapters = Metric(
+            "adaptc:adapter_total", "Requests by the adapter that they had.", ("model_name", "adapter")
+        )
         self.dropped = Metric(
             "adaptc:modality_dropped_total", "Rows whose answer left out a modality.", ("model_name", "modality")
         )
@@ -49,7 +52,7 @@ class Metrics:
         self._blocks: dict[Labels, list[float]] = {}
         self._metrics: list[Metric] = [
             *(self.http, self.succeeded, self.prompt_tokens, self.generation_tokens),
-            *(self.first, self.each, self.whole, self.routes, self.dropped, self.lowered),
+            *(self.first, self.each, self.whole, self.routes, self.adapters, self.dropped, self.lowered),
             *(self.drafted, self.accepted),
             Gauge(
                 "adaptc:ffn_skip_ratio",
@@ -91,6 +94,8 @@ class Metrics:
             self.lowered.add(1, model)
         if trace.route is not None:
             self.routes.add(1, model, trace.route)
+        if trace.adapter is not None:
+            self.adapters.add(1, model, trace.adapter)
         if trace.skips is not None and len(trace.skips.ran):
             ran = np.asarray(trace.skips.ran)
             for place, layer in enumerate(layers):

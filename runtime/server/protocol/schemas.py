@@ -48,6 +48,7 @@ CONTROLS = obj(
         "budget": maybe("number", minimum=0, maximum=1),
         "min_budget": maybe("number", minimum=0, maximum=1),
         "route": maybe("string"),
+        "adapter": maybe("string"),
         "speculate": maybe("string"),
         "modalities": maybe("array", items=STRING, maxItems=16),
         "deadline_ms": maybe("number", exclusiveMinimum=0, maximum=1e9),

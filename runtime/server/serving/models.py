@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Generic, TypeVar
@@ -31,15 +31,17 @@ BUDGETS: Mapping[str, float] = MappingProxyType({"fast": 0.0, "balanced": 0.5, "
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a model's name says beside the model: `NAME@fast`, or `NAME@ROUTE`.
+    """What a model's name says beside the model: `NAME@fast`, `NAME@ROUTE`, `NAME:ADAPTER` or `NAME:ADAPTER@fast`.
 
     Attributes:
         budget: The budget it stands for.
         route: The route it stands for.
+        adapter: The adapter it stands for.
     """
 
     budget: float | None = None
     route: str | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +58,7 @@ class TextModel:
         policies: What may stand after an @ in `model`.
         tools: How it writes tool calls; None if its template takes no tools.
         grammars: Makes rules that keep its answers to a grammar.
+        adapters: What may stand after a colon in `model`, before an @.
         created: Seconds since the epoch when it was loaded.
     """
 
@@ -68,6 +71,7 @@ class TextModel:
     policies: Mapping[str, Policy]
     tools: ToolFormat | None
     grammars: Grammars
+    adapters: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))
 
     def close(self) -> None:
@@ -96,6 +100,11 @@ class _Unbudgeted(Generic[S]):
     def policies(self) -> Mapping[str, Policy]:
         """None: requests for modalities say `accuracy` and `deadline_ms`, and an encoder always runs whole."""
         return {}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """None: they are of models that write."""
+        return ()
 
     def close(self) -> None:
         """Free it."""
@@ -134,6 +143,12 @@ class Models:
             if model.name in self.by_name:
                 raise RequestError(f"serve: two bundles are called {shown(model.name)}; NAME=BUNDLE names one")
             self.by_name[model.name] = model
+        for name, model in self.by_name.items():
+            for each in model.adapters:
+                if (taken := f"{name}:{each}") in self.by_name:
+                    raise RequestError(
+                        f"serve: {shown(taken)} is a bundle, and an adapter of {name}; NAME=BUNDLE renames"
+                    )
 
     def text(self, asked: object) -> tuple[TextModel, Policy]:
         """The model that a request names, and its policy; the only one if it names none.
@@ -201,20 +216,23 @@ class Models:
             if len(self.by_name) != 1:
                 raise ApiError(400, f"model: missing; there are: {there}", param="model")
             return next(iter(self.by_name.values())), Policy()
-        name, _, suffix = str(asked).partition("@")
+        whole, _, suffix = str(asked).partition("@")
+        name, _, adapter = (whole, "", "") if whole in self.by_name else whole.rpartition(":")
         if name not in self.by_name:
-            raise ApiError(
-                404, f"model: no model {shown(asked)}; there are: {there}", code="model_not_found", param="model"
-            )
+            raise _not_found(f"no model {shown(asked)}; there are: {there}")
         model = self.by_name[name]
-        if not suffix:
-            return model, Policy()
-        if suffix not in model.policies:
+        if (adapter or whole != name) and adapter not in model.adapters:
+            known = ", ".join(f"{name}:{each}" for each in model.adapters)
+            raise _not_found(f"no adapter {shown(adapter)}; {f'there are: {known}' if known else f'{name} has none'}")
+        if suffix and suffix not in model.policies:
             known = ", ".join(f"{name}@{each}" for each in model.policies)
-            raise ApiError(
-                404, f"model: no policy {shown(suffix)}; there are: {known}", code="model_not_found", param="model"
-            )
-        return model, model.policies[suffix]
+            raise _not_found(f"no policy {shown(suffix)}; there are: {known}")
+        policy = model.policies[suffix] if suffix else Policy()
+        return model, replace(policy, adapter=adapter or None)
+
+
+def _not_found(text: str) -> ApiError:
+    return ApiError(404, f"model: {text}", code="model_not_found", param="model")
 
 
 def load_model(
@@ -269,7 +287,8 @@ def load_model(
     files = bundle.below(TOKENIZER)
     templates = templates_of(files, TOKENIZER) if files else {}
     for budget in (None,) if kept is None else (None, 0.0):  # each form of its graphs
-        session.generate([spec.bos_token_id or 0], max_tokens=2, budget=budget)
+        for adapter in (None, *session.adapters[:1]):  # all adapters share a graph
+            session.generate([spec.bos_token_id or 0], max_tokens=2, budget=budget, adapter=adapter)
     return TextModel(
         name=name,
         session=session,
@@ -278,6 +297,7 @@ def load_model(
         vocab=spec.vocab_size,
         batch=batch or 1,
         policies=_policies(session),
+        adapters=session.adapters,
         tools=tool_format_of([each.text for each in templates.values()]),
         grammars=Grammars(files.get("tokenizer.json", b""), spec.vocab_size, spec.eos_token_ids),
     )

@@ -128,6 +128,15 @@ def _read(read: list[str], name: str, value: torch.Tensor) -> torch.Tensor:
     return value
 
 
+def test_one_walk_over_all_sequences_as_on_a_gpu_gives_the_same() -> None:
+    graph = tiny.fx("llama")
+    names = [name for name in linear_weights(graph) if "layers.0" in name]
+    apart = quantize_linears(graph, ids(), dict.fromkeys(names, 4))
+    whole = quantize_linears(graph, ids(), dict.fromkeys(names, 4), device="cpu:0")  # by its name no CPU's threads
+    for name in names:
+        assert (whole[name].packed == apart[name].packed).all(axis=(1, 2)).mean() > 0.8, name
+
+
 def test_graph_is_untouched_and_progress_is_told() -> None:
     graph = tiny.fx("llama")
     text, weight, told = graph.text(), parameter(graph, GATE).copy(), Told()
