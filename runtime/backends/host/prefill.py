@@ -107,7 +107,7 @@ class HostPrefill:
         first = self.done // BLOCK
         last = first + self._prefixes.known(self._decoder.name, self._keys, first)
         last = min(last, (len(self._source) - 1) // BLOCK)
-        if self._prompt - last * BLOCK == 1:
+        if self._prompt - last * BLOCK == 1 and last > first:
             last -= 1  # a piece of one token would run other kernels than the prompt does as a whole
         entries: list[Entry] = []
         for key in self._keys[first:last]:
