@@ -78,8 +78,8 @@ def test_the_second_compile_is_a_copy(tiny: tuple[Path, Any], warm: Path, tmp_pa
 
 def test_the_manifest_says_what_was_done(tiny: tuple[Path, Any], warm: Path, tmp_path: Path) -> None:
     manifest = build(tiny[0], tmp_path / "b", warm).bundle.manifest
-    idle = [p.name for p in manifest.passes if not p.changed]  # no encoder, no windows, no gates
-    assert idle == ["encoder_attention", "sliding_cache", "branch"]
+    idle = [p.name for p in manifest.passes if not p.changed]  # no encoder, windows, adapters, gates
+    assert idle == ["encoder_attention", "adapter_places", "sliding_cache", "switch_adapters", "branch"]
     assert manifest.models["lm"].architecture == "llama"
     assert manifest.bytes_per_token > 0
     assert (tmp_path / "b" / "spec.yaml").read_text().startswith("version: 1")
@@ -188,9 +188,11 @@ def test_dry_run_writes_nothing(tiny: tuple[Path, Any], tmp_path: Path) -> None:
         "logits_from",
         "fuse_norms",
         "fuse_projections",
+        "adapter_places",
         "float_weights",
         "device_steps",
         "sliding_cache",
+        "switch_adapters",
         "branch",
         "verify_drafts",
     ]

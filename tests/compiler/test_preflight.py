@@ -19,8 +19,8 @@ from tests.models import folder
 def test_the_passes_are_named_in_order(tmp_path: Path) -> None:
     spec, _ = folder.write(tmp_path, weights="int4")
     findings = preflight(read_spec(spec), tmp_path).findings
-    names = "gptq, lower, encoder_attention, kv_cache, logits_from, fuse_norms, fuse_projections, quantize, "
-    names += "device_steps, sliding_cache, branch, verify_drafts"
+    names = "gptq, lower, encoder_attention, kv_cache, logits_from, fuse_norms, fuse_projections, "
+    names += "adapter_places, quantize, device_steps, sliding_cache, switch_adapters, branch, verify_drafts"
     assert findings[-1] == Finding("passes", "ok", names)
     refuse_faults(read_spec(spec), tmp_path)
 

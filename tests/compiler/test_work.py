@@ -13,8 +13,10 @@ from click.testing import CliRunner
 
 from adaptc.capture import text as capture_text
 from adaptc.cli import main
+from adaptc.compiler import stages
 from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import compile_spec
+from adaptc.passes import store
 from adaptc.passes.lower import translation
 from adaptc.sources import base, tensors
 from adaptc.sources.folder import tokenizer
@@ -44,6 +46,8 @@ def test_a_cold_compile_does_each_work_once(monkeypatch: pytest.MonkeyPatch, tmp
     hashed = count(monkeypatch, base, "file_digest", lambda origin, path, *_: path.name)
     read = count(monkeypatch, Tensors, "stored", lambda self, name: name)
     models = count(monkeypatch, tensors, "model_of", lambda config: "")
+    monkeypatch.setattr(store, "PROCESS", store.Memory())  # else other tests of this process have done the work
+    monkeypatch.setattr(stages, "PROCESS", store.PROCESS)
     tokenizer._read.cache_clear()
     captured = count(monkeypatch, capture_text, "_export", lambda config, kinds, family: len(kinds))
     translated = count(monkeypatch, translation, "_export", lambda module, dims, layer: layer)

@@ -292,11 +292,13 @@ def test_the_command_line(folder: Path) -> None:
 
 
 def test_the_weights_are_there_once(folder: Path) -> None:
-    """Both forms read one data file, which is larger by the adapters alone."""
+    """Both forms read one data file; what they take beside it is small tensors of the adapters, which lie in the graph."""
     kept, plain = (runtime.open_bundle(compiled(folder, each)).manifest for each in (KEPT, "[]"))
     assert kept.graphs["lm"].data == kept.graphs["lm.adapted"].data
     [file] = kept.graphs["lm"].data
-    more = kept.files[file].bytes - plain.files[file].bytes
+    own = kept.files[kept.graphs["lm.adapted"].file].bytes - kept.files[kept.graphs["lm"].file].bytes
+    # The plain bundle's file has constants of kernels for a GPU too, which do not compute with adapters.
+    more = kept.files[file].bytes + own - plain.files[file].bytes
     layers = 3 * 7 * 2 * 4096  # a page for each matrix at most
     assert 0 < more < 3 * sum(each.bytes for each in kept.adapters["lm"].adapters) + layers
     assert kept.models["lm"].sha256 != plain.models["lm"].sha256

@@ -84,7 +84,7 @@ def test_verify_compares_every_subset(compiled: Path, tmp_path: Path, monkeypatc
     tensors = load_file(weights)
     save_file({name: value * 1.1 if name == "head.weight" else value for name, value in tensors.items()}, weights)
     [model] = open_bundle(compiled / "bundle").manifest.models.values()
-    monkeypatch.setattr(ModuleSource, "sha256", lambda self: model.sha256)
+    monkeypatch.setattr(ModuleSource, "sha256", lambda self, *_: model.sha256)
     shown = run("verify", compiled / "bundle", "--base", tmp_path / "spec", "--threads", "1")
     assert shown.exit_code == 1
     assert "weights: head.weight is off by 0.09" in shown.stderr
