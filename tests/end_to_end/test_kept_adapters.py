@@ -292,7 +292,7 @@ def test_the_command_line(folder: Path) -> None:
 
 
 def test_the_weights_are_there_once(folder: Path) -> None:
-    """Both forms read one data file; what they take beside it is small tensors of the adapters, which lie in the graph."""
+    """Both forms read one data file; small tensors of the adapters lie in the graph."""
     kept, plain = (runtime.open_bundle(compiled(folder, each)).manifest for each in (KEPT, "[]"))
     assert kept.graphs["lm"].data == kept.graphs["lm.adapted"].data
     [file] = kept.graphs["lm"].data
