@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from adaptc.ir.marks import HEAD, PATH, in_head, label
+from adaptc.ir.marks import marks_of
 
 FLOAT, INT = ir.DataType.FLOAT, ir.DataType.INT64
 
@@ -32,9 +32,7 @@ class Emitter:
         self.graph = graph
         self.before = before
         self._count = 0
-        self._marks = {PATH: label(before)}
-        if in_head(before):
-            self._marks[HEAD] = before.metadata_props[HEAD]
+        self._marks = marks_of(before)
 
     def mark(self, key: str, value: str) -> None:
         """Give the nodes from here on metadata."""

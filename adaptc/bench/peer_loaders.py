@@ -11,7 +11,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptc.runtime import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,7 @@ Write = Callable[[Sequence[int], int], Sample]
 
 def load_adaptc(job: Job) -> Write:
     """A bundle, through the session that users have."""
-    from adaptc.runtime import Session, open_bundle
-    from adaptc.runtime.backends.backend import DecoderOptions
-    from adaptc.runtime.loading import load_decoder
-
-    decoder = load_decoder(open_bundle(job.model, verify=False), DecoderOptions(threads=job.threads))
-    session = Session(decoder, spec=dataclasses.replace(decoder.spec, eos_token_ids=()))
+    session = endless_session(job.model, job.threads)
 
     def write(prompt: Sequence[int], new_tokens: int) -> Sample:
         answer = session.generate(prompt, max_new_tokens=new_tokens, route=job.route)
@@ -82,12 +80,27 @@ def load_adaptc(job: Job) -> Write:
     return write
 
 
+def endless_session(model: str, threads: int, batch: int = 1) -> Session:
+    """A bundle's session in which no token ends an answer."""
+    from adaptc.runtime import Session, open_bundle
+    from adaptc.runtime.backends.backend import DecoderOptions
+    from adaptc.runtime.loading import load_decoder
+
+    decoder = load_decoder(open_bundle(model, verify=False), DecoderOptions(threads=threads, batch=batch))
+    return Session(decoder, spec=dataclasses.replace(decoder.spec, eos_token_ids=()))
+
+
+def genai_model(model: str, threads: int) -> tuple[Any, Any]:
+    """onnxruntime-genai's module, and its model of a folder that its builder wrote."""
+    genai: Any = importlib.import_module("onnxruntime_genai")
+    config = genai.Config(model)
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+    return genai, genai.Model(config)
+
+
 def load_onnxruntime_genai(job: Job) -> Write:
     """The folder that onnxruntime-genai's builder wrote."""
-    genai: Any = importlib.import_module("onnxruntime_genai")
-    config = genai.Config(job.model)
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": job.threads}}}}))
-    model = genai.Model(config)
+    genai, model = genai_model(job.model, job.threads)
 
     def write(prompt: Sequence[int], new_tokens: int) -> Sample:
         params = genai.GeneratorParams(model)

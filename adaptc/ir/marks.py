@@ -44,6 +44,11 @@ def label(node: ir.Node) -> str:
     return path_of(node) or node.name or node.op_type
 
 
+def marks_of(node: ir.Node) -> dict[str, str]:
+    """What nodes that a rewrite puts beside this one say of themselves: its module, and whether it is in the head."""
+    return {PATH: label(node), **({HEAD: node.metadata_props[HEAD]} if in_head(node) else {})}
+
+
 def in_head(node: ir.Node) -> bool:
     """Whether an ONNX node is part of the language-model head."""
     return HEAD in node.metadata_props

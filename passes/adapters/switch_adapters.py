@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adaptc.ir.low_rank import AdaptedProduct, KeptAdapter
-from adaptc.ir.marks import HEAD, PATH, in_head, label
+from adaptc.ir.marks import PATH, marks_of
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
 from adaptc.ir.unread.constants import UnreadConstant
@@ -160,7 +160,7 @@ class _Nodes:
     def __init__(self, like: ir.Node) -> None:
         self.made: list[ir.Node] = []
         self._stem = f"{like.name}/adapter"
-        self._marks = {PATH: label(like), **({HEAD: like.metadata_props[HEAD]} if in_head(like) else {})}
+        self._marks = marks_of(like)
 
     def call(
         self, op_type: str, name: str, shape: Sequence[int | str], *given: ir.Value, **attributes: int

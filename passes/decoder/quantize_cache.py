@@ -96,25 +96,19 @@ def _keep_as(node: ir.Node, kind: ir.DataType) -> None:
 
 def _halve(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
     half = ir.DataType.FLOAT16
-    tables: dict[str, ir.Value] = {}
+    casts: dict[ir.Value, ir.Value] = {}  # what is added to scores is one value for all layers
     for node in nodes:
         _keep_as(node, half)
         new = Emitter(graph, node)
         for place, value in enumerate(node.inputs):
-            if place not in _IN_HALF:
+            if place not in _IN_HALF or value is None:
                 continue
-            if value is None:
+            if is_rope_table(value.name):
+                node.replace_input_with(place, _half_table(graph, value))
                 continue
-            name = str(value.name)
-            if is_rope_table(name):
-                node.replace_input_with(place, tables.setdefault(name, _half_table(graph, value)))
-            elif name in tables:
-                node.replace_input_with(place, tables[name])
-            else:
-                cast = new.call("Cast", value, dtype=half, shape=sizes(value), to=int(half))
-                node.replace_input_with(place, cast)
-                if place == BIAS:  # one for all layers
-                    tables[name] = cast
+            if value not in casts:
+                casts[value] = new.call("Cast", value, dtype=half, shape=sizes(value), to=int(half))
+            node.replace_input_with(place, casts[value])
         result = node.outputs[0]
         result.type = ir.TensorType(half)
         users = list(result.uses())

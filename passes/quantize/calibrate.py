@@ -7,12 +7,10 @@ for what earlier ones lost. This is GPTQ's sequential order at the price of a si
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +24,7 @@ from adaptc.ir.operators.place import no_images
 from adaptc.ir.program import Program
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, quantize_blocks, split
 from adaptc.passes.quantize.expert_codes import quantize_mixture, run_mixture
-from adaptc.passes.quantize.kept_codes import Form, block_of_skip, code_keys, read_codes, write_codes
+from adaptc.passes.quantize.kept_codes import CodesWriter, Form, block_of_skip, code_keys, read_codes
 from adaptc.passes.quantize.linears import (
     LINEAR,
     bias_of,
@@ -42,9 +40,6 @@ from adaptc.passes.store import Store
 from adaptc.runtime.bundle.names import ATTENTION_MASK, HIDDEN, INPUT_IDS, POSITION_IDS, THRESHOLD, TOKEN_TYPE_IDS
 from adaptc.runtime.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 WINDOW = 128
 """Tokens of one calibration sequence. Short ones hold more first tokens, whose huge activations must survive."""
 
@@ -56,9 +51,6 @@ ALONE = 1 << 22
 
 PART = 4096
 """Rows that a thread rounds at once, at most: more do not fit its cache."""
-
-UNWRITTEN = 4
-"""Inputs whose codes may wait for the disk."""
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -148,11 +140,11 @@ def quantize_linears(
     with (
         torch.no_grad(),
         CalibrationWalk(graph.module, feeds, whole, device) as walk,
-        _Unwritten(store, keys) as unwritten,
+        CodesWriter(store, keys) as writer,
     ):
         for chosen in _walk(walk, graph, forms, blocks):
             blocks |= {name: _spooled(spool, name, each) for name, each in chosen.items()}
-            unwritten.add(chosen)
+            writer.add(chosen)
             progress.step(len(blocks), len(bits))
     return blocks
 
@@ -168,34 +160,6 @@ def _spooled(spool: Spool | None, name: str, blocks: Blocks) -> Blocks:
         scales=spool.array(blocks.scales, name),
         zero_points=None if zeros is None else spool.array(zeros, name),
     )
-
-
-class _Unwritten:
-    """Codes that are written to a store beside the walk, as a disk is waited for."""
-
-    def __init__(self, store: Store | None, keys: Mapping[str, str]) -> None:
-        self._store, self._keys = store, keys
-        self._thread, self._waiting = ThreadPoolExecutor(1), deque[Future[None]]()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown()
-        while self._waiting:
-            self._waiting.popleft().result()
-
-    def add(self, chosen: Mapping[str, Blocks]) -> None:
-        """Write codes, by weight; waits if those of several inputs are not written yet."""
-        if self._store is None:
-            return
-        while len(self._waiting) >= UNWRITTEN:
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(self._write, self._store, chosen))
-
-    def _write(self, store: Store, chosen: Mapping[str, Blocks]) -> None:
-        for name, each in chosen.items():
-            write_codes(store, self._keys[name], each)
 
 
 def _walk(

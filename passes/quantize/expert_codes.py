@@ -10,8 +10,9 @@ most directions. So a sample of all rows of the block counts beside an expert's 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from adaptc.ir.unread.tensors import in_memory
 from adaptc.passes.quantize.blockwise import concatenate, curvature_of, dequantized, quantize_blocks, split
 from adaptc.passes.quantize.kept_codes import Form
 from adaptc.passes.quantize.linears import tensor_of
-from adaptc.passes.quantize.walk import CalibrationWalk
+from adaptc.passes.quantize.walk import CalibrationWalk, scaled_rows
 
 PRIOR = 4
 """The sample counts as much as so many rows of an expert's own: a matrix's columns divided by this."""
@@ -34,7 +35,7 @@ SAMPLE = 2
 """Rows of the sample for each column."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RoutedRows:
     """What a block's experts read.
 
@@ -58,6 +59,11 @@ class RoutedRows:
         """Some of all rows, evenly spread: float32 [rows, width]."""
         most = SAMPLE * self.states.shape[1]
         return self.states[:: -(-len(self.states) // most)]
+
+    @cached_property
+    def prior(self) -> Tensor:
+        """Second moments of the sample, which all experts of the block have: float32 [width, width]."""
+        return _mean_moments(self.sample())
 
     def of_expert(self, expert: int) -> tuple[Tensor, Tensor]:
         """The rows of an expert, int64 [rows], and their shares, float32 [rows, 1]."""
@@ -110,11 +116,13 @@ def quantize_expert(
     """
     with torch.no_grad():
         places, shares = rows.of_expert(expert)
-        read, sample = rows.states[places], rows.sample()
-        gate_up = _quantized(matrices[0], (read, shares, sample), forms[0])
+        read = rows.states[places]
+        gate_up = _quantized(matrices[0], read, shares, lambda: rows.prior, forms[0])
         rounded = dequantized(gate_up, read.device)
-        inner = inner_states(read, rounded), shares, inner_states(sample, rounded)
-        return gate_up, _quantized(matrices[1], inner, forms[1])
+        inner = inner_states(read, rounded)
+        return gate_up, _quantized(
+            matrices[1], inner, shares, lambda: _mean_moments(inner_states(rows.sample(), rounded)), forms[1]
+        )
 
 
 def run_mixture(walk: CalibrationWalk, node: fx.Node, gate_up: Blocks, down: Blocks) -> None:
@@ -147,25 +155,24 @@ def _experts(node: fx.Node) -> int:
     return int(weight.meta["val"].shape[0])
 
 
-def _quantized(matrix: Tensor, read: tuple[Tensor, Tensor, Tensor], form: Form) -> Blocks:
-    """Round a matrix by what it reads: rows of its own, their shares, and a sample of others."""
+def _quantized(matrix: Tensor, own: Tensor, shares: Tensor, prior: Callable[[], Tensor], form: Form) -> Blocks:
+    """Round a matrix by what it reads: rows of its own with their shares, and the moments of a sample of all."""
     numbers = matrix.float().cpu().numpy()
     if form.bits == 8:
         return quantize_blocks(numbers, 8, form.block_size, symmetric=form.symmetric)
-    curve = curvature_of(_moments(*read), form.block_size)
+    curve = curvature_of(_moments(own, shares, prior()), form.block_size)
     return quantize_blocks(np.ascontiguousarray(numbers), 4, form.block_size, symmetric=form.symmetric, hessian=curve)
 
 
-def _moments(own: Tensor, shares: Tensor, sample: Tensor) -> Tensor:
+def _moments(own: Tensor, shares: Tensor, prior: Tensor) -> Tensor:
     """Second moments of rows of one length each: float32 [columns, columns]; only ratios matter."""
-    others = _scaled(sample)
-    prior = others.T @ others
     if not len(own):
         return prior
-    weighted = _scaled(own) * shares
-    return (weighted.T @ weighted).add_(prior, alpha=float(own.shape[1] / PRIOR * shares.square().mean() / len(others)))
+    weighted = scaled_rows(own) * shares
+    return (weighted.T @ weighted).add_(prior, alpha=float(own.shape[1] / PRIOR * shares.square().mean()))
 
 
-def _scaled(rows: Tensor) -> Tensor:
-    """Rows brought to one length, as those that linear layers read are."""
-    return rows * rows.square().mean(1, keepdim=True).add_(1e-12).rsqrt_()
+def _mean_moments(rows: Tensor) -> Tensor:
+    """Mean of x xᵀ over rows x that are brought to one length, as those that linear layers read are."""
+    scaled = scaled_rows(rows)
+    return (scaled.T @ scaled).div_(len(scaled))

@@ -9,11 +9,13 @@ every block, so a skip gate is no part of what later layers read.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +31,14 @@ from adaptc.ir.unread.tensors import UnreadTensor
 from adaptc.passes.quantize.linears import bias_of, linears_of, mixtures_of, tensor_of, weight_name
 from adaptc.passes.store import Store, code_of, piece_key, versions_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 KIND = "gptq"
 """What the store calls codes."""
+
+UNWRITTEN = 4
+"""Inputs whose codes may wait for the disk."""
 
 SKIP = torch.ops.adaptc.skip.default
 
@@ -104,6 +112,34 @@ def write_codes(store: Store, key: str, blocks: Blocks) -> None:
         tensors["zeros"] = blocks.zero_points
     form = np.array([blocks.columns, blocks.bits, blocks.block_size], np.int64)
     store.write(KIND, key, safetensors.numpy.save(tensors | {"form": form}))
+
+
+class CodesWriter:
+    """Writes codes to a store in a thread, as a disk is waited for; with no store it does nothing."""
+
+    def __init__(self, store: Store | None, keys: Mapping[str, str]) -> None:
+        self._store, self._keys = store, keys
+        self._thread, self._waiting = ThreadPoolExecutor(1), deque[Future[None]]()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def add(self, chosen: Mapping[str, Blocks]) -> None:
+        """Write codes, by weight; waits if those of several inputs are not written yet."""
+        if self._store is None:
+            return
+        while len(self._waiting) >= UNWRITTEN:
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(self._write, self._store, chosen))
+
+    def _write(self, store: Store, chosen: Mapping[str, Blocks]) -> None:
+        for name, each in chosen.items():
+            write_codes(store, self._keys[name], each)
 
 
 def _blocks(content: bytes) -> Blocks:

@@ -104,7 +104,7 @@ class CalibrationWalk:
     def run(self, node: fx.Node) -> None:
         """Run a node whose arguments have run; of a skip gate it is its block's result, as every block runs."""
         if (block := block_of_skip(node)) is not None:
-            self._each_walk(lambda walk: walk.env[block], node)
+            self.run_as(node, lambda walk: walk.env[block])
         elif node.op == "get_attr":
             value = self._walks[0].run_node(node)
             self._set(node, value if self._device == "cpu" else value.to(self._device))
@@ -114,7 +114,7 @@ class CalibrationWalk:
             read = {each: value for each, value in read.items() if isinstance(value, UnreadTensor)}
             for each, value in read.items():
                 self._set(each, value.read())
-            self._each_walk(lambda walk: walk.run_node(node), node)
+            self.run_as(node, lambda walk: walk.run_node(node))
             for each, value in read.items():
                 self._set(each, value)
 
@@ -131,11 +131,17 @@ class CalibrationWalk:
             x = walk.env[source]
             return F.linear(x.float(), weight, None if bias is None else walk.env[bias]).to(x.dtype)
 
-        self._each_walk(product, linear)
+        self.run_as(linear, product)
 
-    def run_as(self, node: fx.Node, work: Callable[[fx.Interpreter], Tensor]) -> None:
+    def run_as(self, node: fx.Node, work: Callable[[fx.Interpreter], Any]) -> None:
         """Run a node in another way than its own, given the values of a thread's nodes (`env`)."""
-        self._each_walk(work, node)
+        if len(self._walks) == 1:
+            with self.torch_threads():
+                results = [work(self._walks[0])]
+        else:
+            results = self.each(_without_gradients(work), self._walks)
+        for walk, result in zip(self._walks, results, strict=True):
+            walk.env[node] = result
 
     def drop(self, node: fx.Node) -> None:
         """Forget the values that no node after this one reads."""
@@ -152,7 +158,7 @@ class CalibrationWalk:
         Returns:
             float32 [columns, columns].
         """
-        rows = self.each(_scaled_rows, self.values(node))
+        rows = self.each(scaled_rows, self.values(node))
         count, columns = sum(map(len, rows)), rows[0].shape[1]
         if self._pool is None:
             whole: Tensor = (rows[0].T @ rows[0]).div_(count)
@@ -171,15 +177,6 @@ class CalibrationWalk:
         self.each(fill, reversed(range(0, columns, SPAN)))  # the longest first
         return moments
 
-    def _each_walk(self, work: Callable[[fx.Interpreter], Any], node: fx.Node) -> None:
-        if len(self._walks) == 1:
-            with self.torch_threads():
-                results = [work(self._walks[0])]
-        else:
-            results = self.each(_without_gradients(work), self._walks)
-        for walk, result in zip(self._walks, results, strict=True):
-            walk.env[node] = result
-
     def _set(self, node: fx.Node, value: Any) -> None:
         for walk in self._walks:
             walk.env[node] = value
@@ -195,7 +192,7 @@ def _without_gradients(work: Callable[[Given], Result]) -> Callable[[Given], Res
     return done
 
 
-def _scaled_rows(x: Tensor) -> Tensor:
+def scaled_rows(x: Tensor) -> Tensor:
     """Vectors of one length: float32 [tokens, columns]."""
     rows = x.reshape(-1, x.shape[-1]).float()
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True).square_().div_(rows.shape[1])

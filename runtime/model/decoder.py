@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.bundle.manifest import DecoderSpec, TensorSpec
-from adaptc.runtime.bundle.names import HIDDEN, cache_tensor
+from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS, cache_tensor
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import Skips
 from adaptc.runtime.model.options import RequestOptions
@@ -266,6 +266,14 @@ def state_width(tensors: Sequence[TensorSpec]) -> int | None:
     """The width of the hidden states among a graph's inputs or outputs; None if there are none."""
     width = next((tensor.shape[-1] for tensor in tensors if tensor.name == HIDDEN), None)
     return width if isinstance(width, int) else None
+
+
+def feed_of(inputs: Sequence[TensorSpec], batch: int) -> tuple[str, Ids | States]:
+    """The input that a step's tokens or states go to, and its array, zeros: [batch, 1], or [batch, 1, width]."""
+    width = state_width(inputs)
+    if width is None:
+        return INPUT_IDS, np.zeros((batch, 1), np.int64)
+    return HIDDEN, np.zeros((batch, 1, width), np.float32)
 
 
 def cache_dtype(tensors: Sequence[TensorSpec]) -> str:

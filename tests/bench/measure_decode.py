@@ -13,29 +13,22 @@ cache folder, under genai/.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from statistics import median, quantiles
 from time import perf_counter
-from typing import Any
 
-from adaptc.bench.peer_loaders import Job
+from adaptc.bench.peer_loaders import Job, endless_session, genai_model
 from adaptc.bench.peers import PEERS
-from adaptc.runtime import Session, open_bundle
-from adaptc.runtime.backends.backend import DecoderOptions
-from adaptc.runtime.loading import load_decoder
 
 Steps = Callable[[int], float]
 """Number of new tokens -> seconds from the first of them to the last, all sequences together."""
 
 
 def adaptc_steps(model: str, prompts: list[list[int]], threads: int) -> Steps:
-    decoder = load_decoder(open_bundle(model, verify=False), DecoderOptions(threads=threads, batch=len(prompts)))
-    session = Session(decoder, spec=replace(decoder.spec, eos_token_ids=()))
+    session = endless_session(model, threads, len(prompts))
 
     def steps(new_tokens: int) -> float:
         answers = session.generate(prompts, max_new_tokens=new_tokens, speculate="off")
@@ -45,10 +38,7 @@ def adaptc_steps(model: str, prompts: list[list[int]], threads: int) -> Steps:
 
 
 def genai_steps(model: str, prompts: list[list[int]], threads: int) -> Steps:
-    genai: Any = importlib.import_module("onnxruntime_genai")
-    config = genai.Config(model)
-    config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
-    loaded = genai.Model(config)
+    genai, loaded = genai_model(model, threads)
 
     def steps(new_tokens: int) -> float:
         params = genai.GeneratorParams(loaded)

@@ -9,6 +9,8 @@ where a text is read in chunks that do not see each other, `adaptc::chunked_atte
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -158,36 +160,32 @@ def _same_image(places: torch.Tensor, batch: int, tokens: int) -> torch.Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    query, key, value, *places, scale, window, softcap = inputs
-    ctx.options = scale, window, softcap, *places
-    ctx.save_for_backward(query, key, value)
+    _, _, _, *places, scale, window, softcap = inputs
+    _keep(ctx, inputs, partial(_attend, scale=scale, window=window, softcap=softcap, places=next(iter(places), None)))
 
 
 def _save_chunked(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    query, key, value, scale, chunk = inputs
-    ctx.options, ctx.chunk = (scale, 0, 0.0), chunk
-    ctx.save_for_backward(query, key, value)
+    *_, scale, chunk = inputs
+    _keep(ctx, inputs, partial(_attend, scale=scale, window=0, softcap=0.0, chunk=chunk))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], attend: Callable[..., torch.Tensor]) -> None:
+    """Keep what the backward pass needs: query, key and value, which come first, and how they attend."""
+    ctx.attend, ctx.others = attend, len(inputs) - 3
+    ctx.save_for_backward(*inputs[:3])
 
 
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return (*_gradients(ctx, gradient), *[None] * len(ctx.options))
-
-
-def _backward_chunked(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return (*_gradients(ctx, gradient, chunk=ctx.chunk), None, None)
-
-
-def _gradients(ctx: Any, gradient: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
     # Gates are trained through frozen attention: recomputing it is cheaper than keeping its scores.
     tensors = [t.detach().requires_grad_() for t in ctx.saved_tensors]
     with torch.enable_grad():
-        out = _attend(*tensors, *ctx.options, **options)
-    return torch.autograd.grad(out, tensors, gradient)
+        out = ctx.attend(*tensors)
+    return (*torch.autograd.grad(out, tensors, gradient), *[None] * ctx.others)
 
 
 causal_attention.register_autograd(_backward, setup_context=_save)
 image_attention.register_autograd(_backward, setup_context=_save)
-chunked_attention.register_autograd(_backward_chunked, setup_context=_save_chunked)
+chunked_attention.register_autograd(_backward, setup_context=_save_chunked)
 
 
 def _attention_function(

@@ -80,10 +80,10 @@ class AdaptedSource(Source):
         Raises:
             LoadError: as for the base; or an adapter is of another base, of a kind that is not merged, or damaged.
         """
-        config = self.base.config()
-        about, changes = base_of(config), self._changes(config)
         if not self.adapters:
             return self.base.tensors()
+        config = self.base.config()
+        about, changes = base_of(config), self._changes(config)
         tensors = replace(self.base, dtype="float32").tensors()
         readers: dict[str, Callable[[], torch.Tensor]] = {name: partial(tensors.__getitem__, name) for name in tensors}
         shapes = {name: tensors.shape(name) for name in tensors}
@@ -109,8 +109,10 @@ class AdaptedSource(Source):
         Raises:
             LoadError: as in `tensors`; or one changes what is no product with a weight.
         """
-        about = base_of(self.config()) if self.kept else None
-        return tuple(viewed(kept_of(each, about), views) for each in self.kept if about is not None)
+        if not self.kept:
+            return ()
+        about = base_of(self.config())
+        return tuple(viewed(kept_of(each, about), views) for each in self.kept)
 
     def files(self) -> dict[str, Path]:
         """See `Source.files`; an adapter's are below its number."""

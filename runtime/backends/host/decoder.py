@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from adaptc.runtime.backends.engine import BoundRun, Engine
 from adaptc.runtime.backends.host.kv_slots import KvSlots
-from adaptc.runtime.backends.host.memory import source_of
 from adaptc.runtime.backends.host.prefill import HostPrefill
 from adaptc.runtime.backends.host.prefix_cache import BLOCK, PrefixCache, block_keys
 from adaptc.runtime.bundle.manifest import DecoderSpec
@@ -33,7 +32,7 @@ from adaptc.runtime.bundle.names import (
 )
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE, batched_dense, threshold_of
-from adaptc.runtime.model.decoder import Ids, Logits, States, cache_dtype, piece_size, read_whole, state_width
+from adaptc.runtime.model.decoder import Ids, Logits, States, cache_dtype, feed_of, piece_size, read_whole, state_width
 from adaptc.runtime.model.inserts import ExtraInputs, Feeds, Inserts
 from adaptc.runtime.model.options import NO_OPTIONS, RequestOptions
 from adaptc.runtime.model.single_route import SingleRoute
@@ -91,7 +90,7 @@ class HostDecoder(SingleRoute):
         self._chunk = chunk if self.kv.piece is None else min(chunk, self.kv.piece - 1)  # see `piece_size`
         self._prefixes = PrefixCache(0) if prefixes is None else prefixes
         self._extra = ExtraInputs(engine.inputs, batch)
-        self._source, self._ids = source_of(engine, batch)
+        self._source, self._ids = feed_of(engine.inputs, batch)
         result_width = state_width(engine.outputs)
         self._result, self._width = (LOGITS, spec.vocab_size) if result_width is None else (HIDDEN, result_width)
         self._logits = np.empty((batch, 1, self._width), np.float32)

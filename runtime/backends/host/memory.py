@@ -1,4 +1,4 @@
-"""Memory of this process: arrays that cost nothing until they are used, what a step reads, returning freed memory."""
+"""Memory of this process: arrays that cost nothing until they are used, and returning freed memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from adaptc.runtime.backends.engine import Engine
-from adaptc.runtime.bundle.names import HIDDEN, INPUT_IDS
-from adaptc.runtime.model.decoder import state_width
 
 
 def lazy_zeros(shape: tuple[int, ...], dtype: str = "float32") -> npt.NDArray[Any]:
@@ -45,11 +41,3 @@ def trim() -> None:
         give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if give_back is not None:
             give_back(0)
-
-
-def source_of(engine: Engine, batch: int) -> tuple[str, npt.NDArray[Any]]:
-    """The input that a step writes tokens or states to, and its array: [batch, 1] or [batch, 1, width]."""
-    width = state_width(engine.inputs)
-    if width is None:
-        return INPUT_IDS, np.zeros((batch, 1), np.int64)
-    return HIDDEN, np.zeros((batch, 1, width), np.float32)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from threading import Thread
 
@@ -75,15 +77,16 @@ def collapse(spans: Sequence[Span]) -> None:
 
 
 def _without(spans: Sequence[Span], others: Sequence[Span]) -> Iterator[Span]:
-    """What of sorted spans is in none of others, sorted too."""
+    """What of spans is in none of others; both are sorted, and none of one kind meet."""
+    ends = [end for _, end in others]
     for begin, end in spans:
         first = begin
-        for other, other_end in others:
-            if other_end <= first or other >= end:
-                continue
+        for other, other_end in islice(others, bisect_right(ends, begin), None):
+            if other >= end:
+                break
             if other > first:
                 yield first, other
-            first = max(first, other_end)
+            first = other_end
         if first < end:
             yield first, end
 

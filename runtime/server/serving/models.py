@@ -58,7 +58,6 @@ class TextModel:
         policies: What may stand after an @ in `model`.
         tools: How it writes tool calls; None if its template takes no tools.
         grammars: Makes rules that keep its answers to a grammar.
-        adapters: What may stand after a colon in `model`, before an @.
         created: Seconds since the epoch when it was loaded.
     """
 
@@ -71,8 +70,12 @@ class TextModel:
     policies: Mapping[str, Policy]
     tools: ToolFormat | None
     grammars: Grammars
-    adapters: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """What may stand after a colon in `model`, before an @."""
+        return self.session.adapters
 
     def close(self) -> None:
         """Free it."""
@@ -297,7 +300,6 @@ def load_model(
         vocab=spec.vocab_size,
         batch=batch or 1,
         policies=_policies(session),
-        adapters=session.adapters,
         tools=tool_format_of([each.text for each in templates.values()]),
         grammars=Grammars(files.get("tokenizer.json", b""), spec.vocab_size, spec.eos_token_ids),
     )
