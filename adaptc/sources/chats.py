@@ -232,7 +232,8 @@ def _chat(where: str, line: bytes) -> Chat:
 
 def _spans(where: str, answers: object, length: int) -> Iterator[tuple[int, int]]:
     last = 0
-    for each in answers if isinstance(answers, list) else [None]:
+    spans: list[Any] = answers if isinstance(answers, list) else [None]
+    for each in spans:
         right = isinstance(each, list) and len(each) == 2 and all(type(at) is int for at in each)
         if not right or not last <= each[0] < each[1] <= length:
             raise LoadError(f"{where}: answers: {one_line(each)}; spans [start, end] of ids, in order, are right")
@@ -241,7 +242,7 @@ def _spans(where: str, answers: object, length: int) -> Iterator[tuple[int, int]
 
 
 def _messages(where: str, messages: object) -> tuple[Mapping[str, str], ...]:
-    read = messages if isinstance(messages, list) else [None]
+    read: list[Any] = messages if isinstance(messages, list) else [None]
     for each in read:
         right = isinstance(each, dict) and each.keys() == {"role", "content"}
         if not right or not all(isinstance(value, str) for value in each.values()):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptc.errors import LoadError
@@ -107,6 +107,7 @@ def test_without_chats_there_are_no_rows() -> None:
         pack([], 8)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 24))
 def test_every_chat_lies_in_one_row(lengths: list[int], window: int) -> None:
     """Chats of distinct ids: each is found once, whole or cut at the window, and its answer is masked where it lies."""
