@@ -26,7 +26,7 @@ from adaptc.errors import LoadError, SpecError
 from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import text_of
 from adaptc.sources.base import Source
-from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.calibration_text import calibration_text, names_of
 from adaptc.sources.find import find_source
 from adaptc.sources.module import ModuleSource
 from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
@@ -143,9 +143,8 @@ def _size(name: str, size: Size, target: TargetSpec) -> Finding:
 
 
 def _calibration(calibration: CalibrationSpec, base: Path) -> Finding:
-    name = calibration.text
     try:
-        size = len(calibration_text(calibration, base).text.encode())
+        size = calibration_text(calibration, base).size
     except (LoadError, SpecError) as error:
         return Finding("calibration", "error", str(error).removeprefix("calibration.text: "))
-    return Finding("calibration", "ok", f"{name}, {size / _MB:,.1f} MB")
+    return Finding("calibration", "ok", f"{', '.join(names_of(calibration))}, {size / _MB:,.1f} MB")

@@ -26,7 +26,7 @@ def draw(result: SearchResult, path: Path) -> None:
     most = result.most_bytes
     axes.plot(
         [100 * donor.bytes / most for donor in donors],
-        [donor.log_perplexity for donor in donors],
+        [donor.kl for donor in donors],
         color="0.5",
         linestyle="--",
         marker="s",
@@ -36,12 +36,12 @@ def draw(result: SearchResult, path: Path) -> None:
     below = [each for each in result.stitches if result.above(each) < 0]
     above = [each for each in result.stitches if result.above(each) >= 0]
     for group, colour, label in ((below, "tab:green", "below the line"), (above, "tab:red", "above it")):
-        x, y = [100 * each.bytes / most for each in group], [each.log_perplexity for each in group]
+        x, y = [100 * each.bytes / most for each in group], [each.kl for each in group]
         axes.scatter(x, y, color=colour, label=f"stitches {label}: {len(group)}", zorder=3)
     for each in result.stitches:
         axes.annotate(
-            f"{each.cut}→{each.entry}",
-            (100 * each.bytes / most, each.log_perplexity),
+            f"{each.place.first} {each.place.cut} → {each.place.second} {each.place.entry}",
+            (100 * each.bytes / most, each.kl),
             textcoords="offset points",
             xytext=(5, 4),
             fontsize=8,
@@ -49,15 +49,15 @@ def draw(result: SearchResult, path: Path) -> None:
     for donor in donors:
         axes.annotate(
             donor.name,
-            (100 * donor.bytes / most, donor.log_perplexity),
+            (100 * donor.bytes / most, donor.kl),
             textcoords="offset points",
             xytext=(-4, -13),
             fontsize=9,
             ha="right" if donor.bytes == most else "left",
         )
     axes.set_xlabel(f"bytes of weights read for a token, % of {donors[-1].name}")
-    axes.set_ylabel("log-perplexity, nats a token (lower is better)")
-    axes.set_title(f"{result.first} below, {result.second} above: cut → entry")
+    axes.set_ylabel(f"KL to {donors[-1].name}, nats a token of {result.read} (lower is better)")
+    axes.set_title("layers that run below → first layer that runs above")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     figure.savefig(path)

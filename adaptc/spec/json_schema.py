@@ -103,6 +103,8 @@ def _default(value: Any) -> str:
 
 def _kind(name: str, schema: Mapping[str, Any]) -> str:
     options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    if len(options) > 1:
+        return " or ".join(_kind(name, option) for option in options)
     [option] = options
     if "$ref" in option:
         return f"[`{name}`](#{name})"

@@ -187,7 +187,13 @@ class QuantizeSpec(_Section):
 class CalibrationSpec(_Section):
     """Text that passes measure on."""
 
-    text: str = Field(min_length=1, description="A text file: a path, or `package:NAME/file`.")
+    text: (
+        Annotated[str, Field(min_length=1)]
+        | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    ) = Field(
+        description="A text file, or a file of chats that `adaptc write-data` wrote: a path, or `package:NAME/file`; "
+        "or a list of them."
+    )
     tokens: int = Field(default=8192, ge=1, description="How many tokens of it are used.")
 
 

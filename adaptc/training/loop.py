@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,14 +143,22 @@ class Training(Generic[AnObjective]):
         self._resumed = checkpoint
         return True
 
-    def run(self, progress: Progress = SILENT, checkpoint: Path | None = None, every: int = 25) -> None:
-        """Train from the current step to the last one.
+    def run(
+        self,
+        progress: Progress = SILENT,
+        checkpoint: Path | None = None,
+        every: int = 25,
+        seconds: float = math.inf,
+    ) -> None:
+        """Train from the current step to the last one, or until the time is up.
 
         Args:
             progress: Told of each step, with the mean loss of the last ones.
             checkpoint: Written every so many steps and after the last one, so that a killed run goes on from there.
             every: Steps between checkpoints.
+            seconds: Time after which no step is begun: another run goes on from the checkpoint.
         """
+        until = time.monotonic() + seconds
         trained = [weight for weight in self.objective.weights().values() if weight.requires_grad]
         if not trained:
             return
@@ -158,7 +167,7 @@ class Training(Generic[AnObjective]):
         if self._resumed is not None:
             self._restore_moments(optimizer, self._resumed)
         progress.step(self.step, plan.steps)
-        while self.step < plan.steps:
+        while self.step < plan.steps and time.monotonic() < until:
             self.objective.begin_step(self.step)
             for group in optimizer.param_groups:
                 group["lr"] = plan.rate(self.step)
@@ -173,7 +182,9 @@ class Training(Generic[AnObjective]):
             if checkpoint is not None and (self.step % every == 0 or self.step == plan.steps):
                 self._save(checkpoint, optimizer)
             if self.objective.finished():
-                break
+                return
+        if checkpoint is not None and self.step < plan.steps:
+            self._save(checkpoint, optimizer)
 
     def sampled_curve(self, points: int = 50) -> list[list[float]]:
         """Return the curve thinned to about so many points, for a file's metadata."""

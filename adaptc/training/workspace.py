@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from adaptc import __version__
 from adaptc.compiler.cache import Cache
 from adaptc.errors import SpecError
-from adaptc.sources.calibration_text import CalibrationText, calibration_text
+from adaptc.sources.base import Source
+from adaptc.sources.calibration_text import CalibrationText, WrittenChats, calibration_text
+from adaptc.sources.chats import pack
 from adaptc.spec.schema import Spec
+from adaptc.training.text import TrainingText
 
 WHOLE = 1 << 40
 """More tokens than a calibration text has."""
@@ -30,6 +35,7 @@ class Workspace:
         cache: Cache for the bundle that text is drawn with.
         restart: Whether to begin anew, whatever checkpoint is there.
         device: "cpu" or "cuda".
+        seconds: Time after which a training stops, to go on when the same command is given again.
     """
 
     base: Path
@@ -37,6 +43,7 @@ class Workspace:
     cache: Cache
     restart: bool
     device: str
+    seconds: float = math.inf
 
     def output_for(self, name: str) -> Path:
         """Return the file to write, in a folder that exists; `name` is the one that the spec names."""
@@ -53,6 +60,41 @@ def checkpoint_of(output: Path) -> Path:
 def whole_text(spec: Spec, base: Path) -> CalibrationText:
     """Return the whole calibration text of a spec, not its first tokens alone."""
     return replace(calibration_text(spec.calibration, base), tokens=WHOLE)
+
+
+def training_text(text: CalibrationText, source: Source, window: int, parts: int) -> TrainingText:
+    """Return a calibration text as sequences to train on, in an order that is drawn, one of so many held out.
+
+    Of plain text every token counts; of chats those of the answers, and each sequence begins with a chat, as a prompt
+    does.
+
+    Args:
+        text: The spec's.
+        source: The model whose token ids are read; the others have the same.
+        window: Tokens of a sequence.
+        parts: One of so many sequences is held out.
+
+    Raises:
+        SpecError: chats are written in another vocabulary.
+        PassError: the text is too short.
+    """
+    rows, counts = [], []
+    for part in text.parts:
+        if isinstance(part, WrittenChats):
+            if not part.written_for(source):
+                raise SpecError(
+                    f"calibration.text: {part.name}: written in another vocabulary than that of {source.origin}"
+                )
+            ids, answers = pack(part.chats, window)
+        else:
+            found = part.ids(source, WHOLE)
+            ids = found[: len(found) // window * window].reshape(-1, window)
+            answers = np.ones(ids.shape, np.bool_)
+        rows.append(ids)
+        counts.append(answers)
+    ids, answers = np.concatenate(rows), np.concatenate(counts)
+    order = np.random.default_rng(0).permutation(len(ids))
+    return TrainingText.of_rows(ids[order], answers[order], parts)
 
 
 def provenance(text: CalibrationText) -> dict[str, Any]:

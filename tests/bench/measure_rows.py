@@ -52,7 +52,7 @@ from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import threshold_of
 from adaptc.runtime.progress import SILENT
-from adaptc.sources.calibration_text import CalibrationText
+from adaptc.sources.calibration_text import prose
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 
@@ -172,7 +172,7 @@ def of_spec(file: Path, text: Path, rows: int) -> Model:
     decoder = decoder_spec(graph, program.backbone(name))
     assert decoder is not None
     points = tuple((f"budget {budget:g}", threshold_of(gates, budget)) for budget in (1.0, 0.8, 0.5, 0.0))
-    ids = CalibrationText(text.name, text.read_text(encoding="utf-8"), 40_000).ids(sources[name])
+    ids = prose(text.name, text.read_text(encoding="utf-8"), 40_000).ids(sources[name])
     starts = np.linspace(0, len(ids) - CONTEXT - STEPS, rows).astype(int)  # passages far from each other
     return Model(graph, decoder, gates, points, np.stack([ids[at : at + CONTEXT + STEPS] for at in starts]))
 

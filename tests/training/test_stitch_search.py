@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from adaptc.checks.check import check
+from adaptc.errors import SpecError
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.stitch.slices import LayeredDecoder
 from adaptc.plots.stitches import draw
 from adaptc.spec.reading import parse_spec
-from adaptc.training.stitches.candidates import Price, spread, stitches
+from adaptc.training.stitches.candidates import StitchPlace, Price, spread, stitches
 from adaptc.training.stitches.search_result import Donor, MeasuredStitch, SearchResult
 from tests.models import stitched
 
 PRICES = {"large": (Price(100, 1.0), Price(50, 0.5)), "small": (Price(10, 0.2), Price(20, 0.3))}
+
+LAYERS = {"large": 6, "small": 4}
 
 
 def decoders() -> dict[str, LayeredDecoder]:
@@ -23,47 +27,61 @@ def decoders() -> dict[str, LayeredDecoder]:
 
 
 def test_every_cut_and_entry_is_priced_by_its_path() -> None:
-    found = {(cut, entry): price for cut, entry, price in stitches(decoders(), "large", "small", PRICES)}
-    assert set(found) == {(cut, entry) for cut in range(1, 7) for entry in range(4)}
+    found = {each.place: each.price for each in stitches(decoders(), PRICES)}
+    into = {StitchPlace("large", cut, "small", entry) for cut in range(1, 7) for entry in range(4)}
+    back = {StitchPlace("small", cut, "large", entry) for cut in range(1, 5) for entry in range(6)}
+    past = {StitchPlace("large", cut, "large", entry) for cut in range(1, 6) for entry in range(cut + 1, 6)}
+    past |= {StitchPlace("small", cut, "small", entry) for cut in range(1, 4) for entry in range(cut + 1, 4)}
+    assert set(found) == into | back | past
     weights = decoders()["large"]
     layer = sum(
         parameter.numel()
         for name, parameter in weights.graph.module.named_parameters()
         if ".layers.0." in name and parameter.ndim == 2
     )
-    own = 100 * 48 * 32 / layer
-    for (cut, entry), price in found.items():
-        assert price.bytes == pytest.approx(cut * 100 + own + (4 - entry) * 10 + 20)
-        assert price.ms == pytest.approx(cut * 1.0 + own / 100 + (4 - entry) * 0.2 + 0.3)
+    for place in into:
+        own = 100 * 48 * 32 / layer
+        assert found[place].bytes == pytest.approx(place.cut * 100 + own + (4 - place.entry) * 10 + 20)
+        assert found[place].ms == pytest.approx(place.cut * 1.0 + own / 100 + (4 - place.entry) * 0.2 + 0.3)
+    left_out = StitchPlace("large", 2, "large", 5)
+    assert found[left_out].bytes == pytest.approx(2 * 100 + 100 * 48 * 48 / layer + 100 + 50)
 
 
-def test_what_is_measured_is_spread_over_cost() -> None:
-    every = [(cut, entry, Price(cut * 10 + entry, 0)) for cut in range(1, 7) for entry in range(4)]
-    kept = spread(every, 5)
-    assert len(kept) == 5
-    costs = [price.bytes for _, _, price in kept]
+def test_what_is_measured_is_spread_over_cost_and_kinds() -> None:
+    every = list(stitches(decoders(), PRICES))
+    kept = spread(every, 12, LAYERS)
+    assert len(kept) == len({each.place for each in kept}) == 12
+    costs = [each.price.bytes for each in kept]
     assert costs == sorted(costs)
-    assert costs[0] < 15
-    assert costs[-1] > 55
-    assert spread(every, 99) == every
+    assert {(each.place.first, each.place.second) for each in kept} == set(product(LAYERS, LAYERS))
+    assert StitchPlace("small", 2, "large", 3) in {each.place for each in kept}, "of like depth"
+    assert spread(every, 999, LAYERS) == sorted(every, key=lambda each: each.price.bytes)
+
+
+def test_a_place_is_read_as_it_is_written() -> None:
+    place = StitchPlace("small", 10, "large", 15)
+    assert str(place) == "small:10,large:15"
+    assert StitchPlace.parse(str(place)) == place
+    with pytest.raises(SpecError, match=r"^small:10; no place|^small:10: no place; FIRST:CUT,SECOND:ENTRY is right"):
+        StitchPlace.parse("small:10")
 
 
 def result() -> SearchResult:
+    good, bad = StitchPlace("large", 3, "small", 1), StitchPlace("large", 2, "small", 1)
     return SearchResult(
-        "large",
-        "small",
-        (MeasuredStitch(3, 1, 60, 1.0, 2.5, 0.1), MeasuredStitch(2, 1, 50, 0.9, 2.9, 0.3)),
+        (MeasuredStitch(good, 60, 1.0, 2.5, 0.1), MeasuredStitch(bad, 50, 0.9, 2.9, 0.3)),
         (Donor("large", 100, 2.0, 2.0, 0.0), Donor("small", 20, 0.5, 3.0, 0.4)),
         24,
         6,
+        "answers",
     )
 
 
 def test_the_line_between_the_models_tells_good_from_bad() -> None:
     good, bad = result().stitches
-    assert result().above(good) == pytest.approx(2.5 - 2.5)
-    assert result().above(bad) == pytest.approx(2.9 - 2.625)
-    assert result().record()["stitches"][1]["above_line"] == pytest.approx(0.275)
+    assert result().above(good) == pytest.approx(0.1 - 0.2)
+    assert result().above(bad) == pytest.approx(0.3 - 0.25)
+    assert result().record()["stitches"][1]["above_line"] == pytest.approx(0.05)
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ from adaptc.ir.stored.stitch_file import load_stitches, save_stitches
 from adaptc.passes import Pipeline
 from adaptc.passes.stitch.calibration import HeldOut, calibrated, p_value
 from adaptc.passes.stitch.options import JoinOptions, Route, RouterOptions, Slice
+from adaptc.passes.stitch.states import feeds
 from adaptc.training.loop import Training
 from adaptc.training.recipe import Recipe
 from adaptc.training.router import Prompts, fitted, observe, predicted, recovered, write_router
 from adaptc.training.stitches.measure import measure, stitch_metadata
-from adaptc.training.stitches.objective import StitchObjective, kl, stitch_training
+from adaptc.training.stitches.objective import HELD_OUT, StitchObjective, stitch_training
+from adaptc.training.stitches.predictor import Predictor, cut_before_head, divergence
+from adaptc.training.text import TrainingText
 from tests.fakes.progress import Told
 from tests.models import stitched
 
@@ -40,20 +43,61 @@ def text(tokens: int = 6000) -> Any:
 
 
 def trainer(recipe: Recipe = RECIPE, **options: Any) -> Training[StitchObjective]:
-    objective = StitchObjective([stitched.stitch().plan(stitched.program())], text(), recipe, **options)
+    objective = StitchObjective(
+        [stitched.stitch().plan(stitched.program())],
+        TrainingText.cut(text(), recipe.window, HELD_OUT),
+        recipe,
+        **options,
+    )
     return stitch_training(objective)
 
 
-def test_kl_and_its_gradient_are_torchs() -> None:
+@pytest.mark.parametrize("headed", [False, True])
+def test_divergence_and_its_gradient_are_torchs(headed: bool) -> None:
     random = torch.Generator().manual_seed(0)
-    wanted, given = (torch.randn(2, 3, 7, generator=random) for _ in range(2))
-    given.requires_grad_()
-    p, q = (F.log_softmax(each.flatten(0, 1), -1) for each in (wanted, given))
+    wanted, head = torch.randn(6, 7, generator=random), torch.randn(7, 5, generator=random)
+    read = torch.randn(6, 5 if headed else 7, generator=random).requires_grad_()
+    predictor = Predictor(stitched.program().graph("small", FxGraph), head if headed else None)
+    p, q = (F.log_softmax(each, -1) for each in (wanted, read @ head.T if headed else read))
     expected = F.kl_div(q, p, log_target=True, reduction="batchmean")
     torch.autograd.backward(expected)
-    loss, gradient = kl(wanted, given)
+    loss, gradient = divergence(wanted, predictor, read.detach())
     assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
-    torch.testing.assert_close(gradient, given.grad)
+    torch.testing.assert_close(gradient, read.grad)
+
+
+def test_a_graph_cut_before_its_head_predicts_the_same() -> None:
+    graph = stitched.program().graph("large", FxGraph)
+    ids = torch.from_numpy(text(64).reshape(2, 32))
+    [logits] = graph.module(*feeds(graph, ids))
+    cut = cut_before_head(graph)
+    assert cut.head is not None
+    [read] = cut.graph.module(*feeds(cut.graph, ids))
+    torch.testing.assert_close(cut.logits(read), logits)
+
+
+def test_what_does_not_count_is_not_learned() -> None:
+    """Of a text whose second half is noise, only the first half counts: its KL is what is measured and trained."""
+    rows = text(3200).reshape(-1, 32)
+    counts = np.zeros(rows.shape, np.bool_)
+    counts[:, :16] = True
+    plan = stitched.stitch().plan(stitched.program())
+    changed = rows.copy()
+    changed[:, 17:] = 3
+    found = []
+    for each in (rows, changed):
+        objective = StitchObjective([plan], TrainingText.of_rows(each, counts, HELD_OUT), RECIPE)
+        objective.start()
+        objective.restore(dict(stitch_weights()), {})
+        found.append((measure(objective), objective.backward(0, np.random.default_rng(0)).loss))
+    assert found[0] == found[1]
+
+
+def stitch_weights() -> dict[str, torch.Tensor]:
+    """Weights that fit the plan of `stitched`, drawn."""
+    random = torch.Generator().manual_seed(1)
+    shapes = stitched.stitch().plan(stitched.program()).shapes()
+    return {name: 0.1 * torch.randn(shape, generator=random) for name, shape in shapes.items()}
 
 
 def test_training_lowers_the_kl_of_routes_and_leaves_the_backbones_alone() -> None:
@@ -108,11 +152,11 @@ def test_routes_with_other_trunks_learn_in_one_pass() -> None:
         ).plan(stitched.program())
         for cut in (1, 4)
     ]
-    both = stitch_training(StitchObjective(plans, text(), RECIPE))
+    both = stitch_training(StitchObjective(plans, TrainingText.cut(text(), RECIPE.window, HELD_OUT), RECIPE))
     both.objective.start()
     both.run()
     for plan in plans:
-        alone = stitch_training(StitchObjective([plan], text(), RECIPE))
+        alone = stitch_training(StitchObjective([plan], TrainingText.cut(text(), RECIPE.window, HELD_OUT), RECIPE))
         alone.objective.start()
         alone.run()
         for name, weight in alone.objective.weights().items():
@@ -135,10 +179,10 @@ def test_what_was_trained_compiles(tmp_path: Path) -> None:
 
 def test_refuses_too_little_text_and_nothing_to_train() -> None:
     with pytest.raises(PassError, match=r"^a text of 100 tokens"):
-        StitchObjective([stitched.stitch().plan(stitched.program())], text()[:100], RECIPE)
+        TrainingText.cut(text()[:100], RECIPE.window, HELD_OUT)
     donor = stitched.stitch(routes={"large": Route((Slice("large", (3, 6)),))})
     with pytest.raises(PassError, match=r"^routes: none with a stitch"):
-        StitchObjective([donor.plan(stitched.program())], text(), RECIPE)
+        StitchObjective([donor.plan(stitched.program())], TrainingText.cut(text(), RECIPE.window, HELD_OUT), RECIPE)
 
 
 def hard_and_easy(count: int = 400, seed: int = 0) -> Prompts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -39,11 +39,22 @@ if TYPE_CHECKING:
 @click.option(
     "--window", type=click.IntRange(16), default=256, show_default=True, help="Number of tokens of a sequence."
 )
+@click.option(
+    "--place",
+    "places",
+    multiple=True,
+    help="Measure this place, such as small:10,large:15 (10 layers of small, then large from layer 15 on), instead of "
+    "those found; may be repeated.",
+)
+@click.option(
+    "--adapters", type=click.IntRange(0, 4096), default=0, show_default=True, help="Rank of adapters on the blocks."
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--threads",
-    type=click.IntRange(1),
-    help="Threads for the measured milliseconds; by default one for each physical core.",
+    type=click.IntRange(0),
+    help="Threads for the measured milliseconds, 0 to measure none and price by weights; by default one for each "
+    "physical core.",
 )
 @JSON
 @CACHE
@@ -57,24 +68,32 @@ def command(
     tokens: int,
     rows: int,
     window: int,
+    places: tuple[str, ...],
+    adapters: int,
     device: str,
     threads: int | None,
     as_json: bool,
     cache_dir: Path | None,
 ) -> None:
-    """Rank the places where two models can be stitched.
+    """Rank the places where two models can be stitched, into each other or past layers of their own.
+
+    Quality is the KL to the larger model on the calibration text; of chats, on their answers.
 
     Writes search.json and search.png into the output folder.
     """
+    from adaptc.passes.stitch.options import JoinOptions
     from adaptc.plots.stitches import draw
     from adaptc.spec.reading import read_spec
     from adaptc.training.recipe import Recipe
+    from adaptc.training.stitches.candidates import StitchPlace
     from adaptc.training.stitches.search import SearchLimits, search
     from adaptc.training.workspace import device_of
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window)
-    limits = SearchLimits(every, keep, tokens, threads)
+    kind: Literal["residual", "linear"] = "residual" if adapters else "linear"
+    join = JoinOptions(kind=kind, adapters=adapters)
+    limits = SearchLimits(every, keep, tokens, threads, tuple(map(StitchPlace.parse, places)), join)
     with shown_progress() as progress:
         result = search(spec, spec_file.parent, recipe, limits, device_of(device), open_cache(cache_dir), progress)
     output.mkdir(parents=True, exist_ok=True)
@@ -88,15 +107,15 @@ def command(
 
 
 def _print(result: SearchResult) -> None:
-    click.echo(f"{result.enumerated} stitches, {result.dearer} of them dearer than a donor; the others, by KL:")
-    click.echo("cut  entry  bytes a token  ms a token  KL (nats)  log-perplexity  to the line")
+    click.echo(f"{result.enumerated} stitches, {result.dearer} of them dearer than a donor; measured on {result.read}:")
+    click.echo("place                      bytes a token  ms a token  KL (nats)  to the line  log-perplexity")
     for each in result.stitches:
         click.echo(
-            f"{each.cut:3}  {each.entry:5}  {each.bytes / result.most_bytes:12.1%}  {each.ms:10.2f}  {each.kl:9.4f}  "
-            f"{each.log_perplexity:14.4f}  {result.above(each):+11.4f}"
+            f"{each.place!s:25}  {each.bytes / result.most_bytes:13.1%}  {each.ms:10.2f}  {each.kl:9.4f}  "
+            f"{result.above(each):+11.4f}  {each.log_perplexity:14.4f}"
         )
     for donor in result.donors:
         click.echo(
-            f"{donor.name:10}  {donor.bytes / result.most_bytes:12.1%}  {donor.ms:10.2f}  {donor.kl:9.4f}  "
-            f"{donor.log_perplexity:14.4f}"
+            f"{donor.name:25}  {donor.bytes / result.most_bytes:13.1%}  {donor.ms:10.2f}  {donor.kl:9.4f}  "
+            f"{'':11}  {donor.log_perplexity:14.4f}"
         )

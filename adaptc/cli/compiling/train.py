@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     type=click.Choice(["gates", "stitch", "router"]),
     help="What to train; by default the stitches of stitch, then its router, or the gates of skip_ffn.",
 )
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop after so many minutes of steps, measure and write what there is; the same command goes on from there.",
+)
 @click.option("--restart", is_flag=True, help="Begin anew, and ignore what an interrupted run left.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metadata as JSON.")
 @CACHE
@@ -66,12 +71,14 @@ def command(
     seed: int,
     device: str,
     part: str | None,
+    minutes: float | None,
     restart: bool,
     as_json: bool,
     cache_dir: Path | None,
 ) -> None:
     """Train the gates of SPEC's skip_ffn, or its stitches and their router."""
     import json
+    import math
     from dataclasses import asdict
 
     from adaptc.spec.reading import read_spec
@@ -82,7 +89,9 @@ def command(
 
     spec = read_spec(spec_file, settings)
     recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, start=start, seed=seed)
-    workspace = Workspace(spec_file.parent, output, open_cache(cache_dir), restart, device_of(device))
+    workspace = Workspace(
+        spec_file.parent, output, open_cache(cache_dir), restart, device_of(device), (minutes or math.inf) * 60
+    )
     stitch = stitch_of(spec)
     if part in ("stitch", "router") or (part is None and stitch is not None):
         has = {"stitch": stitch and stitch.weights, "router": stitch and stitch.router}

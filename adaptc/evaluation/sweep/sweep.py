@@ -18,7 +18,7 @@ from adaptc.evaluation.sweep.subject import Subject, bundle_subject, spec_subjec
 from adaptc.evaluation.text import Ids, read_text, text_ids
 from adaptc.runtime.bundle.folder import open_bundle
 from adaptc.runtime.progress import SILENT, Progress, counted
-from adaptc.sources.calibration_text import CalibrationText
+from adaptc.sources.calibration_text import prose
 from adaptc.spec.reading import read_spec
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
@@ -82,7 +82,7 @@ def sweep(
     bundle = None
     if path.suffix in (".yaml", ".yml"):
         subject, source = spec_subject(read_spec(path), path.parent, progress)
-        ids = CalibrationText(text.name, read_text(text), tokens or 1 << 40).ids(source)
+        ids = prose(text.name, read_text(text), tokens or 1 << 40).ids(source)
     else:
         bundle = open_bundle(path)
         subject, ids = bundle_subject(bundle, options.base, progress), text_ids(bundle, text, tokens)

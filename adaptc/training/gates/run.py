@@ -71,11 +71,12 @@ def train_gates(
     training, checkpoint = gate_training(objective), checkpoint_of(output)
     training.start_or_resume(checkpoint, progress, restart=workspace.restart)
     progress.stage("train")
-    training.run(progress, checkpoint)
+    training.run(progress, checkpoint, seconds=workspace.seconds)
     about = {"sampled_tokens": sampled, **provenance(text)}
     metadata = gates_metadata(training, source.origin, source.sha256(), about, progress)
     save_gates(metadata, dict(objective.weights()), output)
-    checkpoint.unlink(missing_ok=True)
+    if training.step == recipe.steps:
+        checkpoint.unlink(missing_ok=True)
     return output, metadata
 
 

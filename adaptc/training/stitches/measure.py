@@ -6,20 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.ir.stored.stitch_file import StitchMetadata
 from adaptc.passes.stitch.plan import StitchPlan
 from adaptc.passes.stitch.states import feeds
 from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.training.loop import Training
-from adaptc.training.stitches.objective import StitchObjective, kl
-from adaptc.training.text import batches
-
-Ids = npt.NDArray[np.int64]
+from adaptc.training.stitches.objective import StitchObjective
+from adaptc.training.stitches.predictor import Predictor, divergence, surprise
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,47 +31,59 @@ class Quality:
 
 
 def measure(
-    objective: StitchObjective, ids: Ids | None = None, progress: Progress = SILENT
+    objective: StitchObjective, tokens: int | None = None, progress: Progress = SILENT
 ) -> tuple[dict[str, Quality], dict[str, Quality]]:
-    """Measure how well each decoder by itself and each route predicts a text.
+    """Measure how well each decoder by itself and each route predicts what was held out, where a token counts.
 
     Args:
         objective: Stitches that were started or restored.
-        ids: int64 [sequences, tokens]; None for what was held out.
+        tokens: Held-out tokens that are read, about; None for all.
         progress: Told of each batch of sequences.
 
     Returns:
         Quality by decoder; quality by route.
     """
-    rows = objective.text.held_out if ids is None else ids
+    text, recipe = objective.text, objective.recipe
+    rows = len(text.held_out) if tokens is None else max(1, tokens // recipe.window)
+    parts = [
+        (text.held_out[at : at + recipe.rows], text.held_out_counts[at : at + recipe.rows])
+        for at in range(0, min(rows, len(text.held_out)), recipe.rows)
+    ]
     decoders, tails = objective.graphs(whole=True)
-    alone, routed = ({name: [0.0, 0.0] for name in names} for names in (objective.decoders, objective.routes))
-    for part in counted(list(batches(rows, objective.recipe.rows)), progress):
+    sums = {name: _Sums() for name in (*objective.decoders, *tails)}
+    for part, counts in counted(parts, progress):
+        ids, where = objective.placed(part, counts)
+        following = ids.roll(-1, 1)[where]
         with torch.no_grad():
-            states, target, others = objective.run_decoders(decoders, part)
-            for name, logits in others.items():
-                _count(alone[name], target, logits, part)
-            del others
+            states, reads = objective.run_decoders(decoders, ids)
+            target = decoders[objective.teacher].logits(reads[objective.teacher][where])
+            for name in objective.decoders:
+                sums[name].add(target, decoders[name], reads.pop(name)[where], following)
             for route, tail in tails.items():
                 hidden = objective.trunk_states(states, route)
                 with objective.autocast():
-                    inputs = feeds(tail, torch.from_numpy(part).to(objective.device), hidden)
-                    [predicted] = tail.module(*inputs)
-                _count(routed[route], target, predicted, part)
-    count = rows.shape[0] * (rows.shape[1] - 1)
-    by_decoder, by_route = (
-        {name: Quality(loss / count, divergence / rows.size) for name, (loss, divergence) in sums.items()}
-        for sums in (alone, routed)
-    )
-    return by_decoder, by_route
+                    [read] = tail.graph.module(*feeds(tail.graph, ids, hidden))
+                sums[route].add(target, tail, read[where], following)
+    by_name = {name: each.quality() for name, each in sums.items()}
+    return {name: by_name[name] for name in objective.decoders}, {route: by_name[route] for route in tails}
 
 
-def _count(sums: list[float], target: torch.Tensor, predicted: torch.Tensor, rows: Ids) -> None:
-    """Add the negative log likelihood and the KL of some sequences."""
-    following = torch.from_numpy(rows[:, 1:]).to(predicted.device)
-    for at in range(len(predicted)):
-        sums[0] += float(F.cross_entropy(predicted[at, :-1].float(), following[at], reduction="sum"))
-    sums[1] += kl(target, predicted)[0] * rows.size
+@dataclass(slots=True)
+class _Sums:
+    """Sums over counted tokens, of a decoder or a route."""
+
+    surprise: float = 0.0
+    divergence: float = 0.0
+    tokens: int = 0
+
+    def add(self, target: torch.Tensor, predictor: Predictor, read: torch.Tensor, following: torch.Tensor) -> None:
+        self.surprise += surprise(predictor, read, following)
+        self.divergence += divergence(target, predictor, read)[0] * len(read)
+        self.tokens += len(read)
+
+    def quality(self) -> Quality:
+        count = max(1, self.tokens)
+        return Quality(self.surprise / count, self.divergence / count)
 
 
 def stitch_metadata(

@@ -2,6 +2,7 @@
 
     ids ──> decoders, frozen ──> states at every cut ──> tail of each route ──> KL to the teacher's predictions
                          └──> the teacher's logits              └── trained: stitch and adapters
+                              where a token counts
 
 All routes learn in one pass: the decoders run once a step, whatever the number of routes that begin with them.
 """
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
@@ -29,11 +29,11 @@ from adaptc.runtime.bundle.names import LOGITS
 from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.training.loop import Optimization, StepLoss, Training
 from adaptc.training.recipe import Recipe
-from adaptc.training.text import TrainingText, batches
+from adaptc.training.stitches.predictor import Predictor, cut_before_head, divergence
+from adaptc.training.text import TrainingText, batches, predicts
 
 Ids = npt.NDArray[np.int64]
-TOGETHER = 1 << 27
-"""Logits that KL is computed of at once: 512 MiB of float32."""
+Mask = npt.NDArray[np.bool_]
 
 HELD_OUT = 16
 """One sequence of so many is held out."""
@@ -52,29 +52,34 @@ class StitchObjective:
     """
 
     def __init__(
-        self, plans: Sequence[StitchPlan], ids: Ids, recipe: Recipe, *, teacher: str | None = None, device: str = "cpu"
+        self,
+        plans: Sequence[StitchPlan],
+        text: TrainingText,
+        recipe: Recipe,
+        *,
+        teacher: str | None = None,
+        device: str = "cpu",
     ) -> None:
-        """Cut the text into sequences and hold out a sixteenth of them.
+        """Freeze the decoders and put them on the device.
 
         Args:
             plans: What is stitched; several may have different trunks. Route names differ.
-            ids: int64 [tokens of the text].
+            text: What is trained and measured on.
             recipe: The options of the training.
             teacher: Name of the decoder whose predictions are learned; None for the largest.
             device: "cpu" or "cuda".
 
         Raises:
-            PassError: the text is too short, or no route has anything to train.
+            PassError: no route has anything to train.
         """
-        self.text = TrainingText.cut(ids, recipe.window, HELD_OUT)
-        self.recipe, self.device = recipe, device
+        self.text, self.recipe, self.device = text, recipe, device
         self.routes = {route: plan for plan in plans for route in plan.routes if plan.shapes_of(route)}
         if not self.routes:
             raise PassError("routes: none with a stitch; there is nothing to train")
         self.decoders = {name: decoder for plan in plans for name, decoder in plan.decoders.items()}
         self.teacher = teacher or max(self.decoders, key=lambda name: _parameters(self.decoders[name]))
         self._weights: dict[str, torch.nn.Parameter] = {}
-        self._graphs: tuple[dict[str, FxGraph], dict[str, FxGraph]] | None = None
+        self._graphs: tuple[dict[str, Predictor], dict[str, Predictor]] | None = None
         self._place_decoders()
 
     def start(self, progress: Progress = SILENT) -> None:
@@ -105,18 +110,25 @@ class StitchObjective:
         if self._graphs is None:
             self._graphs = self.graphs()
         decoders, tails = self._graphs
-        rows = self.text.draw(random, self.recipe.rows)
-        ids = torch.from_numpy(rows).to(self.device)
-        states, target, _ = self.run_decoders(decoders, rows)
+        rows, counts = self.text.draw_counted(random, self.recipe.rows)
+        ids, where = self.placed(rows, counts)
+        states, reads = self.run_decoders(decoders, ids)
+        with torch.no_grad():
+            target = decoders[self.teacher].logits(reads.pop(self.teacher)[where])
         losses = []
         for route, tail in tails.items():
             with self.autocast():
-                [predicted] = tail.module(*feeds(tail, ids, self.trunk_states(states, route)))
-            loss, gradient = kl(target, predicted)
-            torch.autograd.backward(predicted, gradient)
+                [read] = tail.graph.module(*feeds(tail.graph, ids, self.trunk_states(states, route)))
+            counted = read[where]
+            loss, gradient = divergence(target, tail, counted.detach())
+            torch.autograd.backward(counted, gradient)
             losses.append(loss)
-            del predicted, gradient
+            del read, counted, gradient
         return StepLoss(sum(losses) / len(losses))
+
+    def placed(self, rows: Ids, counts: Mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return sequences and the positions whose next token counts, int64 and bool, on the device."""
+        return torch.from_numpy(rows).to(self.device), torch.from_numpy(predicts(counts)).to(self.device)
 
     def clip_groups(self) -> list[Sequence[torch.nn.Parameter]]:
         """Return each route's weights as a group: a route that has gone astray does not slow the others."""
@@ -145,35 +157,35 @@ class StitchObjective:
         return states[trunk.model, trunk.end]
 
     def run_decoders(
-        self, decoders: Mapping[str, FxGraph], rows: Ids
-    ) -> tuple[States, torch.Tensor, dict[str, torch.Tensor]]:
+        self, decoders: Mapping[str, Predictor], ids: torch.Tensor
+    ) -> tuple[States, dict[str, torch.Tensor]]:
         """Run the decoders over some sequences.
 
         Args:
             decoders: As `graphs` gives them.
-            rows: int64 [sequences, tokens].
+            ids: int64 [sequences, tokens].
 
         Returns:
-            States where routes leave the decoders, the teacher's logits, and the logits of each decoder that gives any.
+            States where routes leave the decoders; and what the head reads of each decoder that predicts,
+            float [sequences, tokens, width].
         """
-        ids = torch.from_numpy(rows).to(self.device)
         states: States = {}
-        logits: dict[str, torch.Tensor] = {}
-        for name, graph in decoders.items():
+        reads: dict[str, torch.Tensor] = {}
+        for name, decoder in decoders.items():
             with torch.no_grad(), self.autocast():
-                results = graph.module(*feeds(graph, ids))
-            for output, value in zip(graph.module.meta["outputs"], results, strict=True):
+                results = decoder.graph.module(*feeds(decoder.graph, ids))
+            for output, value in zip(decoder.graph.module.meta["outputs"], results, strict=True):
                 if output == LOGITS:
-                    logits[name] = value
+                    reads[name] = value
                 else:
                     states[name, int(output)] = value
-        return states, logits[self.teacher], logits
+        return states, reads
 
-    def graphs(self, *, whole: bool = False) -> tuple[dict[str, FxGraph], dict[str, FxGraph]]:
-        """Return the graphs of the decoders and of the routes' tails, on the device.
+    def graphs(self, *, whole: bool = False) -> tuple[dict[str, Predictor], dict[str, Predictor]]:
+        """Return the decoders and the routes' tails, on the device.
 
         Args:
-            whole: Whether every decoder gives its logits, not the teacher alone.
+            whole: Whether every decoder predicts, not the teacher alone.
         """
         cuts: dict[str, set[int]] = {name: set() for name in self.decoders}
         for plan in self.routes.values():
@@ -183,11 +195,20 @@ class StitchObjective:
             logits = whole or name == self.teacher
             if cuts[name] or logits:
                 named = {str(cut): cut for cut in sorted(cuts[name])}
-                decoders[name] = states_graph(decoder, named, logits=logits)
-        tails = {route: tail_graph(plan, route, self._weights) for route, plan in self.routes.items()}
-        for graph in (*decoders.values(), *tails.values()):
-            graph.module.to(self.device)
+                graph = states_graph(decoder, named, logits=logits)
+                decoders[name] = self._predictor(graph) if logits else Predictor(graph, None)
+        tails = {route: self._predictor(tail_graph(plan, route, self._weights)) for route, plan in self.routes.items()}
+        for predictor in (*decoders.values(), *tails.values()):
+            predictor.graph.module.to(self.device)
         return decoders, tails
+
+    def _predictor(self, graph: FxGraph) -> Predictor:
+        """Cut a graph before its head, which computes in bfloat16 where the rest does."""
+        return cut_before_head(graph, torch.bfloat16 if self._half else None)
+
+    @property
+    def _half(self) -> bool:
+        return self.recipe.bfloat16 and self.device != "cpu"
 
     def _place_decoders(self) -> None:
         """Freeze the decoders and put them on the device; matrices in bfloat16 where that is computed in.
@@ -198,14 +219,14 @@ class StitchObjective:
             matrices = set(linear_weights(decoder.graph)) - embeddings(decoder.graph)
             for name, parameter in decoder.graph.module.named_parameters():
                 parameter.requires_grad_(False)
-                half = self.recipe.bfloat16 and self.device != "cpu" and name in matrices
-                parameter.data = parameter.data.to(self.device, torch.bfloat16 if half else torch.float32)
+                half = torch.bfloat16 if self._half and name in matrices else torch.float32
+                parameter.data = parameter.data.to(self.device, half)
             for buffer in decoder.graph.module.buffers():
                 buffer.data = buffer.data.to(self.device)
 
     def autocast(self) -> torch.autocast:
         """Return the context that graphs are computed in: bfloat16 on a GPU, if the recipe says so."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bfloat16 and self.device != "cpu")
+        return torch.autocast(self.device, torch.bfloat16, enabled=self._half)
 
     def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
         self._graphs = None
@@ -215,26 +236,6 @@ class StitchObjective:
 def stitch_training(objective: StitchObjective) -> Training[StitchObjective]:
     """Return the training of stitches by the recipe of their objective."""
     return Training(objective, Optimization.of(objective.recipe))
-
-
-def kl(target: torch.Tensor, predicted: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Return the mean KL(target || predicted) of logits, nats a token, and its gradient at `predicted`.
-
-    It is computed by hand and in chunks, as float32 probabilities of a whole step do not fit beside each other.
-
-    Args:
-        target: float [..., vocab].
-        predicted: float [..., vocab].
-    """
-    p, q = (each.detach().reshape(-1, each.shape[-1]) for each in (target, predicted))
-    gradient, total = torch.empty_like(q), torch.zeros((), device=q.device)
-    size = max(1, TOGETHER // p.shape[1])
-    for at in range(0, len(p), size):
-        log_p, log_q = (F.log_softmax(each[at : at + size].float(), -1) for each in (p, q))
-        chances = log_p.exp()
-        total += (chances * (log_p - log_q)).sum()
-        gradient[at : at + size] = (log_q.exp() - chances) / len(p)
-    return float(total) / len(p), gradient.reshape(predicted.shape)
 
 
 def embeddings(graph: FxGraph) -> set[str]:

@@ -24,8 +24,8 @@ from adaptc.spec.schema import Spec
 from adaptc.training.recipe import Recipe
 from adaptc.training.router import fitted, observe, predicted, recovered, write_router
 from adaptc.training.stitches.measure import stitch_metadata
-from adaptc.training.stitches.objective import StitchObjective, stitch_training
-from adaptc.training.workspace import Workspace, checkpoint_of, provenance, whole_text
+from adaptc.training.stitches.objective import HELD_OUT, StitchObjective, stitch_training
+from adaptc.training.workspace import Workspace, checkpoint_of, provenance, training_text, whole_text
 
 PROMPTS = 1024
 """Prompts that a router is trained and calibrated on, at most."""
@@ -59,18 +59,20 @@ def train_stitches(spec: Spec, recipe: Recipe, workspace: Workspace, progress: P
     if pass_ is None or pass_.weights is None:
         raise SpecError("passes: nothing to train; 'stitch: {weights: FILE, …}' names the file of trained stitches")
     output = workspace.output_for(pass_.weights)
-    program, sources, plan = _program(spec, pass_, workspace, progress)
-    objective = StitchObjective([plan], program.samples[plan.trunk.model], recipe, device=workspace.device)
+    _, sources, plan = _program(spec, pass_, workspace, progress)
+    text = training_text(whole_text(spec, workspace.base), sources[plan.trunk.model], recipe.window, HELD_OUT)
+    objective = StitchObjective([plan], text, recipe, device=workspace.device)
     training, checkpoint = stitch_training(objective), checkpoint_of(output)
     training.start_or_resume(checkpoint, progress, restart=workspace.restart)
     progress.stage("train")
-    training.run(progress, checkpoint)
+    training.run(progress, checkpoint, seconds=workspace.seconds)
     progress.stage("measure")
     hashes = {name: source.sha256() for name, source in sources.items()}
     about = provenance(calibration_text(spec.calibration, workspace.base))
     metadata = stitch_metadata(training, [plan], hashes, about)
     save_stitches(metadata, dict(objective.weights()), output)
-    checkpoint.unlink(missing_ok=True)
+    if training.step == recipe.steps:
+        checkpoint.unlink(missing_ok=True)
     return output, metadata
 
 

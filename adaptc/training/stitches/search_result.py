@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from adaptc.training.stitches.candidates import StitchPlace
+
 
 @dataclass(frozen=True, slots=True)
 class Donor:
@@ -30,16 +32,14 @@ class MeasuredStitch:
     """A stitch that was measured.
 
     Attributes:
-        cut: Number of layers of the first model below the stitch.
-        entry: First layer of the second model above the stitch.
+        place: Where it is.
         bytes: Bytes of weights read for a token, the stitch's own included.
         ms: Milliseconds of a decode step of one sequence.
-        log_perplexity: Log-perplexity of the measured text, nats a token.
-        kl: KL(teacher || it), nats a token.
+        log_perplexity: Log-perplexity of the measured text, nats a token; of chats, of their answers.
+        kl: KL(teacher || it), nats a token, likewise.
     """
 
-    cut: int
-    entry: int
+    place: StitchPlace
     bytes: float
     ms: float
     log_perplexity: float
@@ -51,20 +51,18 @@ class SearchResult:
     """The measured stitches of a search, and the models they join.
 
     Attributes:
-        first: The model whose lower layers run.
-        second: The model whose upper layers run.
         stitches: Measured stitches, the closest to the teacher first.
-        donors: Both models.
+        donors: The models.
         enumerated: Number of stitches that there are.
         dearer: Number of stitches that read as much as the dearer donor, or more; these are not measured.
+        read: What was measured on: "text", or "answers" of chats.
     """
 
-    first: str
-    second: str
     stitches: tuple[MeasuredStitch, ...]
     donors: tuple[Donor, ...]
     enumerated: int
     dearer: int
+    read: str
 
     @property
     def most_bytes(self) -> float:
@@ -72,10 +70,10 @@ class SearchResult:
         return max(donor.bytes for donor in self.donors)
 
     def above(self, stitch: MeasuredStitch) -> float:
-        """Return a stitch's log-perplexity minus that of the line between the donors at its cost; below 0 is good."""
-        (x0, y0), (x1, y1) = sorted((donor.bytes, donor.log_perplexity) for donor in self.donors)
+        """Return a stitch's KL minus that of the line between the donors at its cost; below 0 is good."""
+        (x0, y0), (x1, y1) = sorted((donor.bytes, donor.kl) for donor in self.donors)
         line = y0 + (y1 - y0) * (stitch.bytes - x0) / (x1 - x0) if x1 > x0 else min(y0, y1)
-        return stitch.log_perplexity - line
+        return stitch.kl - line
 
     def record(self) -> dict[str, Any]:
         """Return the result as plain values."""
