@@ -13,7 +13,7 @@ from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.stitch.slices import LayeredDecoder
 from adaptc.plots.stitches import draw
 from adaptc.spec.reading import parse_spec
-from adaptc.training.stitches.candidates import StitchPlace, Price, spread, stitches
+from adaptc.training.stitches.candidates import Price, StitchPlace, spread, stitches
 from adaptc.training.stitches.search_result import Donor, MeasuredStitch, SearchResult
 from tests.models import stitched
 

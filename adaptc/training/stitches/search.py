@@ -26,8 +26,8 @@ from adaptc.spec.schema import Spec
 from adaptc.training.recipe import Recipe
 from adaptc.training.stitches.candidates import (
     Candidate,
-    StitchPlace,
     Price,
+    StitchPlace,
     layer_weights,
     spread,
     stitches,
