@@ -171,7 +171,11 @@ def _routes(manifest: Manifest) -> Iterator[Section]:
     """What each route reads."""
     for costs in manifest.route_bytes.values() if not manifest.modal else ():
         rows = [(route, {"other": float(size)}) for route, size in costs.items()]
-        yield Section("Routes", chart("Bytes of routes", rows, megabytes, of="route", unit="a token", order=KINDS))
+        router = manifest.switch.router if manifest.switch is not None else None
+        withheld = router.withheld.items() if router is not None else ()
+        note = " ".join(f"The router never takes {route}: {reason}." for route, reason in withheld)
+        drawn = chart("Bytes of routes", rows, megabytes, of="route", unit="a token", order=KINDS, note=note)
+        yield Section("Routes", drawn)
 
 
 def _subsets(profile: ModalProfile | None) -> Iterator[Section]:

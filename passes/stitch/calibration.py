@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,15 +39,19 @@ class HeldOut:
             float32 [prompts, routes].
         lost: The measured loss; of the same shape.
         costs: Cost of each route as a share of the dearest route's: float32 [routes].
+        offered: Whether a route may be picked: bool [routes]; None for all.
     """
 
     predicted: Array
     lost: Array
     costs: Array
+    offered: npt.NDArray[np.bool_] | None = None
 
     def picks(self, threshold: float) -> npt.NDArray[np.int64]:
         """For each prompt the route that is taken: the cheapest that loses at most the threshold, else the dearest."""
         order = np.argsort(self.costs, kind="stable")
+        if self.offered is not None:
+            order = order[self.offered[order]]
         fits = self.predicted[:, order] <= threshold
         place = np.where(fits.any(1), fits.argmax(1), len(order) - 1)
         picks: npt.NDArray[np.int64] = order[place]
@@ -72,12 +77,15 @@ class HeldOut:
         return [-math.inf, *np.unique(points).tolist(), math.inf]
 
 
-def calibrated(options: RouterOptions, costs: Mapping[str, float]) -> RouterRecord:
+def calibrated(
+    options: RouterOptions, costs: Mapping[str, float], withheld: Mapping[str, str] = MappingProxyType({})
+) -> RouterRecord:
     """Return a router with the threshold that the options ask for.
 
     Args:
         options: The spec's options; its `weights` is a path.
         costs: By route, in the order of the program; any unit.
+        withheld: Routes that are not picked, with the reason; never the dearest.
 
     Raises:
         PassError: the file is missing, damaged or of other routes, or what was asked for cannot be met.
@@ -91,14 +99,15 @@ def calibrated(options: RouterOptions, costs: Mapping[str, float]) -> RouterReco
         raise PassError(f"{path.name}: a router of {', '.join(router.routes)}; the routes are {', '.join(costs)}")
     most = max(costs.values())
     shares = np.array([cost / most for cost in costs.values()], np.float32)
-    held_out = HeldOut(router.predicted, router.lost, shares)
+    offered = np.array([route not in withheld for route in costs])
+    held_out = HeldOut(router.predicted, router.lost, shares, offered)
     threshold, bound = _threshold(options, held_out)
     points = [(held_out.cost(level), level) for level in held_out.thresholds()]
     falling = [point for place, point in enumerate(points) if place == 0 or point[0] < points[place - 1][0]]
     levels = tuple(falling[:: max(1, len(falling) // LEVELS)])
     measured = {"mean_cost": held_out.cost(threshold), "share": held_out.share(threshold)}
     bound |= measured | {"prompts": len(held_out.lost)}
-    return RouterRecord(gates_file("router"), threshold, levels, bound)
+    return RouterRecord(gates_file("router"), threshold, levels, bound, dict(withheld))
 
 
 def _threshold(options: RouterOptions, held_out: HeldOut) -> tuple[float, dict[str, Any]]:
@@ -112,7 +121,7 @@ def _threshold(options: RouterOptions, held_out: HeldOut) -> tuple[float, dict[s
         fitting = [level for level in rising if held_out.cost(level) <= options.mean_cost]
         if not fitting:
             raise PassError(
-                f"router: mean_cost: {options.mean_cost:g}; the cheapest route costs {held_out.costs.min():.2f} of the "
+                f"router: mean_cost: {options.mean_cost:g}; the cheapest route costs {held_out.cost(math.inf):.2f} of the "
                 "dearest, so that or more is right"
             )
         return fitting[0], {"mean_cost_asked": options.mean_cost}

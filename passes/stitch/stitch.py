@@ -17,6 +17,7 @@ from adaptc.passes.stitch.calibration import calibrated
 from adaptc.passes.stitch.graphs import stitched_graphs
 from adaptc.passes.stitch.least_squares import fitted
 from adaptc.passes.stitch.options import Route, RouterOptions, Slice
+from adaptc.passes.stitch.offers import withheld
 from adaptc.passes.stitch.plan import StitchPlan, plan_stitch, tail_name
 from adaptc.passes.stitch.rules import TRUNK, check_ranges
 from adaptc.runtime.bundle.plan import RouterRecord, Run, Switch
@@ -127,9 +128,22 @@ class Stitch(Pass):
                 raise PassError(f"{file}: {name}: {stored}; shape {list(shape)} is right: train for these routes")
         return {name: weights[name] for name in shapes}
 
+    def _withheld(self, plan: StitchPlan) -> dict[str, str]:
+        """Return the routes that predict worse than a cheaper one, as it was measured on held-out text, with why."""
+        if self.weights is None:
+            return {}
+        metadata, _ = load_stitches(Path(self.weights))
+        known = {route: self._kl(metadata.quality, plan, route) for route in plan.routes}
+        return withheld(plan.costs(), {route: kl for route, kl in known.items() if kl is not None})
+
+    def _kl(self, quality: Mapping[str, Mapping[str, float]], plan: StitchPlan, route: str) -> float | None:
+        """Return what was measured of a route; one without a stitch is a model as it is."""
+        name = route if plan.joins[route] is not None else f"model {plan.trunk.model}"
+        return quality.get(name, {}).get("kl")
+
     def _router(self, plan: StitchPlan) -> tuple[RouterRecord | None, dict[str, bytes]]:
         """Return the router, and its file's content by its name in the bundle; none if requests name their routes."""
         if self.router is None:
             return None, {}
-        record = calibrated(self.router, plan.costs())
+        record = calibrated(self.router, plan.costs(), self._withheld(plan))
         return record, {record.file: Path(self.router.weights).read_bytes()}

@@ -20,7 +20,7 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.bundle.strict_json import parse, read_json, to_json
 from adaptc.runtime.errors import BundleError
 
-SCHEMA = 7
+SCHEMA = 8
 """The version of `manifest.json` that this adaptc writes; it reads earlier ones as well (`older_schemas.py`)."""
 
 JsonObject = dict[str, Any]

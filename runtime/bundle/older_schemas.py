@@ -2,7 +2,8 @@
 
 Schema 2 kept what was measured in an untyped `report`, a route's cost beside its graph, and both infinities as null.
 Schema 3 knew no rows that decide each for itself, so it timed none. Schema 4 had no graphs that verify drafted tokens.
-In schema 5 the cache of every layer held all positions. Schema 6 had no adapters that requests choose among.
+In schema 5 the cache of every layer held all positions. Schema 6 had no adapters that requests choose among. In schema 7
+routers picked any route.
 """
 
 from __future__ import annotations
@@ -95,11 +96,21 @@ def _from_schema6(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"schema": 7, "adapters": {}}
 
 
+def _from_schema7(content: dict[str, Any]) -> dict[str, Any]:
+    return content | {"schema": 8, "plan": [_with_withheld(step) for step in content["plan"]]}
+
+
+def _with_withheld(step: dict[str, Any]) -> dict[str, Any]:
+    router = step.get("router")
+    return step if router is None else step | {"router": router | {"withheld": {}}}
+
+
 UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     2: _from_schema2,
     3: _from_schema3,
     4: _from_schema4,
     5: _from_schema5,
     6: _from_schema6,
+    7: _from_schema7,
 }
 """By schema, what makes a manifest of the next one of it."""

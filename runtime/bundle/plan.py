@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from adaptc.runtime.bundle.strict_json import ExtendedFloat
@@ -38,12 +38,14 @@ class RouterRecord:
         levels: (mean cost as a share of the dearest route's, threshold), the cost falling from (1, -inf) as the
             threshold rises to inf: what a budget moves along.
         bound: What the threshold was calibrated to, and on how many held-out prompts it was shown.
+        withheld: Routes that are taken only by requests that name them, each with the reason.
     """
 
     file: str
     threshold: ExtendedFloat
     levels: tuple[tuple[float, ExtendedFloat], ...]
     bound: Mapping[str, Any]
+    withheld: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

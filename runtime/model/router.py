@@ -3,7 +3,8 @@
     x = [mean of z, last z]          z: the states, RMS 1
     loss = W2 tanh(W1 x + b1) + b2   nats a token that each route loses against the dearest
 
-A request takes the cheapest route whose predicted loss is at most the threshold, else the dearest.
+A request takes the cheapest route whose predicted loss is at most the threshold, else the dearest. Routes that are
+withheld, as a cheaper one predicts better, are taken only by requests that name them.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class RouterNet:
         threshold = self.record.threshold if budget is None else self.threshold_at(budget)
         threshold = max(threshold, self.threshold_at(ceiling))
         losses = dict(zip(self.costs, self.losses(features(states)).tolist(), strict=True))
-        return Choice(picked(losses, self.costs, threshold), losses, threshold, dict(self.costs))
+        offered = {route: cost for route, cost in self.costs.items() if route not in self.record.withheld}
+        return Choice(picked(losses, offered, threshold), losses, threshold, dict(self.costs))
 
     def losses(self, x: Array) -> Array:
         """Predicted losses: float32 [..., 2 · width] -> [..., routes]."""
@@ -93,7 +95,7 @@ class Choice:
 
 
 def picked(losses: Mapping[str, float], costs: Mapping[str, int], threshold: float) -> str:
-    """The cheapest route whose loss is at most the threshold, else the dearest."""
+    """The cheapest route of those with a cost whose loss is at most the threshold, else the dearest."""
     cheapest_first = sorted(costs, key=lambda route: costs[route])
     return next((route for route in cheapest_first if losses[route] <= threshold), cheapest_first[-1])
 

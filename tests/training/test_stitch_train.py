@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.stitch_file import load_stitches, save_stitches
 from adaptc.passes import Pipeline
 from adaptc.passes.stitch.calibration import HeldOut, calibrated, p_value
+from adaptc.passes.stitch.offers import withheld
 from adaptc.passes.stitch.options import JoinOptions, Route, RouterOptions, Slice
 from adaptc.passes.stitch.states import feeds
 from adaptc.training.loop import Training
@@ -244,6 +246,28 @@ COSTS = {"dear": 100, "middle": 60, "cheap": 30}
 def test_calibrated_to_a_share(router: Path, share: float) -> None:
     found = calibrated(routing(router, target_share=share), COSTS)
     assert share - 0.06 < found.bound["share"] <= share
+
+
+def test_a_withheld_route_is_never_picked(router: Path) -> None:
+    every = calibrated(routing(router, mean_cost=0.6), COSTS)
+    found = calibrated(routing(router, mean_cost=0.6), COSTS, {"middle": "'cheap' is better"})
+    assert found.withheld == {"middle": "'cheap' is better"}
+    assert found.bound["mean_cost"] <= 0.6
+    assert found.bound["share"] != every.bound["share"], "what went to the middle one goes elsewhere"
+    fresh = hard_and_easy(400, seed=3)
+    held_out = HeldOut(predicted(fitted(hard_and_easy()), fresh.features), fresh.lost, np.array([1, 0.6, 0.3]))
+    only = replace(held_out, offered=np.array([True, False, True]))
+    assert 1 in held_out.picks(found.threshold)
+    assert set(only.picks(found.threshold)) == {0, 2}
+
+
+def test_routes_that_a_cheaper_one_outdoes_are_withheld() -> None:
+    kl = {"dear": 0.0, "middle": 0.5, "cheap": 0.4}
+    reason = "'cheap' is cheaper and nearer to the teacher: KL 0.400 against 0.500"
+    assert withheld(COSTS, kl) == {"middle": reason}
+    assert withheld(COSTS, kl | {"middle": 0.3}) == {}
+    assert withheld(COSTS, {"middle": 0.5}) == {}, "of the others nothing is known"
+    assert withheld(COSTS, kl | {"dear": 0.9}) == {"middle": reason}, "the dearest is where doubt leads"
 
 
 @pytest.mark.parametrize("cost", [0.35, 0.6, 0.9])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,14 @@ def test_the_cheapest_route_that_loses_little_enough_is_picked() -> None:
     assert picked(losses, COSTS, 0.2) == "cheap"
     assert picked(losses, COSTS, -math.inf) == "dear"
     assert picked({"dear": 9.0, "middle": 9.0, "cheap": 9.0}, COSTS, 0.2) == "dear", "none fits: the dearest"
+
+
+def test_a_withheld_route_is_taken_by_name_alone() -> None:
+    net = router()
+    without = replace(net, record=replace(net.record, withheld={"cheap": "worse"}))
+    states = np.ones((4, WIDTH), np.float32)
+    assert net.choose(states, budget=0.0).route == "cheap"
+    assert without.choose(states, budget=0.0).route == "middle"
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
