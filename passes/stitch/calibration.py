@@ -121,8 +121,8 @@ def _threshold(options: RouterOptions, held_out: HeldOut) -> tuple[float, dict[s
         fitting = [level for level in rising if held_out.cost(level) <= options.mean_cost]
         if not fitting:
             raise PassError(
-                f"router: mean_cost: {options.mean_cost:g}; the cheapest route costs {held_out.cost(math.inf):.2f} of the "
-                "dearest, so that or more is right"
+                f"router: mean_cost: {options.mean_cost:g}; the cheapest route costs {held_out.cost(math.inf):.2f} of "
+                "the dearest, so that or more is right"
             )
         return fitting[0], {"mean_cost_asked": options.mean_cost}
     assert options.max_loss is not None

@@ -16,8 +16,8 @@ from adaptc.passes.base import Pass
 from adaptc.passes.stitch.calibration import calibrated
 from adaptc.passes.stitch.graphs import stitched_graphs
 from adaptc.passes.stitch.least_squares import fitted
-from adaptc.passes.stitch.options import Route, RouterOptions, Slice
 from adaptc.passes.stitch.offers import withheld
+from adaptc.passes.stitch.options import Route, RouterOptions, Slice
 from adaptc.passes.stitch.plan import StitchPlan, plan_stitch, tail_name
 from adaptc.passes.stitch.rules import TRUNK, check_ranges
 from adaptc.runtime.bundle.plan import RouterRecord, Run, Switch

@@ -151,8 +151,8 @@ def decoder_of(content: dict[str, Any]) -> dict[str, Any]:
 
 
 CHANGES: list[tuple[Change, str]] = [
-    (lambda m: m.update(schema=1), "schema: 1; this adaptc reads 2 to 7"),
-    (lambda m: m.update(schema="1"), "schema: '1'; this adaptc reads 2 to 7"),
+    (lambda m: m.update(schema=1), "schema: 1; this adaptc reads 2 to 8"),
+    (lambda m: m.update(schema="1"), "schema: '1'; this adaptc reads 2 to 8"),
     (lambda m: m.pop("schema"), "not a manifest: no key 'schema'"),
     (lambda m: m.pop("plan"), "plan: missing"),
     (lambda m: m.update(extra=1), "extra: unknown key; there are: schema, adaptc, "),
