@@ -2,8 +2,8 @@
 
 Schema 2 kept what was measured in an untyped `report`, a route's cost beside its graph, and both infinities as null.
 Schema 3 knew no rows that decide each for itself, so it timed none. Schema 4 had no graphs that verify drafted tokens.
-In schema 5 the cache of every layer held all positions. Schema 6 had no adapters that requests choose among. In schema 7
-routers picked any route.
+In schema 5 the cache of every layer held all positions. Schema 6 had no adapters that requests choose among.
+In schema 7 routers picked any route.
 """
 
 from __future__ import annotations
