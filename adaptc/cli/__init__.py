@@ -51,6 +51,7 @@ COMMANDS = {
     "compile": ("compiling.compile", "Compile MODEL into a bundle."),
     "init": ("compiling.init", "Write a commented model.yaml for MODEL."),
     "train": ("compiling.train", "Train the gates of SPEC's skip_ffn, or its stitches and their router."),
+    "write-data": ("compiling.write_data", "Have a model write chats, to calibrate and train on."),
     "stitch-search": ("compiling.stitch_search", "Rank the places where two models can be stitched."),
     "route": ("running.route", "Say which route a stitched bundle takes for prompts."),
     "build": ("compiling.build", "Make a bundle ready for this machine."),

@@ -130,6 +130,26 @@ def append_chats(path: Path, chats: Sequence[Chat]) -> None:
         raise LoadError(f"{path}: cannot be written: {error.strerror}") from error
 
 
+def replace_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a file's first line anew; the chats stay as they are.
+
+    Args:
+        path: A file that `begin_chats` wrote.
+        metadata: As for `begin_chats`.
+
+    Raises:
+        LoadError: it cannot be read or written.
+    """
+    _, _, rest = _content(path).partition(b"\n")
+    line = json.dumps({**_HEAD, **metadata}, ensure_ascii=False).encode()
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(line + b"\n" + rest)
+        partial.replace(path)
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 def pack(chats: Sequence[Chat], window: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Lay chats into rows of one length, long ones first, each into the first row that has room.
 
