@@ -24,6 +24,7 @@ LATE: dict[str, str] = {
     "adaptc.verification.rewritten": "it loads torch, and callers work without it",
     "adaptc.verification.rounded": "it loads torch, and callers work without it",
     "adaptc.verification.stored_weights": "it loads torch, and callers work without it",
+    "adaptc.writing.run": "it loads torch or an engine, and one of the two is needed",
     "adaptc.ir.fx_graph": "it loads torch, and a graph is named without it",
     "adaptc.ir.onnx_graph": "it loads onnx, and a graph is held and changed without it",
     "adaptc.passes.drop_modality.drop_modality": "it loads torch, and callers work without it",
