@@ -50,7 +50,7 @@ class Chats:
     """The content of a file of chats.
 
     Attributes:
-        metadata: What wrote them: `model`, `sha256`, `tokenizer_sha256`, `recipe` and more.
+        metadata: What wrote them: `model`, `sha256`, `vocabulary`, `recipe` and more.
         chats: They, in the order in which they were written.
     """
 

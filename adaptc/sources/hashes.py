@@ -54,8 +54,3 @@ def hash_of(digests: Mapping[str, bytes]) -> str:
     """Return one hash of several files' names and digests, as 64 hex digits; their order does not count."""
     lines = (f"{name}\0{digest.hex()}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def tokenizer_digest(files: Mapping[str, bytes]) -> str:
-    """Return a hash of a tokenizer's files, names and contents, as 64 hex digits."""
-    return hash_of({name: hashlib.sha256(content).digest() for name, content in files.items()})

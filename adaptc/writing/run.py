@@ -21,7 +21,7 @@ from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.chats import Chat, append_chats, begin_chats, read_chats, replace_metadata
 from adaptc.sources.find import find_source
-from adaptc.sources.hashes import tokenizer_digest
+from adaptc.sources.vocabulary import vocabulary
 from adaptc.spec.schema import ModelSpec, Spec
 from adaptc.writing.conversations import Conversations
 from adaptc.writing.filters import Requests
@@ -147,7 +147,7 @@ def write_data(
     about = {
         "model": source.origin,
         "sha256": source.sha256(progress),
-        "tokenizer_sha256": tokenizer_digest(source.tokenizer_files()),
+        "vocabulary": vocabulary(source),
     }
     slots = limits.slots or SLOTS[place.device]
     if place.device == "cuda" or place.torch:

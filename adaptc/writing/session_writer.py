@@ -50,6 +50,7 @@ class SessionWriter:
         while not (await asyncio.wait([writing], timeout=_WAIT))[0]:
             if jobs.over():
                 writing.cancel()
+                break
         with contextlib.suppress(asyncio.CancelledError):
             await writing
 

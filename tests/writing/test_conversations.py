@@ -21,7 +21,7 @@ from adaptc.writing.run import WritingLimits, WritingPlace, WritingResult, write
 from tests.models.chat_templates import CHATML
 from tests.models.tiny_tokenizer import byte_level, files
 
-ABOUT = {"model": "scripted", "sha256": "0" * 64, "tokenizer_sha256": "1" * 64, "engine": "none"}
+ABOUT = {"model": "scripted", "sha256": "0" * 64, "vocabulary": "1" * 64, "engine": "none"}
 END = 1
 
 
