@@ -18,6 +18,7 @@ class Recipe:
         most: Largest share of all blocks that a step skips, 0 to 1.
         fits: How often gates are fitted anew on the way, at even distances.
         start: Tokens that the start, and each later fit of gates, is made on.
+        measured: Held-out tokens that gates are measured on, of each kind of text, at most.
         seed: Seed of everything that is drawn.
         bfloat16: Whether to compute the model in bfloat16; gates and cheap paths are kept in float32.
     """
@@ -30,5 +31,6 @@ class Recipe:
     most: float = 0.4
     fits: int = 2
     start: int = 8192
+    measured: int = 8192
     seed: int = 0
     bfloat16: bool = True

@@ -22,6 +22,7 @@ from adaptc.training.gates import cheap_paths
 from adaptc.training.gates.measure import gates_metadata
 from adaptc.training.gates.objective import GateObjective, gate_training
 from adaptc.training.gates.start import gate
+from adaptc.training.gates.text import GateText
 from adaptc.training.loop import Training
 from adaptc.training.recipe import Recipe
 from tests.fakes.progress import Told
@@ -41,7 +42,8 @@ def text(tokens: int = 4096) -> Any:
 
 def trainer(recipe: Recipe = RECIPE, tokens: int = 4096, **changed: Any) -> Training[GateObjective]:
     options: dict[str, Any] = {"layers": (1, 2), "rank": 8, "warmup": 4}
-    return gate_training(GateObjective(tiny.fx("llama"), text(tokens), recipe, **(options | changed)))
+    plain = GateText.plain(text(tokens), recipe.window)
+    return gate_training(GateObjective(tiny.fx("llama"), plain, recipe, **(options | changed)))
 
 
 def block(random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -174,7 +176,7 @@ def test_the_metadata_says_what_the_gates_do(tmp_path: Path) -> None:
         .graph("lm", type(training.objective.dense))
     )
     for share, threshold in metadata.thresholds:
-        ran = decisions(graph, training.objective.text.train[:32], threshold, 4)
+        ran = decisions(graph, training.objective.text.train[0].ids[:32], threshold, 4)
         assert float((~ran).mean()) * 2 / 3 == pytest.approx(share, abs=0.05)
 
 
@@ -182,14 +184,19 @@ def test_the_metadata_says_what_the_gates_do(tmp_path: Path) -> None:
     ("changed", "match"),
     [
         ({"warmup": 32}, "warmup: 32; less than"),
-        ({"ids": text(200)}, "200 tokens; at least 256"),
         ({"rank": 65}, r"^cheap: low_rank\(65\); at most a block's own inner width, low_rank\(64\), is right$"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(changed: dict[str, Any], match: str) -> None:
-    options: dict[str, Any] = {"ids": text(), "layers": (1, 2), "rank": 8, "warmup": 4}
+    options: dict[str, Any] = {"layers": (1, 2), "rank": 8, "warmup": 4}
+    plain = GateText.plain(text(), RECIPE.window)
     with pytest.raises(PassError, match=match):
-        GateObjective(tiny.fx("llama"), recipe=RECIPE, **(options | changed))
+        GateObjective(tiny.fx("llama"), plain, RECIPE, **(options | changed))
+
+
+def test_a_short_text_is_refused() -> None:
+    with pytest.raises(PassError, match="200 tokens; at least 256"):
+        GateText.plain(text(200), 32)
 
 
 def run(*arguments: str | Path) -> Result:

@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Number of tokens that the start is fitted to.",
 )
+@click.option(
+    "--measured",
+    type=click.IntRange(64),
+    default=8192,
+    show_default=True,
+    help="Number of held-out tokens that gates are measured on, of scored and of written text each.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
@@ -68,6 +75,7 @@ def command(
     learning_rate: float,
     sampled: int,
     start: int,
+    measured: int,
     seed: int,
     device: str,
     part: str | None,
@@ -88,7 +96,15 @@ def command(
     from adaptc.training.workspace import Workspace, device_of
 
     spec = read_spec(spec_file, settings)
-    recipe = Recipe(steps=steps, rows=rows, window=window, learning_rate=learning_rate, start=start, seed=seed)
+    recipe = Recipe(
+        steps=steps,
+        rows=rows,
+        window=window,
+        learning_rate=learning_rate,
+        start=start,
+        measured=measured,
+        seed=seed,
+    )
     workspace = Workspace(
         spec_file.parent, output, open_cache(cache_dir), restart, device_of(device), (minutes or math.inf) * 60
     )
@@ -107,6 +123,10 @@ def command(
     click.echo("blocks skipped  threshold  perplexity / dense (held-out text)")
     for (share, level), (_, ratio) in zip(metadata.thresholds, metadata.perplexity[1:], strict=True):
         click.echo(f"{share:13.1%}  {level:9.3f}  {ratio:.3f}")
+    if metadata.written:
+        click.echo("blocks skipped  threshold  KL to dense, nats a token (held-out answers)")
+    for (share, level), (_, loss) in zip(metadata.written, metadata.written_loss[1:], strict=True):
+        click.echo(f"{share:13.1%}  {level:9.3f}  {loss:.4f}")
     click.echo(f"wrote {written}", err=True)
 
 

@@ -36,6 +36,8 @@ class GatesMetadata:
         thresholds: (share of all blocks skipped, threshold) on held-out text, both rising.
         perplexity: (share of all blocks skipped, perplexity / that of the dense twin) on held-out text.
         training: Data, steps, seed, loss curve, versions: for readers.
+        written: As `thresholds`, on held-out answers that the model wrote; empty if there were none.
+        written_loss: (share of all blocks skipped, KL from the dense twin in nats a token) on these answers.
     """
 
     model: str
@@ -47,6 +49,8 @@ class GatesMetadata:
     thresholds: tuple[tuple[float, float], ...]
     perplexity: tuple[tuple[float, float], ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    written: tuple[tuple[float, float], ...] = ()
+    written_loss: tuple[tuple[float, float], ...] = ()
 
 
 def save_gates(metadata: GatesMetadata, weights: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -101,7 +105,8 @@ def load_gate_arrays(path: Path) -> tuple[GatesMetadata, dict[str, npt.NDArray[n
     for name in [each for each in tensors if f"{each}{SCALE}" in scales]:
         tensors[name] = tensors[name] * scales[f"{name}{SCALE}"]
     check_finite(path, tensors)
-    levels = [level for _, level in metadata.thresholds]
-    if not all(map(math.isfinite, levels)) or levels != sorted(levels):
-        raise LoadError(f"{path}: metadata: thresholds: {levels}; rising finite numbers are right")
+    for name, points in (("thresholds", metadata.thresholds), ("written", metadata.written)):
+        levels = [level for _, level in points]
+        if not all(map(math.isfinite, levels)) or levels != sorted(levels):
+            raise LoadError(f"{path}: metadata: {name}: {levels}; rising finite numbers are right")
     return metadata, tensors

@@ -20,7 +20,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from torch import fx
@@ -28,24 +27,20 @@ from torch import fx
 from adaptc.errors import PassError
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.skip_ffn import gating
-from adaptc.passes.skip_ffn.importance import levels as gate_levels
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.training.gates.refit import refitted
 from adaptc.training.gates.start import started
+from adaptc.training.gates.text import GateText, Rows
 from adaptc.training.loop import Optimization, StepLoss, Training
 from adaptc.training.recipe import Recipe
-from adaptc.training.text import TrainingText
+from adaptc.training.text import Mask
 
-Ids = npt.NDArray[np.int64]
 
 REMEMBERED = 1 << 17
 """Number of gate logits, the latest ones, that thresholds are taken from."""
 
 TYPICAL = 0.25
 """Share of all blocks that is skipped while gates are fitted anew."""
-
-HELD_OUT = 8
-"""One sequence of so many is held out."""
 
 
 class GateObjective:
@@ -64,7 +59,7 @@ class GateObjective:
     def __init__(
         self,
         graph: FxGraph,
-        ids: Ids,
+        text: GateText,
         recipe: Recipe,
         *,
         layers: tuple[int, ...] | None,
@@ -72,11 +67,11 @@ class GateObjective:
         warmup: int,
         device: str = "cpu",
     ) -> None:
-        """Cut the text into sequences and hold out an eighth of them.
+        """Begin without weights; `start` or `restore` gives them.
 
         Args:
             graph: A captured decoder; its weights stay as they are.
-            ids: int64 [tokens of the text].
+            text: What is trained and measured on, in sequences of the recipe's window.
             recipe: The options of the training.
             layers: Layers that get a gate; None for the half whose cheap paths lose least.
             rank: Inner neurons of the cheap paths; 0 for none.
@@ -84,12 +79,11 @@ class GateObjective:
             device: "cpu" or "cuda".
 
         Raises:
-            PassError: the text is too short, the graph has no blocks that can be skipped, or a cheap path would be
-                larger than a block.
+            PassError: the graph has no blocks that can be skipped, or a cheap path would be larger than a block.
         """
         if warmup >= recipe.window:
             raise PassError(f"warmup: {warmup}; less than a training sequence ({recipe.window} tokens) is right")
-        self.text = TrainingText.cut(ids, recipe.window, HELD_OUT)
+        self.text = text
         self.recipe, self.warmup, self.device, self.rank = recipe, warmup, device, rank
         self.blocks = gating.ffn_blocks(graph)
         inner = min(graph.module.get_parameter(block.weights[0]).shape[0] for block in self.blocks)
@@ -122,8 +116,9 @@ class GateObjective:
         layers = tuple(range(len(self.blocks))) if self._layers is None else self._layers
         places = [self.blocks[layer] for layer in layers]
         keep = len(layers) if self._layers is not None else max(1, len(layers) // 2)
-        ids = self.text.first(self.recipe.start)
-        starts = started(self.dense, ids, places, keep, self.rank, self.warmup, self.recipe.seed, self.device, progress)
+        rows = self.text.first(self.recipe.start)
+        seed = self.recipe.seed
+        starts = started(self.dense, rows.ids, self.open(rows), places, keep, self.rank, seed, self.device, progress)
         self.layers = tuple(self.blocks.index(start.block) for start in starts)
         self._take({name: weight for start in starts for name, weight in start.weights.items()})
 
@@ -168,22 +163,22 @@ class GateObjective:
         self._logits = buffers["logits"]
         self.layers = tuple(layer for layer, block in enumerate(self.blocks) if _gate(block) in weights)
 
-    def _loss(self, rows: Ids, share: float) -> tuple[torch.Tensor, float]:
-        """Return the KL to the dense twin after the warm-up, and the share of all blocks skipped there."""
+    def _loss(self, rows: Rows, share: float) -> tuple[torch.Tensor, float]:
+        """Return the KL to the dense twin where gates decide, and the share of all blocks skipped there."""
         module, dense = self.module, self.dense.module
         ids, positions = self.feeds(rows)
+        where = torch.from_numpy(self.open(rows)).to(self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.recipe.bfloat16):
             with torch.no_grad():
                 [target] = dense(ids, positions)
                 if not len(self._logits):
                     _, *logits = module(ids, positions, self.levels(rows, -math.inf))
-                    self._remember(logits)
+                    self._remember(logits, where)
             threshold = float(self._logits.quantile(min(0.98, share / self.most)))
             predicted, *logits = module(ids, positions, self.levels(rows, threshold))
-        after = slice(self.warmup, None)
-        p, q = (F.log_softmax(each[:, after].flatten(0, 1).float(), -1) for each in (target, predicted))
-        skipped = torch.stack([(each[:, after] < threshold).float().mean() for each in logits]).mean()
-        self._remember(logits)
+        p, q = (F.log_softmax(each[where].float(), -1) for each in (target, predicted))
+        skipped = torch.stack([(each[where] < threshold).float().mean() for each in logits]).mean()
+        self._remember(logits, where)
         return F.kl_div(q, p, log_target=True, reduction="batchmean"), float(skipped) * self.most
 
     def _refit(self, step: int) -> None:
@@ -191,26 +186,20 @@ class GateObjective:
         graph = gating.learned(self.dense, self.layers, self._weights)
         graph.module.to(self.device)
         random = np.random.default_rng((self.recipe.seed, step, 1))
-        ids = self.text.draw(random, max(1, self.recipe.start // self.recipe.window))
+        rows = self.text.draw(random, max(1, self.recipe.start // self.recipe.window))
         share = TYPICAL * len(self.blocks) / len(self.layers)
         level = float(self._logits.quantile(min(share, 0.98))) if len(self._logits) else -math.inf
-        thresholds = self.levels(ids[:1], level)[0]
+        seed, levels = self.recipe.seed + step, self.levels(rows, level)
         weights = refitted(
-            graph,
-            ids,
-            thresholds,
-            self.warmup,
-            self.recipe.seed + step,
-            self.device,
-            bfloat16=self.recipe.bfloat16,
+            graph, rows.ids, levels, self.open(rows), seed, self.device, bfloat16=self.recipe.bfloat16
         )
         for name, value in weights.items():
             self._weights[name].data.copy_(value)
         self._logits = torch.empty(0)
 
-    def _remember(self, logits: list[torch.Tensor]) -> None:
+    def _remember(self, logits: list[torch.Tensor], where: torch.Tensor) -> None:
         """Keep the latest gate logits: the thresholds of the next steps are their quantiles."""
-        new = torch.stack([each[:, self.warmup :] for each in logits]).detach().flatten().float().cpu()
+        new = torch.stack([each[where] for each in logits]).detach().flatten().float().cpu()
         new = new[torch.randperm(len(new), generator=torch.Generator().manual_seed(self._step))[: REMEMBERED // 8]]
         self._logits = torch.cat([self._logits, new])[-REMEMBERED:]
 
@@ -224,14 +213,21 @@ class GateObjective:
         graph.module.recompile()
         return graph
 
-    def feeds(self, rows: Ids) -> tuple[torch.Tensor, torch.Tensor]:
+    def feeds(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids and positions of some sequences, int64 [sequences, tokens], on the device."""
-        ids = torch.from_numpy(rows).to(self.device)
-        return ids, torch.arange(rows.shape[1], device=self.device).expand(rows.shape)
+        ids = torch.from_numpy(rows.ids).to(self.device)
+        return ids, torch.arange(ids.shape[1], device=self.device).expand(ids.shape)
 
-    def levels(self, rows: Ids, threshold: float) -> torch.Tensor:
-        """Return the gates' thresholds, float32 [sequences, tokens]: -inf in the warm-up."""
-        return gate_levels(rows.shape, threshold, self.warmup).to(self.device)
+    def open(self, rows: Rows) -> Mask:
+        """Return where gates decide: tokens that count, after the warm-up; bool [sequences, tokens]."""
+        where = rows.counts.copy()
+        where[:, : self.warmup] = False
+        return where
+
+    def levels(self, rows: Rows, threshold: float) -> torch.Tensor:
+        """Return the gates' thresholds, float32 [sequences, tokens]: -inf where they do not decide."""
+        where = torch.from_numpy(self.open(rows))
+        return torch.where(where, threshold, -math.inf).to(self.device)
 
     def _take(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Replace the weights; gradients are for cheap paths alone."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx
 
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.passes.skip_ffn.importance import ROWS, sensitivities
 from adaptc.training.gates.start import gate
-
-Ids = npt.NDArray[np.int64]
+from adaptc.training.text import Ids, Mask
 
 
 def refitted(
-    graph: FxGraph, ids: Ids, thresholds: torch.Tensor, warmup: int, seed: int, device: str, *, bfloat16: bool
+    graph: FxGraph, ids: Ids, levels: torch.Tensor, counts: Mask, seed: int, device: str, *, bfloat16: bool
 ) -> dict[str, torch.Tensor]:
     """Return the weights of all gates of a graph, fitted to the loss of skipping where other blocks are skipped as now.
 
@@ -24,8 +21,8 @@ def refitted(
     Args:
         graph: With learned gates; its output is the logits alone.
         ids: int64 [sequences, tokens].
-        thresholds: float32 [tokens], what gates are compared with at each position.
-        warmup: Positions at the start of each sequence that are left out.
+        levels: float32 [sequences, tokens], what gates are compared with at each position.
+        counts: bool [sequences, tokens], where they are fitted.
         seed: Seed of the drawn text.
         device: Device of the graph's weights.
         bfloat16: Whether to compute the model in bfloat16; gates are fitted in float32, or the line search finds no
@@ -37,14 +34,14 @@ def refitted(
     samples: list[tuple[list[torch.Tensor], list[torch.Tensor]]] = [([], []) for _ in gates]
     for at in range(0, len(ids), ROWS):
         part = ids[at : at + ROWS]
-        levels = thresholds.to(device).expand(part.shape)
+        where = torch.from_numpy(counts[at : at + ROWS]).to(device)
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            values, slopes = sensitivities(graph, part, set(gates), wanted, random, levels)
+            values, slopes = sensitivities(graph, part, set(gates), wanted, random, levels[at : at + ROWS])
         for node, (states, losses) in zip(gates, samples, strict=True):
             full, cheap = (values[side] for side in node.all_input_nodes[2:])
             loss = (slopes[node] * (cheap - full)).sum(-1).square() / 2
-            states.append(values[_state(node)][:, warmup:].flatten(0, 1).float())
-            losses.append(loss[:, warmup:].flatten().float())
+            states.append(values[_state(node)][where].float())
+            losses.append(loss[where].float())
     weights = {}
     for node, (states, losses) in zip(gates, samples, strict=True):
         weight, bias = gate(torch.cat(states), torch.cat(losses))

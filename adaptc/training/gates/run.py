@@ -23,6 +23,7 @@ from adaptc.spec.passes import build_passes
 from adaptc.spec.schema import Spec
 from adaptc.training.gates.measure import gates_metadata
 from adaptc.training.gates.objective import GateObjective, gate_training
+from adaptc.training.gates.text import gate_text
 from adaptc.training.recipe import Recipe
 from adaptc.training.sampled_text import sample, sample_by_torch
 from adaptc.training.workspace import Workspace, checkpoint_of, provenance, whole_text
@@ -53,15 +54,10 @@ def train_gates(
     source = find_source(model, workspace.base)
     text = whole_text(spec, workspace.base)
     program = program_from_sources({name: source}, text, progress).loaded()
-    ids = program.samples[name]
-    if sampled:
-        ids = np.concatenate([ids, _drawn(spec, source, recipe, sampled, workspace, progress)])
-    # Every kind of text shall be among what is held out, and among the tokens of the start.
-    rows = ids[: len(ids) // recipe.window * recipe.window].reshape(-1, recipe.window)
-    ids = np.random.default_rng(recipe.seed).permutation(rows).reshape(-1)
+    drawn = _drawn(spec, source, recipe, sampled, workspace, progress) if sampled else None
     objective = GateObjective(
         text_only(program.graph(name, FxGraph)),
-        ids,
+        gate_text(text, source, recipe.window, recipe.seed, drawn),
         recipe,
         layers=None if pass_.layers == "auto" else pass_.layers,
         rank=pass_.rank,

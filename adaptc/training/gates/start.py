@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from adaptc.ir.fx_graph import FxGraph
@@ -23,8 +21,7 @@ from adaptc.passes.skip_ffn.importance import ROWS, sensitivities
 from adaptc.runtime.progress import Progress, counted
 from adaptc.training.gates import cheap_paths
 from adaptc.training.gates.cheap_paths import CheapPaths
-
-Ids = npt.NDArray[np.int64]
+from adaptc.training.text import Ids, Mask
 
 SKIPPED = 0.3
 """Share of all blocks that cheap paths are fitted for a second time as if it were skipped."""
@@ -76,10 +73,10 @@ class Activations:
 def started(
     graph: FxGraph,
     ids: Ids,
+    counts: Mask,
     blocks: Sequence[FfnBlock],
     keep: int,
     rank: int,
-    warmup: int,
     seed: int,
     device: str,
     progress: Progress,
@@ -89,16 +86,17 @@ def started(
     Args:
         graph: A captured decoder.
         ids: int64 [sequences, tokens].
+        counts: bool [sequences, tokens], which tokens are fitted to: those where gates decide. A warm-up is left out of
+            them: the first tokens carry huge activations.
         blocks: Those that may get a gate.
         keep: Number of blocks that get a gate.
         rank: Inner neurons of the cheap paths; 0 for none.
-        warmup: Positions at the start of each sequence that are left out: the first carry huge activations.
         seed: Seed of what is drawn.
         device: Device to compute on; the graph's weights stay there.
         progress: Told of stages and steps.
     """
     progress.stage("run the dense model")
-    dense = _activations(graph, ids, blocks, warmup, seed, device, progress)
+    dense = _activations(graph, ids, counts, blocks, seed, device, progress)
     random = torch.Generator().manual_seed(seed)
     paths: CheapPaths | None = None
     if rank:
@@ -188,19 +186,22 @@ def gate(x: torch.Tensor, loss: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _activations(
-    graph: FxGraph, ids: Ids, blocks: Sequence[FfnBlock], warmup: int, seed: int, device: str, progress: Progress
+    graph: FxGraph, ids: Ids, counts: Mask, blocks: Sequence[FfnBlock], seed: int, device: str, progress: Progress
 ) -> Activations:
     kept = {node for block in blocks for node in (block.state, block.normed, block.result)}
     random = torch.Generator(device).manual_seed(seed)
     graph.module.to(device)
-    rows, tokens = ids.shape
-    shape = (len(blocks), rows, tokens - warmup, int(blocks[0].result.meta["val"].shape[-1]))
+    shape = (len(blocks), int(counts.sum()), int(blocks[0].result.meta["val"].shape[-1]))
     # In place and in half the bits: 131 k tokens of 23 layers of SmolLM2 are 13 GB so, and twice 27 GB otherwise.
     states, inputs, results, slopes = (torch.empty(shape, dtype=torch.bfloat16, device=device) for _ in range(4))
-    for at in counted(range(0, rows, ROWS), progress):
+    done = 0
+    for at in counted(range(0, len(ids), ROWS), progress):
+        where = torch.from_numpy(counts[at : at + ROWS]).to(device)
         values, gradients = sensitivities(graph, ids[at : at + ROWS], {block.result for block in blocks}, kept, random)
+        end = done + int(where.sum())
         for place, block in enumerate(blocks):
             parts = (values[block.state], values[block.normed], values[block.result], gradients[block.result])
             for into, each in zip((states, inputs, results, slopes), parts, strict=True):
-                into[place, at : at + ROWS] = each[:, warmup:]
-    return Activations(*(each.flatten(1, 2) for each in (states, inputs, results, slopes)))
+                into[place, done:end] = each[where]
+        done = end
+    return Activations(states, inputs, results, slopes)
