@@ -7,7 +7,7 @@ threshold skips more of it (docs/results/smollm2-skip.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.training.gates.objective import GateObjective
 from adaptc.training.gates.text import Rows
 from adaptc.training.loop import Training
-from adaptc.training.text import Mask, predicts
+from adaptc.training.text import predicts
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 """Shares of all blocks whose thresholds are measured, as far as there are gates for them."""
@@ -142,7 +142,12 @@ def measure(objective: GateObjective, text: Rows, progress: Progress = SILENT) -
 
 
 def _run(
-    objective: GateObjective, batches: Sequence[Rows], points: Sequence[_Point], progress: Progress, *, losses: bool = True
+    objective: GateObjective,
+    batches: Sequence[Rows],
+    points: Sequence[_Point],
+    progress: Progress,
+    *,
+    losses: bool = True,
 ) -> None:
     """Add to each point what its threshold does on all sequences.
 

@@ -35,7 +35,6 @@ from adaptc.training.loop import Optimization, StepLoss, Training
 from adaptc.training.recipe import Recipe
 from adaptc.training.text import Mask
 
-
 REMEMBERED = 1 << 17
 """Number of gate logits, the latest ones, that thresholds are taken from."""
 
@@ -190,9 +189,7 @@ class GateObjective:
         share = TYPICAL * len(self.blocks) / len(self.layers)
         level = float(self._logits.quantile(min(share, 0.98))) if len(self._logits) else -math.inf
         seed, levels = self.recipe.seed + step, self.levels(rows, level)
-        weights = refitted(
-            graph, rows.ids, levels, self.open(rows), seed, self.device, bfloat16=self.recipe.bfloat16
-        )
+        weights = refitted(graph, rows.ids, levels, self.open(rows), seed, self.device, bfloat16=self.recipe.bfloat16)
         for name, value in weights.items():
             self._weights[name].data.copy_(value)
         self._logits = torch.empty(0)

@@ -138,7 +138,8 @@ def _chat_rows(chats: Sequence[Chat], window: int) -> tuple[Rows, Rows]:
         raise PassError(f"{len(chats)} chats; at least {HELD_OUT} are needed for training, and some thousand are right")
     alone = [pack([each], window) for each in held]
     train = pack(others, window)
-    return Rows(np.concatenate([ids for ids, _ in alone]), np.concatenate([counts for _, counts in alone])), Rows(*train)
+    ids, counts = (np.concatenate([each[part] for each in alone]) for part in (0, 1))
+    return Rows(ids, counts), Rows(*train)
 
 
 def _real(rows: Rows) -> npt.NDArray[np.bool_]:
