@@ -26,7 +26,7 @@ from adaptc.errors import LoadError, SpecError
 from adaptc.families.encoder_model import encoder_of
 from adaptc.families.model import text_of
 from adaptc.sources.base import Source
-from adaptc.sources.calibration_text import calibration_text, names_of
+from adaptc.sources.calibration_text import SELF, calibration_text, names_of
 from adaptc.sources.find import find_source
 from adaptc.sources.module import ModuleSource
 from adaptc.spec.schema import CalibrationSpec, ModelSpec, Spec, TargetSpec
@@ -143,6 +143,11 @@ def _size(name: str, size: Size, target: TargetSpec) -> Finding:
 
 
 def _calibration(calibration: CalibrationSpec, base: Path) -> Finding:
+    if SELF in names_of(calibration):
+        others = [name for name in names_of(calibration) if name != SELF]
+        if not others:
+            return Finding("calibration", "ok", f"{calibration.tokens} tokens that the model writes")
+        calibration = calibration.model_copy(update={"text": tuple(others)})
     try:
         size = calibration_text(calibration, base).size
     except (LoadError, SpecError) as error:

@@ -11,10 +11,9 @@ from adaptc.compiler import stage_names
 from adaptc.compiler.cache import Cache, key_of
 from adaptc.compiler.versions import versions
 from adaptc.runtime.bundle.folder import Bundle, check_destination, open_bundle, write_bundle
-from adaptc.runtime.model.decoder import Ids
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
-from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.calibration_text import CalibrationText, calibration_text
 from adaptc.sources.default_weights import with_default_weights
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import effective
@@ -41,6 +40,7 @@ def compile_spec(
     cache: Cache,
     progress: Progress = SILENT,
     warn: Callable[[str], None] = lambda _: None,
+    text: CalibrationText | None = None,
 ) -> Compiled:
     """Compile a spec into a bundle.
 
@@ -52,6 +52,7 @@ def compile_spec(
         progress: Told of stages and steps.
         warn: Called with each warning that `check` has too, a line; for a bundle from the cache with those that its
             compile had.
+        text: What passes measure on; None for the spec's files, or our own text.
 
     Raises:
         AdaptcError: in all its kinds; nothing is left half done.
@@ -63,7 +64,7 @@ def compile_spec(
     for source in sources.values():
         source.local(progress)
     hashes = {name: source.sha256(progress) for name, source in sources.items()}
-    text = calibration_text(spec.calibration, base)
+    text = text or calibration_text(spec.calibration, base)
     key = key_of(effective(spec), hashes, text.sha256, _pass_files(spec, base), versions())
     warnings: list[str] = []
     made = False
@@ -72,7 +73,7 @@ def compile_spec(
         nonlocal made
         made = True
         warnings.clear()
-        bundle = _make(spec, base, sources, hashes, path, cache=cache, progress=progress, warn=warnings.append)
+        bundle = _make(spec, base, sources, hashes, text, path, cache=cache, progress=progress, warn=warnings.append)
         cache.write("warnings", key, json.dumps(warnings).encode())
         return {name: file.sha256 for name, file in bundle.manifest.files.items()}
 
@@ -107,6 +108,7 @@ def _make(
     base: Path,
     sources: Mapping[str, Source],
     hashes: Mapping[str, str],
+    text: CalibrationText,
     into: Path,
     *,
     cache: Cache,
@@ -129,7 +131,7 @@ def _make(
         warn(line)
     plan = plan_of(spec, base)
     progress.expect(len(plan.stages))
-    program, records = lowered(spec, base, plan, sources, hashes, versions(), cache, progress)
+    program, records = lowered(plan, sources, hashes, text, versions(), cache, progress)
     if spec.target.weights == "source":
         program = with_checkpoint(program, sources)
 
@@ -141,7 +143,8 @@ def _make(
 
     program = Pipeline(plan.to_target, Layered(cache, PROCESS)).run(program, observe, progress=progress)
     verdicts: dict[str, GateVerdict] = {}
-    ids = _ids(spec, base, sources) if plan.measures_cache or (plan.tunes and program.gates) else {}
+    measured = plan.measures_cache or (plan.tunes and program.gates)
+    ids = {name: text.ids(source) for name, source in sources.items()} if measured else {}
     if plan.tunes:
         progress.stage(stage_names.TUNE)
         if program.gates:
@@ -154,12 +157,6 @@ def _make(
     trained = trained_gates(spec, base)
     parts = BundleParts(spec, program, records, sources, hashes, versions(), verdicts, trained)
     return parts.write(into, progress)
-
-
-def _ids(spec: Spec, base: Path, sources: Mapping[str, Source]) -> dict[str, Ids]:
-    """The calibration text in each model's token ids, int64 [tokens]."""
-    text = calibration_text(spec.calibration, base)
-    return {name: text.ids(source) for name, source in sources.items()}
 
 
 def trained_gates(spec: Spec, base: Path) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from adaptc.report.block import block_pictures
 from adaptc.report.graphs import section
 from adaptc.report.template import render
 from adaptc.runtime.progress import Progress
-from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.calibration_text import CalibrationText, calibration_text
 from adaptc.sources.default_weights import with_default_weights
 from adaptc.sources.find import find_source
 from adaptc.spec.schema import Spec
@@ -47,7 +47,14 @@ class Snapshot:
         return sum(" = " in line and not line.endswith("= input") for line in self.text.splitlines())
 
 
-def snapshots(spec: Spec, base: Path, until: str | None, progress: Progress, store: Store = PROCESS) -> list[Snapshot]:
+def snapshots(
+    spec: Spec,
+    base: Path,
+    until: str | None,
+    progress: Progress,
+    store: Store = PROCESS,
+    text: CalibrationText | None = None,
+) -> list[Snapshot]:
     """Run the compiler's passes and keep the program's text after each.
 
     Args:
@@ -56,6 +63,7 @@ def snapshots(spec: Spec, base: Path, until: str | None, progress: Progress, sto
         until: Stop after this pass, or `capture`; None runs all.
         progress: Told of stages and steps.
         store: Where passes keep pieces of their work.
+        text: What passes measure on; None for the spec's files, or our own text.
 
     Raises:
         RequestError: no such pass in this spec's pipeline.
@@ -68,7 +76,7 @@ def snapshots(spec: Spec, base: Path, until: str | None, progress: Progress, sto
     if until is not None and until not in names:
         raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
-    program = program_from_sources(sources, calibration_text(spec.calibration, base), progress)
+    program = program_from_sources(sources, text or calibration_text(spec.calibration, base), progress)
     taken = [Snapshot("capture", str(program), True, 0.0, block_pictures(program.graphs))]
     last = len(passes) if until is None else names.index(until)
 

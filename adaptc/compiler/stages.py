@@ -44,11 +44,10 @@ from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.bundle.strict_json import dumps, loads
 from adaptc.runtime.progress import Progress
 from adaptc.sources.base import Source
-from adaptc.sources.calibration_text import CalibrationText, calibration_text
+from adaptc.sources.calibration_text import CalibrationText
 from adaptc.sources.encoders import calibration_rows
 from adaptc.sources.module import ModuleSource
 from adaptc.sources.vocabulary import vocabulary
-from adaptc.spec.schema import Spec
 
 Weights = Callable[[], UnreadTensors]
 """Gives a model's pretrained weights by name; each is read when it is asked for."""
@@ -166,11 +165,10 @@ def _most_positions(config: Any) -> int:
 
 
 def lowered(
-    spec: Spec,
-    base: Path,
     plan: CompilePlan,
     sources: Mapping[str, Source],
     hashes: Mapping[str, str],
+    text: CalibrationText,
     versions: Mapping[str, str],
     cache: Cache,
     progress: Progress,
@@ -180,7 +178,6 @@ def lowered(
     Raises:
         AdaptcError: a model or a pass fails.
     """
-    text = calibration_text(spec.calibration, base)
     key = key_of(
         {name: source.config().to_dict() | source.sentences().to_dict() for name, source in sources.items()},
         [(p.name, p.options() | file_hashes(p)) for p in plan.to_onnx],

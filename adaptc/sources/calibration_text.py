@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,9 @@ OWN = Path(__file__).with_name("calibration.txt")
 
 TOKENS = 8192
 """How many tokens of adaptc's own text are used at most."""
+
+SELF = "self"
+"""The name of the text that a model of the spec writes; a file of this name is `./self`."""
 
 Ids = npt.NDArray[np.int64]
 
@@ -117,6 +120,11 @@ class CalibrationText:
         told = b"\0".join(each.content for each in self.parts)
         return hashlib.sha256(f"{self.tokens}\0".encode() + told).hexdigest()
 
+    def renamed(self, names: Sequence[str]) -> CalibrationText:
+        """Return the same texts under other names."""
+        pairs = zip(self.parts, names, strict=True)
+        return replace(self, parts=tuple(replace(part, name=name) for part, name in pairs))
+
     def ids(self, source: Source) -> Ids:
         """Return the texts as a model's token ids, int64 [up to `tokens`], one after another."""
         found: list[Ids] = []
@@ -140,7 +148,7 @@ def calibration_text(spec: CalibrationSpec | None, base: Path) -> CalibrationTex
     Text like what the model will be used for is better.
 
     Raises:
-        SpecError: a file cannot be read, or is not text.
+        SpecError: a file cannot be read, or is not text; or a model is to write it (`adaptc.writing.calibration`).
         LoadError: a file of chats is damaged.
     """
     if spec is None:
@@ -154,6 +162,8 @@ def names_of(spec: CalibrationSpec) -> Sequence[str]:
 
 
 def _part(name: str, base: Path) -> Prose | WrittenChats:
+    if name == SELF:
+        raise SpecError("calibration.text: self: the model writes it for compile and train; here a file is right")
     path = find_file(name, base)
     if holds_chats(path):
         read = read_chats(path)

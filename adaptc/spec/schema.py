@@ -192,9 +192,9 @@ class CalibrationSpec(_Section):
         | Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     ) = Field(
         description="A text file, or a file of chats that `adaptc write-data` wrote: a path, or `package:NAME/file`; "
-        "or a list of them."
+        "or `self` for chats that the largest of the models writes; or a list of them."
     )
-    tokens: int = Field(default=8192, ge=1, description="How many tokens of it are used.")
+    tokens: int = Field(default=8192, ge=1, description="How many tokens of it are used, and written for `self`.")
 
 
 class Spec(_Section):

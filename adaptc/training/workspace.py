@@ -15,11 +15,14 @@ import torch
 from adaptc import __version__
 from adaptc.compiler.cache import Cache
 from adaptc.errors import SpecError
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
-from adaptc.sources.calibration_text import CalibrationText, WrittenChats, calibration_text
+from adaptc.sources.calibration_text import CalibrationText, WrittenChats
 from adaptc.sources.chats import pack
 from adaptc.spec.schema import Spec
 from adaptc.training.text import TrainingText
+from adaptc.writing.calibration import calibration_of
+from adaptc.writing.run import Device
 
 WHOLE = 1 << 40
 """More tokens than a calibration text has."""
@@ -57,9 +60,21 @@ def checkpoint_of(output: Path) -> Path:
     return output.with_suffix(".checkpoint")
 
 
-def whole_text(spec: Spec, base: Path) -> CalibrationText:
-    """Return the whole calibration text of a spec, not its first tokens alone."""
-    return replace(calibration_text(spec.calibration, base), tokens=WHOLE)
+def whole_text(spec: Spec, base: Path, cache: Cache, device: str, progress: Progress = SILENT) -> CalibrationText:
+    """Return the whole calibration text of a spec, not its first tokens alone.
+
+    Args:
+        spec: With the text; where a model of it is to write that, it does.
+        base: Folder that relative paths in the spec start from.
+        cache: For what is written.
+        device: "cpu" or "cuda".
+        progress: Told of stages and steps.
+
+    Raises:
+        AdaptcError: as `calibration_of`.
+    """
+    on: Device = "cuda" if device == "cuda" else "cpu"
+    return replace(calibration_of(spec, base, cache, progress, on), tokens=WHOLE)
 
 
 def training_text(text: CalibrationText, source: Source, window: int, parts: int) -> TrainingText:

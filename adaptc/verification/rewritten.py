@@ -64,14 +64,15 @@ class Rewritten:
             torch.set_num_threads(threads)
         sources = sources_of(bundle, base)
 
+        from adaptc.compiler.cache import Cache
         from adaptc.compiler.stages import program_from_sources
         from adaptc.passes.base import Pipeline
-        from adaptc.sources.calibration_text import calibration_text
         from adaptc.spec.passes import build_passes
         from adaptc.spec.reading import read_spec
+        from adaptc.writing.calibration import calibration_of
 
         spec = read_spec(bundle.file(SPEC))
-        text = calibration_text(spec.calibration, base)
+        text = calibration_of(spec, base, Cache.default(), progress)
         captured = program = program_from_sources(sources, text, progress).loaded()
         for pass_ in (each.at(base) for each in build_passes(spec)):
             progress.stage(pass_.name)

@@ -52,7 +52,7 @@ from adaptc.runtime.bundle.plan import Run
 from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import threshold_of
 from adaptc.runtime.progress import SILENT
-from adaptc.sources.calibration_text import prose
+from adaptc.sources.calibration_text import calibration_text, prose
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 
@@ -165,7 +165,8 @@ def of_spec(file: Path, text: Path, rows: int) -> Model:
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     plan = plan_of(spec, base)
     hashes = {name: source.sha256() for name, source in sources.items()}
-    program, _ = lowered(spec, base, plan, sources, hashes, versions(), Cache.default(), SILENT)
+    measured = calibration_text(spec.calibration, base)
+    program, _ = lowered(plan, sources, hashes, measured, versions(), Cache.default(), SILENT)
     program = Pipeline(plan.to_target).run(program)
     [(name, gates)] = program.gates.items()
     graph = program.graph(name, OnnxGraph)

@@ -56,6 +56,7 @@ def command(
     from adaptc.compiler.driver import compile_spec
     from adaptc.runtime.bundle.names import REPORT
     from adaptc.starting.plain import plain_yaml
+    from adaptc.writing.calibration import calibration_of
 
     given = read_model(model, settings, **options)
     spec = given.spec
@@ -75,7 +76,8 @@ def command(
             _seldom_collected(),
         ):
             cache = open_cache(cache_dir) if resume else Cache(Path(scratch))
-            compiled = compile_spec(spec, given.base, output, cache, progress, warnings.append)
+            text = calibration_of(spec, given.base, cache, progress)
+            compiled = compile_spec(spec, given.base, output, cache, progress, warnings.append, text)
     finally:
         for line in warnings:
             click.echo(f"warning: {line}", err=True)

@@ -44,10 +44,13 @@ def command(
         return
     from adaptc.compiler import show
     from adaptc.spec.reading import read_spec
+    from adaptc.writing.calibration import calibration_of
 
     spec = read_spec(subject, settings)
     with shown_progress() as progress:
-        taken = show.snapshots(spec, subject.parent, after, progress, open_cache(cache_dir))
+        cache = open_cache(cache_dir)
+        text = calibration_of(spec, subject.parent, cache, progress)
+        taken = show.snapshots(spec, subject.parent, after, progress, cache, text)
     if html_file is not None:
         _write(html_file, show.page(spec.name or subject.stem, taken))
     else:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import trained_gates
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
@@ -19,10 +20,10 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import SPEC, gates_file
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
-from adaptc.sources.calibration_text import calibration_text
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import Spec
+from adaptc.writing.calibration import calibration_of
 
 WARMUP = 28
 """Of a sweep of a bundle without gates: positions at the start of a window where every block runs."""
@@ -82,7 +83,9 @@ def _subject(
     spec: Spec, base: Path, source: Source, warmup: int, learned: Learned | None, progress: Progress
 ) -> Subject:
     [name] = spec.models
-    program = program_from_sources({name: source}, calibration_text(spec.calibration, base), progress).loaded()
+    program = program_from_sources(
+        {name: source}, calibration_of(spec, base, Cache.default(), progress), progress
+    ).loaded()
     ids = program.samples[name]
     width = min(256, len(ids))
     rows = min(len(ids), SAMPLE) // width

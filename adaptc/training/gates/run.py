@@ -18,6 +18,7 @@ from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.runtime.progress import Progress
 from adaptc.sources.base import Source
+from adaptc.sources.calibration_text import CalibrationText
 from adaptc.sources.find import find_source
 from adaptc.spec.passes import build_passes
 from adaptc.spec.schema import Spec
@@ -52,9 +53,9 @@ def train_gates(
     output = workspace.output_for(str(pass_.gates))
     [(name, model)] = spec.models.items()
     source = find_source(model, workspace.base)
-    text = whole_text(spec, workspace.base)
+    text = whole_text(spec, workspace.base, workspace.cache, workspace.device, progress)
     program = program_from_sources({name: source}, text, progress).loaded()
-    drawn = _drawn(spec, source, recipe, sampled, workspace, progress) if sampled else None
+    drawn = _drawn(spec, source, text, recipe, sampled, workspace, progress) if sampled else None
     objective = GateObjective(
         text_only(program.graph(name, FxGraph)),
         gate_text(text, source, recipe.window, recipe.seed, drawn),
@@ -86,10 +87,15 @@ def _pass(spec: Spec) -> SkipFfn:
 
 
 def _drawn(
-    spec: Spec, source: Source, recipe: Recipe, tokens: int, workspace: Workspace, progress: Progress
+    spec: Spec,
+    source: Source,
+    text: CalibrationText,
+    recipe: Recipe,
+    tokens: int,
+    workspace: Workspace,
+    progress: Progress,
 ) -> npt.NDArray[np.int64]:
     """Return text drawn from the model as it was before any pass; it is kept in the cache."""
-    text = whole_text(spec, workspace.base)
     start = text.ids(source)
     sha256 = source.sha256()
     options = {"window": recipe.window, "seed": recipe.seed}
@@ -101,7 +107,7 @@ def _drawn(
             dense = spec.model_copy(update={"passes": ()})
             with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
                 into = Path(scratch) / "dense"
-                compile_spec(dense, workspace.base, into, workspace.cache, progress)
+                compile_spec(dense, workspace.base, into, workspace.cache, progress, text=text)
                 progress.stage(f"draw {tokens} tokens")
                 drawn = sample(into, start, tokens, **options, progress=progress)
         with path.open("wb") as file:

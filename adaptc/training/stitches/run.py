@@ -17,7 +17,7 @@ from adaptc.passes.stitch.plan import StitchPlan
 from adaptc.passes.stitch.stitch import Stitch
 from adaptc.runtime.progress import Progress
 from adaptc.sources.base import Source
-from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.calibration_text import CalibrationText
 from adaptc.sources.find import find_source
 from adaptc.spec.passes import build_passes
 from adaptc.spec.schema import Spec
@@ -59,8 +59,9 @@ def train_stitches(spec: Spec, recipe: Recipe, workspace: Workspace, progress: P
     if pass_ is None or pass_.weights is None:
         raise SpecError("passes: nothing to train; 'stitch: {weights: FILE, …}' names the file of trained stitches")
     output = workspace.output_for(pass_.weights)
-    _, sources, plan = _program(spec, pass_, workspace, progress)
-    text = training_text(whole_text(spec, workspace.base), sources[plan.trunk.model], recipe.window, HELD_OUT)
+    whole = whole_text(spec, workspace.base, workspace.cache, workspace.device, progress)
+    _, sources, plan = _program(spec, pass_, whole, workspace, progress)
+    text = training_text(whole, sources[plan.trunk.model], recipe.window, HELD_OUT)
     objective = StitchObjective([plan], text, recipe, device=workspace.device)
     training, checkpoint = stitch_training(objective), checkpoint_of(output)
     training.start_or_resume(checkpoint, progress, restart=workspace.restart)
@@ -68,7 +69,7 @@ def train_stitches(spec: Spec, recipe: Recipe, workspace: Workspace, progress: P
     training.run(progress, checkpoint, seconds=workspace.seconds)
     progress.stage("measure")
     hashes = {name: source.sha256() for name, source in sources.items()}
-    about = provenance(calibration_text(spec.calibration, workspace.base))
+    about = provenance(whole)
     metadata = stitch_metadata(training, [plan], hashes, about)
     save_stitches(metadata, dict(objective.weights()), output)
     if training.step == recipe.steps:
@@ -97,7 +98,8 @@ def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, progress: Pro
     if pass_ is None or pass_.router is None:
         raise SpecError("passes: no router to train; 'stitch: {router: {weights: FILE, …}, …}' names its file")
     output = workspace.output_for(pass_.router.weights)
-    program, _, plan = _program(spec, pass_, workspace, progress)
+    whole = whole_text(spec, workspace.base, workspace.cache, workspace.device, progress)
+    program, _, plan = _program(spec, pass_, whole, workspace, progress)
     at = pass_.at(workspace.base)
     assert isinstance(at, Stitch)
     stitched = Pipeline((replace(at, router=None),)).run(program)
@@ -116,18 +118,18 @@ def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, progress: Pro
         weights,
         tuple(costs),
         held_out,
-        provenance(calibration_text(spec.calibration, workspace.base)) | quality,
+        provenance(whole) | quality,
         output,
     )
     return output, quality
 
 
 def _program(
-    spec: Spec, pass_: Stitch, workspace: Workspace, progress: Progress
+    spec: Spec, pass_: Stitch, text: CalibrationText, workspace: Workspace, progress: Progress
 ) -> tuple[Program, dict[str, Source], StitchPlan]:
     """Return the captured models after the passes before `stitch`, over the whole calibration text."""
     sources = {name: find_source(model, workspace.base) for name, model in spec.models.items()}
-    program = program_from_sources(sources, whole_text(spec, workspace.base), progress).loaded()
+    program = program_from_sources(sources, text, progress).loaded()
     before: list[Pass] = []
     for each in build_passes(spec):
         if isinstance(each, Stitch):

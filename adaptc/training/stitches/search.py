@@ -84,7 +84,7 @@ def search(
     if len(spec.models) != 2:
         raise SpecError(f"models: {', '.join(spec.models)}; two are right for a search")
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
-    calibration = whole_text(spec, base)
+    calibration = whole_text(spec, base, cache, device, progress)
     text = training_text(calibration, next(iter(sources.values())), recipe.window, HELD_OUT)
     program = program_from_sources(sources, replace(calibration, tokens=recipe.window), progress).loaded()
     decoders = {name: LayeredDecoder(name, program.graph(name, FxGraph)) for name in spec.models}
