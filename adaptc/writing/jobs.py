@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class WritingJob:
     """A text to go on with.
 
     Attributes:
@@ -27,7 +27,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Written:
+class WrittenText:
     """What was written.
 
     Attributes:
@@ -36,32 +36,32 @@ class Written:
         end: The token that ended them, or None if there were `most` before.
     """
 
-    job: Job
+    job: WritingJob
     ids: tuple[int, ...]
     end: int | None
 
 
-class Jobs(Protocol):
+class WritingJobs(Protocol):
     """Where an engine gets its work."""
 
-    def take(self, count: int) -> list[Job]:
+    def take(self, count: int) -> list[WritingJob]:
         """Return up to so many jobs; none if there is nothing to do until more is given back, or at all."""
 
-    def give(self, written: Sequence[Written]) -> None:
+    def give(self, written: Sequence[WrittenText]) -> None:
         """Take what was written."""
 
     def over(self) -> bool:
         """Return whether to stop at once, whatever is still being written."""
 
 
-class Writer(Protocol):
+class ChatWriter(Protocol):
     """An engine that writes."""
 
     @property
     def slots(self) -> int:
         """How many texts it writes at the same time."""
 
-    def run(self, jobs: Jobs, seed: int) -> None:
+    def run(self, jobs: WritingJobs, seed: int) -> None:
         """Write until there is nothing more to do, or it is time to stop; what is half written then is lost.
 
         Args:

@@ -23,10 +23,10 @@ from adaptc.sources.chats import Chat, append_chats, begin_chats, read_chats, re
 from adaptc.sources.find import find_source
 from adaptc.sources.vocabulary import vocabulary
 from adaptc.spec.schema import ModelSpec, Spec
-from adaptc.writing.conversations import Conversations
+from adaptc.writing.chats_in_work import ChatsInWork
 from adaptc.writing.filters import Requests
 from adaptc.writing.frame import Frame
-from adaptc.writing.jobs import Writer
+from adaptc.writing.jobs import ChatWriter
 from adaptc.writing.recipe import WritingRecipe
 
 SLOTS = {"cuda": 2048, "cpu": 12}
@@ -174,7 +174,7 @@ def write_chats(
     recipe: WritingRecipe,
     limits: WritingLimits,
     place: WritingPlace,
-    writer: Writer,
+    writer: ChatWriter,
     *,
     without: Iterable[str] = (),
     progress: Progress = SILENT,
@@ -198,7 +198,7 @@ def write_chats(
     kept = _begin(place, {**about, "recipe": _plain(asdict(recipe))}, requests)
     sink = _Sink(place.output, sum(len(each.ids) for each in kept), limits.tokens, progress)
     seed = recipe.seed + _STRIDE * len(kept)
-    conversations = Conversations(frame, recipe, requests, sink.keep, seed)
+    conversations = ChatsInWork(frame, recipe, requests, sink.keep, seed)
     conversations.wanted = max(0, limits.tokens - sink.tokens)
     start = time.monotonic()
     if conversations.wanted:
@@ -260,9 +260,9 @@ class _Sink:
         self._path, self.tokens, self._wanted, self._progress = path, tokens, wanted, progress
         self._waiting: list[Chat] = []
         self._start = 0.0
-        self._conversations: Conversations | None = None
+        self._conversations: ChatsInWork | None = None
 
-    def begin(self, start: float, conversations: Conversations) -> None:
+    def begin(self, start: float, conversations: ChatsInWork) -> None:
         self._start, self._conversations = start, conversations
         self._progress.step(min(self.tokens, self._wanted), self._wanted)
 

@@ -16,7 +16,7 @@ SHORT, MIDDLE, LONG = 160, 448, 640
 
 
 @dataclass(frozen=True, slots=True)
-class Seed:
+class RequestSeed:
     """One way to come by requests.
 
     Attributes:
@@ -59,17 +59,17 @@ class Draws:
         return bool(self.random.random() < share)
 
 
-def draw_seed(draws: Draws) -> Seed:
+def draw_seed(draws: Draws) -> RequestSeed:
     """Draw one seed; kinds are drawn by their shares."""
     shares = np.array([share for _, share in KINDS.values()])
     name = list(KINDS)[int(draws.random.choice(len(shares), p=shares / shares.sum()))]
     return KINDS[name][0](draws)
 
 
-def _listed(kind: str, what: str, draws: Draws, wrap: str = "{}", most: int = MIDDLE) -> Seed:
+def _listed(kind: str, what: str, draws: Draws, wrap: str = "{}", most: int = MIDDLE) -> RequestSeed:
     count = draws.number(3, 6)
     ask = f"Write {count} different {what}. Write them as a numbered list, one on each line, and write nothing else."
-    return Seed(kind, ask, wrap, True, most)
+    return RequestSeed(kind, ask, wrap, True, most)
 
 
 _KEYS: tuple[str, ...] = (
@@ -153,15 +153,15 @@ _SUBJECTS = (
 _BRIEF = ("", "", "", " Be brief.", " Answer in a few sentences.", " Keep it short.", " In one paragraph, please.")
 
 
-def _form(d: Draws) -> Seed:
+def _form(d: Draws) -> RequestSeed:
     forms = " ".join(each(d) for each in d.some(FORMS, d.of((1, 1, 1, 2))))
     if d.chance(0.4):
         what = f"short requests to a writing assistant about {d.of(TOPICS)}, each of one sentence"
         return _listed("form", what, d, "{} " + forms)
-    return Seed("form", None, f"{d.of(_SUBJECTS).format(d.of(TOPICS))} {forms}")
+    return RequestSeed("form", None, f"{d.of(_SUBJECTS).format(d.of(TOPICS))} {forms}")
 
 
-def _fact(d: Draws) -> Seed:
+def _fact(d: Draws) -> RequestSeed:
     of = d.of(
         (
             f"short factual questions about {d.of(TOPICS)} that have one short answer",
@@ -188,12 +188,12 @@ _REGIONS = (
 _LEVELS = ("pupils", "students", "experts", "a pub quiz", "a textbook")
 
 
-def _explanation(d: Draws) -> Seed:
+def _explanation(d: Draws) -> RequestSeed:
     what = f"questions about {d.of(TOPICS)} whose answers need an explanation, for {d.of(_LEVELS)}"
     return _listed("explanation", what, d, "{}" + d.of(_BRIEF), LONG)
 
 
-def _rewriting(d: Draws) -> Seed:
+def _rewriting(d: Draws) -> RequestSeed:
     kind = d.of(
         ("a paragraph", "a news item", "a product review", "a short story", "a note full of mistakes", "a speech")
     )
@@ -210,10 +210,10 @@ def _rewriting(d: Draws) -> Seed:
             "What are the three main points of the following text?\n\n{}",
         )
     )
-    return Seed("rewriting", f"Write {kind} of {d.number(40, 120)} words about {d.of(TOPICS)}.", wrap)
+    return RequestSeed("rewriting", f"Write {kind} of {d.number(40, 120)} words about {d.of(TOPICS)}.", wrap)
 
 
-def _arithmetic(d: Draws) -> Seed:
+def _arithmetic(d: Draws) -> RequestSeed:
     wrap = d.of(
         (
             "{}",
@@ -225,12 +225,14 @@ def _arithmetic(d: Draws) -> Seed:
     if d.chance(0.2):
         a, b, c = (d.number(2, 999) for _ in range(3))
         form = d.of((f"{a} + {b} * {c}", f"{a} * {b} - {c}", f"({a} + {b}) * {c % 12 + 2}", f"{a * c} / {c} + {b}"))
-        return Seed("arithmetic", None, f"What is {form}?" + d.of(("", " Think step by step.", " Just the number.")))
+        return RequestSeed(
+            "arithmetic", None, f"What is {form}?" + d.of(("", " Think step by step.", " Just the number."))
+        )
     what = f"word problems about {d.of(TOPICS)} that take {d.number(2, 4)} steps of arithmetic"
     return _listed("arithmetic", what, d, wrap)
 
 
-def _code(d: Draws) -> Seed:
+def _code(d: Draws) -> RequestSeed:
     language, about = d.of(CODE_LANGUAGES), d.of(PROGRAMS)
     if d.chance(0.5):
         ask = (
@@ -245,15 +247,15 @@ def _code(d: Draws) -> Seed:
                 f"Implement this in {language} and explain it in a sentence:\n\n{{}}",
             )
         )
-        return Seed("code", ask, wrap, False, LONG)
+        return RequestSeed("code", ask, wrap, False, LONG)
     if d.chance(0.5):
         what = f"programming exercises in {language} on {about}, each of one or two sentences"
         return _listed("code", what, d, d.of(("{}", "{} Answer with code only.", "{} Add a short test.")), LONG)
     task = d.of(("Write a {} function for {}.", "Show {1} in {0}.", "How is {1} done in {0}? Give code."))
-    return Seed("code", None, task.format(language, about), False, LONG)
+    return RequestSeed("code", None, task.format(language, about), False, LONG)
 
 
-def _code_question(d: Draws) -> Seed:
+def _code_question(d: Draws) -> RequestSeed:
     language, about = d.of(CODE_LANGUAGES), d.of(PROGRAMS)
     if d.chance(0.5):
         ask = (
@@ -267,17 +269,17 @@ def _code_question(d: Draws) -> Seed:
                 "Write tests for this code:\n\n{}",
             )
         )
-        return Seed("code question", ask, wrap, False, LONG)
+        return RequestSeed("code question", ask, wrap, False, LONG)
     return _listed("code question", f"questions that a programmer may have on {about} in {language}", d, most=LONG)
 
 
-def _letter(d: Draws) -> Seed:
+def _letter(d: Draws) -> RequestSeed:
     kinds = ("emails", "letters", "short messages", "invitations", "complaints", "thank-you notes", "announcements")
     what = f"requests to write {d.of(kinds)} to do with {d.of(TOPICS)}, each with the names and facts that it needs"
     return _listed("letter", what, d, "{}" + d.of(_BRIEF))
 
 
-def _choice(d: Draws) -> Seed:
+def _choice(d: Draws) -> RequestSeed:
     ask = (
         f"Write one multiple choice question about {d.of(TOPICS)}, for {d.of(_LEVELS)}, with four options on lines "
         "that begin with A., B., C. and D. Do not say which one is right."
@@ -291,19 +293,19 @@ def _choice(d: Draws) -> Seed:
             "Choose the right option, and write its letter first.\n\n{}",
         )
     )
-    return Seed("choice", ask, wrap, False, SHORT)
+    return RequestSeed("choice", ask, wrap, False, SHORT)
 
 
-def _translation(d: Draws) -> Seed:
+def _translation(d: Draws) -> RequestSeed:
     into, source = d.some(LANGUAGES, 2)
     source = d.of(("English", "English", source))
     into = d.of((into, into, "English")) if source != "English" else into
     wrap = d.of((f"Translate into {into}:\n\n{{}}", f"How do you say this in {into}?\n{{}}", f"{into}, please: {{}}"))
     length = d.of(("one sentence", "two sentences", "a short dialogue", "a short paragraph"))
-    return Seed("translation", f"Write {length} in {source} about {d.of(TOPICS)}. Write nothing else.", wrap)
+    return RequestSeed("translation", f"Write {length} in {source} about {d.of(TOPICS)}. Write nothing else.", wrap)
 
 
-def _foreign(d: Draws) -> Seed:
+def _foreign(d: Draws) -> RequestSeed:
     language = d.of(LANGUAGES)
     what = d.of(
         ("questions", "everyday requests to an assistant", "questions with short answers", "small writing tasks")
@@ -311,7 +313,7 @@ def _foreign(d: Draws) -> Seed:
     return _listed("language", f"{what} in {language} about {d.of(TOPICS)}, written in {language}", d)
 
 
-def _open(d: Draws) -> Seed:
+def _open(d: Draws) -> RequestSeed:
     what = d.of(
         (
             f"things that somebody might ask an assistant about {d.of(TOPICS)}",
@@ -324,7 +326,7 @@ def _open(d: Draws) -> Seed:
     return _listed("open", what, d, "{}" + d.of(_BRIEF), LONG)
 
 
-KINDS: dict[str, tuple[Callable[[Draws], Seed], float]] = {
+KINDS: dict[str, tuple[Callable[[Draws], RequestSeed], float]] = {
     "form": (_form, 18),
     "fact": (_fact, 12),
     "explanation": (_explanation, 9),

@@ -7,7 +7,7 @@ import contextlib
 
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.text.sampling import Sampling
-from adaptc.writing.jobs import Job, Jobs, Written
+from adaptc.writing.jobs import WritingJob, WritingJobs, WrittenText
 
 TOP = 64
 """How many of the likeliest tokens are drawn from."""
@@ -35,8 +35,8 @@ class SessionWriter:
         """How many texts it writes at the same time."""
         return self._batch
 
-    def run(self, jobs: Jobs, seed: int) -> None:
-        """See `Writer`.
+    def run(self, jobs: WritingJobs, seed: int) -> None:
+        """See `ChatWriter`.
 
         Raises:
             EngineError: the engine failed.
@@ -44,7 +44,7 @@ class SessionWriter:
         self._seed = seed % (1 << 31)
         asyncio.run(self._all(jobs))
 
-    async def _all(self, jobs: Jobs) -> None:
+    async def _all(self, jobs: WritingJobs) -> None:
         """Write several texts at a time, until all is done or it is time to stop."""
         writing = asyncio.gather(*(self._one(jobs) for _ in range(self._batch)))
         while not (await asyncio.wait([writing], timeout=_WAIT))[0]:
@@ -54,7 +54,7 @@ class SessionWriter:
         with contextlib.suppress(asyncio.CancelledError):
             await writing
 
-    async def _one(self, jobs: Jobs) -> None:
+    async def _one(self, jobs: WritingJobs) -> None:
         """Write one text after the other."""
         while True:
             taken = jobs.take(1)
@@ -68,7 +68,7 @@ class SessionWriter:
             else:
                 return
 
-    async def _write(self, job: Job) -> Written:
+    async def _write(self, job: WritingJob) -> WrittenText:
         self._seed += 1
         result = await self._session.generate_async(
             list(job.prompt),
@@ -80,4 +80,4 @@ class SessionWriter:
             seed=self._seed,
         )
         ended = bool(result.ids) and result.ids[-1] in self._ends
-        return Written(job, result.ids[:-1] if ended else result.ids, result.ids[-1] if ended else None)
+        return WrittenText(job, result.ids[:-1] if ended else result.ids, result.ids[-1] if ended else None)

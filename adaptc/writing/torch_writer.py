@@ -11,7 +11,7 @@ import torch
 
 from adaptc.errors import LoadError, one_line
 from adaptc.evaluation.reference import load_eager
-from adaptc.writing.jobs import Job, Jobs, Written
+from adaptc.writing.jobs import WritingJob, WritingJobs, WrittenText
 from adaptc.writing.slot_cache import NAME, SlotCache, register, step_bias
 
 if TYPE_CHECKING:
@@ -74,13 +74,13 @@ class TorchWriter:
         """How many sequences are decoded together, at most."""
         return self._slots
 
-    def run(self, jobs: Jobs, seed: int) -> None:
-        """See `Writer`."""
+    def run(self, jobs: WritingJobs, seed: int) -> None:
+        """See `ChatWriter`."""
         self._dice.manual_seed(seed)
-        running: dict[int, Job] = {}
+        running: dict[int, WritingJob] = {}
         position = np.zeros(self._slots, np.int64)  # of each slot's next token, as far as the host knows
         free = list(range(self._slots))[::-1]
-        written: list[Written] = []
+        written: list[WrittenText] = []
         while not jobs.over():
             # A few new sequences at a time would be read at the price of many.
             if len(free) >= max(1, self._slots // 16) or not running:
@@ -98,7 +98,7 @@ class TorchWriter:
                 break
             written = self._ended(running, free) if running else []
 
-    def _admit(self, running: dict[int, Job]) -> None:
+    def _admit(self, running: dict[int, WritingJob]) -> None:
         """Read the prompts of new sequences, those of like lengths together."""
         by_length = sorted(running, key=lambda slot: len(running[slot].prompt))
         at = 0
@@ -112,7 +112,7 @@ class TorchWriter:
             self._read(by_length[at : at + count], running)
             at += count
 
-    def _read(self, slots: Sequence[int], running: dict[int, Job]) -> None:
+    def _read(self, slots: Sequence[int], running: dict[int, WritingJob]) -> None:
         prompts = [running[slot].prompt for slot in slots]
         longest = -(-max(map(len, prompts)) // 16) * 16
         ids = np.zeros((len(slots), min(longest, self._capacity)), np.int64)
@@ -177,7 +177,7 @@ class TorchWriter:
         ).logits[:, -1]
         state.take(choose(logits, state.temperature, state.top_p, self._noise), self._ends)
 
-    def _ended(self, running: dict[int, Job], free: list[int]) -> list[Written]:
+    def _ended(self, running: dict[int, WritingJob], free: list[int]) -> list[WrittenText]:
         """Take out the sequences that have ended."""
         done, count, ended = self._state.look()
         slots = [slot for slot in running if done[slot]]
@@ -188,7 +188,7 @@ class TorchWriter:
         for slot, text in zip(slots, texts, strict=True):
             ids = tuple(text[: count[slot]].tolist())
             end = ids[-1] if ended[slot] else None
-            written.append(Written(running.pop(slot), ids[:-1] if ended[slot] else ids, end))
+            written.append(WrittenText(running.pop(slot), ids[:-1] if ended[slot] else ids, end))
             free.append(slot)
         return written
 
@@ -218,7 +218,7 @@ class _State:
     def _changing(self) -> tuple[torch.Tensor, ...]:
         return self.token, self.position, self.count, self.done, self.ended, self.texts
 
-    def begin(self, rows: torch.Tensor, jobs: Sequence[Job]) -> None:
+    def begin(self, rows: torch.Tensor, jobs: Sequence[WritingJob]) -> None:
         """Give slots to new sequences."""
         columns: list[tuple[torch.Tensor, list[Any]]] = [
             (self.token, [job.prompt[-1] for job in jobs]),

@@ -14,7 +14,7 @@ import torch
 from adaptc.errors import LoadError
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
-from adaptc.writing.jobs import Job, Written
+from adaptc.writing.jobs import WritingJob, WrittenText
 from adaptc.writing.torch_writer import TorchWriter, choose
 from tests.models import folder
 
@@ -22,17 +22,17 @@ ENDS = frozenset(range(1, 320, 12))
 
 
 class Listed:
-    """Jobs in a row; the results by purpose."""
+    """WritingJobs in a row; the results by purpose."""
 
-    def __init__(self, jobs: Sequence[Job], give_up_after: int | None = None) -> None:
+    def __init__(self, jobs: Sequence[WritingJob], give_up_after: int | None = None) -> None:
         self.left = deque(jobs)
-        self.found: dict[object, Written] = {}
+        self.found: dict[object, WrittenText] = {}
         self.looks = give_up_after
 
-    def take(self, count: int) -> list[Job]:
+    def take(self, count: int) -> list[WritingJob]:
         return [self.left.popleft() for _ in range(min(count, len(self.left)))]
 
-    def give(self, written: Sequence[Written]) -> None:
+    def give(self, written: Sequence[WrittenText]) -> None:
         self.found |= {each.job.purpose: each for each in written}
 
     def over(self) -> bool:
@@ -42,12 +42,12 @@ class Listed:
         return False
 
 
-def jobs(count: int, temperature: float = 0.0, seed: int = 3) -> list[Job]:
+def jobs(count: int, temperature: float = 0.0, seed: int = 3) -> list[WritingJob]:
     random = np.random.default_rng(seed)
     made = []
     for at in range(count):
         prompt = tuple(random.integers(2, 300, int(random.integers(1, 30))).tolist())
-        made.append(Job(prompt, int(random.integers(1, 34)), temperature, 0.9, at))
+        made.append(WritingJob(prompt, int(random.integers(1, 34)), temperature, 0.9, at))
     return made
 
 

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptc.compiler.cache import Cache
 from adaptc.compiler.driver import trained_gates
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import RequestError
@@ -20,10 +19,10 @@ from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.bundle.names import SPEC, gates_file
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
+from adaptc.sources.calibration_text import SELF, calibration_text, names_of
 from adaptc.sources.find import find_source
 from adaptc.spec.reading import read_spec
 from adaptc.spec.schema import Spec
-from adaptc.writing.calibration import calibration_of
 
 WARMUP = 28
 """Of a sweep of a bundle without gates: positions at the start of a window where every block runs."""
@@ -83,9 +82,10 @@ def _subject(
     spec: Spec, base: Path, source: Source, warmup: int, learned: Learned | None, progress: Progress
 ) -> Subject:
     [name] = spec.models
-    program = program_from_sources(
-        {name: source}, calibration_of(spec, base, Cache.default(), progress), progress
-    ).loaded()
+    # What a model wrote for its own compile is not written anew for the few tokens that are read here.
+    written = spec.calibration is not None and SELF in names_of(spec.calibration)
+    text = calibration_text(None if written else spec.calibration, base)
+    program = program_from_sources({name: source}, text, progress).loaded()
     ids = program.samples[name]
     width = min(256, len(ids))
     rows = min(len(ids), SAMPLE) // width

@@ -13,9 +13,9 @@ from adaptc.errors import LoadError
 from adaptc.sources.chats import Chat
 from adaptc.writing.filters import Requests, bare, fit_request, has_marks, listed, loops, refuses
 from adaptc.writing.frame import Frame, Messages, assistant, opening, user
-from adaptc.writing.jobs import Job, Written
+from adaptc.writing.jobs import WritingJob, WrittenText
 from adaptc.writing.recipe import WritingRecipe
-from adaptc.writing.seeds import Draws, Seed, draw_seed
+from adaptc.writing.seeds import Draws, RequestSeed, draw_seed
 from adaptc.writing.topics import FOLLOW_UPS, ROLES
 
 ASKING, REQUEST, FREE_TURN = 448, 256, 320
@@ -32,7 +32,7 @@ LEAST_ROOM = 32
 class _Asked:
     """A request, or several, is being written."""
 
-    seed: Seed
+    seed: RequestSeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class _Answer:
     most: int
 
 
-class Conversations:
+class ChatsInWork:
     """The chats that are being written: gives jobs to an engine, and keeps what comes back of them."""
 
     def __init__(
@@ -76,7 +76,7 @@ class Conversations:
         """
         self._frame, self._recipe, self._requests, self._keep = frame, recipe, requests, keep
         self._draws = Draws(np.random.default_rng(seed))
-        self._ready: deque[Job] = deque()
+        self._ready: deque[WritingJob] = deque()
         self._headers = frame.header() is not None
         self.fates: Counter[str] = Counter()
         self.written = 0
@@ -85,9 +85,9 @@ class Conversations:
         self.wanted = 0
         self.deadline: float | None = None
 
-    def take(self, count: int) -> list[Job]:
-        """See `Jobs`: requests that are ready first, then new seeds, until what is being written is enough."""
-        jobs: list[Job] = []
+    def take(self, count: int) -> list[WritingJob]:
+        """See `WritingJobs`: requests that are ready first, then new seeds, until what is being written is enough."""
+        jobs: list[WritingJob] = []
         while len(jobs) < count and not self._enough():
             job = self._ready.popleft() if self._ready else self._seeded()
             if isinstance(job.purpose, _Answer):
@@ -96,11 +96,11 @@ class Conversations:
         return jobs
 
     def over(self) -> bool:
-        """See `Jobs`."""
+        """See `WritingJobs`."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def give(self, written: Sequence[Written]) -> None:
-        """See `Jobs`."""
+    def give(self, written: Sequence[WrittenText]) -> None:
+        """See `WritingJobs`."""
         for each in written:
             self.written += len(each.ids) + (each.end is not None)
             match each.job.purpose:
@@ -133,7 +133,7 @@ class Conversations:
         lost = sum(self.fates[each] for each in ("unfinished", "looped", "refused", "foreign", "empty"))
         return (self.kept_chats + 1) / (self.kept_chats + lost + 1)
 
-    def _seeded(self) -> Job:
+    def _seeded(self) -> WritingJob:
         """A job that comes by new requests; requests that need nothing written are ready at once."""
         while True:
             if self._headers and self._draws.chance(self._recipe.free_turns):
@@ -150,7 +150,7 @@ class Conversations:
             if self._ready:
                 return self._ready.popleft()
 
-    def _requested(self, seed: Seed, written: Written) -> None:
+    def _requested(self, seed: RequestSeed, written: WrittenText) -> None:
         """Make requests of what was written for a seed."""
         text = self._frame.tokenizer.decode(written.ids)
         # Questions of one list begin alike.
@@ -165,7 +165,7 @@ class Conversations:
         for entry in entries:
             self._ask(seed.wrap.replace("{}", entry), seed.kind, seed.most)
 
-    def _turned(self, turn: _FreeTurn, written: Written) -> None:
+    def _turned(self, turn: _FreeTurn, written: WrittenText) -> None:
         """Have an answer written to a user's turn that the model wrote."""
         text = self._frame.tokenizer.decode(written.ids).strip()
         if written.end is None or self._frame.is_foreign(written.ids) or loops(written.ids):
@@ -203,7 +203,7 @@ class Conversations:
         temperature = temperatures[int(self._draws.random.choice(len(shares), p=np.array(shares) / sum(shares)))]
         self._ready.append(self._job(prompt, room, temperature, answer))
 
-    def _answered(self, answer: _Answer, written: Written) -> None:
+    def _answered(self, answer: _Answer, written: WrittenText) -> None:
         """Keep a chat, or go on with it; if the answer is not fit, keep what was before it."""
         text = self._frame.tokenizer.decode(written.ids)
         fate = self._fault(written, text)
@@ -244,7 +244,7 @@ class Conversations:
         self.kept_chats += 1
         self._keep(chat)
 
-    def _fault(self, written: Written, text: str) -> str | None:
+    def _fault(self, written: WrittenText, text: str) -> str | None:
         """Why an answer is not kept; None if it is."""
         if written.end is None:
             return "unfinished"
@@ -259,5 +259,5 @@ class Conversations:
     def _system(self, share: float) -> str | None:
         return self._draws.of(ROLES) if self._frame.systems and self._draws.chance(share) else None
 
-    def _job(self, prompt: Sequence[int], most: int, temperature: float, purpose: object) -> Job:
-        return Job(tuple(prompt), most, temperature, self._recipe.top_p, purpose)
+    def _job(self, prompt: Sequence[int], most: int, temperature: float, purpose: object) -> WritingJob:
+        return WritingJob(tuple(prompt), most, temperature, self._recipe.top_p, purpose)

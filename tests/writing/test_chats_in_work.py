@@ -15,7 +15,7 @@ from adaptc.errors import LoadError, SpecError
 from adaptc.runtime.text.tokenizer import Tokenizer
 from adaptc.sources.chats import read_chats
 from adaptc.writing.frame import Frame
-from adaptc.writing.jobs import Job, Jobs, Written
+from adaptc.writing.jobs import WritingJob, WritingJobs, WrittenText
 from adaptc.writing.recipe import WritingRecipe
 from adaptc.writing.run import WritingLimits, WritingPlace, WritingResult, write_chats
 from tests.models.chat_templates import CHATML
@@ -43,16 +43,16 @@ class Scripted:
     slots: int = 5
     jobs: int = 0
 
-    def run(self, jobs: Jobs, seed: int) -> None:
+    def run(self, jobs: WritingJobs, seed: int) -> None:
         while not jobs.over() and (taken := jobs.take(self.slots)):
             jobs.give([self.written(job) for job in taken])
 
-    def written(self, job: Job) -> Written:
+    def written(self, job: WritingJob) -> WrittenText:
         self.jobs += 1
         text = self.said(self.frame.tokenizer.decode(job.prompt, special=True), self.jobs)
         if text is None:
-            return Written(job, tuple(self.frame.tokenizer.encode("and so on", special=False)), None)
-        return Written(job, tuple(self.frame.tokenizer.encode(text, special=False)), END)
+            return WrittenText(job, tuple(self.frame.tokenizer.encode("and so on", special=False)), None)
+        return WrittenText(job, tuple(self.frame.tokenizer.encode(text, special=False)), END)
 
 
 def good(prompt: str, number: int) -> str:
