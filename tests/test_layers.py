@@ -140,6 +140,8 @@ def test_every_module_can_be_imported(name: str) -> None:
         pytest.importorskip("uvicorn", reason="the extra serve is not installed here")
     if name in RAY:
         pytest.importorskip("ray.serve", reason="the extra ray is not installed here")
+    if name.startswith("adaptc.evaluation.harness"):
+        pytest.importorskip("lm_eval", reason="the extra eval is not installed here")
     module = importlib.import_module(name)
     assert module.__name__ == name
     assert module.__file__ is not None

@@ -147,7 +147,7 @@ def test_the_wheel_says_what_it_is(built: tuple[Path, Path], project: dict[str, 
     assert "License-File: LICENSE\n" in text
     extras = re.findall(r"^Provides-Extra: (\S+)$", text, re.MULTILINE)
     assert extras == list(project["project"]["optional-dependencies"])
-    assert {"bench", "cpu", "gpu", "tensorrt", "rtx", "serve", "ray", "compile", "dev"} == set(extras)
+    assert {"bench", "cpu", "eval", "gpu", "tensorrt", "rtx", "serve", "ray", "compile", "dev"} == set(extras)
     with zipfile.ZipFile(built[1]) as archive:
         entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert archive.read(entry).decode() == "[console_scripts]\nadaptc = adaptc.__main__:main\n"
@@ -181,9 +181,9 @@ def test_what_is_imported_is_required_and_the_reverse(project: dict[str, Any]) -
     gpu = required(project, "gpu", "tensorrt", "rtx") | {"cuda-pathfinder"}
     optional = {"opentelemetry", "opentelemetry-api"}  # spans go where whoever starts the server has configured
     optional |= required(project, "ray")  # replicas, for whoever scales out with it
-    known = required(project, "bench", "compile", "cpu", "serve") | part_of_pydantic | peers | gpu | optional
+    known = required(project, "bench", "compile", "cpu", "eval", "serve") | part_of_pydantic | peers | gpu | optional
     assert {home: told for home, told in used.items() if home not in known} == {}
-    assert required(project, "bench", "compile", "cpu", "serve") - set(used) == set()
+    assert required(project, "bench", "compile", "cpu", "eval", "serve") - set(used) == set()
 
 
 def test_the_runtime_is_in_the_plain_install(project: dict[str, Any]) -> None:
@@ -205,7 +205,10 @@ def test_the_runtime_is_in_the_plain_install(project: dict[str, Any]) -> None:
 def test_ci_pins_everything_it_asks_for(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    assert required(project, "bench", "compile", "cpu", "serve", "dev") - {distribution(name) for name in pins} == set()
+    assert (
+        required(project, "bench", "compile", "cpu", "eval", "serve", "dev") - {distribution(name) for name in pins}
+        == set()
+    )
     assert pins["torch"] == "2.13.0"
 
 

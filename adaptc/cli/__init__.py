@@ -46,6 +46,9 @@ SERVING = ("anyio", "starlette", "uvicorn")
 MEASURING = ("aiohttp", "matplotlib")
 """What the extra `bench` installs."""
 
+EVALUATING = ("datasets", "langdetect", "lm_eval", "nltk")
+"""What the extra `eval` installs."""
+
 # Where each command is, and the first line of its help, so that --help needs no import; a test keeps the two the same.
 COMMANDS = {
     "compile": ("compiling.compile", "Compile MODEL into a bundle."),
@@ -121,9 +124,10 @@ class _Commands(click.Group):
             raise  # click's own
         except ModuleNotFoundError as error:
             name = (error.name or "").partition(".")[0]
-            if name.replace("-", "_") not in COMPILING + SERVING + MEASURING:
+            if name.replace("-", "_") not in COMPILING + SERVING + MEASURING + EVALUATING:
                 raise
-            extra = "serve" if name in SERVING else "bench" if name in MEASURING else "compile"
+            of = {"serve": SERVING, "bench": MEASURING, "eval": EVALUATING}
+            extra = next((extra for extra, names in of.items() if name in names), "compile")
             click.echo(f"Error: {name} is not installed; pip install 'adaptc[{extra}]'", err=True)
             ctx.exit(1)
         except MemoryError:

@@ -1,4 +1,4 @@
-"""Questions with lettered choices, as in MMLU: is the likeliest letter the right one?"""
+"""Questions with lettered choices, as in MMLU, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adaptc.errors import RequestError
 from adaptc.evaluation.text import read_records, read_text
-from adaptc.runtime.model.decoder import BatchDecoder
-from adaptc.runtime.model.options import RequestOptions
-from adaptc.runtime.text.tokenizer import Tokenizer
 
 LETTERS = "ABCDEFGHIJ"
 
@@ -82,19 +77,3 @@ def _examples(text: str) -> list[Lettered]:
         if 2 <= len(choices) <= len(LETTERS) and answer < len(choices):
             questions.append(Lettered(match["text"].strip(), tuple(choice.strip() for choice in choices), answer))
     return questions
-
-
-def likeliest(decoder: BatchDecoder, tokenizer: Tokenizer, question: Lettered, options: RequestOptions) -> int:
-    """Index of the choice whose letter is the likeliest next token.
-
-    Raises:
-        RequestError: the prompt is longer than the bundle holds, or a letter is no single token.
-    """
-    ids = np.array(tokenizer.encode(question.prompt), np.int64)
-    if len(ids) >= decoder.spec.max_tokens:
-        raise RequestError(f"question: {len(ids)} tokens; this bundle holds {decoder.spec.max_tokens}: leave it out")
-    letters = [tokenizer.encode(f" {letter}", special=False) for letter in LETTERS[: len(question.choices)]]
-    if any(len(letter) != 1 for letter in letters):
-        letters = [tokenizer.encode(letter, special=False)[-1:] for letter in LETTERS[: len(question.choices)]]
-    logits = decoder.start(0, ids, options)
-    return int(np.argmax([logits[letter[0]] for letter in letters]))

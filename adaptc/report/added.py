@@ -40,6 +40,12 @@ def _kind(content: Any) -> str | None:
     if "window" in content and ("perplexity" in content or "routes" in content):
         return "eval"
     rows = content.values()
-    if all(isinstance(row, dict) and ("bytes_per_token" in row or "perplexity" in row) for row in rows):
+    if all(isinstance(row, dict) and _is_quality(row) for row in rows):
         return "quality"
     return None
+
+
+def _is_quality(row: Mapping[str, Any]) -> bool:
+    """Whether this is a row of `adaptc quality`: what a token reads, a perplexity, or a figure with its interval."""
+    figures = (each for each in row.values() if isinstance(each, dict))
+    return "bytes_per_token" in row or "perplexity" in row or any("low" in each for each in figures)

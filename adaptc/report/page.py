@@ -228,14 +228,14 @@ def _added(record: Record) -> Iterator[Section]:
         yield Section("Speed", shown, table(heads, rows), note)
     quality: Mapping[str, Any] | None = record.added.get("quality")
     if quality is not None:
-        names = [
-            n for n in ("perplexity", "letters", "trivia", "instructions") if any(n in r for r in quality.values())
-        ]
+        names = list(
+            dict.fromkeys(name for row in quality.values() for name, value in row.items() if _is_score(name, value))
+        )
         scores = [
             (
                 route or "bundle",
                 megabytes(row["bytes_per_token"]) if row.get("bytes_per_token") else "",
-                *(_score(name, row.get(name)) for name in names),
+                *(_score(row.get(name)) for name in names),
             )
             for route, row in quality.items()
         ]
@@ -246,10 +246,18 @@ def _added(record: Record) -> Iterator[Section]:
         yield Section("Perplexity", None, table(("figure", "value"), shares))
 
 
-def _score(name: str, value: float | None) -> str:
+def _is_score(name: str, value: Any) -> bool:
+    """Whether `adaptc quality` says a figure of a bundle under this name."""
+    return name == "perplexity" or (isinstance(value, dict) and "low" in value)
+
+
+def _score(value: float | Mapping[str, Any] | None) -> str:
     if value is None:
         return ""
-    return f"{value:.3f}" if name == "perplexity" else percent(value)
+    if not isinstance(value, dict):
+        return f"{value:.3f}"
+    shown = percent if all(each in (0, 1) for each in value["each"]) else three
+    return f"{shown(value['value'])} ({shown(value['low'])} to {shown(value['high'])})"
 
 
 def _plain(value: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from adaptc.errors import RequestError
-from adaptc.evaluation.instructions import INSTRUCTIONS
+from adaptc.evaluation.harness.arithmetic import word_problems
+from adaptc.evaluation.harness.checked import requests
 from adaptc.evaluation.text import read_text
 
 
@@ -23,7 +24,8 @@ def excluded(files: Sequence[Path] = ()) -> list[str]:
     Raises:
         RequestError: one cannot be read.
     """
-    return [*(each.prompt for each in INSTRUCTIONS), *(text for file in files for text in _texts(file))]
+    own = [*requests(), *(text for text, _ in word_problems())]
+    return [*own, *(text for file in files for text in _texts(file))]
 
 
 def _texts(path: Path) -> Iterator[str]:

@@ -56,7 +56,7 @@ def test_what_is_no_bundle_is_refused_with_what_would_be_right(name: str) -> Non
         (["gates", STITCHED, "none"], "no learned gates; `adaptc compile` with skip_ffn"),
         (["plot", STITCHED], "no gates; there is nothing to draw"),
         (["bench", GATED], "--prompt-tokens 32 --new-tokens 32 --long-tokens 63 fit"),
-        (["quality", GATED], "--no-instructions leaves them out"),
+        (["quality", GATED, "--text", "file", "--route", "a"], "route: no route 'a'; this bundle has none"),
         (["show", "nothing"], "nothing: no such file; give the path of a model.yaml"),
     ],
 )

@@ -1,156 +1,115 @@
-"""The table of quality: checks of instructions, lettered questions, and a stitched bundle's rows."""
+"""Figures with their intervals, the ways that are measured, and the table of them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from adaptc.cli import main
-from adaptc.compiler.cache import Cache
-from adaptc.compiler.driver import compile_spec
+from adaptc.cli import EVALUATING, main
 from adaptc.errors import RequestError
-from adaptc.evaluation import instructions, letters
-from adaptc.evaluation.instructions import INSTRUCTIONS
-from adaptc.evaluation.letters import Lettered, likeliest, read_lettered
-from adaptc.evaluation.quality import table
-from adaptc.runtime.backends.backend import DecoderOptions
-from adaptc.runtime.bundle.folder import Bundle
-from adaptc.runtime.loading import load_decoder, tokenizer_of
-from adaptc.runtime.model.options import RequestOptions
-from adaptc.spec.reading import read_spec
-from tests.models import stitched
-
-KEPT = (
-    ("exactly three words", "Blue and deep", "Blue and very deep"),
-    ("exactly one word", "White.", "It is white."),
-    ("at most 20 words", "It translates code.", "word " * 21),
-    ("at least 100 words", "word " * 100, "word " * 99),
-    ("capital letters", "READ, 2 BOOKS!", "READ a BOOK"),
-    ("only in lowercase", "rain falls, often.", "Rain falls."),
-    ('keys "name" and "age"', '```json\n{"name": "Ann", "age": 3}\n```', '{"name": "Ann"}'),
-    ('single key "answer"', '{"answer": 4}', "The answer is 4"),
-    ("exactly 3 fruits", "- fig\n- pear\n- plum", "- fig\n- pear"),
-    ("List 5 animals", "\n".join(f"{n}. ox" for n in range(1, 6)), "ox, cow"),
-    ("'river' and 'candle'", "A candle by the River.", "A candle."),
-    ("without using the word 'cat'", "It purrs.", "A cat purrs."),
-    ("without any comma", "Music moves us.", "Music, of course."),
-    ("Answer only with 'yes'", "Yes.", "Yes, it is."),
-    ("That is all.", "Green. That is all.", "Green. That is all"),
-    ("Begin your answer", "Dear reader, it pulls.", "It pulls, dear reader,"),
-    ("double quotation marks", '"Paris is old."', 'Paris is "old".'),
-    ("double angular brackets", "Here: <<Leaves>>", "<Leaves>"),
-    ("separated by a line with only ***", "One.\n***\nTwo.", "One.\n\nTwo."),
-    ("3 placeholders", "[name] [date] [place]", "[name] [date]"),
-)
-
-ITEMS = [
-    {"question": "What color is grass?", "choices": ["red", "green", "blue"], "answer": 1},
-    {"question": "How many is two and two?", "choices": ["3", "4"], "answer": 1},
-]
-
-
-@pytest.mark.parametrize(("about", "good", "bad"), KEPT)
-def test_checks_tell_kept_from_broken(about: str, good: str, bad: str) -> None:
-    [instruction] = (each for each in INSTRUCTIONS if about in each.prompt)
-    assert instruction.kept(good)
-    assert not instruction.kept(bad.strip())
-
-
-def test_no_instruction_is_kept_by_silence() -> None:
-    assert [each.prompt for each in INSTRUCTIONS if each.kept("")] == []
-    assert len({each.prompt for each in INSTRUCTIONS}) == len(INSTRUCTIONS)
-    assert not instructions.json_with("a")("[1]")
-
-
-def test_reads_lettered_questions(tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, ITEMS)))
-    first, second = read_lettered(tmp_path / "q.jsonl")
-    assert first.prompt == "What color is grass?\nA. red\nB. green\nC. blue\nAnswer:"
-    assert second == Lettered("How many is two and two?", ("3", "4"), 1)
-    asked = "Q: What color\nis grass?\n(A) red (B) green, or\nblue (C) one\n"
-    text = f"About colors.\n\n{asked}A: Let's think. The answer is (B).\n\n"
-    (tmp_path / "q.json").write_text(json.dumps({"colors": text, "more": text.replace("(B).", "(C).")}))
-    found = read_lettered(tmp_path / "q.json")
-    assert found[0] == Lettered("What color\nis grass?", ("red", "green, or\nblue", "one"), 1)
-    assert found[1].answer == 2
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        (
-            "q.jsonl",
-            '{"question": "a", "choices": ["b", "c"], "answer": 2}',
-            r"q\.jsonl:1: a question, 2 to 10 choices",
-        ),
-        ("q.jsonl", '{"question": "a", "choices": ["b"], "answer": 0}', r"q\.jsonl:1: a question, 2 to 10 choices"),
-        ("q.jsonl", '{"question": "a"}', r"q\.jsonl:1: a question, 2 to 10 choices"),
-        ("q.json", '{"a": "nothing"}', r"q\.json: no questions"),
-        ("q.json", "[1]", r"q\.json: no mapping"),
-        ("q.json", "{", r"q\.json: not JSON"),
-    ],
-)
-def test_refuses_what_it_cannot_ask(tmp_path: Path, name: str, content: str, said: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(RequestError, match=said):
-        read_lettered(tmp_path / name)
+from adaptc.evaluation.figures import Figure, cell, figure_of, mean_over, paired_difference, wilson
+from adaptc.evaluation.quality import Row, record, table, ways_of
+from adaptc.runtime import Bundle
+from tests.cli.running import run
+from tests.models import gated_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("stitched")
-    spec = read_spec(stitched.write(folder), ("target.max_tokens=256",))
-    return compile_spec(spec, folder, folder / "bundle", Cache(folder / "cache")).bundle
+    return gated_bundle.write(tmp_path_factory.mktemp("quality") / "bundle", tokenizer=True)
 
 
-def test_the_likeliest_letter_is_the_models(bundle: Bundle) -> None:
-    tokenizer, rows = tokenizer_of(bundle), load_decoder(bundle, DecoderOptions(threads=1))
-    assert tokenizer is not None
-    given = stitched.halved(stitched.weights(stitched.stitch().plan(stitched.program())))
-    item = Lettered(ITEMS[0]["question"], ("red", "green", "blue"), 1)  # type: ignore[arg-type]
-    ids = np.array([tokenizer.encode(item.prompt)])
-    picks = [tokenizer.encode(letter, special=False)[-1] for letter in letters.LETTERS[:3]]
-    for route in stitched.ROUTES:
-        expected = stitched.eager(route, ids, given)[0, -1, picks].argmax()
-        assert likeliest(rows, tokenizer, item, RequestOptions(route=route)) == expected, route
-    rows.close()
-    with pytest.raises(RequestError, match="this bundle holds 256: leave it out"):
-        likeliest(rows, tokenizer, Lettered("x" * 999, ("a", "b"), 0), RequestOptions())
+@pytest.mark.parametrize(
+    ("right", "asked", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilsons_interval_is_that_of_the_tables(right: int, asked: int, low: float, high: float) -> None:
+    """The last is the example of Newcombe (1998), method 3; the others are of R's `binom.confint(method="wilson")`."""
+    assert wilson(right, asked) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_the_command_fills_a_row_for_each_route(bundle: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("the cat sat on the mat " * 5)
-    (tmp_path / "letters.jsonl").write_text("\n".join(map(json.dumps, ITEMS)))
-    asked = [{"question": f"{n}?", "answers": ["x"]} for n in range(7)]
-    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
-    files = (
-        f"--{name}={tmp_path / file}"
-        for name, file in (("text", "text.txt"), ("letters", "letters.jsonl"), ("questions", "questions.jsonl"))
-    )
-    arguments = ["quality", str(bundle.path), *files, "--first", "2", "--window", "32", "--threads", "1"]
-    shown = CliRunner().invoke(main, [*arguments, "--json"])
-    assert shown.exit_code == 0, shown.stderr
-    found = json.loads(shown.stdout)
-    assert list(found) == [*stitched.ROUTES, "router"]
-    assert "bytes_per_token" not in found["router"]
-    for row in found.values():
-        assert row["perplexity"] > 1
-        assert (row["letters_asked"], row["trivia_asked"], row["instructions_asked"]) == (2, 2, 2)
-    shown = CliRunner().invoke(main, [*arguments, "--route", "short", "--no-instructions"])
-    assert shown.exit_code == 0, shown.stderr
-    head, _, row = shown.stdout.splitlines()
-    assert head == "| route | bytes a token | perplexity | letters | trivia |"
-    assert row.startswith("| short | 1 MB, 100.0% | ")
+def test_a_share_has_wilsons_interval_and_another_figure_its_standard_error() -> None:
+    share = figure_of("acc", 0.5, 0.2, [0, 1, 0, 1])
+    assert (share.low, share.high) == wilson(2, 4)
+    other = figure_of("f1", 0.25, 0.1, [0.5, 0.0])
+    assert (other.low, other.high) == pytest.approx((0.25 - 0.196, 0.25 + 0.196), abs=1e-4)
+    assert not other.is_share
+
+
+def test_a_mean_over_tokens_takes_texts_as_independent() -> None:
+    """Four texts, of which each token lost the same: all that is known of them are four numbers."""
+    figure = mean_over("nll", [20, 30, 10, 20], [10, 10, 10, 10])
+    assert figure.value == 2
+    assert figure.high - figure.value == pytest.approx(1.96 * (2 / 3) ** 0.5 / 2, abs=1e-3)
+    assert sum(figure.each) / 4 == pytest.approx(figure.value)
+    uneven = mean_over("nll", [2, 90], [1, 99])
+    assert uneven.value == pytest.approx(0.92)
+    assert sum(uneven.each) / 2 == pytest.approx(uneven.value)
+
+
+def test_answers_to_the_same_questions_are_compared_one_by_one() -> None:
+    base = figure_of("acc", 0.5, None, [1, 1, 0, 0] * 25)
+    other = figure_of("acc", 0.49, None, [0, *([1, 1, 0, 0] * 25)[1:]])
+    mean, half = paired_difference(other, base)
+    assert mean == pytest.approx(-0.01)
+    assert half == pytest.approx(1.96 * 0.01, rel=0.01)
+    assert half < (other.high - other.low) / 4
+    assert cell(other, base) == "49.0% (39.4% to 58.7%); -1.0 ± 2.0 points"
+    shorter = figure_of("acc", 1.0, None, [1.0])
+    assert cell(other, shorter) == cell(other), "other questions are not compared"
 
 
 def test_the_table_says_how_sure_it_is() -> None:
-    found: dict[str, dict[str, Any]] = {
-        "a": {"bytes_per_token": 10**9, "letters": 0.5, "letters_asked": 100},
-        "b": {"bytes_per_token": 5 * 10**8},
+    rows = {
+        "a": Row(1e9, {"letters": figure_of("acc", 0.5, None, [0.0, 1.0] * 50)}, {"perplexity": 12.3456}),
+        "b": Row(5e8, {"nll": Figure("nll", 1.5, 1.25, 1.75, (1.0, 2.0))}, {"ffn_skipped": 0.25}),
+        "router": Row(None, {"nll": Figure("nll", 1.5, 1.25, 1.75, (1.0, 2.0))}),
     }
-    assert table(found).splitlines()[2:] == ["| a | 1000 MB, 100.0% | 50.0% ± 5.0% |", "| b | 500 MB, 50.0% |  |"]
+    assert table(rows).splitlines() == [
+        "| | bytes a token | perplexity | ffn_skipped | letters | nll |",
+        "|---|---|---|---|---|---|",
+        "| a | 1000 MB, 100.0% | 12.346 |  | 50.0% (40.4% to 59.6%) |  |",
+        "| b | 500 MB, 50.0% |  | 25.0% |  | 1.5000 (1.2500 to 1.7500) |",
+        "| router |  |  |  |  | 1.5000 (1.2500 to 1.7500) |",
+    ]
+    found = record(rows)
+    assert found["a"]["letters"]["asked"] == 100
+    assert found["b"] == {
+        "bytes_per_token": 5e8,
+        "ffn_skipped": 0.25,
+        "nll": {"metric": "nll", "value": 1.5, "low": 1.25, "high": 1.75, "asked": 2, "each": [1.0, 2.0]},
+    }
+    assert "bytes_per_token" not in found["router"]
+
+
+def test_budgets_are_rows_of_their_own(bundle: Bundle, tmp_path: Path) -> None:
+    ways = ways_of(bundle, budgets=(1.0, 0.5))
+    assert [(each.name, each.options.budget) for each in ways] == [("budget 1", 1.0), ("budget 0.5", 0.5)]
+    [way] = ways_of(bundle)
+    assert (way.name, way.options.budget, way.bytes_per_token) == ("", None, bundle.manifest.bytes_per_token)
+    with pytest.raises(RequestError, match="route: no route 'x'; this bundle has none"):
+        ways_of(bundle, ["x"])
+    plain = gated_bundle.write(tmp_path / "plain", gated=False)
+    with pytest.raises(RequestError, match="has neither gates nor a router"):
+        ways_of(plain, budgets=(0.5,))
+
+
+def test_something_must_be_measured(bundle: Bundle) -> None:
+    done = run("quality", str(bundle.path))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "nothing to measure; give --tasks, --text or --chats" in done.stderr
+    done = run("quality", str(bundle.path), "--tasks", "letters", "--file", "letters")
+    assert done.exit_code == 2
+    assert "NAME=FILE is right" in done.stderr
+
+
+def test_without_the_library_its_extra_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
+    for name in ("model", "run"):
+        monkeypatch.delitem(__import__("sys").modules, f"adaptc.evaluation.harness.{name}", raising=False)
+    assert "lm_eval" in EVALUATING
+    assert main.name is not None
+    done = run("quality", str(bundle.path), "--tasks", "letters")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.endswith("Error: lm_eval is not installed; pip install 'adaptc[eval]'\n")

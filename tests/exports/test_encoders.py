@@ -71,7 +71,7 @@ def test_a_container_s_folder_is_written(kind: str, bundle: Path, tmp_path: Path
         (("bench", "--speculate", "auto"), NO_TEXT),
         (("eval", "--text", "README"), NO_TEXT),
         (("eval", "--text", "README", "--sweep"), NO_TEXT),
-        (("quality", "--no-instructions"), NO_TEXT),
+        (("quality", "--text", "README"), NO_TEXT),
         (("quality",), NO_TEXT),
         (("route", "--prompts", "README"), NO_TEXT),
         (("answers", "--prompts", "README"), "neither gates nor a router"),

@@ -3,76 +3,188 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from adaptc.cli.options import JSON, ROUTES, THREADS
 from adaptc.cli.progress import shown_progress
 
+if TYPE_CHECKING:
+    from adaptc.evaluation.harness.run import Asked
+    from adaptc.evaluation.quality import Row, Way
+    from adaptc.runtime.bundle.folder import Bundle
+    from adaptc.runtime.progress import Progress
+
+
+def _files(_context: click.Context, _parameter: click.Parameter, values: Sequence[str]) -> dict[str, Path]:
+    """NAME=FILE pairs by name."""
+    pairs = [value.partition("=") for value in values]
+    if any(not name or not file for name, _, file in pairs):
+        raise click.BadParameter("NAME=FILE is right, with the name of a task")
+    return {name: Path(file) for name, _, file in pairs}
+
 
 @click.command("quality")
 @click.argument("bundles", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--tasks",
+    help="Tasks with commas: letters, capitals, word_problems, checked_instructions, humaneval_sandboxed, gsm8k_file, "
+    "or any of lm-evaluation-harness's, which download.",
+)
 @click.option("--text", type=click.Path(path_type=Path), help="A UTF-8 text to predict, for perplexity.")
 @click.option("--tokens", type=click.IntRange(2), help="Use only this many tokens of the text.")
 @click.option("--window", type=click.IntRange(2), default=512, show_default=True, help="Number of tokens seen at once.")
+@click.option("--chats", type=click.Path(path_type=Path), help="Held-out chats: how likely are their answers?")
 @click.option(
-    "--letters",
-    type=click.Path(path_type=Path),
-    help="A JSONL file, or lm-eval's MMLU examples: is the right letter chosen?",
+    "--reference", type=click.Path(path_type=Path), help="A bundle that answers of --chats are compared with."
 )
 @click.option(
-    "--questions",
-    type=click.Path(path_type=Path),
-    help="A YAML or JSONL file with answers: are they right, after 4 examples?",
+    "--limit", type=click.IntRange(1), help="Ask only so many documents of each task, or chats, from the first."
 )
 @click.option(
-    "--instructions/--no-instructions",
-    default=True,
-    show_default=True,
-    help="Measure whether instructions are followed.",
+    "--file", "files", multiple=True, metavar="NAME=FILE", callback=_files, help="A file for a task's documents."
 )
-@click.option("--first", type=click.IntRange(1), help="Use only this many entries of each file.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    type=click.FloatRange(0, 1),
+    help="0 is cheapest, 1 is dense. May be repeated.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=8, show_default=True, help="Answers that are written together."
+)
+@click.option("--chat/--no-chat", default=None, help="Use the chat template; by default for tasks of instructions.")
+@click.option("--allow-code-execution", is_flag=True, help="Run what the model writes, for tasks of code.")
 @ROUTES
 @THREADS
 @JSON
 def command(
     bundles: tuple[Path, ...],
+    tasks: str | None,
     text: Path | None,
     tokens: int | None,
     window: int,
-    letters: Path | None,
-    questions: Path | None,
-    instructions: bool,
-    first: int | None,
+    chats: Path | None,
+    reference: Path | None,
+    limit: int | None,
+    files: dict[str, Path],
+    budgets: tuple[float, ...],
+    batch: int,
+    chat: bool | None,
+    allow_code_execution: bool,
     routes: tuple[str, ...],
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Measure what bundles can do, route by route: a table.
 
-    Perplexity on a text, questions with lettered choices (MMLU), questions with known answers, and instructions that a
-    program can check. Prints Markdown.
+    Tasks of lm-evaluation-harness, perplexity on a text, and the likelihood of held-out chats, by route and budget,
+    each with its interval of 95 %. Prints Markdown.
     """
-    from adaptc.evaluation.instructions import INSTRUCTIONS
-    from adaptc.evaluation.letters import read_lettered
-    from adaptc.evaluation.quality import Tasks, quality, table
-    from adaptc.evaluation.questions import SHOTS, read_questions
-    from adaptc.evaluation.text import text_ids
+    from adaptc.evaluation.quality import Row, record, table, ways_of
     from adaptc.runtime import open_bundle
     from adaptc.runtime.model.plan import refuse_encoder
 
-    asked = read_questions(questions)[: first and first + SHOTS] if questions is not None else []
-    lettered = read_lettered(letters)[:first] if letters is not None else []
-    kept = INSTRUCTIONS[:first] if instructions else ()
-    results: dict[str, dict[str, Any]] = {}
+    opened = [open_bundle(path) for path in bundles]
+    for bundle in opened:
+        refuse_encoder(bundle)
+    if tasks is None and text is None and chats is None:
+        raise click.UsageError("nothing to measure; give --tasks, --text or --chats")
+    asked = None if tasks is None else _asked(tasks, limit, files, chat, allow_code_execution)
+    rows: dict[str, Row] = {}
     with shown_progress() as progress:
-        for bundle in (open_bundle(path) for path in bundles):
-            refuse_encoder(bundle)
-            ids = text_ids(bundle, text, tokens) if text is not None else None
-            name = bundle.path.name
-            rows = quality(bundle, Tasks(ids, window, lettered, asked, kept), routes, threads, progress)
-            for route, row in rows.items():
-                results[" ".join(filter(None, (name if len(bundles) > 1 or not route else "", route)))] = row
-    click.echo(json.dumps(results, indent=2) if as_json else table(results))
+        for bundle in opened:
+            ways = ways_of(bundle, routes, budgets)
+            mine = [Row(way.bytes_per_token) for way in ways]
+            if text is not None:
+                _perplexities(bundle, ways, mine, (text, tokens, window), threads, progress)
+            if chats is not None:
+                _chats(bundle, ways, mine, (chats, reference, limit), threads, progress)
+            if asked is not None:
+                _tasks(bundle, ways, mine, asked, batch, threads, progress)
+            for way, row in zip(ways, mine, strict=True):
+                own = bundle.path.name if len(bundles) > 1 or not way.name else ""
+                rows[" ".join(filter(None, (own, way.name)))] = row
+    click.echo(json.dumps(record(rows), indent=2) if as_json else table(rows))
+
+
+def _asked(tasks: str, limit: int | None, files: dict[str, Path], chat: bool | None, run_code: bool) -> Asked:
+    from adaptc.evaluation.harness.run import Asked
+
+    return Asked(tuple(filter(None, tasks.split(","))), limit, files, chat, run_code)
+
+
+def _perplexities(
+    bundle: Bundle,
+    ways: Sequence[Way],
+    rows: Sequence[Row],
+    asked: tuple[Path, int | None, int],
+    threads: int | None,
+    progress: Progress,
+) -> None:
+    from adaptc.evaluation.perplexity import bundle_perplexity
+    from adaptc.evaluation.text import text_ids
+
+    text, tokens, window = asked
+    ids = text_ids(bundle, text, tokens)
+    for way, row in zip(ways, rows, strict=True):
+        progress.stage(f"{way.name} perplexity".strip())
+        options = {"budget": way.options.budget, "route": way.options.route}
+        measured = bundle_perplexity(bundle, ids, window, **options, threads=threads, progress=progress)  # type: ignore[arg-type]
+        row.other |= {"perplexity": measured.perplexity, "tokens": measured.tokens}
+
+
+def _chats(
+    bundle: Bundle,
+    ways: Sequence[Way],
+    rows: Sequence[Row],
+    asked: tuple[Path, Path | None, int | None],
+    threads: int | None,
+    progress: Progress,
+) -> None:
+    from adaptc.evaluation.chats import answer_losses
+    from adaptc.runtime import open_bundle
+    from adaptc.sources.chats import read_chats
+
+    path, reference, limit = asked
+    progress.stage("chats")
+    found = answer_losses(
+        bundle,
+        read_chats(path).chats[:limit],
+        [way.options for way in ways],
+        None if reference is None else open_bundle(reference),
+        threads,
+        progress,
+    )
+    for row, measured in zip(rows, found, strict=True):
+        row.figures["nll"] = measured.nll
+        row.other |= {"answer_tokens": measured.tokens}
+        if measured.kl is not None:
+            row.figures["kl"] = measured.kl
+        if measured.ffn_skipped:
+            row.other["ffn_skipped_read"] = measured.ffn_skipped
+
+
+def _tasks(
+    bundle: Bundle,
+    ways: Sequence[Way],
+    rows: Sequence[Row],
+    asked: Asked,
+    batch: int,
+    threads: int | None,
+    progress: Progress,
+) -> None:
+    from adaptc.evaluation.harness.model import BundleLM
+    from adaptc.evaluation.harness.run import measure
+
+    model = BundleLM(bundle, batch=batch, threads=threads, progress=progress)
+    for way, row in zip(ways, rows, strict=True):
+        mine = model.by(way.options.route, way.options.budget)
+        row.figures |= measure(mine, asked, progress)
+        if mine.written.tokens:
+            row.other |= {"written_tokens": mine.written.tokens, "ffn_skipped": mine.written.ffn_skipped}
+    model.close()
