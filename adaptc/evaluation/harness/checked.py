@@ -7,6 +7,8 @@ checkers need a tokenizer of NLTK's that is downloaded. Those about languages ar
 
 from __future__ import annotations
 
+import contextlib
+import io
 import random
 from collections.abc import Callable
 from typing import Any
@@ -112,8 +114,8 @@ _WHOLE = (
 
 def checkers() -> Any:
     """lm-evaluation-harness's module of IFEval's judgement, which judges the same text always in the same way."""
-    # Importing it downloads a tokenizer of NLTK's that no instruction here needs.
-    with mock.patch("nltk.download"):
+    # Importing it downloads a tokenizer of NLTK's that no instruction here needs, and prints so.
+    with mock.patch("nltk.download"), contextlib.redirect_stdout(io.StringIO()):
         import langdetect
         from lm_eval.tasks.ifeval import utils
 

@@ -97,7 +97,8 @@ def _measured(model: BundleLM, task: str, manager: TaskManager, asked: Asked) ->
     chat = wants_chat and has_chat(model.bundle) if asked.chat is None else asked.chat
     if chat and not has_chat(model.bundle):
         raise RequestError(f"{model.bundle.path}: no chat template; --no-chat asks without one")
-    with mock.patch("lm_eval.api.task.tqdm", _no_bar):  # we have a progress of our own
+    # We have a progress of our own, and where a user works is no business of a record.
+    with mock.patch("lm_eval.api.task.tqdm", _no_bar), mock.patch("lm_eval.evaluator.get_git_commit_hash"):
         found: dict[str, Any] = lm_eval.simple_evaluate(
             model=model,
             tasks=[task],
