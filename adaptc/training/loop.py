@@ -121,11 +121,14 @@ class Training(Generic[AnObjective]):
     def start_or_resume(self, checkpoint: Path, progress: Progress, *, restart: bool) -> None:
         """Go on from a checkpoint if there is one, else start the objective.
 
+        What the start has fitted is written as a checkpoint at once: for gates it takes longer than all that follows.
+
         Raises:
             LoadError: the checkpoint is damaged, or of another run.
         """
         if restart or not self.resume(checkpoint):
             self.objective.start(progress)
+            self._save(checkpoint, {})
 
     def resume(self, path: Path) -> bool:
         """Go on from a checkpoint of the same objective and text; return False if there is none.
@@ -180,11 +183,11 @@ class Training(Generic[AnObjective]):
             self.curve.append((self.step, round(result.loss, 5)))
             progress.step(self.step, plan.steps, self._note(result.share))
             if checkpoint is not None and (self.step % every == 0 or self.step == plan.steps):
-                self._save(checkpoint, optimizer)
+                self._save(checkpoint, optimizer.state)
             if self.objective.finished():
                 return
         if checkpoint is not None and self.step < plan.steps:
-            self._save(checkpoint, optimizer)
+            self._save(checkpoint, optimizer.state)
 
     def sampled_curve(self, points: int = 50) -> list[list[float]]:
         """Return the curve thinned to about so many points, for a file's metadata."""
@@ -195,10 +198,14 @@ class Training(Generic[AnObjective]):
         skipped = f", {share:.1%} of blocks skipped" if share else ""
         return f"loss {sum(losses) / len(losses):.4f}{skipped}"
 
-    def _save(self, path: Path, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, path: Path, states: Mapping[torch.Tensor, Any]) -> None:
+        """Write a checkpoint; `states` is the optimizer's of each weight, empty before the first step."""
         weights = self.objective.weights()
-        states = {name: optimizer.state[weight] for name, weight in weights.items() if weight in optimizer.state}
-        moments = {name: (state["exp_avg"], state["exp_avg_sq"]) for name, state in states.items()}
+        moments = {
+            name: (states[weight]["exp_avg"], states[weight]["exp_avg_sq"])
+            for name, weight in weights.items()
+            if weight in states
+        }
         run, buffers = self.objective.identity(), self.objective.buffers()
         save_checkpoint(Checkpoint(run, self.step, tuple(self.curve), dict(weights), moments, buffers), path)
 

@@ -137,6 +137,30 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
         torch.testing.assert_close(again.objective.weights()[name], weight, rtol=1e-4, atol=1e-5)
 
 
+def test_what_the_start_fitted_is_kept_before_the_first_step(tmp_path: Path) -> None:
+    first = trainer()
+    first.start_or_resume(tmp_path / "c", Told(), restart=False)
+    again = trainer()
+    again.objective.start = None  # type: ignore[assignment, method-assign]  # to be called would be an error
+    again.start_or_resume(tmp_path / "c", Told(), restart=False)
+    assert again.step == 0
+    for name, weight in first.objective.weights().items():
+        torch.testing.assert_close(again.objective.weights()[name], weight)
+    again.run()
+    assert again.step == RECIPE.steps
+
+
+def test_a_training_stops_in_time_and_goes_on(tmp_path: Path) -> None:
+    training = trainer()
+    training.start_or_resume(tmp_path / "c", Told(), restart=False)
+    training.run(checkpoint=tmp_path / "c", seconds=0.0)
+    assert training.step == 0, "the time is up before a step"
+    again = trainer()
+    assert again.resume(tmp_path / "c")
+    again.run(checkpoint=tmp_path / "c")
+    assert again.step == RECIPE.steps
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     first = trainer(Recipe(steps=1, rows=4, window=32, start=512))
     first.objective.start()
