@@ -93,6 +93,24 @@ def test_what_another_command_printed_is_added_and_stays(tmp_path: Path) -> None
     assert (bundle / "manifest.json").read_bytes() == seal
 
 
+def test_figures_of_quality_are_shown_with_their_intervals(tmp_path: Path) -> None:
+    bundle, file = copy("gated", tmp_path), tmp_path / "quality.json"
+    share = {"metric": "acc", "value": 0.5, "low": 0.25, "high": 0.75, "asked": 2, "each": [0.0, 1.0]}
+    loss = {"metric": "nll", "value": 1.5, "low": 1.25, "high": 1.75, "asked": 2, "each": [1.0, 2.0]}
+    rows = {"large": {"bytes_per_token": 10**9, "perplexity": 12.5, "letters": share}, "router": {"nll": loss}}
+    file.write_text(json.dumps(rows))
+    done = run("report", bundle, "--with", file)
+    assert done.exit_code == 0, done.output
+    page = (bundle / "report.html").read_text()
+    check_page(page)
+    for shown in ("letters", "50 % (25 % to 75 %)", "12.500", "nll", "1.5 (1.25 to 1.75)"):
+        assert shown in page, shown
+    file.write_text(json.dumps({"large": {"letters": {"value": 0.5}}}))
+    done = run("report", bundle, "--with", file)
+    assert done.exit_code == 1
+    assert "no measurement" in done.stderr
+
+
 def test_what_was_built_outlives_a_new_report(tmp_path: Path) -> None:
     bundle = copy("gated", tmp_path)
     assert run("build", bundle).exit_code == 0
