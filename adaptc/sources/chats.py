@@ -169,23 +169,35 @@ def pack(chats: Sequence[Chat], window: int) -> tuple[npt.NDArray[np.int64], npt
     """
     if not chats:
         raise LoadError("no chats to train on; adaptc write-data writes some")
-    lengths = np.array([min(len(each.ids), window) for each in chats])
-    places: list[tuple[int, int, int]] = []  # chat, row, position
-    room = np.zeros(len(chats), np.int64)
-    room[:] = window
-    for chat in np.argsort(-lengths, kind="stable").tolist():
-        row = int(np.argmax(room >= lengths[chat]))
-        places.append((chat, row, window - int(room[row])))
-        room[row] -= lengths[chat]
-    rows = 1 + max(row for _, row, _ in places)
+    places = _places(chats, window)
+    rows = 1 + int(places[:, 0].max())
     ids, mask = np.empty((rows, window), np.int64), np.zeros((rows, window), np.bool_)
-    for chat, row, at in places:
-        end = at + int(lengths[chat])
+    # In the order of their positions, so that what is repeated at a row's end is its last chat's.
+    for chat in np.argsort(places[:, 1], kind="stable").tolist():
+        row, at = places[chat].tolist()
+        end = min(at + len(chats[chat].ids), window)
         ids[row, at:end] = chats[chat].ids[: end - at]
         ids[row, end:] = ids[row, end - 1]
         for first, last in chats[chat].answers:
             mask[row, min(at + first, end) : min(at + last, end)] = True
     return ids, mask
+
+
+def rows_of(chats: Sequence[Chat], window: int) -> npt.NDArray[np.int64]:
+    """Return the row of each chat in what `pack` gives: int64 [chats]."""
+    return _places(chats, window)[:, 0]
+
+
+def _places(chats: Sequence[Chat], window: int) -> npt.NDArray[np.int64]:
+    """Row and position of each chat, int64 [chats, 2]: long ones first, each into the first row that has room."""
+    lengths = np.array([min(len(each.ids), window) for each in chats], np.int64)
+    room = np.full(len(chats), window)
+    places = np.zeros((len(chats), 2), np.int64)
+    for chat in np.argsort(-lengths, kind="stable").tolist():
+        row = int(np.argmax(room >= lengths[chat]))
+        places[chat] = row, window - int(room[row])
+        room[row] -= lengths[chat]
+    return places
 
 
 def _line(chat: Chat) -> dict[str, Any]:

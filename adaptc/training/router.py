@@ -17,13 +17,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 
 from adaptc.errors import PassError
-from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.stored.router_file import RouterMetadata, save_router
-from adaptc.passes.stitch.plan import tail_name
-from adaptc.passes.stitch.rules import TRUNK
-from adaptc.passes.stitch.states import feeds
-from adaptc.runtime.model.router import features
-from adaptc.runtime.progress import SILENT, Progress, counted
+from adaptc.runtime.progress import SILENT, Progress
 from adaptc.training.loop import Optimization, StepLoss, Training
 
 Array = npt.NDArray[np.float32]
@@ -49,44 +44,6 @@ class Prompts:
 
     def __getitem__(self, rows: Any) -> Prompts:
         return Prompts(self.features[rows], self.lost[rows])
-
-
-def observe(
-    graphs: Mapping[str, FxGraph],
-    costs: Mapping[str, float],
-    ids: npt.NDArray[np.int64],
-    progress: Progress = SILENT,
-    device: str = "cpu",
-) -> Prompts:
-    """Run every route over every prompt and return what it loses.
-
-    Args:
-        graphs: A stitched program's, at FX level: `trunk` and `tail.ROUTE`.
-        costs: By route.
-        ids: int64 [prompts, tokens]: the first half of each is the prompt, the second what follows.
-        progress: Told of stages and steps.
-        device: "cpu" or "cuda".
-    """
-    half = ids.shape[1] // 2
-    seen, losses = [], []
-    for graph in graphs.values():
-        graph.module.to(device)
-    progress.stage("run every route over prompts")
-    for at in counted(range(0, len(ids), 8), progress):
-        rows = torch.from_numpy(ids[at : at + 8]).to(device)
-        with torch.no_grad():
-            [states] = graphs[TRUNK].module(*feeds(graphs[TRUNK], rows))
-            seen += [features(each[:half].float().cpu().numpy()) for each in states]
-            by_route = []
-            for route in costs:
-                tail = graphs[tail_name(route)]
-                [logits] = tail.module(*feeds(tail, rows, states))
-                scores = logits[:, half - 1 : -1].float().transpose(1, 2)
-                by_route.append(F.cross_entropy(scores, rows[:, half:], reduction="none").mean(1).cpu().numpy())
-            losses.append(np.stack(by_route, 1))
-    lost = np.concatenate(losses)
-    dearest = list(costs).index(max(costs, key=lambda route: costs[route]))
-    return Prompts(np.stack(seen), (lost - lost[:, dearest : dearest + 1]).astype(np.float32))
 
 
 class RouterObjective:

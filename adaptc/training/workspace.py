@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from adaptc import __version__
@@ -18,7 +19,7 @@ from adaptc.errors import SpecError
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import CalibrationText, WrittenChats
-from adaptc.sources.chats import pack
+from adaptc.sources.chats import Chat, pack, rows_of
 from adaptc.spec.schema import Spec
 from adaptc.training.text import TrainingText
 from adaptc.writing.calibration import calibration_of
@@ -93,23 +94,60 @@ def training_text(text: CalibrationText, source: Source, window: int, parts: int
         SpecError: chats are written in another vocabulary.
         PassError: the text is too short.
     """
-    rows, counts = [], []
+    ids, answers, _ = _rows(text, source, window)
+    order = _order(len(ids))
+    return TrainingText.of_rows(ids[order], answers[order], parts)
+
+
+def chats_of(
+    text: CalibrationText, source: Source, window: int, parts: int
+) -> tuple[tuple[Chat, ...], tuple[Chat, ...]]:
+    """Return the chats of a calibration text: those that `training_text` gives to train on, and those it holds out.
+
+    Args:
+        text: As there; so are the others.
+        source: As there.
+        window: As there.
+        parts: As there.
+
+    Raises:
+        SpecError: chats are written in another vocabulary.
+    """
+    ids, _, placed = _rows(text, source, window)
+    place = np.argsort(_order(len(ids)))
+    held = [place[row] % parts == 0 for _, row in placed]
+    train = tuple(chat for (chat, _), out in zip(placed, held, strict=True) if not out)
+    return train, tuple(chat for (chat, _), out in zip(placed, held, strict=True) if out)
+
+
+def _rows(
+    text: CalibrationText, source: Source, window: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[tuple[Chat, int]]]:
+    """A text as rows of token ids, which of them count, and each chat with its row."""
+    rows: list[npt.NDArray[np.int64]] = []
+    counts: list[npt.NDArray[np.bool_]] = []
+    placed: list[tuple[Chat, int]] = []
     for part in text.parts:
+        before = sum(len(each) for each in rows)
         if isinstance(part, WrittenChats):
             if not part.written_for(source):
                 raise SpecError(
                     f"calibration.text: {part.name}: written in another vocabulary than that of {source.origin}"
                 )
             ids, answers = pack(part.chats, window)
+            placed += zip(part.chats, (before + rows_of(part.chats, window)).tolist(), strict=True)
         else:
             found = part.ids(source, WHOLE)
             ids = found[: len(found) // window * window].reshape(-1, window)
             answers = np.ones(ids.shape, np.bool_)
         rows.append(ids)
         counts.append(answers)
-    ids, answers = np.concatenate(rows), np.concatenate(counts)
-    order = np.random.default_rng(0).permutation(len(ids))
-    return TrainingText.of_rows(ids[order], answers[order], parts)
+    return np.concatenate(rows), np.concatenate(counts), placed
+
+
+def _order(rows: int) -> npt.NDArray[np.int64]:
+    """The order in which rows are trained on, drawn, but always the same for as many."""
+    return np.random.default_rng(0).permutation(rows)
 
 
 def provenance(text: CalibrationText) -> dict[str, Any]:

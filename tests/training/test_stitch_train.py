@@ -21,9 +21,11 @@ from adaptc.passes.stitch.calibration import HeldOut, calibrated, p_value
 from adaptc.passes.stitch.offers import withheld
 from adaptc.passes.stitch.options import JoinOptions, Route, RouterOptions, Slice
 from adaptc.passes.stitch.states import feeds
+from adaptc.sources.chats import Chat
 from adaptc.training.loop import Training
 from adaptc.training.recipe import Recipe
-from adaptc.training.router import Prompts, fitted, observe, predicted, recovered, write_router
+from adaptc.training.router import Prompts, fitted, predicted, recovered, write_router
+from adaptc.training.router_prompts import answers, halves, observe
 from adaptc.training.stitches.measure import measure, stitch_metadata
 from adaptc.training.stitches.objective import HELD_OUT, StitchObjective, stitch_training
 from adaptc.training.stitches.predictor import Predictor, cut_before_head, divergence
@@ -241,7 +243,7 @@ def test_observed_losses_are_the_routes_own() -> None:
     program = Pipeline((stitched.stitch(),)).run(stitched.program())
     plan = stitched.stitch().plan(stitched.program())
     ids = text(320).reshape(10, 32)
-    found = observe(program.at_level(FxGraph), plan.costs(), ids)
+    found = observe(program.at_level(FxGraph), plan.costs(), halves(ids))
     given = {n: p for g in program.at_level(FxGraph).values() for n, p in g.module.named_parameters()}
     nll = []
     for route in ("large", "small"):
@@ -250,6 +252,38 @@ def test_observed_losses_are_the_routes_own() -> None:
     np.testing.assert_allclose(found.lost[:, 1], (nll[1] - nll[0]).numpy(), atol=1e-4)
     assert (found.lost[:, 0] == 0).all()
     assert found.features.shape == (10, 96)
+
+
+def test_losses_on_answers_are_of_their_tokens_alone() -> None:
+    """Texts of other lengths share a run; what is measured of each begins behind its own prompt."""
+    program = Pipeline((stitched.stitch(),)).run(stitched.program())
+    plan = stitched.stitch().plan(stitched.program())
+    random = np.random.default_rng(4)
+    chats = []
+    for length in (9, 30, 14, 22, 50, 12):
+        ids = tuple(random.integers(2, 300, length).tolist())
+        chats.append(Chat(ids, ((length // 3, length - 2),), "any", ()))
+    texts = answers(chats, 10, 40)
+    assert sorted(len(each.ids) for each in texts) == [7, 10, 12, 20, 28, 40]
+    found = observe(program.at_level(FxGraph), plan.costs(), texts)
+    given = {n: p for g in program.at_level(FxGraph).values() for n, p in g.module.named_parameters()}
+    for each, lost in zip(texts, found.lost, strict=True):
+        nll = []
+        for route in stitched.ROUTES:
+            logits = torch.from_numpy(stitched.eager(route, each.ids[None], given))[0, each.start - 1 : -1]
+            nll.append(float(F.cross_entropy(logits, torch.from_numpy(each.ids[each.start :]))))
+        np.testing.assert_allclose(lost, np.array(nll) - nll[0], atol=1e-4)
+
+
+def test_answers_are_one_a_chat_and_fit() -> None:
+    two = Chat(tuple(range(20)), ((4, 8), (12, 20)), "any", ())
+    assert {(each.start, len(each.ids)) for seed in range(20) for each in answers([two], 5, 99, seed)} == {
+        (4, 8),
+        (12, 20),
+    }
+    assert answers([two], 5, 5) == [], "an answer of one token says nothing"
+    assert len(answers([two] * 9, 5, 99)) == 5
+    assert answers([Chat((1, 2, 3), ((0, 3),), "any", ())], 5, 99) == [], "without a prompt there is no state to read"
 
 
 def routing(path: Path, **options: float) -> RouterOptions:

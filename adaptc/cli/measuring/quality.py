@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adaptc.cli.options import JSON, ROUTES, THREADS
+from adaptc.cli.options import JSON, ROUTES, THREADS, refuse_given
 from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def _files(_context: click.Context, _parameter: click.Parameter, values: Sequenc
     "--reference", type=click.Path(path_type=Path), help="A bundle that answers of --chats are compared with."
 )
 @click.option(
+    "--router",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="With --chats alone: what is the router worth on their answers? Writes router.json and router.png there.",
+)
+@click.option(
     "--limit", type=click.IntRange(1), help="Ask only so many documents of each task, or chats, from the first."
 )
 @click.option(
@@ -70,6 +76,7 @@ def command(
     window: int,
     chats: Path | None,
     reference: Path | None,
+    router: Path | None,
     limit: int | None,
     files: dict[str, Path],
     budgets: tuple[float, ...],
@@ -83,8 +90,12 @@ def command(
     """Measure what bundles can do, route by route: a table.
 
     Tasks of lm-evaluation-harness, perplexity on a text, and the likelihood of held-out chats, by route and budget,
-    each with its interval of 95 %. Prints Markdown.
+    each with its interval of 95 %. Prints Markdown. With --router routes, the router, a coin and an oracle are drawn by
+    what they lose on answers and by what they cost.
     """
+    if router is not None:
+        _measure_router(bundles, chats, router, limit, threads, as_json)
+        return
     from adaptc.evaluation.quality import Row, record, table, ways_of
     from adaptc.runtime import open_bundle
     from adaptc.runtime.model.plan import refuse_encoder
@@ -110,6 +121,37 @@ def command(
                 own = bundle.path.name if len(bundles) > 1 or not way.name else ""
                 rows[" ".join(filter(None, (own, way.name)))] = row
     click.echo(json.dumps(record(rows), indent=2) if as_json else table(rows))
+
+
+def _measure_router(
+    bundles: Sequence[Path], chats: Path | None, output: Path, limit: int | None, threads: int | None, as_json: bool
+) -> None:
+    """Measure the router of one bundle, write router.json and router.png, and print what it comes to."""
+    from adaptc.evaluation.routing import measure_routing
+    from adaptc.plots.routing import draw
+    from adaptc.runtime import open_bundle
+    from adaptc.runtime.model.plan import refuse_encoder
+
+    if len(bundles) != 1 or chats is None:
+        raise click.UsageError("--router: one bundle, and --chats with a file of them, are right")
+    others = ("tasks", "text", "tokens", "reference", "budgets", "routes")
+    refuse_given(others, "not with --router, which measures all routes on chats")
+    bundle = open_bundle(bundles[0])
+    refuse_encoder(bundle)
+    with shown_progress() as progress:
+        routing = measure_routing(bundle, chats, limit, threads, progress)
+    output.mkdir(parents=True, exist_ok=True)
+    record = {"bundle": bundle.path.name, "chats": chats.name, **routing.record()}
+    (output / "router.json").write_text(json.dumps(record, indent=2))
+    draw(routing, bundle.path.name, output / "router.png")
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+    else:
+        click.echo(f"| {routing.prompts} answers | bytes a token | nats a token lost | likelihood kept |\n|---|---|---|---|")
+        for name, point in {**routing.routes, "**router**": routing.calibrated}.items():
+            click.echo(f"| {name} | {point.cost:.1%} | {point.loss:.3f} ± {point.error:.3f} | {point.kept:.1%} |")
+        click.echo(f"\nThe router loses {routing.beats_coin_by:.3f} nats a token less than a coin at its cost.")
+    click.echo(f"wrote {output / 'router.json'} and {output / 'router.png'}", err=True)
 
 
 def _asked(tasks: str, limit: int | None, files: dict[str, Path], chat: bool | None, run_code: bool) -> Asked:

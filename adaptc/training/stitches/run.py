@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import SpecError
@@ -22,16 +23,20 @@ from adaptc.sources.find import find_source
 from adaptc.spec.passes import build_passes
 from adaptc.spec.schema import Spec
 from adaptc.training.recipe import Recipe
-from adaptc.training.router import fitted, observe, predicted, recovered, write_router
+from adaptc.training.router import LEAST, fitted, predicted, recovered, write_router
+from adaptc.training.router_prompts import PromptedText, answers, halves, observe
 from adaptc.training.stitches.measure import stitch_metadata
 from adaptc.training.stitches.objective import HELD_OUT, StitchObjective, stitch_training
-from adaptc.training.workspace import Workspace, checkpoint_of, provenance, training_text, whole_text
+from adaptc.training.workspace import Workspace, chats_of, checkpoint_of, provenance, training_text, whole_text
 
 PROMPTS = 1024
 """Prompts that a router is trained and calibrated on, at most."""
 
 PROMPT = 128
-"""Tokens of a prompt together with what follows it."""
+"""Tokens of a piece of prose whose first half is a prompt."""
+
+LONGEST = 768
+"""Tokens of a chat that are read, at most."""
 
 
 def stitch_of(spec: Spec) -> Stitch | None:
@@ -99,29 +104,47 @@ def train_router(spec: Spec, recipe: Recipe, workspace: Workspace, progress: Pro
         raise SpecError("passes: no router to train; 'stitch: {router: {weights: FILE, …}, …}' names its file")
     output = workspace.output_for(pass_.router.weights)
     whole = whole_text(spec, workspace.base, workspace.cache, workspace.device, progress)
-    program, _, plan = _program(spec, pass_, whole, workspace, progress)
+    program, sources, plan = _program(spec, pass_, whole, workspace, progress)
     at = pass_.at(workspace.base)
     assert isinstance(at, Stitch)
     stitched = Pipeline((replace(at, router=None),)).run(program)
-    ids = program.samples[plan.trunk.model]
-    rows = ids[: len(ids) // PROMPT * PROMPT].reshape(-1, PROMPT)
-    rows = np.random.default_rng(recipe.seed).permutation(rows)[:PROMPTS]
     costs = plan.costs()
-    prompts = observe(stitched.at_level(FxGraph), costs, rows, progress, workspace.device)
-    # Half for training, half for thresholds: a bound holds for prompts that the router has not seen.
-    train, held_out = prompts[: len(rows) // 2], prompts[len(rows) // 2 :]
+    to_train, to_hold, of = _prompts(whole, sources[plan.trunk.model], recipe, program.samples[plan.trunk.model])
+    prompts = observe(stitched.at_level(FxGraph), costs, [*to_train, *to_hold], progress, workspace.device)
+    train, held_out = prompts[: len(to_train)], prompts[len(to_train) :]
     weights = fitted(train, recipe.seed)
     cheap = list(costs).index(min(costs, key=lambda route: costs[route]))
     _, area = recovered(predicted(weights, held_out.features), held_out.lost, cheap)
-    quality = {"area": area, "prompts": len(held_out.lost), "mean_gap": float(held_out.lost[:, cheap].mean())}
+    gap = float(held_out.lost[:, cheap].mean())
+    quality = {"area": area, "prompts": len(held_out.lost), "mean_gap": gap}
     write_router(
         weights,
         tuple(costs),
         held_out,
-        provenance(whole) | quality,
+        provenance(whole) | quality | {"labels": of},
         output,
     )
     return output, quality
+
+
+def _prompts(
+    text: CalibrationText, source: Source, recipe: Recipe, ids: npt.NDArray[np.int64]
+) -> tuple[list[PromptedText], list[PromptedText], str]:
+    """Return prompts to train a router on, others for its thresholds, and what its labels are losses on.
+
+    A bound holds for prompts that the router has not seen. Of chats those set thresholds that the stitches were not
+    trained on either, if `recipe` has their window: on the others routes lose less than they will.
+    """
+    train, held_out = chats_of(text, source, recipe.window, HELD_OUT)
+    if train or held_out:
+        fit, hold = (answers(each, PROMPTS, LONGEST, recipe.seed) for each in (train, held_out))
+        if len(hold) >= LEAST:
+            return fit, hold, "answers"
+        both = answers([*train, *held_out], PROMPTS, LONGEST, recipe.seed)
+        return both[: len(both) // 2], both[len(both) // 2 :], "answers"
+    rows = ids[: len(ids) // PROMPT * PROMPT].reshape(-1, PROMPT)
+    pieces = halves(np.random.default_rng(recipe.seed).permutation(rows)[:PROMPTS])
+    return pieces[: len(pieces) // 2], pieces[len(pieces) // 2 :], "text"
 
 
 def _program(
