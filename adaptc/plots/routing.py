@@ -53,7 +53,7 @@ def draw(routing: Routing, title: str, path: Path) -> None:
             name if inside else f"{name}: {point.loss:.2f}",
             (100 * point.cost, min(point.loss, top)),
             textcoords="offset points",
-            xytext=(-7, 7) if point.cost > 0.9 else (7, 6),
+            xytext=(-7, -14) if point.cost > 0.9 else (7, 6) if inside else (7, -12),
             ha="right" if point.cost > 0.9 else "left",
             fontsize=9,
             color=INK,
@@ -80,7 +80,7 @@ def draw(routing: Routing, title: str, path: Path) -> None:
     axes.set_ylim(min(0.0, *shown) - 0.06 * top, top * 1.08)
     axes.grid(color=FAINT, zorder=0)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8.5, frameon=False)
+    axes.legend(fontsize=8.5, framealpha=0.9, edgecolor=FAINT)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.savefig(path)

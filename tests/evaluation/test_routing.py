@@ -120,23 +120,19 @@ def test_a_bundles_routes_are_run_over_answers(folder: Path) -> None:
 
 
 def test_the_command_writes_a_picture_and_its_figures(folder: Path, tmp_path: Path) -> None:
-    arguments = [
-        "quality",
-        str(folder / "bundle"),
-        "--router",
-        str(folder / "chats.jsonl"),
-        "-o",
-        str(tmp_path / "out"),
-    ]
-    done = CliRunner().invoke(main, [*arguments, "--first", "3"])
+    chats = ["--chats", str(folder / "chats.jsonl")]
+    arguments = ["quality", str(folder / "bundle"), "--router", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, [*arguments, *chats, "--limit", "3"])
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "router.json").read_text())
     assert record["prompts"] == 3
     assert record["routes"].keys() == stitched.ROUTES.keys()
     assert "| **router** |" in done.stdout
     assert (tmp_path / "out" / "router.png").read_bytes().startswith(b"\x89PNG")
-    refused = CliRunner().invoke(main, [*arguments, "--tokens", "9"])
-    assert (refused.exit_code, "not with --router" in refused.output) == (2, True)
+    for more in (["--tokens", "9"], ["--route", "large"], ["--budget", "0.5"]):
+        refused = CliRunner().invoke(main, [*arguments, *chats, *more])
+        assert (refused.exit_code, f"{more[0]}: not with --router" in refused.output) == (2, True)
+    assert CliRunner().invoke(main, arguments).exit_code == 2, "without chats there is nothing to measure"
 
 
 def test_other_chats_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -13,23 +13,36 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from adaptc.compiler.cache import Cache
 from adaptc.errors import LoadError, PassError
 from adaptc.ir.fx_graph import FxGraph
+from adaptc.ir.stored.router_file import RouterMetadata, load_router
 from adaptc.ir.stored.stitch_file import load_stitches, save_stitches
+from adaptc.ir.stored.trained_file import load_trained
 from adaptc.passes import Pipeline
 from adaptc.passes.stitch.calibration import HeldOut, calibrated, p_value
 from adaptc.passes.stitch.offers import withheld
 from adaptc.passes.stitch.options import JoinOptions, Route, RouterOptions, Slice
 from adaptc.passes.stitch.states import feeds
-from adaptc.sources.chats import Chat
+from adaptc.runtime.model.router import METADATA
+from adaptc.runtime.progress import SILENT
+from adaptc.sources.base import Source
+from adaptc.sources.calibration_text import calibration_text
+from adaptc.sources.chats import Chat, append_chats, begin_chats
+from adaptc.sources.find import find_source
+from adaptc.sources.vocabulary import vocabulary
+from adaptc.spec.reading import read_spec
+from adaptc.spec.schema import CalibrationSpec
 from adaptc.training.loop import Training
 from adaptc.training.recipe import Recipe
-from adaptc.training.router import Prompts, fitted, predicted, recovered, write_router
+from adaptc.training.router import LEAST, Prompts, fitted, predicted, recovered, write_router
 from adaptc.training.router_prompts import answers, halves, observe
 from adaptc.training.stitches.measure import measure, stitch_metadata
 from adaptc.training.stitches.objective import HELD_OUT, StitchObjective, stitch_training
 from adaptc.training.stitches.predictor import Predictor, cut_before_head, divergence
+from adaptc.training.stitches.run import train_router
 from adaptc.training.text import TrainingText
+from adaptc.training.workspace import Workspace, chats_of, training_text
 from tests.fakes.progress import Told
 from tests.models import stitched
 
@@ -380,3 +393,50 @@ def test_the_table_of_a_budget_falls_in_cost(router: Path) -> None:
     assert levels[0] == (1.0, -math.inf)
     assert all(a[0] > b[0] and a[1] < b[1] for a, b in pairwise(levels))
     assert levels[-1][0] < 0.4
+
+
+def chats_file(path: Path, source: Source, count: int) -> tuple[Chat, ...]:
+    random = np.random.default_rng(7)
+    lengths = random.integers(6, 40, count).tolist()
+    chats = tuple(Chat(tuple(random.integers(2, 300, n).tolist()), ((n // 2, n),), "any", ()) for n in lengths)
+    begin_chats(path, {"vocabulary": vocabulary(source)})
+    append_chats(path, chats)
+    return chats
+
+
+def test_chats_that_are_held_out_are_in_no_row_that_is_trained_on(tmp_path: Path) -> None:
+    stitched.write(tmp_path)
+    source = find_source(read_spec(tmp_path / "model.yaml").models["large"], tmp_path)
+    chats = chats_file(tmp_path / "chats.jsonl", source, 200)
+    (tmp_path / "prose.txt").write_text("the cat sat on the mat " * 400)
+    names = ("prose.txt", "chats.jsonl")
+    written = replace(calibration_text(CalibrationSpec(text=names), tmp_path), tokens=1 << 30)
+    train, held_out = chats_of(written, source, 48, 4)
+    assert sorted([*train, *held_out], key=hash) == sorted(chats, key=hash)
+    assert 20 < len(held_out) < 80
+    rows = training_text(written, source, 48, 4)
+    trained, measured = ({tuple(row[mask]) for row, mask in zip(*pair, strict=True)} for pair in (
+        (rows.train, rows.train_counts), (rows.held_out, rows.held_out_counts)
+    ))  # fmt: skip
+
+    def found(chat: Chat, among: set[tuple[int, ...]]) -> bool:
+        start, end = chat.answers[0]
+        return any(str(chat.ids[start:end])[1:-1] in str(tuple(map(int, row))) for row in among)
+
+    assert all(found(chat, measured) and not found(chat, trained) for chat in held_out)
+    assert all(found(chat, trained) and not found(chat, measured) for chat in train)
+
+
+def test_a_router_is_trained_on_answers(tmp_path: Path) -> None:
+    path = stitched.write(tmp_path)
+    spec = read_spec(path, ["calibration={text: chats.jsonl}"])
+    source = find_source(spec.models["large"], tmp_path)
+    chats_file(tmp_path / "chats.jsonl", source, 700)
+    workspace = Workspace(tmp_path, tmp_path / "new.safetensors", Cache(tmp_path / "cache"), False, "cpu")
+    written, quality = train_router(spec, Recipe(window=64), workspace, SILENT)
+    stored = load_router(written)
+    assert quality["prompts"] == len(stored.lost) >= LEAST
+    metadata, _ = load_trained(written, METADATA, RouterMetadata, "a router")
+    assert metadata.training["labels"] == "answers"
+    few = calibrated(routing(written, max_loss=0.9, confidence=0.8), dict.fromkeys(stored.routes, 1.0))
+    assert few.bound["prompts"] == len(stored.lost)

@@ -94,6 +94,9 @@ def command(
     what they lose on answers and by what they cost.
     """
     if router is not None:
+        for name, given in (("route", routes), ("budget", budgets)):
+            if given:
+                raise click.UsageError(f"--{name}: not with --router, which measures all routes on chats")
         _measure_router(bundles, chats, router, limit, threads, as_json)
         return
     from adaptc.evaluation.quality import Row, record, table, ways_of
@@ -134,8 +137,8 @@ def _measure_router(
 
     if len(bundles) != 1 or chats is None:
         raise click.UsageError("--router: one bundle, and --chats with a file of them, are right")
-    others = ("tasks", "text", "tokens", "reference", "budgets", "routes")
-    refuse_given(others, "not with --router, which measures all routes on chats")
+    why = "not with --router, which measures all routes on chats"
+    refuse_given(("tasks", "text", "tokens", "reference"), why)
     bundle = open_bundle(bundles[0])
     refuse_encoder(bundle)
     with shown_progress() as progress:
@@ -147,7 +150,9 @@ def _measure_router(
     if as_json:
         click.echo(json.dumps(record, indent=2))
     else:
-        click.echo(f"| {routing.prompts} answers | bytes a token | nats a token lost | likelihood kept |\n|---|---|---|---|")
+        click.echo(
+            f"| {routing.prompts} answers | bytes a token | nats a token lost | likelihood kept |\n|---|---|---|---|"
+        )
         for name, point in {**routing.routes, "**router**": routing.calibrated}.items():
             click.echo(f"| {name} | {point.cost:.1%} | {point.loss:.3f} ± {point.error:.3f} | {point.kept:.1%} |")
         click.echo(f"\nThe router loses {routing.beats_coin_by:.3f} nats a token less than a coin at its cost.")
