@@ -78,6 +78,7 @@ class ChatsInWork:
         self._draws = Draws(np.random.default_rng(seed))
         self._ready: deque[WritingJob] = deque()
         self._headers = frame.header() is not None
+        self._asked: Counter[str] = Counter()
         self.fates: Counter[str] = Counter()
         self.written = 0
         self.kept_tokens, self.kept_chats = 0, 0
@@ -141,7 +142,7 @@ class ChatsInWork:
                 header = self._frame.header(system)
                 if header is not None:
                     return self._job(header, FREE_TURN, self._recipe.request_temperature, _FreeTurn(system, None))
-            seed = draw_seed(self._draws)
+            seed = draw_seed(self._draws, self._asked)
             if seed.ask is None:
                 self._ask(seed.wrap, seed.kind, seed.most)
             elif prompt := self._frame.prompt((user(seed.ask),)):
@@ -187,6 +188,7 @@ class ChatsInWork:
         elif not self._requests.add(request):
             self.fates["repeated"] += 1
         else:
+            self._asked[kind] += 1
             messages = (*opening(system or self._system(self._recipe.systems)), user(request))
             prompt = self._frame.prompt(messages)
             if prompt is not None:

@@ -62,7 +62,7 @@ def has_marks(text: str) -> bool:
 def listed(text: str) -> list[str]:
     """Return the entries of a numbered list; one that is cut off at the text's end among them."""
     found = (_NUMBERED.match(line) for line in text.splitlines())
-    return [each[1].strip().strip("*").strip() for each in found if each is not None]
+    return [each[1].replace("**", "").strip() for each in found if each is not None]
 
 
 def bare(text: str) -> str:

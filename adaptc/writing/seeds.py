@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,9 @@ from adaptc.writing.topics import CODE_LANGUAGES, LANGUAGES, PROGRAMS, TOPICS
 T = TypeVar("T")
 SHORT, MIDDLE, LONG = 160, 448, 640
 """Most tokens of an answer."""
+
+LACK = 50
+"""Requests that are looked ahead: with more, kinds are drawn more evenly, with fewer their shares are met sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,17 @@ class Draws:
         return bool(self.random.random() < share)
 
 
-def draw_seed(draws: Draws) -> RequestSeed:
-    """Draw one seed; kinds are drawn by their shares."""
+def draw_seed(draws: Draws, asked: Mapping[str, int] = MappingProxyType({})) -> RequestSeed:
+    """Draw one seed; kinds are drawn by what they lack of their shares.
+
+    Args:
+        draws: What is drawn by.
+        asked: Requests so far, by kind: a seed of one kind gives a list of them, of another a single one.
+    """
     shares = np.array([share for _, share in KINDS.values()])
-    name = list(KINDS)[int(draws.random.choice(len(shares), p=shares / shares.sum()))]
+    made = np.array([asked.get(name, 0) for name in KINDS])
+    lacking = np.maximum(shares / shares.sum() * (made.sum() + LACK) - made, 1e-3)
+    name = list(KINDS)[int(draws.random.choice(len(shares), p=lacking / lacking.sum()))]
     return KINDS[name][0](draws)
 
 

@@ -18,6 +18,7 @@ from adaptc.writing.frame import Frame
 from adaptc.writing.jobs import WritingJob, WritingJobs, WrittenText
 from adaptc.writing.recipe import WritingRecipe
 from adaptc.writing.run import WritingLimits, WritingPlace, WritingResult, write_chats
+from adaptc.writing.seeds import KINDS
 from tests.models.chat_templates import CHATML
 from tests.models.tiny_tokenizer import byte_level, files
 
@@ -87,6 +88,10 @@ def test_chats_are_what_the_template_writes(frame: Frame, tmp_path: Path) -> Non
         assert spans == [f"{each}<|end|>" for each in answers]
     kinds = Counter(chat.kind for chat in found.chats)
     assert kinds.keys() >= {"form", "fact", "code", "arithmetic", "choice", "translation", "language", "free"}
+    asked = sum(count for kind, count in kinds.items() if kind != "free")
+    total = sum(share for _, share in KINDS.values())
+    for kind, (_, share) in KINDS.items():
+        assert kinds[kind] / asked == pytest.approx(share / total, abs=0.06), "though some seeds give lists"
     assert any(chat.messages[0]["role"] == "system" for chat in found.chats)
     [run] = found.metadata["runs"]
     assert run["tokens_written"] == result.written > result.answer_tokens
