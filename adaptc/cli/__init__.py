@@ -55,7 +55,10 @@ COMMANDS = {
     "init": ("compiling.init", "Write a commented model.yaml for MODEL."),
     "train": ("compiling.train", "Train the gates of SPEC's skip_ffn, or its stitches and their router."),
     "write-data": ("compiling.write_data", "Have a model write chats, to calibrate and train on."),
-    "stitch-search": ("compiling.stitch_search", "Rank the places where two models can be stitched."),
+    "stitch-search": (
+        "compiling.stitch_search",
+        "Rank the places where two models can be stitched, into each other or past layers of their own.",
+    ),
     "route": ("running.route", "Say which route a stitched bundle takes for prompts."),
     "build": ("compiling.build", "Make a bundle ready for this machine."),
     "check": ("inspecting.check", "Check a spec against its models and this machine."),
