@@ -12,7 +12,8 @@ from adaptc.runtime.backends.backend import Device
 from adaptc.runtime.bundle.folder import Bundle
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadTargets
-from adaptc.runtime.model.budget import check_budget
+from adaptc.runtime.generation.option_checks import UNPAID
+from adaptc.runtime.model.budget import check_budget, check_loss
 from adaptc.runtime.model.plan import check_budget_fits, is_encoder, is_modal
 from adaptc.runtime.validation import check_count, check_elements, shown
 
@@ -45,6 +46,8 @@ class LoadOptions:
     prefix_bytes: int | None = None
     verify: bool = True
     budget: float | None = None
+    max_loss: float | None = None
+    unpaid: str | None = None
     load_targets: LoadTargets | None = None
     routes: Sequence[str] | None = None
     speculate: str | None = None
@@ -59,6 +62,10 @@ class LoadOptions:
                 object.__setattr__(self, name, check_count(name, value, most, least))
         if self.budget is not None:
             object.__setattr__(self, "budget", check_budget(self.budget))
+        if self.max_loss is not None:
+            object.__setattr__(self, "max_loss", check_loss(self.max_loss))
+        if self.unpaid is not None and self.unpaid not in UNPAID:
+            raise RequestError(f"unpaid: {shown(self.unpaid)}; there are: {', '.join(UNPAID)}")
         if self.load_targets is not None and not isinstance(self.load_targets, LoadTargets):
             raise RequestError(f"load_targets: {shown(self.load_targets)}; a LoadTargets is needed")
         if self.speculate is not None and not isinstance(self.speculate, str):
@@ -93,6 +100,8 @@ class LoadOptions:
             "chunk": text if alone else "",
             "prefix_bytes": text if alone else "it runs on a GPU" if device == "gpu" else "",
             "budget": text if alone else "",
+            "max_loss": text if alone else "",
+            "unpaid": text if alone else "",
             "load_targets": text if alone else "",
             "speculate": text if alone else "",
             "routes": "it runs on a GPU, which loads all of them" if device == "gpu" else "",
@@ -109,6 +118,7 @@ class LoadOptions:
                 there = f"there are: {', '.join(known)}" if known else f"{bundle.path} has no routes: leave it out"
                 raise RequestError(f"routes: {shown(name)}; {there}")
         check_budget_fits(bundle, self.budget, routes=self.routes)
+        check_budget_fits(bundle, self.max_loss, "max_loss", self.routes)
         check_budget_fits(bundle, self.load_targets, "load_targets", self.routes)
 
 

@@ -72,6 +72,8 @@ def load(
     prefix_bytes: int | None = None,
     verify: bool = True,
     budget: float | None = None,
+    max_loss: float | None = None,
+    unpaid: str | None = None,
     load_targets: LoadTargets | None = None,
     routes: Sequence[str] | None = None,
     speculate: str | None = None,
@@ -96,6 +98,10 @@ def load(
             it only names and sizes are, and a session's `verified` says so.
         budget: Default budget for requests without one, from 0 (cheapest) to 1 (dense), for bundles with gates or a
             router; None skips nothing, and routes as the router was calibrated to.
+        max_loss: In the place of a budget: the most that skipping may be expected to cost requests that name neither,
+            in nats a token, see `Request`.
+        unpaid: What happens to a budget that skips too few blocks to be quicker than a model without gates, as measured
+            where the bundle was compiled: "warn" once, which None is too, "refuse" or "allow".
         load_targets: Times that are kept under load by lowering budgets, each down to its request's `min_budget`, for
             bundles with gates or a router; None lowers none.
         routes: The only routes of a stitched bundle to load, on a CPU; their layers alone take memory. Requests then
@@ -120,6 +126,8 @@ def load(
         prefix_bytes=prefix_bytes,
         verify=verify,
         budget=budget,
+        max_loss=max_loss,
+        unpaid=unpaid,
         load_targets=load_targets,
         routes=routes,
         speculate=speculate,
@@ -267,7 +275,8 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
     chunk = _CHUNK if options.chunk is None else options.chunk
     prefixes = PREFIX_BYTES if options.prefix_bytes is None else options.prefix_bytes
     targets = options.load_targets
-    likely = options.budget if targets is None else 0.0  # under load nobody shall wait for a graph to be loaded
+    asked = 0.0 if options.max_loss is not None else options.budget
+    likely = asked if targets is None else 0.0  # under load nobody shall wait for a graph to be loaded
     held = tuple(options.routes or ())
     spare = batch if options.speculate is not None and options.speculate != OFF else 0
     decoder = backend.decoder(bundle, DecoderOptions(batch, chunk, options.threads, likely, prefixes, held, spare))
@@ -290,7 +299,16 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
         speculation=speculation,
         speculate=options.speculate,
         verified=options.verify,
+        max_loss=options.max_loss,
+        pays_from=_pays_from(bundle, name),
+        unpaid=options.unpaid,
     )
+
+
+def _pays_from(bundle: Bundle, graph: str) -> float:
+    """The share of all blocks from which a graph's gates pay, as measured; 0 if that is not known."""
+    verdict, gates = bundle.manifest.gate_verdicts.get(graph), bundle.manifest.gates.get(graph)
+    return 0.0 if verdict is None or gates is None else verdict.payoff.pays_from(gates)
 
 
 def _cheapest(bundle: Bundle) -> str | None:

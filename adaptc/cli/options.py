@@ -40,6 +40,13 @@ RUNS_ON = click.option(
     show_default=True,
     help="Where the bundle runs; auto is a GPU if there is one that runs it.",
 )
+UNPAID = click.option(
+    "--unpaid",
+    type=click.Choice(["warn", "refuse", "allow"]),
+    default="warn",
+    show_default=True,
+    help="What happens to a budget that skips too few blocks to be quicker than running all.",
+)
 DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _SECONDS = click.FloatRange(0, min_open=True)

@@ -20,9 +20,11 @@ from adaptc.report.graphs import stored_graph
 from adaptc.runtime.bundle.folder import Bundle, write_bundle
 from adaptc.runtime.bundle.manifest import GatesFile
 from adaptc.runtime.bundle.names import data_file, gates_file
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
 
 Array = npt.NDArray[np.generic]
+Points = tuple[tuple[float, float], ...]
 
 
 def swap_gates(bundle: Bundle, path: Path) -> Bundle:
@@ -59,13 +61,7 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
         content = np.ascontiguousarray(made[constant]).tobytes()
         assert len(content) == place.nbytes, f"{constant}: {len(content)} bytes, not {place.nbytes}"
         data[place.offset : place.offset + place.nbytes] = content
-    gates = bundle.manifest.gates[name]
-    if gates.layers == metadata.layers:
-        table = ((0.0, DENSE), *metadata.thresholds)
-    else:  # some gates were taken out: each threshold still has its meaning, and the shares shrink alike
-        part = len(gates.layers) / len(metadata.layers)
-        table = ((0.0, DENSE), *((share * part, level) for share, level in metadata.thresholds))
-    gates = replace(gates, warmup=max(gates.warmup, metadata.warmup), thresholds=table)
+    gates = _measured(bundle.manifest.gates[name], metadata)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest = replace(
         bundle.manifest,
@@ -76,6 +72,26 @@ def swap_gates(bundle: Bundle, path: Path) -> Bundle:
     record = replace(record_of(bundle), trained={name: metadata.perplexity}, skip_maps={}, added={})
     files: dict[str, Path | bytes] = {data_file(GATES): bytes(data), gates_file(name): path.read_bytes()}
     return write_bundle(bundle.path, files | report_files(manifest, record), manifest, bundle)
+
+
+def _measured(gates: SkipGates, metadata: GatesMetadata) -> SkipGates:
+    """A bundle's gates with what was measured of others for the same layers.
+
+    Where some gates were taken out each threshold still has its meaning, and the shares shrink alike.
+    """
+    part = len(gates.layers) / len(metadata.layers)
+
+    def shrunk(points: Points) -> Points:
+        return tuple((share * part, value) for share, value in points)
+
+    written = ((0.0, DENSE), *shrunk(metadata.written)) if metadata.written else ()
+    return replace(
+        gates,
+        warmup=max(gates.warmup, metadata.warmup),
+        thresholds=((0.0, DENSE), *shrunk(metadata.thresholds)),
+        written=written,
+        written_loss=shrunk(metadata.written_loss),
+    )
 
 
 def _check(path: Path, metadata: GatesMetadata, old: GatesMetadata, bundle: Bundle) -> None:

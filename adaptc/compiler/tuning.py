@@ -17,7 +17,7 @@ from time import perf_counter
 import numpy as np
 
 from adaptc.compiler import stage_names
-from adaptc.compiler.tuning_each import Ids, decide, remeasured, stepwise
+from adaptc.compiler.tuning_each import Ids, decide, remeasured, stepwise, with_fewer_gates
 from adaptc.compiler.weights_file import write_graphs
 from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph
@@ -126,7 +126,7 @@ def _one_by_one(
         table = tuple(remeasured(gated, ids, gates.blocks, gates.thresholds, progress))
     if len(table) < 2:
         return graph, gates, replace(verdict, pays=False, why=f"{verdict.why}; what is left skips nothing", each=each)
-    return graph, replace(gates, thresholds=table), replace(verdict, each=each)
+    return graph, with_fewer_gates(gates, table), replace(verdict, each=each)
 
 
 def _by_rows(

@@ -7,12 +7,14 @@ one decision, the first one's: then only its gate is computed, and the others co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.bundle.gate_verdict import GateDecision
+from adaptc.runtime.bundle.skip_gates import SkipGates
 from adaptc.runtime.model.budget import DENSE
 from adaptc.runtime.progress import SILENT, Progress, counted
 
@@ -95,3 +97,34 @@ def remeasured(
             if share > found[-1][0]:
                 found.append((round(share, 5), level))
     return found
+
+
+def with_fewer_gates(gates: SkipGates, table: Sequence[tuple[float, float]]) -> SkipGates:
+    """Gates with thresholds that were measured again, after some were removed or grouped.
+
+    What the model writes is not at hand here: a threshold's share of it, and that of a loss, shrinks as the same
+    threshold's share of the calibration text did. The loss keeps its value, which is then the most to expect.
+
+    Args:
+        gates: With the tables from before.
+        table: (share of all blocks skipped, threshold), both rising, from (0, -inf).
+    """
+    levels = np.array([level for _, level in table[1:]])
+    was = np.interp(levels, *_columns(gates.thresholds[1:], by=1))
+    kept = np.array([share for share, _ in table[1:]]) / np.maximum(was, 1e-9)
+
+    def shrunk(share: float, level: float) -> float:
+        return round(share * float(np.interp(level, levels, kept)), 5)
+
+    written, losses = gates.written, gates.written_loss
+    if written:
+        at, thresholds = _columns(written[1:], by=0)
+        losses = tuple((shrunk(share, float(np.interp(share, at, thresholds))), loss) for share, loss in losses)
+        written = tuple((shrunk(share, level), level) for share, level in written)
+    return replace(gates, thresholds=tuple(table), written=written, written_loss=losses)
+
+
+def _columns(points: Sequence[tuple[float, float]], by: int) -> tuple[npt.NDArray[np.float64], ...]:
+    """A table's shares and thresholds as two arrays: of shares and thresholds, or with by=1 the other way round."""
+    array = np.array(points, np.float64).reshape(-1, 2)
+    return array[:, by], array[:, 1 - by]

@@ -94,6 +94,7 @@ def bundle_perplexity(
     *,
     step: bool = False,
     budget: float | None = None,
+    max_loss: float | None = None,
     route: str | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
@@ -107,6 +108,7 @@ def bundle_perplexity(
         step: Token by token through the graph as it runs when it writes.
         budget: How much of the model runs, 0 to 1, where the bundle has gates; below 1 it goes token by token. None for
             dense, and for what a router was calibrated to.
+        max_loss: In the place of a budget, see `Request`.
         route: Route of a stitched bundle; None lets its router pick one for each window, which it reads whole.
         threads: Threads of the engine; None for the physical cores.
         progress: As for `perplexity`.
@@ -121,10 +123,10 @@ def bundle_perplexity(
     if decoder is not None and window > decoder.max_tokens:
         raise RequestError(f"window: {window} tokens; this bundle holds {decoder.max_tokens}: choose fewer")
     taken: Counter[str] = Counter()
-    with load(bundle.path, threads=threads, batch=1, verify=False, budget=budget) as session:
+    with load(bundle.path, threads=threads, batch=1, verify=False, budget=budget, max_loss=max_loss) as session:
 
         def score(piece: Ids) -> npt.NDArray[np.float32]:
-            scores = session.score(piece, step=step, budget=budget, route=route)
+            scores = session.score(piece, step=step, route=route)
             if route is None and has_router(bundle) and scores.route is not None:
                 taken[scores.route] += 1
             skips.extend([scores.skips] if scores.skips is not None else [])

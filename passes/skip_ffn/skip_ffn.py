@@ -167,7 +167,9 @@ class SkipFfn(Pass):
             raise PassError(f"{path.name}: {wrong[0]}: {found}; shape {list(wanted[wrong[0]])} is right")
         fork = gating.learned(graph, metadata.layers, weights)
         gates = self._gates("learned", metadata.layers, blocks, metadata.thresholds)
-        return fork, replace(gates, warmup=max(self.warmup, metadata.warmup))
+        written = ((0.0, float("-inf")), *metadata.written) if metadata.written else ()
+        warmup, losses = max(self.warmup, metadata.warmup), metadata.written_loss
+        return fork, replace(gates, warmup=warmup, written=written, written_loss=losses)
 
     def _gates(self, policy: str, layers: tuple[int, ...], blocks: int, levels: Levels) -> SkipGates:
         table = ((0.0, float("-inf")), *levels)

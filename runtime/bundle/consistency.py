@@ -140,6 +140,15 @@ def _check_gates(manifest: Manifest, where: str, name: str, gates: SkipGates) ->
     shares = [share for share, _ in gates.thresholds]
     if shares != sorted(shares) or not all(0 <= share <= 1 for share in shares):
         raise BundleError(f"{where}.thresholds: shares that rise from 0 to 1 are needed")
+    if gates.written:
+        shares = [share for share, _ in gates.written]
+        if len(shares) > _ROWS or shares != sorted(shares) or not all(0 <= share <= 1 for share in shares):
+            raise BundleError(f"{where}.written: shares that rise from 0 to 1 are needed")
+    if gates.written_loss:
+        points = gates.written_loss
+        rises = list(points) == sorted(points) and [loss for _, loss in points] == sorted(loss for _, loss in points)
+        if len(points) > _ROWS or points[0] != (0, 0) or not rises or points[-1][0] > 1:
+            raise BundleError(f"{where}.written_loss: shares up to 1 and losses, both rising from 0, are needed")
     if not 0 <= gates.budget <= 1:
         raise BundleError(f"{where}.budget: {gates.budget}; 0 to 1 is needed")
 

@@ -47,6 +47,10 @@ class Payoff:
         """Share of tokens for which a gate must skip its block to pay for itself; above 1 it never does."""
         return self.cost / self.gain if self.gain > 0 else float("inf")
 
+    def pays_from(self, gates: SkipGates) -> float:
+        """Share of all blocks from which skipping is quicker than running without gates; above 1 it never is."""
+        return self.break_even * len(gates.layers) / gates.blocks
+
     def verdict(self, gates: SkipGates) -> tuple[bool, str]:
         """Whether these gates pay at their smallest budget, and a sentence that says why."""
         most = gates.most

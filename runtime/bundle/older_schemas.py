@@ -3,7 +3,7 @@
 Schema 2 kept what was measured in an untyped `report`, a route's cost beside its graph, and both infinities as null.
 Schema 3 knew no rows that decide each for itself, so it timed none. Schema 4 had no graphs that verify drafted tokens.
 In schema 5 the cache of every layer held all positions. Schema 6 had no adapters that requests choose among.
-In schema 7 routers picked any route.
+In schema 7 routers picked any route, and gates had one table of thresholds for what is scored and what is written.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def _from_schema6(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_schema7(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"schema": 8, "plan": [_with_withheld(step) for step in content["plan"]]}
+    gates = {name: each | {"written": [], "written_loss": []} for name, each in content["gates"].items()}
+    return content | {"schema": 8, "plan": [_with_withheld(step) for step in content["plan"]], "gates": gates}
 
 
 def _with_withheld(step: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,10 @@ class SkipGates:
         rows: Most rows of a step in which blocks are skipped, as measured; with more every block runs.
         budget: Default budget for requests without one, 0 to 1.
         dense: Name of the same graph without gates, for steps that skip nothing; "" if there is none.
+        written: As `thresholds`, for tokens that the model writes, of which one threshold skips more than of text that
+            it reads; empty where that was not measured, and `thresholds` serve for both.
+        written_loss: (share of all blocks skipped, expected KL from the dense model in nats a token) for tokens that
+            the model writes, both rising from (0, 0); empty where that was not measured.
     """
 
     policy: str
@@ -34,6 +38,8 @@ class SkipGates:
     rows: int = 1024
     budget: float = 1.0
     dense: str = ""
+    written: tuple[tuple[float, ExtendedFloat], ...] = ()
+    written_loss: tuple[tuple[float, float], ...] = ()
 
     @property
     def most(self) -> float:

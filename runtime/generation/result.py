@@ -30,6 +30,9 @@ class Trace:
         drafted: Tokens that were guessed and verified.
         accepted: How many of them were right, and so took no step of their own.
         adapter: The adapter that it had; None for none.
+        budget: The budget that it had, whether it was asked for or `max_loss` picked it; None for the bundle's own.
+        expected_loss: What skipping blocks costs at this budget, nats a token, as measured on answers when the gates
+            were trained; None if that is not known, or if the budget changed on the way.
     """
 
     prompt_tokens: int
@@ -45,6 +48,8 @@ class Trace:
     drafted: int = 0
     accepted: int = 0
     adapter: str | None = None
+    budget: float | None = None
+    expected_loss: float | None = None
 
     @property
     def tokens_per_step(self) -> float:

@@ -67,6 +67,7 @@ class TokenSequence(Work):
         priority: int = 0,
         floor: float = 1.0,
         speculate: str = OFF,
+        expected_loss: float | None = None,
     ) -> None:
         """Begin with nothing written.
 
@@ -82,6 +83,7 @@ class TokenSequence(Work):
             priority: See `Work`.
             floor: See the attribute.
             speculate: See the attribute.
+            expected_loss: See `Trace`, of the budget that it begins with.
         """
         super().__init__(priority)
         self.prompt = prompt
@@ -99,6 +101,7 @@ class TokenSequence(Work):
         self.fed = 0
         self.floor = floor
         self.speculate = speculate
+        self._expected_loss = expected_loss
         self.drafter: str | None = None
         self.drafted = self.accepted = 0
         self.slot = 0
@@ -255,6 +258,8 @@ class TokenSequence(Work):
             self.drafted,
             self.accepted,
             self.options.adapter,
+            self._budget,
+            None if self._changed or self.lowered_to is not None else self._expected_loss,
         )
         text = "".join(self.pieces[:tokens])
         return Result(text, tuple(self.ids[:tokens]), len(self.prompt), reason or cut, trace)
@@ -269,6 +274,7 @@ def sequence_of(
     index: int = 0,
     floor: float = 1.0,
     speculate: str = OFF,
+    expected_loss: float | None = None,
 ) -> TokenSequence:
     """The sequence of a request, ready to be decoded.
 
@@ -281,6 +287,7 @@ def sequence_of(
         index: Place in a batch: equal prompts with one seed still get results of their own.
         floor: See `TokenSequence`.
         speculate: See `TokenSequence`.
+        expected_loss: See `TokenSequence`.
 
     Raises:
         RequestError: the model has no such end token.
@@ -305,6 +312,7 @@ def sequence_of(
         priority=request.priority,
         floor=floor,
         speculate=speculate,
+        expected_loss=expected_loss,
     )
 
 

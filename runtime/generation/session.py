@@ -77,6 +77,9 @@ class Session:
         speculation: Speculation | None = None,
         speculate: str | None = None,
         verified: bool = False,
+        max_loss: float | None = None,
+        pays_from: float = 0.0,
+        unpaid: str | None = None,
     ) -> None:
         """Put the parts together; most callers want `load`.
 
@@ -95,6 +98,10 @@ class Session:
             speculation: Drafts tokens that one step verifies; None drafts none.
             speculate: What drafts for requests that name nothing, see `Request`; None for nothing.
             verified: Whether the bundle's files were compared with their hashes.
+            max_loss: In the place of a budget: what skipping may be expected to cost, see `Request`.
+            pays_from: Share of all blocks from which skipping is quicker than running without gates; 0 if that is not
+                known.
+            unpaid: What happens to a budget that skips less: "warn" once, which None is too, "refuse" or "allow".
 
         Raises:
             RequestError: the budget is out of range, or it or targets are given and the decoder has neither gates nor a
@@ -113,7 +120,16 @@ class Session:
         control = None if load_targets is None else LoadController(load_targets)
         self._scheduler = Scheduler(decoder, limits, StepWatch(control), speculation)
         self._turns = Turns(self._scheduler, self._free, clock)
-        self._checks = OptionChecks(decoder, budget, load_targets, speculation, speculate)
+        self._checks = OptionChecks(
+            decoder,
+            budget,
+            load_targets,
+            speculation,
+            speculate,
+            max_loss=max_loss,
+            pays_from=pays_from,
+            unpaid=unpaid,
+        )
 
     @property
     def takes_budget(self) -> bool:
@@ -262,6 +278,7 @@ class Session:
         *,
         step: bool = False,
         budget: float | None = None,
+        max_loss: float | None = None,
         route: str | None = None,
         adapter: str | None = None,
     ) -> Scores:
@@ -272,6 +289,7 @@ class Session:
             step: Whether the text goes token by token through the graph as when it writes, not in chunks.
             budget: As for `generate`. Below 1 a bundle with gates always goes token by token, and the scores say which
                 blocks ran.
+            max_loss: As for `generate`.
             route: As for `generate`; a router reads the whole text.
             adapter: As for `generate`.
 
@@ -280,7 +298,7 @@ class Session:
             EngineError: the engine failed.
         """
         tokens, step = self._prompts.ids(ids), check_flag("step", step)
-        scoring = Scoring(self._decoder, tokens, self._checks.options(budget, route, adapter), step)
+        scoring = Scoring(self._decoder, tokens, self._checks.options(budget, route, adapter, max_loss), step)
         self._finish(Turn([ReadingJob(scoring.read, scoring.alone)]))
         return scoring.scores
 
@@ -371,13 +389,15 @@ class Session:
 
     def _sequence(self, prompt: Prompt, request: Request, index: int = 0) -> TokenSequence:
         """A request's sequence, all of it checked; `index` is its place in a batch."""
-        options = self._checks.options(request.budget, request.route, cast("str | None", request.adapter))
+        adapter = cast("str | None", request.adapter)
+        options = self._checks.options(request.budget, request.route, adapter, request.max_loss)
         ids, encode = self._prompts.read(prompt, request)
         if request.stop_strings:
             self._prompts.need_tokenizer("stop strings")
         options, floor = replace(options, inserts=encode), self._checks.floor(request.budget, request.min_budget)
         speculate = OFF if options.adapter is not None else self._checks.speculate(request.speculate)
-        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor, speculate)
+        loss = self._checks.expected_loss(options.budget)
+        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor, speculate, loss)
 
     def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any], options: GenerateOptions) -> Ids:
         tokenizer = self._prompts.need_tokenizer("chat")

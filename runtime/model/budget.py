@@ -81,9 +81,21 @@ def threshold_at(thresholds: Sequence[tuple[float, float]], budget: float) -> fl
         line through the first two.
     """
     points = _finite(thresholds)
-    if budget >= 1 or not points:
-        return DENSE
-    share = _share(points, budget)
+    return _level(points, (1 - budget) * points[-1][0]) if points and budget < 1 else DENSE
+
+
+def share_of(gates: SkipGates, budget: float) -> float:
+    """The share of all blocks that gates skip at a budget, as their table says."""
+    points = _finite(gates.thresholds)
+    return (1 - budget) * points[-1][0] if points else 0.0
+
+
+def _finite(thresholds: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    return [(share, level) for share, level in thresholds if math.isfinite(level)]
+
+
+def _level(points: Sequence[tuple[float, float]], share: float) -> float:
+    """The threshold of a share, from a table without infinities that is not empty."""
     if len(points) > 1 and share < points[0][0]:
         (x0, y0), (x1, y1) = points[:2]
         return y0 - (y1 - y0) * (x0 - share) / (x1 - x0) if x1 > x0 else y0
@@ -91,22 +103,51 @@ def threshold_at(thresholds: Sequence[tuple[float, float]], budget: float) -> fl
     return float(np.interp(share, np.array(shares, np.float64), np.array(levels, np.float64)))
 
 
-def share_of(gates: SkipGates, budget: float) -> float:
-    """The share of all blocks that gates skip at a budget, as their table says."""
-    points = _finite(gates.thresholds)
-    return _share(points, budget) if points else 0.0
+def threshold_of(gates: SkipGates | None, budget: float | None, ceiling: float = 1.0, *, scored: bool = False) -> float:
+    """The threshold of a budget; -inf without gates.
 
-
-def _finite(thresholds: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    return [(share, level) for share, level in thresholds if math.isfinite(level)]
-
-
-def _share(points: Sequence[tuple[float, float]], budget: float) -> float:
-    return (1 - budget) * points[-1][0]
-
-
-def threshold_of(gates: SkipGates | None, budget: float | None, ceiling: float = 1.0) -> float:
-    """The threshold of a budget, None for the gates' own, which counts for a ceiling at most; -inf without gates."""
-    if gates is None:
+    Args:
+        gates: Those of the graph.
+        budget: None for the gates' own.
+        ceiling: The most that a budget counts for.
+        scored: Whether tokens are of a given text; else the model writes them, and another threshold skips as much.
+    """
+    if gates is None or (counts := min(gates.budget if budget is None else budget, ceiling)) >= 1:
         return DENSE
-    return threshold_at(gates.thresholds, min(gates.budget if budget is None else budget, ceiling))
+    points = _finite(gates.thresholds if scored or not gates.written else gates.written)
+    return _level(points, share_of(gates, counts)) if points else DENSE
+
+
+def loss_of(gates: SkipGates, budget: float) -> float | None:
+    """The loss to expect of what is written with a budget, nats a token; None if it was not measured."""
+    if not gates.written_loss:
+        return None
+    shares, losses = zip(*gates.written_loss, strict=True)
+    return float(np.interp(share_of(gates, budget), np.array(shares, np.float64), np.array(losses, np.float64)))
+
+
+def budget_of_loss(gates: SkipGates, loss: float) -> float:
+    """The cheapest budget whose expected loss is at most so many nats a token.
+
+    Args:
+        gates: With `written_loss`.
+        loss: From 0.
+    """
+    most = share_of(gates, CHEAPEST)
+    shares, losses = zip(*gates.written_loss, strict=True)
+    if loss >= losses[-1] or most <= 0:
+        return max(0.0, 1 - shares[-1] / most) if most > 0 else 1.0
+    # Losses rise; of equal ones the largest share counts.
+    at = max(place for place, each in enumerate(losses) if each <= loss)
+    part = (loss - losses[at]) / (losses[at + 1] - losses[at])
+    share = shares[at] + part * (shares[at + 1] - shares[at])
+    return min(1.0, max(0.0, 1 - share / most))
+
+
+def check_loss(value: object, option: str = "max_loss") -> float:
+    """A loss, from 0 nats a token.
+
+    Raises:
+        RequestError: naming the option: it is something else.
+    """
+    return check_number(option, value, "a number of nats a token from 0", 0, 100)

@@ -17,6 +17,7 @@ class RequestOptions:
             and takes the route that the router's calibrated threshold picks.
         route: The route of a stitched bundle; None lets its router pick.
         ceiling: The most that any budget counts for, the bundle's own included, 0 to 1: less than 1 under load.
+        scored: Whether tokens are of a given text, which is scored; not if the model writes them.
         adapter: The adapter of a bundle that keeps some; None for the weights as they are.
         inserts: Encodes the prompt's images when the prompt is read; None for a prompt of text alone.
     """
@@ -24,6 +25,7 @@ class RequestOptions:
     budget: float | None = None
     route: str | None = None
     ceiling: float = 1.0
+    scored: bool = False
     adapter: str | None = None
     inserts: Callable[[], Inserts] | None = field(default=None, compare=False)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,7 @@ class Scoring:
             options: How the text runs through the model; where blocks may be skipped it is read token by token.
             step: Whether the text goes token by token through the graph as when it writes, not in pieces.
         """
-        self._decoder, self._ids, self._options = decoder, ids, options
+        self._decoder, self._ids, self._options = decoder, ids, replace(options, scored=True)
         self._step = step or not decoder.dense(options)
         self.alone = self._step or bool(decoder.routes)
         nothing = np.empty(0, np.float32)

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 @click.option(
     "--budget", type=click.FloatRange(0, 1), help="0 is cheapest, 1 is dense; for bundles with gates or a router."
 )
+@click.option(
+    "--max-loss",
+    type=click.FloatRange(0),
+    help="In the place of a budget: the most that skipping may be expected to cost, nats a token.",
+)
 @ROUTES
 @click.option("--step", is_flag=True, help="Go token by token, as when text is generated; slow.")
 @click.option(
@@ -50,6 +55,7 @@ def command(
     tokens: int | None,
     window: int,
     budget: float | None,
+    max_loss: float | None,
     routes: tuple[str, ...],
     step: bool,
     sweep: bool,
@@ -80,11 +86,12 @@ def command(
     chosen = routes_of(opened, routes)
     check_budget_fits(opened, budget)
     ids = text_ids(opened, text, tokens)
-    options = {"step": step, "budget": budget, "threads": threads}
+    check_budget_fits(opened, max_loss, "max_loss")
+    options = {"step": step, "budget": budget, "max_loss": max_loss, "threads": threads}
     models = _models(opened, ids, window, dense_dtype, threads, base, open_cache(cache_dir)) if dense else {}
     settings = {
         "window": window,
-        "step": step or (budget is not None and budget < 1 and bool(opened.manifest.gates)),
+        "step": step or (bool(opened.manifest.gates) and (max_loss is not None or (budget is not None and budget < 1))),
         "dense_dtype": dense_dtype if dense else None,
     }
     if chosen:

@@ -26,7 +26,7 @@ def command(bundle: Path, system: str | None, device: str, threads: int | None, 
     A line is a message. /reset forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer.
     """
     beginning = [{"role": "system", "content": system}] if system else []
-    defaults = {"budget": options["budget"], "speculate": options["speculate"]}
+    defaults = {name: options[name] for name in ("budget", "max_loss", "speculate")} | {"unpaid": options.pop("unpaid")}
     with load_session(bundle, device=device, threads=threads, verify=verify, **defaults) as session:
         messages = list(beginning)
         _hint("/reset forgets the conversation, /quit leaves, Ctrl-C stops an answer.")

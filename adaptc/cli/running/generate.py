@@ -54,7 +54,7 @@ def command(
         raise click.UsageError("give a --prompt or a --prompt-file")
     if images and len(texts) > 1:
         raise click.UsageError("--image: of one prompt; give one")
-    defaults = {"budget": options["budget"], "speculate": options["speculate"]}
+    defaults = {name: options[name] for name in ("budget", "max_loss", "speculate")} | {"unpaid": options.pop("unpaid")}
     with load_session(bundle, device=device, threads=threads, verify=verify, **defaults) as session:
         given = [_image(each, session) for each in images] or None
         if stream and not as_json and len(texts) == 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from adaptc.cli.options import RUNS_ON
+from adaptc.cli.options import RUNS_ON, UNPAID
 
 if TYPE_CHECKING:
     from adaptc.runtime import Session
@@ -62,6 +62,12 @@ _OPTIONS = (
     ),
     click.option("--deadline", type=float, help="Seconds after which no further token is written."),
     click.option("--budget", type=float, help="0 is cheapest, 1 is dense; by default the bundle's own budget, or 1."),
+    click.option(
+        "--max-loss",
+        type=float,
+        help="In the place of a budget: the most that skipping may be expected to cost, nats a token.",
+    ),
+    UNPAID,
     click.option(
         "--speculate",
         metavar="HOW",

@@ -28,6 +28,11 @@ from adaptc.cli.options import RUNS_ON, THREADS, load_targets
 @click.option("--max-prompts", type=int, default=128, show_default=True, help="Most prompts in one request.")
 @click.option("--max-connections", type=int, default=1024, show_default=True, help="Most connections at a time.")
 @click.option("--drain-seconds", type=float, default=30.0, show_default=True, help="Time to finish on SIGTERM.")
+@click.option(
+    "--max-loss",
+    type=float,
+    help="For requests that name no budget: the most that skipping may be expected to cost, nats a token.",
+)
 @load_targets
 @click.option(
     "--speculate",
@@ -56,6 +61,7 @@ def command(
     target_ttft: float | None,
     target_tpot: float | None,
     min_budget: float | None,
+    max_loss: float | None,
     speculate: str | None,
     api_key_file: Path | None,
     allow_anonymous: bool,
@@ -101,6 +107,7 @@ def command(
                 verify=verify,
                 targets=targets,
                 speculate=speculate,
+                max_loss=max_loss,
             )
             stack.callback(model.close)
             models.append(model)

@@ -217,7 +217,7 @@ class GateObjective:
 
     def open(self, rows: Rows) -> Mask:
         """Return where gates decide: tokens that count, after the warm-up; bool [sequences, tokens]."""
-        where = rows.counts.copy()
+        where: Mask = rows.counts.copy()
         where[:, : self.warmup] = False
         return where
 

@@ -146,7 +146,7 @@ class GpuGraph:
 
     def threshold(self, options: RequestOptions) -> float:
         """What the gates are compared with as a request wants it."""
-        return threshold_of(self.gates, options.budget, options.ceiling)
+        return threshold_of(self.gates, options.budget, options.ceiling, scored=options.scored)
 
     def open(self, row: int, threshold: float) -> None:
         """Empty a row for a prompt; `threshold` is what its gates are compared with later."""

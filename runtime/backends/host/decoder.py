@@ -161,7 +161,7 @@ class HostDecoder(SingleRoute):
         """
         if not self._prefixes.limit or options.inserts is not None:
             return []
-        salt = b"" if dense else repr((options.budget, options.ceiling)).encode()
+        salt = b"" if dense else repr((options.budget, options.ceiling, options.scored)).encode()
         return block_keys(ids, prompt, salt, options.adapter or "")
 
     def start(self, slot: int, ids: Ids, options: RequestOptions) -> Logits:
@@ -203,7 +203,7 @@ class HostDecoder(SingleRoute):
 
     def threshold(self, options: RequestOptions) -> float:
         """What the gates are compared with under these options."""
-        return threshold_of(self.gates, options.budget, options.ceiling)
+        return threshold_of(self.gates, options.budget, options.ceiling, scored=options.scored)
 
     def dense(self, options: RequestOptions) -> bool:
         """See `BatchDecoder.dense`."""

@@ -53,7 +53,7 @@ def options_of(
     if "logit_bias" in body:
         options["logit_bias"] = _biases(body["logit_bias"], vocab)
     controls = body.get("adaptc") or {}
-    for name in ("budget", "min_budget", "route", "adapter", "speculate", "modalities"):
+    for name in ("budget", "max_loss", "min_budget", "route", "adapter", "speculate", "modalities"):
         if controls.get(name) is not None:
             options[name] = controls[name]
     if controls.get("accuracy") is not None:

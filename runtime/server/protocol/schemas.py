@@ -46,6 +46,7 @@ PROMPT = one_of(
 CONTROLS = obj(
     {
         "budget": maybe("number", minimum=0, maximum=1),
+        "max_loss": maybe("number", minimum=0, maximum=100),
         "min_budget": maybe("number", minimum=0, maximum=1),
         "route": maybe("string"),
         "adapter": maybe("string"),

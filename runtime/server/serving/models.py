@@ -249,6 +249,7 @@ def load_model(
     targets: LoadTargets | None = None,
     routes: Sequence[str] | None = None,
     speculate: str | None = None,
+    max_loss: float | None = None,
 ) -> Model:
     """Load a bundle under a name, and answer one request, so that the first client waits for nothing.
 
@@ -262,6 +263,7 @@ def load_model(
         targets: What is kept under load by lowering budgets; a bundle whose cost no budget changes takes no notice.
         routes: As for `load`.
         speculate: As for `load`; a bundle that answers inputs takes no notice.
+        max_loss: As for `load`; a bundle without gates takes no notice.
 
     Raises:
         AdaptcError: as `load`.
@@ -280,6 +282,7 @@ def load_model(
         load_targets=kept,
         routes=routes,
         speculate=None if alone else speculate,
+        max_loss=max_loss if bundle.manifest.gates and not alone else None,
     )
     if isinstance(session, ModalSession):
         return InputModel(name, session)
