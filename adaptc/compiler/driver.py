@@ -160,8 +160,10 @@ def _make(
 
 
 def trained_gates(spec: Spec, base: Path) -> dict[str, Path]:
-    """The file of trained gates of each graph, where the spec names one."""
+    """The file of trained gates of each model, where the spec names one."""
+    from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
     from adaptc.spec.passes import build_passes
 
-    files = [path for pass_ in build_passes(spec) for name, path in pass_.at(base).files().items() if name == "gates"]
-    return {name: Path(path) for name in spec.models for path in files[:1]}
+    passes = [each for each in build_passes(spec) if isinstance(each, SkipFfn) and each.gates is not None]
+    named = {name: each for each in passes for name in ([each.model] if each.model is not None else spec.models)}
+    return {name: Path(each.at(base).files()["gates"]) for name, each in named.items()}

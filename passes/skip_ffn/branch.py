@@ -17,7 +17,6 @@ from adaptc.passes.skip_ffn.comparisons import comparisons, describe
 from adaptc.passes.skip_ffn.sides import GATE
 from adaptc.passes.skip_ffn.skips import CHEAP, FULL, Skip, deciding, finish, run_always, serving_only, skips
 from adaptc.runtime.bundle.names import RAN
-from adaptc.runtime.bundle.plan import Switch
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +25,12 @@ class Branch(Pass):
 
     Before:  y = Skip(logit, threshold, block(x), cheap(x))
     After:   ran = logit ≥ threshold for one of a row's tokens; y[ran] = block(x[ran]), y[not ran] = cheap(x[not ran]);
-             and, unless the program has routes, the same graph without gates beside it, `GRAPH.dense`
+             and the same graph without gates beside it, `GRAPH.dense`, of a program with routes for each of its parts
 
     So a block costs what the rows that want it cost, and reads no weight if none does; and what a row answers does not
     depend on the others. With `batch: any` and `group` a step decides as a whole: ran = any(logit ≥ threshold), or the
     same on average; y = If(ran) {block(x)} else {cheap(x)}, where branches read weights from outside. Several tokens
-    of a row, as a prompt has, always decide together. Blocks that read one logit share its decision. A program with
-    routes has no dense twin, as its parts are many.
+    of a row, as a prompt has, always decide together. Blocks that read one logit share its decision.
 
     Needs: ONNX level, last: a pass before it finds blocks where they were.
     Shapes: threshold float32[batch, tokens]; new output `ran`, in the order of layers: bool[batch, gates], or
@@ -44,7 +42,6 @@ class Branch(Pass):
     name: ClassVar[str] = "branch"
 
     def apply(self, program: Program) -> Program:
-        routes = any(isinstance(step, Switch) for step in program.plan)
         for name, graph in program.at_level(OnnxGraph).items():
             count = len(skips(graph.model.graph))
             if not count:
@@ -52,20 +49,19 @@ class Branch(Pass):
             gates = program.gates.get(program.adapted.get(name, name))
             batch = "any" if gates is None else "rows" if gates.batch == "auto" else gates.batch
             program = program.with_graph(name, emitted(graph, batch))
-            if not routes:
-                program = program.with_graph(dense_name(name), run_always(graph, range(count)))
+            program = program.with_graph(dense_name(name), run_always(graph, range(count)))
             if name in program.adapted:
-                program = _with_adapted_twin(program, name, routes)
+                program = _with_adapted_twin(program, name)
             elif gates is not None:
-                gates = replace(gates, batch=batch, dense="" if routes else dense_name(name))
+                gates = replace(gates, batch=batch, dense=dense_name(name))
                 program = replace(program, gates={**program.gates, name: gates})
         return program
 
 
-def _with_adapted_twin(program: Program, graph: str, routes: bool) -> Program:
+def _with_adapted_twin(program: Program, graph: str) -> Program:
     """Note the dense twin of a graph with adapters; its gates are those of the graph that it is a form of."""
     plain = program.adapted[graph]
-    form = replace(program.adapters[plain], dense="" if routes else dense_name(graph))
+    form = replace(program.adapters[plain], dense=dense_name(graph))
     return replace(program, adapters={**program.adapters, plain: form})
 
 

@@ -26,6 +26,7 @@ from adaptc.ir.decoder_spec import decoder_spec
 from adaptc.ir.onnx_graph import OnnxGraph, sizes
 from adaptc.ir.program import Program
 from adaptc.ir.stored.gates_file import load_gates_metadata
+from adaptc.ir.weight_names import is_trained, owner_of
 from adaptc.report.files import report_files
 from adaptc.report.parts import parts_of
 from adaptc.report.record import MachineRecord, Record
@@ -62,7 +63,7 @@ class BundleParts:
         hashes: Their sha256, by name.
         versions: Versions of the libraries that took part.
         verdicts: By graph name, whether gates paid; those that did not are no longer in `program`.
-        trained: By graph name, the file its gates were trained into; the bundle has it as it is.
+        trained: By the name of a model, the file its gates were trained into; the bundle has it as it is.
     """
 
     spec: Spec
@@ -179,8 +180,16 @@ class BundleParts:
         return files, shards
 
     def _gate_files(self) -> dict[str, Content]:
-        trained = {gates_file(name): path for name, path in self.trained.items() if name in self.program.gates}
+        gated = {model for name in self.program.gates for model in self._gated_models(name)}
+        trained = {gates_file(name): path for name, path in self.trained.items() if name in gated}
         return {**self.program.router_weights, **trained}
+
+    def _gated_models(self, graph: str) -> set[str]:
+        """Models whose gates are in a graph; of a graph with layers of several its weights say it."""
+        if graph not in self.program.joined:
+            return {self.program.model(graph)}
+        weights = self._graphs[graph].model.graph.initializers
+        return {owner_of(name, self.sources) for name in weights if is_trained(name)}
 
     def _input_files(self) -> dict[str, Content]:
         """What turns text and images into the graphs' inputs."""

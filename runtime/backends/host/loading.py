@@ -128,7 +128,9 @@ def _routed(
         if spec is None:
             raise BundleError(f"{bundle.path}: route {route!r}: its graph is no decoder; compile again")
         more = replace(options, batch=options.batch + options.spare)
-        tails[route] = _decoder(bundle, graph, spec, load(graph), load, more, prefixes)
+        gates = bundle.manifest.gates.get(graph)
+        engine = _with_twin(bundle, graph, "" if gates is None else gates.dense, gates, load, options)
+        tails[route] = _decoder(bundle, graph, spec, engine, load, more, prefixes)
     [name] = bundle.manifest.plan[0].graphs
     width = state_width(bundle.manifest.graphs[name].outputs)
     assert width is not None, "the trunk of a stitched bundle gives states"
