@@ -53,7 +53,7 @@ def gates_file(folder: Path, path: Path, seed: int, model: str = "large", layers
 
 def compiled(folder: Path, gates: Path, into: Path) -> Bundle:
     spec = folder / f"{into.name}.yaml"
-    skip = f"  - skip_ffn: {{model: large, gates: {gates}, cheap: low_rank(4), warmup: 2}}\n"
+    skip = f"  - skip_ffn: {{model: large, gates: {gates}, cheap: low_rank(4), warmup: 2, batch: any}}\n"
     spec.write_text((folder / "model.yaml").read_text().replace("passes:\n", f"passes:\n{skip}"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pays, "payoff", lambda *given: Payoff(1e-3, 1e-3, 0.8e-3, len(given[2].layers)))
