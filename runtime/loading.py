@@ -24,6 +24,7 @@ from adaptc.runtime.encoding.session import EncoderSession
 from adaptc.runtime.encoding.spec import read_encoder_spec
 from adaptc.runtime.errors import BundleError, ReplacedError
 from adaptc.runtime.generation.load_control import LoadTargets
+from adaptc.runtime.generation.option_checks import BudgetRules
 from adaptc.runtime.generation.scheduler import Limits
 from adaptc.runtime.generation.session import Session
 from adaptc.runtime.load_options import LoadOptions, device_index, device_kind, folder_of, for_cpu_only
@@ -98,10 +99,8 @@ def load(
             it only names and sizes are, and a session's `verified` says so.
         budget: Default budget for requests without one, from 0 (cheapest) to 1 (dense), for bundles with gates or a
             router; None skips nothing, and routes as the router was calibrated to.
-        max_loss: In the place of a budget: the most that skipping may be expected to cost requests that name neither,
-            in nats a token, see `Request`.
-        unpaid: What happens to a budget that skips too few blocks to be quicker than a model without gates, as measured
-            where the bundle was compiled: "warn" once, which None is too, "refuse" or "allow".
+        max_loss: In the place of a budget, see `Request`.
+        unpaid: What happens to a budget that skips too little to be quicker than no gates, see `BudgetRules`.
         load_targets: Times that are kept under load by lowering budgets, each down to its request's `min_budget`, for
             bundles with gates or a router; None lowers none.
         routes: The only routes of a stitched bundle to load, on a CPU; their layers alone take memory. Requests then
@@ -299,16 +298,8 @@ def _session(bundle: Bundle, backend: Backend, options: LoadOptions) -> AnySessi
         speculation=speculation,
         speculate=options.speculate,
         verified=options.verify,
-        max_loss=options.max_loss,
-        pays_from=_pays_from(bundle, name),
-        unpaid=options.unpaid,
+        rules=BudgetRules(options.max_loss, bundle.manifest.pays_from(name), options.unpaid),
     )
-
-
-def _pays_from(bundle: Bundle, graph: str) -> float:
-    """The share of all blocks from which a graph's gates pay, as measured; 0 if that is not known."""
-    verdict, gates = bundle.manifest.gate_verdicts.get(graph), bundle.manifest.gates.get(graph)
-    return 0.0 if verdict is None or gates is None else verdict.payoff.pays_from(gates)
 
 
 def _cheapest(bundle: Bundle) -> str | None:

@@ -110,7 +110,8 @@ def with_fewer_gates(gates: SkipGates, table: Sequence[tuple[float, float]]) -> 
         table: (share of all blocks skipped, threshold), both rising, from (0, -inf).
     """
     levels = np.array([level for _, level in table[1:]])
-    was = np.interp(levels, *_columns(gates.thresholds[1:], by=1))
+    shares, thresholds = _columns(gates.thresholds[1:])
+    was = np.interp(levels, thresholds, shares)
     kept = np.array([share for share, _ in table[1:]]) / np.maximum(was, 1e-9)
 
     def shrunk(share: float, level: float) -> float:
@@ -118,13 +119,13 @@ def with_fewer_gates(gates: SkipGates, table: Sequence[tuple[float, float]]) -> 
 
     written, losses = gates.written, gates.written_loss
     if written:
-        at, thresholds = _columns(written[1:], by=0)
-        losses = tuple((shrunk(share, float(np.interp(share, at, thresholds))), loss) for share, loss in losses)
+        shares, thresholds = _columns(written[1:])
+        losses = tuple((shrunk(share, float(np.interp(share, shares, thresholds))), loss) for share, loss in losses)
         written = tuple((shrunk(share, level), level) for share, level in written)
     return replace(gates, thresholds=tuple(table), written=written, written_loss=losses)
 
 
-def _columns(points: Sequence[tuple[float, float]], by: int) -> tuple[npt.NDArray[np.float64], ...]:
-    """A table's shares and thresholds as two arrays: of shares and thresholds, or with by=1 the other way round."""
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """A table's shares and thresholds."""
     array = np.array(points, np.float64).reshape(-1, 2)
-    return array[:, by], array[:, 1 - by]
+    return array[:, 0], array[:, 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from adaptc.report.drawing.units import megabytes, percent
-from adaptc.report.gates import outcomes
+from adaptc.report.gates import losses, outcomes
 from adaptc.report.page import kv_bytes
 from adaptc.report.record import Record
 from adaptc.runtime.bundle.manifest import Manifest
@@ -35,6 +35,10 @@ def facts(manifest: Manifest, *, details: bool = False) -> Iterator[tuple[str, s
         able = f"{len(gates.layers)} of {gates.blocks} feed-forward blocks"
         apart = ", by each sequence for itself" if gates.batch == "rows" else ""
         yield f"gates of {name}", f"{gates.policy}, on {able}; up to {percent(most)} are skipped{apart}"
+        if gates.written_loss:
+            yield f"expected loss of {name}", f"{losses(gates)} skipped, nats a token that is written; see --max-loss"
+        if 0 < (pays := manifest.pays_from(name)) < 1:
+            yield f"gates of {name} pay", f"from {percent(pays)} of all blocks on, as measured where it was compiled"
     for name, verdict in manifest.gate_verdicts.items():
         yield f"{'kept' if verdict.pays else 'removed'} gates of {name}", verdict.why
         if verdict.each:

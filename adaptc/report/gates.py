@@ -12,6 +12,8 @@ from adaptc.report.drawing.units import percent, seconds
 from adaptc.report.record import Record, SkipMap
 from adaptc.runtime.bundle.gate_verdict import GateDecision, GateVerdict
 from adaptc.runtime.bundle.manifest import Manifest
+from adaptc.runtime.bundle.skip_gates import SkipGates
+from adaptc.runtime.model.budget import CHEAPEST, share_of
 
 WORST = 2.0
 """Perplexities above so many times the dense one are not drawn: nobody would run them."""
@@ -153,8 +155,40 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def losses(gates: SkipGates) -> str:
+    """What skipping costs what the model writes, at each share that was measured, as a sentence's part."""
+    return ", ".join(f"{loss:.3g} at {percent(share)}" for share, loss in gates.written_loss if share > 0)
+
+
+def _loss_views(manifest: Manifest) -> Iterator[CurveView]:
+    """What skipping costs what the model writes."""
+    for name, gates in manifest.gates.items():
+        if not gates.written_loss or manifest.switch is not None:  # of routes no loss is known
+            continue
+        title = (
+            "Loss against what is skipped" if len(manifest.gates) == 1 else f"Loss of {name} against what is skipped"
+        )
+        x = Axis.over("feed-forward blocks skipped, %", [100 * share for share, _ in gates.written_loss], low=0)
+        y = Axis.over("nats a token", [loss for _, loss in gates.written_loss], low=0.0)
+        shown = {"written answers": [(100 * share, loss) for share, loss in gates.written_loss]}
+        budgets = [f"{1 - share / share_of(gates, CHEAPEST):.2f}" for share, _ in gates.written_loss]
+        rows = [
+            (budget, percent(share), f"{loss:.4f}")
+            for budget, (share, loss) in zip(budgets, gates.written_loss, strict=True)
+        ]
+        yield CurveView(
+            title,
+            curves(title, x, y, shown),
+            tuple(shown),
+            table(("budget", "skipped", "KL(dense || gated), nats a token"), rows, words=0),
+            "Of held-out answers that the model wrote, measured when the gates were trained, before weights were "
+            "rounded. --max-loss picks the cheapest budget that keeps a loss.",
+        )
+
+
 def quality_views(manifest: Manifest, record: Record) -> Iterator[CurveView]:
     """Quality, and speed, against the share of blocks that is skipped."""
+    yield from _loss_views(manifest)
     sweep: Mapping[str, Any] | None = record.added.get("sweep")
     if sweep is not None:
         yield from _sweep_views(sweep)

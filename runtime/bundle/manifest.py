@@ -264,6 +264,11 @@ class Manifest:
         """By the name of a graph that verifies drafted tokens, the graph that it does so for."""
         return verifying(self.verification)
 
+    def pays_from(self, graph: str) -> float:
+        """The share of all blocks from which a graph's gates pay, as measured; 0 if that is not known."""
+        verdict, gates = self.gate_verdicts.get(graph), self.gates.get(graph)
+        return 0.0 if verdict is None or gates is None else verdict.payoff.pays_from(gates)
+
     @property
     def forms(self) -> frozenset[str]:
         """Names of the graphs that are other forms of a decoder, over its weights and its cache."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from typing import cast
 
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadTargets
+from adaptc.runtime.generation.request import Request
 from adaptc.runtime.model.budget import budget_of_loss, check_budget, check_loss, loss_of, share_of
 from adaptc.runtime.model.decoder import BatchDecoder
 from adaptc.runtime.model.options import RequestOptions
@@ -14,6 +17,26 @@ from adaptc.runtime.validation import shown
 
 UNPAID = ("warn", "refuse", "allow")
 """What happens to a budget that skips too little to be worth its gates; the first is the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRules:
+    """What budgets have to keep.
+
+    Attributes:
+        max_loss: For requests that name neither it nor a budget: the most that skipping may be expected to cost, in
+            nats a token; None takes the default budget.
+        pays_from: Share of all blocks from which skipping is quicker than running without gates, as measured where the
+            bundle was compiled; 0 if that is not known.
+        unpaid: What happens to a budget that skips less: one of `UNPAID`; None warns once.
+    """
+
+    max_loss: float | None = None
+    pays_from: float = 0.0
+    unpaid: str | None = None
+
+
+NO_RULES = BudgetRules()
 
 
 class OptionChecks:
@@ -30,10 +53,7 @@ class OptionChecks:
         targets: LoadTargets | None = None,
         speculation: Speculation | None = None,
         speculate: str | None = None,
-        *,
-        max_loss: float | None = None,
-        pays_from: float = 0.0,
-        unpaid: str | None = None,
+        rules: BudgetRules = NO_RULES,
     ) -> None:
         """Check the default.
 
@@ -43,10 +63,7 @@ class OptionChecks:
             targets: What load may do to budgets; None for nothing.
             speculation: What may draft; None if nothing does.
             speculate: What drafts for requests that say nothing of it; None for nothing.
-            max_loss: Loss that picks the default budget, in the place of one; see `budget`.
-            pays_from: Share of all blocks from which skipping is quicker than running without gates, as measured where
-                the bundle was compiled; 0 if that is not known.
-            unpaid: What happens to a budget that skips less: one of `UNPAID`; None warns.
+            rules: What budgets have to keep.
 
         Raises:
             RequestError: as `budget`; or there are targets, and the bundle has neither gates nor a router.
@@ -61,11 +78,16 @@ class OptionChecks:
         self._routes, self._takes_budget = decoder.routes, decoder.takes_budget
         self._adapters = decoder.adapters
         self._gates = None if decoder.routes else decoder.gates
-        self._pays_from, self._unpaid, self._warned = pays_from, unpaid or UNPAID[0], False
+        self._pays_from, self._unpaid, self._warned = rules.pays_from, rules.unpaid or UNPAID[0], False
         if self._unpaid not in UNPAID:
-            raise RequestError(f"unpaid: {shown(unpaid)}; there are: {', '.join(UNPAID)}")
+            raise RequestError(f"unpaid: {shown(rules.unpaid)}; there are: {', '.join(UNPAID)}")
         self.default: float | None = None
-        self.default = self.budget(budget, max_loss)
+        self.default = self.budget(budget, rules.max_loss)
+
+    def asked(self, request: Request) -> RequestOptions:
+        """The options of a request of one prompt; raises as `options`."""
+        adapter = cast("str | None", request.adapter)
+        return self.options(request.budget, request.route, adapter, request.max_loss)
 
     def options(
         self, budget: float | None, route: str | None, adapter: str | None = None, max_loss: float | None = None

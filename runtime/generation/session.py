@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from adaptc.runtime.bundle.manifest import DecoderSpec, ModalSpec
 from adaptc.runtime.errors import RequestError
 from adaptc.runtime.generation.load_control import LoadController, LoadTargets
-from adaptc.runtime.generation.option_checks import OptionChecks
+from adaptc.runtime.generation.option_checks import NO_RULES, BudgetRules, OptionChecks
 from adaptc.runtime.generation.prompts import (
     Prompt,
     PromptReader,
@@ -77,9 +77,7 @@ class Session:
         speculation: Speculation | None = None,
         speculate: str | None = None,
         verified: bool = False,
-        max_loss: float | None = None,
-        pays_from: float = 0.0,
-        unpaid: str | None = None,
+        rules: BudgetRules = NO_RULES,
     ) -> None:
         """Put the parts together; most callers want `load`.
 
@@ -97,11 +95,8 @@ class Session:
             load_targets: What is kept under load by lowering budgets; None lowers none.
             speculation: Drafts tokens that one step verifies; None drafts none.
             speculate: What drafts for requests that name nothing, see `Request`; None for nothing.
-            verified: Whether the bundle's files were compared with their hashes.
-            max_loss: In the place of a budget: what skipping may be expected to cost, see `Request`.
-            pays_from: Share of all blocks from which skipping is quicker than running without gates; 0 if that is not
-                known.
-            unpaid: What happens to a budget that skips less: "warn" once, which None is too, "refuse" or "allow".
+            verified: See the attribute.
+            rules: What budgets have to keep.
 
         Raises:
             RequestError: the budget is out of range, or it or targets are given and the decoder has neither gates nor a
@@ -115,21 +110,11 @@ class Session:
         self.verified = verified
         self._decoder = decoder
         self._prompts = PromptReader(decoder.spec if spec is None else spec, tokenizer, modal, images)
-        self._label = label
-        self.speculation = speculation
+        self._label, self.speculation = label, speculation
         control = None if load_targets is None else LoadController(load_targets)
         self._scheduler = Scheduler(decoder, limits, StepWatch(control), speculation)
         self._turns = Turns(self._scheduler, self._free, clock)
-        self._checks = OptionChecks(
-            decoder,
-            budget,
-            load_targets,
-            speculation,
-            speculate,
-            max_loss=max_loss,
-            pays_from=pays_from,
-            unpaid=unpaid,
-        )
+        self._checks = OptionChecks(decoder, budget, load_targets, speculation, speculate, rules)
 
     @property
     def takes_budget(self) -> bool:
@@ -278,7 +263,6 @@ class Session:
         *,
         step: bool = False,
         budget: float | None = None,
-        max_loss: float | None = None,
         route: str | None = None,
         adapter: str | None = None,
     ) -> Scores:
@@ -289,7 +273,6 @@ class Session:
             step: Whether the text goes token by token through the graph as when it writes, not in chunks.
             budget: As for `generate`. Below 1 a bundle with gates always goes token by token, and the scores say which
                 blocks ran.
-            max_loss: As for `generate`.
             route: As for `generate`; a router reads the whole text.
             adapter: As for `generate`.
 
@@ -297,8 +280,8 @@ class Session:
             RequestError: the text is empty, too long or not valid.
             EngineError: the engine failed.
         """
-        tokens, step = self._prompts.ids(ids), check_flag("step", step)
-        scoring = Scoring(self._decoder, tokens, self._checks.options(budget, route, adapter, max_loss), step)
+        tokens, options = self._prompts.ids(ids), self._checks.options(budget, route, adapter)
+        scoring = Scoring(self._decoder, tokens, options, check_flag("step", step))
         self._finish(Turn([ReadingJob(scoring.read, scoring.alone)]))
         return scoring.scores
 
@@ -340,9 +323,7 @@ class Session:
         if not begun:
             raise RequestError("reroute: no sequence is being streamed; it changes the route of one that has begun")
         if len(begun) > 1:
-            raise RequestError(
-                f"reroute: {len(begun)} requests have begun; the stream's own reroute says which is meant"
-            )
+            raise RequestError(f"reroute: {len(begun)} requests have begun; the stream's own reroute says which one")
         begun[0].reroute(route)
 
     def close(self) -> None:
@@ -384,20 +365,19 @@ class Session:
             self._sequence(each, replace(request, images=its, adapter=adapter), index)
             for index, (each, its, adapter) in enumerate(zip(prompts, images, adapters, strict=True))
         ]
-        ends_at = None if request.deadline is None else self._turns.clock() + request.deadline
-        return Writing(self._decoder, sequences, ends_at, stream)
+        seconds = request.deadline
+        return Writing(self._decoder, sequences, None if seconds is None else self._turns.clock() + seconds, stream)
 
     def _sequence(self, prompt: Prompt, request: Request, index: int = 0) -> TokenSequence:
         """A request's sequence, all of it checked; `index` is its place in a batch."""
-        adapter = cast("str | None", request.adapter)
-        options = self._checks.options(request.budget, request.route, adapter, request.max_loss)
+        options = self._checks.asked(request)
         ids, encode = self._prompts.read(prompt, request)
         if request.stop_strings:
             self._prompts.need_tokenizer("stop strings")
         options, floor = replace(options, inserts=encode), self._checks.floor(request.budget, request.min_budget)
         speculate = OFF if options.adapter is not None else self._checks.speculate(request.speculate)
-        loss = self._checks.expected_loss(options.budget)
-        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, options, index, floor, speculate, loss)
+        how = options, index, floor, speculate, self._checks.expected_loss(options.budget)
+        return sequence_of(request, ids, self._prompts.spec, self.tokenizer, *how)
 
     def _chat_ids(self, messages: Sequence[Message], template: Mapping[str, Any], options: GenerateOptions) -> Ids:
         tokenizer = self._prompts.need_tokenizer("chat")

@@ -99,7 +99,7 @@ def test_a_dense_step_runs_the_twins_and_says_what_the_gated_graphs_say(bundle: 
         for budget, forms in ((1.0, {"dense"}), (0.0, {"dense", "gated"})):
             decoder.start(0, np.array(IDS[:6]), RequestOptions(route="large", budget=budget))
             decoder.decode([IDS[6]])
-            assert [set(engine._loaded) for engine in engines[:2]] == [forms, forms]  # type: ignore[attr-defined]
+            assert [set(engine._loaded) for engine in engines[:2]] == [forms, forms]
     finally:
         decoder.close()
     for route in ("large", "sandwich"):
@@ -112,7 +112,10 @@ def test_a_dense_step_runs_the_twins_and_says_what_the_gated_graphs_say(bundle: 
 def test_written_text_has_its_table_in_each_part(bundle: Bundle) -> None:
     for gates in bundle.manifest.gates.values():
         assert gates.written[1:] == ((0.2, -0.9), (0.5, -0.3))
-    with runtime.load(bundle.path, threads=1) as session, pytest.raises(runtime.RequestError, match="routes, of which no loss"):
+    with (
+        runtime.load(bundle.path, threads=1) as session,
+        pytest.raises(runtime.RequestError, match="routes, of which no loss"),
+    ):
         session.generate(IDS, max_loss=0.1)
 
 

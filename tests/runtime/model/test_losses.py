@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from adaptc.runtime import RequestError, Session, SkipGates
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.bundle.gate_verdict import Payoff
+from adaptc.runtime.generation.option_checks import BudgetRules
 from adaptc.runtime.model.budget import budget_of_loss, loss_of, share_of, threshold_of
 from tests.models.gated_lm import GatedLm, gates
 
@@ -67,7 +68,7 @@ def test_the_loss_of_a_budget_is_at_most_the_one_that_picks_it(loss: float) -> N
 
 def test_the_sessions_loss_is_for_requests_that_name_neither() -> None:
     lm = GatedLm()
-    with session(lm, measured(), max_loss=0.02) as running:
+    with session(lm, measured(), rules=BudgetRules(max_loss=0.02)) as running:
         running.generate([1], max_new_tokens=4)
         assert lm.thresholds[-1] == [[-2.5]]
         running.generate([1], max_new_tokens=4, budget=0)
@@ -89,14 +90,14 @@ def test_a_loss_without_what_it_needs_is_refused() -> None:
 
 def test_a_budget_below_what_pays_is_said_once_or_refused() -> None:
     pays = 0.3
-    with session(GatedLm(), measured(), pays_from=pays) as running:
+    with session(GatedLm(), measured(), rules=BudgetRules(pays_from=pays)) as running:
         with pytest.warns(UserWarning, match=r"^budget: 0.50 skips 25% of blocks, .* at most 0.40, or 1, is"):
             running.generate([1], max_new_tokens=2, budget=0.5)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             for budget in (0.5, 0.9, 0.3, 0.0, 1.0, None):
                 running.generate([1], max_new_tokens=2, budget=budget)
-    with session(GatedLm(), measured(), pays_from=pays, unpaid="refuse") as running:
+    with session(GatedLm(), measured(), rules=BudgetRules(pays_from=pays, unpaid="refuse")) as running:
         running.generate([1], max_new_tokens=2, budget=0.3)
         running.generate([1], max_new_tokens=2)
         for _ in range(2):
@@ -104,12 +105,12 @@ def test_a_budget_below_what_pays_is_said_once_or_refused() -> None:
                 running.generate([1], max_new_tokens=2, budget=0.5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with session(GatedLm(), measured(), pays_from=pays, unpaid="allow") as running:
+        with session(GatedLm(), measured(), rules=BudgetRules(pays_from=pays, unpaid="allow")) as running:
             running.generate([1], max_new_tokens=2, budget=0.5)
         with session(GatedLm(), measured()) as running:
             running.generate([1], max_new_tokens=2, budget=0.99)
     with pytest.raises(RequestError, match=r"^unpaid: 'never'; there are: warn, refuse, allow$"):
-        session(GatedLm(), measured(), unpaid="never")
+        session(GatedLm(), measured(), rules=BudgetRules(unpaid="never"))
 
 
 def test_the_share_that_pays_counts_all_blocks() -> None:
