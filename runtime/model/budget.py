@@ -134,13 +134,14 @@ def budget_of_loss(gates: SkipGates, loss: float) -> float:
         loss: From 0.
     """
     most = share_of(gates, CHEAPEST)
-    shares, losses = zip(*gates.written_loss, strict=True)
-    if loss >= losses[-1] or most <= 0:
-        return max(0.0, 1 - shares[-1] / most) if most > 0 else 1.0
-    # Losses rise; of equal ones the largest share counts.
-    at = max(place for place, each in enumerate(losses) if each <= loss)
-    part = (loss - losses[at]) / (losses[at + 1] - losses[at])
-    share = shares[at] + part * (shares[at + 1] - shares[at])
+    if most <= 0:
+        return 1.0
+    points = gates.written_loss
+    at = max(place for place, (_, each) in enumerate(points) if each <= loss)  # of equal losses the largest share
+    share, least = points[at]
+    if at + 1 < len(points):
+        wider, more = points[at + 1]
+        share += (wider - share) * (loss - least) / (more - least)
     return min(1.0, max(0.0, 1 - share / most))
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from adaptc.compiler import tuning as pays
 from adaptc.compiler.tuning import paying
-from adaptc.compiler.tuning_each import Ran, decide
+from adaptc.compiler.tuning_each import Ran, decide, with_fewer_gates
 from adaptc.passes.skip_ffn.branch import branched
 from adaptc.passes.skip_ffn.sides import sides
 from adaptc.passes.skip_ffn.skips import grouped, skips
 from adaptc.runtime.backends.host.decoder import HostDecoder
 from adaptc.runtime.bundle.gate_verdict import GateVerdict, Payoff, RowTimes
 from adaptc.runtime.bundle.skip_gates import SkipGates
+from adaptc.runtime.model.budget import DENSE
 from adaptc.runtime.progress import SILENT
 from tests.models import gated_bundle, skipping, tiny
 from tests.passes.skip_ffn.test_branch import SKIP, step
@@ -173,3 +174,16 @@ def test_a_policy_that_was_asked_for_stays(policy: str, monkeypatch: pytest.Monk
     assert after.gates["lm"].batch == policy
     assert [each.rows for each in verdicts["lm"].rows] == ([] if policy == "off" else [1, 2])
     assert all((each.apart > 0) == (policy == "rows") for each in verdicts["lm"].rows)
+
+
+def test_what_is_written_shrinks_as_the_text_at_hand_did() -> None:
+    """Half of the gates are gone, so each threshold skips half as much, of either kind; what it costs stays the most."""
+    table = ((0.0, DENSE), (0.2, -1.0), (0.4, 1.0))
+    written = ((0.0, DENSE), (0.2, -2.0), (0.4, 0.0))
+    gates = SkipGates("learned", (1, 2), 4, 4, "any", table, written=written, written_loss=((0.0, 0.0), (0.4, 0.1)))
+    fewer = with_fewer_gates(gates, [(0.0, DENSE), (0.1, -1.0), (0.2, 1.0)])
+    assert fewer.thresholds == ((0.0, DENSE), (0.1, -1.0), (0.2, 1.0))
+    assert fewer.written == ((0.0, DENSE), (0.1, -2.0), (0.2, 0.0))
+    assert fewer.written_loss == ((0.0, 0.0), (0.2, 0.1))
+    without = with_fewer_gates(replace(gates, written=(), written_loss=()), table[:2])
+    assert (without.written, without.written_loss) == ((), ())

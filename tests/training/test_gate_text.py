@@ -121,3 +121,17 @@ def test_a_spec_with_prose_and_chats_gives_both_tables(tmp_path: Path) -> None:
     assert metadata.written != metadata.thresholds
     assert [share for share, _ in metadata.written_loss[1:]] == [share for share, _ in metadata.written]
     assert set(json.loads(json.dumps(metadata.training["held_out_tokens"]))) == {"scored", "written"}
+    # The same gates on other chats: thresholds are others, weights are not.
+    _, weights = load_gates(tmp_path / "gates.safetensors")
+    begin_chats(tmp_path / "others.jsonl", {"vocabulary": vocabulary(source)})
+    append_chats(tmp_path / "others.jsonl", chats(16, seed=1))
+    again = ["--measure-only", "--window", str(WINDOW), "--set", "calibration.text=[prose.txt,others.jsonl]"]
+    done = CliRunner().invoke(main, ["train", str(spec), "-o", str(tmp_path / "again.safetensors"), *again])
+    assert done.exit_code == 0, done.stderr
+    measured, same = load_gates(tmp_path / "again.safetensors")
+    # The same prose is held out; only the codes of the file lie between.
+    np.testing.assert_allclose(measured.thresholds, metadata.thresholds, rtol=0.02, atol=0.01)
+    assert measured.written != metadata.written
+    assert measured.training["curve"] == metadata.training["curve"]
+    assert measured.training["measured"]["text"] == "prose.txt, others.jsonl"
+    assert all(torch.allclose(weights[name], same[name], rtol=1e-6) for name in weights)

@@ -62,6 +62,11 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Stop after so many minutes of steps, measure and write what there is; the same command goes on from there.",
 )
+@click.option(
+    "--measure-only",
+    is_flag=True,
+    help="Keep the gates that SPEC names, and measure them on its text anew.",
+)
 @click.option("--restart", is_flag=True, help="Begin anew, and ignore what an interrupted run left.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metadata as JSON.")
 @CACHE
@@ -80,6 +85,7 @@ def command(
     device: str,
     part: str | None,
     minutes: float | None,
+    measure_only: bool,
     restart: bool,
     as_json: bool,
     cache_dir: Path | None,
@@ -116,7 +122,7 @@ def command(
         )
         return
     with shown_progress() as progress:
-        written, metadata = train_gates(spec, recipe, sampled, workspace, progress)
+        written, metadata = train_gates(spec, recipe, sampled, workspace, progress, measure_only=measure_only)
     if as_json:
         click.echo(json.dumps(asdict(metadata), indent=2))
         return

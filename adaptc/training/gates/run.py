@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from adaptc.compiler.cache import key_of
 from adaptc.compiler.driver import compile_spec
 from adaptc.compiler.stages import program_from_sources
 from adaptc.errors import SpecError
 from adaptc.ir.fx_graph import FxGraph
-from adaptc.ir.stored.gates_file import GatesMetadata, save_gates
+from adaptc.ir.stored.gates_file import GatesMetadata, load_gates, save_gates
 from adaptc.passes.drop_modality.decoder import text_only
 from adaptc.passes.skip_ffn.skip_ffn import SkipFfn
 from adaptc.runtime.progress import Progress
@@ -31,7 +34,13 @@ from adaptc.training.workspace import Workspace, checkpoint_of, provenance, whol
 
 
 def train_gates(
-    spec: Spec, recipe: Recipe, sampled: int, workspace: Workspace, progress: Progress
+    spec: Spec,
+    recipe: Recipe,
+    sampled: int,
+    workspace: Workspace,
+    progress: Progress,
+    *,
+    measure_only: bool = False,
 ) -> tuple[Path, GatesMetadata]:
     """Train the gates of a spec's `skip_ffn`.
 
@@ -41,6 +50,7 @@ def train_gates(
         sampled: Tokens to draw from the model itself, besides the whole calibration text; 0 for none.
         workspace: Where it reads and writes, and what it runs on.
         progress: Told of stages and steps.
+        measure_only: Whether to keep the gates that the spec names, and measure them anew on its text.
 
     Returns:
         The file that was written, and its metadata.
@@ -58,23 +68,46 @@ def train_gates(
     drawn = _drawn(spec, source, text, recipe, sampled, workspace, progress) if sampled else None
     objective = GateObjective(
         text_only(program.graph(name, FxGraph)),
-        gate_text(text, source, recipe.window, recipe.seed, drawn),
+        gate_text(text, source, recipe.window, recipe.seed, drawn, whole=measure_only),
         recipe,
         layers=None if pass_.layers == "auto" else pass_.layers,
         rank=pass_.rank,
         warmup=pass_.warmup,
         device=workspace.device,
     )
+    about = {"sampled_tokens": sampled, **provenance(text)}
+    if measure_only:
+        given = workspace.base / str(pass_.gates)
+        return output, _measured_anew(given, objective, source, about, output, progress)
     training, checkpoint = gate_training(objective), checkpoint_of(output)
     training.start_or_resume(checkpoint, progress, restart=workspace.restart)
     progress.stage("train")
     training.run(progress, checkpoint, seconds=workspace.seconds)
-    about = {"sampled_tokens": sampled, **provenance(text)}
     metadata = gates_metadata(training, source.origin, source.sha256(), about, progress)
     save_gates(metadata, dict(objective.weights()), output)
     if training.step == recipe.steps:
         checkpoint.unlink(missing_ok=True)
     return output, metadata
+
+
+def _measured_anew(
+    given: Path,
+    objective: GateObjective,
+    source: Source,
+    about: dict[str, Any],
+    output: Path,
+    progress: Progress,
+) -> GatesMetadata:
+    """Measure the gates of a file on another text; what it says of their training stays."""
+    old, weights = load_gates(given)
+    if old.sha256 != source.sha256():
+        raise SpecError(f"{given}: gates of {old.model}, other weights than {source.origin}; train for this model")
+    objective.restore(weights, {"logits": torch.empty(0)})
+    new = gates_metadata(gate_training(objective), source.origin, old.sha256, about, progress)
+    measured = {name: new.training[name] for name in ("text", "date", "held_out_tokens", "versions")}
+    metadata = replace(new, rank=old.rank, training={**old.training, "measured": measured})
+    save_gates(metadata, weights, output)
+    return metadata
 
 
 def _pass(spec: Spec) -> SkipFfn:

@@ -90,7 +90,15 @@ class GateText:
         return [self.tokens, ids % (1 << 32), sum(int(each.counts.sum()) for each in self.train)]
 
 
-def gate_text(text: CalibrationText, source: Source, window: int, seed: int, drawn: Ids | None = None) -> GateText:
+def gate_text(
+    text: CalibrationText,
+    source: Source,
+    window: int,
+    seed: int,
+    drawn: Ids | None = None,
+    *,
+    whole: bool = False,
+) -> GateText:
     """Return a calibration text as what gates are trained on.
 
     Args:
@@ -99,6 +107,8 @@ def gate_text(text: CalibrationText, source: Source, window: int, seed: int, dra
         window: Tokens of a sequence; what is longer of a chat is cut.
         seed: Of the order, so that every kind of a text is among what is held out.
         drawn: int64 [tokens], more plain text; None for none.
+        whole: Whether all chats are measured on, as gates that are there were fitted to others. Of plain text the
+            eighth that a training with this seed holds out is, in any case.
 
     Raises:
         SpecError: chats are written in another vocabulary.
@@ -119,7 +129,7 @@ def gate_text(text: CalibrationText, source: Source, window: int, seed: int, dra
     if not chats:
         assert read is not None, "a calibration text has a part"
         return read
-    written, train = _chat_rows([chats[at] for at in random.permutation(len(chats))], window)
+    written, train = _chat_rows([chats[at] for at in random.permutation(len(chats))], window, whole=whole)
     if read is None:  # the same chats, scored from their beginning to their end
         return GateText((train,), Rows(written.ids, _real(written)), written)
     return GateText((*read.train, train), read.scored, written)
@@ -131,9 +141,10 @@ def _shuffled(ids: Ids, window: int, random: np.random.Generator) -> Ids:
     return random.permutation(rows).reshape(-1) if len(rows) else ids
 
 
-def _chat_rows(chats: Sequence[Chat], window: int) -> tuple[Rows, Rows]:
-    """Hold out an eighth of some chats, one in a sequence, and pack the others; (held out, others)."""
-    held, others = chats[: len(chats) // HELD_OUT], chats[len(chats) // HELD_OUT :]
+def _chat_rows(chats: Sequence[Chat], window: int, *, whole: bool) -> tuple[Rows, Rows]:
+    """Hold out an eighth of some chats, or all, one in a sequence, and pack the others; (held out, others)."""
+    count = len(chats) // HELD_OUT
+    held, others = (chats, chats) if whole else (chats[:count], chats[count:])
     if not held:
         raise PassError(f"{len(chats)} chats; at least {HELD_OUT} are needed for training, and some thousand are right")
     alone = [pack([each], window) for each in held]

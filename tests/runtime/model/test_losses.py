@@ -84,7 +84,7 @@ def test_a_loss_without_what_it_needs_is_refused() -> None:
     with session(GatedLm(), measured()) as running:
         for options in ({"budget": 0.5, "max_loss": 0.1}, {"max_loss": -1.0}, {"max_loss": "much"}):
             with pytest.raises(RequestError, match=r"^max_loss: "):
-                running.generate([1], **options)  # type: ignore[arg-type]
+                running.generate([1], **options)
         assert running.generate([1], max_new_tokens=2, budget=0.5).trace.expected_loss == pytest.approx(0.02)
 
 
