@@ -177,7 +177,7 @@ def test_a_policy_that_was_asked_for_stays(policy: str, monkeypatch: pytest.Monk
 
 
 def test_what_is_written_shrinks_as_the_text_at_hand_did() -> None:
-    """Half of the gates are gone, so each threshold skips half as much, of either kind; what it costs stays the most."""
+    """Half of the gates are gone, so a threshold skips half as much of either kind; what it cost is the most."""
     table = ((0.0, DENSE), (0.2, -1.0), (0.4, 1.0))
     written = ((0.0, DENSE), (0.2, -2.0), (0.4, 0.0))
     gates = SkipGates("learned", (1, 2), 4, 4, "any", table, written=written, written_loss=((0.0, 0.0), (0.4, 0.1)))

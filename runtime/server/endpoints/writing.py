@@ -92,7 +92,7 @@ def writing_options(
     """
     settings = parts.settings
     options = options_of(body, max_tokens, settings.max_tokens, settings.max_seconds, model.vocab)
-    if policy.budget is not None:
+    if policy.budget is not None and "max_loss" not in options:
         options.setdefault("budget", policy.budget)
     if policy.route is not None:
         options.setdefault("route", policy.route)
