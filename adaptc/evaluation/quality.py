@@ -64,7 +64,7 @@ def _bytes_of(bundle: Bundle, route: str | None) -> float | None:
 
 
 @dataclass(slots=True)
-class Row:
+class QualityRow:
     """What was measured of one way, filled as it is.
 
     Attributes:
@@ -78,7 +78,7 @@ class Row:
     other: dict[str, Any] = field(default_factory=dict)
 
 
-def record(rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
+def record(rows: Mapping[str, QualityRow]) -> dict[str, dict[str, Any]]:
     """Rows for JSON."""
     return {
         name: ({} if row.bytes_per_token is None else {"bytes_per_token": row.bytes_per_token})
@@ -88,7 +88,7 @@ def record(rows: Mapping[str, Row]) -> dict[str, dict[str, Any]]:
     }
 
 
-def table(rows: Mapping[str, Row]) -> str:
+def table(rows: Mapping[str, QualityRow]) -> str:
     """The figures in Markdown, a row for each way; figures with their intervals, and how far from the first row's."""
     columns = list(dict.fromkeys(name for row in rows.values() for name in row.figures))
     others = [name for name in ("perplexity", "ffn_skipped") if any(name in row.other for row in rows.values())]

@@ -114,7 +114,7 @@ def test_a_task_asks_through_the_library(tiny: tuple[Path, Bundle], tmp_path: Pa
     told = Told()
     model = BundleLM(tiny[1], batch=2, threads=1, progress=told)
     where = {"capitals": tmp_path / "q.jsonl"}
-    found = run.measure(model, run.Asked(("capitals", "letters"), limit=4, files=where), told)
+    found = run.measure(model, run.TaskOptions(("capitals", "letters"), limit=4, files=where), told)
     model.close()
     assert told.stages == ["capitals", "letters"]
     assert told.steps_of("letters")[-1] == (16, 16)
@@ -136,7 +136,7 @@ def test_what_cannot_be_asked_is_one_line(
 ) -> None:
     model = BundleLM(tiny[1], batch=1, threads=1)
     with pytest.raises(RequestError, match=said):
-        run.measure(model, run.Asked((task,), **options))
+        run.measure(model, run.TaskOptions((task,), **options))
     model.close()
 
 

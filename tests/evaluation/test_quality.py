@@ -9,7 +9,7 @@ import pytest
 from adaptc.cli import EVALUATING, main
 from adaptc.errors import RequestError
 from adaptc.evaluation.figures import Figure, cell, figure_of, mean_over, paired_difference, wilson
-from adaptc.evaluation.quality import Row, record, table, ways_of
+from adaptc.evaluation.quality import QualityRow, record, table, ways_of
 from adaptc.runtime import Bundle
 from tests.cli.running import run
 from tests.models import gated_bundle
@@ -62,9 +62,9 @@ def test_answers_to_the_same_questions_are_compared_one_by_one() -> None:
 
 def test_the_table_says_how_sure_it_is() -> None:
     rows = {
-        "a": Row(1e9, {"letters": figure_of("acc", 0.5, None, [0.0, 1.0] * 50)}, {"perplexity": 12.3456}),
-        "b": Row(5e8, {"nll": Figure("nll", 1.5, 1.25, 1.75, (1.0, 2.0))}, {"ffn_skipped": 0.25}),
-        "router": Row(None, {"nll": Figure("nll", 1.5, 1.25, 1.75, (1.0, 2.0))}),
+        "a": QualityRow(1e9, {"letters": figure_of("acc", 0.5, None, [0.0, 1.0] * 50)}, {"perplexity": 12.3456}),
+        "b": QualityRow(5e8, {"nll": Figure("nll", 1.5, 1.25, 1.75, (1.0, 2.0))}, {"ffn_skipped": 0.25}),
+        "router": QualityRow(None, {"nll": Figure("nll", 1.5, 1.25, 1.75, (1.0, 2.0))}),
     }
     assert table(rows).splitlines() == [
         "| | bytes a token | perplexity | ffn_skipped | letters | nll |",

@@ -13,8 +13,8 @@ from adaptc.cli.options import JSON, ROUTES, THREADS, refuse_given
 from adaptc.cli.progress import shown_progress
 
 if TYPE_CHECKING:
-    from adaptc.evaluation.harness.run import Asked
-    from adaptc.evaluation.quality import Row, Way
+    from adaptc.evaluation.harness.run import TaskOptions
+    from adaptc.evaluation.quality import QualityRow, Way
     from adaptc.runtime.bundle.folder import Bundle
     from adaptc.runtime.progress import Progress
 
@@ -99,7 +99,7 @@ def command(
                 raise click.UsageError(f"--{name}: not with --router, which measures all routes on chats")
         _measure_router(bundles, chats, router, limit, threads, as_json)
         return
-    from adaptc.evaluation.quality import Row, record, table, ways_of
+    from adaptc.evaluation.quality import QualityRow, record, table, ways_of
     from adaptc.runtime import open_bundle
     from adaptc.runtime.model.plan import refuse_encoder
 
@@ -109,11 +109,11 @@ def command(
     if tasks is None and text is None and chats is None:
         raise click.UsageError("nothing to measure; give --tasks, --text or --chats")
     asked = None if tasks is None else _asked(tasks, limit, files, chat, allow_code_execution)
-    rows: dict[str, Row] = {}
+    rows: dict[str, QualityRow] = {}
     with shown_progress() as progress:
         for bundle in opened:
             ways = ways_of(bundle, routes, budgets)
-            mine = [Row(way.bytes_per_token) for way in ways]
+            mine = [QualityRow(way.bytes_per_token) for way in ways]
             if text is not None:
                 _perplexities(bundle, ways, mine, (text, tokens, window), threads, progress)
             if chats is not None:
@@ -159,16 +159,16 @@ def _measure_router(
     click.echo(f"wrote {output / 'router.json'} and {output / 'router.png'}", err=True)
 
 
-def _asked(tasks: str, limit: int | None, files: dict[str, Path], chat: bool | None, run_code: bool) -> Asked:
-    from adaptc.evaluation.harness.run import Asked
+def _asked(tasks: str, limit: int | None, files: dict[str, Path], chat: bool | None, run_code: bool) -> TaskOptions:
+    from adaptc.evaluation.harness.run import TaskOptions
 
-    return Asked(tuple(filter(None, tasks.split(","))), limit, files, chat, run_code)
+    return TaskOptions(tuple(filter(None, tasks.split(","))), limit, files, chat, run_code)
 
 
 def _perplexities(
     bundle: Bundle,
     ways: Sequence[Way],
-    rows: Sequence[Row],
+    rows: Sequence[QualityRow],
     asked: tuple[Path, int | None, int],
     threads: int | None,
     progress: Progress,
@@ -188,7 +188,7 @@ def _perplexities(
 def _chats(
     bundle: Bundle,
     ways: Sequence[Way],
-    rows: Sequence[Row],
+    rows: Sequence[QualityRow],
     asked: tuple[Path, Path | None, int | None],
     threads: int | None,
     progress: Progress,
@@ -219,8 +219,8 @@ def _chats(
 def _tasks(
     bundle: Bundle,
     ways: Sequence[Way],
-    rows: Sequence[Row],
-    asked: Asked,
+    rows: Sequence[QualityRow],
+    asked: TaskOptions,
     batch: int,
     threads: int | None,
     progress: Progress,

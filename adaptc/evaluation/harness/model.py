@@ -38,7 +38,7 @@ Score = tuple[float, bool]
 
 
 @dataclass(slots=True)
-class Written:
+class AnswerCount:
     """What a model wrote.
 
     Attributes:
@@ -107,7 +107,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
         self.bundle, self.budget = opened, budget
         self.route = None if route is None else str(route)
         self.progress = progress
-        self.written = Written()
+        self.written = AnswerCount()
         self._reader = tokenizer
         _, self._spec = decoder_graph(opened)
         self._decoder: BatchDecoder | None = None
@@ -127,7 +127,7 @@ class BundleLM(TemplateLM):  # type: ignore[misc]  # lm_eval has no types
     def by(self, route: str | None, budget: float | None) -> BundleLM:
         """The same loaded bundle by another route and under another budget; closed with this one."""
         other = object.__new__(BundleLM)
-        other.__dict__.update(self.__dict__, route=route, budget=budget, written=Written())
+        other.__dict__.update(self.__dict__, route=route, budget=budget, written=AnswerCount())
         return other
 
     def close(self) -> None:

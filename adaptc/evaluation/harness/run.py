@@ -28,7 +28,7 @@ OURS = tuple(sorted(path.stem for path in TASKS.glob("[a-z]*.yaml")))
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TaskOptions:
     """What is asked.
 
     Attributes:
@@ -47,7 +47,7 @@ class Asked:
     run_code: bool = False
 
 
-def measure(model: BundleLM, asked: Asked, progress: Progress = SILENT) -> dict[str, Figure]:
+def measure(model: BundleLM, asked: TaskOptions, progress: Progress = SILENT) -> dict[str, Figure]:
     """Ask a model's tasks; the first metric of each, of its first filter.
 
     Args:
@@ -70,7 +70,7 @@ def _of_budget(budget: float | None) -> str:
     return "" if budget is None else f"budget {budget:g}"
 
 
-def _manager(asked: Asked) -> TaskManager:
+def _manager(asked: TaskOptions) -> TaskManager:
     """What finds tasks; lm-evaluation-harness's own thousands are looked through only if one of them is asked."""
     # The library has a handler of its own, and warns of what is meant here.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -88,7 +88,7 @@ def _manager(asked: Asked) -> TaskManager:
     return manager
 
 
-def _measured(model: BundleLM, task: str, manager: TaskManager, asked: Asked) -> Figure:
+def _measured(model: BundleLM, task: str, manager: TaskManager, asked: TaskOptions) -> Figure:
     loaded = manager.load([task])
     configs = {name: each.dump_config() for name, each in loaded["tasks"].items()}
     if any(config.get("unsafe_code") for config in configs.values()) and not asked.run_code:
