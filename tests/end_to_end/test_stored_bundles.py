@@ -14,7 +14,7 @@ from adaptc.runtime.bundle.manifest import SCHEMA
 from tests.repo import ROOT
 
 STORED = ROOT / "tests" / "stored"
-SCHEMAS = ("schema2", "schema3", "schema4", "schema5")
+SCHEMAS = ("schema2", "schema3", "schema4", "schema5", "schema6", "schema7")
 TOLERANCE = 0.05
 """Nats: 4-bit kernels of other processors round activations otherwise; routes differ by 0.3 and more."""
 

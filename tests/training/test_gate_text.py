@@ -21,7 +21,7 @@ from adaptc.sources.vocabulary import vocabulary
 from adaptc.spec.reading import read_spec
 from adaptc.training.gates.measure import measure
 from adaptc.training.gates.objective import GateObjective
-from adaptc.training.gates.text import GateText, Rows, gate_text
+from adaptc.training.gates.text import CountedRows, GateText, gate_text
 from adaptc.training.recipe import Recipe
 from tests.models import folder, tiny
 
@@ -78,13 +78,13 @@ def test_thresholds_are_those_of_the_tokens_that_count() -> None:
     ids = random.integers(0, tiny.VOCAB // 2, (64, WINDOW))
     counts = np.zeros(ids.shape, np.bool_)
     ids[:, 16:], counts[:, 16:] = ids[:, 16:] + tiny.VOCAB // 2, True
-    every = Rows(ids, np.ones(ids.shape, np.bool_))
+    every = CountedRows(ids, np.ones(ids.shape, np.bool_))
     recipe = Recipe(window=WINDOW, start=2048, rows=16, bfloat16=False)
     objective = GateObjective(
-        tiny.fx("llama"), GateText((every,), every, Rows(ids, counts)), recipe, layers=(1, 2), rank=4, warmup=4
+        tiny.fx("llama"), GateText((every,), every, CountedRows(ids, counts)), recipe, layers=(1, 2), rank=4, warmup=4
     )
     objective.start()
-    answers = Rows(ids, counts)
+    answers = CountedRows(ids, counts)
     found = measure(objective, answers)
     assert measure(objective, every).thresholds != found.thresholds
     assert [share for share, _ in found.loss[1:]] == [share for share, _ in found.thresholds]

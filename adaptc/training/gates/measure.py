@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  (the name everyone knows it by)
 from adaptc.ir.stored.gates_file import GatesMetadata
 from adaptc.runtime.progress import SILENT, Progress, counted
 from adaptc.training.gates.objective import GateObjective
-from adaptc.training.gates.text import Rows
+from adaptc.training.gates.text import CountedRows
 from adaptc.training.loop import Training
 from adaptc.training.text import predicts
 
@@ -104,10 +104,10 @@ def gates_metadata(
     )
 
 
-_NONE = Rows(np.empty((0, 0), np.int64), np.empty((0, 0), np.bool_))
+_NONE = CountedRows(np.empty((0, 0), np.int64), np.empty((0, 0), np.bool_))
 
 
-def measure(objective: GateObjective, text: Rows, progress: Progress = SILENT) -> Measured:
+def measure(objective: GateObjective, text: CountedRows, progress: Progress = SILENT) -> Measured:
     """Measure gates on held-out text of one kind.
 
     Args:
@@ -144,7 +144,7 @@ def measure(objective: GateObjective, text: Rows, progress: Progress = SILENT) -
 
 def _run(
     objective: GateObjective,
-    batches: Sequence[Rows],
+    batches: Sequence[CountedRows],
     points: Sequence[_Point],
     progress: Progress,
     *,
@@ -180,7 +180,7 @@ def _quantile(logits: torch.Tensor, share: float) -> float:
     return float(logits.kthvalue(1 + place).values)
 
 
-def _batches(text: Rows, rows: int) -> list[Rows]:
+def _batches(text: CountedRows, rows: int) -> list[CountedRows]:
     """Cut a text into batches of sequences of similar lengths, each cut where nothing counts any more."""
     lengths = text.counts.shape[1] - text.counts[:, ::-1].argmax(1)
     order = np.argsort(lengths, kind="stable")
@@ -188,5 +188,5 @@ def _batches(text: Rows, rows: int) -> list[Rows]:
     for at in range(0, len(order), rows):
         some = order[at : at + rows]
         end = int(lengths[some].max())
-        found.append(Rows(text.ids[some, :end], text.counts[some, :end]))
+        found.append(CountedRows(text.ids[some, :end], text.counts[some, :end]))
     return found

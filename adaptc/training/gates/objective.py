@@ -30,7 +30,7 @@ from adaptc.passes.skip_ffn import gating
 from adaptc.runtime.progress import SILENT, Progress
 from adaptc.training.gates.refit import refitted
 from adaptc.training.gates.start import started
-from adaptc.training.gates.text import GateText, Rows
+from adaptc.training.gates.text import CountedRows, GateText
 from adaptc.training.loop import Optimization, StepLoss, Training
 from adaptc.training.recipe import Recipe
 from adaptc.training.text import Mask
@@ -162,7 +162,7 @@ class GateObjective:
         self._logits = buffers["logits"]
         self.layers = tuple(layer for layer, block in enumerate(self.blocks) if _gate(block) in weights)
 
-    def _loss(self, rows: Rows, share: float) -> tuple[torch.Tensor, float]:
+    def _loss(self, rows: CountedRows, share: float) -> tuple[torch.Tensor, float]:
         """Return the KL to the dense twin where gates decide, and the share of all blocks skipped there."""
         module, dense = self.module, self.dense.module
         ids, positions = self.feeds(rows)
@@ -210,18 +210,18 @@ class GateObjective:
         graph.module.recompile()
         return graph
 
-    def feeds(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    def feeds(self, rows: CountedRows) -> tuple[torch.Tensor, torch.Tensor]:
         """Return token ids and positions of some sequences, int64 [sequences, tokens], on the device."""
         ids = torch.from_numpy(rows.ids).to(self.device)
         return ids, torch.arange(ids.shape[1], device=self.device).expand(ids.shape)
 
-    def open(self, rows: Rows) -> Mask:
+    def open(self, rows: CountedRows) -> Mask:
         """Return where gates decide: tokens that count, after the warm-up; bool [sequences, tokens]."""
         where: Mask = rows.counts.copy()
         where[:, : self.warmup] = False
         return where
 
-    def levels(self, rows: Rows, threshold: float) -> torch.Tensor:
+    def levels(self, rows: CountedRows, threshold: float) -> torch.Tensor:
         """Return the gates' thresholds, float32 [sequences, tokens]: -inf where they do not decide."""
         where = torch.from_numpy(self.open(rows))
         return torch.where(where, threshold, -math.inf).to(self.device)

@@ -19,7 +19,7 @@ HELD_OUT = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class CountedRows:
     """Some sequences of one kind of text.
 
     Attributes:
@@ -31,10 +31,10 @@ class Rows:
     ids: Ids
     counts: Mask
 
-    def first(self, tokens: int) -> Rows:
+    def first(self, tokens: int) -> CountedRows:
         """Return the first sequences that together have so many tokens that count, or all; at least one."""
         enough = int(np.searchsorted(self.counts.sum(1).cumsum(), tokens)) + 1
-        return Rows(self.ids[:enough], self.counts[:enough])
+        return CountedRows(self.ids[:enough], self.counts[:enough])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,9 +47,9 @@ class GateText:
         written: Held-out chats, one in a sequence, whose answers count; None if there are no chats.
     """
 
-    train: tuple[Rows, ...]
-    scored: Rows
-    written: Rows | None = None
+    train: tuple[CountedRows, ...]
+    scored: CountedRows
+    written: CountedRows | None = None
 
     @classmethod
     def plain(cls, ids: Ids, window: int) -> GateText:
@@ -63,20 +63,22 @@ class GateText:
             PassError: the text is too short.
         """
         cut = TrainingText.cut(ids, window, HELD_OUT)
-        return cls((Rows(cut.train, cut.train_counts),), Rows(cut.held_out, cut.held_out_counts))
+        return cls((CountedRows(cut.train, cut.train_counts),), CountedRows(cut.held_out, cut.held_out_counts))
 
-    def first(self, tokens: int) -> Rows:
+    def first(self, tokens: int) -> CountedRows:
         """Return sequences to train on with so many tokens that count, of each kind the same share of them."""
         parts = [each.first(tokens // len(self.train)) for each in self.train]
-        return Rows(np.concatenate([each.ids for each in parts]), np.concatenate([each.counts for each in parts]))
+        return CountedRows(
+            np.concatenate([each.ids for each in parts]), np.concatenate([each.counts for each in parts])
+        )
 
-    def draw(self, random: np.random.Generator, rows: int) -> Rows:
+    def draw(self, random: np.random.Generator, rows: int) -> CountedRows:
         """Draw at most so many sequences to train on, of all kinds alike."""
         sizes = [len(each.ids) for each in self.train]
         weights = np.concatenate([np.full(size, 1 / (size * len(sizes))) for size in sizes])
         drawn = random.choice(sum(sizes), min(rows, sum(sizes)), replace=False, p=weights)
         ids, counts = (np.concatenate([getattr(each, name) for each in self.train]) for name in ("ids", "counts"))
-        return Rows(ids[drawn], counts[drawn])
+        return CountedRows(ids[drawn], counts[drawn])
 
     @property
     def tokens(self) -> int:
@@ -131,7 +133,7 @@ def gate_text(
         return read
     written, train = _chat_rows([chats[at] for at in random.permutation(len(chats))], window, whole=whole)
     if read is None:  # the same chats, scored from their beginning to their end
-        return GateText((train,), Rows(written.ids, _real(written)), written)
+        return GateText((train,), CountedRows(written.ids, _real(written)), written)
     return GateText((*read.train, train), read.scored, written)
 
 
@@ -141,7 +143,7 @@ def _shuffled(ids: Ids, window: int, random: np.random.Generator) -> Ids:
     return random.permutation(rows).reshape(-1) if len(rows) else ids
 
 
-def _chat_rows(chats: Sequence[Chat], window: int, *, whole: bool) -> tuple[Rows, Rows]:
+def _chat_rows(chats: Sequence[Chat], window: int, *, whole: bool) -> tuple[CountedRows, CountedRows]:
     """Hold out an eighth of some chats, or all, one in a sequence, and pack the others; (held out, others)."""
     count = len(chats) // HELD_OUT
     held, others = (chats, chats) if whole else (chats[:count], chats[count:])
@@ -150,10 +152,10 @@ def _chat_rows(chats: Sequence[Chat], window: int, *, whole: bool) -> tuple[Rows
     alone = [pack([each], window) for each in held]
     train = pack(others, window)
     ids, counts = (np.concatenate([each[part] for each in alone]) for part in (0, 1))
-    return Rows(ids, counts), Rows(*train)
+    return CountedRows(ids, counts), CountedRows(*train)
 
 
-def _real(rows: Rows) -> npt.NDArray[np.bool_]:
+def _real(rows: CountedRows) -> npt.NDArray[np.bool_]:
     """Return which tokens are not padding, as far as answers tell: those up to the last one of an answer."""
     reversed_counts = rows.counts[:, ::-1]
     return np.logical_or.accumulate(reversed_counts, axis=1)[:, ::-1]
