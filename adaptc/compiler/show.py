@@ -47,6 +47,23 @@ class Snapshot:
         return sum(" = " in line and not line.endswith("= input") for line in self.text.splitlines())
 
 
+def passes_shown(spec: Spec, base: Path, until: str | None) -> list[str]:
+    """Return the names of what can be shown, `capture` and then the spec's passes; no model and no text is read.
+
+    Args:
+        spec: What to compile.
+        base: The folder that relative paths in the spec start from.
+        until: The last one to show; None for all.
+
+    Raises:
+        RequestError: no such pass in this spec's pipeline.
+    """
+    names = ["capture", *(pass_.name for pass_ in plan_of(with_default_weights(spec, base), base).passes)]
+    if until is not None and until not in names:
+        raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
+    return names
+
+
 def snapshots(
     spec: Spec,
     base: Path,
@@ -69,12 +86,10 @@ def snapshots(
         RequestError: no such pass in this spec's pipeline.
         AdaptcError: a model or a pass fails.
     """
+    names = passes_shown(spec, base, until)
     spec = with_default_weights(spec, base)
     plan = plan_of(spec, base)
     passes = plan.passes
-    names = ["capture", *(pass_.name for pass_ in passes)]
-    if until is not None and until not in names:
-        raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     program = program_from_sources(sources, text or calibration_text(spec.calibration, base), progress)
     taken = [Snapshot("capture", str(program), True, 0.0, block_pictures(program.graphs))]

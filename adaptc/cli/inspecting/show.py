@@ -47,6 +47,7 @@ def command(
     from adaptc.writing.calibration import calibration_of
 
     spec = read_spec(subject, settings)
+    show.passes_shown(spec, subject.parent, after)  # a text that a model writes itself takes minutes
     with shown_progress() as progress:
         cache = open_cache(cache_dir)
         text = calibration_of(spec, subject.parent, cache, progress)

@@ -197,10 +197,11 @@ def test_the_dense_twin_stands_beside_the_gated_graph() -> None:
     assert_close(tiny.step(dense, ids)[0], tiny.eager("llama", tiny.feeds(2, 5)), **ENGINE)
 
 
-def test_a_program_with_routes_has_no_dense_twin() -> None:
+def test_a_program_with_routes_has_dense_twins_too() -> None:
+    """A tail with gates has one; tests/end_to_end/test_stitched_gates.py runs them."""
     lowered = skipping.lowered("llama")
     routed = replace(lowered, plan=(*lowered.plan, Switch("route", {"own": "lm"})))
-    assert set(Branch().apply(routed).graphs) == {"lm"}
+    assert set(Branch().apply(routed).graphs) == {"lm", "lm.dense"}
 
 
 def test_nodes_of_one_name_can_stand_in_one_branch() -> None:
