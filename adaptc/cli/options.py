@@ -43,9 +43,7 @@ RUNS_ON = click.option(
 UNPAID = click.option(
     "--unpaid",
     type=click.Choice(["warn", "refuse", "allow"]),
-    default="warn",
-    show_default=True,
-    help="What happens to a budget that skips too few blocks to be quicker than running all.",
+    help="What happens to a budget that skips too few blocks to be quicker than running all; by default one warning.",
 )
 DEVICE = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

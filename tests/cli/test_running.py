@@ -16,7 +16,7 @@ from tests.models import tiny_tokenizer
 from tests.models.history_lm import HistoryLm, decoder_spec
 from tests.models.sessions import session_of
 
-NEITHER = {"budget": None, "max_loss": None, "unpaid": "warn", "speculate": None}
+NEITHER = {"budget": None, "max_loss": None, "unpaid": None, "speculate": None}
 """Options of `load` that no request needs."""
 
 
