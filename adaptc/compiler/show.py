@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adaptc.compiler.pipeline import plan_of
+from adaptc.compiler.pipeline import CompilePlan, plan_of
 from adaptc.compiler.stages import program_from_sources, with_checkpoint
 from adaptc.errors import RequestError
 from adaptc.passes.base import Pipeline, Step
@@ -58,7 +58,11 @@ def passes_shown(spec: Spec, base: Path, until: str | None) -> list[str]:
     Raises:
         RequestError: no such pass in this spec's pipeline.
     """
-    names = ["capture", *(pass_.name for pass_ in plan_of(with_default_weights(spec, base), base).passes)]
+    return _names(plan_of(with_default_weights(spec, base), base), until)
+
+
+def _names(plan: CompilePlan, until: str | None) -> list[str]:
+    names = ["capture", *(pass_.name for pass_ in plan.passes)]
     if until is not None and until not in names:
         raise RequestError(f"--after {until}: no such pass here; there are: {', '.join(names)}")
     return names
@@ -86,10 +90,9 @@ def snapshots(
         RequestError: no such pass in this spec's pipeline.
         AdaptcError: a model or a pass fails.
     """
-    names = passes_shown(spec, base, until)
     spec = with_default_weights(spec, base)
     plan = plan_of(spec, base)
-    passes = plan.passes
+    passes, names = plan.passes, _names(plan, until)
     sources = {name: find_source(model, base) for name, model in spec.models.items()}
     program = program_from_sources(sources, text or calibration_text(spec.calibration, base), progress)
     taken = [Snapshot("capture", str(program), True, 0.0, block_pictures(program.graphs))]

@@ -79,6 +79,18 @@ class WrittenChats:
         """Whether their token ids are those of a model."""
         return self.vocabulary == vocabulary(source)
 
+    def chats_for(self, source: Source) -> tuple[Chat, ...]:
+        """Return the chats, whose token ids are those of a model.
+
+        Raises:
+            SpecError: they are written in another vocabulary.
+        """
+        if not self.written_for(source):
+            raise SpecError(
+                f"calibration.text: {self.name}: written in another vocabulary than that of {source.origin}"
+            )
+        return self.chats
+
     def ids(self, source: Source, tokens: int) -> Ids:
         """Return their first tokens as a model's ids, int64 [up to `tokens`]; of another vocabulary, their texts'."""
         if not self.written_for(source):

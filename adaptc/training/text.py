@@ -65,11 +65,7 @@ class TrainingText:
         held = np.arange(len(rows)) % parts == 0
         return cls(rows[~held], rows[held], counts[~held], counts[held])
 
-    def draw(self, random: np.random.Generator, rows: int) -> Ids:
-        """Draw sequences to train on: int64 [at most `rows`, window]."""
-        return self.draw_counted(random, rows)[0]
-
-    def draw_counted(self, random: np.random.Generator, rows: int) -> tuple[Ids, Mask]:
+    def draw(self, random: np.random.Generator, rows: int) -> tuple[Ids, Mask]:
         """Draw sequences to train on, with the tokens of them that count: int64 and bool [at most `rows`, window]."""
         drawn = random.choice(len(self.train), min(rows, len(self.train)), replace=False)
         return self.train[drawn], self.train_counts[drawn]

@@ -130,11 +130,7 @@ def _rows(
     for part in text.parts:
         before = sum(len(each) for each in rows)
         if isinstance(part, WrittenChats):
-            if not part.written_for(source):
-                raise SpecError(
-                    f"calibration.text: {part.name}: written in another vocabulary than that of {source.origin}"
-                )
-            ids, answers = pack(part.chats, window)
+            ids, answers = pack(part.chats_for(source), window)
             placed += zip(part.chats, (before + rows_of(part.chats, window)).tolist(), strict=True)
         else:
             found = part.ids(source, WHOLE)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from adaptc.errors import LoadError, PassError
 from adaptc.ir.fx_graph import FxGraph
 from adaptc.ir.program import Program
-from adaptc.ir.stored.stitch_file import load_stitches
+from adaptc.ir.stored.stitch_file import StitchMetadata, load_stitches
 from adaptc.passes.base import Pass
 from adaptc.passes.stitch.calibration import calibrated
 from adaptc.passes.stitch.graphs import stitched_graphs
@@ -92,10 +92,11 @@ class Stitch(Pass):
         plan = self.plan(program)
         graph_runs = plan.graph_runs()
         routes = {route: tail_name(route) for route in self.routes}
-        router, router_weights = self._router(plan)
+        trained = self._trained()
+        router, router_weights = self._router(plan, trained)
         return replace(
             program,
-            graphs=stitched_graphs(plan, self._weights(plan, program)),
+            graphs=stitched_graphs(plan, self._weights(plan, program, trained)),
             plan=(Run(TRUNK), Switch(GATE, routes, router)),
             model_of={graph: runs[-1].model for graph, runs in graph_runs.items()},
             joined=frozenset(graph_runs),
@@ -104,20 +105,28 @@ class Stitch(Pass):
             router_weights=router_weights,
         )
 
-    def _weights(self, plan: StitchPlan, program: Program) -> dict[str, torch.Tensor]:
+    def _trained(self) -> tuple[StitchMetadata, dict[str, torch.Tensor]] | None:
+        """Return what the file of trained stitches holds; None without one."""
+        if self.weights is None:
+            return None
+        try:
+            return load_stitches(Path(self.weights))
+        except LoadError as error:
+            raise PassError(str(error)) from error
+
+    def _weights(
+        self, plan: StitchPlan, program: Program, trained: tuple[StitchMetadata, dict[str, torch.Tensor]] | None
+    ) -> dict[str, torch.Tensor]:
         """Return the trained weights, or a least-squares fit."""
         shapes = plan.shapes()
-        if self.weights is None:
+        if self.weights is None or trained is None:
             if not shapes:
                 return {}
             if plan.trunk.model not in program.samples:
                 raise PassError("no calibration text; a stitch is fitted to it, or 'weights' names a trained one")
             return fitted(plan, program.samples[plan.trunk.model])
         file = Path(self.weights).name
-        try:
-            metadata, weights = load_stitches(Path(self.weights))
-        except LoadError as error:
-            raise PassError(str(error)) from error
+        metadata, weights = trained
         for name, sha256 in metadata.models.items():
             backbone = program.backbones.get(name)
             if backbone is not None and backbone.sha256 and backbone.sha256 != sha256:
@@ -128,22 +137,15 @@ class Stitch(Pass):
                 raise PassError(f"{file}: {name}: {stored}; shape {list(shape)} is right: train for these routes")
         return {name: weights[name] for name in shapes}
 
-    def _withheld(self, plan: StitchPlan) -> dict[str, str]:
-        """Return the routes that predict worse than a cheaper one, as it was measured on held-out text, with why."""
-        if self.weights is None:
-            return {}
-        metadata, _ = load_stitches(Path(self.weights))
-        known = {route: self._kl(metadata.quality, plan, route) for route in plan.routes}
-        return withheld(plan.costs(), {route: kl for route, kl in known.items() if kl is not None})
-
-    def _kl(self, quality: Mapping[str, Mapping[str, float]], plan: StitchPlan, route: str) -> float | None:
-        """Return what was measured of a route; one without a stitch is a model as it is."""
-        name = route if plan.joins[route] is not None else f"model {plan.trunk.model}"
-        return quality.get(name, {}).get("kl")
-
-    def _router(self, plan: StitchPlan) -> tuple[RouterRecord | None, dict[str, bytes]]:
+    def _router(
+        self, plan: StitchPlan, trained: tuple[StitchMetadata, dict[str, torch.Tensor]] | None
+    ) -> tuple[RouterRecord | None, dict[str, bytes]]:
         """Return the router, and its file's content by its name in the bundle; none if requests name their routes."""
         if self.router is None:
             return None, {}
-        record = calibrated(self.router, plan.costs(), self._withheld(plan))
+        quality = trained[0].quality if trained is not None else {}
+        # A route without a stitch is a model as it is.
+        names = {r: r if join is not None else f"model {plan.trunk.model}" for r, join in plan.joins.items()}
+        kl = {route: quality[name]["kl"] for route, name in names.items() if "kl" in quality.get(name, {})}
+        record = calibrated(self.router, plan.costs(), withheld(plan.costs(), kl))
         return record, {record.file: Path(self.router.weights).read_bytes()}

@@ -310,6 +310,12 @@ def router(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_missing_file_of_stitches_is_refused_beside_a_router_too(router: Path, tmp_path: Path) -> None:
+    pass_ = stitched.stitch(weights=str(tmp_path / "none"), router=routing(router, target_share=0.5))
+    with pytest.raises(PassError, match="none: no such file"):
+        pass_.apply(stitched.program())
+
+
 COSTS = {"dear": 100, "middle": 60, "cheap": 30}
 
 

@@ -82,7 +82,10 @@ def gates_metadata(
     if text.written is not None:
         progress.stage("measure on held-out answers")
         written = measure(objective, text.written, progress)
-    held_out = {"scored": int(text.scored.counts.sum()), "written": int((text.written or _NONE).counts.sum())}
+    held_out = {
+        "scored": int(text.scored.counts.sum()),
+        "written": 0 if text.written is None else int(text.written.counts.sum()),
+    }
     return GatesMetadata(
         model,
         sha256,
@@ -102,9 +105,6 @@ def gates_metadata(
         () if written is None else written.thresholds,
         () if written is None else written.loss,
     )
-
-
-_NONE = CountedRows(np.empty((0, 0), np.int64), np.empty((0, 0), np.bool_))
 
 
 def measure(objective: GateObjective, text: CountedRows, progress: Progress = SILENT) -> Measured:

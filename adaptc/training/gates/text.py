@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adaptc.errors import PassError, SpecError
+from adaptc.errors import PassError
 from adaptc.sources.base import Source
 from adaptc.sources.calibration_text import CalibrationText, WrittenChats
 from adaptc.sources.chats import Chat, pack
@@ -122,11 +122,7 @@ def gate_text(
     chats: list[Chat] = []
     for part in text.parts:
         if isinstance(part, WrittenChats):
-            if not part.written_for(source):
-                raise SpecError(
-                    f"calibration.text: {part.name}: written in another vocabulary than that of {source.origin}"
-                )
-            chats += part.chats
+            chats += part.chats_for(source)
     read = GateText.plain(_shuffled(np.concatenate(plain), window, random), window) if plain else None
     if not chats:
         assert read is not None, "a calibration text has a part"

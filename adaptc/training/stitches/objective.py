@@ -110,7 +110,7 @@ class StitchObjective:
         if self._graphs is None:
             self._graphs = self.graphs()
         decoders, tails = self._graphs
-        rows, counts = self.text.draw_counted(random, self.recipe.rows)
+        rows, counts = self.text.draw(random, self.recipe.rows)
         ids, where = self.placed(rows, counts)
         states, reads = self.run_decoders(decoders, ids)
         with torch.no_grad():
